@@ -1,0 +1,59 @@
+"""The exceptions that this library raises on purpose, and the wording they share. Owns no policy.
+
+Each message says what was received, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class CandyError(Exception):
+    """Base of every error that candy_monai raises on purpose."""
+
+
+class BadInputError(CandyError, ValueError):
+    """What the user gave cannot be worked with; nothing was started. The command line exits with 2."""
+
+
+class SettingsError(BadInputError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class DatasetError(BadInputError):
+    """A dataset cannot be used. Lists every problem that was found, each with its file.
+
+    Args:
+        dataset: What was looked at, usually the dataset's folder.
+        problems: One line each: the file at fault, what was found, what was expected, what to do.
+    """
+
+    def __init__(self, dataset: object, problems: Sequence[str]) -> None:
+        self.dataset = str(dataset)
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"{self.dataset}: {count} found before any work started:{lines}")
+
+
+class ImageReadError(BadInputError):
+    """An image file is missing, damaged or of a kind that no installed reader opens."""
+
+
+class ExperimentError(BadInputError):
+    """An experiment folder is missing, incomplete or not what was expected."""
+
+
+class NonFiniteLossError(CandyError, ArithmeticError):
+    """The training loss became NaN or infinite and the policy is to stop."""
+
+
+class MissingExtraError(CandyError, ImportError):
+    """An optional package is needed and not installed; the message names the extra that brings it."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest candidate, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, list(candidates), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

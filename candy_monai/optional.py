@@ -1,0 +1,31 @@
+"""Import a package that an extra brings, or say which extra to install. Knows no package by itself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from candy_monai.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import ``module``.
+
+    Args:
+        module: The module's dotted name.
+        extra: The extra of candy-monai that installs it.
+        purpose: What it is needed for, as the end of a sentence: ``"read .mha files"``.
+
+    Raises:
+        MissingExtraError: If it is not installed; the message says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f'{package} is needed to {purpose} and is not installed: pip install "candy-monai[{extra}]"'
+        ) from error

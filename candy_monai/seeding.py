@@ -1,0 +1,95 @@
+"""Every random generator in one place: seed them all, capture them all, restore them all. Draws nothing itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def draw_seed() -> int:
+    """Draw a fresh 32-bit seed from the operating system's entropy, without touching any generator."""
+    return secrets.randbits(32)
+
+
+def set_seed(seed: int, *, deterministic: bool = False) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators (CPU and every CUDA device) and ``PYTHONHASHSEED``.
+
+    A seed alone does not switch off fast kernels: that is a separate choice because it costs speed.
+
+    Args:
+        seed: 0 to 2**32 - 1, the range that NumPy accepts.
+        deterministic: Also make PyTorch use deterministic algorithms only, and no cuDNN autotuning. Operations that have
+            no deterministic form then warn.
+
+    Raises:
+        ValueError: If ``seed`` is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {seed}")
+    os.environ["PYTHONHASHSEED"] = str(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # seeds every CUDA device too, lazily where CUDA is not initialised yet
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorStates:
+    """The states of the global generators at one moment, as plain values and tensors.
+
+    Attributes:
+        python: Python's ``random`` state, its tuples turned into lists.
+        numpy: NumPy's legacy global state: name, keys as a tensor, position, and the cached Gaussian.
+        torch: PyTorch's CPU generator.
+        cuda: One tensor for each CUDA device, empty without CUDA.
+    """
+
+    python: list[Any]
+    numpy: list[Any]
+    torch: torch.Tensor
+    cuda: list[torch.Tensor]
+
+    @classmethod
+    def capture(cls) -> GeneratorStates:
+        """Read the states of every global generator."""
+        version, internal, gauss = random.getstate()
+        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        return cls(
+            python=[version, list(internal), gauss],
+            numpy=[
+                name,
+                torch.from_numpy(np.asarray(keys).astype(np.int64)),
+                int(position),
+                int(has_gauss),
+                float(cached),
+            ],
+            torch=torch.get_rng_state(),
+            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        )
+
+    def restore(self) -> None:
+        """Put every global generator back to this state; CUDA states are skipped where the devices differ."""
+        version, internal, gauss = self.python
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, position, has_gauss, cached = self.numpy
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(self.torch)
+        if self.cuda and torch.cuda.is_available() and torch.cuda.device_count() == len(self.cuda):
+            torch.cuda.set_rng_state_all(self.cuda)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors that load with ``weights_only=True``."""
+        return {"python": self.python, "numpy": self.numpy, "torch": self.torch, "cuda": self.cuda}

@@ -1,0 +1,33 @@
+"""Fixtures that every test may use: where the real data live, one PyTorch thread, and no settings from the user's home."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def real_dataset():
+    """Return a function from a real dataset's name to its folder; skips, saying why, where it is absent."""
+
+    def folder(name: str) -> Path:
+        if not (DATA / name / "dataset.json").exists():
+            pytest.skip(f"{name} is not under {DATA} (set CANDY_MONAI_DATA to the folder that holds it)")
+        return DATA / name
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_config_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    torch.set_num_threads(2)
