@@ -2,8 +2,8 @@
 
 Axis legend, everywhere in this library:
 
-* ``B`` batch, ``C`` channel, then the spatial axes in the order of the file's affine. ``D, H, W`` are only names for the
-  first, second and third spatial axis of a volume; a 2-D picture is ``(C, H, W)``: row, then column.
+* ``B`` batch, ``C`` channel, then the spatial axes in the order of the file's affine. ``D, H, W`` are only names for
+  the first, second and third spatial axis of a volume; a 2-D picture is ``(C, H, W)``: row, then column.
 * Images are ``(B, C, *spatial)`` float32, label ids ``(B, 1, *spatial)`` integer; a single case drops ``B``.
 """
 

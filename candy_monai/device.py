@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from candy_monai.aliases import Device
+from candy_monai.aliases import Device
 
 
 class HasDevice:

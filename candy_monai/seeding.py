@@ -6,13 +6,11 @@ import os
 import random
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from typing import Any
+from torch import Tensor
 
 
 def draw_seed() -> int:
@@ -27,8 +25,8 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
 
     Args:
         seed: 0 to 2**32 - 1, the range that NumPy accepts.
-        deterministic: Also make PyTorch use deterministic algorithms only, and no cuDNN autotuning. Operations that have
-            no deterministic form then warn.
+        deterministic: Also make PyTorch use deterministic algorithms only, and no cuDNN autotuning. Operations that
+            have no deterministic form then warn.
 
     Raises:
         ValueError: If ``seed`` is out of range.
@@ -59,8 +57,8 @@ class GeneratorStates:
 
     python: list[Any]
     numpy: list[Any]
-    torch: torch.Tensor
-    cuda: list[torch.Tensor]
+    torch: Tensor
+    cuda: list[Tensor]
 
     @classmethod
     def capture(cls) -> GeneratorStates:

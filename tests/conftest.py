@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: where the real data live, one PyTorch thread, and no settings from the user's home."""
+"""Fixtures for every test: where the real data live, two PyTorch threads, no settings from the user's home."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Ready-made trainers and predictors, one folder an architecture."""

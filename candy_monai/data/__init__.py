@@ -1,0 +1,1 @@
+"""Datasets: read, check, split, plan, preprocess, sample and augment them."""

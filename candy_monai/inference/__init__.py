@@ -1,0 +1,1 @@
+"""From an image to a label map in the scan's own geometry."""

@@ -1,0 +1,1 @@
+"""Dataset, plan, bundle and budget in, a trained experiment out."""
