@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import math
+
+import monai.losses
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from torch import nn
+
+from candy_monai.errors import SettingsError
+from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, as_loss, split_loss
+
+
+def some_ids(num_classes: int, shape=(2, 1, 6, 5)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, num_classes, shape, generator=generator)
+
+
+def some_logits(channels: int, shape=(2, 6, 5)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape[0], channels, *shape[1:], generator=generator)
+
+
+def confident(ids: torch.Tensor, num_classes: int, sharpness: float = 15.0) -> torch.Tensor:
+    hot = torch.nn.functional.one_hot(ids.squeeze(1), num_classes).movedim(-1, 1)
+    return (2.0 * hot - 1.0) * sharpness
+
+
+def test_one_logit_of_zero_on_a_full_label_costs_log_two_and_a_dice_of_two_thirds():
+    loss, parts = DiceBCELossWithLogits()(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4))
+    assert parts["bce loss"].item() == pytest.approx(math.log(2))
+    # probabilities are 1/2 on 16 voxels of foreground: 2 * 8 / (8 + 16)
+    assert parts["soft dice"].item() == pytest.approx(2 / 3, abs=1e-6)
+    assert loss.item() == pytest.approx(math.log(2) + 1 / 3, abs=1e-6)
+
+
+def test_dice_and_cross_entropy_equal_monais_combined_loss():
+    logits, ids = some_logits(3), some_ids(3)
+    ours, _ = DiceCELossWithLogits(3)(logits, ids)
+    theirs = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, ids)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_the_weights_scale_their_own_part():
+    logits, ids = some_logits(3), some_ids(3)
+    loss, parts = DiceCELossWithLogits(3, lambda_ce=2.0, lambda_soft_dice=0.5)(logits, ids)
+    assert loss.item() == pytest.approx(2 * parts["ce loss"].item() + 0.5 * (1 - parts["soft dice"].item()), rel=1e-6)
+
+
+@pytest.mark.parametrize("foreground", [0.0, 1.0, 0.3])
+def test_perfect_confident_single_logits_give_dice_one_also_on_an_empty_label(foreground):
+    ids = (torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)) < foreground).long()
+    _, parts = DiceBCELossWithLogits()((2.0 * ids - 1) * 15, ids)
+    assert parts["soft dice"].item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("criterion", [DiceCELossWithLogits(5), DiceBCELossWithLogits(5)])
+def test_perfect_confident_logits_give_dice_one_though_two_classes_are_absent(criterion):
+    ids = some_ids(3, (2, 1, 12, 12, 12))
+    _, parts = criterion(confident(ids, 5), ids)
+    assert parts["soft dice"].item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_class_that_is_predicted_and_absent_from_the_label_lowers_the_reported_dice():
+    ids = torch.zeros(1, 1, 4, 4, dtype=torch.long)
+    predicted = ids.clone()
+    predicted[..., 0, 0] = 1
+    _, parts = DiceCELossWithLogits(3)(confident(predicted, 3), ids)
+    # background 2 * 15 / (15 + 16), class 1 has no overlap, class 2 is in neither and left out
+    assert parts["soft dice"].item() == pytest.approx((30 / 31 + 0) / 2, abs=1e-4)
+
+
+def test_the_background_is_left_out_of_loss_and_reported_dice_when_asked():
+    ids = torch.zeros(1, 1, 4, 4, dtype=torch.long)
+    ids[..., :2, :] = 1
+    predicted = torch.zeros_like(ids)
+    predicted[..., :1, :] = 1
+    loss, parts = DiceCELossWithLogits(2, lambda_ce=0.0, include_background=False)(confident(predicted, 2), ids)
+    assert parts["soft dice"].item() == pytest.approx(2 * 4 / (4 + 8), abs=1e-4)
+    assert loss.item() == pytest.approx(1 - 8 / 12, abs=1e-4)
+
+
+def test_batch_dice_divides_after_summing_over_the_batch():
+    labels = torch.zeros(2, 1, 4, 4)
+    labels[0] = 1
+    logits = torch.full((2, 1, 4, 4), 15.0)
+    per_item = DiceBCELossWithLogits()(logits, labels)[1]["soft dice"].item()
+    over_batch = DiceBCELossWithLogits(batch_dice=True)(logits, labels)[1]["soft dice"].item()
+    assert per_item == pytest.approx((1 + 0) / 2, abs=1e-4)
+    assert over_batch == pytest.approx(2 * 16 / (32 + 16), abs=1e-4)
+
+
+def test_ids_and_their_one_hot_masks_cost_the_same_binary_cross_entropy():
+    logits, ids = some_logits(3), some_ids(3)
+    masks = torch.nn.functional.one_hot(ids.squeeze(1), 3).movedim(-1, 1)
+    criterion = DiceBCELossWithLogits(3)
+    assert criterion(logits, ids)[0].item() == pytest.approx(criterion(logits, masks.bool())[0].item(), rel=1e-6)
+
+
+def test_overlapping_regions_are_accepted_as_masks():
+    masks = torch.ones(1, 2, 4, 4)
+    _, parts = DiceBCELossWithLogits(2)(torch.full((1, 2, 4, 4), 15.0), masks)
+    assert parts["soft dice"].item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("criterion", [DiceCELossWithLogits(3), DiceBCELossWithLogits(3)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32, torch.float64])
+def test_labels_of_any_number_type_cost_the_same(criterion, dtype):
+    logits, ids = some_logits(3), some_ids(3)
+    assert torch.equal(criterion(logits, ids.to(dtype))[0], criterion(logits, ids)[0])
+
+
+def test_boolean_labels_cost_the_same_as_integer_ones():
+    logits, ids = some_logits(1), some_ids(2)
+    criterion = DiceBCELossWithLogits()
+    assert torch.equal(criterion(logits, ids.bool())[0], criterion(logits, ids)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_summed_in_float32(dtype):
+    # 2**17 voxels of probability 1/2 sum to 65536, beyond float16 and beyond bfloat16's whole numbers
+    logits = torch.zeros(1, 1, 2**17, 1, dtype=dtype, requires_grad=True)
+    loss, parts = DiceBCELossWithLogits()(logits, torch.ones(1, 1, 2**17, 1))
+    assert loss.dtype == torch.float32
+    assert parts["soft dice"].item() == pytest.approx(2 / 3, abs=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("criterion", [DiceCELossWithLogits(3), DiceBCELossWithLogits(3)])
+def test_meta_tensors_give_plain_results_and_the_same_value(criterion):
+    logits, ids = some_logits(3), some_ids(3)
+    loss, parts = criterion(MetaTensor(logits), MetaTensor(ids))
+    assert torch.equal(loss, criterion(logits, ids)[0])
+    assert type(loss) is torch.Tensor
+    assert {type(part) for part in parts.values()} == {torch.Tensor}
+
+
+@pytest.mark.parametrize("criterion", [DiceCELossWithLogits(2), DiceBCELossWithLogits(2), DiceBCELossWithLogits(1)])
+def test_the_reported_parts_are_detached_tensors_without_dimensions(criterion):
+    logits = some_logits(criterion.num_classes).requires_grad_()
+    _, parts = criterion(logits, some_ids(2))
+    assert all(part.ndim == 0 and not part.requires_grad for part in parts.values())
+
+
+@pytest.mark.parametrize("level", [-1e4, -15.0, 0.0, 15.0, 1e4])
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(
+    "criterion", [DiceBCELossWithLogits(1), DiceBCELossWithLogits(2), DiceCELossWithLogits(2)], ids=["one", "bce", "ce"]
+)
+def test_empty_and_full_labels_and_predictions_in_any_mix_stay_finite(level, label, criterion):
+    logits = torch.zeros(2, criterion.num_classes, 4, 4)
+    logits[:, -1] = level
+    logits.requires_grad_()
+    loss, parts = criterion(logits, torch.full((2, 1, 4, 4), label))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(part) for part in parts.values())
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("ignore", [-1, 3, 255])
+@pytest.mark.parametrize("make", [DiceCELossWithLogits, DiceBCELossWithLogits])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_what_the_logits_say_at_ignored_voxels_changes_nothing(make, ignore, data):
+    seed = data.draw(st.integers(0, 2**16))
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    ids = torch.randint(0, 3, (2, 1, 4, 5), generator=generator)
+    hidden = torch.rand(2, 1, 4, 5, generator=generator) < data.draw(st.sampled_from([0.1, 0.5, 1.0]))
+    ids[hidden] = ignore
+    other = torch.where(hidden, logits + 7 * torch.randn(logits.shape, generator=generator), logits)
+    criterion = make(3, ignore_index=ignore)
+    first, second = criterion(logits.requires_grad_(), ids), criterion(other, ids)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    first[0].backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad.abs().amax(1, keepdim=True)[hidden] == 0).all()
+
+
+@pytest.mark.parametrize("make", [DiceCELossWithLogits, DiceBCELossWithLogits])
+def test_ignoring_half_of_the_picture_costs_the_same_as_cropping_it_away(make):
+    logits, ids = some_logits(3), some_ids(3)
+    masked = ids.clone()
+    masked[..., 3:] = 255
+    whole, _ = make(3, ignore_index=255)(logits, masked)
+    cropped, _ = make(3)(logits[..., :3], ids[..., :3])
+    assert whole.item() == pytest.approx(cropped.item(), rel=1e-5)
+
+
+def test_a_binary_label_with_an_ignore_id_of_two_costs_the_same_as_cropping_it_away():
+    logits, ids = some_logits(1), some_ids(2)
+    masked = ids.clone()
+    masked[..., 3:] = 2
+    whole, _ = DiceBCELossWithLogits(ignore_index=2)(logits, masked)
+    cropped, _ = DiceBCELossWithLogits()(logits[..., :3], ids[..., :3])
+    assert whole.item() == pytest.approx(cropped.item(), rel=1e-5)
+
+
+def test_region_masks_may_mark_ignored_voxels_in_every_channel():
+    logits = some_logits(2)
+    masks = (some_logits(2) > 0).long()
+    masked = masks.clone()
+    masked[..., 3:] = -1
+    whole, _ = DiceBCELossWithLogits(2, ignore_index=-1)(logits, masked)
+    cropped, _ = DiceBCELossWithLogits(2)(logits[..., :3], masks[..., :3])
+    assert whole.item() == pytest.approx(cropped.item(), rel=1e-5)
+
+
+def test_cross_entropy_over_one_channel_is_refused_and_names_the_binary_loss():
+    with pytest.raises(SettingsError, match="DiceBCELossWithLogits"):
+        DiceCELossWithLogits(1)
+
+
+@pytest.mark.parametrize("options", [{"smooth": 0.0}, {"lambda_bce": -1.0}, {"lambda_soft_dice": math.nan}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(SettingsError):
+        DiceBCELossWithLogits(1, **options)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "logits", "labels"),
+    [
+        (DiceCELossWithLogits(3), (1, 2, 4, 4), (1, 1, 4, 4)),
+        (DiceCELossWithLogits(3), (1, 3, 4, 4), (1, 3, 4, 4)),
+        (DiceCELossWithLogits(3), (1, 3, 4, 4), (1, 1, 4, 5)),
+        (DiceCELossWithLogits(3), (1, 3, 4, 4), (1, 4, 4)),
+        (DiceBCELossWithLogits(1), (2, 1, 4, 4), (1, 1, 4, 4)),
+        (DiceBCELossWithLogits(3), (1, 3, 4, 4), (1, 2, 4, 4)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_naming_both(criterion, logits, labels):
+    with pytest.raises(ValueError, match="expected") as caught:
+        criterion(torch.zeros(logits), torch.zeros(labels))
+    assert str(logits) in str(caught.value)
+    assert str(labels) in str(caught.value)
+
+
+def test_a_hundred_classes_keep_no_floating_copy_of_the_labels_for_the_backward_pass():
+    kept: list[torch.Tensor] = []
+    logits = torch.zeros(1, 100, 8, 8, requires_grad=True)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        DiceCELossWithLogits(100)(logits, some_ids(100, (1, 1, 8, 8)))
+    floating = {t.data_ptr() for t in kept if t.numel() == logits.numel() and t.is_floating_point()}
+    assert len(floating) == 2  # the softmax of the Dice and the log-softmax of the entropy
+
+
+def test_as_loss_returns_only_the_tensor():
+    logits, ids = some_logits(3), some_ids(3)
+    criterion = DiceCELossWithLogits(3)
+    assert torch.equal(as_loss(criterion)(logits, ids), criterion(logits, ids)[0])
+
+
+def test_as_loss_leaves_a_plain_loss_as_it_is():
+    logits, labels = some_logits(1), some_ids(2).float()
+    assert torch.equal(as_loss(nn.BCEWithLogitsLoss())(logits, labels), nn.BCEWithLogitsLoss()(logits, labels))
+
+
+def test_split_loss_gives_a_bare_tensor_no_parts():
+    loss = torch.tensor(1.0)
+    assert split_loss(loss) == (loss, {})
+
+
+def test_split_loss_keeps_a_pair():
+    loss = torch.tensor(1.0)
+    assert split_loss((loss, {"part": 2.0})) == (loss, {"part": 2.0})
+
+
+@pytest.mark.parametrize("result", [1.0, (1.0, {}), (torch.tensor(1.0), 2.0), None])
+def test_split_loss_refuses_anything_else(result):
+    with pytest.raises(TypeError, match="criterion must return"):
+        split_loss(result)
