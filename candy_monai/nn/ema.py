@@ -1,0 +1,109 @@
+"""An exponential moving average of a network's weights, kept without touching the device's queue.
+
+Owns the averaging rule. Who updates it, and whose weights are validated and saved, is the Trainer's business.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from typing_extensions import override
+
+from candy_monai.errors import SettingsError
+
+
+class ExponentialMovingAverage(AveragedModel):
+    """Average a model's weights: ``average = d * average + (1 - d) * weights`` after every optimizer step.
+
+    ``d = min(decay, (1 + t) / (10 + t))``, where ``t`` counts the updates made so far: 0.1 at the first, so that the
+    random start is soon forgotten. Buffers (BatchNorm's statistics) and integer parameters are copied. ``t`` is counted
+    in Python, so that an update never waits for the device.
+
+    The copy is a `torch.optim.swa_utils.AveragedModel`: its weights are ``ema.module``'s, its state loads into the
+    base class and back. Its parameters never require gradients; ``train()`` and ``eval()`` are the caller's.
+
+    In half precision the steps of a slow average vanish in rounding: average a float32 model.
+
+    Args:
+        model: The model to average; it is copied once and not changed.
+        decay: The share of the average that one update keeps in the long run, 0 to less than 1.
+
+    Raises:
+        SettingsError: If ``decay`` is out of range.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = ExponentialMovingAverage(model, decay=0.99)
+        >>> ema.update_parameters(model)
+        >>> ema.num_updates
+        1
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise SettingsError(f"decay must be at least 0 and less than 1, got {decay}")
+        super().__init__(model)
+        self.decay = decay
+        self._num_updates = 0
+        self.requires_grad_(False)
+        self.register_load_state_dict_post_hook(_count_from_state)  # type: ignore[no-untyped-call]
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were made, those before a restart included."""
+        return self._num_updates
+
+    @override
+    def update_parameters(self, model: nn.Module) -> None:
+        """Draw the average towards the model's present weights.
+
+        Args:
+            model: The model that was copied, or the same weights in a wrapper, with its parameters in the same order.
+
+        Raises:
+            ValueError: If the parameters or buffers are not those of the averaged model.
+        """
+        weight = 1 - min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
+        averaged, copied = self._pairs(model)
+        with torch.no_grad():
+            for ours, theirs in averaged:
+                torch._foreach_lerp_(ours, theirs, weight)
+            for ours, theirs in copied:
+                torch._foreach_copy_(ours, theirs)
+        self._num_updates += 1
+        self.n_averaged.fill_(self._num_updates)
+
+    def _pairs(self, model: nn.Module) -> tuple[list[_Pair], list[_Pair]]:
+        """Sort the tensors into those to average and those to copy, one pair of lists a type, which foreach wants."""
+        averaged: defaultdict[object, _Pair] = defaultdict(lambda: ([], []))
+        copied: defaultdict[object, _Pair] = defaultdict(lambda: ([], []))
+        kinds = (
+            (list(self.module.parameters()), list(model.parameters()), True),
+            (list(self.module.buffers()), list(model.buffers()), False),
+        )
+        for ours, theirs, averages in kinds:
+            if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+                what = "parameters" if averages else "buffers"
+                raise ValueError(
+                    f"the model given is not the one that is averaged: it has {len(theirs)} {what} where {len(ours)} were "
+                    "expected, or their shapes differ"
+                )
+            for mine, new in zip(ours, theirs, strict=True):
+                averages_this = averages and (mine.is_floating_point() or mine.is_complex())
+                first, second = (averaged if averages_this else copied)[mine.device, mine.dtype]
+                first.append(mine.detach())
+                second.append(new.detach().to(mine.device, mine.dtype, non_blocking=True))
+        return list(averaged.values()), list(copied.values())
+
+
+_Pair = tuple[list[Tensor], list[Tensor]]
+
+
+def _count_from_state(ema: nn.Module, _: Any) -> None:
+    """Read the count once, when a state was loaded; from then on Python counts."""
+    assert isinstance(ema, ExponentialMovingAverage)
+    ema._num_updates = int(ema.n_averaged)

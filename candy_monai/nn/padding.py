@@ -1,0 +1,262 @@
+"""Padding to multiples of what a network divides by, and the way back.
+
+Owns `Pad2d` and `Pad3d` with their inverse, and the two helpers that undo or repeat *any* module's padding, a user's
+own included. Decides neither when to pad nor what the ignore value is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.errors import SettingsError
+
+_MODES = ("constant", "reflect", "replicate", "circular")
+
+
+class _PadToMultiple(nn.Module):
+    """Pad the last ``num_dims`` axes to multiples of a factor each."""
+
+    num_dims: int
+
+    def __init__(self, min_factor: int | tuple[int, ...], *, value: float = 0.0, mode: str = "constant") -> None:
+        super().__init__()
+        factors = (min_factor,) * self.num_dims if isinstance(min_factor, int) else tuple(min_factor)
+        if len(factors) != self.num_dims or any(factor < 1 for factor in factors):
+            raise SettingsError(
+                f"min_factor must be a positive integer, or {self.num_dims} of them, one an axis; got {min_factor}"
+            )
+        if mode not in _MODES:
+            raise SettingsError(f"mode must be one of {', '.join(_MODES)}; got {mode!r}")
+        if mode != "constant" and value != 0.0:
+            raise SettingsError(f"value={value} has no meaning with mode={mode!r}, which copies voxels")
+        self.min_factor = factors
+        self.value = value
+        self.mode = mode
+
+    def widths(self, size: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Return how many voxels are added before and after on each axis; an odd one goes to the end.
+
+        Args:
+            size: The spatial size, one number an axis.
+
+        Raises:
+            ValueError: If ``size`` has another number of axes.
+        """
+        if len(size) != self.num_dims:
+            raise ValueError(f"expected a spatial size of {self.num_dims} axes, got {tuple(size)}")
+        totals = [-length % factor for length, factor in zip(size, self.min_factor, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` padded; the very same tensor when its size already fits.
+
+        Args:
+            x: ``(B, C, *spatial)`` or ``(C, *spatial)``, of any number type.
+
+        Raises:
+            ValueError: If ``x`` has another number of axes.
+        """
+        return self.pad(x, fill=self.value)
+
+    def pad(self, x: Tensor, *, fill: float) -> Tensor:
+        """Pad like ``forward``, with another value for new voxels where the mode is constant.
+
+        Args:
+            x: ``(B, C, *spatial)`` or ``(C, *spatial)``.
+            fill: The value of new voxels; without effect where the mode copies voxels.
+        """
+        widths = self.widths(self._spatial(x))
+        if not any(before or after for before, after in widths):
+            return x
+        if self.mode == "constant":
+            return F.pad(x, [width for axis in reversed(widths) for width in axis], value=fill)
+        # Not F.pad: it copies no integers, and refuses to reflect axes shorter than the padding.
+        for axis, (before, after) in enumerate(widths, start=x.ndim - self.num_dims):
+            if before or after:
+                x = x.index_select(axis, _sources(x.shape[axis], before, after, self.mode, x.device))
+        return x
+
+    def restore(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Cut the padding off again.
+
+        Args:
+            x: What came of a padded tensor: the padded spatial size, any number of channels.
+            size: The spatial size before padding.
+
+        Returns:
+            A view of ``x`` with spatial size ``size``.
+
+        Raises:
+            ValueError: If ``x`` does not have the size that ``size`` pads to.
+        """
+        widths = self.widths(size)
+        padded = tuple(before + length + after for length, (before, after) in zip(size, widths, strict=True))
+        if self._spatial(x) != padded:
+            raise ValueError(f"size {tuple(size)} pads to {padded}, but the tensor to restore is {tuple(x.shape)}")
+        return _crop(x, [before for before, _ in widths], size)
+
+    def _spatial(self, x: Tensor) -> Shape:
+        if x.ndim not in (self.num_dims + 1, self.num_dims + 2):
+            raise ValueError(
+                f"{type(self).__name__} expects (B, C, *spatial) or (C, *spatial) with {self.num_dims} spatial axes, "
+                f"got shape {tuple(x.shape)}"
+            )
+        return tuple(x.shape[-self.num_dims :])
+
+    @override
+    def extra_repr(self) -> str:
+        return f"min_factor={self.min_factor}, value={self.value}, mode={self.mode!r}"
+
+
+class Pad2d(_PadToMultiple):
+    """Pad the last two axes to multiples of a factor, split evenly, the odd voxel at the end.
+
+    Args:
+        min_factor: What each axis becomes a multiple of; one number, or one an axis.
+        value: The value of new voxels with ``mode="constant"``.
+        mode: ``"constant"``, ``"reflect"``, ``"replicate"`` or ``"circular"``. Axes too short to be reflected once are
+            reflected again and again.
+
+    Raises:
+        SettingsError: If an argument is out of range, or a value is given to a mode that copies voxels.
+
+    Example:
+        >>> pad = Pad2d(32)
+        >>> padded = pad(torch.zeros(1, 3, 50, 64))
+        >>> tuple(padded.shape)
+        (1, 3, 64, 64)
+        >>> tuple(pad.restore(padded, (50, 64)).shape)
+        (1, 3, 50, 64)
+    """
+
+    num_dims = 2
+
+
+class Pad3d(_PadToMultiple):
+    """Pad the last three axes to multiples of a factor, split evenly, the odd voxel at the end.
+
+    Args:
+        min_factor: What each axis becomes a multiple of; one number, or one an axis.
+        value: The value of new voxels with ``mode="constant"``.
+        mode: ``"constant"``, ``"reflect"``, ``"replicate"`` or ``"circular"``. Axes too short to be reflected once are
+            reflected again and again.
+
+    Raises:
+        SettingsError: If an argument is out of range, or a value is given to a mode that copies voxels.
+    """
+
+    num_dims = 3
+
+
+def restore_like(padding: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
+    """Undo what a padding module, ours or a user's own, did to the spatial axes.
+
+    A module with a ``restore(x, size)`` method is asked. Any other is shown a volume whose voxels are numbered, and the
+    place where the numbers come out tells the offsets; this reads values back from the device, so call it once a case
+    and not once a step.
+
+    Args:
+        padding: Maps ``(B, C, *spatial)`` to the same with longer axes, its voxels unaltered.
+        x: What came of a padded tensor, ``(B, C, *spatial)`` or ``(C, *spatial)``.
+        size: The spatial size before padding.
+
+    Raises:
+        ValueError: If the offsets cannot be found, or ``x`` does not have the padded size.
+    """
+    restore: Callable[[Tensor, Sequence[int]], Tensor] | None = getattr(padding, "restore", None)
+    if callable(restore):
+        return restore(x, size)
+    sources = _probe(padding, size, x.device)
+    if tuple(x.shape[-len(size) :]) != tuple(sources.shape):
+        raise ValueError(
+            f"{type(padding).__name__} pads size {tuple(size)} to {tuple(sources.shape)}, but the tensor to restore is "
+            f"{tuple(x.shape)}"
+        )
+    starts = [_offset(padding, sources, axis, size) for axis in range(len(size))]
+    return _crop(x, starts, size)
+
+
+def pad_labels(padding: nn.Module, labels: Tensor, fill: int) -> Tensor:
+    """Pad label ids in step with the image.
+
+    Where the module invents a voxel (a constant), the label gets ``fill``. Where it copies one (reflected, replicated),
+    the label is copied from the same place: a mirrored organ called background would teach the network a falsehood.
+
+    Args:
+        padding: The module that pads the image, ours or a user's own.
+        labels: ``(B, C, *spatial)`` ids or masks, of any number type; our own modules also take ``(C, *spatial)``.
+        fill: The id of voxels that the image never had: the background, or the ignore value where there is one.
+
+    Raises:
+        ValueError: If the module alters values, so that what it did cannot be repeated on labels.
+    """
+    if isinstance(padding, _PadToMultiple):
+        return padding.pad(labels, fill=fill)
+    size = labels.shape[2:]
+    sources = _probe(padding, size, labels.device)
+    if sources.shape == size and torch.equal(sources.flatten(), torch.arange(sources.numel(), device=labels.device)):
+        return labels
+    padded = labels.flatten(2)[..., sources.clamp(min=0).flatten()].reshape(*labels.shape[:2], *sources.shape)
+    return padded.masked_fill(sources < 0, fill)
+
+
+def _sources(length: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
+    """Number, for every voxel of a padded axis, the voxel that it is a copy of; made on the device, nothing moves."""
+    places = torch.arange(-before, length + after, device=device)
+    if mode == "circular":
+        return places % length
+    if mode == "replicate" or length == 1:
+        return places.clamp(0, length - 1)
+    period = 2 * (length - 1)
+    places = places % period
+    return torch.minimum(places, period - places)
+
+
+def _crop(x: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
+    for axis, (start, length) in enumerate(zip(starts, size, strict=True), start=x.ndim - len(size)):
+        x = x.narrow(axis, start, length)
+    return x
+
+
+@torch.no_grad()
+def _probe(padding: nn.Module, size: Sequence[int], device: torch.device) -> Tensor:
+    """Send numbered voxels through a module: for each voxel that comes out, the number of its source or -1.
+
+    The numbers are halves (0.5, 1.5, ...), which no sensible constant equals, in double precision, which holds them.
+    """
+    count = torch.Size(size).numel()
+    numbered = torch.arange(count, dtype=torch.float64, device=device).add_(0.5).reshape(1, 1, *size)
+    out = padding(numbered)
+    if out.shape[:2] != (1, 1) or out.ndim != numbered.ndim:
+        raise ValueError(
+            f"{type(padding).__name__} turned shape {tuple(numbered.shape)} into {tuple(out.shape)}: a padding module "
+            "must keep the batch and channel axes"
+        )
+    out = out[0, 0]
+    known = (out.frac() == 0.5) & (out > 0) & (out < count)
+    return torch.where(known, out - 0.5, -1.0).long()
+
+
+def _offset(padding: nn.Module, sources: Tensor, axis: int, size: Sequence[int]) -> int:
+    """Find where the original voxels begin on one axis of what `_probe` returned."""
+    length, stride = size[axis], torch.Size(size[axis + 1 :]).numel()
+    lines = torch.where(sources < 0, -1, sources // stride % length).movedim(axis, -1).flatten(0, -2)
+    fullest = lines[(lines >= 0).sum(1).argmax()].tolist()  # surely one that crosses the original voxels
+    run = list(range(length))
+    total = len(fullest) - length
+    starts = [start for start in range(total + 1) if fullest[start : start + length] == run]
+    if len(starts) == 1:
+        return starts[0]
+    if total // 2 in starts:  # an axis of one voxel that was replicated: every place looks the same
+        return total // 2
+    raise ValueError(
+        f"cannot tell where {type(padding).__name__} put the original voxels of axis {axis} of size {tuple(size)}: it "
+        "must pad without altering them; or give it a method restore(x, size) that undoes it"
+    )
