@@ -89,8 +89,8 @@ class ExponentialMovingAverage(AveragedModel):
             if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
                 what = "parameters" if averages else "buffers"
                 raise ValueError(
-                    f"the model given is not the one that is averaged: it has {len(theirs)} {what} where {len(ours)} were "
-                    "expected, or their shapes differ"
+                    f"the model given is not the one that is averaged: it has {len(theirs)} {what} where {len(ours)} "
+                    "were expected, or their shapes differ"
                 )
             for mine, new in zip(ours, theirs, strict=True):
                 averages_this = averages and (mine.is_floating_point() or mine.is_complex())
