@@ -1,0 +1,123 @@
+"""Learning-rate schedules that PyTorch lacks: a straight line in absolute terms, and the polynomial decay of nnU-Net.
+
+Owns the curves. How often they are stepped, and over which horizon, is the caller's choice.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from candy_monai.errors import SettingsError
+
+
+class AbsoluteLinearLR(LRScheduler):
+    """Set every group's learning rate to ``k * step + b``, never below ``min_lr``.
+
+    Absolute: the optimizer's own learning rates play no part and all groups get the same one.
+
+    Args:
+        optimizer: The optimizer to steer.
+        k: Slope per step; negative for a decay.
+        b: Learning rate at step 0.
+        min_lr: Lower bound, held for ever once it is reached.
+        restart: Instead of staying at the bound, begin again at ``b`` every time the line would fall below it.
+        last_epoch: The number of the last step when resuming by hand, else -1.
+
+    Raises:
+        SettingsError: If a value is not finite, ``min_lr`` is negative, or a line that does not rise starts below it.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> scheduler = AbsoluteLinearLR(optimizer, k=-0.25, b=1.0, min_lr=0.5)
+        >>> [(optimizer.step(), scheduler.step(), scheduler.get_last_lr()[0])[2] for _ in range(4)]
+        [0.75, 0.5, 0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        k: float,
+        b: float,
+        *,
+        min_lr: float = 1e-6,
+        restart: bool = False,
+        last_epoch: int = -1,
+    ) -> None:
+        if not all(map(math.isfinite, (k, b, min_lr))):
+            raise SettingsError(f"k, b and min_lr must be finite, got k={k}, b={b}, min_lr={min_lr}")
+        if min_lr < 0:
+            raise SettingsError(f"min_lr must not be negative, got {min_lr}")
+        if b < min_lr and k <= 0:
+            raise SettingsError(f"the line starts at b={b}, below min_lr={min_lr}, and never rises (k={k})")
+        self.k = k
+        self.b = b
+        self.min_lr = min_lr
+        self.restart = restart
+        super().__init__(optimizer, last_epoch)
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute the learning rate of the present step, the same for every group."""
+        step = self.last_epoch
+        if self.restart and self.k < 0:
+            # The last step of a cycle may miss the bound by rounding alone: forgive a billionth of a step.
+            step %= math.floor((self.b - self.min_lr) / -self.k + 1e-9) + 1
+        return [max(self.k * step + self.b, self.min_lr)] * len(self.optimizer.param_groups)
+
+
+class PolyLRScheduler(LRScheduler):
+    """Decay by ``(1 - step / max_steps) ** exponent``, each group keeping its ratio to the first.
+
+    The decay of Chen et al., *DeepLab* (2017), with the exponent that nnU-Net uses. Past its horizon it stays at its
+    end value.
+
+    Args:
+        optimizer: The optimizer to steer; the ratios are those of its groups' learning rates when it was made.
+        initial_lr: The first group's learning rate at step 0.
+        max_steps: The horizon, at least 1.
+        exponent: 1 is a straight line; positive.
+        min_lr: Lower bound of the first group's learning rate, and its end value; not above ``initial_lr``.
+        last_epoch: The number of the last step when resuming by hand, else -1.
+
+    Raises:
+        SettingsError: If a value is out of range, or the first group's own learning rate is 0, which leaves no ratio.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        initial_lr: float,
+        max_steps: int,
+        *,
+        exponent: float = 0.9,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if max_steps < 1:
+            raise SettingsError(f"max_steps must be at least 1, got {max_steps}")
+        if not (math.isfinite(exponent) and exponent > 0):
+            raise SettingsError(f"exponent must be positive, got {exponent}")
+        if not (math.isfinite(initial_lr) and 0 <= min_lr <= initial_lr):
+            raise SettingsError(f"expected 0 <= min_lr <= initial_lr, got min_lr={min_lr}, initial_lr={initial_lr}")
+        first, *others = (float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
+        if first == 0 and others:
+            raise SettingsError("the first group's learning rate is 0, so the others have no ratio to it")
+        self.initial_lr = initial_lr
+        self.max_steps = max_steps
+        self.exponent = exponent
+        self.min_lr = min_lr
+        self._ratios = [1.0, *(other / first for other in others)]
+        super().__init__(optimizer, last_epoch)
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute each group's learning rate at the present step."""
+        left = 1 - min(self.last_epoch, self.max_steps) / self.max_steps
+        first = max(self.initial_lr * left**self.exponent, self.min_lr)
+        return [first * ratio for ratio in self._ratios]

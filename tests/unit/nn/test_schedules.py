@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from candy_monai.errors import SettingsError
+from candy_monai.nn.schedules import AbsoluteLinearLR, PolyLRScheduler
+
+
+def optimizer(*rates: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates or (1.0,)])
+
+
+def rates(scheduler, steps: int, group: int = 0) -> list[float]:
+    """The rate in force at each of so many optimizer steps."""
+    seen = []
+    for _ in range(steps):
+        seen.append(scheduler.optimizer.param_groups[group]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_the_line_starts_at_b_and_falls_by_k_at_every_step():
+    assert rates(AbsoluteLinearLR(optimizer(), k=-0.125, b=1.0), 4) == [1.0, 0.875, 0.75, 0.625]
+
+
+def test_the_line_stays_at_its_lower_bound_for_ever():
+    seen = rates(AbsoluteLinearLR(optimizer(), k=-0.25, b=1.0, min_lr=0.5), 1000)
+    assert seen[2:] == [0.5] * 998
+
+
+def test_a_restarting_line_starts_again_every_time():
+    seen = rates(AbsoluteLinearLR(optimizer(), k=-0.25, b=1.0, min_lr=0.5, restart=True), 9)
+    assert seen == [1.0, 0.75, 0.5] * 3
+
+
+def test_a_bound_missed_by_rounding_alone_still_ends_the_cycle_on_it():
+    # 0.3 - 3 * 0.1 is -5.6e-17 in floating point
+    seen = rates(AbsoluteLinearLR(optimizer(), k=-0.1, b=0.3, min_lr=0.0, restart=True), 8)
+    assert seen == pytest.approx([0.3, 0.2, 0.1, 0.0] * 2)
+
+
+@given(k=st.floats(-1, -1e-6), b=st.floats(0.1, 1), min_lr=st.floats(0, 0.1))
+@settings(max_examples=30, deadline=None)
+def test_a_restarting_line_is_periodic_and_within_its_bounds(k, b, min_lr):
+    scheduler = AbsoluteLinearLR(optimizer(), k, b, min_lr=min_lr, restart=True)
+    seen = rates(scheduler, 40)
+    assert all(min_lr <= rate <= b for rate in seen)
+    starts = [step for step, rate in enumerate(seen) if rate == b]
+    assert len({later - earlier for earlier, later in itertools.pairwise(starts)}) <= 1
+
+
+def test_a_rising_line_may_start_below_the_bound():
+    assert rates(AbsoluteLinearLR(optimizer(), k=0.25, b=0.0, min_lr=0.25), 4) == [0.25, 0.25, 0.5, 0.75]
+
+
+def test_the_line_sets_every_group_alike():
+    scheduler = AbsoluteLinearLR(optimizer(1.0, 0.1), k=-0.1, b=0.5)
+    assert scheduler.get_last_lr() == [0.5, 0.5]
+
+
+def test_the_polynomial_reaches_its_end_value_and_stays_there():
+    seen = rates(PolyLRScheduler(optimizer(), 0.5, 4, exponent=2.0), 100)
+    assert seen[:5] == [0.5, 0.5 * 0.75**2, 0.5 * 0.25, 0.5 / 16, 0.0]
+    assert seen[5:] == [0.0] * 95
+
+
+def test_the_polynomial_stays_at_its_lower_bound():
+    assert rates(PolyLRScheduler(optimizer(), 1.0, 2, exponent=1.0, min_lr=0.7), 4) == [1.0, 0.7, 0.7, 0.7]
+
+
+def test_each_group_keeps_its_ratio_to_the_first():
+    scheduler = PolyLRScheduler(optimizer(0.25, 1.0), 0.5, 4, exponent=1.0)
+    assert [rates(scheduler, 1, group=1)[0], *scheduler.get_last_lr()] == [2.0, 0.375, 1.5]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda opt: AbsoluteLinearLR(opt, k=-0.25, b=1.0, min_lr=0.4, restart=True),
+        lambda opt: AbsoluteLinearLR(opt, k=-0.125, b=1.0),
+        lambda opt: PolyLRScheduler(opt, 0.5, 7),
+    ],
+)
+def test_a_schedule_saved_and_loaded_goes_on_as_if_nothing_had_happened(make):
+    straight = make(optimizer(0.5, 1.0))
+    expected = rates(straight, 10, group=1)
+    first = make(optimizer(0.5, 1.0))
+    seen = rates(first, 4, group=1)
+    second = make(optimizer(0.5, 1.0))
+    second.load_state_dict(first.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    assert seen + rates(second, 6, group=1) == expected
+
+
+def test_no_schedule_warns_when_used_as_pytorch_asks():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rates(AbsoluteLinearLR(optimizer(), k=-0.25, b=1.0), 3)
+        rates(PolyLRScheduler(optimizer(), 0.5, 2), 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"k": float("nan"), "b": 1.0},
+        {"k": -1.0, "b": 1.0, "min_lr": -1.0},
+        {"k": -1.0, "b": 0.1, "min_lr": 0.2},
+    ],
+)
+def test_a_line_out_of_range_is_refused(arguments):
+    with pytest.raises(SettingsError):
+        AbsoluteLinearLR(optimizer(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"initial_lr": 0.1, "max_steps": 0},
+        {"initial_lr": 0.1, "max_steps": 5, "exponent": 0.0},
+        {"initial_lr": 0.1, "max_steps": 5, "min_lr": 0.2},
+    ],
+)
+def test_a_polynomial_out_of_range_is_refused(arguments):
+    with pytest.raises(SettingsError):
+        PolyLRScheduler(optimizer(), **arguments)
+
+
+def test_ratios_to_a_first_group_without_learning_rate_are_refused():
+    with pytest.raises(SettingsError, match="ratio"):
+        PolyLRScheduler(optimizer(0.0, 1.0), 0.1, 5)
