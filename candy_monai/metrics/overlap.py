@@ -1,0 +1,192 @@
+"""Dice and IoU of label ids, from voxel counts.
+
+Owns the counting, its memory (a few numbers a class, whatever the number of classes) and the step from logits to ids.
+Distances between surfaces are MONAI's. What happens to absent classes is stated in the package's docstring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_VOXELS_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
+
+
+def dice_per_class(
+    prediction: Tensor,
+    reference: Tensor,
+    num_classes: int,
+    *,
+    include_background: bool = False,
+    ignore_index: int | None = None,
+    batched: bool | None = None,
+) -> Tensor:
+    """Compute the Dice of each class and case; nothing is read back from the device.
+
+    Args:
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        reference: Ids of the same shape.
+        num_classes: Background included; 1 means a binary task, ids 0 and 1. Other ids are no class and match nothing.
+        include_background: Whether class 0 is among the results.
+        ignore_index: Voxels with this id in the reference count for nothing.
+        batched: Whether the first axis is cases. By default four axes are a batch of 2-D cases where the second has
+            length 1, else one 3-D case; say it for volumes that may be one slice thick.
+
+    Returns:
+        ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
+
+    Raises:
+        ValueError: If the shapes differ or are not those of label ids.
+    """
+    counts = _count(prediction, reference, num_classes, include_background, ignore_index, batched)
+    return 2 * counts.common / (counts.predicted + counts.referenced)
+
+
+def iou_per_class(
+    prediction: Tensor,
+    reference: Tensor,
+    num_classes: int,
+    *,
+    include_background: bool = False,
+    ignore_index: int | None = None,
+    batched: bool | None = None,
+) -> Tensor:
+    """Compute the intersection over union of each class and case; nothing is read back from the device.
+
+    Args:
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        reference: Ids of the same shape.
+        num_classes: Background included; 1 means a binary task, ids 0 and 1.
+        include_background: Whether class 0 is among the results.
+        ignore_index: Voxels with this id in the reference count for nothing.
+        batched: Whether the first axis is cases; see `dice_per_class`.
+
+    Returns:
+        ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
+
+    Raises:
+        ValueError: If the shapes differ or are not those of label ids.
+    """
+    counts = _count(prediction, reference, num_classes, include_background, ignore_index, batched)
+    return counts.common / (counts.predicted + counts.referenced - counts.common)
+
+
+def mean_dice(
+    prediction: Tensor,
+    reference: Tensor,
+    num_classes: int,
+    *,
+    include_background: bool = False,
+    ignore_index: int | None = None,
+    batched: bool | None = None,
+) -> Tensor:
+    """Compute the mean Dice of each case over the classes that it or its reference contains.
+
+    Args:
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        reference: Ids of the same shape.
+        num_classes: Background included; 1 means a binary task, ids 0 and 1.
+        include_background: Whether class 0 counts.
+        ignore_index: Voxels with this id in the reference count for nothing.
+        batched: Whether the first axis is cases; see `dice_per_class`.
+
+    Returns:
+        No dimension for one case, ``(B,)`` for a batch; NaN where there is nothing to measure.
+
+    Raises:
+        ValueError: If the shapes differ or are not those of label ids.
+    """
+    return dice_per_class(
+        prediction,
+        reference,
+        num_classes,
+        include_background=include_background,
+        ignore_index=ignore_index,
+        batched=batched,
+    ).nanmean(-1)
+
+
+def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1) -> Tensor:
+    """Turn logits into label ids: the largest channel, or for a single channel whether it is above 0 (probability 1/2).
+
+    Args:
+        logits: ``(B, C, *spatial)``; with ``channel_dim=0`` a single case ``(C, *spatial)``.
+        num_classes: Channels of the logits.
+        channel_dim: Which axis holds the channels.
+
+    Returns:
+        Ids of the same shape with one channel: uint8, or int64 for more than 256 classes.
+
+    Raises:
+        ValueError: If the logits have another number of channels.
+    """
+    if logits.shape[channel_dim] != num_classes:
+        raise ValueError(
+            f"expected {num_classes} channels on axis {channel_dim} of the logits, got shape {tuple(logits.shape)}"
+        )
+    plain = logits.detach().as_subclass(Tensor)
+    ids = plain > 0 if num_classes == 1 else plain.argmax(channel_dim, keepdim=True)
+    return ids.to(torch.uint8 if num_classes <= 256 else torch.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """Voxels of each class: in both, in the prediction, in the reference; float32, whose rounding is below 1e-7."""
+
+    common: Tensor
+    predicted: Tensor
+    referenced: Tensor
+
+
+def _count(
+    prediction: Tensor,
+    reference: Tensor,
+    num_classes: int,
+    include_background: bool,
+    ignore_index: int | None,
+    batched: bool | None,
+) -> _Counts:
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"prediction and reference differ in shape: {tuple(prediction.shape)} and {tuple(reference.shape)}"
+        )
+    is_batch = _is_batch(reference) if batched is None else batched
+    classes = max(num_classes, 2)
+    cases = [
+        ids.detach().as_subclass(Tensor).reshape(len(ids) if is_batch else 1, -1) for ids in (prediction, reference)
+    ]
+    totals = torch.zeros(3, len(cases[0]), classes + 1, dtype=torch.int64, device=reference.device)
+    step = max(1, _VOXELS_AT_ONCE // max(1, len(cases[0])))
+    one = torch.ones((), dtype=torch.int64, device=reference.device)
+    for predicted, referenced in zip(*(torch.split(ids, step, dim=1) for ids in cases), strict=True):
+        valid = None if ignore_index is None else referenced != ignore_index
+        first, second = (_bins(ids, classes, valid) for ids in (predicted, referenced))
+        both = torch.where(first == second, first, classes)
+        # Not bincount: on CUDA it reads the largest id back. Whole numbers add up the same in any order.
+        for total, bins in zip(totals, (both, first, second), strict=True):
+            total.scatter_add_(1, bins, one.expand_as(bins))
+    scored = totals[..., 0 if include_background else 1 : classes].float()
+    common, in_prediction, in_reference = scored if is_batch else scored[:, 0]
+    return _Counts(common=common, predicted=in_prediction, referenced=in_reference)
+
+
+def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:
+    """Return the ids as bins; whatever is no class, or not valid, goes into one bin more, which is never read."""
+    ids = ids.long()
+    counted = (ids >= 0) & (ids < classes)
+    return torch.where(counted if valid is None else counted & valid, ids, classes)
+
+
+def _is_batch(ids: Tensor) -> bool:
+    shape = tuple(ids.shape)
+    if len(shape) in (4, 5) and shape[1] == 1:
+        return True
+    if len(shape) in (3, 4) and shape[0] == 1:
+        return False
+    raise ValueError(
+        f"expected label ids (1, *spatial) or (B, 1, *spatial) with 2 or 3 spatial axes, got shape {shape}"
+    )
