@@ -1,0 +1,119 @@
+"""What observers are told about a run: frozen facts, no behaviour. An observer never receives the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """A run begins; its folder exists.
+
+    Attributes:
+        experiment_id: ``YYYYMMDD-HH-xxxx``.
+        folder: The experiment folder.
+        trainer: The trainer's class name.
+        model: The network's class name.
+        note: The user's note.
+        num_params: Trainable parameters.
+        num_macs: Multiply-accumulate operations of one forward pass of one example; NaN if they could not be counted.
+        num_epochs: Epochs planned.
+        early_stop_tolerance: Epochs without improvement before the run stops; None for never.
+    """
+
+    experiment_id: str
+    folder: Path
+    trainer: str
+    model: str
+    note: str
+    num_params: float
+    num_macs: float
+    num_epochs: int
+    early_stop_tolerance: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """One batch was trained on, or one case validated.
+
+    Attributes:
+        epoch: The current epoch, counted from 1.
+        phase: ``training`` or ``validation``.
+        done: Steps or cases done in this phase.
+        total: Steps or cases in this phase; None if unknown.
+    """
+
+    epoch: int
+    phase: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """One validated case, on the CPU, detached.
+
+    Attributes:
+        image: ``(C, *spatial)``.
+        label: ``(1, *spatial)``, ids.
+        output: What ``validate_case`` returned, usually logits ``(classes, *spatial)``.
+    """
+
+    image: Tensor
+    label: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFinished:
+    """An epoch ended and is on disk.
+
+    Attributes:
+        epoch: The epoch, counted from 1.
+        num_epochs: Epochs planned.
+        metrics: Every metric over all epochs so far.
+        score: This epoch's validation score; None if it was not validated.
+        best_score: The best score so far; minus infinity before the first.
+        best_epoch: Its epoch; 0 before the first.
+        early_stop_tolerance: Epochs that may still pass without improvement; None for any number.
+        preview: The case to look at; None if there is none.
+    """
+
+    epoch: int
+    num_epochs: int
+    metrics: Mapping[str, Sequence[float]]
+    score: float | None
+    best_score: float
+    best_epoch: int
+    early_stop_tolerance: int | None
+    preview: Preview | None
+
+
+@dataclass(frozen=True)
+class MessageLogged:
+    """A message for the screen, already in ``logs.txt``."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class RunInterrupted:
+    """The run ends early with an exception, Ctrl-C among them."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished:
+    """The run ended as planned or by early stopping."""
+
+    epoch: int
+    best_score: float
+    best_epoch: int
+
+
+Event = RunStarted | StepFinished | EpochFinished | MessageLogged | RunInterrupted | RunFinished

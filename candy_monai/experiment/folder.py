@@ -1,0 +1,119 @@
+"""The folder of one experiment: its name, its birth in one rename, its description. Knows no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import ExperimentError
+
+FORMAT = 1
+DESCRIPTION = "experiment.json"
+LOGS = "logs.txt"
+METRICS = "metrics.csv"
+STATE = "state.pt"
+
+Json = Mapping[str, object]
+
+
+def new_experiment_id(now: datetime, token: str) -> str:
+    """Return ``YYYYMMDD-HH-xxxx``: the hour, and four characters that tell runs of that hour apart."""
+    return f"{now:%Y%m%d-%H}-{token}"
+
+
+def publish_folder(
+    parent: PathLike,
+    fill: Callable[[Path, str], None],
+    *,
+    clock: Callable[[], datetime] = datetime.now,
+    draw: Callable[[], str] = lambda: secrets.token_hex(2),
+) -> Path:
+    """Make a new experiment folder that appears complete, or not at all.
+
+    It is filled under a hidden name and then renamed; a rename never replaces another run's folder.
+
+    Args:
+        parent: The folder of this trainer's experiments; made when missing.
+        fill: Writes the first files, given the hidden folder and the experiment's id.
+        clock: Tells the hour that the id begins with.
+        draw: Draws the four characters that it ends with.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        ExperimentError: If the parent cannot be written to, or no free id is found.
+    """
+    parent = Path(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"{parent}: cannot make the folder for experiments ({error.strerror})") from error
+    for _ in range(100):
+        experiment_id = new_experiment_id(clock(), draw())
+        target, staging = parent / experiment_id, parent / f".{experiment_id}-{os.getpid()}"
+        if target.exists() or staging.exists():
+            continue
+        staging.mkdir()
+        try:
+            fill(staging, experiment_id)
+            staging.rename(target)
+        except FileExistsError:  # another process took the name in between
+            continue
+        except OSError as error:
+            if target.exists():
+                continue
+            raise ExperimentError(f"{parent}: cannot make the experiment's folder ({error.strerror})") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return target
+    raise ExperimentError(f"{parent}: found no free experiment id in 100 draws")
+
+
+def read_description(folder: PathLike) -> dict[str, object]:
+    """Read ``experiment.json``.
+
+    Raises:
+        ExperimentError: If the folder is no experiment, or of a newer format.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION})")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExperimentError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise ExperimentError(f"{path}: format {found!r}, this version reads format {FORMAT}")
+    return description
+
+
+def environment() -> dict[str, str | None]:
+    """Return the versions that a run depends on, and the commit of the working folder if it is a git checkout."""
+    names = ("candy-monai", "torch", "monai", "numpy", "nibabel")
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {**versions, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

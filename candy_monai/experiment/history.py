@@ -1,0 +1,112 @@
+"""The numbers of a run: averaged over an epoch, kept by epoch, written to ``metrics.csv``. Draws no curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from candy_monai.aliases import Scalar
+from candy_monai.files import atomic_write_text
+
+
+class History:
+    """Metrics by epoch. ``record`` as often as you like; ``close_epoch`` averages what was recorded since the last one.
+
+    Tensors are kept where they live and are read once an epoch, so recording never waits for a GPU. NaN means "not
+    measured here" and is left out of the averages.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+        self._pending: dict[str, list[Scalar]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def record(self, name: str, value: Scalar) -> None:
+        """Add one value of the metric to the current epoch.
+
+        Args:
+            name: The metric's name, a column of ``metrics.csv``.
+            value: A number or a tensor of one element.
+        """
+        self._pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+
+    def record_all(self, metrics: Mapping[str, Scalar]) -> None:
+        """Add one value of each metric to the current epoch."""
+        for name, value in metrics.items():
+            self.record(name, value)
+
+    def close_epoch(self) -> dict[str, float]:
+        """End the epoch: average each metric over its recorded values, keep the averages and return them."""
+        row = dict(zip(self._pending, _means(self._pending.values()), strict=True))
+        self._rows.append(row)
+        self._pending = {}
+        return row
+
+    def discard_pending(self) -> None:
+        """Forget what was recorded since the last epoch ended."""
+        self._pending = {}
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Return every metric as one list over the epochs; NaN where an epoch has no value."""
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        return {name: [row.get(name, math.nan) for row in self._rows] for name in names}
+
+    def save_csv(self, path: Path) -> None:
+        """Write one row an epoch, counted from 1; a missing or NaN value is an empty cell."""
+        metrics = self.metrics()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["epoch", *metrics])
+        for index in range(len(self._rows)):
+            cells = (values[index] for values in metrics.values())
+            writer.writerow([index + 1, *("" if math.isnan(cell) else repr(cell) for cell in cells)])
+        atomic_write_text(path, text.getvalue(), durable=False)
+
+    def state_dict(self) -> dict[str, list[dict[str, float]]]:
+        """Return the closed epochs."""
+        return {"rows": [dict(row) for row in self._rows]}
+
+    def load_state_dict(self, state: Mapping[str, Iterable[Mapping[str, float]]]) -> None:
+        """Replace everything by the closed epochs of ``state``."""
+        self._rows = [dict(row) for row in state["rows"]]
+        self._pending = {}
+
+
+def load_metrics(path: Path) -> dict[str, list[float]]:
+    """Read a ``metrics.csv``: every column but ``epoch`` as one list, NaN for an empty cell."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
+    return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
+
+
+def last_epoch_as_text(metrics: Mapping[str, Sequence[float]]) -> str:
+    """Return the last value of every metric in one line, for the log."""
+    return ", ".join(f"{name} {values[-1]:.5g}" for name, values in metrics.items() if not math.isnan(values[-1]))
+
+
+def _means(columns: Iterable[list[Scalar]]) -> list[float]:
+    means = [_mean(values) for values in columns]
+    tensors = [mean for mean in means if isinstance(mean, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])  # the epoch's only transfer from the device
+    return [next(read) if isinstance(mean, Tensor) else mean for mean in means]
+
+
+def _mean(values: list[Scalar]) -> Scalar:
+    numbers = [value for value in values if not isinstance(value, Tensor)]
+    tensors = [value.reshape(()) for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        measured = [number for number in numbers if not math.isnan(number)]
+        return math.fsum(measured) / len(measured) if measured else math.nan
+    stacked = torch.stack([tensor.to(tensors[0].device, torch.float64) for tensor in tensors])
+    if numbers:
+        stacked = torch.cat([stacked, stacked.new_tensor(numbers)])
+    return stacked.nanmean()

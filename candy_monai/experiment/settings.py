@@ -1,0 +1,85 @@
+"""The settings of one training run: what ``Trainer.train`` was told, checked and frozen. Reads no file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from candy_monai.errors import SettingsError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The keywords of ``Trainer.train``, documented there.
+
+    Raises:
+        SettingsError: If a value is out of range.
+    """
+
+    num_epochs: int
+    note: str = ""
+    num_checkpoints: int = 5
+    ema: bool = True
+    seed: int | None = None
+    early_stop_tolerance: int | None = 5
+    val_score_prediction: bool = True
+    val_score_prediction_degree: int = 5
+    save_preview: bool = True
+    preview_quality: float = 0.75
+    deterministic: bool = False
+    amp: Literal["bf16"] | None = None
+    validate_every: int = 1
+    num_validation_cases: int | None = None
+    non_finite: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        _at_least("num_epochs", self.num_epochs, 1)
+        _at_least("num_checkpoints", self.num_checkpoints, 0)
+        _at_least("early_stop_tolerance", self.early_stop_tolerance, 1)
+        _at_least("val_score_prediction_degree", self.val_score_prediction_degree, 1)
+        _at_least("validate_every", self.validate_every, 1)
+        _at_least("num_validation_cases", self.num_validation_cases, 1)
+        if not self.preview_quality > 0:
+            raise SettingsError(f"preview_quality must be positive (million voxels), got {self.preview_quality}")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
+        _one_of("amp", self.amp, (None, "bf16"))
+        _one_of("non_finite", self.non_finite, ("stop", "skip"))
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of all settings."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def check_names(cls, names: Iterable[str], *, source: str) -> None:
+        """Refuse names that are no setting.
+
+        Args:
+            names: The names to check.
+            source: Where they come from, for the message.
+
+        Raises:
+            SettingsError: If one is unknown; the message suggests the closest known one.
+        """
+        for name in names:
+            if name not in cls.names():
+                raise SettingsError(f"{source}: unknown setting {name!r}.{did_you_mean(name, cls.names())}")
+
+    def as_dict(self) -> dict[str, str | int | float | bool | None]:
+        """Return the settings by name, as plain values."""
+        return dataclasses.asdict(self)
+
+
+def _at_least(name: str, value: int | None, minimum: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise SettingsError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

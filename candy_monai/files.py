@@ -1,0 +1,60 @@
+"""Write files so that a crash leaves the old one or the new one, never half of either. Knows no file format."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+
+
+@contextmanager
+def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on a clean exit it takes the place of ``path`` in one rename.
+
+    The temporary file keeps the suffix, since many writers choose the format by it. It is removed if the block raises.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        durable: Also wait until the data are on the disk, so that the file survives a power failure. What can be made
+            again (pictures, caches) does not need it.
+    """
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix="".join(target.suffixes))
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; the result is an ordinary one
+        if durable:
+            _flush_to_disk(temporary)
+        temporary.replace(target)
+        if durable:
+            _flush_to_disk(target.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> None:
+    """Replace the file's content by ``text`` (UTF-8) in one step."""
+    with atomic_path(path, durable=durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems refuse to flush a folder
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,72 @@
+import hashlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.checkpoints import Checkpoints, evenly_spaced_epochs, load_weights, save_weights
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_exactly_as_many_epochs_as_asked_for_are_due_and_the_last_is_among_them(num_epochs, num_checkpoints):
+    due = evenly_spaced_epochs(num_epochs, num_checkpoints)
+    assert len(due) == min(num_epochs, num_checkpoints)
+    assert max(due) == num_epochs
+    assert min(due) >= 1
+
+
+def test_five_of_a_hundred_epochs_are_every_twentieth():
+    assert evenly_spaced_epochs(100, 5) == {20, 40, 60, 80, 100}
+
+
+def test_no_checkpoints_asked_for_leaves_none_not_even_the_last(tmp_path):
+    checkpoints = Checkpoints(tmp_path, num_epochs=10, num_checkpoints=0)
+    assert not any(checkpoints.is_due(epoch, is_last=epoch == 10) for epoch in range(1, 11))
+
+
+def test_an_early_end_is_due_as_well():
+    checkpoints = Checkpoints(None, num_epochs=100, num_checkpoints=5)
+    assert checkpoints.is_due(33, is_last=True)
+    assert not checkpoints.is_due(33, is_last=False)
+
+
+def test_each_file_s_epoch_score_kind_and_digest_are_known(tmp_path):
+    checkpoints = Checkpoints(tmp_path, num_epochs=2, num_checkpoints=1)
+    checkpoints.save("checkpoint_best.pth", {"w": torch.ones(2)}, epoch=2, score=0.75, kind="ema")
+    record = checkpoints.state_dict()["checkpoint_best.pth"]
+    digest = hashlib.sha256((tmp_path / "checkpoint_best.pth").read_bytes()).hexdigest()
+    assert record == {"epoch": 2, "score": 0.75, "kind": "ema", "sha256": digest}
+
+
+def test_weights_come_back_as_they_were(tmp_path):
+    weights = {"conv.weight": torch.randn(3, 2), "steps": torch.tensor(7)}
+    save_weights(tmp_path / "w.pth", weights)
+    loaded = load_weights(tmp_path / "w.pth")
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+class _Hostile:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_a_hostile_file_is_refused_and_not_executed(tmp_path):
+    torch.save({"w": _Hostile()}, tmp_path / "w.pth")
+    with pytest.raises(ExperimentError, match=r"w\.pth"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ExperimentError, match=r"w\.pth"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "w.pth")
+    with pytest.raises(ExperimentError, match="found list"):
+        load_weights(tmp_path / "w.pth")

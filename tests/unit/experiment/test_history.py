@@ -1,0 +1,72 @@
+import math
+
+import torch
+
+from candy_monai.experiment.history import History, last_epoch_as_text, load_metrics
+
+
+def test_an_epoch_s_metric_is_the_mean_of_what_was_recorded():
+    history = History()
+    history.record("loss", 1.0)
+    history.record("loss", torch.tensor(3.0))
+    assert history.close_epoch() == {"loss": 2.0}
+
+
+def test_a_value_that_was_not_measured_is_left_out_of_the_mean():
+    history = History()
+    for value in (0.5, math.nan, torch.tensor(math.nan), torch.tensor(0.7)):
+        history.record("dice", value)
+    assert math.isclose(history.close_epoch()["dice"], 0.6, rel_tol=1e-6)
+
+
+def test_a_metric_that_is_never_measured_is_nan_and_an_empty_cell(tmp_path):
+    history = History()
+    history.record("dice 2", math.nan)
+    history.record("loss", 1.0)
+    history.close_epoch()
+    history.save_csv(tmp_path / "metrics.csv")
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,dice 2,loss\n1,,1.0\n"
+
+
+def test_a_metric_that_appears_late_is_nan_before(tmp_path):
+    history = History()
+    history.record("loss", 2.0)
+    history.close_epoch()
+    history.record_all({"loss": 1.0, "val score": 0.5})
+    history.close_epoch()
+    assert math.isnan(history.metrics()["val score"][0])
+    history.save_csv(tmp_path / "metrics.csv")
+    loaded = load_metrics(tmp_path / "metrics.csv")
+    assert loaded["loss"] == [2.0, 1.0]
+    assert math.isnan(loaded["val score"][0])
+    assert loaded["val score"][1] == 0.5
+
+
+def test_recording_keeps_no_graph_alive():
+    history = History()
+    weight = torch.ones(1, requires_grad=True)
+    history.record("loss", (weight * 2).sum())
+    assert not history._pending["loss"][0].requires_grad
+
+
+def test_a_saved_history_continues_where_it_was():
+    history, copy = History(), History()
+    history.record("loss", 1.0)
+    history.close_epoch()
+    copy.load_state_dict(history.state_dict())
+    copy.record("loss", 0.5)
+    copy.close_epoch()
+    assert copy.metrics() == {"loss": [1.0, 0.5]}
+    assert len(history) == 1
+
+
+def test_metric_names_with_commas_and_quotes_survive_the_file(tmp_path):
+    history = History()
+    history.record('dice, "left"', 0.25)
+    history.close_epoch()
+    history.save_csv(tmp_path / "metrics.csv")
+    assert load_metrics(tmp_path / "metrics.csv") == {'dice, "left"': [0.25]}
+
+
+def test_the_log_s_line_leaves_out_what_was_not_measured():
+    assert last_epoch_as_text({"loss": [0.5, 0.25], "dice 2": [0.1, math.nan]}) == "loss 0.25"

@@ -1,0 +1,37 @@
+import pytest
+
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.settings import TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_epochs", 0),
+        ("num_epochs", 2.5),
+        ("num_checkpoints", -1),
+        ("early_stop_tolerance", 0),
+        ("validate_every", 0),
+        ("num_validation_cases", 0),
+        ("preview_quality", 0.0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("amp", "fp8"),
+        ("non_finite", "ignore"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(SettingsError, match=name):
+        TrainSettings(**{"num_epochs": 1, name: value})
+
+
+def test_the_defaults_are_those_of_the_user_s_description():
+    settings = TrainSettings(num_epochs=100)
+    assert (settings.note, settings.num_checkpoints, settings.ema, settings.seed) == ("", 5, True, None)
+    assert (settings.early_stop_tolerance, settings.val_score_prediction) == (5, True)
+    assert (settings.val_score_prediction_degree, settings.save_preview, settings.preview_quality) == (5, True, 0.75)
+
+
+def test_an_unknown_name_is_refused_with_the_closest_known_one():
+    with pytest.raises(SettingsError, match="settings.yml.*num_checkpoint'.*'num_checkpoints'"):
+        TrainSettings.check_names({"num_checkpoint": 3}, source="settings.yml")

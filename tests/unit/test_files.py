@@ -1,0 +1,34 @@
+import os
+
+import pytest
+
+from candy_monai.files import atomic_path, atomic_write_text
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "state.pt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half of the ne")
+        raise RuntimeError("disk full")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["state.pt"]
+
+
+def test_a_write_that_succeeds_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "metrics.csv"
+    atomic_write_text(target, "one")
+    atomic_write_text(target, "zwei: ä")
+    assert target.read_text(encoding="utf-8") == "zwei: ä"
+    assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+def test_the_temporary_file_keeps_the_whole_suffix_by_which_writers_choose_a_format(tmp_path):
+    with atomic_path(tmp_path / "case.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz")
+
+
+def test_a_written_file_is_readable_by_whom_the_umask_allows(tmp_path):
+    atomic_write_text(tmp_path / "a.txt", "a")
+    (tmp_path / "b.txt").write_text("b")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
