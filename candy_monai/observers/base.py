@@ -1,0 +1,161 @@
+"""What an observer is, and what happens to one that fails. Observers watch a run; they never steer it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from typing_extensions import override
+
+from candy_monai.experiment.events import (
+    EpochFinished,
+    Event,
+    MessageLogged,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepFinished,
+)
+
+MAX_FAILURES_IN_A_ROW = 5
+
+
+class Observer:
+    """Is told what happens in a run. Override the methods of the events that matter; the others do nothing."""
+
+    def receive(self, event: Event) -> None:
+        """Pass the event to the method that is named after it."""
+        match event:
+            case RunStarted():
+                self.on_run_started(event)
+            case StepFinished():
+                self.on_step_finished(event)
+            case EpochFinished():
+                self.on_epoch_finished(event)
+            case MessageLogged():
+                self.on_message_logged(event)
+            case RunInterrupted():
+                self.on_run_interrupted(event)
+            case RunFinished():
+                self.on_run_finished(event)
+
+    def on_run_started(self, event: RunStarted) -> None:
+        """The run begins."""
+
+    def on_step_finished(self, event: StepFinished) -> None:
+        """A batch was trained on or a case validated: called often, so be quick."""
+
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        """An epoch is on disk."""
+
+    def on_message_logged(self, event: MessageLogged) -> None:
+        """A message is meant for the screen."""
+
+    def on_run_interrupted(self, event: RunInterrupted) -> None:
+        """The run ends early."""
+
+    def on_run_finished(self, event: RunFinished) -> None:
+        """The run ends."""
+
+    def close(self) -> None:
+        """Finish what is pending; called once, after the last event."""
+
+
+@dataclass
+class _Watched:
+    observer: Observer
+    failures_in_a_row: int = 0
+    reported: set[str] = field(default_factory=set)
+
+
+class ObserverGroup(Observer):
+    """Passes every event to every observer and keeps their failures away from the run and from each other.
+
+    An observer that raises is reported once for each kind of error and tried again at the next event; after five
+    failures in a row it is detached.
+
+    Args:
+        observers: Who watches, in the order in which they are told.
+        report: Takes the message about a failure.
+    """
+
+    def __init__(self, observers: Iterable[Observer], report: Callable[[str], None]) -> None:
+        self._watched = [_Watched(observer) for observer in observers]
+        self._report = report
+
+    @override
+    def receive(self, event: Event) -> None:
+        for watched in list(self._watched):
+            self._guard(watched, lambda observer: observer.receive(event))
+
+    @override
+    def close(self) -> None:
+        for watched in list(self._watched):
+            self._guard(watched, lambda observer: observer.close())
+
+    def _guard(self, watched: _Watched, call: Callable[[Observer], None]) -> None:
+        try:
+            call(watched.observer)
+        except Exception as error:
+            self._note_failure(watched, error)
+        else:
+            watched.failures_in_a_row = 0
+
+    def _note_failure(self, watched: _Watched, error: Exception) -> None:
+        watched.failures_in_a_row += 1
+        name, kind = _name(watched.observer), type(error).__name__
+        if kind not in watched.reported:
+            watched.reported.add(kind)
+            self._report(f"{name} failed and the run goes on: {kind}: {error}")
+        if watched.failures_in_a_row == MAX_FAILURES_IN_A_ROW and watched in self._watched:
+            self._watched.remove(watched)
+            self._report(f"{name} failed {MAX_FAILURES_IN_A_ROW} times in a row and is left out from now on")
+
+
+class BackgroundObserver(Observer):
+    """Runs another observer on a thread of its own, so that drawing and dashboards never block a step.
+
+    Events arrive in order; steps are not passed on.
+
+    Args:
+        observer: Does the work; should not raise (an `ObserverGroup` does not).
+        patience_s: How long ``close`` waits for what is pending before it leaves it behind.
+        newest_epoch_only: Of the epochs that finish while the observer is busy, pass on only the last.
+    """
+
+    def __init__(self, observer: Observer, *, patience_s: float, newest_epoch_only: bool = False) -> None:
+        self._observer = observer
+        self._patience_s = patience_s
+        self._newest_epoch_only = newest_epoch_only
+        self._events: queue.Queue[Event | None] = queue.Queue()
+        self._newest_epoch: EpochFinished | None = None
+        self._thread = threading.Thread(target=self._work, name=f"candy-{_name(observer)}", daemon=True)
+        self._thread.start()
+
+    @override
+    def receive(self, event: Event) -> None:
+        if isinstance(event, StepFinished):
+            return
+        if isinstance(event, EpochFinished):
+            self._newest_epoch = event
+        self._events.put(event)
+
+    @override
+    def close(self) -> None:
+        self._events.put(None)
+        self._thread.join(self._patience_s)
+
+    def _work(self) -> None:
+        while (event := self._events.get()) is not None:
+            outdated = isinstance(event, EpochFinished) and event is not self._newest_epoch
+            if not (outdated and self._newest_epoch_only):
+                self._observer.receive(event)
+        self._observer.close()
+
+
+def _name(observer: Observer) -> str:
+    if isinstance(observer, BackgroundObserver):
+        return _name(observer._observer)
+    return str(getattr(observer, "name", type(observer).__name__))

@@ -1,0 +1,118 @@
+"""The run on the screen: messages, a progress bar, and the metrics table after each epoch. Writes no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import override
+
+from candy_monai.experiment.events import (
+    EpochFinished,
+    MessageLogged,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepFinished,
+)
+from candy_monai.observers.base import Observer
+
+
+class ConsoleObserver(Observer):
+    """Prints a run on the terminal or below a notebook cell. The progress bar appears only where it can move.
+
+    Args:
+        console: Where to print; None for standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar: Progress | None = None
+        self._phase = ""
+
+    @override
+    def on_run_started(self, event: RunStarted) -> None:
+        size = f"{event.num_params / 1e6:.2f} M parameters"
+        work = "" if math.isnan(event.num_macs) else f", {event.num_macs / 1e9:.2f} G multiply-adds for one example"
+        self._print(f"{event.model}: {size}{work}")
+
+    @override
+    def on_step_finished(self, event: StepFinished) -> None:
+        if not self._console.is_terminal and not self._console.is_jupyter:
+            return
+        if self._bar is None or self._phase != event.phase:
+            self._restart_bar(event)
+        assert self._bar is not None
+        self._bar.update(self._bar.task_ids[0], completed=event.done)
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._stop_bar()
+        title = f"Epoch {event.epoch} of {event.num_epochs}"
+        if event.best_epoch:
+            title += f" · best val score {event.best_score:.4f} at epoch {event.best_epoch}"
+        self._console.print(metrics_table(event.metrics, title=title))
+
+    @override
+    def on_message_logged(self, event: MessageLogged) -> None:
+        self._print(event.line)
+
+    @override
+    def on_run_interrupted(self, event: RunInterrupted) -> None:
+        self._stop_bar()
+
+    @override
+    def on_run_finished(self, event: RunFinished) -> None:
+        self._stop_bar()
+
+    @override
+    def close(self) -> None:
+        self._stop_bar()
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)  # Text: brackets in a message are no markup
+
+    def _restart_bar(self, event: StepFinished) -> None:
+        self._stop_bar()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+        self._bar.add_task(f"Epoch {event.epoch} {event.phase}", total=event.total)
+        self._bar.start()
+        self._phase = event.phase
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "") -> Table:
+    """Return a table of every metric's last value, its span over all epochs, and its change since the last epoch.
+
+    Args:
+        metrics: Each metric's values over the epochs; NaN where there is none.
+        title: Stands above the table.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column("Metric")
+    for heading in ("Mean Value", "Span", "Diff"):
+        table.add_column(heading, justify="right")
+    for name, values in metrics.items():
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            continue
+        span = f"[{_number(min(known))}, {_number(max(known))}]"
+        change = values[-1] - values[-2] if len(values) > 1 else math.nan
+        diff = "" if math.isnan(change) else f"{'-' if change < 0 else '+'}{_number(abs(change))}"
+        table.add_row(*map(Text, (name, _number(values[-1]), span, diff)))
+    return table
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"

@@ -1,0 +1,51 @@
+"""Do something at most so often, and never miss the last time. Owns no thread."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from typing_extensions import override
+
+from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted
+from candy_monai.observers.base import Observer
+
+
+class ThrottledObserver(Observer):
+    """Calls ``draw`` for the first epoch, then at most once in ``interval_s``, and for the last epoch in any case.
+
+    Args:
+        interval_s: Seconds between two calls at least.
+        clock: Tells seconds.
+    """
+
+    def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._last_drawn = -math.inf
+        self._waiting: EpochFinished | None = None
+
+    def draw(self, event: EpochFinished) -> None:
+        """Draw the state after this epoch."""
+        raise NotImplementedError
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._waiting = event
+        if self._clock() - self._last_drawn >= self._interval_s:
+            self._draw_waiting()
+
+    @override
+    def on_run_finished(self, event: RunFinished) -> None:
+        self._draw_waiting()
+
+    @override
+    def on_run_interrupted(self, event: RunInterrupted) -> None:
+        self._draw_waiting()
+
+    def _draw_waiting(self) -> None:
+        if self._waiting is not None:
+            event, self._waiting = self._waiting, None
+            self.draw(event)
+            self._last_drawn = self._clock()

@@ -1,0 +1,139 @@
+import threading
+
+import pytest
+
+from candy_monai.experiment.events import EpochFinished, MessageLogged, RunFinished, StepFinished
+from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
+
+
+def epoch_finished(epoch=1, metrics=None, preview=None):
+    return EpochFinished(
+        epoch=epoch,
+        num_epochs=10,
+        metrics=metrics or {"loss": [1.0] * epoch},
+        score=None,
+        best_score=0.0,
+        best_epoch=0,
+        early_stop_tolerance=None,
+        preview=preview,
+    )
+
+
+class Recorder(Observer):
+    def __init__(self):
+        self.events = []
+        self.closed = 0
+
+    def receive(self, event):
+        self.events.append(event)
+
+    def close(self):
+        self.closed += 1
+
+
+class Failing(Observer):
+    name = "the failing one"
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.calls = 0
+
+    def receive(self, event):
+        self.calls += 1
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+
+
+def test_one_observer_s_failure_does_not_keep_the_event_from_the_others():
+    recorder, reports = Recorder(), []
+    group = ObserverGroup([Failing(ValueError("bad")), recorder], reports.append)
+    group.receive(MessageLogged("hello"))
+    assert recorder.events == [MessageLogged("hello")]
+    assert reports == ["the failing one failed and the run goes on: ValueError: bad"]
+
+
+def test_a_failure_is_reported_once_for_each_kind_of_error():
+    reports = []
+    errors = [ValueError("a"), ValueError("b"), None, KeyError("c"), ValueError("d")]
+    group = ObserverGroup([Failing(*errors)], reports.append)
+    for _ in errors:
+        group.receive(MessageLogged(""))
+    assert len(reports) == 2
+
+
+def test_an_observer_is_left_out_after_five_failures_in_a_row_and_not_before():
+    reports = []
+    failing = Failing(*[OSError("down")] * 20)
+    group = ObserverGroup([failing], reports.append)
+    for _ in range(20):
+        group.receive(MessageLogged(""))
+    assert failing.calls == 5
+    assert "left out" in reports[-1]
+
+
+def test_a_success_in_between_starts_the_count_again():
+    failing = Failing(*([OSError("down")] * 4 + [None]) * 5)
+    group = ObserverGroup([failing], lambda _message: None)
+    for _ in range(25):
+        group.receive(MessageLogged(""))
+    assert failing.calls == 25
+
+
+def test_ctrl_c_inside_an_observer_is_not_swallowed():
+    group = ObserverGroup([Failing(KeyboardInterrupt())], lambda _message: None)
+    with pytest.raises(KeyboardInterrupt):
+        group.receive(MessageLogged(""))
+
+
+def test_events_reach_a_background_observer_in_order_and_all_before_close_returns():
+    recorder = Recorder()
+    observer = BackgroundObserver(recorder, patience_s=10)
+    events = [epoch_finished(1), epoch_finished(2), RunFinished(epoch=2, best_score=0.0, best_epoch=0)]
+    for event in events:
+        observer.receive(event)
+    observer.close()
+    assert recorder.events == events
+    assert recorder.closed == 1
+
+
+def test_steps_are_not_passed_to_a_background_observer():
+    recorder = Recorder()
+    observer = BackgroundObserver(recorder, patience_s=10)
+    observer.receive(StepFinished(1, "training", 1, 1))
+    observer.close()
+    assert recorder.events == []
+
+
+def test_a_busy_observer_gets_only_the_newest_epoch_if_it_asks_so():
+    started, may_go_on = threading.Event(), threading.Event()
+
+    class Busy(Recorder):
+        def receive(self, event):
+            super().receive(event)
+            started.set()
+            may_go_on.wait(10)
+
+    busy = Busy()
+    observer = BackgroundObserver(busy, patience_s=10, newest_epoch_only=True)
+    observer.receive(epoch_finished(1))
+    assert started.wait(10)
+    for epoch in (2, 3, 4):
+        observer.receive(epoch_finished(epoch))
+    may_go_on.set()
+    observer.close()
+    assert [event.epoch for event in busy.events] == [1, 4]
+
+
+def test_closing_waits_no_longer_than_its_patience_for_an_observer_that_hangs():
+    release = threading.Event()
+
+    class Hanging(Observer):
+        def receive(self, event):
+            release.wait(30)
+
+    observer = BackgroundObserver(Hanging(), patience_s=0.05)
+    observer.receive(MessageLogged(""))
+    observer.close()
+    assert observer._thread.is_alive()
+    release.set()

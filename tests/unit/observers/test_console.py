@@ -1,0 +1,84 @@
+import io
+import math
+from pathlib import Path
+
+from rich.console import Console
+
+from candy_monai.experiment.events import EpochFinished, MessageLogged, RunStarted, StepFinished
+from candy_monai.observers.console import ConsoleObserver, metrics_table
+
+
+def _shown(*events, terminal=False):
+    text = io.StringIO()
+    observer = ConsoleObserver(Console(file=text, width=100, force_terminal=terminal))
+    for event in events:
+        observer.receive(event)
+    observer.close()
+    return text.getvalue()
+
+
+def _epoch(metrics):
+    return EpochFinished(
+        epoch=2,
+        num_epochs=9,
+        metrics=metrics,
+        score=None,
+        best_score=0.5,
+        best_epoch=1,
+        early_stop_tolerance=None,
+        preview=None,
+    )
+
+
+def test_the_table_shows_the_last_value_the_span_over_all_epochs_and_the_change():
+    shown = _shown(_epoch({"combined loss": [0.3156, 0.1821, 0.2431]}))
+    row = next(line for line in shown.splitlines() if "combined loss" in line)
+    assert row.replace("│", "").split() == ["combined", "loss", "0.2431", "[0.1821,", "0.3156]", "+0.0610"]
+
+
+def test_the_first_epoch_has_no_change():
+    row = next(line for line in _shown(_epoch({"loss": [0.5]})).splitlines() if "loss" in line)
+    assert row.replace("│", "").split() == ["loss", "0.5000", "[0.5000,", "0.5000]"]
+
+
+def test_a_metric_that_was_never_measured_has_no_row():
+    assert metrics_table({"dice 3": [math.nan], "loss": [1.0]}).row_count == 1
+
+
+def test_very_small_and_very_large_numbers_keep_their_digits():
+    shown = _shown(_epoch({"learning rate": [1.25e-05], "loss": [1.5e7]}))
+    assert "1.250e-05" in shown
+    assert "1.500e+07" in shown
+
+
+def test_a_message_with_brackets_is_shown_verbatim():
+    assert "[bold] 100% [/nonsense]" in _shown(MessageLogged("[bold] 100% [/nonsense]"))
+
+
+def test_metric_names_with_brackets_are_shown_verbatim():
+    assert "dice [left]" in _shown(_epoch({"dice [left]": [0.5]}))
+
+
+def test_there_is_no_progress_bar_in_a_file():
+    assert _shown(StepFinished(1, "training", 1, 10)) == ""
+
+
+def test_the_progress_bar_moves_on_a_terminal():
+    shown = _shown(StepFinished(1, "training", 3, 10), terminal=True)
+    assert "Epoch 1 training" in shown
+    assert "3/10" in shown
+
+
+def test_the_start_says_what_is_trained():
+    started = RunStarted(
+        experiment_id="x",
+        folder=Path("f"),
+        trainer="T",
+        model="UNet",
+        note="",
+        num_params=1_500_000,
+        num_macs=math.nan,
+        num_epochs=3,
+        early_stop_tolerance=None,
+    )
+    assert _shown(started).strip() == "UNet: 1.50 M parameters"

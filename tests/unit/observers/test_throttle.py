@@ -1,0 +1,48 @@
+from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted
+from candy_monai.observers.throttle import ThrottledObserver
+
+
+def _epoch(epoch):
+    return EpochFinished(
+        epoch=epoch,
+        num_epochs=10,
+        metrics={},
+        score=None,
+        best_score=0.0,
+        best_epoch=0,
+        early_stop_tolerance=None,
+        preview=None,
+    )
+
+
+class _Drawing(ThrottledObserver):
+    def __init__(self, clock):
+        super().__init__(interval_s=30, clock=clock)
+        self.drawn = []
+
+    def draw(self, event):
+        self.drawn.append(event.epoch)
+
+
+def _after(times, last_event):
+    now = [0.0]
+    observer = _Drawing(lambda: now[0])
+    for epoch, now[0] in enumerate(times, start=1):
+        observer.receive(_epoch(epoch))
+    if last_event is not None:
+        observer.receive(last_event)
+    return observer.drawn
+
+
+def test_the_first_epoch_is_drawn_at_once_and_the_next_ones_only_after_the_interval():
+    assert _after([0, 10, 29, 31, 40, 62], None) == [1, 4, 6]
+
+
+def test_the_last_epoch_is_always_drawn_and_never_twice():
+    finished = RunFinished(epoch=3, best_score=0.0, best_epoch=0)
+    assert _after([0, 1, 2], finished) == [1, 3]
+    assert _after([0], finished) == [1]
+
+
+def test_an_interrupted_run_draws_its_last_epoch_too():
+    assert _after([0, 1], RunInterrupted(KeyboardInterrupt())) == [1, 2]
