@@ -1,0 +1,287 @@
+"""Divide case ids into folds: plain, grouped or stratified, and read and write nnU-Net's split files.
+
+Pure functions of ids and a seed. Owns no dataset and no decision about which file holds a dataset's splits.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.files import atomic_write_text
+
+DEFAULT_SEED = 12345
+DEFAULT_NUM_FOLDS = 5
+
+Grouping = str | os.PathLike[str] | Mapping[str, str]
+"""How to tell which cases belong together: see ``resolve_groups``."""
+
+Strata = Mapping[str, Hashable] | Callable[[str], Hashable]
+"""What to balance over the folds: a value for each case id, by mapping or by function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One way to divide the cases.
+
+    Attributes:
+        train: Ids of the cases to learn from, sorted.
+        validation: Ids of the cases held back, sorted.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def kfold(ids: Sequence[str], k: int, *, seed: int = DEFAULT_SEED) -> tuple[Fold, ...]:
+    """Divide the sorted ids into ``k`` folds, the very folds that nnU-Net makes for the same ids and seed.
+
+    That is scikit-learn's ``KFold(k, shuffle=True, random_state=seed)``: one shuffle of the positions, then consecutive
+    pieces, the first ``n % k`` of them one longer.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        k: 2 to the number of ids.
+        seed: Seeds the shuffle.
+
+    Raises:
+        SettingsError: If ``k`` is out of range or an id occurs twice.
+    """
+    ordered = _checked(ids, k, what="cases")
+    positions = np.arange(len(ordered))
+    np.random.RandomState(seed).shuffle(positions)
+    return _folds(ordered, [piece.tolist() for piece in np.array_split(positions, k)])
+
+
+def grouped_kfold(
+    ids: Sequence[str], groups: Mapping[str, str], k: int, *, seed: int = DEFAULT_SEED
+) -> tuple[Fold, ...]:
+    """Divide the ids into ``k`` folds and keep the cases of a group (a patient, a scanner) together.
+
+    Whole groups are dealt, the largest first, each to the fold with the fewest cases; fold sizes are equal as far as
+    the groups allow.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        groups: The group of each id.
+        k: 2 to the number of groups.
+        seed: Seeds the order of groups of one size.
+
+    Raises:
+        SettingsError: If ``k`` is out of range, an id occurs twice or has no group.
+    """
+    members = _members(_sorted_once(ids, "cases"), groups, "group")
+    names = _checked([str(name) for name in members], k, what="groups")
+    np.random.RandomState(seed).shuffle(names)
+    names.sort(key=lambda name: -len(members[name]))  # stable: the shuffle decides among groups of one size
+    pieces: list[list[int]] = [[] for _ in range(k)]
+    ordered = sorted(ids)
+    position = {case_id: index for index, case_id in enumerate(ordered)}
+    for name in names:
+        smallest = min(pieces, key=len)
+        smallest.extend(position[case_id] for case_id in members[name])
+    return _folds(ordered, pieces)
+
+
+def stratified_kfold(
+    ids: Sequence[str], strata: Mapping[str, Hashable], k: int, *, seed: int = DEFAULT_SEED
+) -> tuple[Fold, ...]:
+    """Divide the ids into ``k`` folds that hold the same share of every stratum, to one case.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        strata: The stratum of each id, for example its site or whether it has a lesion.
+        k: 2 to the number of ids.
+        seed: Seeds the shuffle within each stratum.
+
+    Raises:
+        SettingsError: If ``k`` is out of range, an id occurs twice or has no stratum.
+    """
+    ordered = _checked(ids, k, what="cases")
+    position = {case_id: index for index, case_id in enumerate(ordered)}
+    members = _members(ordered, strata, "stratum")
+    random = np.random.RandomState(seed)
+    dealt: list[int] = []
+    for stratum in sorted(members, key=repr):
+        positions = [position[case_id] for case_id in members[stratum]]
+        random.shuffle(positions)
+        dealt.extend(positions)  # dealing goes on where the last stratum stopped, so sizes differ by at most one
+    return _folds(ordered, [dealt[start::k] for start in range(k)])
+
+
+def choose_folds(
+    ids: Sequence[str],
+    *,
+    k: int | None = None,
+    seed: int = DEFAULT_SEED,
+    groups: Grouping | None = None,
+    stratify_by: Strata | None = None,
+) -> tuple[Fold, ...]:
+    """Make folds as the options ask, with sensible behaviour for few cases.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        k: Number of folds; ``None`` takes 5, or as many as there are cases (groups) where they are fewer. A single case
+            (group) then gives one fold that trains on everything and validates on nothing.
+        seed: Seeds every shuffle.
+        groups: Keep cases together, see ``resolve_groups``.
+        stratify_by: Spread a property evenly.
+
+    Raises:
+        SettingsError: If ``k`` exceeds the number of cases (groups) or options contradict each other.
+        BadInputError: If there are no cases, or a case has no group or stratum.
+    """
+    if not ids:
+        raise BadInputError("there are no cases to divide into folds")
+    if groups is not None and stratify_by is not None:
+        raise SettingsError("groups and stratify_by exclude each other: choose one of them")
+    group_of = None if groups is None else resolve_groups(groups, ids)
+    num_units = len(ids) if group_of is None else len(set(group_of.values()))
+    if k is None and num_units == 1:
+        return (Fold(train=tuple(sorted(ids)), validation=()),)
+    k = min(DEFAULT_NUM_FOLDS, num_units) if k is None else k
+    if group_of is not None:
+        return grouped_kfold(ids, group_of, k, seed=seed)
+    if stratify_by is not None:
+        strata = {case_id: stratify_by(case_id) for case_id in ids} if callable(stratify_by) else stratify_by
+        return stratified_kfold(ids, strata, k, seed=seed)
+    return kfold(ids, k, seed=seed)
+
+
+def resolve_groups(groups: Grouping, ids: Sequence[str]) -> dict[str, str]:
+    r"""Find the group of every case.
+
+    Args:
+        groups: A regular expression searched in the id (its first parenthesis is the group, or else the whole match:
+            ``r"patient(\d+)"``), a mapping from id to group, or a path to a CSV file whose first two columns are id and
+            group. Text that ends in ``.csv`` is such a path.
+        ids: The cases to find groups for.
+
+    Raises:
+        BadInputError: If a case has no group, or the expression or the file cannot be read.
+    """
+    if isinstance(groups, Mapping):
+        found = dict(groups)
+    elif isinstance(groups, str) and not groups.lower().endswith(".csv"):
+        try:
+            pattern = re.compile(groups)
+        except re.error as error:
+            raise BadInputError(f"groups: {groups!r} is no regular expression ({error})") from error
+        matches = {case_id: pattern.search(case_id) for case_id in ids}
+        found = {case_id: match[pattern.groups > 0] for case_id, match in matches.items() if match}
+    else:
+        found = _read_group_table(Path(groups))
+    missing = [case_id for case_id in ids if not found.get(case_id)]
+    if missing:
+        raise BadInputError(f"groups: no group for {_listed(missing)}; every case needs one")
+    return {case_id: found[case_id] for case_id in ids}
+
+
+def read_splits(path: PathLike) -> tuple[Fold, ...]:
+    """Read a split file in nnU-Net's format: a list of ``{"train": [ids], "val": [ids]}``.
+
+    Raises:
+        BadInputError: If the file is missing or holds anything else, or a fold has a case on both sides.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        folds = tuple(Fold(train=tuple(entry["train"]), validation=tuple(entry["val"])) for entry in content)
+        if not folds:
+            raise ValueError("an empty list")
+        if not all(isinstance(case_id, str) for fold in folds for case_id in (*fold.train, *fold.validation)):
+            raise ValueError("case ids that are not text")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInputError(
+            f"{path}: found {type(error).__name__}: {error}; expected a list of {{'train': [ids], 'val': [ids]}}"
+        ) from error
+    for index, fold in enumerate(folds):
+        both = sorted(set(fold.train) & set(fold.validation))
+        if both:
+            raise BadInputError(f"{path}: fold {index} has {_listed(both)} in both training and validation")
+    return folds
+
+
+def write_splits(path: PathLike, folds: Sequence[Fold]) -> None:
+    """Write folds in nnU-Net's format; the file appears whole or not at all."""
+    content = [{"train": list(fold.train), "val": list(fold.validation)} for fold in folds]
+    atomic_write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def pick_fold(folds: Sequence[Fold], fold: int) -> Fold:
+    """Return one fold by number.
+
+    Raises:
+        SettingsError: If there is no such fold.
+    """
+    if not 0 <= fold < len(folds):
+        raise SettingsError(f"fold {fold} does not exist: expected 0 to {len(folds) - 1}, or 'all'")
+    return folds[fold]
+
+
+def _checked(ids: Sequence[str], k: int, *, what: str) -> list[str]:
+    """Return the ids sorted, when they can be divided into ``k`` folds."""
+    ordered = _sorted_once(ids, what)
+    if k < 2:
+        raise SettingsError(f"k must be at least 2, got {k}")
+    if k > len(ordered):
+        raise SettingsError(f"{k} folds need at least {k} {what}, there are {len(ordered)}; lower k")
+    return ordered
+
+
+def _sorted_once(ids: Sequence[str], what: str) -> list[str]:
+    ordered = sorted(ids)
+    twice = [case_id for case_id, count in Counter(ordered).items() if count > 1]
+    if twice:
+        raise SettingsError(f"{_listed(twice)} occurs more than once among the {what}")
+    return ordered
+
+
+def _members(ids: Sequence[str], key_of: Mapping[str, Hashable], what: str) -> dict[Hashable, list[str]]:
+    members: dict[Hashable, list[str]] = {}
+    missing = [case_id for case_id in ids if case_id not in key_of]
+    if missing:
+        raise SettingsError(f"no {what} for {_listed(missing)}; every case needs one")
+    for case_id in ids:
+        members.setdefault(key_of[case_id], []).append(case_id)
+    return members
+
+
+def _folds(ordered: Sequence[str], pieces: Sequence[Sequence[int]]) -> tuple[Fold, ...]:
+    folds = []
+    for piece in pieces:
+        held_back = set(piece)
+        folds.append(
+            Fold(
+                train=tuple(case_id for index, case_id in enumerate(ordered) if index not in held_back),
+                validation=tuple(ordered[index] for index in sorted(held_back)),
+            )
+        )
+    return tuple(folds)
+
+
+def _read_group_table(path: Path) -> dict[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise BadInputError(f"{path}: cannot read groups ({error}); expected a CSV file: case id, group") from error
+    short = [row for row in rows if len(row) < 2]
+    if short:
+        raise BadInputError(f"{path}: found the row {short[0]!r}, expected two columns: case id, group")
+    return {row[0].strip(): row[1].strip() for row in rows}
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    """Name the first few, and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
