@@ -15,6 +15,7 @@ import torch
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, Weights, WeightsKind, checkpoint_name
 from candy_monai.experiment.early_stopping import EarlyStopping
+from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
 from candy_monai.experiment.folder import (
     DESCRIPTION,
     FORMAT,
@@ -139,6 +140,29 @@ class Experiment:
             self.checkpoints.save(checkpoint_name(epoch), weights.scored, epoch=epoch, score=score, kind=kind)
         self.history.save_csv(self.folder / METRICS)
         self.save_state(state)
+
+    def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:
+        """Return the event that tells of the last finished epoch.
+
+        Args:
+            score: Its validation score; None if it was not validated.
+            preview: The case to look at.
+        """
+        return EpochFinished(
+            epoch=self.progress.epoch,
+            num_epochs=self.settings.num_epochs,
+            metrics=self.history.metrics(),
+            score=score,
+            best_score=self.progress.best_score,
+            best_epoch=self.progress.best_epoch,
+            early_stop_tolerance=self.early_stopping.remaining,
+            preview=preview,
+        )
+
+    def finished(self) -> RunFinished:
+        """Return the event that tells of the run's end."""
+        progress = self.progress
+        return RunFinished(epoch=progress.epoch, best_score=progress.best_score, best_epoch=progress.best_epoch)
 
     def save_state(self, state: State) -> None:
         """Write ``state.pt``: the collaborators' states and what is passed in, as tensors and plain values."""

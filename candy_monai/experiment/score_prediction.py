@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from candy_monai.forecasting.forecast import Forecast, forecast
+from candy_monai.forecasting.best_score import Forecast, forecast
 
 Columns = Mapping[str, Sequence[float]]
 

@@ -8,11 +8,16 @@ from candy_monai.files import atomic_path, atomic_write_text
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "state.pt"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half of the ne")
-        raise RuntimeError("disk full")
+    with pytest.raises(RuntimeError, match="disk full"):
+        _fail_half_way(target)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["state.pt"]
+
+
+def _fail_half_way(target):
+    with atomic_path(target) as temporary:
+        temporary.write_text("half of the ne")
+        raise RuntimeError("disk full")
 
 
 def test_a_write_that_succeeds_replaces_the_file_and_leaves_nothing_else(tmp_path):

@@ -33,5 +33,5 @@ def test_the_defaults_are_those_of_the_user_s_description():
 
 
 def test_an_unknown_name_is_refused_with_the_closest_known_one():
-    with pytest.raises(SettingsError, match="settings.yml.*num_checkpoint'.*'num_checkpoints'"):
+    with pytest.raises(SettingsError, match=r"settings\.yml.*num_checkpoint'.*'num_checkpoints'"):
         TrainSettings.check_names({"num_checkpoint": 3}, source="settings.yml")

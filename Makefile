@@ -1,0 +1,41 @@
+# Every command makes the environment it needs; nothing has to be prepared.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow check golden clean
+
+demo: $(VENV)/.demo
+	$(BIN)/candy-monai demo --out candy_demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m "slow or realdata"
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "readme"
+
+golden: $(VENV)/.test
+	$(BIN)/python -m pytest tests/golden --update-golden
+
+clean:
+	rm -rf $(VENV) build *.egg-info candy_demo
+
+$(VENV)/.venv-made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.venv-made pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.venv-made pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[test]"
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,77 @@
+"""How the U-Net is laid out and built: MONAI's DynUNet, the plain network of nnU-Net. Holds no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from monai.networks.nets import DynUNet
+from torch import nn
+
+from candy_monai.nn.padding import Pad2d, Pad3d
+
+DEFAULT_FILTERS = {2: (32, 64, 128, 256, 512), 3: (32, 64, 128, 256, 320)}
+SMALLEST_AXIS = 4
+"""No axis is halved below this many voxels: instance normalisation needs something to average over."""
+
+
+def build_unet(
+    *,
+    num_dims: int,
+    in_channels: int,
+    out_channels: int,
+    filters: Sequence[int],
+    kernel_sizes: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    deep_supervision: bool = False,
+) -> nn.Module:
+    """Build a U-Net with instance normalisation and leaky ReLU.
+
+    Args:
+        num_dims: 2 or 3 spatial axes.
+        in_channels: Channels of the image.
+        out_channels: Logits a voxel.
+        filters: Feature maps of each level, the finest first.
+        kernel_sizes: Kernel of each level, one number an axis.
+        strides: Stride into each level, one number an axis; the first is all ones.
+        deep_supervision: In training mode also return the lower levels' logits, stacked in axis 1.
+
+    Returns:
+        The network: images ``(B, in_channels, *spatial)`` to logits ``(B, out_channels, *spatial)``.
+
+    Source:
+        Isensee et al., nnU-Net, Nature Methods 18, 2021.
+    """
+    return DynUNet(
+        spatial_dims=num_dims,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=[tuple(kernel) for kernel in kernel_sizes],
+        strides=[tuple(stride) for stride in strides],
+        upsample_kernel_size=[tuple(stride) for stride in strides[1:]],
+        filters=list(filters),
+        norm_name=("instance", {"affine": True}),
+        deep_supervision=deep_supervision,
+        deep_supr_num=max(1, len(filters) - 2),
+    )
+
+
+def build_padding(factor: Sequence[int]) -> nn.Module:
+    """Build what pads images to multiples of ``factor``, one number a spatial axis."""
+    return Pad2d(tuple(factor)) if len(factor) == 2 else Pad3d(tuple(factor))
+
+
+def default_strides(size: Sequence[int], max_levels: int) -> list[tuple[int, ...]]:
+    """Return each level's stride for images of this size: halve every axis that stays large enough.
+
+    Args:
+        size: The image's spatial size.
+        max_levels: Levels at most; there are at least two.
+    """
+    strides = [(1,) * len(size)]
+    while len(strides) < max_levels:
+        stride = tuple(2 if extent >= 2 * SMALLEST_AXIS else 1 for extent in size)
+        if max(stride) == 1 and len(strides) >= 2:
+            break
+        strides.append(stride)
+        size = [extent // step for extent, step in zip(size, stride, strict=True)]
+    return strides

@@ -1,0 +1,82 @@
+"""The trainer of the U-Net."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from candy_monai.data.planning import Plan
+from torch import Tensor, nn
+from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.errors import BadInputError
+from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_padding, build_unet, default_strides
+
+
+class UNetTrainer(SegmentationTrainer):
+    """Trains a U-Net on pictures or volumes.
+
+    Attributes:
+        num_dims: 2 for pictures ``(C, H, W)``, 3 for volumes ``(C, D, H, W)``.
+        filters: Feature maps of each level, the finest first; None for 32, 64 ... in up to five levels.
+        kernel_sizes: Kernel of each level, one number an axis; None for 3 throughout.
+        strides: Stride into each level, one number an axis; None to halve every axis that is large enough.
+    """
+
+    bundle = "unet"
+    num_dims: int = 2
+    filters: Sequence[int] | None = None
+    kernel_sizes: Sequence[Sequence[int]] | None = None
+    strides: Sequence[Sequence[int]] | None = None
+
+    @override
+    def use_plan(self, plan: Plan) -> None:
+        super().use_plan(plan)
+        self.num_dims = plan.num_dims
+        self.filters, self.kernel_sizes, self.strides = plan.filters, plan.kernel_sizes, plan.strides
+
+    @override
+    def build_padding_module(self) -> nn.Module | None:
+        return build_padding(self._padding_factor())
+
+    @override
+    def network_arguments(self, example_shape: Shape) -> dict[str, object]:
+        channels, *size = example_shape
+        filters = list(self.filters or DEFAULT_FILTERS[self.num_dims])
+        strides = self.strides or default_strides(size, len(filters))
+        kernel_sizes = self.kernel_sizes or [(3,) * self.num_dims] * len(strides)
+        return {
+            "num_dims": self.num_dims,
+            "in_channels": channels,
+            "out_channels": self.num_classes,
+            "filters": filters[: len(strides)],
+            "kernel_sizes": [list(kernel) for kernel in kernel_sizes[: len(strides)]],
+            "strides": [list(stride) for stride in strides],
+            "deep_supervision": self.deep_supervision,
+        }
+
+    @override
+    def build_network(self, example_shape: Shape) -> nn.Module:
+        return build_unet(**self.network_arguments(example_shape))  # type: ignore[arg-type]
+
+    @override
+    def check_sample(self, image: Tensor, label: Tensor) -> None:
+        super().check_sample(image, label)
+        if self.num_dims not in (2, 3):
+            raise BadInputError(f"num_dims must be 2 or 3, got {self.num_dims}")
+        if image.ndim != self.num_dims + 1:
+            raise BadInputError(
+                f"the first training image has the shape {tuple(image.shape)}: that is {image.ndim - 1} spatial axes, "
+                f"but num_dims is {self.num_dims}: set trainer.num_dims = {image.ndim - 1}"
+            )
+
+    @override
+    def describe(self, example_shape: Shape) -> dict[str, object]:
+        return {**super().describe(example_shape), "padding_factor": self._padding_factor()}
+
+    def _padding_factor(self) -> list[int]:
+        if self.strides is None:
+            return [2 ** (len(self.filters or DEFAULT_FILTERS[self.num_dims]) - 1)] * self.num_dims
+        return [math.prod(axis) for axis in zip(*self.strides, strict=True)]

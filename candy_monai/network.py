@@ -1,0 +1,132 @@
+"""The adapter around a user's network, shared by Trainer and Predictor.
+
+Owns what happens between a user's ``backward`` and the user's network: autocast, float32 logits, padding before and
+cropping after. The user's own methods stay free of all of it. Owns no optimisation.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from candy_monai.nn.padding import restore_like
+
+Precision = Literal["bf16"] | None
+
+
+class NetworkAdapter(nn.Module):
+    """Call a network in mixed precision and on padded images; return float32 on the caller's grid.
+
+    In training mode images are expected to be padded already, together with their labels. In evaluation mode the
+    adapter pads its input and crops every output that has the padded size.
+
+    Attributes of the network can be read through the adapter.
+
+    Args:
+        network: The user's network: images ``(B, C, *spatial)`` to a tensor, or a list, tuple or dict of tensors.
+        padding: Pads ``(B, C, *spatial)`` to a size that the network accepts; None if it accepts any.
+        amp: ``"bf16"`` runs the network under autocast; None in the precision of its weights.
+    """
+
+    def __init__(self, network: nn.Module, *, padding: nn.Module | None = None, amp: Precision = None) -> None:
+        super().__init__()
+        self.network = network
+        self._padding = [padding]  # in a list, so that it is no submodule: the weights stay the network's own
+        self._amp = amp
+
+    @override
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network":
+                raise
+            return getattr(self.network, name)  # type: ignore[no-any-return]
+
+    @override
+    def forward(self, images: Tensor) -> object:
+        padding = self._padding[0]
+        if self.training or padding is None:
+            return self._call(images)
+        padded = padding(images)
+        size, padded_size = images.shape[2:], padded.shape[2:]
+        outputs = self._call(padded)
+        if padded_size == size:
+            return outputs
+        return _map_tensors(
+            lambda output: restore_like(padding, output, size) if output.shape[2:] == padded_size else output, outputs
+        )
+
+    def _call(self, images: Tensor) -> object:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._amp == "bf16"):
+            outputs = self.network(images)
+        return _map_tensors(lambda output: output.float() if output.is_floating_point() else output, outputs)
+
+
+def plain_network(model: nn.Module) -> nn.Module:
+    """Return the user's network inside an adapter or a moving average."""
+    while True:
+        if isinstance(model, NetworkAdapter):
+            model = model.network
+        elif isinstance(model, torch.optim.swa_utils.AveragedModel):
+            model = model.module
+        else:
+            return model
+
+
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state_dict of the user's network under its own names, detached but not copied."""
+    return {name: value.detach() for name, value in plain_network(model).state_dict().items()}
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
+    """Count the multiply-accumulate operations of one forward pass, without making one.
+
+    The pass runs on PyTorch's meta device, so it costs no memory and touches neither weights nor random generators.
+
+    Args:
+        network: Any network.
+        example_shape: One example's shape without batch, ``(C, *spatial)``.
+
+    Returns:
+        The count; NaN for a network that cannot run on the meta device.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    stand_ins = {id(tensor): _on_meta(tensor) for tensor in tensors.values()}
+    try:
+        meta_network = copy.deepcopy(network, stand_ins).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            meta_network(torch.empty(1, *example_shape, device="meta"))
+    except Exception:  # any network may do what meta tensors cannot; the count is only shown
+        return math.nan
+    return counter.get_total_flops() / 2
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    meta = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> object:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: _map_tensors(function, value) for name, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map_tensors(function, value) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map_tensors(function, value) for value in tree)
+    return tree

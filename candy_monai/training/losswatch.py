@@ -1,0 +1,76 @@
+"""Notices a loss that became NaN or infinite, without making a GPU wait for the answer. Mends nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from candy_monai.aliases import Scalar
+from candy_monai.errors import NonFiniteLossError
+
+
+class LossWatch:
+    """Checks each step's loss of one epoch.
+
+    A number, or a tensor on the CPU, is checked at once. A tensor on another device is checked at the end of the epoch,
+    all steps in one transfer, unless the policy is to skip: then it must be known before the optimizer steps.
+
+    Args:
+        policy: ``stop`` raises; ``skip`` leaves out the optimizer step.
+        epoch: The epoch, counted from 1, for the message.
+    """
+
+    def __init__(self, policy: Literal["stop", "skip"], *, epoch: int) -> None:
+        self._policy = policy
+        self._epoch = epoch
+        self._unread: list[tuple[int, Tensor, tuple[str, ...]]] = []
+        self.num_skipped = 0
+        self.first_skipped = ""
+
+    def admits(self, loss: Scalar, *, step: int, case_ids: tuple[str, ...]) -> bool:
+        """Say whether the optimizer may step.
+
+        Args:
+            loss: The step's loss.
+            step: The step within the epoch, counted from 1.
+            case_ids: The cases of the batch, as far as they are known.
+
+        Raises:
+            NonFiniteLossError: If the loss is not finite and the policy is to stop.
+        """
+        if isinstance(loss, Tensor) and loss.device.type != "cpu" and self._policy == "stop":
+            self._unread.append((step, loss.detach().reshape(()), case_ids))
+            return True
+        if math.isfinite(float(loss)):
+            return True
+        description = self._describe(float(loss), step, case_ids)
+        if self._policy == "stop":
+            raise NonFiniteLossError(f"{description}; {_ADVICE}")
+        self.num_skipped += 1
+        self.first_skipped = self.first_skipped or description
+        return False
+
+    def settle(self) -> None:
+        """Check what could not be checked during the epoch.
+
+        Raises:
+            NonFiniteLossError: If a loss was not finite.
+        """
+        unread, self._unread = self._unread, []
+        losses = torch.stack([loss for _, loss, _ in unread]).tolist() if unread else []
+        for (step, _, case_ids), loss in zip(unread, losses, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(f"{self._describe(loss, step, case_ids)}; {_ADVICE}")
+
+    def _describe(self, loss: float, step: int, case_ids: tuple[str, ...]) -> str:
+        cases = f" (cases {', '.join(case_ids)})" if case_ids else ""
+        return f"the loss became {loss} in epoch {self._epoch} at step {step}{cases}"
+
+
+_ADVICE = (
+    "check these images for NaN or extreme values and try a smaller learning rate, "
+    'or pass non_finite="skip" to leave such steps out'
+)

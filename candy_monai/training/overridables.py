@@ -1,0 +1,112 @@
+"""The methods of a trainer that a researcher overrides: the science of a run, and nothing of its bookkeeping."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn, optim
+
+from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.training.toolbox import TrainerToolbox
+
+
+class Overridables(ABC):
+    """What is learned, and how. They return values; they may ``log`` and ``record``, and write nothing themselves.
+
+    Attributes:
+        max_grad_norm: Clip the gradient's norm to this before each step; None to leave it.
+        label_fill: The id of label voxels that the padding module adds: background, or the ignored id.
+        bundle: Name of the bundle that can build this network again from `network_arguments`; None if there is none.
+    """
+
+    max_grad_norm: float | None = None
+    label_fill: int = 0
+    bundle: str | None = None
+
+    @abstractmethod
+    def build_network(self, example_shape: Shape) -> nn.Module:
+        """Build the network for examples of shape ``(C, *spatial)``, as they come out of the padding module."""
+
+    @abstractmethod
+    def build_optimizer(self, params: Params) -> optim.Optimizer:
+        """Build the optimizer of the network's parameters."""
+
+    @abstractmethod
+    def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
+        """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times."""
+
+    @abstractmethod
+    def build_criterion(self) -> nn.Module:
+        """Build the loss. It returns ``(loss, metrics)``, or the loss alone as MONAI's losses do."""
+
+    @abstractmethod
+    def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
+        """Compute the loss of one batch and call ``loss.backward()``, but not ``optimizer.step()``.
+
+        Args:
+            images: ``(B, C, *spatial)``, padded, on the trainer's device.
+            labels: ``(B, 1, *spatial)``, padded in step.
+            toolbox: Model, criterion and the rest.
+
+        Returns:
+            The loss and named numbers to record. Tensors are better than floats: reading a float waits for the GPU.
+        """
+
+    @abstractmethod
+    def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
+        """Score one case.
+
+        Args:
+            image: ``(C, *spatial)``, not padded: in validation the toolbox's model and EMA pad and crop themselves.
+            label: ``(1, *spatial)``.
+            toolbox: Model, EMA, criterion and the rest.
+
+        Returns:
+            The score (higher is better), named numbers to record, and the output ``(classes, *spatial)``.
+        """
+
+    def build_ema(self, model: nn.Module) -> optim.swa_utils.AveragedModel:
+        """Build the moving average of ``model``."""
+        return ExponentialMovingAverage(model)
+
+    def build_padding_module(self) -> nn.Module | None:
+        """Build what pads images to sizes that the network accepts, for example ``Pad2d(32)``; None to leave them."""
+        return None
+
+    def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
+        """Return the logits of whole images ``(B, C, *spatial)`` by the scored weights, as prediction would."""
+        logits: Tensor = (toolbox.ema if toolbox.ema else toolbox.model)(images)
+        return logits
+
+    def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
+        """Write pictures of one validated case into the experiment folder; by default there are none.
+
+        Runs on a thread of its own; what it raises is logged and the run goes on.
+
+        Args:
+            image: ``(C, *spatial)``, on the CPU.
+            label: ``(1, *spatial)``.
+            output: What `validate_case` returned.
+            quality: Million voxels that a picture of a volume may be made from.
+        """
+
+    def network_arguments(self, example_shape: Shape) -> dict[str, object] | None:
+        """Return what the bundle needs to build this network again, as plain values; None if there is no bundle."""
+        return None
+
+    def check_sample(self, image: Tensor, label: Tensor) -> None:
+        """Look at one training example before anything is built, and raise what would only show later.
+
+        Args:
+            image: ``(C, *spatial)``.
+            label: ``(1, *spatial)``.
+
+        Raises:
+            BadInputError: If such data cannot be trained on.
+        """
+
+    def describe(self, example_shape: Shape) -> dict[str, object]:
+        """Return more for ``experiment.json``, as plain values: here, how to build the network again."""
+        arguments = self.network_arguments(example_shape)
+        return {"network": {"example_shape": list(example_shape), "arguments": arguments}}

@@ -1,0 +1,117 @@
+"""What a trainer can be asked and told while it runs: messages, metrics, its folder, its forecast. Trains nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from candy_monai.aliases import Metrics, PathLike, Scalar
+from candy_monai.config import load_secrets
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.events import Event, MessageLogged
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.score_prediction import predict_maximum, seconds_until
+from candy_monai.frontends.base import Frontend
+from candy_monai.observers.base import ObserverGroup
+
+
+class Reporting:
+    """The link between a trainer, its current experiment and those who watch it."""
+
+    def __init__(self) -> None:
+        self._experiment: Experiment | None = None
+        self._observers = ObserverGroup((), self.log)
+        self._frontend: Frontend | None = None
+
+    def log(self, msg: str, *, on_screen: bool = True) -> None:
+        """Write a message to ``logs.txt``, verbatim.
+
+        Args:
+            msg: Any text.
+            on_screen: Also show it on the screen.
+        """
+        line = self._experiment.log(msg) if self._experiment else msg
+        if on_screen:
+            self._notify(MessageLogged(line))
+
+    def record(self, metric: str, value: Scalar) -> None:
+        """Record one value of a metric; the epoch's average goes to ``metrics.csv``.
+
+        Args:
+            metric: The metric's name.
+            value: A number or a tensor of one element, NaN for "not measured".
+        """
+        self._current().history.record(metric, value)
+
+    def record_all(self, metrics: Metrics) -> None:
+        """Record one value of each metric."""
+        self._current().history.record_all(metrics)
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Return every metric over the epochs so far; NaN where an epoch has none."""
+        return self._current().history.metrics()
+
+    def experiment_id(self) -> str:
+        """Return the id of the current or last run.
+
+        Raises:
+            ExperimentError: If there was no run yet.
+        """
+        return self._current().experiment_id
+
+    def experiment_folder(self) -> Path:
+        """Return the folder of the current or last run.
+
+        Raises:
+            ExperimentError: If there was no run yet.
+        """
+        return self._current().folder
+
+    def set_frontend(self, frontend: type[Frontend], *, path_to_secrets: PathLike | None = None) -> None:
+        """Report the coming runs to a dashboard.
+
+        Args:
+            frontend: The dashboard's class; it is made with the user's secrets at once, so a missing one is said now.
+            path_to_secrets: Where the secrets are, instead of the user's config folder.
+        """
+        self._frontend = frontend(load_secrets(path_to_secrets))
+
+    def predict_maximum_validation_score(self, num_epochs: int, *, degree: int = 5) -> tuple[int, float]:
+        """Forecast the best validation score of the run by quotient regression.
+
+        Args:
+            num_epochs: The run's length: the forecast looks no further.
+            degree: Upper bound of the polynomials' degree.
+
+        Returns:
+            The epoch of the best score and the score. When the curve says too little: the best so far.
+        """
+        prediction = predict_maximum(self._current().history.metrics(), num_epochs, degree=degree)
+        return prediction.epoch, prediction.score
+
+    def etc(
+        self,
+        epoch: int,
+        num_epochs: int,
+        *,
+        target_epoch: int | None = None,
+        val_score_prediction_degree: int = 5,
+    ) -> float:
+        """Estimate the seconds until the target epoch is done, never negative.
+
+        Args:
+            epoch: Epochs done.
+            num_epochs: The run's length.
+            target_epoch: The epoch to wait for; None for that of the forecast best score.
+            val_score_prediction_degree: The forecast's degree.
+        """
+        if target_epoch is None:
+            target_epoch, _ = self.predict_maximum_validation_score(num_epochs, degree=val_score_prediction_degree)
+        return seconds_until(target_epoch, epoch, self._current().history.metrics())
+
+    def _notify(self, event: Event) -> None:
+        self._observers.receive(event)
+
+    def _current(self) -> Experiment:
+        if self._experiment is None:
+            raise ExperimentError(f"this {type(self).__name__} has no experiment yet: call train() first")
+        return self._experiment

@@ -1,0 +1,158 @@
+"""The trainer for segmentation: every choice but the network is made. Owns no windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from monai.inferers import Inferer
+from torch import Tensor, nn, optim
+from typing_extensions import override
+
+from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.errors import BadInputError
+from candy_monai.inference.inferers import build_inferer
+from candy_monai.metrics.overlap import dice_per_class, labels_from_logits
+from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
+from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
+from candy_monai.nn.schedules import AbsoluteLinearLR
+from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from candy_monai.data.planning import Plan
+
+
+class SegmentationTrainer(Trainer):
+    """Trains a segmentation network: Dice with cross-entropy, AdamW, a linear decay that ends with the run, previews.
+
+    Implement ``build_network``; change the rest by attribute, or override the method that uses it.
+
+    Attributes:
+        num_classes: Classes, background included; 1 for a binary task with one logit and a sigmoid.
+        include_background: Whether the soft Dice counts the background class and a Dice is reported for it.
+        deep_supervision: Whether the network's outputs at lower resolutions take part in the loss.
+        ignore_index: Label id that counts neither in the loss nor in the metrics.
+        score: What a validation score is: the negative loss, or the mean Dice of the foreground classes.
+        learning_rate: Of the first step.
+        weight_decay: AdamW's.
+        inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
+        plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
+    """
+
+    num_classes: int = 1
+    include_background: bool = True
+    deep_supervision: bool = False
+    ignore_index: int | None = None
+    score: Literal["negative loss", "dice"] = "negative loss"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    max_grad_norm: float | None = 12.0
+    inferer: Inferer | None = None
+    plan: Plan | None = None
+
+    def use_plan(self, plan: Plan) -> None:
+        """Take classes, loss, learning rate and inference from a plan; a bundle's trainer takes its network too."""
+        self.plan = plan
+        self.num_classes = plan.num_classes
+        self.ignore_index = plan.ignore_label
+        self.label_fill = 0 if plan.ignore_label is None else plan.ignore_label
+        self.deep_supervision = plan.deep_supervision
+        self.learning_rate, self.weight_decay = plan.learning_rate, plan.weight_decay
+        self.inferer = build_inferer(plan)
+
+    @override
+    def build_optimizer(self, params: Params) -> optim.Optimizer:
+        return optim.AdamW(params, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    @override
+    def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
+        num_steps = num_epochs * len(self._dataloader)
+        return AbsoluteLinearLR(optimizer, -self.learning_rate / num_steps, self.learning_rate)
+
+    @override
+    def build_criterion(self) -> nn.Module:
+        criterion: nn.Module
+        if self.num_classes == 1:
+            criterion = DiceBCELossWithLogits(1, ignore_index=self.ignore_index)
+        else:
+            criterion = DiceCELossWithLogits(
+                self.num_classes, include_background=self.include_background, ignore_index=self.ignore_index
+            )
+        return DeepSupervisionLoss(criterion) if self.deep_supervision else criterion
+
+    @override
+    def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
+        outputs = toolbox.model(images)
+        if not self.deep_supervision:
+            outputs = main_output(outputs, num_dims=images.ndim - 2)
+        loss, metrics = split_loss(toolbox.criterion(outputs, labels))
+        loss.backward()
+        return loss.detach(), metrics
+
+    @override
+    def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
+        image, label = image.unsqueeze(0), label.unsqueeze(0)
+        logits = self.infer(image, toolbox)
+        loss, metrics = split_loss(toolbox.criterion(logits, label))
+        dice = dice_per_class(
+            labels_from_logits(logits, num_classes=self.num_classes),
+            label,
+            max(self.num_classes, 2),
+            include_background=True,
+            ignore_index=self.ignore_index,
+        )[0]
+        mean_dice = dice[1:].nanmean()
+        first = 0 if self.include_background and self.num_classes > 1 else 1
+        by_class = {f"dice {i}": dice[i] for i in range(first, len(dice))}
+        score = float(mean_dice) if self.score == "dice" else -float(loss)
+        return score, {"combined loss": loss, **metrics, "dice": mean_dice, **by_class}, logits.squeeze(0)
+
+    @override
+    def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
+        network = toolbox.ema if toolbox.ema else toolbox.model
+
+        def logits(windows: Tensor) -> Tensor:
+            return main_output(network(windows), num_dims=windows.ndim - 2)
+
+        if self.inferer is None:
+            return logits(images)
+        result: Tensor = self.inferer(images, logits)
+        return result
+
+    @override
+    def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
+        from candy_monai.plotting.previews import save_preview_files
+
+        save_preview_files(
+            self.experiment_folder(),
+            image,
+            label,
+            labels_from_logits(output[None], num_classes=self.num_classes)[0],
+            quality=quality,
+            num_classes=max(self.num_classes, 2),
+            spacing_mm=None if self.plan is None else self.plan.spacing_mm,
+        )
+
+    @override
+    def check_sample(self, image: Tensor, label: Tensor) -> None:
+        known = getattr(self._dataloader.dataset, "num_classes", None)
+        if isinstance(known, int) and known > max(self.num_classes, 2):
+            raise BadInputError(self._class_advice(f"the dataset has {known} classes", known))
+        counted = label if self.ignore_index is None else label[label != self.ignore_index]
+        highest = int(counted.max()) if counted.numel() else 0
+        if highest >= max(self.num_classes, 2):
+            raise BadInputError(self._class_advice(f"the first training label holds the id {highest}", highest + 1))
+
+    def _class_advice(self, found: str, num_classes: int) -> str:
+        return (
+            f"{found}, but {type(self).__name__}.num_classes is {self.num_classes}: set num_classes = {num_classes} "
+            f"(background included), or wrap the dataset in BinarizedDataset for a binary task"
+        )
+
+    @override
+    def describe(self, example_shape: Shape) -> dict[str, object]:
+        return {
+            **super().describe(example_shape),
+            "num_classes": self.num_classes,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+        }

@@ -1,0 +1,115 @@
+"""What surrounds a run before its first step: checks of the loaders, its description, and who watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from candy_monai.aliases import Shape
+from candy_monai.data.batches import unpack
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.events import Preview, RunStarted
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.observer import FrontendObserver
+from candy_monai.network import count_macs, num_parameters
+from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
+from candy_monai.observers.forecast import ForecastObserver
+
+RENDERING_PATIENCE_S = 60.0
+FRONTEND_PATIENCE_S = 30.0
+
+
+def length(sized: object) -> int | None:
+    """Return ``len(sized)``, or None for what has no length, like a loader over a stream."""
+    try:
+        return len(sized) if isinstance(sized, Sized) else None
+    except TypeError:  # a DataLoader over an iterable dataset has __len__ and still no length
+        return None
+
+
+def num_cases(loader: DataLoader[Any]) -> int | None:
+    """Return how many samples a loader yields in all, or None if it cannot be known."""
+    return length(loader.sampler) if length(loader) is not None else None
+
+
+def check_loaders(training: DataLoader[Any], validation: DataLoader[Any] | None) -> None:
+    """Refuse loaders that yield nothing.
+
+    Raises:
+        BadInputError: If the training loader is empty, or a validation loader is given and empty.
+    """
+    if length(training) == 0:
+        raise BadInputError(
+            f"the training loader yields no batch: its dataset has {length(training.dataset)} samples, batch_size is "
+            f"{training.batch_size} and drop_last is {training.drop_last}"
+        )
+    if validation is not None and length(validation) == 0:
+        raise BadInputError("the validation loader yields no case: give it cases, or pass None to train without")
+
+
+def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+    """Return one training example, image ``(C, *spatial)`` and label ``(1, *spatial)``.
+
+    Read from the dataset where it can be indexed, since a loader would start its workers for it.
+    """
+    dataset = loader.dataset
+    if not isinstance(dataset, IterableDataset):
+        sample = unpack(dataset[0])
+        return sample.images, sample.labels
+    batch = unpack(next(iter(loader)))
+    return batch.images[0], batch.labels[0]
+
+
+def watchers(
+    *,
+    settings: TrainSettings,
+    save_preview: Callable[[Preview], None],
+    console: bool,
+    frontend: Frontend | None,
+    others: tuple[Observer, ...],
+    report: Callable[[str], None],
+) -> ObserverGroup:
+    """Return those who watch the run: the console at once; pictures and dashboards on threads of their own."""
+    from candy_monai.observers.curves import CurvesObserver
+    from candy_monai.observers.previews import PreviewObserver
+
+    pictures: list[Observer] = [CurvesObserver()]
+    if settings.save_preview:
+        pictures.append(PreviewObserver(save_preview))
+    rendering = ObserverGroup(pictures, report)
+    group: list[Observer] = []
+    if console:
+        from candy_monai.observers.console import ConsoleObserver
+
+        group.append(ConsoleObserver())
+    if settings.val_score_prediction:
+        group.append(ForecastObserver(report, degree=settings.val_score_prediction_degree))
+    group += [
+        BackgroundObserver(rendering, patience_s=RENDERING_PATIENCE_S, newest_epoch_only=True),
+        *others,
+    ]
+    if frontend is not None:
+        dashboard = ObserverGroup([FrontendObserver(frontend)], report)
+        group.append(BackgroundObserver(dashboard, patience_s=FRONTEND_PATIENCE_S))
+    return ObserverGroup(group, report)
+
+
+def run_started(run: Experiment, trainer: str, network: nn.Module, example_shape: Shape) -> RunStarted:
+    """Return the event that tells what is about to be trained."""
+    settings = run.settings
+    return RunStarted(
+        experiment_id=run.experiment_id,
+        folder=run.folder,
+        trainer=trainer,
+        model=type(network).__name__,
+        note=settings.note,
+        num_params=num_parameters(network),
+        num_macs=count_macs(network, example_shape),
+        num_epochs=settings.num_epochs,
+        early_stop_tolerance=settings.early_stop_tolerance,
+    )

@@ -1,0 +1,353 @@
+"""The training loop: when things happen in a run.
+
+What is learned is said by `candy_monai.training.overridables`. What survives a crash is kept by
+`candy_monai.experiment`, what is looked at is drawn by `candy_monai.observers`, what happens around the network is done
+by `candy_monai.network`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from candy_monai.aliases import Device, Metrics, PathLike, Scalar, Shape
+from candy_monai.config import load_settings
+from candy_monai.data.batches import unpack
+from candy_monai.device import HasDevice
+from candy_monai.experiment.events import Preview, RunInterrupted, StepFinished
+from candy_monai.experiment.experiment import EpochWeights, Experiment
+from candy_monai.experiment.history import last_epoch_as_text
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.network import NetworkAdapter, plain_network, plain_weights
+from candy_monai.nn.padding import pad_labels
+from candy_monai.observers.base import Observer
+from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
+from candy_monai.training.losswatch import LossWatch
+from candy_monai.training.overridables import Overridables
+from candy_monai.training.reporting import Reporting
+from candy_monai.training.setup import check_loaders, first_sample, length, num_cases, run_started, watchers
+from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.validation import ValidationCases
+
+
+class Trainer(Overridables, Reporting, HasDevice):
+    """Trains a network and keeps everything about it in an experiment folder.
+
+    Subclass it and say how to build the network, the optimizer, the schedule and the loss, what one step is and how one
+    case is scored. `SegmentationTrainer` answers all of these but the network.
+
+    Args:
+        trainer_folder: Experiments go to ``<trainer_folder>/<class name>/<experiment id>/``.
+        dataloader: Yields ``(images, labels)`` or dictionaries with ``image`` and ``label``: ``(B, C, *spatial)`` float
+            images, ``(B, 1, *spatial)`` integer labels.
+        validation_dataloader: The same for validation, whole cases; None to train without validation.
+        device: Where to train.
+        console: Whether to report on the screen.
+        observers: More observers of the run.
+
+    Attributes:
+        facts: More plain values for ``experiment.json``, by name.
+    """
+
+    def __init__(
+        self,
+        trainer_folder: PathLike,
+        dataloader: DataLoader[Any],
+        validation_dataloader: DataLoader[Any] | None,
+        *,
+        device: Device = "cpu",
+        console: bool = True,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        HasDevice.__init__(self, device)
+        Reporting.__init__(self)
+        self._trainer_folder = Path(trainer_folder)
+        self._dataloader = dataloader
+        self._validation_dataloader = validation_dataloader
+        self._console = console
+        self._extra_observers = tuple(observers)
+        self.facts: dict[str, object] = {}
+        self._padding: nn.Module | None = None
+        self._preview: Preview | None = None
+
+    def train(
+        self,
+        num_epochs: int,
+        *,
+        note: str = "",
+        num_checkpoints: int = 5,
+        ema: bool = True,
+        seed: int | None = None,
+        early_stop_tolerance: int | None = 5,
+        val_score_prediction: bool = True,
+        val_score_prediction_degree: int = 5,
+        save_preview: bool = True,
+        preview_quality: float = 0.75,
+        deterministic: bool = False,
+        amp: Literal["bf16"] | None = None,
+        validate_every: int = 1,
+        num_validation_cases: int | None = None,
+        non_finite: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        """Train, validate and save for ``num_epochs`` epochs, in a new experiment folder.
+
+        Args:
+            num_epochs: Epochs to train.
+            note: Your words about this run, kept in its log and description.
+            num_checkpoints: Evenly spaced checkpoints to keep, the last epoch's among them.
+            ema: Keep a moving average of the weights; it is then what is scored and saved as the best.
+            seed: Seeds every generator; None draws one and records it.
+            early_stop_tolerance: Stop after so many epochs without a better score; None to go on to the end.
+            val_score_prediction: Forecast the best validation score.
+            val_score_prediction_degree: Upper bound of the forecast's polynomial degree, and the epochs it waits for.
+            save_preview: Draw previews of the worst validated case.
+            preview_quality: Million voxels that a preview of a volume may be made from.
+            deterministic: Use deterministic algorithms only, which are slower.
+            amp: ``"bf16"`` runs the network in mixed precision; its outputs are float32 all the same.
+            validate_every: Validate each so many epochs, and after the last.
+            num_validation_cases: Validate on the first so many cases; None for all.
+            non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
+
+        Raises:
+            BadInputError: If a setting or the data cannot work; nothing was written.
+            NonFiniteLossError: If the loss is not finite and the policy is to stop.
+        """
+        settings = TrainSettings(
+            num_epochs=num_epochs,
+            note=note,
+            num_checkpoints=num_checkpoints,
+            ema=ema,
+            seed=seed,
+            early_stop_tolerance=early_stop_tolerance,
+            val_score_prediction=val_score_prediction,
+            val_score_prediction_degree=val_score_prediction_degree,
+            save_preview=save_preview,
+            preview_quality=preview_quality,
+            deterministic=deterministic,
+            amp=amp,
+            validate_every=validate_every,
+            num_validation_cases=num_validation_cases,
+            non_finite=non_finite,
+        )
+        with self._running(settings) as (run, toolbox):
+            while not run.is_complete:
+                started = time.monotonic()
+                learning_rate = toolbox.optimizer.param_groups[0]["lr"]
+                self.train_epoch(toolbox)
+                score = self.validate(toolbox) if self._validation_is_due(run) else None
+                self.record_all({"learning rate": learning_rate, "epoch duration": time.monotonic() - started})
+                self._finish_epoch(run, toolbox, score)
+
+    def train_with_settings(self, num_epochs: int, *, settings: PathLike | None = None, **keywords: Any) -> None:
+        """Train with keywords from ``settings.yml``; those passed here win.
+
+        Args:
+            num_epochs: Epochs to train.
+            settings: One more settings file, read after the user's own and ``./settings.yml``.
+            **keywords: Keywords of `train`.
+
+        Raises:
+            SettingsError: If a file cannot be read or a name is no keyword of `train`.
+        """
+        from_files = load_settings(settings)
+        TrainSettings.check_names(from_files, source="settings")
+        TrainSettings.check_names(keywords, source="train_with_settings")
+        from_files.pop("num_epochs", None)  # the argument always wins
+        self.train(num_epochs, **{**from_files, **keywords})
+
+    def train_epoch(self, toolbox: TrainerToolbox) -> None:
+        """Train on every batch of the training loader once."""
+        run = self._current()
+        epoch, total = run.progress.epoch + 1, length(self._dataloader)
+        watch = LossWatch(run.settings.non_finite, epoch=epoch)
+        if hasattr(self._dataloader.sampler, "set_epoch"):
+            self._dataloader.sampler.set_epoch(epoch - 1)
+        toolbox.model.train()
+        for step, batch in enumerate(self._dataloader, start=1):
+            loss, metrics, case_ids = self.train_batch(batch, toolbox)
+            if watch.admits(loss, step=step, case_ids=case_ids):
+                self.record("combined loss", loss)
+                self.record_all(metrics)
+                self.step(toolbox)
+                run.progress.step += 1
+            self._notify(StepFinished(epoch, "training", step, total))
+        watch.settle()
+        if watch.num_skipped:
+            self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
+
+    def train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...]]:
+        """Bring one batch to the device, pad it, and compute its gradients.
+
+        Args:
+            batch: What the training loader yielded.
+            toolbox: Model, optimizer and the rest.
+
+        Returns:
+            What `backward` returned, and the ids of the cases as far as they are known.
+        """
+        images, labels, case_ids = unpack(batch)
+        images, labels = self._to_device(images), self._to_device(labels)
+        if self._padding is not None:
+            images, labels = self._padding(images), pad_labels(self._padding, labels, self.label_fill)
+        toolbox.optimizer.zero_grad()
+        loss, metrics = self.backward(images, labels, toolbox)
+        return loss, metrics, case_ids
+
+    def step(self, toolbox: TrainerToolbox) -> None:
+        """Change the weights by their gradients: clip, step, move the schedule on, update the moving average."""
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(toolbox.model.parameters(), self.max_grad_norm)
+        toolbox.optimizer.step()
+        toolbox.scheduler.step()
+        if toolbox.ema is not None:
+            toolbox.ema.update_parameters(toolbox.model)
+
+    def validate(self, toolbox: TrainerToolbox) -> float:
+        """Score the validation cases, each exactly once, record the averages, and return the mean score."""
+        run = self._current()
+        epoch, limit = run.progress.epoch + 1, run.settings.num_validation_cases
+        loader = self._validation_dataloader
+        assert loader is not None
+        cases = ValidationCases()
+        total = min(filter(None, (num_cases(loader), limit)), default=None)
+        toolbox.model.eval()
+        if toolbox.ema is not None:
+            toolbox.ema.eval()
+        with torch.no_grad():
+            for image, label in itertools.islice(self._cases(loader), limit):
+                score, metrics, output = self.validate_case(image, label, toolbox)
+                cases.add(float(score), image, label, output)
+                self.record_all({f"val {name}": value for name, value in metrics.items()})
+                self._notify(StepFinished(epoch, "validation", len(cases), total))
+        self.record("val score", cases.score)
+        self._preview = cases.preview()
+        return cases.score
+
+    def build_toolbox(self, settings: TrainSettings, image: Tensor) -> tuple[TrainerToolbox, Shape]:
+        """Build everything that a step works with.
+
+        Args:
+            settings: What `train` was told.
+            image: One training image ``(C, *spatial)``, for its shape.
+
+        Returns:
+            The toolbox, and the shape that the network was built for: the image's, padded.
+        """
+        padding = self.build_padding_module()
+        self._padding = None if padding is None else padding.to(self.device())
+        example = image[None] if self._padding is None else self._padding(self._to_device(image[None]))
+        example_shape = tuple(example.shape[1:])
+        network = self.build_network(example_shape).to(self.device())
+        model = NetworkAdapter(network, padding=self._padding, amp=settings.amp)
+        optimizer = self.build_optimizer(model.parameters())
+        return TrainerToolbox(
+            model=model,
+            optimizer=optimizer,
+            scheduler=self.build_scheduler(optimizer, settings.num_epochs),
+            criterion=self.build_criterion().to(self.device()),
+            ema=self.build_ema(model) if settings.ema else None,
+        ), example_shape
+
+    # What surrounds the loop
+
+    @contextmanager
+    def _running(self, settings: TrainSettings) -> Iterator[tuple[Experiment, TrainerToolbox]]:
+        """Set a run up, and tell those who watch how it ended."""
+        run, toolbox = self._set_up(settings)
+        try:
+            yield run, toolbox
+            self._conclude(run)
+        except BaseException as error:
+            with suppress(Exception):  # a report that fails must not hide the error
+                self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {type(error).__name__}: {error}")
+            self._notify(RunInterrupted(error))
+            raise
+        finally:
+            self._observers.close()
+
+    def _set_up(self, settings: TrainSettings) -> tuple[Experiment, TrainerToolbox]:
+        check_loaders(self._dataloader, self._validation_dataloader)
+        seed = draw_seed() if settings.seed is None else settings.seed
+        set_seed(seed, deterministic=settings.deterministic)
+        image, label = first_sample(self._dataloader)
+        self.check_sample(image, label)
+        toolbox, example_shape = self.build_toolbox(settings, image)
+        run = Experiment.create(
+            self._trainer_folder / type(self).__name__,
+            dataclasses.replace(settings, seed=seed),
+            {"trainer": type(self).__name__, "bundle": self.bundle, **self.describe(example_shape), **self.facts},
+            lambda: _state(toolbox),
+        )
+        self._experiment, self._preview = run, None
+        self._observers = watchers(
+            settings=settings,
+            save_preview=lambda preview: self.save_preview(
+                preview.image, preview.label, preview.output, quality=settings.preview_quality
+            ),
+            console=self._console,
+            frontend=self._frontend,
+            others=self._extra_observers,
+            report=self.log,
+        )
+        self.log(f"Experiment {run.experiment_id} in {run.folder}")
+        self.log(f"{type(self).__name__} on {self.device()}, {settings.num_epochs} epochs, seed {seed}")
+        if settings.note:
+            self.log(f"Note: {settings.note}")
+        if self._validation_dataloader is None:
+            self.log("No validation: the best weights are the last, and there is no score, forecast or early stop")
+        self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
+        return run, toolbox
+
+    def _finish_epoch(self, run: Experiment, toolbox: TrainerToolbox, score: float | None) -> None:
+        """Save the epoch, then say it: nothing is reported that a crash could take back."""
+        improved = run.finish_epoch(score)
+        weights = EpochWeights(
+            raw=plain_weights(toolbox.model),
+            scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
+            kind="ema" if toolbox.ema else "raw",
+        )
+        is_best = improved or self._validation_dataloader is None
+        run.save_epoch(weights, _state(toolbox), score=score, is_best=is_best)
+        self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
+        self._notify(run.epoch_finished(score, self._preview))
+
+    def _conclude(self, run: Experiment) -> None:
+        if run.early_stopping.triggered:
+            tolerance = run.settings.early_stop_tolerance
+            self.log(f"Early stopping triggered because the validation score has not improved for {tolerance} epochs")
+        if run.progress.best_epoch:
+            self.log(f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}")
+        self._notify(run.finished())
+
+    def _validation_is_due(self, run: Experiment) -> bool:
+        epoch, every = run.progress.epoch + 1, run.settings.validate_every
+        is_last = epoch == run.settings.num_epochs
+        return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
+
+    def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            images, labels, _ = unpack(batch)
+            yield from zip(self._to_device(images), self._to_device(labels), strict=True)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device(), non_blocking=True)
+
+
+def _state(toolbox: TrainerToolbox) -> dict[str, object]:
+    """Return what a resumed run needs besides the raw weights, which are in the latest checkpoint."""
+    return {
+        "optimizer": toolbox.optimizer.state_dict(),
+        "scheduler": toolbox.scheduler.state_dict(),
+        "criterion": toolbox.criterion.state_dict(),
+        "ema": None if toolbox.ema is None else toolbox.ema.state_dict(),
+        "generators": GeneratorStates.capture().state_dict(),
+    }

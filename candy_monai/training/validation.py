@@ -1,0 +1,49 @@
+"""Collects the cases of one validation: their scores, their metrics and the one to look at. Runs no network."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from candy_monai.experiment.events import Preview
+
+
+class ValidationCases:
+    """Averages scores over cases and keeps the tensors of the worst case only, so memory does not grow with the cases.
+
+    The worst case is the one worth looking at: it says what the model still gets wrong.
+    """
+
+    def __init__(self) -> None:
+        self._scores: list[float] = []
+        self._worst: tuple[float, Tensor, Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def add(self, score: float, image: Tensor, label: Tensor, output: Tensor) -> None:
+        """Take one case.
+
+        Args:
+            score: Higher is better; NaN if the case has none.
+            image: ``(C, *spatial)``.
+            label: ``(1, *spatial)``.
+            output: What ``validate_case`` returned for it.
+        """
+        self._scores.append(score)
+        if self._worst is None or score < self._worst[0]:
+            self._worst = (score, image, label, output.detach())
+
+    @property
+    def score(self) -> float:
+        """The mean over the cases that have a score; NaN if none has."""
+        known = [score for score in self._scores if not math.isnan(score)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    def preview(self) -> Preview | None:
+        """Return the worst case on the CPU; None before the first case."""
+        if self._worst is None:
+            return None
+        _, image, label, output = self._worst
+        return Preview(image=image.cpu(), label=label.cpu(), output=output.cpu())
