@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candy_monai.forecasting.best_score import forecast
+
+T = np.arange(1, 101) / 100
+
+
+def saturating(tau: float) -> np.ndarray:
+    return 0.85 * (1 - np.exp(-T / tau))
+
+
+def peaked(at: float) -> np.ndarray:
+    return 0.8 * (T / at) * np.exp(1 - T / at)
+
+
+def noisy(curve: np.ndarray, seed: int) -> np.ndarray:
+    return curve + 0.01 * np.random.default_rng(seed).standard_normal(len(curve))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("curve", [saturating(0.05), peaked(0.1), peaked(0.2)], ids=["saturates", "peak", "later peak"])
+def test_a_curve_that_has_shown_its_best_is_foretold_within_two_hundredths(curve, seed):
+    scores = noisy(curve, seed)
+    result = forecast(scores[:30], 100)
+    assert result.reason is None
+    assert result.score == pytest.approx(scores.max(), abs=0.02)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.2, 0.3])
+def test_of_slow_curves_most_intervals_cover_the_best_and_the_error_halves_that_of_the_best_so_far(tau):
+    results, best, so_far = [], [], []
+    for seed in range(10):
+        scores = noisy(saturating(tau), seed)
+        results.append(forecast(scores[:30], 100))
+        best.append(scores.max())
+        so_far.append(scores[:30].max())
+    covered = [r.interval[0] <= b <= r.interval[1] for r, b in zip(results, best, strict=True)]
+    errors = [abs(r.score - b) for r, b in zip(results, best, strict=True)]
+    # of ten intervals of 80 %, fewer than 6 cover with a probability of 3 %
+    assert sum(covered) >= 6
+    assert np.mean(errors) < 0.5 * np.mean(np.subtract(best, so_far))
+
+
+def test_a_peak_long_passed_is_the_best_there_will_be_and_the_time_left_is_none():
+    scores = noisy(peaked(0.15), 0)[:50]
+    result = forecast(scores, 100)
+    assert result.score == scores.max()
+    assert result.epoch == 50
+
+
+@given(
+    scores=st.lists(st.floats(-1e3, 1e3) | st.just(math.nan), min_size=1, max_size=40),
+    left=st.integers(0, 100),
+    degree=st.integers(1, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_curve_breaks_it_and_no_forecast_falls_below_the_best_so_far(scores, left, degree):
+    result = forecast(scores, len(scores) + left, degree=degree)
+    if all(map(math.isnan, scores)):
+        assert result.epoch == 0
+        assert math.isnan(result.score)
+        return
+    best = np.nanmax(scores)
+    assert result.score >= best
+    if result.reason is None:
+        low, high = result.interval
+        assert best <= low <= result.score <= high < math.inf
+        assert len(scores) <= result.epoch <= len(scores) + left
+    else:
+        assert result.score == best
+        assert scores[result.epoch - 1] == best
+        assert result.interval is None
+
+
+def test_the_same_scores_give_the_same_forecast():
+    scores = noisy(saturating(0.2), 0)[:30]
+    assert forecast(scores, 100) == forecast(list(scores), 100)
+
+
+def test_negative_losses_are_never_foretold_above_zero():
+    scores = -1.0 / np.arange(1, 21)
+    result = forecast(scores, 1000)
+    assert result.reason is None
+    assert scores.max() <= result.score <= result.interval[1] <= 0
+
+
+def test_dice_is_never_foretold_above_one():
+    assert forecast(np.linspace(0.1, 0.9, 20), 100).interval[1] <= 1
+
+
+def test_an_unbounded_score_may_be_foretold_above_one():
+    scores = 40 * saturating(0.3)[:30]
+    assert forecast(scores, 100).score > scores.max()
+
+
+def test_a_stated_ceiling_holds():
+    assert forecast(np.linspace(1, 4, 20), 100, ceiling=4.5).interval[1] <= 4.5
+
+
+def test_a_score_above_the_stated_ceiling_is_refused():
+    with pytest.raises(ValueError, match="exceeds"):
+        forecast([0.1, 0.2, 1.2], 10, ceiling=1.0)
+
+
+def test_a_few_missing_scores_and_an_outlier_do_not_derail_it():
+    clean = saturating(0.05)[:30]
+    scores = clean + 0.005 * np.random.default_rng(0).standard_normal(30)
+    scores[[7, 15]] = np.nan
+    scores[25] = 0.1
+    assert forecast(scores, 100).score == pytest.approx(0.85, abs=0.03)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_unit_of_the_score_does_not_matter(scale):
+    scores = noisy(saturating(0.2), 0)[:30] - 2.0  # negative throughout, so that the ceiling scales too
+    expected, scaled = forecast(scores, 100), forecast(scores * scale, 100)
+    assert scaled.score / scale == pytest.approx(expected.score, rel=1e-6)
+    assert scaled.epoch == expected.epoch
+
+
+@pytest.mark.parametrize(
+    ("scores", "horizon", "reason"),
+    [
+        ([], 10, "no finite score"),
+        ([math.nan] * 8, 10, "no finite score"),
+        ([0.1, 0.2, 0.3, 0.35, 0.4], 10, "too few"),
+        ([math.nan, math.nan, 0.1] * 7, 30, "not finite"),
+        ([0.5] * 10, 20, "flat"),
+        (list(0.5 + 0.01 * np.random.default_rng(0).standard_normal(30)), 100, "flat"),
+        (list(-np.exp(np.arange(20) / 4)), 100, "diverges"),
+        (list(-np.arange(20.0)), 100, "diverges"),
+        ([0.1, 0.2, 0.3, 0.35, 0.4, 0.42, 0.43], 7, "no epoch is left"),
+    ],
+)
+def test_where_it_does_not_know_it_says_why_and_names_the_best_so_far(scores, horizon, reason):
+    result = forecast(scores, horizon)
+    assert reason in result.reason
+    assert result.interval is None
+    if np.isfinite(scores).any():
+        assert (result.epoch, result.score) == (int(np.nanargmax(scores)) + 1, np.nanmax(scores))
+
+
+def test_no_forecast_is_made_before_more_epochs_than_the_degree():
+    scores = saturating(0.3)[:7]
+    assert "8 are needed" in forecast(scores, 100, degree=7).reason
+    assert forecast(scores, 100, degree=5).reason is None
+
+
+@pytest.mark.parametrize("arguments", [{"horizon": 0}, {"horizon": 10, "degree": 0}])
+def test_arguments_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="at least 1"):
+        forecast([0.1, 0.2], **arguments)
