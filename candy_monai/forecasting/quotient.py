@@ -59,7 +59,7 @@ def quotient_regression(
     p, q = _fit(t, z, degree_p, degree_q, np.full(degree_q, -np.inf))
     if _has_root(q, 0.0, 1.0):
         p, q = _fit(t, z, degree_p, degree_q, np.zeros(degree_q))
-    p = polynomial.polyadd(size * p, level * q)
+    p = np.asarray(polynomial.polyadd(size * p, level * q), dtype=np.float64)
     to_t = Polynomial([-start / span, 1 / span])
     return _composed(p, to_t), _composed(q, to_t)
 
