@@ -1,0 +1,157 @@
+"""Read a plan's overrides, given as values or as text: names checked, types converted.
+
+Owns which entries of a plan a user may fix and how each is written as text. Whether they fit together is checked by the
+plan itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypedDict, cast
+
+from candy_monai.aliases import Shape
+from candy_monai.errors import SettingsError, did_you_mean
+
+
+class Wishes(TypedDict, total=False):
+    """The entries of a plan that a user may fix; meanings are those of ``Plan``."""
+
+    orientation: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    normalization: tuple[str, ...]
+    num_classes: int
+    patch_shape: Shape
+    batch_size: int
+    filters: tuple[int, ...]
+    kernel_sizes: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+    deep_supervision: bool
+    mirror_axes: tuple[int, ...]
+    foreground_share: float
+    learning_rate: float
+    weight_decay: float
+    iterations_per_epoch: int
+    num_epochs: int
+    validate_every: int
+    num_validation_cases: int | None
+
+
+def parsed_overrides(overrides: Mapping[str, object]) -> Wishes:
+    """Convert overrides to the types of a plan.
+
+    Text is read as on a command line: numbers separated by ``,`` (or ``x`` in whole numbers), levels of nested entries
+    by ``;``, ``none`` for nothing, ``true`` or ``false``.
+
+    Raises:
+        SettingsError: If a name is unknown or a value does not convert.
+    """
+    wishes = {}
+    for name, value in overrides.items():
+        if name not in _CONVERTERS:
+            raise SettingsError(
+                f"a plan has no entry {name!r} that can be set.{did_you_mean(name, _CONVERTERS)} "
+                f"Known: {', '.join(_CONVERTERS)}"
+            )
+        expected, convert = _CONVERTERS[name]
+        try:
+            wishes[name] = convert(value)
+        except (ValueError, TypeError, KeyError) as error:
+            raise SettingsError(f"{name}: got {value!r}, expected {expected}") from error
+    return cast("Wishes", wishes)
+
+
+def _int(value: object) -> int:
+    if isinstance(value, str):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise TypeError("not a whole number")
+    return int(value)
+
+
+def _positive(value: object) -> int:
+    if (number := _int(value)) < 1:
+        raise ValueError("not positive")
+    return number
+
+
+def _float(value: object) -> float:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError("not a number")
+
+
+def _bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[_word(value)]
+
+
+def _optional_int(value: object) -> int | None:
+    return None if value is None or (isinstance(value, str) and _word(value) in ("none", "all")) else _positive(value)
+
+
+def _axes(value: object) -> tuple[int, ...]:
+    if value is None or (isinstance(value, str) and _word(value) in ("none", "")):
+        return ()
+    return tuple(_int(part) for part in _parts(value))
+
+
+def _whole(value: object) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in _parts(value.replace("x", ",") if isinstance(value, str) else value))
+
+
+def _numbers(value: object) -> tuple[float, ...]:
+    return tuple(_float(part) for part in _parts(value))
+
+
+def _nested(value: object) -> tuple[Shape, ...]:
+    return tuple(_whole(level) for level in (value.split(";") if isinstance(value, str) else _parts(value)))
+
+
+def _orientation(value: object) -> tuple[str, ...]:
+    letters = value.replace(",", "").strip() if isinstance(value, str) else _parts(value)
+    return tuple(_word(letter).upper() for letter in letters)
+
+
+def _schemes(value: object) -> tuple[str, ...]:
+    return tuple(_word(part) for part in _parts(value))
+
+
+def _parts(value: object) -> list[object]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip().strip("()[]").split(",") if part.strip()]
+    if isinstance(value, Iterable):
+        return list(value)
+    return [value]
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value.strip().casefold()
+
+
+_WHOLE_NUMBER = "a positive whole number, for example 4"
+_SIZES = "positive whole numbers, for example 40,56,40"
+_LEVELS = "whole numbers for each axis, levels separated by ';', for example 1,1,1;2,2,1"
+
+_CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
+    "orientation": ("axis codes, for example RAS", _orientation),
+    "spacing_mm": ("numbers in mm, for example 0.5,0.5,3", _numbers),
+    "normalization": ("names of schemes, for example ct or zscore,nonorm", _schemes),
+    "num_classes": (_WHOLE_NUMBER, _positive),
+    "patch_shape": (_SIZES, _whole),
+    "batch_size": (_WHOLE_NUMBER, _positive),
+    "filters": ("positive whole numbers, for example 16,32,64", _whole),
+    "kernel_sizes": (_LEVELS, _nested),
+    "strides": (_LEVELS, _nested),
+    "deep_supervision": ("true or false", _bool),
+    "mirror_axes": ("axes, for example 0,2, or none", _axes),
+    "foreground_share": ("a number from 0 to 1", _float),
+    "learning_rate": ("a positive number", _float),
+    "weight_decay": ("a number", _float),
+    "iterations_per_epoch": (_WHOLE_NUMBER, _positive),
+    "num_epochs": (_WHOLE_NUMBER, _positive),
+    "validate_every": (_WHOLE_NUMBER, _positive),
+    "num_validation_cases": ("a positive whole number, or all", _optional_int),
+}

@@ -1,0 +1,368 @@
+"""Derive from a dataset's fingerprint everything that preprocessing, network and training need: the plan.
+
+Owns the plan and the rules that choose its values. Reads no image and builds no network; the plan is a pure function of
+fingerprint, memory and overrides. The rules follow nnU-Net (Isensee et al., Nature Methods 18, 2021), with a lighter
+network where memory is short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import nibabel
+import numpy as np
+
+from candy_monai.aliases import Shape
+from candy_monai.data.normalization import ChannelNormalization, channel_normalization, scheme_of
+from candy_monai.data.overrides import Wishes, parsed_overrides
+from candy_monai.data.sizing import LIGHT_BELOW_BYTES, fit_network
+from candy_monai.data.topology import Topology, rounded_up
+from candy_monai.errors import BadInputError, SettingsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from candy_monai.data.inspection import Fingerprint, Orientation
+
+DEFAULT_MEMORY_BYTES = 1 << 30
+"""What a plan assumes when no memory is named: little enough for a network that a CPU trains in minutes."""
+
+_ANISOTROPIC = 3.0
+_MUCH_BLANKED = 0.75
+_OPPOSITES = str.maketrans("LPI", "RAS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A foreground region: a union of labels with an output channel of its own.
+
+    Attributes:
+        name: The region's name.
+        ids: The label ids that it unites.
+        paints: The id that it writes into a label map; later regions overwrite earlier ones.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    paints: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a dataset is preprocessed, sampled and trained on. All axes are those after reorientation.
+
+    Attributes:
+        dataset_name: The dataset that the plan was made for.
+        num_dims: Spatial axes, 2 or 3.
+        orientation: Axis codes to which volumes are brought; ``None`` leaves axes as stored (anything 2-D).
+        spacing_mm: Distance of voxels to which cases are resampled; ``None`` for pictures, which never are.
+        median_shape: Median shape of the cases after cropping and resampling.
+        channel_names: The image's channels.
+        normalization: One entry a channel.
+        class_names: What the output channels mean: the labels with background, or the regions.
+        num_classes: Channels of the network's output: labels with background, 1 for a single sigmoid, or one a region.
+        ignore_label: Id that is left out of loss, sampling and scores; ``None`` without.
+        regions: Overlapping regions in painting order; empty when labels exclude each other.
+        patch_shape: What training cuts and inference slides; a multiple of ``divisor``.
+        batch_size: Patches in an optimizer step.
+        filters: Width of each network level, finest first.
+        kernel_sizes: Kernel of each level.
+        strides: What each level halves on entry.
+        deep_supervision: Whether coarser levels are supervised, too.
+        mirror_axes: Spatial axes that augmentation may flip. Leave out an axis whose sides carry different labels.
+        foreground_share: Share of patches that are centred on a labelled voxel, 0 to 1.
+        learning_rate: Initial rate.
+        weight_decay: Of the optimizer.
+        iterations_per_epoch: Optimizer steps in an epoch.
+        num_epochs: Length of the schedule.
+        validate_every: Epochs from one validation to the next.
+        num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` takes all.
+    """
+
+    dataset_name: str
+    num_dims: int
+    orientation: Orientation | None
+    spacing_mm: tuple[float, ...] | None
+    median_shape: Shape
+    channel_names: tuple[str, ...]
+    normalization: tuple[ChannelNormalization, ...]
+    class_names: tuple[str, ...]
+    num_classes: int
+    ignore_label: int | None
+    regions: tuple[Region, ...]
+    patch_shape: Shape
+    batch_size: int
+    filters: tuple[int, ...]
+    kernel_sizes: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+    deep_supervision: bool
+    mirror_axes: tuple[int, ...]
+    foreground_share: float
+    learning_rate: float
+    weight_decay: float
+    iterations_per_epoch: int
+    num_epochs: int
+    validate_every: int
+    num_validation_cases: int | None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def divisor(self) -> Shape:
+        """What each axis of the network's input must be a multiple of: the product of its strides."""
+        return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides).divisor
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the network, the finest and the lowest included."""
+        return len(self.filters)
+
+    @property
+    def coarse_axis(self) -> int | None:
+        """The axis across thick slices, if there is one: see the function of this name."""
+        return coarse_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values that JSON stores and ``from_dict`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Plan:
+        """Restore a plan, also after a round trip through JSON.
+
+        Raises:
+            BadInputError: If an entry is missing, unknown or of the wrong kind.
+        """
+        try:
+            plain: dict[str, Any] = {key: _frozen(value) for key, value in values.items()}
+            plain["normalization"] = tuple(ChannelNormalization(**entry) for entry in plain["normalization"])
+            plain["regions"] = tuple(Region(**entry) for entry in plain["regions"])
+            return cls(**plain)
+        except (TypeError, KeyError) as error:
+            raise BadInputError(f"not a plan of this version ({error}): plan the dataset again") from error
+
+
+def plan(
+    fingerprint: Fingerprint, *, memory_bytes: int | None = None, overrides: Mapping[str, object] | None = None
+) -> Plan:
+    """Choose everything that follows from a dataset, a memory and the user's own wishes.
+
+    The patch starts at the cases' median shape and loses voxels, proportionally, until a step of two patches fits into
+    the memory by the model of ``candy_monai.data.topology.training_bytes``. Each axis is rounded up to what the network
+    divides it by, and the batch grows while memory allows, to at most a twentieth of the dataset's voxels. Under 4 GiB,
+    which means a CPU or a small GPU, the network starts at 16 filters instead of 32, a step is kept at about 400 000
+    voxels, and the schedule is short.
+
+    Args:
+        fingerprint: From ``inspect``.
+        memory_bytes: Memory that a training step may use. ``None`` assumes 1 GiB, whatever the machine.
+        overrides: Entries of the plan by name, as values or as text: ``{"patch_shape": "40,56,40"}``. What follows
+            from an overridden entry follows it: eight filters on three levels make a network of three levels.
+
+    Raises:
+        SettingsError: If an override is unknown, of the wrong kind, or contradicts another.
+    """
+    wishes = parsed_overrides(overrides or {})
+    memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
+    light = memory < LIGHT_BELOW_BYTES
+    orientation = wishes.get("orientation", _majority_orientation(fingerprint))
+    spacing, shapes = _grid(fingerprint, orientation, wishes)
+    class_names, num_classes, regions = _classes(fingerprint, wishes)
+    network = fit_network(
+        shapes,
+        spacing or (1.0,) * fingerprint.num_dims,
+        num_inputs=len(fingerprint.channels),
+        num_outputs=num_classes,
+        memory_bytes=memory,
+        wishes=wishes,
+    )
+    default_mirrors = tuple(axis for axis, size in enumerate(network.patch_shape) if size > 1)
+    return Plan(
+        dataset_name=fingerprint.dataset_name,
+        num_dims=fingerprint.num_dims,
+        orientation=orientation,
+        spacing_mm=spacing,
+        median_shape=_median_shape(shapes),
+        channel_names=fingerprint.channel_names,
+        normalization=_normalization(fingerprint, wishes.get("normalization")),
+        class_names=class_names,
+        num_classes=num_classes,
+        ignore_label=fingerprint.ignore_label,
+        regions=regions,
+        patch_shape=network.patch_shape,
+        batch_size=network.batch_size,
+        filters=network.filters,
+        kernel_sizes=network.topology.kernel_sizes,
+        strides=network.topology.strides,
+        deep_supervision=wishes.get("deep_supervision", len(network.filters) > 2),
+        mirror_axes=wishes.get("mirror_axes", default_mirrors),
+        foreground_share=wishes.get("foreground_share", 0.33),
+        learning_rate=wishes.get("learning_rate", 1e-3),
+        weight_decay=wishes.get("weight_decay", 1e-2),
+        iterations_per_epoch=wishes.get("iterations_per_epoch", 50 if light else 250),
+        num_epochs=wishes.get("num_epochs", 100 if light else 200),
+        validate_every=wishes.get("validate_every", 5),
+        num_validation_cases=wishes.get("num_validation_cases", 16),
+    )
+
+
+def coarse_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
+    """Return the one axis of a volume across thick slices, if there is one.
+
+    Args:
+        spacing_mm: Distance of voxels along each axis.
+        shape: Voxels along each axis.
+    """
+    if len(spacing_mm) < 3:
+        return None
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        is_thick = spacing_mm[axis] > _ANISOTROPIC * max(spacing_mm[other] for other in others)
+        is_flat = _ANISOTROPIC * shape[axis] < min(shape[other] for other in others)
+        if is_thick or is_flat:
+            return axis
+    return None
+
+
+def axis_order(source: Orientation, target: Orientation) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return how to bring a volume from one orientation to another.
+
+    Returns:
+        For each target axis the stored axis that it comes from, and the target axes that are to be flipped.
+    """
+    change = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt(source), nibabel.orientations.axcodes2ornt(target)
+    )
+    order = tuple(int(axis) for axis in np.argsort(change[:, 0]))
+    return order, tuple(axis for axis, stored in enumerate(order) if change[stored, 1] < 0)
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float] | None) -> Shape:
+    """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
+    if target_mm is None:
+        return tuple(shape)
+    return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing_mm, target_mm, strict=True))
+
+
+def _majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
+    found = sorted(case.orientation for case in fingerprint.cases if case.orientation is not None)
+    return max(dict.fromkeys(found), key=found.count) if found else None
+
+
+def _grid(
+    fingerprint: Fingerprint, orientation: Orientation | None, wishes: Wishes
+) -> tuple[tuple[float, ...] | None, list[Shape]]:
+    """Return the target spacing and every case's shape at it, in the plan's axes."""
+    spacings, shapes = [], []
+    for case in fingerprint.cases:
+        order = tuple(range(fingerprint.num_dims))
+        if orientation is not None and case.orientation is not None:
+            order, _ = axis_order(case.orientation, orientation)
+        spacings.append(tuple(case.spacing_mm[axis] for axis in order))
+        shapes.append(tuple(case.nonzero_shape[axis] for axis in order))
+    default = None if fingerprint.is_picture else _target_spacing(np.array(spacings), np.array(shapes))
+    target = wishes.get("spacing_mm", default)
+    return target, [resampled_shape(shape, old, target) for shape, old in zip(shapes, spacings, strict=True)]
+
+
+def _median_shape(shapes: Sequence[Shape]) -> Shape:
+    return tuple(math.ceil(size) for size in np.median(shapes, axis=0))
+
+
+def _target_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.integer]) -> tuple[float, ...]:
+    target = np.median(spacings, axis=0)
+    if len(target) < 3:
+        return tuple(float(value) for value in target)
+    median_shape = np.median(shapes * spacings / target, axis=0)
+    axis = int(np.argmax(target))
+    others = np.delete(target, axis)
+    is_coarse = target[axis] > _ANISOTROPIC * others.max()
+    is_short = median_shape[axis] * _ANISOTROPIC < np.delete(median_shape, axis).min()
+    if is_coarse and is_short:
+        target[axis] = max(float(np.percentile(spacings[:, axis], 10)), float(others.max()))
+    return tuple(float(value) for value in target)
+
+
+def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
+    """Return what the output's channels mean, how many there are, and the regions."""
+    names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
+    if fingerprint.region_order is None:
+        ordered = tuple(sorted(names, key=lambda name: _ids(fingerprint.labels[name])))
+        num_classes = wishes.get("num_classes", len(ordered))
+        if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
+            raise SettingsError(
+                f"num_classes={num_classes} contradicts the dataset's {len(ordered)} labels ({', '.join(ordered)}); "
+                "leave it out, or say 1 where there is one foreground label"
+            )
+        return ordered, num_classes, ()
+    foreground = [name for name in names if _ids(fingerprint.labels[name]) != (0,)]
+    if wishes.get("num_classes", len(foreground)) != len(foreground):
+        raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
+    regions = tuple(
+        Region(name=name, ids=_ids(fingerprint.labels[name]), paints=paints)
+        for name, paints in zip(foreground, fingerprint.region_order, strict=True)
+    )
+    return tuple(foreground), len(regions), regions
+
+
+def _ids(ids: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) -> tuple[ChannelNormalization, ...]:
+    names = schemes or tuple(scheme_of(name) for name in fingerprint.channel_names)
+    if len(names) == 1:
+        names *= len(fingerprint.channels)
+    if len(names) != len(fingerprint.channels):
+        raise SettingsError(f"normalization names {len(names)} schemes for {len(fingerprint.channels)} channels")
+    kept = [math.prod(case.nonzero_shape) / math.prod(case.shape) for case in fingerprint.cases]
+    blanked = float(np.median(kept)) < _MUCH_BLANKED
+    return tuple(
+        channel_normalization(name, channel.foreground or channel.whole, nonzero_only=blanked)
+        for name, channel in zip(names, fingerprint.channels, strict=True)
+    )
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+
+def _check(plan: Plan) -> None:
+    """Refuse a plan whose entries contradict each other."""
+    levels = {"kernel_sizes": plan.kernel_sizes, "strides": plan.strides}
+    counted = {"filters": len(plan.filters)} | {name: len(entries) for name, entries in levels.items()}
+    if len(set(counted.values())) > 1:
+        counts = ", ".join(f"{name} names {count}" for name, count in counted.items())
+        raise SettingsError(f"every network level needs a width, a kernel and a stride, but {counts}")
+    by_axis: dict[str, Sequence[object] | None] = {
+        "patch_shape": plan.patch_shape,
+        "spacing_mm": plan.spacing_mm,
+        "orientation": plan.orientation,
+    }
+    by_axis |= {f"{name}[{i}]": entry for name, entries in levels.items() for i, entry in enumerate(entries)}
+    for name, along_axes in by_axis.items():
+        if along_axes is not None and len(along_axes) != plan.num_dims:
+            raise SettingsError(f"{name} has {len(along_axes)} entries for {plan.num_dims} spatial axes: {along_axes}")
+    if any(size % step for size, step in zip(plan.patch_shape, plan.divisor, strict=True)):
+        nearest = "x".join(map(str, rounded_up(plan.patch_shape, plan.divisor)))
+        raise SettingsError(
+            f"patch_shape {'x'.join(map(str, plan.patch_shape))} is no multiple of what the network divides by, "
+            f"{'x'.join(map(str, plan.divisor))}: take {nearest}, or give strides or fewer filters"
+        )
+    if not 0.0 <= plan.foreground_share <= 1.0:
+        raise SettingsError(f"foreground_share must lie in 0 .. 1, got {plan.foreground_share}")
+    if any(axis not in range(plan.num_dims) for axis in plan.mirror_axes):
+        raise SettingsError(f"mirror_axes must lie in 0 .. {plan.num_dims - 1}, got {plan.mirror_axes}")
+    if plan.orientation is not None and sorted("".join(plan.orientation).translate(_OPPOSITES)) != ["A", "R", "S"]:
+        raise SettingsError(f"orientation must name three axes, for example RAS, got {''.join(plan.orientation)}")
+    positive = ("batch_size", "iterations_per_epoch", "num_epochs", "validate_every", "learning_rate")
+    for name in positive:
+        if getattr(plan, name) <= 0:
+            raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")
+    for name in ("patch_shape", "filters", "spacing_mm"):
+        if any(entry <= 0 for entry in getattr(plan, name) or ()):
+            raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")

@@ -1,0 +1,157 @@
+"""The geometry of a U-shaped network over a patch: where it halves which axis, and what that costs in memory.
+
+Owns arithmetic on shapes only; builds no network and reads no data. The pooling rule is the one of nnU-Net (Isensee et
+al., Nature Methods 18, 2021): halve the axes that are still long, but a coarse axis only once the others caught up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from candy_monai.aliases import Shape
+
+_SHORTEST = 4
+"""No axis is halved to fewer voxels than this, unless a depth is asked for that needs it."""
+
+_SHORTEST_ON_REQUEST = 2
+_EVEN = 2.0
+"""Axes count as evenly spaced below this ratio of spacings."""
+
+_MAPS_BOTH_WAYS = 15
+_MAPS_AT_BOTTOM = 6
+_BYTES_PER_WEIGHT = 20
+_BYTES_PER_VALUE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Kernels and strides, level by level from the finest.
+
+    Attributes:
+        kernel_sizes: One kernel a level, an entry an axis.
+        strides: What each level halves on entry; the first level halves nothing.
+    """
+
+    kernel_sizes: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+
+    @property
+    def divisor(self) -> Shape:
+        """What each axis of a patch must be a multiple of."""
+        return tuple(math.prod(factors) for factors in zip(*self.strides, strict=True))
+
+
+def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: int) -> Topology:
+    """Return the deepest topology that a patch allows, up to a number of levels.
+
+    An axis of one voxel always has kernel 1 and stride 1. Any other axis has kernel 1 until its spacing is less than
+    twice the finest one's, which grows as the fine axes are halved.
+
+    Args:
+        patch_shape: Voxels along each axis; need not be a multiple of anything.
+        spacing_mm: Distance of voxels along each axis; all ones where there is no physical space.
+        max_levels: At least 1.
+    """
+    return _descend(patch_shape, spacing_mm, max_levels, _SHORTEST)
+
+
+def topology_with(patch_shape: Shape, spacing_mm: Sequence[float], *, num_levels: int) -> Topology | None:
+    """Return a topology of exactly so many levels, or ``None`` when the patch is too small for it.
+
+    Where the usual depth is less than asked, axes may shrink to two voxels.
+    """
+    for shortest in range(_SHORTEST, _SHORTEST_ON_REQUEST - 1, -1):
+        topology = _descend(patch_shape, spacing_mm, num_levels, shortest)
+        if len(topology.strides) == num_levels:
+            return topology
+    return None
+
+
+def rounded_up(shape: Shape, divisor: Shape) -> Shape:
+    """Return the smallest multiples of ``divisor`` that are not below ``shape``."""
+    return tuple(-(-size // step) * step for size, step in zip(shape, divisor, strict=True))
+
+
+def filters_of(num_levels: int, *, base: int, limit: int) -> tuple[int, ...]:
+    """Return filters that double from level to level up to a limit."""
+    return tuple(min(base * 2**level, limit) for level in range(num_levels))
+
+
+def training_bytes(
+    patch_shape: Shape,
+    topology: Topology,
+    filters: Sequence[int],
+    *,
+    batch_size: int,
+    num_inputs: int,
+    num_outputs: int,
+) -> int:
+    """Estimate the memory that one training step needs, in bytes.
+
+    The model: float32 throughout. A level that is passed on the way down and up keeps 15 maps of its own width for the
+    backward pass (two blocks of convolution, normalisation, activation each way, and the upsampled and joined maps
+    between); the lowest keeps 6. Input, output and its gradient come on top, and 20 bytes for each weight: value,
+    gradient, two optimizer moments, average. Mixed precision needs about half of it.
+
+    Args:
+        patch_shape: Voxels along each axis.
+        topology: Kernels and strides.
+        filters: Width of each level.
+        batch_size: Patches in a step.
+        num_inputs: Image channels.
+        num_outputs: Channels of the network's output.
+    """
+    size = patch_shape
+    values = math.prod(size) * (num_inputs + 3 * num_outputs)
+    weights = 0
+    previous = num_inputs
+    for level, (kernel, stride, width) in enumerate(zip(topology.kernel_sizes, topology.strides, filters, strict=True)):
+        size = tuple(-(-side // step) for side, step in zip(size, stride, strict=True))
+        is_bottom = level == len(filters) - 1
+        values += math.prod(size) * width * (_MAPS_AT_BOTTOM if is_bottom else _MAPS_BOTH_WAYS)
+        weights += math.prod(kernel) * (previous * width + width * width * (1 if is_bottom else 4))
+        weights += math.prod(stride) * previous * width
+        previous = width
+    return values * batch_size * _BYTES_PER_VALUE + weights * _BYTES_PER_WEIGHT
+
+
+def kernels_of(strides: Sequence[Shape], patch_shape: Shape, spacing_mm: Sequence[float]) -> tuple[Shape, ...]:
+    """Return each level's kernel: 3 along an axis from the level on where it is spaced like the finest axis, else 1."""
+    real = _real_axes(patch_shape)
+    spacing = list(spacing_mm)
+    even: set[int] = set()
+    kernels = []
+    for stride in strides:
+        spacing = [distance * step for distance, step in zip(spacing, stride, strict=True)]
+        finest = min((spacing[axis] for axis in real), default=1.0)
+        even |= {axis for axis in real if spacing[axis] < _EVEN * finest}
+        kernels.append(tuple(3 if axis in even else 1 for axis in range(len(patch_shape))))
+    return tuple(kernels)
+
+
+def _descend(patch_shape: Shape, spacing_mm: Sequence[float], max_levels: int, shortest: int) -> Topology:
+    sizes, spacing = list(patch_shape), list(spacing_mm)
+    strides: list[Shape] = [(1,) * len(patch_shape)]
+    while len(strides) < max_levels and (halved := _halved(sizes, spacing, shortest)):
+        strides.append(tuple(2 if axis in halved else 1 for axis in range(len(sizes))))
+        for axis in halved:
+            sizes[axis] = -(-sizes[axis] // 2)
+            spacing[axis] *= 2
+    return Topology(kernel_sizes=kernels_of(strides, patch_shape, spacing_mm), strides=tuple(strides))
+
+
+def _halved(sizes: Sequence[int], spacing: Sequence[float], shortest: int) -> list[int]:
+    long = [axis for axis, size in enumerate(sizes) if size >= 2 * shortest]
+    if not long:
+        return []
+    finest = min(spacing[axis] for axis in long)
+    chosen = [axis for axis in long if spacing[axis] < _EVEN * finest]
+    if len(chosen) == 1 and sizes[chosen[0]] < 3 * shortest:
+        return []  # a last halving of a single short axis buys no context
+    return chosen
+
+
+def _real_axes(patch_shape: Shape) -> list[int]:
+    return [axis for axis, size in enumerate(patch_shape) if size > 1]
