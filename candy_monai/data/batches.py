@@ -1,0 +1,109 @@
+"""What a loader yields, whichever way it yields it: one batch as plain tensors with the ids of its cases.
+
+Owns no loader and no geometry: a batch mixes cases, so no single affine would be true of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from candy_monai.errors import BadInputError, did_you_mean
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        images: ``(B, C, *spatial)``.
+        labels: ``(B, 1, *spatial)``.
+        case_ids: One id for each case, or empty where the loader does not tell.
+    """
+
+    images: Tensor
+    labels: Tensor
+    case_ids: tuple[str, ...]
+
+
+def unpack(batch: object) -> Batch:
+    """Return images, labels and case ids of whatever a loader yields; metadata of the tensors are left behind.
+
+    Args:
+        batch: ``(images, labels)`` as a tuple or list, optionally with the case ids as a third entry, or a mapping with
+            ``"image"`` and ``"label"``, optionally ``"case_id"``.
+
+    Raises:
+        BadInputError: If it is anything else.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Mapping):
+        missing = [key for key in ("image", "label") if key not in batch]
+        if missing:
+            hint = did_you_mean(missing[0], map(str, batch))
+            raise BadInputError(
+                f"the batch has the keys {sorted(map(str, batch))}, expected 'image' and 'label'.{hint}"
+            )
+        images, labels, case_ids = batch["image"], batch["label"], batch.get("case_id", ())
+    elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
+        images, labels, case_ids = batch[0], batch[1], batch[2] if len(batch) == 3 else ()
+    else:
+        size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
+        raise BadInputError(
+            f"the loader yields a {type(batch).__name__}{size}, expected (images, labels) or a mapping "
+            "with 'image' and 'label'"
+        )
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
+    return Batch(_plain(images), _plain(labels), (case_ids,) if isinstance(case_ids, str) else tuple(case_ids))
+
+
+def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
+    """Stack samples to a batch that keeps every case's id; for ``DataLoader(..., collate_fn=collate_cases)``.
+
+    MONAI's own collate gives a batch the metadata of its first case, which is wrong for the others.
+
+    Args:
+        samples: Pairs ``(image, label)``, or mappings with ``"image"`` and ``"label"``. The id is the mapping's
+            ``"case_id"`` or in the image's metadata, where our datasets put it.
+
+    Returns:
+        ``"image"`` and ``"label"`` as plain tensors; ``"case_id"``, a list of text, when every sample has one.
+
+    Raises:
+        BadInputError: If a sample is neither, or the shapes differ.
+    """
+    cases = [unpack(sample) for sample in samples]
+    case_ids = [_case_id(sample, case) for sample, case in zip(samples, cases, strict=True)]
+    batch: dict[str, Tensor | list[str]] = {
+        "image": _stacked("images", [case.images for case in cases], case_ids),
+        "label": _stacked("labels", [case.labels for case in cases], case_ids),
+    }
+    known = [case_id for case_id in case_ids if case_id is not None]
+    return {**batch, "case_id": known} if len(known) == len(cases) else batch
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _case_id(sample: object, case: Batch) -> str | None:
+    if case.case_ids:
+        return case.case_ids[0]
+    image = sample["image"] if isinstance(sample, Mapping) else sample[0]  # type: ignore[index]  # unpack has checked
+    return image.meta.get("case_id") if isinstance(image, MetaTensor) else None
+
+
+def _stacked(what: str, tensors: list[Tensor], case_ids: Sequence[str | None]) -> Tensor:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) > 1:
+        found = ", ".join(f"{case_id or 'a case'} {shape}" for case_id, shape in zip(case_ids, shapes, strict=True))
+        raise BadInputError(
+            f"the {what} of one batch have different shapes: {found}; crop to one size, or use batches of one case"
+        )
+    return torch.stack(tensors)

@@ -1,0 +1,222 @@
+"""A folder in nnU-Net's format as a dataset.
+
+Owns loading and the choice of folds. ``candy_monai.data.nnunet_description`` reads ``dataset.json``, ``nnunet_files``
+pairs files, ``nnunet_checks`` finds what is wrong with the images; their public names are offered here, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.aliases import Device, PathLike
+from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
+from candy_monai.data.folds import DEFAULT_SEED, Grouping, Strata, pick_fold, read_splits
+from candy_monai.data.io import load_image
+from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
+from candy_monai.data.nnunet_description import (
+    DatasetDescription,
+    NNUNetCase,
+    Split,
+    parse_description,
+    read_description,
+)
+from candy_monai.data.nnunet_files import find_cases, list_cases
+from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
+
+__all__ = [
+    "DatasetDescription",
+    "DatasetReport",
+    "NNUNetCase",
+    "NNUNetDataset",
+    "Split",
+    "check_dataset",
+    "list_cases",
+    "read_description",
+]
+
+
+class NNUNetDataset(SupervisedDataset):
+    """The training or test cases of an nnU-Net folder, paired by case id.
+
+    Args:
+        folder: The folder that holds ``dataset.json``.
+        split: ``"Tr"``, or ``"Ts"`` for the test cases, whose labels may be missing.
+        prefix: Keep only cases whose id starts with it.
+        align_spacing: Resample every case to its own finest spacing, see ``load_image``.
+        transform: Applied to image and label in step, after the two below.
+        image_transform: Applied to the image alone.
+        label_transform: Applied to the label alone.
+        device: Where items live.
+
+    Raises:
+        DatasetError: If ``dataset.json`` makes no sense, or files are missing or too many; lists every problem. The
+            images are not opened for that: ``check_dataset`` does.
+    """
+
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        split: Split = "Tr",
+        prefix: str = "",
+        align_spacing: bool = False,
+        transform: PairTransform | None = None,
+        image_transform: Transform | None = None,
+        label_transform: Transform | None = None,
+        device: Device = "cpu",
+    ) -> None:
+        if split not in ("Tr", "Ts"):
+            raise SettingsError(f"split must be 'Tr' or 'Ts', got {split!r}")
+        self._folder = Path(folder)
+        self._split = split
+        description, problems = parse_description(self._folder)
+        cases: tuple[NNUNetCase, ...] = ()
+        if description is not None:
+            cases, case_problems = find_cases(self._folder, description, split)
+            problems = [*problems, *case_problems]
+        if description is None or problems:
+            raise DatasetError(folder, problems)
+        self.description = description
+        self._all_ids = tuple(case.case_id for case in cases)
+        cases = tuple(case for case in cases if case.case_id.startswith(prefix))
+        if not cases:
+            found = f"no case whose id starts with {prefix!r}" if prefix else "no case"
+            raise DatasetError(folder, [f"images{split}: {found}"])
+        super().__init__(cases, cases, transform=transform, device=device, case_ids=[case.case_id for case in cases])
+        self._align_spacing = align_spacing
+        self._image_transform = image_transform
+        self._label_transform = label_transform
+
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder."""
+        return self._folder
+
+    @property
+    def cases(self) -> tuple[NNUNetCase, ...]:
+        """The cases with their files, in the order of the items."""
+        return tuple(self._images)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels, background included and the ignore label not."""
+        return self.description.num_classes
+
+    @property
+    def num_channels(self) -> int:
+        """The number of channels of every image."""
+        return self.description.num_channels
+
+    @override
+    def load_image(self, idx: int) -> MetaTensor:
+        """Return a case's image with all its channels.
+
+        Raises:
+            ImageReadError: If a file does not decode, or the channels differ in shape or number from what they should.
+        """
+        case: NNUNetCase = self._images[idx]
+        parts = [self._load(path, is_label=False) for path in case.images]
+        shapes = [tuple(part.shape[1:]) for part in parts]
+        if len(set(shapes)) > 1:
+            found = ", ".join(f"{path.name} {shape}" for path, shape in zip(case.images, shapes, strict=True))
+            raise ImageReadError(f"{case.case_id}: the channels have different shapes: {found}; resample to one grid")
+        channels = sum(len(part) for part in parts)
+        if channels != self.num_channels:
+            raise ImageReadError(
+                f"{case.images[0]}: found {channels} channels, expected {self.num_channels}: "
+                f"{', '.join(self.description.channel_names)} (dataset.json)"
+            )
+        if len(parts) == 1:
+            return parts[0]
+        return MetaTensor(torch.cat([part.as_tensor() for part in parts]), meta=parts[0].meta)
+
+    @override
+    def load_label(self, idx: int) -> MetaTensor:
+        """Return a case's label ids.
+
+        Raises:
+            DatasetError: If the case has no label, which only test cases may lack.
+            ImageReadError: If the file does not decode or does not hold whole numbers.
+        """
+        case: NNUNetCase = self._labels[idx]
+        if case.label is None:
+            raise DatasetError(self._folder, [f"{case.case_id}: has no label; use load_image for images alone"])
+        return self._load(case.label, is_label=True)
+
+    def fold(  # one option more than the base
+        self,
+        *,
+        fold: int | Literal["all"] = 0,
+        k: int | None = None,
+        seed: int = DEFAULT_SEED,
+        groups: Grouping | None = None,
+        stratify_by: Strata | None = None,
+        splits: PathLike | None = None,
+    ) -> tuple[Self, Self]:
+        """Divide the cases into training and validation.
+
+        Without ``k``, ``groups`` and ``stratify_by``, the splits of an earlier nnU-Net run hold when there are any:
+        ``splits``, ``splits_final.json`` in the dataset's folder, or the one under ``$nnUNet_preprocessed``. Otherwise
+        the folds are nnU-Net's own.
+
+        Args:
+            fold: Which fold is held back; ``"all"`` holds nothing back: both sides are everything, as in nnU-Net.
+            k: Number of folds; ``None`` takes 5, or the number of cases where that is less. One case has no validation.
+            seed: Seeds the shuffle of folds made here.
+            groups: Keep cases together: a regular expression, a mapping, or a CSV file (``resolve_groups``).
+            stratify_by: Spread a property of the cases evenly over the folds.
+            splits: A split file in nnU-Net's format.
+
+        Returns:
+            The training and the validation dataset.
+
+        Raises:
+            SettingsError: If ``k`` or ``fold`` is out of range or options contradict each other.
+            DatasetError: If a split file names unknown cases or has a case on both sides.
+        """
+        makes_own = k is not None or groups is not None or stratify_by is not None
+        if splits is not None and makes_own:
+            raise SettingsError(
+                "splits states the folds, so k, groups and stratify_by cannot apply: give one or the other"
+            )
+        path = None if makes_own or fold == "all" or self._split != "Tr" else self._splits_file(splits)
+        if path is None:
+            return super().fold(fold=fold, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
+        if not isinstance(fold, int):
+            raise SettingsError(f"fold must be a number or 'all', got {fold!r}")
+        problems = split_problems(path, self._all_ids)
+        if problems:
+            raise DatasetError(self._folder, problems)
+        chosen = pick_fold(read_splits(path), fold)
+        return self._present(chosen.train), self._present(chosen.validation)
+
+    @override
+    def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        image = image if self._image_transform is None else self._image_transform(image)
+        label = label if self._label_transform is None else self._label_transform(label)
+        return super()._transformed(image, label)
+
+    def _load(self, path: Path, *, is_label: bool) -> MetaTensor:
+        return load_image(path, is_label=is_label, align_spacing=self._align_spacing, device=self._device)
+
+    def _splits_file(self, given: PathLike | None) -> Path | None:
+        if given is not None:
+            if not Path(given).is_file():
+                raise BadInputError(f"{given}: no such file; expected nnU-Net splits")
+            return Path(given)
+        preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - the name is nnU-Net's
+        folders = [self._folder, *([Path(preprocessed) / self._folder.resolve().name] if preprocessed else [])]
+        return next((path for path in (folder / "splits_final.json" for folder in folders) if path.is_file()), None)
+
+    def _present(self, case_ids: Sequence[str]) -> Self:
+        """Select those of the cases that this dataset holds: a prefix or a subset may have left some out."""
+        present = set(self.case_ids)
+        return self.subset([case_id for case_id in case_ids if case_id in present])

@@ -1,0 +1,113 @@
+"""Which files of an nnU-Net folder belong to which case.
+
+Lists folders and opens no image. What ``dataset.json`` says is read by ``candy_monai.data.nnunet_description``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.formats import PICTURES, TIFFS
+from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split
+from candy_monai.errors import DatasetError, did_you_mean
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+def list_cases(folder: PathLike, description: DatasetDescription, *, split: Split = "Tr") -> tuple[NNUNetCase, ...]:
+    """Pair images and labels by case id.
+
+    Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Hidden files and
+    files of other kinds are passed over. Several channel names with a single picture ``_0000`` mean that this file
+    holds all channels, as colour pictures do.
+
+    Args:
+        folder: The dataset's folder.
+        description: Its description.
+        split: ``"Tr"`` for training cases, ``"Ts"`` for test cases, whose labels may be missing.
+
+    Returns:
+        The cases, sorted by id.
+
+    Raises:
+        DatasetError: If a case lacks a file or has one too many; lists every one.
+    """
+    cases, problems = find_cases(Path(folder), description, split)
+    if problems:
+        raise DatasetError(folder, problems)
+    return cases
+
+
+def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:
+    """Pair files as ``list_cases`` does, and collect what is wrong; only whole cases are returned."""
+    listed = description.listed.get(split)
+    if listed is not None:
+        missing = [
+            f"{case.case_id}: {path} is listed in dataset.json and does not exist"
+            for case in listed
+            for path in (*case.images, *((case.label,) if case.label else ()))
+            if not path.is_file()
+        ]
+        return listed, missing
+    problems: list[str] = []
+    ending = description.file_ending
+    channels = _images_by_case(folder / f"images{split}", ending, problems)
+    labels = {name: path for path, name in _files(folder / f"labels{split}", ending, problems)}
+    if split == "Tr" and not channels:
+        problems.append(f"imagesTr: no {ending} image found")
+    cases = []
+    for case_id, files in sorted(channels.items()):
+        problem = _channel_problem(case_id, files, description)
+        if split == "Tr" and case_id not in labels:
+            problem = problem or f"{case_id}: labelsTr/{case_id}{ending} is missing; add it or remove the image"
+        if problem:
+            problems.append(problem)
+        else:
+            images = tuple(files[channel] for channel in sorted(files))
+            cases.append(NNUNetCase(case_id=case_id, images=images, label=labels.get(case_id)))
+    for case_id in sorted(set(labels) - set(channels)):
+        hint = did_you_mean(case_id, channels)
+        problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, a label is there.{hint}")
+    return tuple(cases), problems
+
+
+def _files(folder: Path, ending: str, problems: list[str]) -> list[tuple[Path, str]]:
+    """List files of one ending with their names without it; a name in two spellings of the ending is a problem."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or not path.name.lower().endswith(ending):
+            continue
+        name = path.name[: -len(ending)]
+        if name in found:
+            problems.append(f"{name}: found both {found[name].name} and {path.name} in {folder.name}; remove one")
+        found.setdefault(name, path)
+    return [(path, name) for name, path in found.items()]
+
+
+def _images_by_case(folder: Path, ending: str, problems: list[str]) -> dict[str, dict[int, Path]]:
+    channels: dict[str, dict[int, Path]] = {}
+    for path, name in _files(folder, ending, problems):
+        match = _CHANNEL.fullmatch(name)
+        if match is None:
+            problems.append(f"{folder.name}/{path.name}: no channel number; rename it to {name}_0000{ending}")
+            continue
+        channels.setdefault(match["case"], {})[int(match["channel"])] = path
+    return channels
+
+
+def _channel_problem(case_id: str, files: Mapping[int, Path], description: DatasetDescription) -> str | None:
+    expected, ending = range(description.num_channels), description.file_ending
+    if description.num_channels > 1 and list(files) == [0] and ending in (*PICTURES, *TIFFS):
+        return None
+    folder = next(iter(files.values())).parent.name
+    missing = [f"{case_id}_{channel:04d}{ending}" for channel in expected if channel not in files]
+    if missing:
+        return f"{case_id}: {', '.join(missing)} missing in {folder}; found channels {sorted(files)}"
+    extra = [path.name for channel, path in sorted(files.items()) if channel not in expected]
+    if extra:
+        names = list(description.channel_names)
+        return f"{case_id}: {', '.join(extra)} in {folder} beyond the channels {names} of dataset.json"
+    return None
