@@ -112,7 +112,7 @@ def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
             meta_network(torch.empty(1, *example_shape, device="meta"))
     except Exception:  # any network may do what meta tensors cannot; the count is only shown
         return math.nan
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -126,7 +126,9 @@ def _map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> object:
     if isinstance(tree, dict):
         return {name: _map_tensors(function, value) for name, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_tensors(function, value) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(_map_tensors(function, value) for value in tree)
+        return type(tree)(*[_map_tensors(function, value) for value in tree])  # type: ignore[arg-type]
+    if isinstance(tree, list):
+        return [_map_tensors(function, value) for value in tree]
+    if isinstance(tree, tuple):
+        return tuple(_map_tensors(function, value) for value in tree)
     return tree

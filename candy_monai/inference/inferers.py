@@ -53,7 +53,9 @@ class WholeOrWindowsInferer(Inferer):
             return result
         at_the_end = [width for more in reversed(missing) for width in (0, more)]
         logits = network(F.pad(inputs, at_the_end), *args, **kwargs)
-        return logits[(..., *(slice(extent) for extent in size))]
+        for axis, extent in enumerate(size, start=2):
+            logits = logits.narrow(axis, 0, extent)
+        return logits
 
 
 def build_inferer(plan: Plan) -> Inferer:

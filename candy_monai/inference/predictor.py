@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -89,7 +90,7 @@ class Predictor(HasDevice):
         """Build what the trainer padded with; by default nothing, since a planned network's inferer pads."""
         return None
 
-    def network_arguments(self) -> dict[str, object]:
+    def network_arguments(self) -> dict[str, Any]:
         """Return what the trainer's ``network_arguments`` said, from ``experiment.json``."""
         network = self.description.get("network")
         arguments = network.get("arguments") if isinstance(network, dict) else None
@@ -116,7 +117,7 @@ class Predictor(HasDevice):
         else:
             case = self._preprocessor.apply(loaded)
             labels = self._preprocessor.restore_labels(self.logits(case.image).cpu(), case.geometry)
-        return MetaTensor(labels.cpu(), affine=loaded.affine, meta=dict(loaded.meta))
+        return MetaTensor(labels.cpu(), meta=dict(loaded.meta))
 
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn, optim
 
@@ -91,7 +92,7 @@ class Overridables(ABC):
             quality: Million voxels that a picture of a volume may be made from.
         """
 
-    def network_arguments(self, example_shape: Shape) -> dict[str, object] | None:
+    def network_arguments(self, example_shape: Shape) -> dict[str, Any] | None:
         """Return what the bundle needs to build this network again, as plain values; None if there is no bundle."""
         return None
 

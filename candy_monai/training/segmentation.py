@@ -86,7 +86,7 @@ class SegmentationTrainer(Trainer):
         if not self.deep_supervision:
             outputs = main_output(outputs, num_dims=images.ndim - 2)
         loss, metrics = split_loss(toolbox.criterion(outputs, labels))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), metrics
 
     @override

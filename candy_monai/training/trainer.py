@@ -79,6 +79,14 @@ class Trainer(Overridables, Reporting, HasDevice):
         self._padding: nn.Module | None = None
         self._preview: Preview | None = None
 
+    def dataloader(self) -> DataLoader[Any]:
+        """Return the training loader."""
+        return self._dataloader
+
+    def validation_dataloader(self) -> DataLoader[Any] | None:
+        """Return the validation loader; None without validation."""
+        return self._validation_dataloader
+
     def train(
         self,
         num_epochs: int,

@@ -41,7 +41,7 @@ def build_unet(
     Source:
         Isensee et al., nnU-Net, Nature Methods 18, 2021.
     """
-    return DynUNet(
+    network: nn.Module = DynUNet(
         spatial_dims=num_dims,
         in_channels=in_channels,
         out_channels=out_channels,
@@ -53,6 +53,7 @@ def build_unet(
         deep_supervision=deep_supervision,
         deep_supr_num=max(1, len(filters) - 2),
     )
+    return network
 
 
 def build_padding(factor: Sequence[int]) -> nn.Module:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from candy_monai.data.planning import Plan
 from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
+from candy_monai.data.planning import Plan
 from candy_monai.errors import BadInputError
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_padding, build_unet, default_strides
@@ -42,7 +43,7 @@ class UNetTrainer(SegmentationTrainer):
         return build_padding(self._padding_factor())
 
     @override
-    def network_arguments(self, example_shape: Shape) -> dict[str, object]:
+    def network_arguments(self, example_shape: Shape) -> dict[str, Any]:
         channels, *size = example_shape
         filters = list(self.filters or DEFAULT_FILTERS[self.num_dims])
         strides = self.strides or default_strides(size, len(filters))
@@ -59,7 +60,7 @@ class UNetTrainer(SegmentationTrainer):
 
     @override
     def build_network(self, example_shape: Shape) -> nn.Module:
-        return build_unet(**self.network_arguments(example_shape))  # type: ignore[arg-type]
+        return build_unet(**self.network_arguments(example_shape))
 
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:

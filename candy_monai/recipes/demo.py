@@ -1,0 +1,77 @@
+"""The whole way on made-up data: write a phantom dataset, train on it, predict unseen cases, and show the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.io import load_image
+from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.evaluation.cases import score_cases
+from candy_monai.files import atomic_path
+from candy_monai.inference.predictor import Predictor
+from candy_monai.recipes.train import train_dataset
+
+NUM_CASES = 24
+NUM_TEST_CASES = 4
+
+
+def run_demo(
+    out: PathLike,
+    *,
+    budget_s: float = 120.0,
+    device: str = "auto",
+    seed: int = 0,
+    on_progress: Callable[[str], None] = print,
+) -> Path:
+    """Run the main job on a phantom dataset and leave pictures to look at.
+
+    Args:
+        out: The folder for the dataset, the experiment, the predictions and ``demo.png``.
+        budget_s: Seconds for preparing and training.
+        device: A PyTorch device, or ``auto``.
+        seed: Seeds the phantom and the training.
+        on_progress: Told what is being done.
+
+    Returns:
+        The picture of the unseen cases: image, reference and prediction side by side.
+    """
+    out = Path(out)
+    on_progress(f"Writing a phantom dataset of {NUM_CASES} cases to {out}")
+    dataset = write_phantom_dataset(
+        out / "Dataset001_Phantom", num_cases=NUM_CASES, num_test_cases=NUM_TEST_CASES, seed=seed
+    )
+    experiment = train_dataset(
+        dataset,
+        budget_s=budget_s,
+        seed=seed,
+        device=device,
+        out=out / "experiments",
+        note="candy-monai demo",
+        on_progress=on_progress,
+    )
+    predictor = Predictor(experiment, device="cpu" if device == "auto" else device)
+    predictions = out / "predictions"
+    written = predictor.predict_to_files(dataset / "imagesTs", predictions)
+    unseen = NNUNetDataset(dataset, split="Ts")
+    scores = score_cases(predictor, unseen.cases)
+    on_progress(f"Mean Dice on {len(written)} unseen cases: {scores.mean:.3f}")
+    return _show(unseen, predictions, scores.dice, out / "demo.png")
+
+
+def _show(unseen: NNUNetDataset, predictions: Path, dice: dict[str, tuple[float, ...]], path: Path) -> Path:
+    from PIL import Image
+
+    from candy_monai.plotting.previews import case_panel, contact_sheet
+
+    panels, captions = [], []
+    for index, case in enumerate(unseen.cases):
+        image, label = unseen.load(index)
+        prediction = load_image(predictions / f"{case.case_id}{unseen.description.file_ending}", is_label=True)
+        panels.append(case_panel(image, label, prediction))
+        captions.append(f"{case.case_id}: Dice " + ", ".join(f"{value:.2f}" for value in dice[case.case_id]))
+    with atomic_path(path, durable=False) as temporary:
+        Image.fromarray(contact_sheet(panels, captions=captions, columns=1)).save(temporary)
+    return path

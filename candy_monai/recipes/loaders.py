@@ -1,0 +1,52 @@
+"""The loaders of a planned run: how many workers, how many steps an epoch, which cases. Builds no trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from candy_monai.data.patches import CaseDataset, EpochSampler, PatchDataset
+from candy_monai.data.planning import Plan
+from candy_monai.data.store import CaseStore
+
+MAX_WORKERS = 8
+
+
+def num_workers(device: torch.device) -> int:
+    """Return how many processes prepare batches: none beside a CPU, where they would only take the network's cores."""
+    return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+
+
+def patch_loader(
+    store: CaseStore, case_ids: Sequence[str], plan: Plan, *, seed: int, device: torch.device
+) -> DataLoader[Any]:
+    """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch.
+
+    Args:
+        store: The preprocessed cases.
+        case_ids: The cases to train on.
+        plan: Patch, batch and augmentation.
+        seed: Every patch is a function of this, the epoch and the position.
+        device: Where the batches will go.
+    """
+    workers = num_workers(device)
+    return DataLoader(
+        PatchDataset(store, case_ids, plan, seed=seed),
+        batch_size=plan.batch_size,
+        sampler=EpochSampler(plan.iterations_per_epoch * plan.batch_size),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.device) -> DataLoader[Any] | None:
+    """Return a loader of whole preprocessed cases, one at a time; None for no case."""
+    if not case_ids:
+        return None
+    workers = min(2, num_workers(device))
+    return DataLoader(CaseDataset(store, case_ids), batch_size=1, num_workers=workers, pin_memory=device.type == "cuda")

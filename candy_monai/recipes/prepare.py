@@ -1,0 +1,91 @@
+"""From a dataset folder to a plan and the cases that training reads. Writes only to the store, never to the dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.inspection import Fingerprint, inspect
+from candy_monai.data.nnunet import NNUNetDataset, check_dataset
+from candy_monai.data.planning import Plan, plan
+from candy_monai.data.store import CaseStore
+from candy_monai.errors import DatasetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A dataset that is ready to be trained on.
+
+    Attributes:
+        dataset: The dataset as it is on disk.
+        fingerprint: What was found in it.
+        plan: What follows from that.
+        store: The preprocessed cases.
+        warnings: What is suspicious and does not stop training.
+    """
+
+    dataset: NNUNetDataset
+    fingerprint: Fingerprint
+    plan: Plan
+    store: CaseStore
+    warnings: tuple[str, ...]
+
+    @property
+    def store_folder(self) -> Path:
+        """Where the preprocessed cases are."""
+        return self.store.folder
+
+
+def prepare_dataset(
+    dataset: PathLike,
+    *,
+    overrides: Mapping[str, str],
+    store: PathLike | None,
+    out: PathLike,
+    device: str,
+    on_progress: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Check a dataset whole, inspect it, plan for it, and store what training reads.
+
+    Args:
+        dataset: The dataset's folder, nnU-Net format.
+        overrides: Values of the plan to use instead of the planned ones, by name, as text.
+        store: The folder for everything derived from datasets; None for ``<out>/.store``.
+        out: The folder of the experiments.
+        device: Where the training will be; its memory bounds the patch.
+        on_progress: Told what is being done.
+
+    Raises:
+        DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
+        SettingsError: If an override is unknown or does not fit.
+    """
+
+    def say(message: str) -> None:
+        if on_progress is not None:
+            on_progress(message)
+
+    folder = Path(dataset)
+    say(f"Checking {folder}")
+    report = check_dataset(folder)
+    if report.problems:
+        raise DatasetError(folder, report.problems)
+    raw = NNUNetDataset(folder)
+    if not len(raw):
+        raise DatasetError(folder, ["imagesTr: no case; training needs at least one image with its label"])
+    say(f"Inspecting {len(raw)} cases")
+    fingerprint = inspect(raw)
+    made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
+    say(f"Preprocessing {len(raw)} cases")
+    cases = CaseStore.build(raw, made, Path(store) if store is not None else Path(out) / ".store")
+    return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=tuple(report.warnings))
+
+
+def device_memory(device: str) -> int | None:
+    """Return a CUDA device's total memory in bytes; None for any other, where the plan has a figure of its own."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)

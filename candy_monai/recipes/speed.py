@@ -1,0 +1,128 @@
+"""How fast this machine trains a plan, and how much of it fits into a time. Changes no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from candy_monai.data.batches import unpack
+from candy_monai.data.planning import Plan
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.network import Precision
+from candy_monai.training.segmentation import SegmentationTrainer
+
+WARM_UP_STEPS = 2
+TIMED_STEPS = 4
+TARGET_EPOCHS = 25
+SHORTEST_EPOCH_S = 4.0
+VALIDATION_SHARE = 0.08
+"""Share of the time that validation during training may take."""
+RESERVE_SHARE = 0.06
+"""Share of the time that is kept back, since a machine is never as even as four steps suggest."""
+EPOCH_OVERHEAD_S = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measured seconds.
+
+    Attributes:
+        amp: The precision that was faster.
+        step_s: One optimizer step, data included.
+        case_s: Inference of one validation case.
+    """
+
+    amp: Precision
+    step_s: float
+    case_s: float
+
+
+def measure_speed(trainer: SegmentationTrainer) -> Speed:
+    """Time a few steps of this trainer in each precision that the device has, and one case.
+
+    The weights that are trained here are thrown away; the run draws its own from its seed.
+
+    Args:
+        trainer: A trainer with its plan and its loaders.
+    """
+    training, validation = trainer.dataloader(), trainer.validation_dataloader()
+    image = unpack(next(iter(training))).images[0]
+    cases = [unpack(batch).images for batch in itertools.islice(validation or (), 3)]
+    candidates: tuple[Precision, ...] = ("bf16", None) if _may_have_bf16(trainer.device()) else (None,)
+    speeds = [_timed(trainer, amp, image, cases) for amp in candidates]
+    return min(speeds, key=lambda speed: speed.step_s)
+
+
+def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int) -> Plan:
+    """Return the plan with epochs, steps and validation such that the run ends, annealed and validated, in time.
+
+    Args:
+        plan: The plan.
+        speed: What was measured.
+        seconds: What is left for training and validation.
+        num_cases: Validation cases; all of them are scored once more at the end, by whole-image prediction.
+
+    Raises:
+        SettingsError: If the time is too short for anything.
+    """
+    final_s = 2 * num_cases * speed.case_s
+    usable = seconds * (1 - RESERVE_SHARE) - final_s
+    if usable < 5 * speed.step_s:
+        raise SettingsError(
+            f"the time is too short: after preparing, {max(0.0, seconds):.0f} s are left, one step takes "
+            f"{speed.step_s:.1f} s and the final validation about {final_s:.0f} s; give more, or set --epochs"
+        )
+    num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
+    epoch_s = usable / num_epochs
+    validated = min(num_cases, math.floor(VALIDATION_SHARE * epoch_s / speed.case_s)) if num_cases else 0
+    num_validation_cases = max(1, validated)
+    validate_every = 1 if validated or not num_cases else math.ceil(speed.case_s / (VALIDATION_SHARE * epoch_s))
+    step_budget = epoch_s - EPOCH_OVERHEAD_S - num_validation_cases * speed.case_s / validate_every
+    return dataclasses.replace(
+        plan,
+        num_epochs=num_epochs,
+        iterations_per_epoch=max(1, int(step_budget / speed.step_s)),
+        validate_every=min(validate_every, num_epochs),
+        num_validation_cases=num_validation_cases if num_cases else plan.num_validation_cases,
+    )
+
+
+def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Tensor]) -> Speed:
+    toolbox, _ = trainer.build_toolbox(TrainSettings(num_epochs=1, amp=amp), image)
+    toolbox.model.train()
+    batches = itertools.chain.from_iterable(itertools.repeat(trainer.dataloader()))
+    durations = []
+    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+        started = time.perf_counter()
+        trainer.train_batch(next(batches), toolbox)
+        trainer.step(toolbox)
+        _wait(trainer.device())
+        durations.append(time.perf_counter() - started)
+    toolbox.model.eval()
+    started = time.perf_counter()
+    with torch.no_grad():
+        for case in cases:
+            trainer.infer(case.to(trainer.device()), toolbox)
+    _wait(trainer.device())
+    case_s = (time.perf_counter() - started) / max(1, len(cases))
+    timed = sorted(durations[WARM_UP_STEPS:])
+    return Speed(amp=amp, step_s=timed[len(timed) // 2], case_s=case_s)
+
+
+def _may_have_bf16(device: torch.device) -> bool:
+    """Say whether it is worth timing: without hardware for it bf16 on a CPU is emulated, and slow to find out."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

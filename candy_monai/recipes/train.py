@@ -1,0 +1,204 @@
+"""From a dataset folder to a trained experiment, in one call: what the command line's ``train`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.planning import Plan
+from candy_monai.device import auto_device
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.evaluation.cases import score_cases
+from candy_monai.inference.predictor import Predictor
+from candy_monai.network import Precision
+from candy_monai.recipes.loaders import case_loader, patch_loader
+from candy_monai.recipes.prepare import Prepared, prepare_dataset
+from candy_monai.recipes.speed import fit_to_time, measure_speed
+from candy_monai.registry import find_bundle
+from candy_monai.seeding import draw_seed
+from candy_monai.training.segmentation import SegmentationTrainer
+
+START_UP_S = 8.0
+"""Seconds that pass before this function is called, mostly to import PyTorch and MONAI."""
+
+
+def train_dataset(
+    dataset: PathLike,
+    *,
+    bundle: str = "unet",
+    fold: int | Literal["all"] = 0,
+    num_epochs: int | None = None,
+    budget_s: float | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, str] | None = None,
+    device: str = "auto",
+    out: PathLike = "experiments",
+    store: PathLike | None = None,
+    splits: PathLike | None = None,
+    groups: str | None = None,
+    note: str = "",
+    trainer: str | None = None,
+    on_progress: Callable[[str], None] = print,
+) -> Path:
+    """Prepare a dataset, train on one fold of it, and score the best weights on the other cases.
+
+    Args:
+        dataset: The dataset's folder, nnU-Net format.
+        bundle: The architecture.
+        fold: The fold to validate on; ``all`` trains on everything and validates on the same.
+        num_epochs: Epochs to train; None for the plan's, or for what fits the budget.
+        budget_s: Seconds for everything, preparing and the final validation included; None for no bound.
+        seed: Seeds everything; None draws one and records it.
+        overrides: Values of the plan, by name, as text.
+        device: A PyTorch device, or ``auto``.
+        out: The folder for experiments.
+        store: The folder for what is derived from datasets; None for ``<out>/.store``.
+        splits: A ``splits_final.json``; None for the dataset's own, or nnU-Net's default folds.
+        groups: Regular expression on case ids; cases with the same match stay on one side of a fold.
+        note: Your words about this run.
+        trainer: ``FILE:Class``, a `SegmentationTrainer` of your own instead of the bundle's.
+        on_progress: Told what is being done.
+
+    Returns:
+        The experiment folder.
+
+    Raises:
+        BadInputError: If the dataset or a setting cannot work; nothing was trained.
+    """
+    started = time.monotonic() - START_UP_S
+    if num_epochs is not None and budget_s is not None:
+        raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+    device = auto_device() if device == "auto" else device
+    trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
+    prepared = prepare_dataset(
+        dataset, overrides=overrides or {}, store=store, out=out, device=device, on_progress=on_progress
+    )
+    for warning in prepared.warnings:
+        on_progress(f"Warning: {warning}")
+    training, validation = prepared.dataset.fold(fold=fold, splits=splits, groups=groups)
+    run = _PlannedRun(
+        prepared=prepared,
+        plan=prepared.plan if num_epochs is None else dataclasses.replace(prepared.plan, num_epochs=num_epochs),
+        training=training.case_ids,
+        validation=validation.case_ids,
+        trainer_class=trainer_class,
+        seed=draw_seed() if seed is None else seed,
+        device=torch.device(device),
+        out=Path(out),
+    )
+    if budget_s is not None:
+        on_progress("Measuring how fast this machine trains the plan")
+        run = run.fitted_to(lambda: budget_s - (time.monotonic() - started), on_progress)
+    return run.train(note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlannedRun:
+    """Everything that decides a run, before its first step."""
+
+    prepared: Prepared
+    plan: Plan
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    trainer_class: type[SegmentationTrainer]
+    seed: int
+    device: torch.device
+    out: Path
+    amp: Precision = None
+
+    def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> _PlannedRun:
+        """Return this run with as many steps as fit into the time."""
+        speed = measure_speed(self._trainer())
+        plan = fit_to_time(self.plan, speed, seconds=seconds_left(), num_cases=len(self.validation))
+        on_progress(
+            f"One step takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
+            f"{plan.num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
+        )
+        return dataclasses.replace(self, plan=plan, amp=speed.amp)
+
+    def train(self, note: str) -> Path:
+        """Train, score the best weights on whole cases from their files, and return the experiment folder."""
+        trainer = self._trainer()
+        trainer.facts["dataset"] = self._facts()
+        trainer.train(
+            self.plan.num_epochs,
+            note=note,
+            seed=self.seed,
+            amp=self.amp,
+            early_stop_tolerance=None,
+            validate_every=self.plan.validate_every,
+            num_validation_cases=self.plan.num_validation_cases,
+        )
+        folder = trainer.experiment_folder()
+        cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
+        if cases:
+            scores = score_cases(Predictor(folder, device=self.device), cases)
+            scores.save(folder / "validation.json")
+            trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {scores.mean:.4f}")
+        return folder
+
+    def _trainer(self) -> SegmentationTrainer:
+        store = self.prepared.store
+        trainer = self.trainer_class(
+            self.out,
+            patch_loader(store, self.training, self.plan, seed=self.seed, device=self.device),
+            case_loader(store, self.validation, device=self.device),
+            device=self.device,
+        )
+        trainer.use_plan(self.plan)
+        return trainer
+
+    def _facts(self) -> dict[str, object]:
+        description = self.prepared.dataset.description
+        return {
+            "name": description.name,
+            "digest": self.prepared.fingerprint.digest,
+            "channel_names": list(description.channel_names),
+            "labels": dict(description.labels),
+            "file_ending": description.file_ending,
+            "training": list(self.training),
+            "validation": list(self.validation),
+        }
+
+
+def bundle_trainer(name: str) -> type[SegmentationTrainer]:
+    """Return a bundle's trainer.
+
+    Raises:
+        BadInputError: If there is no such bundle, or its trainer cannot follow a plan.
+    """
+    return _checked(find_bundle(name).trainer, f"the trainer of bundle {name!r}")
+
+
+def load_trainer_class(where: str) -> type[SegmentationTrainer]:
+    """Import a trainer of the user's own from ``FILE:Class``.
+
+    Raises:
+        BadInputError: If there is no such file or class, or it is no `SegmentationTrainer`.
+    """
+    file, _, name = where.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise BadInputError(f"--trainer {where}: expected FILE:Class, and {file or where!r} is no file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise BadInputError(f"--trainer {where}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise BadInputError(f"--trainer {where}: {path} has no {name!r}")
+    return _checked(getattr(module, name), f"--trainer {where}")
+
+
+def _checked(trainer: object, what: str) -> type[SegmentationTrainer]:
+    if not isinstance(trainer, type) or not issubclass(trainer, SegmentationTrainer):
+        raise BadInputError(f"{what} is not a SegmentationTrainer")
+    return trainer

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
+from candy_monai_bundles.unet.network import default_strides
+from tests.contracts.trainer_contract import TrainerContract
+from tests.toys import Squares, small_trainer
+
+from candy_monai.errors import BadInputError
+
+
+def _trainer(folder, size=(20, 28), **attributes):
+    attributes = {"num_dims": len(size), "filters": (4, 8, 8), "learning_rate": 0.01, **attributes}
+    num_classes = attributes.get("num_classes", 1)
+    return small_trainer(folder, Squares(2, size=size, num_classes=num_classes), cls=_with(attributes))
+
+
+def _with(attributes):
+    cls = type("UNetTrainer", (UNetTrainer,), attributes)
+    return cls
+
+
+class TestUNetTrainerOnPictures(TrainerContract):
+    def make_trainer(self, folder):
+        return _trainer(folder)
+
+
+class TestUNetTrainerOnVolumesWithDeepSupervision(TrainerContract):
+    def make_trainer(self, folder):
+        return _trainer(folder, (14, 16, 12), num_classes=3, deep_supervision=True)
+
+
+def test_the_default_is_two_dimensional_with_one_class(tmp_path):
+    trainer = UNetTrainer(tmp_path, None, None)
+    assert (trainer.num_dims, trainer.num_classes) == (2, 1)
+
+
+@pytest.mark.parametrize(("num_dims", "size"), [(2, (64, 64)), (2, (16, 16)), (3, (32, 32, 32)), (3, (16, 64, 16))])
+def test_the_default_network_trains_on_small_and_large_examples(tmp_path, num_dims, size):
+    trainer = UNetTrainer(tmp_path, None, None)
+    trainer.num_dims, trainer.num_classes = num_dims, 3
+    network = trainer.build_network((2, *size)).train()
+    assert network(torch.randn(1, 2, *size)).shape == (1, 3, *size)
+
+
+def test_an_axis_is_halved_only_while_it_stays_large_enough():
+    assert default_strides((32, 8), 5) == [(1, 1), (2, 2), (2, 1), (2, 1)]
+
+
+def test_volumes_given_to_a_two_dimensional_trainer_are_a_clear_error(tmp_path):
+    with pytest.raises(BadInputError, match="set trainer.num_dims = 3"):
+        _trainer(tmp_path, (12, 12, 12), num_dims=2).train(1)
+
+
+def test_the_predictor_reproduces_the_validation_s_output_from_the_folder_alone(tmp_path):
+    trainer = _trainer(tmp_path, (21, 30), num_classes=3)
+    outputs = []
+    validate_case = trainer.validate_case
+
+    def looking(image, label, toolbox):
+        result = validate_case(image, label, toolbox)
+        outputs.append((image, result[2]))
+        return result
+
+    trainer.validate_case = looking
+    trainer.train(1, save_preview=False)
+    predictor = UNetPredictor(trainer.experiment_folder())
+    for image, logits in outputs:
+        assert torch.equal(predictor.logits(image), logits)
+        assert torch.equal(predictor.predict(image).as_tensor(), logits.argmax(0, keepdim=True))

@@ -1,0 +1,51 @@
+import pytest
+
+from candy_monai.errors import BadInputError
+from candy_monai.inference.inputs import find_inputs
+
+
+def _touch(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_the_channels_of_a_case_belong_together_in_their_order(tmp_path):
+    _touch(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz", "notes.txt", "._a_0000.nii.gz")
+    cases = find_inputs(tmp_path, num_channels=2)
+    assert [(case.case_id, [file.name for file in case.files]) for case in cases] == [
+        ("a", ["a_0000.nii.gz", "a_0001.nii.gz"]),
+        ("b", ["b_0000.nii.gz", "b_0001.nii.gz"]),
+    ]
+
+
+def test_only_the_last_four_digits_are_the_channel(tmp_path):
+    _touch(tmp_path, "scan_0000_0000.nii.gz", "scan.v2_0000.nii.gz")
+    assert [case.case_id for case in find_inputs(tmp_path, num_channels=1)] == ["scan.v2", "scan_0000"]
+
+
+def test_files_without_a_channel_are_cases_of_their_own(tmp_path):
+    _touch(tmp_path, "x.png", "y.PNG")
+    assert [case.case_id for case in find_inputs(tmp_path, num_channels=3)] == ["x", "y"]
+
+
+def test_every_case_that_lacks_a_channel_is_named_at_once(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz", "c_0002.nii.gz", "c_0001.nii.gz")
+    with pytest.raises(BadInputError) as error:
+        find_inputs(tmp_path, num_channels=2)
+    assert "case b: channel file _0000 is missing" in str(error.value)
+    assert "case c: channel file _0000 is missing" in str(error.value)
+    assert "case c: channel file _0002 is one too many" in str(error.value)
+
+
+def test_one_file_of_a_case_brings_its_other_channels(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
+    (case,) = find_inputs(tmp_path / "a_0000.nii.gz", num_channels=2)
+    assert [file.name for file in case.files] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_nothing_to_predict_is_an_error_that_names_the_place(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInputError, match=name):
+        find_inputs(tmp_path / name, num_channels=1)

@@ -1,0 +1,22 @@
+import pytest
+
+from candy_monai.errors import BadInputError
+from candy_monai.registry import bundle_names, find_bundle
+from candy_monai.training.segmentation import SegmentationTrainer
+
+
+def test_the_u_net_is_found_by_its_entry_point():
+    bundle = find_bundle("unet")
+    assert bundle.name == "unet"
+    assert issubclass(bundle.trainer, SegmentationTrainer)
+    assert "unet" in bundle_names()
+
+
+def test_an_unknown_bundle_is_an_error_with_the_closest_installed_one():
+    with pytest.raises(BadInputError, match="'unett'.*Did you mean 'unet'"):
+        find_bundle("unett")
+
+
+def test_a_name_that_is_a_module_but_no_bundle_is_not_imported():
+    with pytest.raises(BadInputError, match="no bundle 'os'"):
+        find_bundle("os")

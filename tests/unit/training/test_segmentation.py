@@ -1,0 +1,173 @@
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from tests.toys import SmallTrainer, Squares, small_trainer
+from torch import nn
+
+from candy_monai.errors import BadInputError
+from candy_monai.nn.deep_supervision import DeepSupervisionLoss
+from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
+
+
+def _three_classes(folder, cls=SmallTrainer):
+    trainer = small_trainer(folder, Squares(2, num_classes=3), cls=cls)
+    trainer.num_classes = 3
+    return trainer
+
+
+def test_one_logit_is_trained_by_binary_entropy_and_several_by_cross_entropy(tmp_path):
+    trainer = small_trainer(tmp_path)
+    assert isinstance(trainer.build_criterion(), DiceBCELossWithLogits)
+    trainer.num_classes = 3
+    assert isinstance(trainer.build_criterion(), DiceCELossWithLogits)
+    trainer.deep_supervision = True
+    assert isinstance(trainer.build_criterion(), DeepSupervisionLoss)
+
+
+def test_the_score_is_the_negative_loss_by_default_and_the_foreground_s_dice_on_request(tmp_path):
+    trainer = _three_classes(tmp_path)
+    trainer.train(1)
+    metrics = trainer.metrics()
+    assert metrics["val score"] == pytest.approx([-value for value in metrics["val combined loss"]])
+    trainer.score = "dice"
+    trainer.train(1)
+    metrics = trainer.metrics()
+    assert metrics["val score"] == pytest.approx(metrics["val dice"], abs=1e-6)
+
+
+def test_the_mean_dice_never_counts_the_background(tmp_path):
+    trainer = _three_classes(tmp_path)
+    trainer.train(1)
+    metrics = trainer.metrics()
+    assert metrics["val dice"][0] == pytest.approx((metrics["val dice 1"][0] + metrics["val dice 2"][0]) / 2, abs=1e-6)
+
+
+def test_leaving_the_background_out_holds_for_the_reported_dice_too(tmp_path):
+    trainer = _three_classes(tmp_path)
+    trainer.train(1)
+    assert "val dice 0" in trainer.metrics()
+    trainer.include_background = False
+    trainer.train(1)
+    assert "val dice 0" not in trainer.metrics()
+
+
+class _Outputs(SmallTrainer):
+    """A network whose outputs come in some structure."""
+
+    wrap = staticmethod(lambda full, half: full)
+
+    def build_network(self, example_shape):
+        base, wrap = super().build_network(example_shape), type(self).wrap
+
+        class Wrapped(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.base = base
+
+            def forward(self, images):
+                full = self.base(images)
+                return wrap(full, nn.functional.avg_pool2d(full, 2))
+
+        return Wrapped()
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda full, half: full,
+        lambda full, half: [full, half],
+        lambda full, half: (full, half),
+        lambda full, half: {"out": full, "half": half},
+        lambda full, half: torch.stack([full, full], 1),
+    ],
+    ids=["tensor", "list", "tuple", "dict", "stacked"],
+)
+def test_whatever_structure_a_network_returns_it_trains_and_evaluates_to_one_tensor(tmp_path, wrap, supervised):
+    trainer = _three_classes(tmp_path, type("Wrapping", (_Outputs,), {"wrap": staticmethod(wrap)}))
+    trainer.deep_supervision = supervised
+    seen = []
+    validate_case = trainer.validate_case
+
+    def looking(image, label, toolbox):
+        result = validate_case(image, label, toolbox)
+        seen.append(tuple(result[2].shape))
+        return result
+
+    trainer.validate_case = looking
+    trainer.train(1)
+    assert seen == [(3, 16, 16)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.uint8, torch.bool])
+def test_labels_of_any_type_train_and_validate(tmp_path, dtype):
+    class Typed(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label.to(dtype)
+
+    trainer = small_trainer(tmp_path, Typed())
+    trainer.train(1)
+    assert 0 <= trainer.metrics()["val dice"][0] <= 1
+
+
+def test_empty_labels_survive_training_and_a_class_that_is_nowhere_counts_nowhere(tmp_path):
+    class Empty(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label * (index % 2)
+
+    trainer = small_trainer(tmp_path, Empty())
+    trainer.train(2)
+    assert torch.isfinite(torch.tensor(trainer.metrics()["combined loss"])).all()
+
+
+def test_more_classes_than_the_trainer_knows_are_refused_before_anything_is_written(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(2, num_classes=3))
+    with pytest.raises(BadInputError, match="id 2.*num_classes is 1.*set num_classes = 3"):
+        trainer.train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_that_knows_its_classes_is_believed(tmp_path):
+    data = Squares(2, num_classes=1)
+    data.num_classes = 5
+    trainer = small_trainer(tmp_path, data)
+    trainer.num_classes = 3
+    with pytest.raises(BadInputError, match="the dataset has 5 classes"):
+        trainer.train(1)
+
+
+def test_the_ignored_id_counts_neither_in_the_check_nor_in_the_loss(tmp_path):
+    class Ignoring(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            label = label.clone()
+            label[:, :2] = 9
+            return image, label
+
+    trainer = small_trainer(tmp_path, Ignoring())
+    trainer.ignore_index = 9
+    trainer.train(1)
+    assert 0 <= trainer.metrics()["val dice"][0] <= 1
+
+
+def test_an_inferer_of_monai_s_is_used_for_whole_images(tmp_path):
+    calls = []
+
+    class Counting(SlidingWindowInferer):
+        def __call__(self, inputs, network, *args, **kwargs):
+            calls.append(tuple(inputs.shape))
+            return super().__call__(inputs, network, *args, **kwargs)
+
+    trainer = small_trainer(tmp_path)
+    trainer.inferer = Counting(roi_size=(8, 8), overlap=0.5, mode="gaussian")
+    trainer.train(1)
+    assert calls == [(1, 1, 16, 16)] * 4
+
+
+def test_the_five_previews_are_written(tmp_path):
+    trainer = _three_classes(tmp_path)
+    trainer.train(1)
+    names = {path.name for path in trainer.experiment_folder().glob("* (preview).png")}
+    assert names == {f"{name} (preview).png" for name in ("input", "label", "prediction", "expected", "actual")}
