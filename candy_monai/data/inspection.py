@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
 
-    from candy_monai.data.nnunet import DatasetDescription, NNUNetCase
+    from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 
 Orientation = tuple[str, ...]
 """Axis codes in nibabel's sense: ``("R", "A", "S")`` says where each stored axis points to."""
@@ -228,12 +228,14 @@ def inspect(dataset: CaseSource | PathLike, *, num_workers: int | None = None) -
 def dataset_digest(dataset: CaseSource | PathLike) -> str:
     """Return 16 hexadecimal digits that change when the dataset's content does.
 
-    Covers the description, case ids, file names, sizes and content. Files up to 1 MiB count whole. Of larger ones the
+    Covers channels and labels, case ids, file names, sizes and content. Files up to 1 MiB count whole. Of larger ones the
     first and the last 64 KiB count: the header and, for ``.gz`` and ``.png``, checksums of all that lies between.
     Larger files without checksums add their modification time.
     """
     source = _opened(dataset)
-    digest = hashlib.blake2b(repr(source.description).encode(), digest_size=8)
+    about = source.description
+    meaning = (about.channel_names, list(about.labels.items()), about.ignore_label, about.regions_class_order)
+    digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8)
     for case in sorted(source.cases, key=lambda case: case.case_id):
         digest.update(case.case_id.encode())
         for path in (*case.images, *([case.label] if case.label else [])):

@@ -1,0 +1,279 @@
+"""Bring a case to the grid and the scale that a plan asks for, and bring results back to the case's own grid.
+
+Owns both directions, so that they cannot drift apart: ``CaseGeometry`` records what was done to a case. Stores nothing
+(``candy_monai.data.store``) and draws nothing at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from candy_monai.aliases import Shape
+from candy_monai.data.inspection import Orientation, axis_codes, bounding_box
+from candy_monai.data.io import geometry_of
+from candy_monai.data.normalization import normalize
+from candy_monai.data.planning import Plan, axis_order, coarse_axis, resampled_shape
+from candy_monai.data.resampling import resample_image, resample_label, resample_scores
+from candy_monai.errors import BadInputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CERTAINLY_NOT = -1e4
+"""A logit whose probability is 0, and which half precision still holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseGeometry:
+    """What preprocessing did to a case's grid, and all that undoing it needs.
+
+    Attributes:
+        file_name: The file that the case came from; empty when it came from memory.
+        affine: The file's 4 x 4 affine.
+        shape: The file's spatial shape.
+        axis_codes: The file's orientation; ``None`` for anything 2-D.
+        order: For each axis after reorientation, the file's axis that it is.
+        flips: The axes, after reorientation, that run against the file's.
+        crop: Start and stop along each axis after reorientation.
+        resampled_shape: The shape after resampling: that of the preprocessed case.
+    """
+
+    file_name: str
+    affine: tuple[tuple[float, ...], ...]
+    shape: Shape
+    axis_codes: Orientation | None
+    order: tuple[int, ...]
+    flips: tuple[int, ...]
+    crop: tuple[tuple[int, int], ...]
+    resampled_shape: Shape
+
+    @property
+    def reoriented_shape(self) -> Shape:
+        """The whole case's shape after reorientation."""
+        return tuple(self.shape[axis] for axis in self.order)
+
+    @property
+    def cropped_shape(self) -> Shape:
+        """The shape after cropping, before resampling."""
+        return tuple(stop - start for start, stop in self.crop)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values that JSON stores and ``from_dict`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> CaseGeometry:
+        """Restore a geometry, also after a round trip through JSON."""
+        plain: dict[str, Any] = {key: _frozen(value) for key, value in values.items()}
+        return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreprocessedCase:
+    """A case on the plan's grid.
+
+    Attributes:
+        image: ``(C, *spatial)`` float32, normalised.
+        label: ``(1, *spatial)`` label ids; ``None`` when none was given.
+        geometry: The way back.
+    """
+
+    image: Tensor
+    label: Tensor | None
+    geometry: CaseGeometry
+
+
+class Preprocessor:
+    """Preprocess cases as a plan asks, and undo it for results. Steps that would change nothing are skipped.
+
+    The steps: bring the axes to the plan's orientation, crop to the box of non-zero voxels, normalise, resample.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def apply(self, image: MetaTensor, label: Tensor | None = None) -> PreprocessedCase:
+        """Preprocess a case.
+
+        Args:
+            image: ``(C, *spatial)`` as loaded, with its affine. A plain tensor counts as lying on the plan's grid.
+            label: ``(1, *spatial)`` integer ids on the same grid.
+
+        Raises:
+            BadInputError: If channels or axes are not those of the plan, the label's shape differs, or intensities are
+                NaN or infinite.
+        """
+        name, values = self._checked(image, label)
+        order, flips, codes, affine, spacing = self._axes(image)
+        values = _reoriented(values, order, flips)
+        mask = (values != 0).any(0).cpu().numpy()
+        box: tuple[slice, ...] = bounding_box(mask) or tuple(slice(0, size) for size in mask.shape)
+        crop = (slice(None), *box)
+        shape = resampled_shape(tuple(side.stop - side.start for side in box), spacing, self._plan.spacing_mm)
+        geometry = CaseGeometry(
+            file_name=name,
+            affine=tuple(tuple(float(entry) for entry in row) for row in affine),
+            shape=tuple(image.shape[1:]),
+            axis_codes=codes,
+            order=order,
+            flips=flips,
+            crop=tuple((side.start, side.stop) for side in box),
+            resampled_shape=shape,
+        )
+        values = normalize(values[crop], self._plan.normalization, mask=self._body(mask[box], values.device))
+        coarse = self._thick_slices(geometry.cropped_shape, spacing, shape)
+        ids = None
+        if label is not None:
+            ids = _reoriented(_plain(label), order, flips)[crop]
+            ids = resample_label(ids, shape, coarse_axis=coarse).contiguous()
+        return PreprocessedCase(
+            image=resample_image(values, shape, coarse_axis=coarse).contiguous(), label=ids, geometry=geometry
+        )
+
+    def restore(self, scores: Tensor, geometry: CaseGeometry, *, probabilities: bool = False) -> Tensor:
+        """Bring scores back to the grid of the file. Whatever lies outside of the crop is background.
+
+        Args:
+            scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
+            geometry: The case's geometry.
+            probabilities: Whether ``scores`` are probabilities, which decides how background is written.
+
+        Returns:
+            ``(C, *shape)`` float32 in the file's axes.
+
+        Raises:
+            BadInputError: If the shape is not that of the preprocessed case.
+        """
+        self._check_scores(scores, geometry)
+        restored = torch.full(
+            (len(scores), *geometry.reoriented_shape), 0.0 if probabilities else _CERTAINLY_NOT, device=scores.device
+        )
+        if self._is_exclusive(scores):
+            restored[0] = 1.0 if probabilities else 0.0
+        for target, channel in zip(restored, scores, strict=True):
+            target[_box(geometry)] = resample_scores(channel[None].float(), geometry.cropped_shape)[0]
+        return _unreoriented(restored, geometry)
+
+    def restore_labels(self, scores: Tensor, geometry: CaseGeometry, *, probabilities: bool = False) -> Tensor:
+        """Turn scores into label ids on the grid of the file, one class at a time so that memory stays bounded.
+
+        Args:
+            scores: As for ``restore``.
+            geometry: The case's geometry.
+            probabilities: Whether ``scores`` are probabilities; decides the threshold of sigmoid channels.
+
+        Returns:
+            ``(1, *shape)`` int16 ids in the file's axes: the best class, 1 where a single sigmoid exceeds 0.5, or
+            the plan's regions painted in their order.
+
+        Raises:
+            BadInputError: If the shape is not that of the preprocessed case.
+        """
+        self._check_scores(scores, geometry)
+        shape, threshold = geometry.cropped_shape, 0.5 if probabilities else 0.0
+        cropped = torch.zeros(shape, dtype=torch.int16, device=scores.device)
+        if self._is_exclusive(scores):
+            best = resample_scores(scores[:1].float(), shape)[0].clone()
+            for index, channel in enumerate(scores[1:], start=1):
+                score = resample_scores(channel[None].float(), shape)[0]
+                cropped.masked_fill_(score > best, index)
+                torch.maximum(best, score, out=best)
+        else:
+            painted = [region.paints for region in self._plan.regions] or [1]
+            for index, channel in zip(painted, scores, strict=True):
+                cropped.masked_fill_(resample_scores(channel[None].float(), shape)[0] > threshold, index)
+        whole = torch.zeros((1, *geometry.reoriented_shape), dtype=torch.int16, device=scores.device)
+        whole[0][_box(geometry)] = cropped
+        return _unreoriented(whole, geometry)
+
+    def _checked(self, image: Tensor, label: Tensor | None) -> tuple[str, Tensor]:
+        """Return the file's name and the plain intensities, once all is as the plan expects it."""
+        name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
+        where, plan = name or "the image", self._plan
+        if image.ndim != plan.num_dims + 1 or len(image) != len(plan.channel_names):
+            raise BadInputError(
+                f"{where}: found shape {tuple(image.shape)}, expected {len(plan.channel_names)} channels "
+                f"({', '.join(plan.channel_names)}) and {plan.num_dims} spatial axes"
+            )
+        if label is not None and label.shape[1:] != image.shape[1:]:
+            raise BadInputError(
+                f"{where}: the label has shape {tuple(label.shape[1:])}, the image {tuple(image.shape[1:])}"
+            )
+        values = _plain(image).float()
+        if not bool(torch.isfinite(values).all()):
+            count = int((~torch.isfinite(values)).sum())
+            raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
+        return name, values
+
+    def _axes(
+        self, image: Tensor
+    ) -> tuple[tuple[int, ...], tuple[int, ...], Orientation | None, NDArray[np.float64], tuple[float, ...]]:
+        """Return order and flips, the file's axis codes and affine, and the spacing after reorientation."""
+        plan = self._plan
+        order: tuple[int, ...] = tuple(range(plan.num_dims))
+        if not isinstance(image, MetaTensor):
+            return order, (), plan.orientation, np.eye(4), plan.spacing_mm or (1.0,) * plan.num_dims
+        geometry = geometry_of(image)
+        flips: tuple[int, ...] = ()
+        codes = None if geometry.is_picture or plan.num_dims < 3 else axis_codes(geometry.affine)
+        if codes is not None and plan.orientation is not None:
+            order, flips = axis_order(codes, plan.orientation)
+        return order, flips, codes, geometry.affine, tuple(geometry.spacing_mm[axis] for axis in order)
+
+    def _body(self, mask: NDArray[np.bool_], device: torch.device) -> Tensor | None:
+        """Return the non-zero voxels with their holes filled, where a channel is normalised over these alone."""
+        if not any(channel.nonzero_only for channel in self._plan.normalization):
+            return None
+        return torch.from_numpy(np.asarray(scipy.ndimage.binary_fill_holes(mask))).to(device)
+
+    def _thick_slices(self, shape: Shape, spacing_mm: tuple[float, ...], new_shape: Shape) -> int | None:
+        """Return the axis of thick slices: the case's own, else the one that the plan's spacing makes."""
+        if self._plan.spacing_mm is None or shape == new_shape:
+            return None
+        even = (1,) * len(shape)
+        own = coarse_axis(spacing_mm, even)
+        return own if own is not None else coarse_axis(self._plan.spacing_mm, even)
+
+    def _is_exclusive(self, scores: Tensor) -> bool:
+        return len(scores) > 1 and not self._plan.regions
+
+    def _check_scores(self, scores: Tensor, geometry: CaseGeometry) -> None:
+        expected = (self._plan.num_classes, *geometry.resampled_shape)
+        if tuple(scores.shape) != expected:
+            raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _reoriented(tensor: Tensor, order: tuple[int, ...], flips: tuple[int, ...]) -> Tensor:
+    if order != tuple(range(len(order))):
+        tensor = tensor.permute(0, *(axis + 1 for axis in order))
+    return tensor.flip([axis + 1 for axis in flips]) if flips else tensor
+
+
+def _unreoriented(tensor: Tensor, geometry: CaseGeometry) -> Tensor:
+    inverse = [geometry.order.index(axis) for axis in range(len(geometry.order))]
+    if geometry.flips:
+        tensor = tensor.flip([axis + 1 for axis in geometry.flips])
+    return tensor.permute(0, *(axis + 1 for axis in inverse)).contiguous()
+
+
+def _box(geometry: CaseGeometry) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in geometry.crop)
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
