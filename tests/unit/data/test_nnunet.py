@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from candy_monai.data.folds import kfold
+from candy_monai.data.nnunet import NNUNetDataset, check_dataset, list_cases, read_description
+from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
+
+AFFINE = np.diag([1.0, 1.5, 3.0, 1.0])
+SHAPE = (6, 5, 4)
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        Image.fromarray(array).save(path)
+    else:
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def label_of(ids: tuple[int, ...]) -> np.ndarray:
+    label = np.zeros(SHAPE, np.uint8)
+    for position, value in enumerate(ids):
+        label[position] = value
+    return label
+
+
+def describe(folder: Path, **changes: object) -> None:
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "tumour": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+        **changes,
+    }
+    (folder / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def make(folder: Path, ids=("a", "b", "c"), num_channels: int = 1, **changes: object) -> Path:
+    """Write a dataset in which the image of the i-th case holds 10 * i + channel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, case_id in enumerate(ids):
+        for channel in range(num_channels):
+            image = np.full(SHAPE, 10 * index + channel, np.float32)
+            write(folder / "imagesTr" / f"{case_id}_{channel:04d}.nii.gz", image)
+        write(folder / "labelsTr" / f"{case_id}.nii.gz", label_of((1, 2)))
+    channels = {str(channel): f"c{channel}" for channel in range(num_channels)}
+    describe(folder, **{"channel_names": channels, "numTraining": len(ids), **changes})
+    return folder
+
+
+def problems_of(folder: Path) -> str:
+    return "\n".join(check_dataset(folder).problems)
+
+
+def warnings_of(folder: Path) -> str:
+    return "\n".join(check_dataset(folder).warnings)
+
+
+# --- the description
+
+
+def test_a_description_of_version_2_is_read(tmp_path):
+    description = read_description(make(tmp_path / "Dataset001_X", num_channels=2))
+    assert description.channel_names == ("c0", "c1")
+    assert description.class_names == ("background", "liver", "tumour")
+    assert (description.num_classes, description.num_channels, description.num_training) == (3, 2, 3)
+    assert (description.name, description.file_ending) == ("Dataset001_X", ".nii.gz")
+    assert not description.has_regions
+
+
+def test_classes_are_ordered_by_id_whatever_the_order_in_the_file(tmp_path):
+    make(tmp_path, labels={"tumour": 2, "background": 0, "liver": 1})
+    assert read_description(tmp_path).class_names == ("background", "liver", "tumour")
+
+
+def test_the_ignore_label_is_no_class(tmp_path):
+    make(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2, "ignore": 3})
+    description = read_description(tmp_path)
+    assert (description.num_classes, description.ignore_label) == (3, 3)
+    assert description.label_ids == (0, 1, 2)
+
+
+def test_regions_keep_their_ids_and_their_order(tmp_path):
+    labels = {"whole": [1, 2, 3], "background": 0, "core": [2, 3], "active": [3], "ignore": 4}
+    make(tmp_path, labels=labels, regions_class_order=[1, 2, 3])
+    description = read_description(tmp_path)
+    assert dict(description.labels) == {"background": 0, "whole": (1, 2, 3), "core": (2, 3), "active": 3}
+    assert description.class_names == ("background", "whole", "core", "active")
+    assert description.has_regions
+    assert description.regions_class_order == (1, 2, 3)
+    assert description.label_ids == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {"background": 0, "a": 1, "c": 3}}, r"gaps, expected 0 to 2; remap .*3 -> 2"),
+        ({"labels": {"a": 1, "b": 2}}, 'no label has the id 0, expected "background": 0'),
+        ({"labels": {"background": 0, "a": 1, "ignore": 5}}, "ignore label is 5, expected .* 2"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "two labels have one id"),
+        ({"labels": {"background": 0, "a": "x"}}, "label 'a' is 'x', expected an id"),
+        ({"labels": {"background": 0, "a": -1}}, "label 'a' is -1"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "need 'regions_class_order'"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]}, "has 1 ids, expected 2"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, 7]}, r"holds \[7\]"),
+        (
+            {"labels": {"background": 0, "a": [1, 2], "b": 2, "ignore": 3}, "regions_class_order": [1, 3]},
+            "ignore label 3; leave it out",
+        ),
+        ({"labels": None}, "'labels' is missing"),
+        (
+            {"channel_names": None, "chanel_names": {"0": "CT"}},
+            "'channel_names' is missing.*Did you mean 'chanel_names'",
+        ),
+        ({"channel_names": {"0": "a", "2": "b"}}, r"\['0', '2'\], expected 0 to 1"),
+        ({"file_ending": ".xyz"}, "'file_ending' is '.xyz', expected one of .nii"),
+    ],
+)
+def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, changes, message):
+    make(tmp_path, **changes)
+    with pytest.raises(DatasetError, match=message):
+        read_description(tmp_path)
+    with pytest.raises(DatasetError, match=message):
+        NNUNetDataset(tmp_path)
+    assert check_dataset(tmp_path).problems
+
+
+def test_a_missing_folder_a_missing_file_and_broken_json_are_told_apart(tmp_path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        read_description(tmp_path / "none")
+    with pytest.raises(DatasetError, match=r"dataset\.json: missing"):
+        read_description(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match="not valid JSON"):
+        read_description(tmp_path)
+
+
+def test_the_folder_one_level_too_high_gets_a_hint(tmp_path):
+    make(tmp_path / "Dataset001_X")
+    with pytest.raises(DatasetError, match="did you mean the folder 'Dataset001_X' inside"):
+        NNUNetDataset(tmp_path)
+
+
+# --- pairing
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3])
+@pytest.mark.parametrize("fold", range(3))
+def test_in_every_fold_the_image_and_the_label_belong_to_one_case(tmp_path, num_channels, fold):
+    ids = [f"case_{index}" for index in range(1, 13)]  # not padded: case_10 sorts before case_2
+    make(tmp_path, ids, num_channels)
+    for index, case_id in enumerate(ids):
+        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", np.full(SHAPE, index, np.uint8))
+    for part in NNUNetDataset(tmp_path).fold(k=3, fold=fold):
+        for case_id, (image, label) in zip(part.case_ids, part, strict=True):
+            index = ids.index(case_id)
+            assert label.unique().tolist() == [index]
+            assert [channel.unique().item() for channel in image] == [10 * index + c for c in range(num_channels)]
+
+
+@pytest.mark.parametrize("case_id", ["x_0000", "x_0001_0000", "a.b-c", "a b", "12345", "x_0000.nii"])
+def test_only_the_last_number_of_an_image_name_is_its_channel(tmp_path, case_id):
+    make(tmp_path, [case_id, "other"], 2)
+    assert [case.case_id for case in NNUNetDataset(tmp_path).cases] == sorted([case_id, "other"])
+
+
+def test_hidden_files_and_files_of_other_kinds_are_passed_over(tmp_path):
+    make(tmp_path)
+    for name in ("imagesTr/._a_0000.nii.gz", "imagesTr/a.json", "labelsTr/._a.nii.gz", "labelsTr/a.json"):
+        (tmp_path / name).write_text("{}")
+    assert len(NNUNetDataset(tmp_path)) == 3
+    assert check_dataset(tmp_path).problems == ()
+
+
+def test_upper_case_suffixes_work(tmp_path):
+    make(tmp_path)
+    (tmp_path / "imagesTr" / "a_0000.nii.gz").rename(tmp_path / "imagesTr" / "a_0000.NII.GZ")
+    assert NNUNetDataset(str(tmp_path))[0][0].shape == (1, *SHAPE)
+
+
+def test_every_missing_and_superfluous_file_is_listed_with_its_case(tmp_path):
+    make(tmp_path, ["a", "b", "c", "d", "e"], 2)
+    (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
+    (tmp_path / "labelsTr" / "b.nii.gz").unlink()
+    (tmp_path / "imagesTr" / "c_0000.nii.gz").unlink()
+    (tmp_path / "imagesTr" / "c_0001.nii.gz").unlink()
+    write(tmp_path / "imagesTr" / "d_0002.nii.gz", np.zeros(SHAPE))
+    write(tmp_path / "imagesTr" / "plain.nii.gz", np.zeros(SHAPE))
+    with pytest.raises(DatasetError) as error:
+        list_cases(tmp_path, read_description(tmp_path))
+    problems = error.value.problems
+    assert len(problems) == 5
+    for expected in (
+        "a: a_0001.nii.gz missing",
+        "b: labelsTr/b.nii.gz is missing",
+        "c: imagesTr/c_0000.nii.gz is missing",
+        "d: d_0002.nii.gz in imagesTr beyond",
+        "imagesTr/plain.nii.gz: no channel number; rename it to plain_0000.nii.gz",
+    ):
+        assert any(problem.startswith(expected) for problem in problems), expected
+    with pytest.raises(DatasetError, match="5 problems"):
+        NNUNetDataset(tmp_path)
+
+
+def test_a_case_in_two_spellings_of_the_suffix_is_a_duplicate(tmp_path):
+    make(tmp_path)
+    (tmp_path / "labelsTr" / "a.NII.GZ").write_bytes((tmp_path / "labelsTr" / "a.nii.gz").read_bytes())
+    with pytest.raises(DatasetError, match=r"a: found both .* remove one"):
+        NNUNetDataset(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_one_colour_picture_serves_several_channel_names(tmp_path, channels):
+    for index, case_id in enumerate("abc"):
+        write(tmp_path / "imagesTr" / f"{case_id}_0000.png", np.full((5, 6, channels), index, np.uint8))
+        write(tmp_path / "labelsTr" / f"{case_id}.png", np.ones((5, 6), np.uint8))
+    names = {str(index): name for index, name in enumerate("RGBA"[:channels])}
+    describe(tmp_path, channel_names=names, file_ending=".png", labels={"background": 0, "a": 1})
+    image, label = NNUNetDataset(tmp_path)[1]
+    assert (image.shape, label.shape) == ((channels, 5, 6), (1, 5, 6))
+    assert check_dataset(tmp_path).problems == ()
+
+
+def test_a_picture_with_more_channels_than_named_is_found(tmp_path):
+    write(tmp_path / "imagesTr" / "a_0000.png", np.zeros((5, 6, 4), np.uint8))
+    write(tmp_path / "labelsTr" / "a.png", np.ones((5, 6), np.uint8))
+    describe(tmp_path, channel_names={"0": "R", "1": "G", "2": "B"}, file_ending=".png", numTraining=1)
+    assert "imagesTr/a_0000.png: 4 channels, expected 3: R, G, B" in problems_of(tmp_path)
+    with pytest.raises(ImageReadError, match="found 4 channels, expected 3"):
+        NNUNetDataset(tmp_path)[0]
+
+
+def test_cases_listed_in_the_description_replace_the_search(tmp_path, monkeypatch):
+    make(tmp_path / "elsewhere", ["p", "q", "r"], 2)
+    monkeypatch.setenv("SCANS", str(tmp_path / "elsewhere"))
+    folder = tmp_path / "listed"
+    folder.mkdir()
+
+    def entry(root: str, name: str) -> dict[str, object]:
+        images = [f"{root}/imagesTr/{name}_{channel:04d}.nii.gz" for channel in (0, 1)]
+        return {"images": images, "label": f"{root}/labelsTr/{name}.nii.gz"}
+
+    listed = {"z": entry("../elsewhere", "p"), "y": entry(str(tmp_path / "elsewhere"), "q"), "x": entry("$SCANS", "r")}
+    describe(folder, channel_names={"0": "a", "1": "b"}, dataset=listed)
+    dataset = NNUNetDataset(folder)
+    assert dataset.case_ids == ("x", "y", "z")
+    assert [image[1].unique().item() for image, _ in dataset] == [21, 11, 1]
+    assert check_dataset(folder).problems == ()
+    (tmp_path / "elsewhere" / "labelsTr" / "q.nii.gz").unlink()
+    with pytest.raises(DatasetError, match=r"y: .*q\.nii\.gz is listed in dataset\.json and does not exist"):
+        NNUNetDataset(folder)
+
+
+def test_a_decathlon_dataset_with_4d_images_is_read_as_it_is(tmp_path):
+    for case_id in ("BRATS_001", "BRATS_002"):
+        write(
+            tmp_path / "imagesTr" / f"{case_id}.nii.gz", np.stack([np.full(SHAPE, c, np.float32) for c in (5, 6)], -1)
+        )
+        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of((1, 2)))
+        (tmp_path / "imagesTr" / f"._{case_id}.nii.gz").write_text("")
+    content = {
+        "name": "BRATS",
+        "modality": {"0": "FLAIR", "1": "T1"},
+        "labels": {"0": "background", "1": "edema", "2": "tumour"},
+        "numTraining": 2,
+        "training": [
+            {"image": f"./imagesTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"}
+            for case_id in ("BRATS_002", "BRATS_001")
+        ],
+        "test": ["./imagesTs/BRATS_003.nii.gz"],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = NNUNetDataset(tmp_path)
+    assert dataset.description.class_names == ("background", "edema", "tumour")
+    assert dataset.case_ids == ("BRATS_001", "BRATS_002")
+    assert [channel.unique().item() for channel in dataset[0][0]] == [5, 6]
+    report = check_dataset(tmp_path)
+    assert report.problems == ()
+    assert any("BRATS_003" in warning for warning in report.warnings)  # training does not need it
+
+
+def test_an_old_nnunet_folder_lists_cases_and_stores_channels(tmp_path):
+    make(tmp_path, ["a", "b"], 2)
+    content = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "x", "2": "y"},
+        "numTraining": 2,
+        "training": [{"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in "ab"],
+        "test": [],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert [image.shape for image, _ in NNUNetDataset(tmp_path)] == [(2, *SHAPE)] * 2
+
+
+# --- the dataset
+
+
+def test_items_have_their_types_shapes_and_ids(tmp_path):
+    image, label = NNUNetDataset(make(tmp_path, num_channels=2))[1]
+    assert (image.dtype, label.dtype) == (torch.float32, torch.int64)
+    assert (image.shape, label.shape) == ((2, *SHAPE), (1, *SHAPE))
+    assert image.meta["case_id"] == label.meta["case_id"] == "b"
+    assert np.allclose(image.affine.numpy(), AFFINE)
+
+
+def test_test_cases_may_lack_labels(tmp_path):
+    make(tmp_path)
+    write(tmp_path / "imagesTs" / "t_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    dataset = NNUNetDataset(tmp_path, split="Ts")
+    assert dataset.load_image(0).shape == (1, *SHAPE)
+    with pytest.raises(DatasetError, match="t: has no label"):
+        dataset[0]
+
+
+def test_a_prefix_selects_cases_and_one_that_matches_none_is_an_error(tmp_path):
+    make(tmp_path, ["x1", "x2", "y1"])
+    assert NNUNetDataset(tmp_path, prefix="x").case_ids == ("x1", "x2")
+    with pytest.raises(DatasetError, match="no case whose id starts with 'z'"):
+        NNUNetDataset(tmp_path, prefix="z")
+
+
+def test_transforms_apply_to_the_image_the_label_and_then_to_both(tmp_path):
+    seen = []
+
+    def both(image, label):
+        seen.append((image.mean().item(), label.max().item()))
+        return image, label
+
+    dataset = NNUNetDataset(
+        make(tmp_path), image_transform=lambda x: x + 5, label_transform=lambda x: x * 2, transform=both
+    )
+    assert dataset[1][1].max() == 4
+    assert seen == [(15.0, 4)]
+    assert dataset.load(1)[1].max() == 2
+    assert dataset.subset(["b"])[0][0].mean() == 15
+
+
+# --- folds
+
+
+def test_the_default_folds_are_nnunets_own(tmp_path):
+    ids = [f"case_{index:02d}" for index in range(10)]
+    dataset = NNUNetDataset(make(tmp_path, ids))
+    for number in range(5):
+        train, validation = dataset.fold(fold=number)
+        expected = kfold(ids, 5, seed=12345)[number]
+        assert (train.case_ids, validation.case_ids) == (expected.train, expected.validation)
+    assert validation.description == dataset.description
+
+
+def test_fold_all_trains_and_validates_on_everything(tmp_path):
+    train, validation = NNUNetDataset(make(tmp_path)).fold(fold="all")
+    assert train.case_ids == validation.case_ids == ("a", "b", "c")
+
+
+def test_a_single_case_trains_without_validation(tmp_path):
+    train, validation = NNUNetDataset(make(tmp_path, ["a"])).fold()
+    assert (len(train), len(validation)) == (1, 0)
+
+
+def write_splits(path: Path, train: list[str], validation: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{"train": train, "val": validation}]))
+    return path
+
+
+def test_splits_hold_in_the_order_given_file_dataset_preprocessed(tmp_path, monkeypatch):
+    folder = make(tmp_path / "Dataset001_X")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    write_splits(tmp_path / "preprocessed" / "Dataset001_X" / "splits_final.json", ["a"], ["b"])
+    assert NNUNetDataset(folder).fold()[1].case_ids == ("b",)
+    write_splits(folder / "splits_final.json", ["a"], ["c"])
+    assert NNUNetDataset(folder).fold()[1].case_ids == ("c",)
+    given = write_splits(tmp_path / "mine.json", ["b"], ["a"])
+    assert NNUNetDataset(folder).fold(splits=given)[1].case_ids == ("a",)
+    assert len(NNUNetDataset(folder).fold(k=3)[0]) == 2  # asking for folds of one's own overrides the files
+    with pytest.raises(SettingsError, match="fold 1 does not exist"):
+        NNUNetDataset(folder).fold(fold=1)
+
+
+def test_splits_and_k_contradict_each_other(tmp_path):
+    given = write_splits(tmp_path / "mine.json", ["b"], ["a"])
+    with pytest.raises(SettingsError, match="one or the other"):
+        NNUNetDataset(make(tmp_path / "d")).fold(splits=given, k=3)
+    with pytest.raises(BadInputError, match="no such file"):
+        NNUNetDataset(tmp_path / "d").fold(splits=tmp_path / "none.json")
+
+
+def test_splits_that_name_an_unknown_case_are_an_error_and_a_prefix_only_leaves_cases_out(tmp_path):
+    folder = make(tmp_path, ["x1", "x2", "y1"])
+    write_splits(folder / "splits_final.json", ["x1", "y1"], ["x2"])
+    assert NNUNetDataset(folder, prefix="x").fold()[0].case_ids == ("x1",)
+    write_splits(folder / "splits_final.json", ["x1", "q"], ["x2"])
+    with pytest.raises(DatasetError, match="fold 0 names cases that do not exist: q"):
+        NNUNetDataset(folder).fold()
+    assert "names cases that do not exist: q" in problems_of(folder)
+    write_splits(folder / "splits_final.json", ["x1", "x2"], ["x2"])
+    assert "'x2' in both training and validation" in problems_of(folder)
+
+
+def test_groups_keep_frames_of_a_patient_together(tmp_path):
+    ids = [f"patient{patient}_frame{frame}" for patient in range(4) for frame in range(2)]
+    train, validation = NNUNetDataset(make(tmp_path, ids)).fold(k=4, groups=r"patient(\d+)")
+    assert len({case_id.split("_")[0] for case_id in validation.case_ids}) == 1
+    assert (len(train), len(validation)) == (6, 2)
+
+
+# --- the check of everything
+
+
+def test_a_sound_dataset_has_neither_problems_nor_warnings(tmp_path):
+    report = check_dataset(make(tmp_path, num_channels=2))
+    assert (report.problems, report.warnings) == ((), ())
+
+
+def test_all_problems_of_all_cases_are_reported_at_once(tmp_path):
+    folder = make(tmp_path, ["a", "b", "c", "d"])
+    write(folder / "labelsTr" / "a.nii.gz", label_of((1, 255)))
+    write(folder / "labelsTr" / "b.nii.gz", np.full(SHAPE, 0.5, np.float32))
+    write(folder / "labelsTr" / "c.nii.gz", np.ones((6, 5, 3), np.uint8))
+    (folder / "imagesTr" / "d_0000.nii.gz").write_bytes(b"junk")
+    problems = check_dataset(folder).problems
+    assert len(problems) == 4
+    for name in ("labelsTr/a.nii.gz", "b.nii.gz", "labelsTr/c.nii.gz", "d_0000.nii.gz"):
+        assert any(name in problem for problem in problems)
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.995])
+def test_a_truncated_file_is_found(tmp_path, keep):
+    path = make(tmp_path) / "imagesTr" / "b_0000.nii.gz"
+    write(path, np.random.RandomState(0).rand(*SHAPE).astype(np.float32))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    assert "b_0000.nii.gz: found a file" in problems_of(tmp_path)
+
+
+def test_a_mask_of_0_and_255_is_found_with_a_remap(tmp_path):
+    make(tmp_path, labels={"background": 0, "liver": 1})
+    for case_id in "abc":
+        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of((255,)))
+    text = problems_of(tmp_path)
+    assert "labelsTr/a.nii.gz: unknown label ids 255; found 0, 255, expected 0, 1" in text
+    assert "remap a copy: 255 -> 1" in text
+
+
+def test_the_ignore_label_is_expected_in_label_files(tmp_path):
+    make(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2, "ignore": 3})
+    write(tmp_path / "labelsTr" / "a.nii.gz", label_of((1, 2, 3)))
+    assert problems_of(tmp_path) == ""
+
+
+def test_a_nan_in_an_image_is_counted(tmp_path):
+    image = np.zeros(SHAPE, np.float32)
+    image[0, 0, :2] = np.nan
+    write(make(tmp_path) / "imagesTr" / "a_0000.nii.gz", image)
+    assert "imagesTr/a_0000.nii.gz: 2 values are NaN or infinite" in problems_of(tmp_path)
+
+
+def test_another_spacing_is_a_problem_and_another_origin_a_warning(tmp_path):
+    make(tmp_path, num_channels=2)
+    moved = AFFINE.copy()
+    moved[0, 3] = 7.0
+    write(tmp_path / "labelsTr" / "a.nii.gz", label_of((1, 2)), np.diag([1.0, 1.5, 2.0, 1.0]))
+    write(tmp_path / "labelsTr" / "b.nii.gz", label_of((1, 2)), moved)
+    write(tmp_path / "imagesTr" / "c_0001.nii.gz", np.zeros(SHAPE), np.diag([2.0, 1.5, 3.0, 1.0]))
+    report = check_dataset(tmp_path)
+    assert len(report.problems) == 2
+    assert any("labelsTr/a.nii.gz: spacing (1.0, 1.5, 2.0) mm" in problem for problem in report.problems)
+    assert any("imagesTr/c_0001.nii.gz: spacing (2.0, 1.5, 3.0) mm" in problem for problem in report.problems)
+    assert [w for w in report.warnings if "labelsTr/b.nii.gz: origin or direction differs" in w and "7" in w]
+
+
+def test_channels_of_different_shapes_are_a_problem(tmp_path):
+    make(tmp_path, num_channels=2)
+    write(tmp_path / "imagesTr" / "a_0001.nii.gz", np.zeros((6, 5, 3), np.float32))
+    assert "imagesTr/a_0001.nii.gz: shape (6, 5, 3)" in problems_of(tmp_path)
+    with pytest.raises(ImageReadError, match="channels have different shapes"):
+        NNUNetDataset(tmp_path)[0]
+
+
+def test_a_case_without_foreground_and_a_class_without_a_case_are_warnings(tmp_path):
+    make(tmp_path)
+    for case_id in "abc":
+        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of(() if case_id == "a" else (1,)))
+    assert problems_of(tmp_path) == ""
+    assert "labelsTr/a.nii.gz: no foreground" in warnings_of(tmp_path)
+    assert "no training case contains the label ids [2]" in warnings_of(tmp_path)
+
+
+def test_a_wrong_number_of_training_cases_is_a_problem_of_the_check_and_stops_no_loading(tmp_path):
+    make(tmp_path, numTraining=5)
+    assert "numTraining is 5, found 3 cases" in problems_of(tmp_path)
+    assert len(NNUNetDataset(tmp_path)) == 3
+
+
+def test_the_check_of_a_missing_folder_is_one_problem(tmp_path):
+    report = check_dataset(tmp_path / "none")
+    assert len(report.problems) == 1
+    assert "no such folder" in report.problems[0]
+
+
+@pytest.mark.realdata
+def test_a_real_dataset_of_200_cases_is_checked_in_seconds(real_dataset):
+    report = check_dataset(real_dataset("Dataset004_Hippocampus"), num_workers=1)
+    assert report.problems == ()
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "name", ["Dataset027_ACDC", "Dataset056_PICAI2ch", "Dataset121_DRIVE", "Dataset134_MSDLungPatches2D"]
+)
+def test_real_datasets_have_no_problems(real_dataset, name):
+    assert check_dataset(real_dataset(name)).problems == ()
