@@ -228,9 +228,9 @@ def inspect(dataset: CaseSource | PathLike, *, num_workers: int | None = None) -
 def dataset_digest(dataset: CaseSource | PathLike) -> str:
     """Return 16 hexadecimal digits that change when the dataset's content does.
 
-    Covers channels and labels, case ids, file names, sizes and content. Files up to 1 MiB count whole. Of larger ones the
-    first and the last 64 KiB count: the header and, for ``.gz`` and ``.png``, checksums of all that lies between.
-    Larger files without checksums add their modification time.
+    Covers channels, labels, case ids, and of each file its name, size and content. Files up to 1 MiB count whole. Of
+    larger ones the first and the last 64 KiB count: the header and, for ``.gz`` and ``.png``, checksums of all that
+    lies between. Larger files without checksums add their modification time.
     """
     source = _opened(dataset)
     about = source.description

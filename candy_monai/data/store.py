@@ -1,0 +1,282 @@
+"""Preprocessed cases on disk, laid out so that a patch is read without reading its case.
+
+Owns the files and their keys. A store is a cache: it can be made again from dataset and plan, lives where the caller
+says, and is never inside the dataset's folder. What a patch is belongs to ``candy_monai.data.patches``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+import numpy as np
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.inspection import CaseSource, Fingerprint, case_seed, dataset_digest
+from candy_monai.data.planning import Plan, axis_order, resampled_shape
+from candy_monai.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessor
+from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
+from candy_monai.files import atomic_path, atomic_write_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Precision = Literal["float32", "float16"]
+
+ANNOTATED = -1
+"""Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
+
+_FORMAT = 1
+_INDEX = "store.json"
+_PLACES_PER_CLASS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredCase:
+    """A preprocessed case, mapped from disk: reading a part touches that part.
+
+    Attributes:
+        case_id: The case.
+        image: ``(C, *spatial)``, float32 or float16.
+        label: ``(1, *spatial)``, uint8 or int16.
+        places: For each foreground id that occurs, sampled flat indices into ``*spatial``, at most 10 000. With an
+            ignore label, ``ANNOTATED`` holds places anywhere outside of it.
+        geometry: The way back to the file's grid.
+    """
+
+    case_id: str
+    image: NDArray[np.floating]
+    label: NDArray[np.integer]
+    places: Mapping[int, NDArray[np.integer]]
+    geometry: CaseGeometry
+
+
+class CaseStore:
+    """Preprocessed cases in a folder, as ``build`` leaves it.
+
+    Args:
+        folder: The store's own folder.
+
+    Raises:
+        BadInputError: If there is no complete store in the folder.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self._folder = Path(folder)
+        try:
+            index = json.loads((self._folder / _INDEX).read_text(encoding="utf-8"))
+            complete = index["format"] == _FORMAT
+            self._case_ids = tuple(index["case_ids"])
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInputError(f"{self._folder}: no complete store of preprocessed cases; build it again") from error
+        if not complete:
+            raise BadInputError(f"{self._folder}: a store of another version; build it again")
+
+    @classmethod
+    def build(
+        cls,
+        dataset: CaseSource,
+        plan: Plan,
+        folder: PathLike,
+        *,
+        num_workers: int | None = None,
+        precision: Precision = "float32",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> CaseStore:
+        """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
+
+        Args:
+            dataset: The cases.
+            plan: How to preprocess them.
+            folder: Where stores lie. This one gets a folder of its own inside, named by ``store_name``, so that cases
+                of another content or plan are never mixed up with these.
+            num_workers: Threads; decoding and resampling release Python's lock, and threads cost no start-up. ``None``
+                takes one a processor, at most 8. Memory stays at so many cases.
+            precision: Type of the stored images; float16 halves them.
+            on_progress: Called with the number of cases done and of all cases, in this thread.
+
+        Raises:
+            DatasetError: With every case that could not be preprocessed.
+        """
+        own = Path(folder) / store_name(dataset, plan, precision=precision)
+        own.mkdir(parents=True, exist_ok=True)
+        case_ids = tuple(case.case_id for case in dataset.cases)
+        preprocessor, problems, done = Preprocessor(plan), [], 0
+
+        def prepare(index: int) -> str | None:
+            paths = _Paths(own, case_ids[index])
+            if paths.is_complete():
+                return None
+            try:
+                case = preprocessor.apply(*dataset.load(index))
+            except CandyError as error:
+                return f"{case_ids[index]}: {error}"
+            _write(case, paths, plan, precision)
+            return None
+
+        with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
+            futures = [pool.submit(prepare, index) for index in range(len(case_ids))]
+            try:
+                for future in as_completed(futures):
+                    if problem := future.result():
+                        problems.append(problem)
+                    done += 1
+                    if on_progress is not None:
+                        on_progress(done, len(case_ids))
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        if problems:
+            raise DatasetError(dataset.description.name, sorted(problems))
+        index = {"format": _FORMAT, "dataset": plan.dataset_name, "case_ids": case_ids}
+        atomic_write_text(own / _INDEX, json.dumps(index, indent=1), durable=False)
+        return cls(own)
+
+    @property
+    def folder(self) -> Path:
+        """The store's own folder."""
+        return self._folder
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The stored cases, in the dataset's order."""
+        return self._case_ids
+
+    @property
+    def num_bytes(self) -> int:
+        """What the stored images and labels take on disk."""
+        return sum(path.stat().st_size for case_id in self._case_ids for path in _Paths(self._folder, case_id).arrays)
+
+    def load(self, case_id: str, *, mapped: bool = True) -> StoredCase:
+        """Open a case.
+
+        Args:
+            case_id: One of ``case_ids``.
+            mapped: Map the arrays from disk; otherwise read them whole.
+
+        Raises:
+            BadInputError: If there is no such case, or its files are damaged.
+        """
+        if case_id not in self._case_ids:
+            raise BadInputError(f"{self._folder}: there is no case {case_id!r}.{did_you_mean(case_id, self._case_ids)}")
+        paths = _Paths(self._folder, case_id)
+        mode: Literal["r"] | None = "r" if mapped else None
+        try:
+            index = json.loads(paths.index.read_text(encoding="utf-8"))
+            image, label, places = (np.load(path, mmap_mode=mode) for path in paths.arrays)
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"{self._folder}: case {case_id!r} is damaged ({error}); build it again") from error
+        ends = np.cumsum([count for _, count in index["places"]])
+        return StoredCase(
+            case_id=case_id,
+            image=image,
+            label=label,
+            places={
+                class_id: places[end - count : end]
+                for (class_id, count), end in zip(index["places"], ends, strict=True)
+            },
+            geometry=CaseGeometry.from_dict(index["geometry"]),
+        )
+
+
+def store_name(dataset: CaseSource, plan: Plan, *, precision: Precision = "float32") -> str:
+    """Return the name of a store's folder: the dataset's name and a key of its content and of the plan.
+
+    Only what preprocessing depends on counts: another patch or network shares the store.
+    """
+    relevant = (
+        _FORMAT,
+        dataset_digest(dataset),
+        plan.num_dims,
+        plan.orientation,
+        plan.spacing_mm,
+        plan.normalization,
+        plan.ignore_label,
+        precision,
+    )
+    key = hashlib.blake2b(repr(relevant).encode(), digest_size=6).hexdigest()
+    return f"{quote(plan.dataset_name, safe=' ')}-{key}"
+
+
+def estimate_bytes(fingerprint: Fingerprint, plan: Plan, *, precision: Precision = "float32") -> int:
+    """Return about how many bytes a store takes, without the sampled places: at most 40 kB a class and case."""
+    per_voxel = len(plan.channel_names) * np.dtype(precision).itemsize
+    total = 0
+    for case in fingerprint.cases:
+        order = tuple(range(plan.num_dims))
+        if plan.orientation is not None and case.orientation is not None:
+            order, _ = axis_order(case.orientation, plan.orientation)
+        shape = resampled_shape(
+            [case.nonzero_shape[axis] for axis in order], [case.spacing_mm[axis] for axis in order], plan.spacing_mm
+        )
+        total += math.prod(shape) * (per_voxel + _label_type(max(case.class_voxels)).itemsize)
+    return total
+
+
+class _Paths:
+    """The files of one case. The index is written last: a case without it does not exist."""
+
+    def __init__(self, folder: Path, case_id: str) -> None:
+        stem = "case-" + quote(case_id, safe="")
+        self.index = folder / f"{stem}.json"
+        self.arrays = tuple(folder / f"{stem}.{what}.npy" for what in ("image", "label", "places"))
+
+    def is_complete(self) -> bool:
+        """Tell whether every file is there with the size that the index recorded."""
+        try:
+            sizes = json.loads(self.index.read_text(encoding="utf-8"))["sizes"]
+            return bool(sizes == [path.stat().st_size for path in self.arrays])
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: Precision) -> None:
+    if case.label is None:
+        raise BadInputError(f"{case.geometry.file_name}: a case without label cannot be trained on")
+    label = case.label.cpu().numpy()
+    label = label.astype(_label_type(int(label.max())))
+    places = _places(label[0], plan.ignore_label, case_seed(paths.index.stem))
+    flat = np.concatenate([np.empty(0, dtype=np.int32), *places.values()])
+    arrays = (case.image.cpu().numpy().astype(precision), label, flat)
+    for path, array in zip(paths.arrays, arrays, strict=True):
+        with atomic_path(path, durable=False) as temporary:
+            np.save(temporary, array)
+    index = {
+        "sizes": [path.stat().st_size for path in paths.arrays],
+        "places": [(class_id, len(found)) for class_id, found in places.items()],
+        "geometry": case.geometry.to_dict(),
+    }
+    atomic_write_text(paths.index, json.dumps(index), durable=False)
+
+
+def _places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
+    """Sample where each foreground id is, in one pass over the label whatever the number of classes."""
+    rng = np.random.default_rng(seed)
+    flat = label.ravel()
+    inside = np.flatnonzero(flat)
+    ids = flat[inside]
+    order = np.argsort(ids, kind="stable")
+    found, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    places = {}
+    for class_id, start, count in zip(found, starts, counts, strict=True):
+        if class_id != ignore_label:
+            places[int(class_id)] = _at_most(inside[order[start : start + count]], rng)
+    if ignore_label is not None:
+        places[ANNOTATED] = _at_most(np.flatnonzero(flat != ignore_label), rng)
+    kind = np.int32 if flat.size <= np.iinfo(np.int32).max else np.int64
+    return {class_id: chosen.astype(kind) for class_id, chosen in places.items()}
+
+
+def _at_most(indices: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.integer]:
+    return indices if len(indices) <= _PLACES_PER_CLASS else rng.choice(indices, _PLACES_PER_CLASS, replace=False)
+
+
+def _label_type(largest_id: int) -> np.dtype[np.uint8] | np.dtype[np.int16]:
+    return np.dtype(np.uint8) if largest_id <= np.iinfo(np.uint8).max else np.dtype(np.int16)
