@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch.utils.data import DataLoader
+
+from candy_monai.data.batches import Batch, collate_cases, unpack
+from candy_monai.data.datasets import DatasetFromMemory
+from candy_monai.errors import BadInputError
+
+IMAGES, LABELS = torch.rand(2, 1, 4, 5), torch.ones(2, 1, 4, 5, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("batch", "case_ids"),
+    [
+        ((IMAGES, LABELS), ()),
+        ([IMAGES, LABELS], ()),
+        ((IMAGES, LABELS, ["a", "b"]), ("a", "b")),
+        ({"image": IMAGES, "label": LABELS, "other": 3}, ()),
+        ({"image": IMAGES, "label": LABELS, "case_id": ["a", "b"]}, ("a", "b")),
+        ({"image": IMAGES, "label": LABELS, "case_id": "a"}, ("a",)),
+        (Batch(IMAGES, LABELS, ("a", "b")), ("a", "b")),
+    ],
+)
+def test_every_usual_form_of_a_batch_is_understood(batch, case_ids):
+    images, labels, found = unpack(batch)
+    assert images is IMAGES
+    assert labels is LABELS
+    assert found == case_ids
+
+
+def test_metadata_are_left_behind():
+    images, labels, _ = unpack((MetaTensor(IMAGES), MetaTensor(LABELS)))
+    assert type(images) is torch.Tensor
+    assert type(labels) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": IMAGES}, r"keys \['image'\], expected 'image' and 'label'"),
+        ({"image": IMAGES, "labels": LABELS}, "Did you mean 'labels'"),
+        (IMAGES, "yields a Tensor, expected"),
+        ((IMAGES,), "yields a tuple of 1"),
+        ("ab", "yields a str"),
+        ((IMAGES, "x"), "labels are a str, expected a tensor"),
+    ],
+)
+def test_anything_else_is_an_error_that_says_what_was_found(batch, message):
+    with pytest.raises(BadInputError, match=message):
+        unpack(batch)
+
+
+def test_collating_keeps_the_id_of_every_case():
+    pairs = DatasetFromMemory(IMAGES, LABELS, case_ids=["x", "y"])
+    batch = collate_cases([pairs[1], pairs[0]])
+    assert batch["case_id"] == ["y", "x"]
+    assert type(batch["image"]) is torch.Tensor
+    assert torch.equal(batch["image"], IMAGES.flip(0))
+    assert batch["label"].dtype == torch.int64
+
+
+def test_collating_mappings_keeps_their_ids():
+    samples = [{"image": IMAGES[i], "label": LABELS[i], "case_id": name} for i, name in enumerate("ab")]
+    assert collate_cases(samples)["case_id"] == ["a", "b"]
+
+
+def test_collating_plain_tensors_yields_no_ids():
+    assert "case_id" not in collate_cases([(IMAGES[0], LABELS[0])])
+
+
+def test_cases_of_different_shapes_are_an_error_that_names_them():
+    pairs = [(MetaTensor(torch.zeros(1, 4, n), meta={"case_id": f"c{n}"}), torch.zeros(1, 4, n)) for n in (5, 6)]
+    with pytest.raises(BadInputError, match=r"c5 \(1, 4, 5\), c6 \(1, 4, 6\)"):
+        collate_cases(pairs)
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("collate", [None, collate_cases])
+def test_a_plain_loader_yields_what_can_be_unpacked(num_workers, collate):
+    loader = DataLoader(DatasetFromMemory(IMAGES, LABELS), batch_size=2, num_workers=num_workers, collate_fn=collate)
+    images, labels, case_ids = unpack(next(iter(loader)))
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(labels, LABELS)
+    assert case_ids == (("case_0000", "case_0001") if collate else ())
