@@ -303,7 +303,7 @@ def save_png(pixels: Pixels, path: PathLike) -> Path:
         The path.
     """
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return write_atomically(path, lambda file: picture.save(file, format="PNG", compress_level=3))
+    return write_atomically(path, lambda file: picture.save(file, format="PNG", compress_level=1))
 
 
 def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> Path:

@@ -23,7 +23,7 @@ _BLOCK = 4
 _PADDING = 3
 _THICK = 1.8  # slices this many times thicker than the cubic voxels are interpolated by outline
 _MOST_DISTANCES = 400_000
-_SPECK = 30  # voxels
+_SPECK = 8  # voxels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Solid:
 
     def to_grid(self, points_mm: Vector) -> Vector:
         """Return points in voxels from the outer corner of the first voxel."""
-        return np.multiply(points_mm - self.low_mm, np.float32(1.0 / self.step_mm), dtype=np.float32)
+        return np.asarray((points_mm - self.low_mm) / np.float32(self.step_mm), dtype=np.float32)
 
     def normals(self, points_mm: Vector) -> Vector:
         """Return unit vectors that point out of the solid."""
@@ -100,7 +100,8 @@ class Solid:
 
     def occupancy(self, places: Vector) -> Vector:
         """Return the smoothed occupancy at places in voxels; 0 outside."""
-        return self._sample(self.field, places)[0]
+        sampled: Vector = self._sample(self.field, places)[0]
+        return sampled
 
     def leap_at(self, places: Vector) -> Vector:
         """Return how many voxels a ray may go ahead from places in voxels; 0 where the surface may be near."""
@@ -108,7 +109,8 @@ class Solid:
         last = np.array(self.leap.shape, dtype=np.int32) - 1
         np.minimum(block, last, out=block)
         np.maximum(block, 0, out=block)
-        return np.asarray(self.leap[block[:, 0], block[:, 1], block[:, 2]])
+        ahead: Vector = self.leap[block[:, 0], block[:, 1], block[:, 2]]
+        return ahead
 
     def _sample(self, volume: torch.Tensor, places: Vector) -> Vector:
         unit = places * (np.float32(2.0) / np.array(self.field.shape[2:], dtype=np.float32)) - np.float32(1.0)
@@ -168,8 +170,9 @@ def _with_specks(values: Vector, merged: Vector, shape: Sequence[int]) -> Vector
     small[0] = False
     if not small.any():
         return values
-    specks = np.where(small[parts], np.float32(0.9), np.float32(0.0))
-    return np.maximum(values, np.pad(_resized(specks, shape), _PADDING))
+    specks = np.pad(_resized(small[parts].astype(np.float32), shape), _PADDING)
+    swollen: Vector = (3.5 * ndimage.gaussian_filter(specks, 0.7, mode="constant")).clip(0.0, 1.0)
+    return np.maximum(values, swollen)
 
 
 def _closing(last: Vector, limit: np.float32) -> Vector:

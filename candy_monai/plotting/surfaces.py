@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from candy_monai.plotting.colors import colorize
 from candy_monai.plotting.display import Pixels
@@ -68,14 +69,14 @@ def render_surface(
         ``(size, size, 3)``; all white if there is no foreground.
     """
     camera = camera or camera_for([ids], spacing_mm)
-    box = _box(ids)
+    box = bounding_box(ids)
     if box is None or camera is None:
         return np.full((size, size, 3), 255, dtype=np.uint8)
     camera = replace(camera, size=size)
     inner, start = ids[box], _start(box)
     shown = _paint(inner, start, spacing_mm, camera, max_volume)
     for hidden in _hidden_classes(inner, spacing_mm, camera):
-        part = _box(inner == hidden)
+        part = bounding_box(inner == hidden)
         if part is not None:
             only = np.where(inner[part] == hidden, inner[part], 0)
             inside = _paint(only, start + _start(part), spacing_mm, camera, max_volume)
@@ -101,8 +102,12 @@ def _coarse_points(
     return points, coarse[places], float(max(spacing_mm)) * stride
 
 
-def _box(ids: NDArray[np.integer] | NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    """Return the smallest box that holds all of the foreground."""
+def bounding_box(ids: NDArray[np.integer] | NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    """Return the smallest box that holds all of the foreground; ``None`` if there is none.
+
+    Args:
+        ids: ``(X, Y, Z)``; all but 0 is foreground.
+    """
     filled = ids != 0
     slices = []
     for axis in range(3):
@@ -126,11 +131,10 @@ def _paint(
     origins = camera.origins()
     begin, end = scout(solid, camera)
 
-    def trace(pixels: NDArray[np.intp] | slice, shift: Vector) -> tuple[Vector, NDArray[np.integer], Vector]:
-        starts = origins[pixels] + shift
-        rays, points = first_hits(solid, starts, camera.forward, begin[pixels], end[pixels])
-        colors = np.zeros((len(starts), 4), dtype=np.float32)
-        classes, depth = np.zeros(len(starts), dtype=ids.dtype), np.full(len(starts), camera.far_mm, dtype=np.float32)
+    def trace(starts: Vector, begin: Vector, end: Vector) -> tuple[Vector, NDArray[np.integer], Vector]:
+        rays, points = first_hits(solid, starts, camera.forward, begin, end)
+        colors, depth = np.zeros((len(starts), 4), dtype=np.float32), np.full(len(starts), np.inf, dtype=np.float32)
+        classes = np.zeros(len(starts), dtype=ids.dtype)
         if rays.size:
             normals = solid.normals(points)
             found = _ids_at(ids, points, normals, low_mm, spacing_mm, solid.step_mm)
@@ -138,32 +142,38 @@ def _paint(
             lit = _shade(colorize(found).astype(np.float32) / np.float32(255.0), points, normals, camera, sky)
             cover = (found != 0).astype(np.float32)[:, None]
             colors[rays], classes[rays] = np.concatenate([lit * cover, cover], axis=1), found
-            depth[rays] = points @ camera.forward
+            depth[rays] = (points - origins[0]) @ camera.forward / np.float32(solid.step_mm)
         return colors, classes, depth
 
-    picture, classes, depth = trace(slice(None), np.zeros(3, dtype=np.float32))
-    edges = _edges(classes, depth, camera)
-    quarter = np.float32(camera.pixel_mm / 4)
+    picture, classes, depth = trace(origins, begin, end)
+    edges, begin, end = _edges(classes, depth, camera, solid.step_mm)
     if edges.size:
-        shifts = [right * quarter * camera.right + down * quarter * camera.down for right, down in _SUBPIXELS]
-        finer = trace(np.tile(edges, len(shifts)), np.repeat(shifts, edges.size, axis=0))[0]
+        quarter = np.float32(camera.pixel_mm / 4)
+        shifts = [quarter * (right * camera.right + down * camera.down) for right, down in _SUBPIXELS]
+        starts = np.concatenate([origins[edges] + shift for shift in shifts])
+        finer = trace(starts, np.tile(begin, len(shifts)), np.tile(end, len(shifts)))[0]
         picture[edges] = finer.reshape(len(shifts), edges.size, 4).mean(axis=0)
     return picture.reshape(camera.size, camera.size, 4)
 
 
-def _edges(classes: NDArray[np.integer], depth: Vector, camera: Camera) -> NDArray[np.intp]:
-    """Return the pixels where the class changes or the surface jumps: only they need more than one ray."""
+def _edges(
+    classes: NDArray[np.integer], depth: Vector, camera: Camera, step_mm: float
+) -> tuple[NDArray[np.intp], Vector, Vector]:
+    """Find the pixels where the class changes or the surface jumps: only they need more than one ray.
+
+    Returns:
+        The pixels, and between which depths to look for the surface there: those of the pixels around.
+    """
     side = (camera.size, camera.size)
-    classes, depth = classes.reshape(side), depth.reshape(side)
-    jump = 4 * camera.pixel_mm
-    found = np.zeros(side, dtype=np.bool_)
-    rows = (classes[1:] != classes[:-1]) | (np.abs(depth[1:] - depth[:-1]) > jump)
-    columns = (classes[:, 1:] != classes[:, :-1]) | (np.abs(depth[:, 1:] - depth[:, :-1]) > jump)
-    found[1:] |= rows
-    found[:-1] |= rows
-    found[:, 1:] |= columns
-    found[:, :-1] |= columns
-    return np.flatnonzero(found)
+    nearest = ndimage.minimum_filter(depth.reshape(side), 3, mode="nearest")
+    farthest = ndimage.maximum_filter(np.where(np.isinf(depth), -1.0, depth).reshape(side), 3, mode="nearest")
+    hit = ndimage.minimum_filter((classes != 0).reshape(side), 3, mode="nearest")
+    lowest = ndimage.minimum_filter(classes.reshape(side), 3, mode="nearest")
+    highest = ndimage.maximum_filter(classes.reshape(side), 3, mode="nearest")
+    jump = 8 * camera.pixel_mm / step_mm
+    edge = (lowest != highest) | (hit & (farthest - nearest > jump))
+    found = np.flatnonzero(edge & (farthest >= 0))
+    return found, nearest.reshape(-1)[found] - 2, farthest.reshape(-1)[found] + 2
 
 
 def _shade(colors: Vector, points: Vector, normals: Vector, camera: Camera, open_sky: Vector) -> Vector:
@@ -203,19 +213,18 @@ def _ids_at(
 
 def _vote(ids: NDArray[np.integer], places: Vector) -> NDArray[np.integer]:
     base = np.floor(places).astype(np.int32)
-    part = places - base
-    shape = np.array(ids.shape, dtype=np.int32)
-    corners, weights = [], []
-    for corner in np.ndindex(2, 2, 2):
-        where = (base + np.array(corner, dtype=np.int32)).clip(0, shape - 1)
-        corners.append(ids[where[:, 0], where[:, 1], where[:, 2]])
-        weights.append(np.prod(np.where(np.array(corner) == 1, part, 1 - part), axis=1))
-    best = np.zeros(len(places), dtype=ids.dtype)
-    most = np.zeros(len(places), dtype=np.float32)
-    for candidate in corners:
-        votes = sum(weight * (corner == candidate) for corner, weight in zip(corners, weights, strict=True))
-        better = (votes > most) & (candidate != 0)
-        best[better], most[better] = candidate[better], np.asarray(votes)[better]
+    last = np.array(ids.shape, dtype=np.int32) - 1
+    low, high = base.clip(0, last), (base + 1).clip(0, last)
+    corners = np.stack([ids[tuple(np.where(pick, high, low).T)] for pick in np.ndindex(2, 2, 2)])
+    best: NDArray[np.integer] = corners[0].copy()
+    for corner in corners[1:]:
+        np.copyto(best, corner, where=best == 0)
+    mixed = np.flatnonzero(((corners != 0) & (corners != best)).any(axis=0))  # few points lie between two classes
+    if mixed.size:
+        corners, part = corners[:, mixed], (places - base)[mixed]
+        weights = np.stack([np.where(pick, part, 1 - part).prod(axis=1) for pick in np.ndindex(2, 2, 2)])
+        votes = np.stack([(weights * (corners == corner)).sum(axis=0) * (corner != 0) for corner in corners])
+        best[mixed] = np.take_along_axis(corners, votes.argmax(axis=0)[None], axis=0)[0]
     return best
 
 
