@@ -5,12 +5,10 @@ Owns the conversions that every picture of this library starts or ends with. Kno
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from PIL import Image
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
+from candy_monai.files import atomic_path
 
 Pixels = NDArray[np.uint8]
 """A picture: ``(H, W, 3)``, red, green, blue."""
@@ -302,29 +301,8 @@ def save_png(pixels: Pixels, path: PathLike) -> Path:
     Returns:
         The path.
     """
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return write_atomically(path, lambda file: picture.save(file, format="PNG", compress_level=1))
-
-
-def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> Path:
-    """Write a file beside its final place and rename it when it is complete.
-
-    Args:
-        path: The file to write. Its folder is made if need be.
-        write: Writes the content to the open file that it is given.
-
-    Returns:
-        The path.
-    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)  # mkstemp's 0o600 would hide the picture from a web server or a colleague
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_path(path, durable=False) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG", compress_level=1)
     return path

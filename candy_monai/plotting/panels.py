@@ -167,7 +167,16 @@ class CasePictures:
             return alone(sizes[0], (self._shape[right], self._shape[down]))
         return arrange(sizes)
 
-    def plane(self, plane: Plane, size: tuple[int, int], *, image: bool, layer: int | None, channel: int = 0) -> Pixels:
+    def plane(
+        self,
+        plane: Plane,
+        size: tuple[int, int],
+        *,
+        image: bool,
+        layer: int | None,
+        channel: int = 0,
+        tint: Pixels | None = None,
+    ) -> Pixels:
         """Draw one plane.
 
         Args:
@@ -176,11 +185,13 @@ class CasePictures:
             image: Whether to draw the image, or black.
             layer: Which of the labels to draw, if any.
             channel: Which channel of the image.
+            tint: The 256 colours of dark to bright, ``(256, 3)``; by default grey.
         """
         index = self.slices[plane.normal]
         picture = drawing.blank(*size, (0, 0, 0))
         if image:
             picture = resize_image(to_pixels(self._cut(plane, index, channel)), size)
+            picture = picture if tint is None or self._rgb else tint[picture[..., 0]]
         if layer is None:
             return picture
         ids = plane.cut(self.ids[layer], index)
@@ -222,6 +233,7 @@ class CasePictures:
         layer: int | None = None,
         channel: int = 0,
         surface: Pixels | None = None,
+        tint: Pixels | None = None,
     ) -> Pixels:
         """Draw all planes, with captions if there are several, and a surface beside them.
 
@@ -230,13 +242,14 @@ class CasePictures:
             layer: Which of the labels to draw, if any.
             channel: Which channel of the image.
             surface: What ``surface`` drew, of the layout's size.
+            tint: The 256 colours of dark to bright; by default grey.
         """
         layout = self.layout()
         width = layout.width if surface is not None else layout.planes_width
         canvas = drawing.blank(layout.height, width)
         for plane, box in zip(self.planes, layout.planes, strict=True):
             size = (box.height, box.width)
-            picture = self.plane(plane, size, image=image, layer=layer, channel=channel)
+            picture = self.plane(plane, size, image=image, layer=layer, channel=channel, tint=tint)
             if len(self.planes) > 1:
                 _write_caption(canvas, box, self._caption(plane, channel if self.num_rows > 1 and image else None))
                 if self._geometry.known:

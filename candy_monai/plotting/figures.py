@@ -1,0 +1,72 @@
+"""Figures without pyplot: one that a notebook shows by itself, and how to write it. Owns no content.
+
+Nothing of matplotlib's global state is read or changed beyond the user's own defaults.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from candy_monai.aliases import PathLike
+from candy_monai.files import atomic_path
+from candy_monai.plotting.display import Pixels
+
+INK, FAINT, RULE = "#262626", "#787878", "#dddddd"
+
+
+class NotebookFigure(Figure):
+    """A figure on Agg that Jupyter shows when a cell returns it, whether or not pyplot was ever imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.canvas.print_figure(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def new_figure(width: float, height: float, *, dpi: float = 120.0) -> NotebookFigure:
+    """Return an empty white figure.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        dpi: Pixels per inch.
+    """
+    figure = NotebookFigure(figsize=(width, height), dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_of(pixels: Pixels) -> NotebookFigure:
+    """Return a figure that shows a picture pixel by pixel.
+
+    Args:
+        pixels: ``(H, W, 3)``.
+    """
+    dpi = 120.0
+    figure = new_figure(pixels.shape[1] / dpi, pixels.shape[0] / dpi, dpi=dpi)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    axes.imshow(pixels, interpolation="nearest", aspect="auto")
+    return figure
+
+
+def save_figure(figure: Figure, path: PathLike) -> Path:
+    """Write a figure as PNG; readers see the old file or the new one, never half of it.
+
+    Args:
+        figure: Any matplotlib figure; one without a canvas of its own is drawn on Agg.
+        path: The file to write. Its folder is made if need be.
+
+    Returns:
+        The path.
+    """
+    canvas = figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, durable=False) as temporary:
+        canvas.print_figure(temporary, format="png", dpi=figure.dpi, pil_kwargs={"compress_level": 1})
+    return path
