@@ -74,7 +74,7 @@ class CaseStore:
         try:
             index = json.loads((self._folder / _INDEX).read_text(encoding="utf-8"))
             complete = index["format"] == _FORMAT
-            self._case_ids = tuple(index["case_ids"])
+            self._classes = {case_id: tuple(classes) for case_id, classes in index["cases"].items()}
         except (OSError, ValueError, KeyError) as error:
             raise BadInputError(f"{self._folder}: no complete store of preprocessed cases; build it again") from error
         if not complete:
@@ -135,7 +135,8 @@ class CaseStore:
                 pool.shutdown(wait=True, cancel_futures=True)
         if problems:
             raise DatasetError(dataset.description.name, sorted(problems))
-        index = {"format": _FORMAT, "dataset": plan.dataset_name, "case_ids": case_ids}
+        classes = {case_id: _Paths(own, case_id).foreground() for case_id in case_ids}
+        index = {"format": _FORMAT, "dataset": plan.dataset_name, "cases": classes}
         atomic_write_text(own / _INDEX, json.dumps(index, indent=1), durable=False)
         return cls(own)
 
@@ -147,12 +148,22 @@ class CaseStore:
     @property
     def case_ids(self) -> tuple[str, ...]:
         """The stored cases, in the dataset's order."""
-        return self._case_ids
+        return tuple(self._classes)
 
     @property
     def num_bytes(self) -> int:
         """What the stored images and labels take on disk."""
-        return sum(path.stat().st_size for case_id in self._case_ids for path in _Paths(self._folder, case_id).arrays)
+        return sum(path.stat().st_size for case_id in self._classes for path in _Paths(self._folder, case_id).arrays)
+
+    def classes_of(self, case_id: str) -> tuple[int, ...]:
+        """Return the foreground ids that occur in a case.
+
+        Raises:
+            BadInputError: If there is no such case.
+        """
+        if case_id not in self._classes:
+            raise BadInputError(f"{self._folder}: there is no case {case_id!r}.{did_you_mean(case_id, self._classes)}")
+        return self._classes[case_id]
 
     def load(self, case_id: str, *, mapped: bool = True) -> StoredCase:
         """Open a case.
@@ -164,8 +175,7 @@ class CaseStore:
         Raises:
             BadInputError: If there is no such case, or its files are damaged.
         """
-        if case_id not in self._case_ids:
-            raise BadInputError(f"{self._folder}: there is no case {case_id!r}.{did_you_mean(case_id, self._case_ids)}")
+        self.classes_of(case_id)
         paths = _Paths(self._folder, case_id)
         mode: Literal["r"] | None = "r" if mapped else None
         try:
@@ -227,6 +237,11 @@ class _Paths:
         stem = "case-" + quote(case_id, safe="")
         self.index = folder / f"{stem}.json"
         self.arrays = tuple(folder / f"{stem}.{what}.npy" for what in ("image", "label", "places"))
+
+    def foreground(self) -> list[int]:
+        """Read which foreground ids occur in a complete case."""
+        places = json.loads(self.index.read_text(encoding="utf-8"))["places"]
+        return [class_id for class_id, _ in places if class_id != ANNOTATED]
 
     def is_complete(self) -> bool:
         """Tell whether every file is there with the size that the index recorded."""
