@@ -110,7 +110,10 @@ def _nested(value: object) -> tuple[Shape, ...]:
 
 def _orientation(value: object) -> tuple[str, ...]:
     letters = value.replace(",", "").strip() if isinstance(value, str) else _parts(value)
-    return tuple(_word(letter).upper() for letter in letters)
+    codes = tuple(_word(letter).upper() for letter in letters)
+    if sorted("".join(codes).translate(_OPPOSITES)) != ["A", "R", "S"]:
+        raise ValueError("not one code for each of three axes")
+    return codes
 
 
 def _schemes(value: object) -> tuple[str, ...]:
@@ -131,12 +134,13 @@ def _word(value: object) -> str:
     return value.strip().casefold()
 
 
+_OPPOSITES = str.maketrans("LPI", "RAS")
 _WHOLE_NUMBER = "a positive whole number, for example 4"
 _SIZES = "positive whole numbers, for example 40,56,40"
 _LEVELS = "whole numbers for each axis, levels separated by ';', for example 1,1,1;2,2,1"
 
 _CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
-    "orientation": ("axis codes, for example RAS", _orientation),
+    "orientation": ("codes of three axes, for example RAS", _orientation),
     "spacing_mm": ("numbers in mm, for example 0.5,0.5,3", _numbers),
     "normalization": ("names of schemes, for example ct or zscore,nonorm", _schemes),
     "num_classes": (_WHOLE_NUMBER, _positive),

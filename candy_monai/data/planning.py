@@ -19,7 +19,7 @@ from candy_monai.aliases import Shape
 from candy_monai.data.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.overrides import Wishes, parsed_overrides
 from candy_monai.data.sizing import LIGHT_BELOW_BYTES, fit_network
-from candy_monai.data.topology import Topology, rounded_up
+from candy_monai.data.topology import Topology, check_levels, rounded_up
 from candy_monai.errors import BadInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ DEFAULT_MEMORY_BYTES = 1 << 30
 
 _ANISOTROPIC = 3.0
 _MUCH_BLANKED = 0.75
-_OPPOSITES = str.maketrans("LPI", "RAS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,17 +326,16 @@ def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) ->
     )
 
 
-def _frozen(value: object) -> object:
+def _frozen(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _frozen(entry) for key, entry in value.items()}
     return tuple(_frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
 def _check(plan: Plan) -> None:
     """Refuse a plan whose entries contradict each other."""
+    check_levels(plan.filters, plan.kernel_sizes, plan.strides)
     levels = {"kernel_sizes": plan.kernel_sizes, "strides": plan.strides}
-    counted = {"filters": len(plan.filters)} | {name: len(entries) for name, entries in levels.items()}
-    if len(set(counted.values())) > 1:
-        counts = ", ".join(f"{name} names {count}" for name, count in counted.items())
-        raise SettingsError(f"every network level needs a width, a kernel and a stride, but {counts}")
     by_axis: dict[str, Sequence[object] | None] = {
         "patch_shape": plan.patch_shape,
         "spacing_mm": plan.spacing_mm,
@@ -357,8 +355,6 @@ def _check(plan: Plan) -> None:
         raise SettingsError(f"foreground_share must lie in 0 .. 1, got {plan.foreground_share}")
     if any(axis not in range(plan.num_dims) for axis in plan.mirror_axes):
         raise SettingsError(f"mirror_axes must lie in 0 .. {plan.num_dims - 1}, got {plan.mirror_axes}")
-    if plan.orientation is not None and sorted("".join(plan.orientation).translate(_OPPOSITES)) != ["A", "R", "S"]:
-        raise SettingsError(f"orientation must name three axes, for example RAS, got {''.join(plan.orientation)}")
     positive = ("batch_size", "iterations_per_epoch", "num_epochs", "validate_every", "learning_rate")
     for name in positive:
         if getattr(plan, name) <= 0:

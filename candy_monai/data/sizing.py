@@ -15,6 +15,7 @@ from candy_monai.aliases import Shape
 from candy_monai.data.overrides import Wishes
 from candy_monai.data.topology import (
     Topology,
+    check_levels,
     filters_of,
     kernels_of,
     rounded_up,
@@ -65,6 +66,7 @@ class _Search:
         topology = self._topology(patch)
         base, limit = (16, 256) if self.light else (32, 320 if len(patch) == 3 else 512)
         filters = self.wishes.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
+        check_levels(filters, topology.kernel_sizes, topology.strides)
         rounded = patch if "patch_shape" in self.wishes else rounded_up(patch, topology.divisor)
         return Network(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from candy_monai.aliases import Shape
+from candy_monai.errors import SettingsError
 
 _SHORTEST = 4
 """No axis is halved to fewer voxels than this, unless a depth is asked for that needs it."""
@@ -115,6 +116,18 @@ def training_bytes(
         weights += math.prod(stride) * previous * width
         previous = width
     return values * batch_size * _BYTES_PER_VALUE + weights * _BYTES_PER_WEIGHT
+
+
+def check_levels(filters: Sequence[int], kernel_sizes: Sequence[Shape], strides: Sequence[Shape]) -> None:
+    """Refuse widths, kernels and strides that do not name the same number of levels.
+
+    Raises:
+        SettingsError: With the numbers.
+    """
+    counted = {"filters": len(filters), "kernel_sizes": len(kernel_sizes), "strides": len(strides)}
+    if len(set(counted.values())) > 1:
+        counts = ", ".join(f"{name} names {count}" for name, count in counted.items())
+        raise SettingsError(f"every network level needs a width, a kernel and a stride, but {counts}")
 
 
 def kernels_of(strides: Sequence[Shape], patch_shape: Shape, spacing_mm: Sequence[float]) -> tuple[Shape, ...]:

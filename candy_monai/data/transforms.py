@@ -293,11 +293,16 @@ def source_box(
 
 def _grid(matrix: NDArray[np.float64], centre: list[float], box: Shape, shape: Shape) -> Tensor:
     """Return PyTorch's sampling grid ``(1, *shape, num_dims)``, whose coordinates run from -1 to 1 and x first."""
-    last_in, last_out = np.maximum(np.array(box) - 1, 1), np.array(shape) - 1
-    linear = matrix * last_out[None, :] / last_in[:, None]
-    offset = 2 * np.array(centre) / last_in - 1
-    theta = np.concatenate([linear[::-1, ::-1], offset[::-1, None]], axis=1)
-    return F.affine_grid(torch.from_numpy(theta).float()[None], [1, 1, *shape], align_corners=True)
+    count = len(shape)
+    grid = torch.empty(*shape, count)
+    for axis in range(count):
+        scale = 2 / max(box[axis] - 1, 1)
+        position = torch.full((1,) * count, scale * centre[axis] - 1)
+        for other, size in enumerate(shape):
+            steps = (torch.arange(size) - (size - 1) / 2) * (scale * float(matrix[axis, other]))
+            position = position + steps.view(*(-1 if direction == other else 1 for direction in range(count)))
+        grid[..., count - 1 - axis] = position
+    return grid[None]
 
 
 def _sampled(values: Tensor, grid: Tensor, mode: str) -> Tensor:
