@@ -60,7 +60,10 @@ def blank(height: int, width: int, color: RGB = PAPER) -> Pixels:
         width: In pixels.
         color: Red, green, blue.
     """
-    return np.full((height, width, 3), color, dtype=np.uint8)
+    canvas = np.empty((height, width, 3), dtype=np.uint8)
+    for channel, value in enumerate(color):
+        canvas[..., channel] = value
+    return canvas
 
 
 def text_width(text: str, size: int, *, bold: bool = False) -> int:

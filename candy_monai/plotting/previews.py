@@ -8,8 +8,8 @@ from pathlib import Path
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.plotting import drawing
+from candy_monai.plotting.cases import CasePictures, spatial_axes
 from candy_monai.plotting.display import ImageLike, Pixels, save_png
-from candy_monai.plotting.panels import CasePictures, spatial_axes
 from candy_monai.plotting.scores import Dice
 
 PREVIEW_NAMES = tuple(f"{what} (preview).png" for what in ("input", "label", "prediction", "expected", "actual"))

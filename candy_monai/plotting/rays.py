@@ -15,7 +15,7 @@ from candy_monai.plotting.solids import LEVEL, Solid, Vector
 # In voxels, by how empty it is: the field is smooth, so that far from the surface it is almost 0.
 _STEPS = np.array([0.5, 1.0, 1.5], dtype=np.float32)
 _MARGIN = 0.05  # of the screen, on each side
-_BISECTIONS = 4
+_BISECTIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

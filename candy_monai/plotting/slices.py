@@ -38,7 +38,8 @@ class Plane:
             volume: ``(X, Y, Z, ...)`` in view order.
             index: Position along the normal.
         """
-        return np.swapaxes(np.take(volume, index, axis=self.normal), 0, 1)
+        picture = volume[(slice(None),) * self.normal + (index,)]  # a view: np.take would copy the whole volume first
+        return np.swapaxes(picture, 0, 1)
 
 
 AXIAL = Plane(name="axial", normal=2, sides=("R", "L", "A", "P"))

@@ -10,8 +10,8 @@ import numpy as np
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.plotting import drawing
+from candy_monai.plotting.cases import CasePictures
 from candy_monai.plotting.display import ImageLike, Pixels, as_array, as_ids, to_pixels
-from candy_monai.plotting.panels import CasePictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
