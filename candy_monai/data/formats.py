@@ -36,6 +36,8 @@ ITK_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr")
 READABLE = (*NIFTIS, *PICTURES, *TIFFS, *ITK_FORMATS)
 
 _PALETTE_CHANNELS = 3
+# What ITK's Python package reads as stored. The rest is asked for as floating point: finding no type takes ITK 10 s.
+_ITK_SAMPLES = ("unsigned_char", "short", "unsigned_short", "int", "unsigned_int", "float", "double")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -251,10 +253,13 @@ def _read_itk(path: Path, suffix: str) -> tuple[NDArray[np.generic], Geometry]:
     itk = require("itk", extra="itk", purpose=f"read {suffix} files")
     from monai.data.image_reader import ITKReader  # imports itk, which takes its time
 
-    # ITK's Python package lacks several sample types, such as signed bytes: those are read as floating point.
-    is_vector = _itk_information(path, suffix).GetNumberOfComponents() > 1
-    wide = itk.VariableLengthVector[itk.F] if is_vector else itk.D
-    reader = ITKReader(pixel_type=wide, fallback_only=True)
+    information = _itk_information(path, suffix)
+    pixel_type = None
+    if information.GetNumberOfComponents() > 1:
+        pixel_type = itk.VariableLengthVector[itk.F]
+    elif information.GetComponentTypeAsString(information.GetComponentType()) not in _ITK_SAMPLES:
+        pixel_type = itk.D
+    reader = ITKReader(pixel_type=pixel_type)
     image = reader.read(path)
     array, meta = reader.get_data(image)
     dimensions = image.GetImageDimension()
