@@ -1,1 +1,95 @@
-"""candy_monai: from a folder of labelled medical images to a trained, checked and deployable MONAI model."""
+"""candy_monai: from a folder of labelled medical images to a trained, checked and deployable MONAI model.
+
+Every public name is listed here and imported from its module on first use, so that ``import candy_monai`` itself costs
+nothing. The stub beside this file says the same to type checkers.
+"""
+
+from importlib import import_module as _import_module
+
+_MODULE_OF = {
+    "Device": "aliases",
+    "Metrics": "aliases",
+    "Params": "aliases",
+    "Scalar": "aliases",
+    "Shape": "aliases",
+    "Shape2d": "aliases",
+    "Shape3d": "aliases",
+    "load_secrets": "config",
+    "load_settings": "config",
+    "SupervisedDataset": "data.cases",
+    "UnsupervisedDataset": "data.cases",
+    "BinarizedDataset": "data.datasets",
+    "ComposeDataset": "data.datasets",
+    "DatasetFromMemory": "data.datasets",
+    "MergedDataset": "data.datasets",
+    "SimpleDataset": "data.datasets",
+    "Fingerprint": "data.inspection",
+    "inspect": "data.inspection",
+    "load_image": "data.io",
+    "save_image": "data.io",
+    "NNUNetDataset": "data.nnunet",
+    "check_dataset": "data.nnunet_checks",
+    "write_phantom_dataset": "data.phantom",
+    "Plan": "data.planning",
+    "plan": "data.planning",
+    "Preprocessor": "data.preprocessing",
+    "JointTransform": "data.transforms",
+    "HasDevice": "device",
+    "auto_device": "device",
+    "BadInputError": "errors",
+    "CandyError": "errors",
+    "DatasetError": "errors",
+    "ExperimentError": "errors",
+    "ImageReadError": "errors",
+    "MissingExtraError": "errors",
+    "NonFiniteLossError": "errors",
+    "SettingsError": "errors",
+    "Forecast": "forecasting.best_score",
+    "forecast": "forecasting.best_score",
+    "quotient_bounds": "forecasting.quotient",
+    "quotient_derivative": "forecasting.quotient",
+    "quotient_regression": "forecasting.quotient",
+    "Frontend": "frontends.base",
+    "Predictor": "inference.predictor",
+    "dice_per_class": "metrics.overlap",
+    "iou_per_class": "metrics.overlap",
+    "mean_dice": "metrics.overlap",
+    "DeepSupervisionLoss": "nn.deep_supervision",
+    "ExponentialMovingAverage": "nn.ema",
+    "DiceBCELossWithLogits": "nn.losses",
+    "DiceCELossWithLogits": "nn.losses",
+    "as_loss": "nn.losses",
+    "Pad2d": "nn.padding",
+    "Pad3d": "nn.padding",
+    "AbsoluteLinearLR": "nn.schedules",
+    "PolyLRScheduler": "nn.schedules",
+    "overlay": "plotting.overlay",
+    "visualize2d": "plotting.slices",
+    "visualize3d": "plotting.volumes",
+    "set_seed": "seeding",
+    "SegmentationTrainer": "training.segmentation",
+    "TrainerToolbox": "training.toolbox",
+    "Trainer": "training.trainer",
+}
+"""Public name to the module that owns it, below this package."""
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("candy-monai")
+    if name not in _MODULE_OF:
+        from candy_monai.errors import did_you_mean
+
+        hint = "" if name.startswith("_") else did_you_mean(name, _MODULE_OF)
+        raise AttributeError(f"module 'candy_monai' has no attribute {name!r}.{hint}", name=name)
+    value: object = getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next use finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF, "__version__"})

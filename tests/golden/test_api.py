@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import candy_monai
+
+
+def test_the_public_interface_changes_only_on_purpose(assert_golden: Callable[[str, str], None]):
+    assert_golden("api.txt", "".join(f"{line}\n" for name in sorted(candy_monai.__all__) for line in described(name)))
+
+
+def described(name: str) -> Iterator[str]:
+    """Describe a public name: its kind and signature and, of a class, each public member of ours."""
+    public = getattr(candy_monai, name)
+    if inspect.isfunction(public):
+        yield f"def {name}{signature(public)}"
+    elif inspect.isclass(public) and public.__module__.startswith("candy_monai."):
+        bases = ", ".join(base.__name__ for base in public.__bases__)
+        yield f"class {name}({bases}){': ' + signature(public) if takes_arguments(public) else ''}"
+        for member in sorted(members(public)):
+            yield f"    {name}.{member}{described_member(public, member)}"
+    else:
+        yield f"{name} = {public}"
+
+
+def takes_arguments(public: type) -> bool:
+    """Exceptions that add no constructor of their own have no signature worth a line."""
+    return not issubclass(public, BaseException) or "__init__" in vars(public)
+
+
+def members(public: type) -> set[str]:
+    """Name the public members that a class has from this package, inherited ones included."""
+    return {
+        member
+        for owner in public.__mro__
+        if owner.__module__.startswith("candy_monai.")
+        for member in vars(owner)
+        if not member.startswith("_")
+    }
+
+
+def described_member(public: type, member: str) -> str:
+    value = inspect.getattr_static(public, member)
+    if isinstance(value, property | cached_property):
+        return ": property"
+    if isinstance(value, staticmethod | classmethod):
+        return f"{signature(value.__func__)}  # {type(value).__name__}"
+    if inspect.isfunction(value):
+        return signature(value)
+    return ": attribute"  # its default value is no part of the interface
+
+
+def signature(function: Callable[..., object]) -> str:
+    """Return the signature with annotations as they are written in the source."""
+    return str(inspect.signature(function)).replace("'", "")
