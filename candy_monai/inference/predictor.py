@@ -183,7 +183,6 @@ class Predictor(HasDevice):
                 raise BadInputError(f"{image[0]}: the channels of this case have different shapes: {sorted(shapes)}")
             loaded = MetaTensor(
                 torch.cat([channel.as_tensor() for channel in channels]),
-                affine=channels[0].affine,
                 meta=dict(channels[0].meta),
             )
         if loaded.shape[0] != self.num_channels:

@@ -24,7 +24,8 @@ class CurvesObserver(ThrottledObserver):
 
     @override
     def draw(self, event: EpochFinished) -> None:
-        from candy_monai.plotting.curves import curve_figure, progress_figure, save_figure
+        from candy_monai.plotting.curves import curve_figure, progress_figure
+        from candy_monai.plotting.figures import save_figure
 
         if self._folder is None:
             return

@@ -10,7 +10,6 @@ from candy_monai.data.io import load_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.evaluation.cases import score_cases
-from candy_monai.files import atomic_path
 from candy_monai.inference.predictor import Predictor
 from candy_monai.recipes.train import train_dataset
 
@@ -62,16 +61,14 @@ def run_demo(
 
 
 def _show(unseen: NNUNetDataset, predictions: Path, dice: dict[str, tuple[float, ...]], path: Path) -> Path:
-    from PIL import Image
-
-    from candy_monai.plotting.previews import case_panel, contact_sheet
+    from candy_monai.plotting.display import save_png
+    from candy_monai.plotting.drawing import contact_sheet
+    from candy_monai.plotting.panels import case_panel
 
     panels, captions = [], []
     for index, case in enumerate(unseen.cases):
         image, label = unseen.load(index)
         prediction = load_image(predictions / f"{case.case_id}{unseen.description.file_ending}", is_label=True)
         panels.append(case_panel(image, label, prediction))
-        captions.append(f"{case.case_id}: Dice " + ", ".join(f"{value:.2f}" for value in dice[case.case_id]))
-    with atomic_path(path, durable=False) as temporary:
-        Image.fromarray(contact_sheet(panels, captions=captions, columns=1)).save(temporary)
-    return path
+        captions.append(case.case_id)
+    return save_png(contact_sheet(panels, captions=captions, columns=1), path)

@@ -51,12 +51,13 @@ class SegmentationTrainer(Trainer):
     plan: Plan | None = None
 
     def use_plan(self, plan: Plan) -> None:
-        """Take classes, loss, learning rate and inference from a plan; a bundle's trainer takes its network too."""
+        """Take classes, loss, learning rate and inference from a plan, and score by Dice; a bundle's trainer takes its network too."""
         self.plan = plan
         self.num_classes = plan.num_classes
         self.ignore_index = plan.ignore_label
         self.label_fill = 0 if plan.ignore_label is None else plan.ignore_label
         self.deep_supervision = plan.deep_supervision
+        self.score = "dice"
         self.learning_rate, self.weight_decay = plan.learning_rate, plan.weight_decay
         self.inferer = build_inferer(plan)
 
