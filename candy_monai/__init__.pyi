@@ -55,8 +55,8 @@ from candy_monai.nn.padding import Pad3d as Pad3d
 from candy_monai.nn.schedules import AbsoluteLinearLR as AbsoluteLinearLR
 from candy_monai.nn.schedules import PolyLRScheduler as PolyLRScheduler
 from candy_monai.plotting.overlay import overlay as overlay
-from candy_monai.plotting.slices import visualize2d as visualize2d
-from candy_monai.plotting.volumes import visualize3d as visualize3d
+from candy_monai.plotting.visualize import visualize2d as visualize2d
+from candy_monai.plotting.visualize import visualize3d as visualize3d
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox as TrainerToolbox

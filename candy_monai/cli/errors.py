@@ -1,0 +1,52 @@
+"""How a command ends: the exit code of each kind of error, and what is printed about it. Catches nothing itself."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from candy_monai.errors import BadInputError, CandyError
+
+PROGRAM = "candy-monai"
+
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+"""What shells report for a program that was ended by Ctrl-C."""
+
+_MOST_LINES = 8
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Print an error to standard error and return the exit code that belongs to it.
+
+    Args:
+        error: What ended the command.
+        debug: Print the traceback, too.
+    """
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        say(f"interrupted{f': {error}' if str(error) else ''}")
+        return INTERRUPTED
+    if isinstance(error, CandyError):
+        say(f"error: {error}")
+        return BAD_INPUT if isinstance(error, BadInputError) else FAILED
+    say(f"error: {_unexpected(error)}")
+    if not debug:
+        say("run again with --debug to see where it happened")
+    return FAILED
+
+
+def say(message: str) -> None:
+    """Print a message to standard error, under the program's name."""
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _unexpected(error: BaseException) -> str:
+    """Name the type and the message, which for a mismatch of weights can have hundreds of lines."""
+    lines = str(error).splitlines()
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[:_MOST_LINES], f"... {len(lines) - _MOST_LINES} more lines"]
+    return ": ".join(filter(None, [type(error).__name__, "\n".join(lines)]))

@@ -1,0 +1,103 @@
+"""The command line: finds the command, parses its arguments, and turns what it raises into an exit code.
+
+Each command is a module beside this one with ``add_parser`` and ``run``. Heavy packages are imported by ``run`` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from typing_extensions import override
+
+from candy_monai.cli import demo, inspect, predict, preprocess, train
+from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
+from candy_monai.cli.options import add_debug
+from candy_monai.errors import did_you_mean
+
+COMMANDS = {"demo": demo, "inspect": inspect, "preprocess": preprocess, "train": train, "predict": predict}
+"""The commands, in the order in which one would first use them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments without the program's name; None for those of this process.
+
+    Returns:
+        0 done, 1 the run failed, 2 wrong arguments or bad input, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _parsed(arguments)
+    except SystemExit as end:  # argparse ends so, after help and after errors
+        return _code(end)
+    try:
+        code: int = args.run(args)
+    except SystemExit as end:
+        return _code(end)
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error, debug=args.debug)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in two lines; the whole usage would hide it."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\nTry '{self.prog} --help'.\n")
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        parser.error(f"unknown command {command!r}.{did_you_mean(command, COMMANDS) or _known_commands()}")
+    args, unknown = parser.parse_known_args(arguments)
+    if args.version:
+        from candy_monai import __version__
+
+        parser.exit(message=f"{PROGRAM} {__version__}\n")
+    if unknown:
+        _refuse(unknown, parser if command is None else commands[command])
+    if command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(BAD_INPUT)
+    return args
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="From a folder of labelled medical images to a trained, checked and deployable MONAI model.",
+        epilog=f"'{PROGRAM} COMMAND --help' shows a command's options and an example. "
+        f"To see everything work on made-up data: {PROGRAM} demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version")
+    add_debug(parser, default=False)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for module in COMMANDS.values():
+        module.add_parser(subparsers)
+    return parser, subparsers.choices
+
+
+def _refuse(unknown: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+    option = next((argument for argument in unknown if argument.startswith("-")), None)
+    if option is None:
+        parser.error(f"unexpected argument {unknown[0]!r}")
+    name = option.partition("=")[0]
+    known = [text for action in parser._actions for text in action.option_strings]
+    parser.error(f"unknown option {name!r}.{did_you_mean(name, known)}")
+
+
+def _known_commands() -> str:
+    return f" Known: {', '.join(COMMANDS)}"
+
+
+def _code(end: SystemExit) -> int:
+    return end.code if isinstance(end.code, int) else int(end.code is not None)

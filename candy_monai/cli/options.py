@@ -1,0 +1,214 @@
+"""What several commands read from the command line: options in common, and how their texts become values.
+
+Imports neither PyTorch nor MONAI until a value needs them: ``--help`` has to answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from candy_monai.errors import SettingsError
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What ``add_parser`` of each command adds itself to."""
+
+T = TypeVar("T")
+
+_DURATION = re.compile(r"(?:(?P<h>[0-9.]+)h)?(?:(?P<m>[0-9.]+)m)?(?:(?P<s>[0-9.]+)s?)?")
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration such as ``90``, ``90s``, ``10m`` or ``1h30m``.
+
+    Args:
+        text: Hours, minutes and seconds in this order; a number without a unit is in seconds.
+
+    Returns:
+        Seconds, positive and finite.
+
+    Raises:
+        SettingsError: If it cannot be read, or is no time at all.
+    """
+    match = _DURATION.fullmatch(text.strip().lower().replace(" ", ""))
+    try:
+        hours, minutes, seconds = (float(part or 0) for part in match.group("h", "m", "s")) if match else (0.0,) * 3
+    except ValueError:  # 1.2.3
+        hours = minutes = seconds = 0.0
+    total = 3600 * hours + 60 * minutes + seconds
+    if not 0 < total < math.inf:
+        raise SettingsError(f"{text!r} is no duration: expected for example 90, 90s, 10m or 1h30m, and more than 0")
+    return total
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, str]:
+    """Read ``KEY=VALUE`` texts. What the keys mean is not looked at.
+
+    Args:
+        items: The texts; only the first ``=`` of each separates.
+
+    Raises:
+        SettingsError: If one has no key or no ``=``, or a key comes with two different values.
+    """
+    overrides: dict[str, str] = {}
+    for item in items:
+        key, separator, value = (part.strip() for part in item.partition("="))
+        if not separator or not key:
+            raise SettingsError(f"--set {item!r}: expected KEY=VALUE, for example --set batch_size=4")
+        if overrides.setdefault(key, value) != value:
+            raise SettingsError(f"--set {key} is given twice: {overrides[key]!r} and {value!r}")
+    return overrides
+
+
+def parse_fold(text: str) -> int | Literal["all"]:
+    """Read a fold: a number from 0, or ``all``.
+
+    Raises:
+        SettingsError: If it is neither.
+    """
+    if text == "all":
+        return "all"
+    if not (text.isascii() and text.isdigit()):
+        raise SettingsError(f"{text!r} is no fold: expected a number from 0, or 'all'")
+    return int(text)
+
+
+def resolve_device(name: str) -> str:
+    """Turn ``auto`` into the best device of this machine, and refuse a device that it does not have.
+
+    Raises:
+        SettingsError: If PyTorch does not know the device, or this machine lacks it.
+    """
+    import torch
+
+    from candy_monai.device import auto_device
+
+    if name == "auto":
+        return auto_device()
+    remedy = "use --device auto or --device cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"--device {name!r} is unknown: expected auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; {remedy}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(f"--device {name}: PyTorch finds no such device; {remedy}")
+    return name
+
+
+def as_argument(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make a function usable as argparse's ``type``, which would swallow the message of a `SettingsError`."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except SettingsError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Return a function for argparse that reads a whole number within bounds."""
+    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+
+    def parsed(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if number < minimum or (maximum is not None and number > maximum):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number {bounds}")
+        return number
+
+    return parsed
+
+
+def new_command(
+    subparsers: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command with its help.
+
+    Args:
+        subparsers: Where to add it.
+        name: The command.
+        run: Called with the parsed arguments; returns the exit code.
+        summary: One line for the list of commands.
+        text: What it does, shown by its ``--help``.
+        example: Command lines shown below the options.
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(text, 79),
+        epilog="\n".join(
+            ["examples:" if "\n" in example else "example:", *(f"  {line}" for line in example.split("\n"))]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_debug(parser, default=argparse.SUPPRESS)  # keeps a --debug that stands before the command
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_debug(parser: argparse.ArgumentParser, *, default: bool | str) -> None:
+    """Add ``--debug``."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add the dataset's folder."""
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset folder in nnU-Net format; only read")
+
+
+def add_device(parser: argparse.ArgumentParser, *, why: str = "where to compute") -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help=f"{why}: cpu, cuda, cuda:1, mps (default: auto, the best there is)",
+    )
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fix an entry of the plan, for example patch_shape=64,64,32; may be repeated",
+    )
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add ``--out`` and ``--store``."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("experiments"),
+        metavar="DIR",
+        help="folder of the experiments (default: experiments)",
+    )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="folder of preprocessed cases (default: .store in the folder of --out)",
+    )

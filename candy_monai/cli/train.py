@@ -1,0 +1,97 @@
+"""``candy-monai train``: from a dataset folder to a trained experiment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.options import (
+    add_dataset,
+    add_device,
+    add_out,
+    add_set,
+    as_argument,
+    new_command,
+    parse_duration,
+    parse_fold,
+    parse_overrides,
+    resolve_device,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "train",
+        run,
+        summary="train on a dataset",
+        text="Check a dataset, plan for it, preprocess it, and train on one fold of it. Ends by naming the "
+        "experiment's folder.",
+        example="candy-monai train Dataset004_Hippocampus --budget 10m\n"
+        "candy-monai train Dataset004_Hippocampus --fold 1 --epochs 50 --set batch_size=4 --seed 42",
+    )
+    add_dataset(parser)
+    parser.add_argument("--bundle", default="unet", metavar="NAME", help="the architecture (default: unet)")
+    parser.add_argument(
+        "--fold",
+        type=as_argument(parse_fold),
+        default=0,
+        metavar="N|all",
+        help="the fold to validate on; 'all' trains on every case (default: 0)",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=whole_number(1), metavar="N", help="epochs to train (default: the plan's)")
+    length.add_argument(
+        "--budget",
+        type=as_argument(parse_duration),
+        metavar="TIME",
+        help="train for as long as fits into this time, preparing included: 90s, 10m, 1h30m",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**32 - 1), metavar="N", help="seeds the run (default: drawn, and recorded)"
+    )
+    add_set(parser)
+    add_device(parser)
+    add_out(parser)
+    parser.add_argument(
+        "--splits", type=Path, metavar="FILE", help="a splits_final.json (default: the dataset's own, else 5 folds)"
+    )
+    parser.add_argument(
+        "--groups", metavar="REGEX", help="keep cases on one side of a fold whose ids match this with the same text"
+    )
+    parser.add_argument(
+        "--trainer", metavar="FILE:Class", help="a SegmentationTrainer of your own; the file is executed"
+    )
+    parser.add_argument("--note", default="", metavar="TEXT", help="your words about this run, kept with it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    overrides = parse_overrides(args.overrides)  # before the imports, which take seconds
+
+    from candy_monai.recipes.train import train_dataset
+
+    folder = train_dataset(
+        args.dataset,
+        bundle=args.bundle,
+        fold=args.fold,
+        num_epochs=args.epochs,
+        budget_s=args.budget,
+        seed=args.seed,
+        overrides=overrides,
+        device=resolve_device(args.device),
+        out=args.out,
+        store=args.store,
+        splits=args.splits,
+        groups=args.groups,
+        note=args.note,
+        trainer=args.trainer,
+    )
+    print(f"Experiment: {folder}")
+    return 0
