@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from torch.nn import functional as F
+
+from candy_monai.data.io import load_image
+from candy_monai.data.normalization import ChannelNormalization
+from candy_monai.data.planning import Plan, Region
+from candy_monai.data.preprocessing import CaseGeometry, Preprocessor
+from candy_monai.errors import BadInputError
+
+PLAN = Plan(
+    dataset_name="Made up",
+    num_dims=3,
+    orientation=("R", "A", "S"),
+    spacing_mm=(1.0, 1.0, 1.0),
+    median_shape=(8, 8, 8),
+    channel_names=("MRI",),
+    normalization=(ChannelNormalization(scheme="nonorm"),),
+    class_names=("background", "a", "b"),
+    num_classes=3,
+    ignore_label=None,
+    regions=(),
+    patch_shape=(8, 8, 8),
+    batch_size=2,
+    filters=(4, 8),
+    kernel_sizes=((3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (2, 2, 2)),
+    deep_supervision=False,
+    mirror_axes=(0, 1, 2),
+    foreground_share=0.33,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    iterations_per_epoch=1,
+    num_epochs=1,
+    validate_every=1,
+    num_validation_cases=None,
+)
+PICTURES = replace(
+    PLAN,
+    num_dims=2,
+    orientation=None,
+    spacing_mm=None,
+    patch_shape=(8, 8),
+    kernel_sizes=((3, 3), (3, 3)),
+    strides=((1, 1), (2, 2)),
+    mirror_axes=(0, 1),
+)
+ORIENTATIONS = ["RAS", "LPS", "PSR", "SAL", "IRP"]
+
+
+def case(shape=(5, 6, 7), affine=None, seed=0):
+    """Return an image without zeros and a label with ids 0, 1 and 2."""
+    generator = torch.Generator().manual_seed(seed)
+    affine = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine)
+    image = MetaTensor(torch.rand(1, *shape, generator=generator) + 1.0, affine=affine)
+    return image, MetaTensor(torch.randint(0, 3, (1, *shape), generator=generator), affine=affine)
+
+
+def stored_as(image, orientation):
+    """Return the same anatomy as another scanner would store it, by nibabel's own reorientation."""
+    import nibabel
+
+    nifti = nibabel.Nifti1Image(image[0].numpy(), image.affine.numpy(), dtype=image[0].numpy().dtype)
+    change = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(nifti.affine), nibabel.orientations.axcodes2ornt(tuple(orientation))
+    )
+    turned = nifti.as_reoriented(change)
+    return MetaTensor(
+        torch.from_numpy(np.asarray(turned.dataobj).copy())[None], affine=torch.from_numpy(turned.affine.copy())
+    )
+
+
+def one_hot(label, num_classes=3):
+    return F.one_hot(label[0].long(), num_classes).movedim(-1, 0).float()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_same_anatomy_gives_the_same_tensors_however_it_is_stored(orientation):
+    image, label = case(affine=np.diag([1.0, 2.0, 3.0, 1.0]))
+    plan = replace(PLAN, spacing_mm=(1.0, 1.5, 2.0))
+    expected = Preprocessor(plan).apply(image, label)
+    found = Preprocessor(plan).apply(stored_as(image, orientation), stored_as(label, orientation))
+    assert torch.allclose(found.image, expected.image, atol=1e-6)
+    assert torch.equal(found.label, expected.label)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_labels_come_back_to_the_voxel_where_nothing_was_resampled(orientation):
+    image, label = (stored_as(tensor, orientation) for tensor in case())
+    preprocessor = Preprocessor(PLAN)
+    prepared = preprocessor.apply(image, label)
+    restored = preprocessor.restore_labels(one_hot(prepared.label), prepared.geometry, probabilities=True)
+    assert torch.equal(restored.long(), label.as_tensor())
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    spacing=st.tuples(*[st.floats(0.4, 4.0)] * 3),
+    orientation=st.sampled_from(ORIENTATIONS),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_way_back_is_exact_in_shape(shape, spacing, orientation):
+    image, label = case(shape, affine=np.diag([*spacing, 1.0]))
+    image, label = stored_as(image, orientation), stored_as(label, orientation)
+    preprocessor = Preprocessor(PLAN)
+    prepared = preprocessor.apply(image, label)
+    scores = one_hot(prepared.label)
+    assert preprocessor.restore(scores, prepared.geometry).shape == (3, *image.shape[1:])
+    assert preprocessor.restore_labels(scores, prepared.geometry).shape == label.shape
+
+
+def test_restored_scores_and_restored_labels_agree():
+    image, label = case(affine=np.diag([1.0, 1.3, 2.2, 1.0]))
+    preprocessor = Preprocessor(PLAN)
+    prepared = preprocessor.apply(image, label)
+    logits = torch.randn(3, *prepared.image.shape[1:])
+    scores = preprocessor.restore(logits, prepared.geometry)
+    assert torch.equal(scores.argmax(0), preprocessor.restore_labels(logits, prepared.geometry)[0].long())
+
+
+def test_a_coarse_axis_keeps_its_own_spacing():
+    image, label = case((6, 6, 4), affine=np.diag([1.0, 1.0, 5.0, 1.0]))
+    prepared = Preprocessor(replace(PLAN, spacing_mm=(0.5, 0.5, 5.0))).apply(image, label)
+    assert prepared.image.shape == (1, 12, 12, 4)
+
+
+def test_blank_borders_are_cropped_and_come_back_as_background():
+    image, label = case((8, 8, 8))
+    image[:, :2] = 0.0
+    image[:, :, 7:] = 0.0
+    label[:, :2] = 0
+    label[:, :, 7:] = 0
+    preprocessor = Preprocessor(PLAN)
+    prepared = preprocessor.apply(image, label)
+    assert prepared.image.shape == (1, 6, 7, 8)
+    assert prepared.geometry.crop == ((2, 8), (0, 7), (0, 8))
+    all_foreground = torch.tensor([0.0, 5.0, 1.0]).view(3, 1, 1, 1).expand(3, 6, 7, 8)
+    restored = preprocessor.restore(all_foreground, prepared.geometry).softmax(0)
+    assert (restored[0, :2] > 0.999).all()
+    assert (restored[1, 2:, :7] > 0.9).all()
+    ids = preprocessor.restore_labels(all_foreground, prepared.geometry)
+    assert int(ids.sum()) == 6 * 7 * 8
+
+
+def test_outside_of_the_crop_probabilities_are_those_of_background():
+    image, _ = case((4, 4, 4))
+    image[:, 0] = 0.0
+    preprocessor = Preprocessor(PLAN)
+    geometry = preprocessor.apply(image).geometry
+    restored = preprocessor.restore(torch.full((3, 3, 4, 4), 1 / 3), geometry, probabilities=True)
+    assert restored[:, 0, 0, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_single_sigmoid_is_thresholded_and_is_surely_absent_outside_of_the_crop():
+    image, _ = case((4, 4, 4))
+    image[:, 0] = 0.0
+    preprocessor = Preprocessor(replace(PLAN, num_classes=1))
+    geometry = preprocessor.apply(image).geometry
+    logits = torch.full((1, 3, 4, 4), -0.1)
+    logits[0, 0] = 0.1
+    ids = preprocessor.restore_labels(logits, geometry)
+    assert ids[0, :, 0, 0].tolist() == [0, 1, 0, 0]
+    assert preprocessor.restore(logits, geometry)[0, 0].sigmoid().max() == 0.0
+
+
+def test_regions_are_painted_in_their_order():
+    regions = (Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2))
+    preprocessor = Preprocessor(replace(PLAN, num_classes=2, regions=regions))
+    image, _ = case((1, 1, 4))
+    geometry = preprocessor.apply(image).geometry
+    probabilities = torch.tensor([[0.9, 0.9, 0.1, 0.4], [0.9, 0.1, 0.9, 0.5]]).view(2, 1, 1, 4)
+    assert preprocessor.restore_labels(probabilities, geometry, probabilities=True).flatten().tolist() == [2, 1, 2, 0]
+
+
+def test_pictures_are_only_cropped_and_normalised(tmp_path):
+    from PIL import Image
+
+    pixels = np.zeros((6, 9), dtype=np.uint8)
+    pixels[1:5, 2:9] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    prepared = Preprocessor(PICTURES).apply(load_image(tmp_path / "a.png"))
+    assert prepared.image.shape == (1, 4, 7)
+    assert prepared.geometry.shape == (6, 9)
+    assert prepared.geometry.axis_codes is None
+
+
+def test_an_image_of_zeros_is_kept_whole():
+    image = MetaTensor(torch.zeros(1, 3, 4, 5), affine=torch.eye(4, dtype=torch.float64))
+    assert Preprocessor(PLAN).apply(image).image.shape == (1, 3, 4, 5)
+
+
+def test_normalisation_over_the_body_counts_its_holes():
+    image = MetaTensor(torch.zeros(1, 5, 5, 5), affine=torch.eye(4, dtype=torch.float64))
+    image[0, 1:4, 1:4, 1:4] = 2.0
+    image[0, 2, 2, 2] = 0.0  # a hole inside, as a dark ventricle is
+    how = (ChannelNormalization(scheme="zscore", nonzero_only=True),)
+    prepared = Preprocessor(replace(PLAN, normalization=how)).apply(image)
+    assert prepared.image.mean().abs() < 1e-6
+    assert prepared.image[0, 1, 1, 1] < 0.0
+
+
+def test_the_inputs_are_left_alone():
+    image, label = case(affine=np.diag([-1.0, 1.0, 2.0, 1.0]))
+    before = image.clone(), label.clone()
+    Preprocessor(replace(PLAN, normalization=(ChannelNormalization(scheme="zscore"),))).apply(image, label)
+    assert torch.equal(image, before[0])
+    assert torch.equal(label, before[1])
+
+
+def test_results_are_plain_tensors_without_the_files_metadata():
+    prepared = Preprocessor(PLAN).apply(*case())
+    assert type(prepared.image) is type(prepared.label) is torch.Tensor
+
+
+def test_a_geometry_survives_json():
+    image, _ = case(affine=np.diag([-1.0, 1.0, 2.0, 1.0]))
+    geometry = Preprocessor(PLAN).apply(image).geometry
+    assert CaseGeometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_intensities_that_are_no_numbers_are_refused_with_the_files_name(bad):
+    image, _ = case()
+    image[0, 0, 0, 0] = bad
+    image.meta["filename_or_obj"] = "scan_0000.nii.gz"
+    with pytest.raises(BadInputError, match=r"scan_0000\.nii\.gz: 1 intensities"):
+        Preprocessor(PLAN).apply(image)
+
+
+def test_wrong_channels_axes_and_shapes_are_refused():
+    image, label = case()
+    with pytest.raises(BadInputError, match="expected 1 channels"):
+        Preprocessor(PLAN).apply(torch.cat([image, image]))
+    with pytest.raises(BadInputError, match="3 spatial axes"):
+        Preprocessor(PLAN).apply(MetaTensor(torch.rand(1, 4, 4)))
+    with pytest.raises(BadInputError, match="the label has shape"):
+        Preprocessor(PLAN).apply(image, label[:, :-1])
+    with pytest.raises(BadInputError, match="expected \\(3, 5, 6, 7\\)"):
+        Preprocessor(PLAN).restore(torch.zeros(3, 4, 4, 4), Preprocessor(PLAN).apply(image).geometry)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from candy_monai.data.inspection import inspect
+from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.planning import plan
+from candy_monai.data.preprocessing import Preprocessor
+from candy_monai.data.store import ANNOTATED, CaseStore, _places, estimate_bytes, store_name
+from candy_monai.errors import BadInputError, CandyError, DatasetError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantom") / "Dataset900_Phantom"
+    write_phantom_dataset(folder, num_cases=4, num_dims=3)
+    return NNUNetDataset(folder)
+
+
+@pytest.fixture(scope="module")
+def fingerprint(dataset):
+    return inspect(dataset)
+
+
+@pytest.fixture(scope="module")
+def made_plan(fingerprint):
+    return plan(fingerprint)
+
+
+class CountingDataset:
+    """Counts what is loaded, and can break on a case."""
+
+    def __init__(self, dataset, breaks_on=None):
+        self._dataset, self.loaded, self._breaks_on = dataset, [], breaks_on
+        self.description, self.cases = dataset.description, dataset.cases
+
+    def load(self, idx):
+        case_id = self.cases[idx].case_id
+        if case_id == self._breaks_on:
+            raise KeyboardInterrupt
+        self.loaded.append(case_id)
+        return self._dataset.load(idx)
+
+
+def digest_of(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(str(path).encode() + path.read_bytes() for path in files)).hexdigest()
+
+
+def test_what_is_stored_is_what_preprocessing_gives(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    expected = Preprocessor(made_plan).apply(*dataset.load(1))
+    found = store.load(store.case_ids[1])
+    assert np.array_equal(found.image, expected.image.numpy())
+    assert np.array_equal(found.label, expected.label.numpy())
+    assert found.geometry == expected.geometry
+    assert store.case_ids == tuple(case.case_id for case in dataset.cases)
+
+
+def test_arrays_are_mapped_from_disk_unless_asked_for_whole(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    assert isinstance(store.load(store.case_ids[0]).image, np.memmap)
+    assert not isinstance(store.load(store.case_ids[0], mapped=False).image, np.memmap)
+
+
+def test_places_lie_on_their_class(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    case = store.load(store.case_ids[0])
+    assert store.classes_of(case.case_id) == tuple(case.places)
+    assert set(case.places) == set(np.unique(case.label)) - {0}
+    for class_id, places in case.places.items():
+        assert (case.label.ravel()[places] == class_id).all()
+
+
+def test_places_are_at_most_ten_thousand_a_class_and_a_function_of_the_seed():
+    label = np.ones((30, 30, 30), dtype=np.uint8)
+    places = _places(label, None, 3)[1]
+    assert len(places) == len(set(places.tolist())) == 10_000
+    assert np.array_equal(places, _places(label, None, 3)[1])
+
+
+def test_ignored_voxels_are_no_places_and_annotated_ones_are_known():
+    places = _places(np.array([[0, 1, 9], [9, 9, 9]], dtype=np.uint8), 9, 0)
+    assert {class_id: found.tolist() for class_id, found in places.items()} == {1: [1], ANNOTATED: [0, 1]}
+
+
+def test_a_label_without_foreground_has_no_places():
+    assert _places(np.zeros((2, 2), dtype=np.uint8), None, 0) == {}
+
+
+def test_a_finished_store_is_not_built_again(dataset, made_plan, tmp_path):
+    CaseStore.build(dataset, made_plan, tmp_path)
+    again = CountingDataset(dataset)
+    CaseStore.build(again, made_plan, tmp_path)
+    assert again.loaded == []
+
+
+def test_an_interrupted_build_resumes_where_it_stopped(dataset, made_plan, tmp_path):
+    ids = [case.case_id for case in dataset.cases]
+    with pytest.raises(KeyboardInterrupt):
+        CaseStore.build(CountingDataset(dataset, breaks_on=ids[2]), made_plan, tmp_path, num_workers=1)
+    folder = tmp_path / store_name(dataset, made_plan)
+    with pytest.raises(BadInputError, match="no complete store"):
+        CaseStore(folder)
+    rest = CountingDataset(dataset)
+    CaseStore.build(rest, made_plan, tmp_path)
+    assert ids[0] not in rest.loaded
+    assert ids[2] in rest.loaded
+
+
+def test_a_half_written_case_is_written_again(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    damaged = next(store.folder.glob("*.image.npy"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-10])
+    again = CountingDataset(dataset)
+    CaseStore.build(again, made_plan, tmp_path)
+    assert len(again.loaded) == 1
+    assert damaged.read_bytes() == whole
+
+
+def test_the_key_covers_content_and_what_preprocessing_depends_on(dataset, made_plan):
+    key = store_name(dataset, made_plan)
+    assert store_name(dataset, replace(made_plan, batch_size=7, num_epochs=3)) == key
+    assert store_name(dataset, replace(made_plan, spacing_mm=(9.0, 9.0, 9.0))) != key
+    assert store_name(dataset, made_plan, precision="float16") != key
+    fewer = CountingDataset(dataset)
+    fewer.cases = dataset.cases[1:]
+    assert store_name(fewer, made_plan) != key
+
+
+def test_half_precision_halves_the_images(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path, precision="float16")
+    assert store.load(store.case_ids[0]).image.dtype == np.float16
+
+
+def test_the_estimate_is_close_to_what_is_written(dataset, fingerprint, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    estimate = estimate_bytes(fingerprint, made_plan)
+    assert estimate <= store.num_bytes <= estimate + len(store.case_ids) * 150_000  # three classes' places, headers
+
+
+def test_progress_counts_every_case(dataset, made_plan, tmp_path):
+    seen = []
+    CaseStore.build(dataset, made_plan, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_datasets_folder_is_never_written_to(dataset, made_plan, tmp_path):
+    before = digest_of(dataset.folder)
+    CaseStore.build(dataset, made_plan, tmp_path)
+    assert digest_of(dataset.folder) == before
+
+
+def test_every_case_that_cannot_be_preprocessed_is_named(dataset, made_plan, tmp_path):
+    class Broken(CountingDataset):
+        def load(self, idx):
+            image, label = super().load(idx)
+            return (image * float("nan") if idx in (1, 3) else image), label
+
+    with pytest.raises(DatasetError) as caught:
+        CaseStore.build(Broken(dataset), made_plan, tmp_path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [dataset.cases[i].case_id for i in (1, 3)]
+
+
+def test_an_unknown_case_is_refused_with_a_suggestion(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    with pytest.raises(BadInputError, match=f"Did you mean '{store.case_ids[0]}'"):
+        store.load(store.case_ids[0] + "x")
+
+
+def test_labels_beyond_255_are_kept(made_plan, dataset, tmp_path):
+    class Many(CountingDataset):
+        def load(self, idx):
+            image, label = super().load(idx)
+            return image, torch.where(label > 0, 300, 0)
+
+    store = CaseStore.build(Many(dataset), made_plan, tmp_path)
+    assert set(np.unique(store.load(store.case_ids[0]).label)) == {0, 300}
+
+
+def test_no_folder_and_no_store_are_refused(tmp_path):
+    with pytest.raises(CandyError, match="build it again"):
+        CaseStore(tmp_path / "none")
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Dataset063_SCTSpinalCord",
+        "Dataset121_DRIVE",
+        "Dataset127_BUSIMini",
+        "Dataset134_MSDLungPatches2D",
+        "Dataset056_PICAI2ch",
+    ],
+)
+def test_real_datasets_of_every_kind_are_stored(real_dataset, tmp_path, name):
+    dataset = NNUNetDataset(real_dataset(name))
+    made = plan(inspect(dataset))
+    store = CaseStore.build(dataset, made, tmp_path)
+    for case_id in store.case_ids:
+        case = store.load(case_id)
+        assert case.image.shape == (len(made.channel_names), *case.geometry.resampled_shape)
+        assert case.label.shape == (1, *case.geometry.resampled_shape)
