@@ -61,7 +61,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if args.version:
         from candy_monai import __version__
 
-        parser.exit(message=f"{PROGRAM} {__version__}\n")
+        print(f"{PROGRAM} {__version__}")
+        parser.exit()
     if unknown:
         _refuse(unknown, parser if command is None else commands[command])
     if command is None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from importlib import import_module
 
 import candy_monai
 
@@ -22,7 +24,7 @@ def described(name: str) -> Iterator[str]:
         for member in sorted(members(public)):
             yield f"    {name}.{member}{described_member(public, member)}"
     else:
-        yield f"{name} = {public}"
+        yield assignment(name)
 
 
 def takes_arguments(public: type) -> bool:
@@ -52,6 +54,35 @@ def described_member(public: type, member: str) -> str:
     return ": attribute"  # its default value is no part of the interface
 
 
+def assignment(name: str) -> str:
+    """Return the line that defines an alias: its value would differ between versions of Python and PyTorch."""
+    module = import_module(f"candy_monai.{candy_monai._MODULE_OF[name]}")
+    for statement in ast.parse(inspect.getsource(module)).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            return ast.unparse(statement)
+    raise AssertionError(f"{name} is neither a class nor a function nor assigned in {module.__name__}")
+
+
+class Verbatim:
+    """An annotation that is shown as it is written, not as the text that Python keeps of it."""
+
+    def __init__(self, annotation: object) -> None:
+        self._text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+    def __repr__(self) -> str:
+        return self._text
+
+
 def signature(function: Callable[..., object]) -> str:
     """Return the signature with annotations as they are written in the source."""
-    return str(inspect.signature(function)).replace("'", "")
+    found = inspect.signature(function)
+    parameters = [
+        parameter
+        if parameter.annotation is parameter.empty
+        else parameter.replace(annotation=Verbatim(parameter.annotation))
+        for parameter in found.parameters.values()
+    ]
+    result = found.return_annotation
+    return str(
+        found.replace(parameters=parameters, return_annotation=result if result is found.empty else Verbatim(result))
+    )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from candy_monai.cli.main import main
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.errors import DatasetError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "Dataset001_Phantom", num_cases=4, num_test_cases=0)
+
+
+def inspect(*arguments) -> int:
+    return main(["inspect", *map(str, arguments), "--device", "cpu"])
+
+
+def test_a_sound_dataset_is_shown_with_its_plan(dataset, capsys):
+    assert inspect(dataset) == 0
+    shown = capsys.readouterr()
+    for text in ("cases", "label background", "patch_shape", "Nothing stands in the way of training."):
+        assert text in shown.out
+    assert "problem" not in shown.err
+
+
+def test_json_holds_the_fingerprint_and_the_plan_and_nothing_else_is_printed(dataset, capsys):
+    assert inspect(dataset, "--json", "--set", "batch_size=3") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["problems"] == []
+    assert len(content["fingerprint"]["cases"]) == 4
+    assert content["plan"]["batch_size"] == 3
+
+
+def test_inspecting_writes_nothing_into_the_dataset(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(dataset.rglob("*"))
+    inspect(dataset)
+    assert sorted(dataset.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_with_problems_exits_with_2_and_lists_them(tmp_path, capsys):
+    assert inspect(tmp_path) == 2
+    assert "problem: " in (shown := capsys.readouterr().err)
+    assert "dataset.json" in shown
+
+
+def test_problems_are_listed_in_json_too(tmp_path, capsys):
+    assert inspect(tmp_path, "--json") == 2
+    content = json.loads(capsys.readouterr().out)
+    assert len(content["problems"]) == 1
+    assert content["fingerprint"] is content["plan"] is None
+
+
+def test_problems_that_only_reading_shows_count_too(dataset, monkeypatch, capsys):
+    def inspect_dataset(_dataset):
+        raise DatasetError("data", ["case_001: NaN"])
+
+    monkeypatch.setattr("candy_monai.data.inspection.inspect", inspect_dataset)
+    assert inspect(dataset) == 2
+    assert "problem: case_001: NaN" in capsys.readouterr().err
+
+
+def test_an_unknown_override_exits_with_2_and_a_suggestion(dataset, capsys):
+    assert inspect(dataset, "--set", "batchsize=3") == 2
+    assert "Did you mean 'batch_size'?" in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_shown_verbatim(dataset, capsys):
+    description = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+    renamed = {**description, "name": "[red]name[/red]"}
+    (dataset / "dataset.json").write_text(json.dumps(renamed), encoding="utf-8")
+    try:
+        inspect(dataset)
+    finally:
+        (dataset / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    assert "Dataset [red]name[/red]" in capsys.readouterr().out

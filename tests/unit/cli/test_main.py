@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from candy_monai.cli.main import COMMANDS, main
+from candy_monai.errors import BadInputError, DatasetError, MissingExtraError, NonFiniteLossError
+
+HEAVY = ("torch", "monai", "numpy", "matplotlib", "rich")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace the functions that do the work; return what they were called with."""
+    seen = SimpleNamespace(train=None, prepare=None, demo=None, predict=None)
+
+    def train_dataset(dataset, **options):
+        seen.train = {"dataset": dataset, **options}
+        return Path("experiments/UNetTrainer/20251101-14-a3f2")
+
+    def run_demo(out, **options):
+        seen.demo = {"out": out, **options}
+        return Path("candy_demo/demo.png")
+
+    class Predictor:
+        def __init__(self, folder, **options):
+            seen.predict = {"folder": folder, **options}
+
+        def predict_to_files(self, source, target, *, on_case=None):
+            seen.predict |= {"source": source, "target": target}
+            on_case(1, 1, "case_001")
+            return [target / "case_001.nii.gz"]
+
+    monkeypatch.setattr("candy_monai.recipes.train.train_dataset", train_dataset)
+    monkeypatch.setattr("candy_monai.recipes.demo.run_demo", run_demo)
+    monkeypatch.setattr("candy_monai.inference.predictor.Predictor", Predictor)
+    return seen
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """Return a function that makes training raise an error."""
+
+    def with_error(error: BaseException) -> None:
+        def train_dataset(*_args, **_options):
+            raise error
+
+        monkeypatch.setattr("candy_monai.recipes.train.train_dataset", train_dataset)
+
+    return with_error
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "candy_monai", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; from candy_monai.cli.main import main; code = main(sys.argv[1:]); "
+        f"print(code, [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "0 []"
+    assert "usage: candy-monai" in done.stdout
+
+
+def test_help_answers_at_once():
+    def seconds() -> float:
+        start = time.perf_counter()
+        run("--help")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {command}" in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_an_example_that_parses(command, capsys, monkeypatch):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    examples = [line.strip() for line in shown.partition("example")[2].splitlines() if "candy-monai" in line]
+    assert examples
+    parsed = []
+    monkeypatch.setattr(COMMANDS[command], "run", lambda args: parsed.append(args) or 0)
+    for example in examples:
+        assert main(example.partition(">")[0].split()[1:]) == 0
+    assert len(parsed) == len(examples)
+
+
+def test_python_m_runs_the_command_line():
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("candy-monai 0.")
+
+
+def test_no_command_shows_the_help_and_is_wrong(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "usage: candy-monai" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian", "data"], "candy-monai: error: unknown command 'trian'. Did you mean 'train'?"),
+        (["zzz"], "candy-monai: error: unknown command 'zzz'. Known: demo, inspect"),
+        (
+            ["train", "data", "--epoch", "3"],
+            "candy-monai train: error: unknown option '--epoch'. Did you mean '--epochs'?",
+        ),
+        (["train", "data", "--buget=3m"], "unknown option '--buget'. Did you mean '--budget'?"),
+        (["--vresion"], "candy-monai: error: unknown option '--vresion'. Did you mean '--version'?"),
+        (["inspect", "a", "b"], "candy-monai inspect: error: unexpected argument 'b'"),
+        (["train"], "the following arguments are required: DATASET"),
+        (["train", "data", "--epochs", "3", "--budget", "1m"], "not allowed with argument"),
+        (["train", "data", "--epochs", "0"], "argument --epochs: '0': expected a whole number of at least 1"),
+        (["train", "data", "--seed", "-1"], "argument --seed: '-1': expected a whole number from 0 to 4294967295"),
+        (["train", "data", "--budget", "soon"], "argument --budget: 'soon' is no duration"),
+        (["train", "data", "--fold", "some"], "argument --fold: 'some' is no fold"),
+        (["train", "data", "--set", "batch_size"], "--set 'batch_size': expected KEY=VALUE"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_say_what_is_wrong_in_two_lines(calls, arguments, said, capsys):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert len(shown.err.splitlines()) <= 2
+    assert shown.out == ""
+    assert calls.train is None
+
+
+def test_train_passes_on_every_option(calls, capsys):
+    options = (
+        "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
+        "--splits f.json --note words --trainer mine.py:Mine --groups ^p"
+    )
+    assert main(["train", "data", *options.split()]) == 0
+    assert calls.train == {
+        "dataset": Path("data"),
+        "bundle": "net",
+        "fold": 3,
+        "num_epochs": None,
+        "budget_s": 5400.0,
+        "seed": 7,
+        "overrides": {"a": "1", "b": "x=y"},
+        "device": "cpu",
+        "out": Path("o"),
+        "store": Path("s"),
+        "splits": Path("f.json"),
+        "note": "words",
+        "trainer": "mine.py:Mine",
+        "groups": "^p",
+    }
+    assert capsys.readouterr().out == "Experiment: experiments/UNetTrainer/20251101-14-a3f2\n"
+
+
+def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
+    monkeypatch.setattr("candy_monai.device.auto_device", lambda: "cuda:1")
+    assert main(["train", "data"]) == 0
+    assert calls.train == {
+        "dataset": Path("data"),
+        "bundle": "unet",
+        "fold": 0,
+        "num_epochs": None,
+        "budget_s": None,
+        "seed": None,
+        "overrides": {},
+        "device": "cuda:1",
+        "out": Path("experiments"),
+        "store": None,
+        "splits": None,
+        "note": "",
+        "trainer": None,
+        "groups": None,
+    }
+
+
+def test_train_takes_epochs_and_all_folds(calls):
+    assert main(["train", "data", "--fold", "all", "--epochs", "12", "--device", "cpu"]) == 0
+    assert (calls.train["fold"], calls.train["num_epochs"]) == ("all", 12)
+
+
+def test_demo_passes_on_its_options_and_names_the_picture(calls, capsys):
+    assert main(["demo", "--out", "o", "--budget", "30", "--device", "cpu", "--seed", "3"]) == 0
+    assert calls.demo == {"out": Path("o"), "budget_s": 30.0, "device": "cpu", "seed": 3}
+    assert capsys.readouterr().out == "Picture: candy_demo/demo.png\n"
+
+
+def test_demo_takes_two_minutes_by_default(calls):
+    assert main(["demo", "--device", "cpu"]) == 0
+    assert calls.demo == {"out": Path("candy_demo"), "budget_s": 120.0, "device": "cpu", "seed": 0}
+
+
+def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
+    assert main(["predict", "run", "in", "out", "--device", "cpu", "--checkpoint", "latest"]) == 0
+    assert calls.predict == {
+        "folder": Path("run"),
+        "device": "cpu",
+        "checkpoint": "latest",
+        "source": Path("in"),
+        "target": Path("out"),
+    }
+    assert capsys.readouterr().out == "[1/1] case_001\n1 label map in out\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadInputError("the folder is empty"), 2),
+        (DatasetError("data", ["a.nii.gz: damaged"]), 2),
+        (NonFiniteLossError("the loss is NaN at epoch 3"), 1),
+        (MissingExtraError("itk is not installed"), 1),
+    ],
+)
+def test_errors_of_ours_are_shown_without_a_traceback(fail, error, code, capsys):
+    fail(error)
+    assert main(["train", "data", "--device", "cpu"]) == code
+    assert capsys.readouterr().err == f"candy-monai: error: {error}\n"
+
+
+def test_an_unexpected_error_shows_its_type_and_the_way_to_the_traceback(fail, capsys):
+    fail(OSError("disk full"))
+    assert main(["train", "data", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "candy-monai: error: OSError: disk full",
+        "candy-monai: run again with --debug to see where it happened",
+    ]
+
+
+def test_an_endless_message_is_cut(fail, capsys):
+    fail(RuntimeError("\n".join(f"missing key {index}" for index in range(500))))
+    assert main(["train", "data", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.splitlines()[7:] == [
+        "missing key 7",
+        "... 492 more lines",
+        "candy-monai: run again with --debug to see where it happened",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "train", "data"], ["train", "data", "--debug"]])
+@pytest.mark.parametrize("error", [BadInputError("bad"), OSError("disk full")])
+def test_debug_shows_the_traceback_wherever_it_stands(fail, error, arguments, capsys):
+    fail(error)
+    main([*arguments, "--device", "cpu"])
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "in train_dataset" in shown
+    assert "run again with --debug" not in shown
+
+
+def test_an_interrupted_run_exits_with_130_and_one_line(fail, capsys):
+    fail(KeyboardInterrupt())
+    assert main(["train", "data", "--device", "cpu"]) == 130
+    assert capsys.readouterr().err == "candy-monai: interrupted\n"
+
+
+def test_a_command_that_exits_by_itself_keeps_its_code(fail):
+    fail(SystemExit(130))
+    assert main(["train", "data", "--device", "cpu"]) == 130
+
+
+def test_the_installed_program_returns_the_code_to_the_shell():
+    assert run("train", "data", "--set", "x").returncode == 2
