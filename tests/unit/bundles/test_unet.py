@@ -1,11 +1,11 @@
 import pytest
 import torch
+
+from candy_monai.errors import BadInputError
 from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
 from candy_monai_bundles.unet.network import default_strides
 from tests.contracts.trainer_contract import TrainerContract
 from tests.toys import Squares, small_trainer
-
-from candy_monai.errors import BadInputError
 
 
 def _trainer(folder, size=(20, 28), **attributes):

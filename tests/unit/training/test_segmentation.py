@@ -1,12 +1,12 @@
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
-from tests.toys import SmallTrainer, Squares, small_trainer
 from torch import nn
 
 from candy_monai.errors import BadInputError
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
+from tests.toys import SmallTrainer, Squares, small_trainer
 
 
 def _three_classes(folder, cls=SmallTrainer):

@@ -1,0 +1,93 @@
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.inference.predictor import Predictor
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+
+class _Small(Predictor):
+    def build_network(self, example_shape):
+        return SmallTrainer("unused", None, None).build_network(example_shape)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    trainer = small_trainer(tmp_path_factory.mktemp("run"), Squares(2, size=(14, 16, 12)))
+    trainer.train(1, save_preview=False)
+    return trainer.experiment_folder()
+
+
+def _scan(path, shape=(9, 11, 7)):
+    affine = np.array([[0.0, -1.5, 0.2, 10], [2.0, 0.1, 0, -20], [0, 0.3, 3.0, 5], [0, 0, 0, 1]])
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(data, affine), path)
+    return path, affine
+
+
+def test_a_trainer_of_no_bundle_asks_for_its_network(experiment):
+    with pytest.raises(ExperimentError, match="network="):
+        Predictor(experiment)
+
+
+def test_its_network_can_be_given_or_built_by_a_subclass(experiment):
+    image = torch.randn(1, 9, 11, 7)
+    network = SmallTrainer("unused", None, None).build_network((1, 9, 11, 7))
+    given, built = Predictor(experiment, network=network), _Small(experiment)
+    assert torch.equal(given.predict(image).as_tensor(), built.predict(image).as_tensor())
+
+
+def test_a_prediction_has_the_scan_s_shape_and_affine_and_whole_ids(experiment, tmp_path):
+    path, affine = _scan(tmp_path / "a_0000.nii.gz")
+    (written,) = _Small(experiment).predict_to_files(path, tmp_path / "out")
+    prediction = nibabel.load(written)
+    assert written.name == "a.nii.gz"
+    assert prediction.shape == (9, 11, 7)
+    assert np.allclose(prediction.affine, affine, atol=1e-5)
+    assert prediction.get_data_dtype() == np.uint8
+    assert set(np.unique(prediction.get_fdata())) <= {0, 1}
+
+
+def test_every_case_of_a_folder_is_predicted_and_reported(experiment, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("b", "a"):
+        _scan(folder / f"{name}_0000.nii.gz")
+    seen = []
+    written = _Small(experiment).predict_to_files(folder, tmp_path / "out", on_case=lambda *args: seen.append(args))
+    assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
+    assert seen == [(1, 2, "a"), (2, 2, "b")]
+
+
+def test_a_tensor_keeps_its_affine(experiment):
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    prediction = _Small(experiment).predict(MetaTensor(torch.randn(1, 9, 11, 7), affine=affine))
+    assert torch.equal(prediction.affine, affine)
+    assert prediction.shape == (1, 9, 11, 7)
+
+
+def test_an_image_of_another_number_of_channels_is_refused(experiment):
+    with pytest.raises(BadInputError, match="has 2 channels, the network expects 1"):
+        _Small(experiment).predict(torch.randn(2, 9, 11, 7))
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "latest", "checkpoint_1.pth"])
+def test_any_weight_file_of_the_experiment_can_be_chosen(experiment, checkpoint):
+    _Small(experiment, checkpoint=checkpoint)
+
+
+def test_a_weight_file_that_is_not_there_is_named(experiment):
+    with pytest.raises(ExperimentError, match=r"checkpoint_9\.pth: no such checkpoint"):
+        _Small(experiment, checkpoint="checkpoint_9.pth")
+
+
+def test_a_network_that_does_not_fit_the_weights_is_a_clear_error(experiment):
+    with pytest.raises(ExperimentError, match="does not fit the network Linear"):
+        Predictor(experiment, network=torch.nn.Linear(2, 2))
+
+
+def test_nothing_of_a_prediction_keeps_a_graph(experiment):
+    assert not _Small(experiment).logits(torch.randn(1, 9, 11, 7)).requires_grad
