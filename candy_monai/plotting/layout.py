@@ -18,6 +18,7 @@ _ALONE = 768
 _LEAST_ALONE = 512
 _MOST_ALONE = 1600
 _MOST_PIXELS_PER_MM = 40.0
+_MUCH = 1.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,13 @@ class Layout:
 
 
 def arrange(sizes_mm: Sequence[tuple[float, float]]) -> Layout:
-    """Place three planes side by side, or the last two below each other, whichever shows more; then the surface.
+    """Place three planes side by side, or the last two below each other if that shows much more; then the surface.
 
     Args:
         sizes_mm: Width and height of the axial, coronal and sagittal plane.
     """
     row, stack = (_arranged(sizes_mm, stack=stack) for stack in (False, True))
-    return max((row, stack), key=lambda layout: layout.planes[0].width)
+    return stack if stack.planes[0].width > _MUCH * row.planes[0].width else row
 
 
 def alone(size_mm: tuple[float, float], shape: tuple[int, int]) -> Layout:
@@ -86,8 +87,9 @@ def _arranged(sizes_mm: Sequence[tuple[float, float]], *, stack: bool) -> Layout
     # The surface is as high as the planes, so that both share the width: scale * (columns + height) + gaps.
     free = _WIDTH - GAP * len(columns)
     scale = min((free - extra) / (sum(columns) + height), (_MOST_HEIGHT - extra) / height, _MOST_PIXELS_PER_MM)
-    if height * scale + extra > _MOST_SURFACE:
-        scale = min((free - _MOST_SURFACE) / sum(columns), (_MOST_HEIGHT - extra) / height, _MOST_PIXELS_PER_MM)
+    side = min(max(height * scale + extra, _LEAST_SURFACE), _MOST_SURFACE)
+    if side != height * scale + extra:
+        scale = min((free - side) / sum(columns), (_MOST_HEIGHT - extra) / height, _MOST_PIXELS_PER_MM)
     boxes: list[Box] = []
     left = 0
     for number, (wide, high) in enumerate(sizes_mm):
@@ -98,12 +100,11 @@ def _arranged(sizes_mm: Sequence[tuple[float, float]], *, stack: bool) -> Layout
         left += boxes[-1].width + GAP
     right = max(box.left + box.width for box in boxes)
     bottom = max(box.top + box.height for box in boxes)
-    side = min(max(bottom - CAPTION, _LEAST_SURFACE), _MOST_SURFACE)
-    square = Box(left=right + GAP, top=CAPTION, width=side, height=side)
+    square = Box(left=right + GAP, top=CAPTION, width=round(side), height=round(side))
     return Layout(
         planes=tuple(boxes),
         surface=square,
         planes_width=right,
-        width=square.left + side,
-        height=max(bottom, square.top + side),
+        width=square.left + square.width,
+        height=max(bottom, square.top + square.height),
     )

