@@ -255,13 +255,15 @@ def _finish(axes: Axes, name: str, epochs: NDArray[np.float64], drawn: Sequence[
             high = usual + 0.25 * (usual - low)
     if name == _DURATION:
         low = min(low, 0.0)
-    slack = 0.06 * (high - low) or 0.06 * abs(high) or 0.5
+    slack = max(0.06 * (high - low), 1e-9 * max(abs(low), abs(high))) if high > low else 0.06 * abs(high) or 0.5
     axes.set_ylim(low - (0 if low == 0 and name == _DURATION else slack), high + slack)
 
 
 def _numbers(values: Sequence[float]) -> NDArray[np.float64]:
     numbers = np.array([float(value) for value in values], dtype=np.float64)
-    return np.where(np.isfinite(numbers), numbers, np.nan)
+    numbers[np.abs(numbers) < 1e-100] = 0.0
+    # What is beyond has diverged, and matplotlib cannot place ticks there.
+    return np.where(np.abs(numbers) < 1e100, numbers, np.nan)
 
 
 def _direction(name: str) -> int:
