@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -153,3 +155,21 @@ def test_the_tensors_are_not_changed(tmp_path: Path) -> None:
     before = [part.clone() for part in case]
     save_preview_files(tmp_path, *case, quality=0.01)
     assert all(torch.equal(one, other) for one, other in zip(case, before, strict=True))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("dataset", "case", "channels"),
+    [("Dataset004_Hippocampus", "hippocampus_001", 1), ("Dataset056_PICAI2ch", "10005_1000005", 2)],
+)
+def test_a_real_volume_shows_all_its_classes(
+    tmp_path: Path, real_dataset: Callable[[str], Path], dataset: str, case: str, channels: int
+) -> None:
+    folder = real_dataset(dataset)
+    file = nib.load(folder / "labelsTr" / f"{case}.nii.gz")
+    label = np.asarray(file.dataobj).astype(np.int16)[None]
+    images = [nib.load(folder / "imagesTr" / f"{case}_{number:04}.nii.gz").get_fdata() for number in range(channels)]
+    image = MetaTensor(torch.from_numpy(np.stack(images)), affine=torch.from_numpy(file.affine))
+    paths = save_preview_files(tmp_path, image, label, label)
+    assert {class_color(value) for value in np.unique(label) if value} <= _colors(paths[LABEL])
+    assert 1000 < Image.open(paths[LABEL]).size[0] < 1600
