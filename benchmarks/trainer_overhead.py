@@ -1,8 +1,8 @@
 """What does the Trainer cost over a bare loop? Prints one JSON line.
 
-Both do the same work: forward, backward, clipping, AdamW, a schedule, EMA, validation of whole cases by the average, and
-saving the weights once an epoch. The Trainer also keeps its experiment folder, draws its curves and previews and prints
-its tables. They run by turns, each turn with a fresh network; the figures are seconds an epoch, set-up included.
+Both do the same work: forward, backward, clipping, AdamW, a schedule, EMA, validation of whole cases by the average,
+and saving the weights once an epoch. The Trainer also keeps its experiment folder, draws its curves and previews and
+prints its tables. They run by turns, each turn with a fresh network; the figures are seconds an epoch, set-up included.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 
 import torch
-from candy_monai_bundles.unet import UNetTrainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.nn.losses import DiceCELossWithLogits
 from candy_monai.nn.schedules import AbsoluteLinearLR
+from candy_monai_bundles.unet import UNetTrainer
 
 NUM_CLASSES = 3
 

@@ -37,9 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.inference.predictor import Predictor
+    from candy_monai.inference.predictor import load_predictor
 
-    predictor = Predictor(args.experiment, device=resolve_device(args.device), checkpoint=args.checkpoint)
+    predictor = load_predictor(args.experiment, device=resolve_device(args.device), checkpoint=args.checkpoint)
     written = predictor.predict_to_files(args.input, args.output, on_case=_print_progress)
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
     return 0

@@ -6,6 +6,7 @@ Owns what survives a crash. Knows no Trainer, no network and no data: it is hand
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,13 @@ class Experiment:
     Args:
         folder: The published experiment folder.
         settings: What ``train`` was told, the drawn seed among it.
+        clock: Tells seconds.
+
+    Attributes:
+        is_out_of_time: Whether one more epoch, as long as those before, would exceed the time limit.
     """
 
-    def __init__(self, folder: Path, settings: TrainSettings) -> None:
+    def __init__(self, folder: Path, settings: TrainSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
         self.settings = settings
         self.progress = Progress()
@@ -66,6 +71,9 @@ class Experiment:
         self.early_stopping = EarlyStopping(settings.early_stop_tolerance)
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
+        self._clock = clock
+        self._started = clock()
+        self.is_out_of_time = False
 
     @classmethod
     def create(
@@ -101,8 +109,14 @@ class Experiment:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no epoch is left: all are done, or the score has stopped getting better."""
-        return self.progress.epoch >= self.settings.num_epochs or self.early_stopping.triggered
+        """Whether no epoch is left: all are done, the score has stopped getting better, or the time is up."""
+        all_done = self.progress.epoch >= self.settings.num_epochs
+        return all_done or self.early_stopping.triggered or self.is_out_of_time
+
+    def _another_epoch_takes_too_long(self) -> bool:
+        limit, done = self.settings.time_limit_s, self.progress.epoch
+        elapsed = self._clock() - self._started
+        return limit is not None and done < self.settings.num_epochs and elapsed * (done + 1) / done > limit
 
     def log(self, message: str) -> str:
         """Append a message to ``logs.txt`` and return the line as written."""
@@ -116,6 +130,7 @@ class Experiment:
         """
         self.history.close_epoch()
         self.progress.epoch += 1
+        self.is_out_of_time = self._another_epoch_takes_too_long()
         if score is None:
             return False
         improved = self.progress.offer(score, epoch=self.progress.epoch)

@@ -33,6 +33,7 @@ class TrainSettings:
     validate_every: int = 1
     num_validation_cases: int | None = None
     non_finite: Literal["stop", "skip"] = "stop"
+    time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("num_epochs", self.num_epochs, 1)
@@ -43,6 +44,8 @@ class TrainSettings:
         _at_least("num_validation_cases", self.num_validation_cases, 1)
         if not self.preview_quality > 0:
             raise SettingsError(f"preview_quality must be positive (million voxels), got {self.preview_quality}")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise SettingsError(f"time_limit_s must be positive, got {self.time_limit_s}")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
         _one_of("amp", self.amp, (None, "bf16"))

@@ -214,6 +214,24 @@ class Predictor(HasDevice):
         return tuple(shape) if isinstance(shape, list) else ()
 
 
+def load_predictor(experiment: PathLike, *, checkpoint: str = "best", device: Device = "cpu") -> Predictor:
+    """Return the predictor of an experiment: its bundle's where it belongs to one, else a plain `Predictor`.
+
+    Args:
+        experiment: The experiment folder.
+        checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
+        device: Where to predict.
+
+    Raises:
+        ExperimentError: If the folder is no experiment, or its network cannot be built again.
+    """
+    bundle = read_description(experiment).get("bundle")
+    predictor = find_bundle(bundle).predictor if isinstance(bundle, str) else Predictor
+    if not issubclass(predictor, Predictor):
+        raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
+    return predictor(experiment, checkpoint=checkpoint, device=device)
+
+
 def _written_suffix(image: Path) -> str:
     """Return the suffix for the label map of an image: its own, but PNG for a lossy picture format."""
     suffix = image_suffix(image)

@@ -10,7 +10,7 @@ from candy_monai.data.io import load_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.evaluation.cases import score_cases
-from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.predictor import load_predictor
 from candy_monai.recipes.train import train_dataset
 
 NUM_CASES = 24
@@ -51,7 +51,7 @@ def run_demo(
         note="candy-monai demo",
         on_progress=on_progress,
     )
-    predictor = Predictor(experiment, device="cpu" if device == "auto" else device)
+    predictor = load_predictor(experiment, device="cpu" if device == "auto" else device)
     predictions = out / "predictions"
     written = predictor.predict_to_files(dataset / "imagesTs", predictions)
     unseen = NNUNetDataset(dataset, split="Ts")

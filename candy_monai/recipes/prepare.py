@@ -11,7 +11,7 @@ from candy_monai.data.inspection import Fingerprint, inspect
 from candy_monai.data.nnunet import NNUNetDataset, check_dataset
 from candy_monai.data.planning import Plan, plan
 from candy_monai.data.store import CaseStore
-from candy_monai.errors import DatasetError
+from candy_monai.errors import DatasetError, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,9 @@ def prepare_dataset(
         if on_progress is not None:
             on_progress(message)
 
-    folder = Path(dataset)
+    folder, store_folder = Path(dataset), Path(store) if store is not None else Path(out) / ".store"
+    if store_folder.resolve().is_relative_to(folder.resolve()):
+        raise SettingsError(f"{store_folder}: inside the dataset, which is never written to; choose --out or --store")
     say(f"Checking {folder}")
     report = check_dataset(folder)
     if report.problems:
@@ -78,7 +80,7 @@ def prepare_dataset(
     fingerprint = inspect(raw)
     made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
     say(f"Preprocessing {len(raw)} cases")
-    cases = CaseStore.build(raw, made, Path(store) if store is not None else Path(out) / ".store")
+    cases = CaseStore.build(raw, made, store_folder)
     return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=tuple(report.warnings))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from candy_monai.data.batches import unpack
+from candy_monai.data.batches import Batch, unpack
 from candy_monai.data.planning import Plan
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
@@ -27,6 +27,8 @@ VALIDATION_SHARE = 0.08
 RESERVE_SHARE = 0.06
 """Share of the time that is kept back, since a machine is never as even as four steps suggest."""
 EPOCH_OVERHEAD_S = 0.3
+PASSES_TO_MIRROR = 200
+"""How often each case must be seen before mirroring pays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Speed:
     Attributes:
         amp: The precision that was faster.
         step_s: One optimizer step, data included.
-        case_s: Inference of one validation case.
+        case_s: One validation case, scored.
     """
 
     amp: Precision
@@ -54,25 +56,29 @@ def measure_speed(trainer: SegmentationTrainer) -> Speed:
     """
     training, validation = trainer.dataloader(), trainer.validation_dataloader()
     image = unpack(next(iter(training))).images[0]
-    cases = [unpack(batch).images for batch in itertools.islice(validation or (), 3)]
+    cases = [unpack(batch) for batch in itertools.islice(validation or (), 3)]
     candidates: tuple[Precision, ...] = ("bf16", None) if _may_have_bf16(trainer.device()) else (None,)
     speeds = [_timed(trainer, amp, image, cases) for amp in candidates]
     return min(speeds, key=lambda speed: speed.step_s)
 
 
-def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int) -> Plan:
+def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int, num_training_cases: int) -> Plan:
     """Return the plan with epochs, steps and validation such that the run ends, annealed and validated, in time.
+
+    A run so short that it sees each case only a few times does not mirror: to learn every anatomy in all its mirror
+    images takes longer than that, and its own is what will be asked.
 
     Args:
         plan: The plan.
         speed: What was measured.
         seconds: What is left for training and validation.
         num_cases: Validation cases; all of them are scored once more at the end, by whole-image prediction.
+        num_training_cases: Training cases.
 
     Raises:
         SettingsError: If the time is too short for anything.
     """
-    final_s = 2 * num_cases * speed.case_s
+    final_s = final_validation_s(speed, num_cases)
     usable = seconds * (1 - RESERVE_SHARE) - final_s
     if usable < 5 * speed.step_s:
         raise SettingsError(
@@ -85,16 +91,24 @@ def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int) -> 
     num_validation_cases = max(1, validated)
     validate_every = 1 if validated or not num_cases else math.ceil(speed.case_s / (VALIDATION_SHARE * epoch_s))
     step_budget = epoch_s - EPOCH_OVERHEAD_S - num_validation_cases * speed.case_s / validate_every
+    num_iterations = max(1, int(step_budget / speed.step_s))
+    passes = num_epochs * num_iterations * plan.batch_size / num_training_cases
     return dataclasses.replace(
         plan,
         num_epochs=num_epochs,
-        iterations_per_epoch=max(1, int(step_budget / speed.step_s)),
+        iterations_per_epoch=num_iterations,
+        mirror_axes=plan.mirror_axes if passes >= PASSES_TO_MIRROR else (),
         validate_every=min(validate_every, num_epochs),
         num_validation_cases=num_validation_cases if num_cases else plan.num_validation_cases,
     )
 
 
-def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Tensor]) -> Speed:
+def final_validation_s(speed: Speed, num_cases: int) -> float:
+    """Return the seconds that scoring all validation cases from their files takes, reading and restoring included."""
+    return 2 * num_cases * speed.case_s
+
+
+def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
     toolbox, _ = trainer.build_toolbox(TrainSettings(num_epochs=1, amp=amp), image)
     toolbox.model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(trainer.dataloader()))
@@ -106,10 +120,13 @@ def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: l
         _wait(trainer.device())
         durations.append(time.perf_counter() - started)
     toolbox.model.eval()
+    if toolbox.ema is not None:
+        toolbox.ema.eval()
     started = time.perf_counter()
     with torch.no_grad():
         for case in cases:
-            trainer.infer(case.to(trainer.device()), toolbox)
+            image, label = case.images[0].to(trainer.device()), case.labels[0].to(trainer.device())
+            trainer.validate_case(image, label, toolbox)
     _wait(trainer.device())
     case_s = (time.perf_counter() - started) / max(1, len(cases))
     timed = sorted(durations[WARM_UP_STEPS:])

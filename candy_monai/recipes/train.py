@@ -17,11 +17,11 @@ from candy_monai.data.planning import Plan
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.evaluation.cases import score_cases
-from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.predictor import load_predictor
 from candy_monai.network import Precision
 from candy_monai.recipes.loaders import case_loader, patch_loader
 from candy_monai.recipes.prepare import Prepared, prepare_dataset
-from candy_monai.recipes.speed import fit_to_time, measure_speed
+from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed
 from candy_monai.registry import find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -113,16 +113,25 @@ class _PlannedRun:
     device: torch.device
     out: Path
     amp: Precision = None
+    time_limit_s: float | None = None
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> _PlannedRun:
         """Return this run with as many steps as fit into the time."""
         speed = measure_speed(self._trainer())
-        plan = fit_to_time(self.plan, speed, seconds=seconds_left(), num_cases=len(self.validation))
+        seconds = seconds_left()
+        plan = fit_to_time(
+            self.plan,
+            speed,
+            seconds=seconds,
+            num_cases=len(self.validation),
+            num_training_cases=len(self.training),
+        )
         on_progress(
             f"One step takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
             f"{plan.num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
-        return dataclasses.replace(self, plan=plan, amp=speed.amp)
+        limit = seconds - final_validation_s(speed, len(self.validation))
+        return dataclasses.replace(self, plan=plan, amp=speed.amp, time_limit_s=limit)
 
     def train(self, note: str) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
@@ -136,11 +145,12 @@ class _PlannedRun:
             early_stop_tolerance=None,
             validate_every=self.plan.validate_every,
             num_validation_cases=self.plan.num_validation_cases,
+            time_limit_s=self.time_limit_s,
         )
         folder = trainer.experiment_folder()
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
         if cases:
-            scores = score_cases(Predictor(folder, device=self.device), cases)
+            scores = score_cases(load_predictor(folder, device=self.device), cases)
             scores.save(folder / "validation.json")
             trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {scores.mean:.4f}")
         return folder

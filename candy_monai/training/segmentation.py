@@ -51,7 +51,10 @@ class SegmentationTrainer(Trainer):
     plan: Plan | None = None
 
     def use_plan(self, plan: Plan) -> None:
-        """Take classes, loss, learning rate and inference from a plan, and score by Dice; a bundle's trainer takes its network too."""
+        """Follow a plan: its classes, loss, learning rate and inference; score by Dice.
+
+        A bundle's trainer takes its network from the plan too.
+        """
         self.plan = plan
         self.num_classes = plan.num_classes
         self.ignore_index = plan.ignore_label
@@ -124,6 +127,7 @@ class SegmentationTrainer(Trainer):
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
         from candy_monai.plotting.previews import save_preview_files
 
+        plan = self.plan
         save_preview_files(
             self.experiment_folder(),
             image,
@@ -131,7 +135,9 @@ class SegmentationTrainer(Trainer):
             labels_from_logits(output[None], num_classes=self.num_classes)[0],
             quality=quality,
             num_classes=max(self.num_classes, 2),
-            spacing_mm=None if self.plan is None else self.plan.spacing_mm,
+            spacing_mm=None if plan is None else plan.spacing_mm,
+            orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
+            class_names=None if plan is None else dict(enumerate(plan.class_names)),
         )
 
     @override

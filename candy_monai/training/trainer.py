@@ -105,6 +105,7 @@ class Trainer(Overridables, Reporting, HasDevice):
         validate_every: int = 1,
         num_validation_cases: int | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
+        time_limit_s: float | None = None,
     ) -> None:
         """Train, validate and save for ``num_epochs`` epochs, in a new experiment folder.
 
@@ -124,6 +125,8 @@ class Trainer(Overridables, Reporting, HasDevice):
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
+            time_limit_s: Begin no epoch that would end later than so many seconds after the start; the first is always
+                trained.
 
         Raises:
             BadInputError: If a setting or the data cannot work; nothing was written.
@@ -145,6 +148,7 @@ class Trainer(Overridables, Reporting, HasDevice):
             validate_every=validate_every,
             num_validation_cases=num_validation_cases,
             non_finite=non_finite,
+            time_limit_s=time_limit_s,
         )
         with self._running(settings) as (run, toolbox):
             while not run.is_complete:
@@ -323,7 +327,7 @@ class Trainer(Overridables, Reporting, HasDevice):
             scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
             kind="ema" if toolbox.ema else "raw",
         )
-        is_best = improved or self._validation_dataloader is None
+        is_best = improved or (score is None and run.progress.best_epoch == 0)  # until there is a score: the newest
         run.save_epoch(weights, _state(toolbox), score=score, is_best=is_best)
         self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
         self._notify(run.epoch_finished(score, self._preview))
@@ -332,6 +336,8 @@ class Trainer(Overridables, Reporting, HasDevice):
         if run.early_stopping.triggered:
             tolerance = run.settings.early_stop_tolerance
             self.log(f"Early stopping triggered because the validation score has not improved for {tolerance} epochs")
+        elif run.is_out_of_time:
+            self.log(f"Stopped after epoch {run.progress.epoch}: another would exceed the time limit")
         if run.progress.best_epoch:
             self.log(f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}")
         self._notify(run.finished())

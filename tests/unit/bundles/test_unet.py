@@ -15,8 +15,7 @@ def _trainer(folder, size=(20, 28), **attributes):
 
 
 def _with(attributes):
-    cls = type("UNetTrainer", (UNetTrainer,), attributes)
-    return cls
+    return type("UNetTrainer", (UNetTrainer,), attributes)
 
 
 class TestUNetTrainerOnPictures(TrainerContract):

@@ -38,7 +38,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr("candy_monai.recipes.train.train_dataset", train_dataset)
     monkeypatch.setattr("candy_monai.recipes.demo.run_demo", run_demo)
-    monkeypatch.setattr("candy_monai.inference.predictor.Predictor", Predictor)
+    monkeypatch.setattr("candy_monai.inference.predictor.load_predictor", Predictor)
     return seen
 
 

@@ -98,3 +98,21 @@ def test_a_missing_or_damaged_state_is_an_error_that_names_it(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"half")
     with pytest.raises(ExperimentError, match=r"state\.pt"):
         load_state(tmp_path)
+
+
+def test_no_epoch_is_begun_that_would_end_after_the_time_limit(tmp_path):
+    now = [0.0]
+    settings = TrainSettings(num_epochs=100, time_limit_s=35.0)
+    experiment = Experiment(tmp_path, settings, clock=lambda: now[0])
+    done = 0
+    while not experiment.is_complete:
+        now[0] += 10.0
+        experiment.finish_epoch(float(done))
+        done += 1
+    assert done == 3
+    assert experiment.is_out_of_time
+
+
+def test_the_first_epoch_is_trained_however_little_time_there_is(tmp_path):
+    experiment = Experiment(tmp_path, TrainSettings(num_epochs=3, time_limit_s=1e-9))
+    assert not experiment.is_complete

@@ -18,6 +18,7 @@ from candy_monai.experiment.settings import TrainSettings
         ("seed", 2**32),
         ("amp", "fp8"),
         ("non_finite", "ignore"),
+        ("time_limit_s", 0.0),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name, value):

@@ -44,5 +44,20 @@ def test_the_last_epoch_is_always_drawn_and_never_twice():
     assert _after([0], finished) == [1]
 
 
+def test_what_takes_long_is_drawn_less_often():
+    now = [0.0]
+
+    class Slow(_Drawing):
+        def draw(self, event):
+            super().draw(event)
+            now[0] += 2.0
+
+    observer = Slow(lambda: now[0])
+    for epoch, at in enumerate([0, 31, 99, 101], start=1):
+        now[0] = at
+        observer.receive(_epoch(epoch))
+    assert observer.drawn == [1, 4]
+
+
 def test_an_interrupted_run_draws_its_last_epoch_too():
     assert _after([0, 1], RunInterrupted(KeyboardInterrupt())) == [1, 2]

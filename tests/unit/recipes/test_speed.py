@@ -1,0 +1,50 @@
+import dataclasses
+
+import pytest
+
+from candy_monai.errors import SettingsError
+from candy_monai.recipes.speed import VALIDATION_SHARE, Speed, fit_to_time
+from tests.plans import small_plan
+
+SPEED = Speed(amp=None, step_s=0.5, case_s=0.1)
+
+
+def _seconds(plan, speed, num_cases):
+    validations = plan.num_epochs / plan.validate_every
+    training = plan.num_epochs * plan.iterations_per_epoch * speed.step_s
+    return training + validations * plan.num_validation_cases * speed.case_s + 2 * num_cases * speed.case_s
+
+
+@pytest.mark.parametrize("seconds", [30, 60, 120, 600, 3600])
+@pytest.mark.parametrize("case_s", [0.01, 0.1, 2.0, 30.0])
+def test_the_planned_work_takes_no_longer_than_the_time_and_uses_most_of_it(seconds, case_s):
+    speed = dataclasses.replace(SPEED, case_s=case_s)
+    num_cases = 5
+    if seconds < 2 * num_cases * case_s * 1.2:
+        pytest.skip("the final validation alone takes longer: refused, see below")
+    plan = fit_to_time(small_plan(), speed, seconds=seconds, num_cases=num_cases, num_training_cases=20)
+    assert _seconds(plan, speed, num_cases) <= seconds
+    assert _seconds(plan, speed, num_cases) >= 0.6 * seconds
+
+
+def test_validation_during_training_takes_only_its_share():
+    plan = fit_to_time(small_plan(), SPEED, seconds=600, num_cases=400, num_training_cases=20)
+    epoch_s = plan.iterations_per_epoch * SPEED.step_s
+    assert plan.num_validation_cases * SPEED.case_s <= VALIDATION_SHARE * epoch_s * 1.2
+
+
+def test_a_time_in_which_nothing_can_be_trained_is_refused_with_the_figures():
+    with pytest.raises(SettingsError, match=r"2 s are left, one step takes 0\.5 s"):
+        fit_to_time(small_plan(), SPEED, seconds=2, num_cases=5, num_training_cases=20)
+
+
+def test_a_run_too_short_to_see_a_case_often_does_not_mirror():
+    short = fit_to_time(small_plan(), SPEED, seconds=60, num_cases=5, num_training_cases=20)
+    long = fit_to_time(small_plan(), SPEED, seconds=36_000, num_cases=5, num_training_cases=20)
+    assert short.mirror_axes == ()
+    assert long.mirror_axes == small_plan().mirror_axes != ()
+
+
+def test_without_validation_all_the_time_is_trained():
+    plan = fit_to_time(small_plan(), SPEED, seconds=100, num_cases=0, num_training_cases=1)
+    assert plan.num_epochs * plan.iterations_per_epoch * SPEED.step_s >= 70

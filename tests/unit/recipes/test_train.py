@@ -1,0 +1,139 @@
+import json
+
+import pytest
+import torch
+
+from candy_monai.data.io import load_image
+from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.errors import BadInputError, DatasetError, SettingsError
+from candy_monai.experiment.experiment import load_state
+from candy_monai.inference.predictor import load_predictor
+from candy_monai.metrics.overlap import dice_per_class
+from candy_monai.recipes.train import load_trainer_class, train_dataset
+
+TINY = {"filters": "4,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=6, shape=(24, 26, 12))
+
+
+@pytest.fixture(scope="module")
+def experiment(phantom, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return train_dataset(phantom, num_epochs=2, seed=3, overrides=TINY, device="cpu", out=out, on_progress=_quiet)
+
+
+def _quiet(_message):
+    pass
+
+
+def _listing(folder):
+    return sorted((path.relative_to(folder), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_the_experiment_says_what_it_was_trained_on(experiment, phantom):
+    description = json.loads((experiment / "experiment.json").read_text())
+    dataset = description["dataset"]
+    assert description["bundle"] == "unet"
+    assert description["settings"]["seed"] == 3
+    assert set(dataset["training"]).isdisjoint(dataset["validation"])
+    assert sorted(dataset["training"] + dataset["validation"]) == list(NNUNetDataset(phantom).case_ids)
+
+
+def test_the_best_weights_are_scored_on_whole_cases_in_their_own_geometry(experiment, phantom):
+    summary = json.loads((experiment / "validation.json").read_text())
+    predictor = load_predictor(experiment)
+    cases = {case.case_id: case for case in NNUNetDataset(phantom).cases}
+    for entry in summary["metric_per_case"]:
+        case = cases[entry["case"]]
+        reference = load_image(case.label, is_label=True).as_tensor()
+        dice = dice_per_class(predictor.predict(case.images).as_tensor(), reference, 3, batched=False)
+        assert [entry["metrics"][str(i)]["Dice"] for i in (1, 2)] == pytest.approx(dice.tolist(), abs=1e-6)
+
+
+def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experiment):
+    from candy_monai.data.patches import CaseDataset
+    from candy_monai.data.planning import Plan
+    from candy_monai.data.store import CaseStore
+
+    description = json.loads((experiment / "experiment.json").read_text())
+    (store_folder,) = (path for path in (experiment.parents[1] / ".store").iterdir() if path.is_dir())
+    store, plan = CaseStore(store_folder), Plan.from_dict(description["plan"])
+    predictor, scores = load_predictor(experiment), []
+    for sample in CaseDataset(store, description["dataset"]["validation"][: plan.num_validation_cases]):
+        logits = predictor.logits(sample["image"])
+        scores.append(dice_per_class(logits.argmax(0, keepdim=True), sample["label"], 3, batched=False).nanmean())
+    recorded = load_state(experiment)["checkpoints"]["checkpoint_best.pth"]["score"]
+    assert float(torch.stack(scores).mean()) == pytest.approx(recorded, abs=1e-6)
+
+
+def test_nothing_is_written_into_the_dataset(phantom, tmp_path):
+    before = _listing(phantom)
+    train_dataset(phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, fold=1, on_progress=_quiet)
+    assert _listing(phantom) == before
+    with pytest.raises(SettingsError, match="inside the dataset"):
+        train_dataset(phantom, num_epochs=1, device="cpu", out=phantom / "experiments", on_progress=_quiet)
+
+
+def test_a_single_case_trains_without_validation(tmp_path):
+    phantom = write_phantom_dataset(tmp_path / "one", num_cases=1, shape=(24, 24, 12))
+    folder = train_dataset(phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=_quiet)
+    assert (folder / "checkpoint_best.pth").exists()
+    assert not (folder / "validation.json").exists()
+
+
+def test_training_on_everything_validates_on_the_same(phantom, tmp_path):
+    folder = train_dataset(
+        phantom, fold="all", num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=_quiet
+    )
+    dataset = json.loads((folder / "experiment.json").read_text())["dataset"]
+    assert dataset["training"] == dataset["validation"]
+
+
+def test_epochs_and_a_budget_contradict_each_other(phantom, tmp_path):
+    with pytest.raises(SettingsError, match="not both"):
+        train_dataset(phantom, num_epochs=1, budget_s=60, out=tmp_path)
+
+
+def test_a_dataset_with_problems_is_refused_whole_and_nothing_is_written(tmp_path):
+    phantom = write_phantom_dataset(tmp_path / "broken", num_cases=4, shape=(16, 16, 8))
+    labels = sorted((phantom / "labelsTr").iterdir())
+    labels[0].write_bytes(labels[0].read_bytes()[:-40])
+    labels[1].unlink()
+    with pytest.raises(DatasetError) as error:
+        train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
+    assert labels[0].name in str(error.value)
+    assert labels[1].name.split(".")[0] in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trainer_of_the_user_s_own_is_taken_from_its_file(phantom, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from candy_monai_bundles.unet import UNetTrainer\n\n\nclass Mine(UNetTrainer):\n    weight_decay = 0.5\n"
+    )
+    folder = train_dataset(
+        phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, trainer=f"{file}:Mine", on_progress=_quiet
+    )
+    assert folder.parent.name == "Mine"
+
+
+@pytest.mark.parametrize("where", ["nowhere.py:T", "T", "{file}:Missing", "{file}:NotATrainer"])
+def test_a_trainer_that_cannot_be_had_is_a_clear_error(tmp_path, where):
+    file = tmp_path / "mine.py"
+    file.write_text("class NotATrainer:\n    pass\n")
+    with pytest.raises(BadInputError, match="--trainer"):
+        load_trainer_class(where.format(file=file))
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_to(tmp_path):
+    import time
+
+    phantom = write_phantom_dataset(tmp_path / "phantom", num_cases=10, shape=(32, 32, 16))
+    started = time.monotonic()
+    train_dataset(phantom, budget_s=60, device="cpu", out=tmp_path, on_progress=_quiet)
+    assert time.monotonic() - started < 75  # the machine may slow down by a quarter after it was measured
