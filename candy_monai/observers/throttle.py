@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -15,20 +14,20 @@ MAX_SHARE = 0.02
 
 
 class ThrottledObserver(Observer):
-    """Calls ``draw`` for the first epoch, then at most once in ``interval_s``, and for the last epoch in any case.
+    """Calls ``draw`` at most once in ``interval_s``, and for the last epoch in any case.
 
     What takes long is done less often: drawing takes at most one fiftieth of the time, since on a small machine it
     takes it from the training.
 
     Args:
-        interval_s: Seconds between two calls at least.
+        interval_s: Seconds between two calls at least, and before the first.
         clock: Tells seconds.
     """
 
     def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
         self._clock = clock
-        self._not_before = -math.inf
+        self._not_before = clock() + interval_s
         self._waiting: EpochFinished | None = None
 
     def draw(self, event: EpochFinished) -> None:

@@ -20,7 +20,7 @@ def _epoch(epoch, preview):
 def test_an_epoch_without_a_preview_does_not_hide_the_one_before():
     preview = Preview(image=torch.zeros(1, 2, 2), label=torch.zeros(1, 2, 2), output=torch.zeros(1, 2, 2))
     saved = []
-    observer = PreviewObserver(saved.append)
+    observer = PreviewObserver(saved.append, interval_s=0)
     observer.receive(_epoch(1, None))
     assert saved == []
     observer.receive(_epoch(2, preview))

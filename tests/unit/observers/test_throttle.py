@@ -34,14 +34,14 @@ def _after(times, last_event):
     return observer.drawn
 
 
-def test_the_first_epoch_is_drawn_at_once_and_the_next_ones_only_after_the_interval():
-    assert _after([0, 10, 29, 31, 40, 62], None) == [1, 4, 6]
+def test_an_epoch_is_drawn_only_after_the_interval():
+    assert _after([0, 10, 29, 31, 40, 62], None) == [4, 6]
 
 
 def test_the_last_epoch_is_always_drawn_and_never_twice():
     finished = RunFinished(epoch=3, best_score=0.0, best_epoch=0)
-    assert _after([0, 1, 2], finished) == [1, 3]
-    assert _after([0], finished) == [1]
+    assert _after([31, 32, 33], finished) == [1, 3]
+    assert _after([31], finished) == [1]
 
 
 def test_what_takes_long_is_drawn_less_often():
@@ -53,11 +53,11 @@ def test_what_takes_long_is_drawn_less_often():
             now[0] += 2.0
 
     observer = Slow(lambda: now[0])
-    for epoch, at in enumerate([0, 31, 99, 101], start=1):
+    for epoch, at in enumerate([30, 61, 129, 131], start=1):
         now[0] = at
         observer.receive(_epoch(epoch))
     assert observer.drawn == [1, 4]
 
 
 def test_an_interrupted_run_draws_its_last_epoch_too():
-    assert _after([0, 1], RunInterrupted(KeyboardInterrupt())) == [1, 2]
+    assert _after([31, 32], RunInterrupted(KeyboardInterrupt())) == [1, 2]

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.store import CaseStore
+from candy_monai.recipes.loaders import case_loader, num_workers, patch_loader
+from tests.plans import small_plan
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    phantom = write_phantom_dataset(folder / "d", num_cases=3, shape=(24, 24, 12))
+    return CaseStore.build(NNUNetDataset(phantom), small_plan(), folder / "store")
+
+
+def test_an_epoch_has_the_planned_steps_of_the_planned_patches(store):
+    plan = small_plan()
+    loader = patch_loader(store, store.case_ids, plan, seed=0, device=CPU)
+    assert len(loader) == plan.iterations_per_epoch
+    batch = next(iter(loader))
+    assert batch["image"].shape == (plan.batch_size, 1, *plan.patch_shape)
+    assert batch["label"].shape == (plan.batch_size, 1, *plan.patch_shape)
+    assert len(batch["case_id"]) == plan.batch_size
+
+
+def test_a_seed_and_an_epoch_decide_the_patches(store):
+    def first(seed, epoch):
+        loader = patch_loader(store, store.case_ids, small_plan(), seed=seed, device=CPU)
+        loader.sampler.set_epoch(epoch)
+        return next(iter(loader))["image"]
+
+    assert torch.equal(first(1, 0), first(1, 0))
+    assert not torch.equal(first(1, 0), first(1, 1))
+    assert not torch.equal(first(1, 0), first(2, 0))
+
+
+def test_whole_cases_come_one_at_a_time_and_no_case_is_no_loader(store):
+    loader = case_loader(store, store.case_ids, device=CPU)
+    assert [batch["case_id"] for batch in loader] == [[case_id] for case_id in store.case_ids]
+    assert case_loader(store, (), device=CPU) is None
+
+
+def test_a_cpu_prepares_batches_itself_and_a_gpu_has_them_prepared(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    assert num_workers(CPU) == 0
+    assert num_workers(torch.device("cuda")) == 8

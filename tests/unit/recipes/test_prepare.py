@@ -1,0 +1,44 @@
+import pytest
+
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.errors import DatasetError, SettingsError
+from candy_monai.recipes.prepare import prepare_dataset
+
+
+def _prepare(dataset, out, **options):
+    return prepare_dataset(dataset, **{"overrides": {}, "store": None, "out": out, "device": "cpu", **options})
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=3, shape=(24, 24, 12))
+
+
+def test_a_dataset_is_prepared_below_the_experiments_and_says_what_it_does(phantom, tmp_path):
+    messages = []
+    prepared = _prepare(phantom, tmp_path / "out", on_progress=messages.append)
+    assert prepared.store_folder.parent == tmp_path / "out" / ".store"
+    assert prepared.store.case_ids == prepared.dataset.case_ids
+    assert [message.split()[0] for message in messages] == ["Checking", "Inspecting", "Preprocessing"]
+
+
+def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):
+    first = _prepare(phantom, tmp_path, store=tmp_path / "fast disk")
+    stamps = {path: path.stat().st_mtime_ns for path in first.store_folder.iterdir() if path.suffix == ".npy"}
+    second = _prepare(phantom, tmp_path, store=tmp_path / "fast disk")
+    assert second.store_folder == first.store_folder
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_an_unknown_override_is_refused_with_the_closest_known_one(phantom, tmp_path):
+    with pytest.raises(SettingsError, match="batch_size"):
+        _prepare(phantom, tmp_path, overrides={"batch_sise": "2"})
+
+
+@pytest.mark.parametrize("missing", ["imagesTr", "labelsTr", "dataset.json"])
+def test_a_folder_that_is_no_dataset_says_what_is_missing(tmp_path, missing):
+    folder = write_phantom_dataset(tmp_path / "d", num_cases=2, shape=(16, 16, 8))
+    (folder / missing).rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=missing):
+        _prepare(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,40 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from candy_monai.errors import BadInputError
+from candy_monai.training.setup import check_loaders, first_sample, length, num_cases
+from tests.toys import Squares
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        yield from Squares()
+
+
+def test_a_loader_s_length_is_known_unless_it_reads_a_stream():
+    assert length(DataLoader(Squares(5), batch_size=2)) == 3
+    assert length(DataLoader(_Stream())) is None
+
+
+def test_the_cases_are_counted_not_the_batches():
+    assert num_cases(DataLoader(Squares(5), batch_size=2)) == 5
+    assert num_cases(DataLoader(_Stream())) is None
+
+
+def test_the_first_sample_is_read_without_starting_workers():
+    data = Squares(2)
+    loader = DataLoader(data, batch_size=2, num_workers=2, collate_fn=lambda _samples: pytest.fail("was collated"))
+    image, label = first_sample(loader)
+    assert torch.equal(image, data[0][0])
+    assert torch.equal(label, data[0][1])
+
+
+def test_the_first_sample_of_a_stream_is_taken_from_its_first_batch():
+    image, _ = first_sample(DataLoader(_Stream(), batch_size=3))
+    assert image.shape == (1, 16, 16)
+
+
+def test_an_empty_training_set_is_refused_with_what_was_found():
+    with pytest.raises(BadInputError, match="1 samples, batch_size is 2 and drop_last is True"):
+        check_loaders(DataLoader(Squares(1), batch_size=2, drop_last=True), None)
