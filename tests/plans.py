@@ -15,4 +15,4 @@ from candy_monai.data.planning import Plan, plan
 def small_plan() -> Plan:
     """Return the plan of a small phantom of volumes."""
     with tempfile.TemporaryDirectory() as folder:
-        return plan(inspect(write_phantom_dataset(Path(folder) / "d", num_cases=3, shape=(24, 24, 12))))
+        return plan(inspect(write_phantom_dataset(Path(folder) / "d", num_cases=3, shape=(24, 24, 16))))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from monai.networks.nets import DynUNet
 from torch import nn
 
+from candy_monai.errors import SettingsError
 from candy_monai.nn.padding import Pad2d, Pad3d
 
 DEFAULT_FILTERS = {2: (32, 64, 128, 256, 512), 3: (32, 64, 128, 256, 320)}
+MIN_LEVELS = 3
 SMALLEST_AXIS = 4
 """No axis is halved below this many voxels: instance normalisation needs something to average over."""
 
@@ -38,9 +40,14 @@ def build_unet(
     Returns:
         The network: images ``(B, in_channels, *spatial)`` to logits ``(B, out_channels, *spatial)``.
 
+    Raises:
+        SettingsError: If there are fewer than three levels.
+
     Source:
         Isensee et al., nnU-Net, Nature Methods 18, 2021.
     """
+    if len(filters) < MIN_LEVELS:
+        raise SettingsError(f"the U-Net has at least {MIN_LEVELS} levels, got {len(filters)} filters: {list(filters)}")
     network: nn.Module = DynUNet(
         spatial_dims=num_dims,
         in_channels=in_channels,
@@ -66,12 +73,12 @@ def default_strides(size: Sequence[int], max_levels: int) -> list[tuple[int, ...
 
     Args:
         size: The image's spatial size.
-        max_levels: Levels at most; there are at least two.
+        max_levels: Levels at most; there are at least three, as many as MONAI's network needs.
     """
     strides = [(1,) * len(size)]
     while len(strides) < max_levels:
         stride = tuple(2 if extent >= 2 * SMALLEST_AXIS else 1 for extent in size)
-        if max(stride) == 1 and len(strides) >= 2:
+        if max(stride) == 1 and len(strides) >= MIN_LEVELS:
             break
         strides.append(stride)
         size = [extent // step for extent, step in zip(size, stride, strict=True)]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
 from candy_monai_bundles.unet.network import default_strides
 from tests.contracts.trainer_contract import TrainerContract
@@ -43,6 +43,11 @@ def test_the_default_network_trains_on_small_and_large_examples(tmp_path, num_di
 
 def test_an_axis_is_halved_only_while_it_stays_large_enough():
     assert default_strides((32, 8), 5) == [(1, 1), (2, 2), (2, 1), (2, 1)]
+
+
+def test_fewer_levels_than_the_network_can_have_are_a_clear_error(tmp_path):
+    with pytest.raises(SettingsError, match="at least 3 levels, got 2"):
+        _trainer(tmp_path, filters=(4, 8)).train(1)
 
 
 def test_volumes_given_to_a_two_dimensional_trainer_are_a_clear_error(tmp_path):

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    phantom = write_phantom_dataset(folder / "d", num_cases=3, shape=(24, 24, 12))
+    phantom = write_phantom_dataset(folder / "d", num_cases=3, shape=(24, 24, 16))
     return CaseStore.build(NNUNetDataset(phantom), small_plan(), folder / "store")
 
 

@@ -11,7 +11,7 @@ def _prepare(dataset, out, **options):
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=3, shape=(24, 24, 12))
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=3, shape=(24, 24, 16))
 
 
 def test_a_dataset_is_prepared_below_the_experiments_and_says_what_it_does(phantom, tmp_path):
@@ -37,7 +37,7 @@ def test_an_unknown_override_is_refused_with_the_closest_known_one(phantom, tmp_
 
 @pytest.mark.parametrize("missing", ["imagesTr", "labelsTr", "dataset.json"])
 def test_a_folder_that_is_no_dataset_says_what_is_missing(tmp_path, missing):
-    folder = write_phantom_dataset(tmp_path / "d", num_cases=2, shape=(16, 16, 8))
+    folder = write_phantom_dataset(tmp_path / "d", num_cases=2, shape=(16, 16, 16))
     (folder / missing).rename(tmp_path / "elsewhere")
     with pytest.raises(DatasetError, match=missing):
         _prepare(folder, tmp_path / "out")

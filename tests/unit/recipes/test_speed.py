@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 
@@ -15,13 +16,13 @@ def _seconds(plan, speed, num_cases):
     return training + validations * plan.num_validation_cases * speed.case_s + 2 * num_cases * speed.case_s
 
 
-@pytest.mark.parametrize("seconds", [30, 60, 120, 600, 3600])
-@pytest.mark.parametrize("case_s", [0.01, 0.1, 2.0, 30.0])
+@pytest.mark.parametrize(
+    ("seconds", "case_s"),
+    [*itertools.product([30, 60, 120, 600, 3600], [0.01, 0.1, 2.0]), (600, 30.0), (3600, 30.0)],
+)
 def test_the_planned_work_takes_no_longer_than_the_time_and_uses_most_of_it(seconds, case_s):
     speed = dataclasses.replace(SPEED, case_s=case_s)
     num_cases = 5
-    if seconds < 2 * num_cases * case_s * 1.2:
-        pytest.skip("the final validation alone takes longer: refused, see below")
     plan = fit_to_time(small_plan(), speed, seconds=seconds, num_cases=num_cases, num_training_cases=20)
     assert _seconds(plan, speed, num_cases) <= seconds
     assert _seconds(plan, speed, num_cases) >= 0.6 * seconds

@@ -12,12 +12,12 @@ from candy_monai.inference.predictor import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.train import load_trainer_class, train_dataset
 
-TINY = {"filters": "4,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
+TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
 
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=6, shape=(24, 26, 12))
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=6, shape=(24, 26, 16))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_nothing_is_written_into_the_dataset(phantom, tmp_path):
 
 
 def test_a_single_case_trains_without_validation(tmp_path):
-    phantom = write_phantom_dataset(tmp_path / "one", num_cases=1, shape=(24, 24, 12))
+    phantom = write_phantom_dataset(tmp_path / "one", num_cases=1, shape=(24, 24, 16))
     folder = train_dataset(phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=_quiet)
     assert (folder / "checkpoint_best.pth").exists()
     assert not (folder / "validation.json").exists()
@@ -99,7 +99,7 @@ def test_epochs_and_a_budget_contradict_each_other(phantom, tmp_path):
 
 
 def test_a_dataset_with_problems_is_refused_whole_and_nothing_is_written(tmp_path):
-    phantom = write_phantom_dataset(tmp_path / "broken", num_cases=4, shape=(16, 16, 8))
+    phantom = write_phantom_dataset(tmp_path / "broken", num_cases=4, shape=(16, 16, 16))
     labels = sorted((phantom / "labelsTr").iterdir())
     labels[0].write_bytes(labels[0].read_bytes()[:-40])
     labels[1].unlink()
