@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from typing_extensions import override
@@ -151,9 +148,6 @@ class BackgroundObserver(Observer):
         self._thread.join(self._patience_s)
 
     def _work(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own: training comes first
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while (event := self._events.get()) is not None:
             outdated = isinstance(event, EpochFinished) and event is not self._newest_epoch
             if not (outdated and self._newest_epoch_only):
