@@ -24,7 +24,8 @@ class NetworkAdapter(nn.Module):
     """Call a network in mixed precision and on padded images; return float32 on the caller's grid.
 
     In training mode images are expected to be padded already, together with their labels. In evaluation mode the
-    adapter pads its input and crops every output that has the padded size.
+    adapter pads its input and crops every output that has the padded size; outputs of other resolutions, which serve
+    deep supervision, are left out then.
 
     Attributes of the network can be read through the adapter.
 
@@ -45,7 +46,7 @@ class NetworkAdapter(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "network":
+            if name == "network" or name.startswith("__"):  # a protocol's method belongs to the adapter or to none
                 raise
             return getattr(self.network, name)  # type: ignore[no-any-return]
 
@@ -59,13 +60,17 @@ class NetworkAdapter(nn.Module):
         outputs = self._call(padded)
         if padded_size == size:
             return outputs
+        outputs = _without(lambda output: output.ndim == images.ndim and output.shape[2:] != padded_size, outputs)
         return _map_tensors(
             lambda output: restore_like(padding, output, size) if output.shape[2:] == padded_size else output, outputs
         )
 
     def _call(self, images: Tensor) -> object:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._amp == "bf16"):
-            outputs = self.network(images)
+        if self._amp is None:
+            outputs = self.network(images)  # not autocast(enabled=False): that would switch off the caller's own
+        else:
+            with torch.autocast(images.device.type, torch.bfloat16):
+                outputs = self.network(images)
         return _map_tensors(lambda output: output.float() if output.is_floating_point() else output, outputs)
 
 
@@ -118,6 +123,15 @@ def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
 def _on_meta(tensor: Tensor) -> Tensor:
     meta = torch.empty_like(tensor, device="meta")
     return nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def _without(unwanted: Callable[[Tensor], bool], tree: object) -> object:
+    """Return a list, tuple or dictionary without its unwanted tensors; anything else as it is."""
+    if isinstance(tree, dict):
+        return {name: value for name, value in tree.items() if not (isinstance(value, Tensor) and unwanted(value))}
+    if isinstance(tree, list | tuple):
+        return [value for value in tree if not (isinstance(value, Tensor) and unwanted(value))]
+    return tree
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> object:

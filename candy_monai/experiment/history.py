@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +36,12 @@ class History:
         Args:
             name: The metric's name, a column of ``metrics.csv``.
             value: A number or a tensor of one element.
+
+        Raises:
+            ValueError: If a tensor has more or fewer elements than one.
         """
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"metric {name!r} must be one number, got a tensor of shape {tuple(value.shape)}")
         self._pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
     def record_all(self, metrics: Mapping[str, Scalar]) -> None:
@@ -49,10 +55,6 @@ class History:
         self._rows.append(row)
         self._pending = {}
         return row
-
-    def discard_pending(self) -> None:
-        """Forget what was recorded since the last epoch ended."""
-        self._pending = {}
 
     def metrics(self) -> dict[str, list[float]]:
         """Return every metric as one list over the epochs; NaN where an epoch has no value."""
@@ -94,19 +96,22 @@ def last_epoch_as_text(metrics: Mapping[str, Sequence[float]]) -> str:
 
 
 def _means(columns: Iterable[list[Scalar]]) -> list[float]:
-    means = [_mean(values) for values in columns]
-    tensors = [mean for mean in means if isinstance(mean, Tensor)]
-    read = iter(torch.stack(tensors).tolist() if tensors else [])  # the epoch's only transfer from the device
-    return [next(read) if isinstance(mean, Tensor) else mean for mean in means]
+    columns = list(columns)
+    read = _read([value for values in columns for value in values])
+    return [_mean(list(itertools.islice(read, len(values)))) for values in columns]
 
 
-def _mean(values: list[Scalar]) -> Scalar:
-    numbers = [value for value in values if not isinstance(value, Tensor)]
-    tensors = [value.reshape(()) for value in values if isinstance(value, Tensor)]
-    if not tensors:
-        measured = [number for number in numbers if not math.isnan(number)]
-        return math.fsum(measured) / len(measured) if measured else math.nan
-    stacked = torch.stack([tensor.to(tensors[0].device, torch.float64) for tensor in tensors])
-    if numbers:
-        stacked = torch.cat([stacked, stacked.new_tensor(numbers)])
-    return stacked.nanmean()
+def _read(values: list[Scalar]) -> Iterator[float]:
+    """Yield the values as numbers, in order, with one transfer from each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, []).append(value.reshape(()).float())
+    numbers = {device: iter(torch.stack(tensors).tolist()) for device, tensors in by_device.items()}
+    for value in values:
+        yield next(numbers[value.device]) if isinstance(value, Tensor) else float(value)
+
+
+def _mean(numbers: list[float]) -> float:
+    measured = [number for number in numbers if not math.isnan(number)]
+    return math.fsum(measured) / len(measured) if measured else math.nan

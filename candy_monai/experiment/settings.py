@@ -36,6 +36,14 @@ class TrainSettings:
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ema", "val_score_prediction", "save_preview", "deterministic"):
+            _of_type(name, getattr(self, name), bool, "true or false")
+        _of_type("note", self.note, str, "text")
+        for name in ("preview_quality", "time_limit_s"):
+            if getattr(self, name) is not None:
+                _of_type(name, getattr(self, name), (int, float), "a number")
+        if self.seed is not None:
+            _of_type("seed", self.seed, int, "a whole number")
         _at_least("num_epochs", self.num_epochs, 1)
         _at_least("num_checkpoints", self.num_checkpoints, 0)
         _at_least("early_stop_tolerance", self.early_stop_tolerance, 1)
@@ -81,6 +89,11 @@ def _at_least(name: str, value: int | None, minimum: int) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise SettingsError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def _of_type(name: str, value: object, kind: type | tuple[type, ...], words: str) -> None:
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise SettingsError(f"{name} must be {words}, got {value!r}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from candy_monai.data.io import image_suffix, load_image, save_image
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import Preprocessor
 from candy_monai.device import HasDevice
-from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.folder import read_description
 from candy_monai.inference.inferers import build_inferer
-from candy_monai.inference.inputs import InputCase, find_inputs
+from candy_monai.inference.inputs import find_inputs
 from candy_monai.metrics.overlap import labels_from_logits
 from candy_monai.network import NetworkAdapter, Precision
 from candy_monai.nn.deep_supervision import main_output
+from candy_monai.nn.padding import padding_from_dict
 from candy_monai.registry import find_bundle
 
 CHECKPOINTS = {"best": BEST, "latest": LATEST}
@@ -40,6 +41,8 @@ class Predictor(HasDevice):
     Args:
         experiment: The experiment folder.
         network: The network to load the weights into, for trainers that belong to no bundle.
+        padding: The padding module, for trainers that padded with one of their own.
+        inferer: How whole images are run through the network, for trainers that used one of their own.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
 
@@ -58,6 +61,8 @@ class Predictor(HasDevice):
         experiment: PathLike,
         *,
         network: nn.Module | None = None,
+        padding: nn.Module | None = None,
+        inferer: Inferer | None = None,
         checkpoint: str = "best",
         device: Device = "cpu",
     ) -> None:
@@ -67,8 +72,9 @@ class Predictor(HasDevice):
         plan, num_classes = self.description.get("plan"), self.description.get("num_classes")
         self.plan = Plan.from_dict(plan) if isinstance(plan, dict) else None
         self.num_classes = num_classes if isinstance(num_classes, int) else None
-        self._inferer: Inferer | None = None if self.plan is None else build_inferer(self.plan)
+        self._inferer = self._find_inferer() if inferer is None else inferer
         self._preprocessor = None if self.plan is None else Preprocessor(self.plan)
+        self._padding = padding
         self.model = self._load(network, self._folder / CHECKPOINTS.get(checkpoint, checkpoint))
 
     def build_network(self, example_shape: Shape) -> nn.Module:
@@ -87,8 +93,15 @@ class Predictor(HasDevice):
         return find_bundle(bundle).build_network(**self.network_arguments())
 
     def build_padding_module(self) -> nn.Module | None:
-        """Build what the trainer padded with; by default nothing, since a planned network's inferer pads."""
-        return None
+        """Build what the trainer padded with, from ``experiment.json``."""
+        description = self.description.get("padding")
+        try:
+            return padding_from_dict(description if isinstance(description, dict) else None)
+        except SettingsError as error:
+            raise ExperimentError(
+                f"{self._folder}: trained with a padding module of its own: pass Predictor(..., padding=...) "
+                "or override build_padding_module"
+            ) from error
 
     def network_arguments(self) -> dict[str, Any]:
         """Return what the trainer's ``network_arguments`` said, from ``experiment.json``."""
@@ -147,12 +160,15 @@ class Predictor(HasDevice):
             BadInputError: If there is nothing to predict or cases lack channels; nothing was written then.
         """
         cases = find_inputs(source, num_channels=self.num_channels)
-        target = Path(target)
-        target.mkdir(parents=True, exist_ok=True)
-        written = []
-        for done, (case, labels) in enumerate(self._predicted(cases), start=1):
-            path = target / f"{case.case_id}{_written_suffix(case.files[0])}"
-            save_image(labels, path, like=case.files[0])
+        paths = [Path(target) / f"{case.case_id}{_written_suffix(case.files[0])}" for case in cases]
+        images = {file.resolve() for case in cases for file in case.files}
+        for path in paths:
+            if path.resolve() in images:
+                raise BadInputError(f"{path}: is an image to predict and would be overwritten; choose another folder")
+        Path(target).mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        for done, (case, path) in enumerate(zip(cases, paths, strict=True), start=1):
+            save_image(self.predict(case.files), path, like=case.files[0])
             written.append(path)
             if on_case is not None:
                 on_case(done, len(cases), case.case_id)
@@ -166,10 +182,6 @@ class Predictor(HasDevice):
         if not isinstance(shape, list) or not shape:
             raise ExperimentError(f"{self._folder}: experiment.json does not say the shape the network was built for")
         return int(shape[0])
-
-    def _predicted(self, cases: Iterable[InputCase]) -> Iterator[tuple[InputCase, MetaTensor]]:
-        for case in cases:
-            yield case, self.predict(case.files)
 
     def _loaded(self, image: Input) -> MetaTensor:
         if isinstance(image, Tensor):
@@ -204,9 +216,20 @@ class Predictor(HasDevice):
             raise ExperimentError(
                 f"{weights_file}: does not fit the network {type(network).__name__}: {error}"
             ) from error
+        padding = self._padding if self._padding is not None else self.build_padding_module()
         settings = self.description.get("settings")
         amp: Precision = "bf16" if isinstance(settings, dict) and settings.get("amp") == "bf16" else None
-        return NetworkAdapter(network, padding=self.build_padding_module(), amp=amp).to(self.device()).eval()
+        return NetworkAdapter(network, padding=padding, amp=amp).to(self.device()).eval()
+
+    def _find_inferer(self) -> Inferer | None:
+        kind = self.description.get("inferer")
+        if kind == "plan" and self.plan is not None:
+            return build_inferer(self.plan)
+        if kind is not None:
+            raise ExperimentError(
+                f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"
+            )
+        return None
 
     def _example_shape(self) -> Shape:
         network = self.description.get("network")
@@ -214,11 +237,14 @@ class Predictor(HasDevice):
         return tuple(shape) if isinstance(shape, list) else ()
 
 
-def load_predictor(experiment: PathLike, *, checkpoint: str = "best", device: Device = "cpu") -> Predictor:
+def load_predictor(
+    experiment: PathLike, *, network: nn.Module | None = None, checkpoint: str = "best", device: Device = "cpu"
+) -> Predictor:
     """Return the predictor of an experiment: its bundle's where it belongs to one, else a plain `Predictor`.
 
     Args:
         experiment: The experiment folder.
+        network: The network to load the weights into, for trainers that belong to no bundle.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
 
@@ -229,10 +255,10 @@ def load_predictor(experiment: PathLike, *, checkpoint: str = "best", device: De
     predictor = find_bundle(bundle).predictor if isinstance(bundle, str) else Predictor
     if not issubclass(predictor, Predictor):
         raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
-    return predictor(experiment, checkpoint=checkpoint, device=device)
+    return predictor(experiment, network=network, checkpoint=checkpoint, device=device)
 
 
 def _written_suffix(image: Path) -> str:
-    """Return the suffix for the label map of an image: its own, but PNG for a lossy picture format."""
+    """Return the suffix for the label map of an image: its own where a label map can be written so in one file."""
     suffix = image_suffix(image)
-    return ".png" if suffix in {".jpg", ".jpeg"} else suffix
+    return {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)

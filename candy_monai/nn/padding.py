@@ -6,7 +6,7 @@ own included. Decides neither when to pad nor what the ignore value is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,31 @@ class Pad3d(_PadToMultiple):
     """
 
     num_dims = 3
+
+
+def padding_to_dict(padding: nn.Module | None) -> dict[str, object] | None:
+    """Describe a padding module of ours in plain values; ``{"kind": "custom"}`` for a user's own, None for none."""
+    if padding is None:
+        return None
+    if type(padding) not in (Pad2d, Pad3d) or not isinstance(padding, _PadToMultiple):
+        return {"kind": "custom"}
+    factors = list(padding.min_factor)
+    return {"kind": type(padding).__name__, "min_factor": factors, "value": padding.value, "mode": padding.mode}
+
+
+def padding_from_dict(description: Mapping[str, object] | None) -> nn.Module | None:
+    """Build what `padding_to_dict` described.
+
+    Raises:
+        SettingsError: If it was a user's own module, or the description is none of ours.
+    """
+    if description is None:
+        return None
+    cls = {"Pad2d": Pad2d, "Pad3d": Pad3d}.get(str(description.get("kind")))
+    factors, value = description.get("min_factor"), description.get("value")
+    if cls is None or not isinstance(factors, list) or not isinstance(value, int | float):
+        raise SettingsError(f"this padding cannot be built from its description: {dict(description)}")
+    return cls(tuple(int(factor) for factor in factors), value=float(value), mode=str(description.get("mode")))
 
 
 def restore_like(padding: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:

@@ -44,6 +44,13 @@ def patch_loader(
     )
 
 
+def evenly(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
+    """Return ``count`` of the cases, evenly spaced over their order, since neighbours often come from one site."""
+    if count is None or count >= len(case_ids):
+        return tuple(case_ids)
+    return tuple(case_ids[index * len(case_ids) // count] for index in range(count))
+
+
 def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.device) -> DataLoader[Any] | None:
     """Return a loader of whole preprocessed cases, one at a time; None for no case."""
     if not case_ids:

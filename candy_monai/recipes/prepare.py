@@ -13,6 +13,8 @@ from candy_monai.data.planning import Plan, plan
 from candy_monai.data.store import CaseStore
 from candy_monai.errors import DatasetError, SettingsError
 
+USABLE_SHARE = 0.7
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -38,8 +40,39 @@ class Prepared:
         return self.store.folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A dataset without problems.
+
+    Attributes:
+        dataset: The dataset as it is on disk.
+        warnings: What is suspicious and does not stop training.
+    """
+
+    dataset: NNUNetDataset
+    warnings: tuple[str, ...]
+
+
+def checked_dataset(folder: PathLike) -> Checked:
+    """Check a dataset whole.
+
+    Args:
+        folder: The dataset's folder, nnU-Net format.
+
+    Raises:
+        DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
+    """
+    report = check_dataset(folder)
+    if report.problems:
+        raise DatasetError(folder, report.problems)
+    dataset = NNUNetDataset(folder)
+    if not len(dataset):
+        raise DatasetError(folder, ["imagesTr: no case; training needs at least one image with its label"])
+    return Checked(dataset=dataset, warnings=tuple(report.warnings))
+
+
 def prepare_dataset(
-    dataset: PathLike,
+    dataset: PathLike | Checked,
     *,
     overrides: Mapping[str, str],
     store: PathLike | None,
@@ -50,7 +83,7 @@ def prepare_dataset(
     """Check a dataset whole, inspect it, plan for it, and store what training reads.
 
     Args:
-        dataset: The dataset's folder, nnU-Net format.
+        dataset: The dataset's folder, nnU-Net format; or what `checked_dataset` returned for it.
         overrides: Values of the plan to use instead of the planned ones, by name, as text.
         store: The folder for everything derived from datasets; None for ``<out>/.store``.
         out: The folder of the experiments.
@@ -61,33 +94,31 @@ def prepare_dataset(
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
         SettingsError: If an override is unknown or does not fit.
     """
-
-    def say(message: str) -> None:
-        if on_progress is not None:
-            on_progress(message)
-
-    folder, store_folder = Path(dataset), Path(store) if store is not None else Path(out) / ".store"
+    say = on_progress or (lambda _message: None)
+    store_folder = Path(store) if store is not None else Path(out) / ".store"
+    folder = dataset.dataset.folder if isinstance(dataset, Checked) else Path(dataset)
     if store_folder.resolve().is_relative_to(folder.resolve()):
         raise SettingsError(f"{store_folder}: inside the dataset, which is never written to; choose --out or --store")
-    say(f"Checking {folder}")
-    report = check_dataset(folder)
-    if report.problems:
-        raise DatasetError(folder, report.problems)
-    raw = NNUNetDataset(folder)
-    if not len(raw):
-        raise DatasetError(folder, ["imagesTr: no case; training needs at least one image with its label"])
+    if not isinstance(dataset, Checked):
+        say(f"Checking {folder}")
+        dataset = checked_dataset(folder)
+    raw = dataset.dataset
     say(f"Inspecting {len(raw)} cases")
     fingerprint = inspect(raw)
     made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
     say(f"Preprocessing {len(raw)} cases")
     cases = CaseStore.build(raw, made, store_folder)
-    return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=tuple(report.warnings))
+    return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.warnings)
 
 
 def device_memory(device: str) -> int | None:
-    """Return a CUDA device's total memory in bytes; None for any other, where the plan has a figure of its own."""
+    """Return the bytes that a plan may fill on a CUDA device; None for any other, where the plan has its own figure.
+
+    That is a share of the device's total memory: the rest is for CUDA's own context, cuDNN's workspaces and the error
+    of the plan's estimate.
+    """
     import torch
 
     if torch.device(device).type != "cuda":
         return None
-    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    return int(USABLE_SHARE * torch.cuda.get_device_properties(torch.device(device)).total_memory)

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +64,15 @@ def measure_speed(trainer: SegmentationTrainer) -> Speed:
     return min(speeds, key=lambda speed: speed.step_s)
 
 
-def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int, num_training_cases: int) -> Plan:
+def fit_to_time(
+    plan: Plan,
+    speed: Speed,
+    *,
+    seconds: float,
+    num_cases: int,
+    num_training_cases: int,
+    chosen: Collection[str] = (),
+) -> Plan:
     """Return the plan with epochs, steps and validation such that the run ends, annealed and validated, in time.
 
     A run so short that it sees each case only a few times does not mirror: to learn every anatomy in all its mirror
@@ -74,6 +84,8 @@ def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int, num
         seconds: What is left for training and validation.
         num_cases: Validation cases; all of them are scored once more at the end, by whole-image prediction.
         num_training_cases: Training cases.
+        chosen: Names of the plan's values that the user chose; of those that say how to validate and to mirror none
+            is changed.
 
     Raises:
         SettingsError: If the time is too short for anything.
@@ -87,19 +99,20 @@ def fit_to_time(plan: Plan, speed: Speed, *, seconds: float, num_cases: int, num
         )
     num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
     epoch_s = usable / num_epochs
-    validated = min(num_cases, math.floor(VALIDATION_SHARE * epoch_s / speed.case_s)) if num_cases else 0
-    num_validation_cases = max(1, validated)
-    validate_every = 1 if validated or not num_cases else math.ceil(speed.case_s / (VALIDATION_SHARE * epoch_s))
-    step_budget = epoch_s - EPOCH_OVERHEAD_S - num_validation_cases * speed.case_s / validate_every
+    affordable = math.floor(VALIDATION_SHARE * epoch_s / speed.case_s)
+    changes: dict[str, Any] = {
+        "num_validation_cases": max(1, min(num_cases, affordable)),
+        "validate_every": min(num_epochs, max(1, math.ceil(speed.case_s / (VALIDATION_SHARE * epoch_s)))),
+    }
+    changes = {name: value for name, value in changes.items() if name not in chosen} if num_cases else {}
+    fitted = dataclasses.replace(plan, **{**changes, "num_epochs": num_epochs})
+    validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
+    step_budget = epoch_s - EPOCH_OVERHEAD_S - validated * speed.case_s / fitted.validate_every
     num_iterations = max(1, int(step_budget / speed.step_s))
     passes = num_epochs * num_iterations * plan.batch_size / num_training_cases
+    mirrored = "mirror_axes" in chosen or passes >= PASSES_TO_MIRROR
     return dataclasses.replace(
-        plan,
-        num_epochs=num_epochs,
-        iterations_per_epoch=num_iterations,
-        mirror_axes=plan.mirror_axes if passes >= PASSES_TO_MIRROR else (),
-        validate_every=min(validate_every, num_epochs),
-        num_validation_cases=num_validation_cases if num_cases else plan.num_validation_cases,
+        fitted, iterations_per_epoch=num_iterations, mirror_axes=plan.mirror_axes if mirrored else ()
     )
 
 

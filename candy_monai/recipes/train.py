@@ -17,10 +17,11 @@ from candy_monai.data.planning import Plan
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.evaluation.cases import score_cases
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.experiment.folder import read_description
+from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.network import Precision
-from candy_monai.recipes.loaders import case_loader, patch_loader
-from candy_monai.recipes.prepare import Prepared, prepare_dataset
+from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
+from candy_monai.recipes.prepare import Prepared, checked_dataset, prepare_dataset
 from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed
 from candy_monai.registry import find_bundle
 from candy_monai.seeding import draw_seed
@@ -74,16 +75,18 @@ def train_dataset(
         BadInputError: If the dataset or a setting cannot work; nothing was trained.
     """
     started = time.monotonic() - START_UP_S
-    if num_epochs is not None and budget_s is not None:
-        raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+    overrides = overrides or {}
+    _check_length(num_epochs, budget_s, overrides)
     device = auto_device() if device == "auto" else device
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
-    prepared = prepare_dataset(
-        dataset, overrides=overrides or {}, store=store, out=out, device=device, on_progress=on_progress
-    )
-    for warning in prepared.warnings:
+    on_progress(f"Checking {dataset}")
+    checked = checked_dataset(dataset)
+    for warning in checked.warnings:
         on_progress(f"Warning: {warning}")
-    training, validation = prepared.dataset.fold(fold=fold, splits=splits, groups=groups)
+    training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
+    prepared = prepare_dataset(
+        checked, overrides=overrides, store=store, out=out, device=device, on_progress=on_progress
+    )
     run = _PlannedRun(
         prepared=prepared,
         plan=prepared.plan if num_epochs is None else dataclasses.replace(prepared.plan, num_epochs=num_epochs),
@@ -93,6 +96,7 @@ def train_dataset(
         seed=draw_seed() if seed is None else seed,
         device=torch.device(device),
         out=Path(out),
+        chosen=frozenset(overrides),
     )
     if budget_s is not None:
         on_progress("Measuring how fast this machine trains the plan")
@@ -112,6 +116,7 @@ class _PlannedRun:
     seed: int
     device: torch.device
     out: Path
+    chosen: frozenset[str]
     amp: Precision = None
     time_limit_s: float | None = None
 
@@ -125,6 +130,7 @@ class _PlannedRun:
             seconds=seconds,
             num_cases=len(self.validation),
             num_training_cases=len(self.training),
+            chosen=self.chosen,
         )
         on_progress(
             f"One step takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
@@ -144,23 +150,29 @@ class _PlannedRun:
             amp=self.amp,
             early_stop_tolerance=None,
             validate_every=self.plan.validate_every,
-            num_validation_cases=self.plan.num_validation_cases,
             time_limit_s=self.time_limit_s,
         )
         folder = trainer.experiment_folder()
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
         if cases:
-            scores = score_cases(load_predictor(folder, device=self.device), cases)
+            scores = score_cases(self._predictor(trainer, folder), cases)
             scores.save(folder / "validation.json")
             trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {scores.mean:.4f}")
         return folder
+
+    def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:
+        network = read_description(folder)["network"]
+        assert isinstance(network, dict)
+        return load_predictor(
+            folder, network=trainer.build_network(tuple(network["example_shape"])), device=self.device
+        )
 
     def _trainer(self) -> SegmentationTrainer:
         store = self.prepared.store
         trainer = self.trainer_class(
             self.out,
             patch_loader(store, self.training, self.plan, seed=self.seed, device=self.device),
-            case_loader(store, self.validation, device=self.device),
+            case_loader(store, evenly(self.validation, self.plan.num_validation_cases), device=self.device),
             device=self.device,
         )
         trainer.use_plan(self.plan)
@@ -177,6 +189,17 @@ class _PlannedRun:
             "training": list(self.training),
             "validation": list(self.validation),
         }
+
+
+def _check_length(num_epochs: int | None, budget_s: float | None, overrides: Mapping[str, str]) -> None:
+    """Refuse two answers to how long to train."""
+    if num_epochs is not None and budget_s is not None:
+        raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+    if num_epochs is not None and "num_epochs" in overrides:
+        raise SettingsError("give --epochs or --set num_epochs=..., not both")
+    fixed = [name for name in ("num_epochs", "iterations_per_epoch") if name in overrides]
+    if budget_s is not None and fixed:
+        raise SettingsError(f"a budget decides {' and '.join(fixed)}: leave out the budget, or --set {fixed[0]}=...")
 
 
 def bundle_trainer(name: str) -> type[SegmentationTrainer]:

@@ -17,12 +17,10 @@ class Overridables(ABC):
 
     Attributes:
         max_grad_norm: Clip the gradient's norm to this before each step; None to leave it.
-        label_fill: The id of label voxels that the padding module adds: background, or the ignored id.
         bundle: Name of the bundle that can build this network again from `network_arguments`; None if there is none.
     """
 
     max_grad_norm: float | None = None
-    label_fill: int = 0
     bundle: str | None = None
 
     @abstractmethod
@@ -75,6 +73,11 @@ class Overridables(ABC):
         """Build what pads images to sizes that the network accepts, for example ``Pad2d(32)``; None to leave them."""
         return None
 
+    @property
+    def label_fill(self) -> int:
+        """The id of label voxels that the padding module adds; the background's."""
+        return 0
+
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
         """Return the logits of whole images ``(B, C, *spatial)`` by the scored weights, as prediction would."""
         logits: Tensor = (toolbox.ema if toolbox.ema else toolbox.model)(images)
@@ -105,6 +108,17 @@ class Overridables(ABC):
 
         Raises:
             BadInputError: If such data cannot be trained on.
+        """
+
+    def check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
+        """Look at the labels of one batch before they go to the device, and raise if they cannot be right.
+
+        Args:
+            labels: ``(B, 1, *spatial)``, as the loader yielded them.
+            case_ids: Their cases, as far as they are known.
+
+        Raises:
+            BadInputError: If such labels cannot be trained on.
         """
 
     def describe(self, example_shape: Shape) -> dict[str, object]:

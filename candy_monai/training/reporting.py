@@ -15,10 +15,14 @@ from candy_monai.observers.base import ObserverGroup
 
 
 class Reporting:
-    """The link between a trainer, its current experiment and those who watch it."""
+    """The link between a trainer, its current experiment and those who watch it.
+
+    What is logged before there is an experiment, while the parts of a run are built, is kept and written into it.
+    """
 
     def __init__(self) -> None:
         self._experiment: Experiment | None = None
+        self._early_messages: list[tuple[str, bool]] = []
         self._observers = ObserverGroup((), self.log)
         self._frontend: Frontend | None = None
 
@@ -29,7 +33,10 @@ class Reporting:
             msg: Any text.
             on_screen: Also show it on the screen.
         """
-        line = self._experiment.log(msg) if self._experiment else msg
+        if self._experiment is None:
+            self._early_messages.append((msg, on_screen))
+            return
+        line = self._experiment.log(msg)
         if on_screen:
             self._notify(MessageLogged(line))
 
@@ -107,6 +114,11 @@ class Reporting:
         if target_epoch is None:
             target_epoch, _ = self.predict_maximum_validation_score(num_epochs, degree=val_score_prediction_degree)
         return seconds_until(target_epoch, epoch, self._current().history.metrics())
+
+    def _log_early_messages(self) -> None:
+        messages, self._early_messages = self._early_messages, []
+        for message, on_screen in messages:
+            self.log(message, on_screen=on_screen)
 
     def _notify(self, event: Event) -> None:
         self._observers.receive(event)

@@ -9,12 +9,13 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
-from candy_monai.errors import BadInputError
-from candy_monai.inference.inferers import build_inferer
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
 from candy_monai.metrics.overlap import dice_per_class, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
 from candy_monai.nn.schedules import AbsoluteLinearLR
+from candy_monai.training.setup import length
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -55,10 +56,14 @@ class SegmentationTrainer(Trainer):
 
         A bundle's trainer takes its network from the plan too.
         """
+        if plan.regions:
+            raise BadInputError(
+                f"{plan.dataset_name}: its labels are overlapping regions, which {type(self).__name__} cannot train on "
+                "yet; give each region an id of its own, or train on one of them with BinarizedDataset"
+            )
         self.plan = plan
         self.num_classes = plan.num_classes
         self.ignore_index = plan.ignore_label
-        self.label_fill = 0 if plan.ignore_label is None else plan.ignore_label
         self.deep_supervision = plan.deep_supervision
         self.score = "dice"
         self.learning_rate, self.weight_decay = plan.learning_rate, plan.weight_decay
@@ -70,7 +75,10 @@ class SegmentationTrainer(Trainer):
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        num_steps = num_epochs * len(self._dataloader)
+        steps_an_epoch = length(self._dataloader)
+        if steps_an_epoch is None:
+            raise BadInputError("the training loader is a stream without a length: override build_scheduler for it")
+        num_steps = num_epochs * steps_an_epoch
         return AbsoluteLinearLR(optimizer, -self.learning_rate / num_steps, self.learning_rate)
 
     @override
@@ -140,15 +148,30 @@ class SegmentationTrainer(Trainer):
             class_names=None if plan is None else dict(enumerate(plan.class_names)),
         )
 
+    @property
+    @override
+    def label_fill(self) -> int:
+        return 0 if self.ignore_index is None else self.ignore_index
+
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:
+        if self.score not in ("negative loss", "dice"):
+            raise SettingsError(f"score must be 'negative loss' or 'dice', got {self.score!r}")
         known = getattr(self._dataloader.dataset, "num_classes", None)
         if isinstance(known, int) and known > max(self.num_classes, 2):
             raise BadInputError(self._class_advice(f"the dataset has {known} classes", known))
-        counted = label if self.ignore_index is None else label[label != self.ignore_index]
-        highest = int(counted.max()) if counted.numel() else 0
+        self.check_labels(label[None], ("the first training label",))
+
+    @override
+    def check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
+        if labels.device.type != "cpu" or not labels.numel():
+            return  # to look at labels on a GPU would make the step wait for it
+        highest = int(labels.max())
+        if highest == self.ignore_index:
+            highest = int(labels.masked_fill(labels == self.ignore_index, 0).max())
         if highest >= max(self.num_classes, 2):
-            raise BadInputError(self._class_advice(f"the first training label holds the id {highest}", highest + 1))
+            where = ", ".join(case_ids) or "a batch"
+            raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
 
     def _class_advice(self, found: str, num_classes: int) -> str:
         return (
@@ -161,5 +184,11 @@ class SegmentationTrainer(Trainer):
         return {
             **super().describe(example_shape),
             "num_classes": self.num_classes,
+            "inferer": self._inferer_kind(),
             "plan": None if self.plan is None else self.plan.to_dict(),
         }
+
+    def _inferer_kind(self) -> str | None:
+        if self.inferer is None:
+            return None
+        return "plan" if self.plan is not None and isinstance(self.inferer, WholeOrWindowsInferer) else "custom"

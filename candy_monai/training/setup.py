@@ -19,6 +19,7 @@ from candy_monai.frontends.observer import FrontendObserver
 from candy_monai.network import count_macs, num_parameters
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 from candy_monai.observers.forecast import ForecastObserver
+from candy_monai.training.overridables import Overridables
 
 RENDERING_PATIENCE_S = 60.0
 FRONTEND_PATIENCE_S = 30.0
@@ -53,15 +54,15 @@ def check_loaders(training: DataLoader[Any], validation: DataLoader[Any] | None)
 
 
 def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-    """Return one training example, image ``(C, *spatial)`` and label ``(1, *spatial)``.
+    """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
 
     Read from the dataset where it can be indexed, since a loader would start its workers for it.
     """
     dataset = loader.dataset
-    if not isinstance(dataset, IterableDataset):
-        sample = unpack(dataset[0])
-        return sample.images, sample.labels
-    batch = unpack(next(iter(loader)))
+    if isinstance(dataset, IterableDataset) or loader.batch_size is None:
+        batch = unpack(next(iter(loader)))
+    else:
+        batch = unpack(loader.collate_fn([dataset[0]]))
     return batch.images[0], batch.labels[0]
 
 
@@ -97,6 +98,15 @@ def watchers(
         dashboard = ObserverGroup([FrontendObserver(frontend)], report)
         group.append(BackgroundObserver(dashboard, patience_s=FRONTEND_PATIENCE_S))
     return ObserverGroup(group, report)
+
+
+def bundle_of(trainer: Overridables) -> str | None:
+    """Return the bundle that can build this trainer's network again; None if a subclass builds one of its own."""
+    if "build_network" in vars(trainer):
+        return None
+    owner = next(cls for cls in type(trainer).__mro__ if "build_network" in vars(cls))
+    bundle: str | None = vars(owner).get("bundle")
+    return bundle
 
 
 def run_started(run: Experiment, trainer: str, network: nn.Module, example_shape: Shape) -> RunStarted:

@@ -28,13 +28,13 @@ from candy_monai.experiment.experiment import EpochWeights, Experiment
 from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.network import NetworkAdapter, plain_network, plain_weights
-from candy_monai.nn.padding import pad_labels
+from candy_monai.nn.padding import pad_labels, padding_to_dict
 from candy_monai.observers.base import Observer
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.overridables import Overridables
 from candy_monai.training.reporting import Reporting
-from candy_monai.training.setup import check_loaders, first_sample, length, num_cases, run_started, watchers
+from candy_monai.training.setup import bundle_of, check_loaders, first_sample, length, num_cases, run_started, watchers
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import ValidationCases
 
@@ -115,7 +115,7 @@ class Trainer(Overridables, Reporting, HasDevice):
             num_checkpoints: Evenly spaced checkpoints to keep, the last epoch's among them.
             ema: Keep a moving average of the weights; it is then what is scored and saved as the best.
             seed: Seeds every generator; None draws one and records it.
-            early_stop_tolerance: Stop after so many epochs without a better score; None to go on to the end.
+            early_stop_tolerance: Stop after so many validated epochs without a better score; None to go on to the end.
             val_score_prediction: Forecast the best validation score.
             val_score_prediction_degree: Upper bound of the forecast's polynomial degree, and the epochs it waits for.
             save_preview: Draw previews of the worst validated case.
@@ -207,6 +207,7 @@ class Trainer(Overridables, Reporting, HasDevice):
             What `backward` returned, and the ids of the cases as far as they are known.
         """
         images, labels, case_ids = unpack(batch)
+        self.check_labels(labels, case_ids)
         images, labels = self._to_device(images), self._to_device(labels)
         if self._padding is not None:
             images, labels = self._padding(images), pad_labels(self._padding, labels, self.label_fill)
@@ -287,6 +288,7 @@ class Trainer(Overridables, Reporting, HasDevice):
             self._observers.close()
 
     def _set_up(self, settings: TrainSettings) -> tuple[Experiment, TrainerToolbox]:
+        self._experiment = None
         check_loaders(self._dataloader, self._validation_dataloader)
         seed = draw_seed() if settings.seed is None else settings.seed
         set_seed(seed, deterministic=settings.deterministic)
@@ -296,7 +298,13 @@ class Trainer(Overridables, Reporting, HasDevice):
         run = Experiment.create(
             self._trainer_folder / type(self).__name__,
             dataclasses.replace(settings, seed=seed),
-            {"trainer": type(self).__name__, "bundle": self.bundle, **self.describe(example_shape), **self.facts},
+            {
+                "trainer": type(self).__name__,
+                "bundle": bundle_of(self),
+                "padding": padding_to_dict(self._padding),
+                **self.describe(example_shape),
+                **self.facts,
+            },
             lambda: _state(toolbox),
         )
         self._experiment, self._preview = run, None
@@ -314,6 +322,7 @@ class Trainer(Overridables, Reporting, HasDevice):
         self.log(f"{type(self).__name__} on {self.device()}, {settings.num_epochs} epochs, seed {seed}")
         if settings.note:
             self.log(f"Note: {settings.note}")
+        self._log_early_messages()
         if self._validation_dataloader is None:
             self.log("No validation: the best weights are the last, and there is no score, forecast or early stop")
         self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
@@ -327,7 +336,7 @@ class Trainer(Overridables, Reporting, HasDevice):
             scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
             kind="ema" if toolbox.ema else "raw",
         )
-        is_best = improved or (score is None and run.progress.best_epoch == 0)  # until there is a score: the newest
+        is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
         run.save_epoch(weights, _state(toolbox), score=score, is_best=is_best)
         self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
         self._notify(run.epoch_finished(score, self._preview))
@@ -349,7 +358,8 @@ class Trainer(Overridables, Reporting, HasDevice):
 
     def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in loader:
-            images, labels, _ = unpack(batch)
+            images, labels, case_ids = unpack(batch)
+            self.check_labels(labels, case_ids)
             yield from zip(self._to_device(images), self._to_device(labels), strict=True)
 
     def _to_device(self, tensor: Tensor) -> Tensor:

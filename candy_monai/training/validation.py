@@ -32,7 +32,7 @@ class ValidationCases:
             output: What ``validate_case`` returned for it.
         """
         self._scores.append(score)
-        if self._worst is None or score < self._worst[0]:
+        if self._worst is None or score < self._worst[0] or math.isnan(self._worst[0]):
             self._worst = (score, image, label, output.detach())
 
     @property

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -38,10 +39,23 @@ def test_in_training_images_pass_as_they_are():
     assert adapter.network.seen == [(1, 2, 13, 16)]
 
 
-def test_only_outputs_of_the_padded_size_are_cropped():
+def test_outputs_of_the_padded_size_are_cropped_and_those_of_other_resolutions_left_out():
     outputs = NetworkAdapter(_Heads(), padding=Pad2d(8)).eval()(torch.randn(1, 2, 13, 16))
     assert outputs["out"].shape == (1, 2, 13, 16)
-    assert outputs["coarse"].shape == (1, 2, 8, 8)
+    assert "coarse" not in outputs
+
+
+def test_the_user_s_own_autocast_reaches_the_network():
+    network, kinds = nn.Conv2d(1, 1, 1), []
+    network.register_forward_hook(lambda _m, _i, output: kinds.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        NetworkAdapter(network)(torch.randn(1, 1, 4, 4))
+    assert kinds == [torch.bfloat16]
+
+
+def test_a_copy_of_the_adapter_of_a_network_that_copies_itself_is_an_adapter():
+    adapter = NetworkAdapter(torch.fx.symbolic_trace(nn.Conv2d(1, 1, 1)), padding=Pad2d(4), amp="bf16")
+    assert isinstance(copy.deepcopy(adapter), NetworkAdapter)
 
 
 def test_autocast_computes_in_bf16_and_returns_float32():

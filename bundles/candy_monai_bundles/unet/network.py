@@ -8,7 +8,6 @@ from monai.networks.nets import DynUNet
 from torch import nn
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.padding import Pad2d, Pad3d
 
 DEFAULT_FILTERS = {2: (32, 64, 128, 256, 512), 3: (32, 64, 128, 256, 320)}
 MIN_LEVELS = 3
@@ -61,11 +60,6 @@ def build_unet(
         deep_supr_num=max(1, len(filters) - 2),
     )
     return network
-
-
-def build_padding(factor: Sequence[int]) -> nn.Module:
-    """Build what pads images to multiples of ``factor``, one number a spatial axis."""
-    return Pad2d(tuple(factor)) if len(factor) == 2 else Pad3d(tuple(factor))
 
 
 def default_strides(size: Sequence[int], max_levels: int) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.inference.predictor import Predictor
-from candy_monai_bundles.unet.network import build_padding, build_unet
+from candy_monai_bundles.unet.network import build_unet
 
 
 class UNetPredictor(Predictor):
@@ -16,8 +16,3 @@ class UNetPredictor(Predictor):
     @override
     def build_network(self, example_shape: Shape) -> nn.Module:
         return build_unet(**self.network_arguments())
-
-    @override
-    def build_padding_module(self) -> nn.Module | None:
-        factor = self.description.get("padding_factor")
-        return build_padding(factor) if isinstance(factor, list) else None

@@ -12,8 +12,9 @@ from typing_extensions import override
 from candy_monai.aliases import Shape
 from candy_monai.data.planning import Plan
 from candy_monai.errors import BadInputError
+from candy_monai.nn.padding import Pad2d, Pad3d
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_padding, build_unet, default_strides
+from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_unet, default_strides
 
 
 class UNetTrainer(SegmentationTrainer):
@@ -40,7 +41,8 @@ class UNetTrainer(SegmentationTrainer):
 
     @override
     def build_padding_module(self) -> nn.Module | None:
-        return build_padding(self._padding_factor())
+        factor = self._padding_factor()
+        return Pad2d(factor) if self.num_dims == 2 else Pad3d(factor)
 
     @override
     def network_arguments(self, example_shape: Shape) -> dict[str, Any]:
@@ -73,11 +75,7 @@ class UNetTrainer(SegmentationTrainer):
                 f"but num_dims is {self.num_dims}: set trainer.num_dims = {image.ndim - 1}"
             )
 
-    @override
-    def describe(self, example_shape: Shape) -> dict[str, object]:
-        return {**super().describe(example_shape), "padding_factor": self._padding_factor()}
-
-    def _padding_factor(self) -> list[int]:
+    def _padding_factor(self) -> tuple[int, ...]:
         if self.strides is None:
-            return [2 ** (len(self.filters or DEFAULT_FILTERS[self.num_dims]) - 1)] * self.num_dims
-        return [math.prod(axis) for axis in zip(*self.strides, strict=True)]
+            return (2 ** (len(self.filters or DEFAULT_FILTERS[self.num_dims]) - 1),) * self.num_dims
+        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))

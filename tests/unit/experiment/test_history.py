@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from candy_monai.experiment.history import History, last_epoch_as_text, load_metrics
@@ -40,6 +41,11 @@ def test_a_metric_that_appears_late_is_nan_before(tmp_path):
     assert loaded["loss"] == [2.0, 1.0]
     assert math.isnan(loaded["val score"][0])
     assert loaded["val score"][1] == 0.5
+
+
+def test_a_tensor_of_several_numbers_is_refused_where_it_is_recorded():
+    with pytest.raises(ValueError, match=r"'dice'.*\(2,\)"):
+        History().record("dice", torch.zeros(2))
 
 
 def test_recording_keeps_no_graph_alive():

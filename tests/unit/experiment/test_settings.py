@@ -19,6 +19,11 @@ from candy_monai.experiment.settings import TrainSettings
         ("amp", "fp8"),
         ("non_finite", "ignore"),
         ("time_limit_s", 0.0),
+        ("time_limit_s", "10m"),
+        ("ema", "false"),
+        ("preview_quality", "0.5"),
+        ("seed", 1.5),
+        ("note", 3),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name, value):

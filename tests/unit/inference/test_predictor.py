@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
 
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.inference.predictor import Predictor
+from candy_monai.nn.padding import Pad2d
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -87,6 +89,54 @@ def test_a_weight_file_that_is_not_there_is_named(experiment):
 def test_a_network_that_does_not_fit_the_weights_is_a_clear_error(experiment):
     with pytest.raises(ExperimentError, match="does not fit the network Linear"):
         Predictor(experiment, network=torch.nn.Linear(2, 2))
+
+
+def test_an_image_is_never_overwritten_by_its_prediction(experiment, tmp_path):
+    path, _ = _scan(tmp_path / "a.nii.gz")
+    before = path.read_bytes()
+    for source in (path, tmp_path):
+        with pytest.raises(BadInputError, match="would be overwritten"):
+            _Small(experiment).predict_to_files(source, tmp_path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("padding", [Pad2d(16, mode="reflect"), Pad2d((8, 32), value=0.5)], ids=repr)
+def test_a_padding_of_ours_is_found_in_the_experiment_and_reproduces_validation(tmp_path, padding):
+    class Padded(SmallTrainer):
+        def build_padding_module(self):
+            return padding
+
+    outputs = []
+    trainer = small_trainer(tmp_path, Squares(2, size=(13, 18)), cls=Padded)
+    validate_case = trainer.validate_case
+
+    def looking(image, label, toolbox):
+        result = validate_case(image, label, toolbox)
+        outputs.append((image, result[2]))
+        return result
+
+    trainer.validate_case = looking
+    trainer.train(1, save_preview=False)
+    predictor = _Small(trainer.experiment_folder())
+    for image, logits in outputs:
+        assert torch.equal(predictor.logits(image), logits)
+
+
+def test_a_padding_or_an_inferer_of_the_user_s_own_must_be_given(tmp_path):
+    class Own(SmallTrainer):
+        inferer = SimpleInferer()
+
+        def build_padding_module(self):
+            return torch.nn.ZeroPad2d(1)
+
+    trainer = small_trainer(tmp_path, cls=Own)
+    trainer.train(1, save_preview=False)
+    folder = trainer.experiment_folder()
+    with pytest.raises(ExperimentError, match="inferer="):
+        _Small(folder)
+    with pytest.raises(ExperimentError, match="padding="):
+        _Small(folder, inferer=SimpleInferer())
+    _Small(folder, inferer=SimpleInferer(), padding=torch.nn.ZeroPad2d(1))
 
 
 def test_nothing_of_a_prediction_keeps_a_graph(experiment):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.padding import Pad2d, Pad3d, pad_labels, restore_like
+from candy_monai.nn.padding import Pad2d, Pad3d, pad_labels, padding_from_dict, padding_to_dict, restore_like
 
 MODES = ["constant", "reflect", "replicate", "circular"]
 
@@ -176,3 +178,20 @@ def test_labels_follow_an_image_that_is_mirrored(padding):
 def test_labels_that_need_no_padding_come_back_as_they_are():
     labels = torch.ones(1, 1, 16, 32, dtype=torch.int64)
     assert pad_labels(PadAtTheEnd(), labels, fill=0) is labels
+
+
+@pytest.mark.parametrize(
+    "padding", [None, Pad2d(8), Pad2d((4, 1), value=-1.5), Pad3d((1, 2, 4), mode="reflect")], ids=repr
+)
+def test_a_padding_of_ours_is_built_again_from_its_description(padding):
+    again = padding_from_dict(json.loads(json.dumps(padding_to_dict(padding))))
+    assert repr(again) == repr(padding)
+
+
+def test_a_user_s_own_padding_cannot_be_built_from_its_description():
+    class Mine(Pad2d):
+        pass
+
+    for padding in (nn.ZeroPad2d(1), Mine(8)):
+        with pytest.raises(SettingsError, match="custom"):
+            padding_from_dict(padding_to_dict(padding))

@@ -4,7 +4,7 @@ import torch
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.store import CaseStore
-from candy_monai.recipes.loaders import case_loader, num_workers, patch_loader
+from candy_monai.recipes.loaders import case_loader, evenly, num_workers, patch_loader
 from tests.plans import small_plan
 
 CPU = torch.device("cpu")
@@ -42,6 +42,12 @@ def test_whole_cases_come_one_at_a_time_and_no_case_is_no_loader(store):
     loader = case_loader(store, store.case_ids, device=CPU)
     assert [batch["case_id"] for batch in loader] == [[case_id] for case_id in store.case_ids]
     assert case_loader(store, (), device=CPU) is None
+
+
+def test_some_of_the_cases_are_evenly_spaced_over_all():
+    cases = [f"case_{index}" for index in range(10)]
+    assert evenly(cases, 3) == ("case_0", "case_3", "case_6")
+    assert evenly(cases, 99) == evenly(cases, None) == tuple(cases)
 
 
 def test_a_cpu_prepares_batches_itself_and_a_gpu_has_them_prepared(monkeypatch):

@@ -49,3 +49,11 @@ def test_a_run_too_short_to_see_a_case_often_does_not_mirror():
 def test_without_validation_all_the_time_is_trained():
     plan = fit_to_time(small_plan(), SPEED, seconds=100, num_cases=0, num_training_cases=1)
     assert plan.num_epochs * plan.iterations_per_epoch * SPEED.step_s >= 70
+
+
+def test_what_the_user_chose_is_kept():
+    plan = dataclasses.replace(small_plan(), validate_every=3, num_validation_cases=None)
+    chosen = {"validate_every", "num_validation_cases", "mirror_axes"}
+    fitted = fit_to_time(plan, SPEED, seconds=120, num_cases=5, num_training_cases=20, chosen=chosen)
+    assert (fitted.validate_every, fitted.num_validation_cases) == (3, None)
+    assert fitted.mirror_axes == plan.mirror_axes

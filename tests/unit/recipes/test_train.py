@@ -93,9 +93,37 @@ def test_training_on_everything_validates_on_the_same(phantom, tmp_path):
     assert dataset["training"] == dataset["validation"]
 
 
-def test_epochs_and_a_budget_contradict_each_other(phantom, tmp_path):
-    with pytest.raises(SettingsError, match="not both"):
-        train_dataset(phantom, num_epochs=1, budget_s=60, out=tmp_path)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_epochs": 1, "budget_s": 60}, "not both"),
+        ({"num_epochs": 1, "overrides": {"num_epochs": "3"}}, "not both"),
+        ({"budget_s": 60, "overrides": {"iterations_per_epoch": "3"}}, "a budget decides iterations_per_epoch"),
+    ],
+)
+def test_two_answers_to_how_long_to_train_contradict_each_other(phantom, tmp_path, options, words):
+    with pytest.raises(SettingsError, match=words):
+        train_dataset(phantom, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{"fold": 9}, {"groups": "("}, {"splits": "missing.json"}])
+def test_a_fold_that_cannot_be_is_said_before_anything_is_preprocessed(phantom, tmp_path, options):
+    with pytest.raises(BadInputError):
+        train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_overlapping_regions_are_refused_before_training(tmp_path):
+    phantom = write_phantom_dataset(tmp_path / "regions", num_cases=4, shape=(24, 24, 16))
+    description = json.loads((phantom / "dataset.json").read_text())
+    names = [name for name in description["labels"] if name != "background"]
+    description["labels"] = {"background": 0, "whole": [1, 2], names[0]: 1}
+    description["regions_class_order"] = [2, 1]
+    (phantom / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(BadInputError, match="overlapping regions"):
+        train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
+    assert not (tmp_path / "out" / "UNetTrainer").exists()
 
 
 def test_a_dataset_with_problems_is_refused_whole_and_nothing_is_written(tmp_path):
@@ -110,15 +138,38 @@ def test_a_dataset_with_problems_is_refused_whole_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_trainer_of_the_user_s_own_is_taken_from_its_file(phantom, tmp_path):
+MINE = {
+    "its own settings": """
+from candy_monai_bundles.unet import UNetTrainer
+class Mine(UNetTrainer):
+    weight_decay = 0.5
+""",
+    "its own network in the bundle's trainer": """
+from candy_monai_bundles.unet import UNetTrainer
+from torch import nn
+class Mine(UNetTrainer):
+    def build_network(self, example_shape):
+        return nn.Conv3d(example_shape[0], self.num_classes, 3, padding=1)
+""",
+    "no bundle at all": """
+from candy_monai import SegmentationTrainer
+from torch import nn
+class Mine(SegmentationTrainer):
+    def build_network(self, example_shape):
+        return nn.Conv3d(example_shape[0], self.num_classes, 3, padding=1)
+""",
+}
+
+
+@pytest.mark.parametrize("code", MINE.values(), ids=MINE)
+def test_a_trainer_of_the_user_s_own_is_taken_from_its_file_trained_and_scored(phantom, tmp_path, code):
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from candy_monai_bundles.unet import UNetTrainer\n\n\nclass Mine(UNetTrainer):\n    weight_decay = 0.5\n"
-    )
+    file.write_text(code)
     folder = train_dataset(
         phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, trainer=f"{file}:Mine", on_progress=_quiet
     )
     assert folder.parent.name == "Mine"
+    assert (folder / "validation.json").exists()
 
 
 @pytest.mark.parametrize("where", ["nowhere.py:T", "T", "{file}:Missing", "{file}:NotATrainer"])

@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
+from candy_monai.nn.padding import Pad2d
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -171,3 +174,50 @@ def test_the_five_previews_are_written(tmp_path):
     trainer.train(1)
     names = {path.name for path in trainer.experiment_folder().glob("* (preview).png")}
     assert names == {f"{name} (preview).png" for name in ("input", "label", "prediction", "expected", "actual")}
+
+
+def test_a_label_id_that_only_a_later_case_holds_stops_the_run_and_names_the_case(tmp_path):
+    class LateSurprise(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return {"image": image, "label": label * (2 if index == 3 else 1), "case_id": f"case_{index}"}
+
+    with pytest.raises(BadInputError, match="case_3.*label id 2.*num_classes is 1"):
+        small_trainer(tmp_path, LateSurprise()).train(1)
+
+
+def test_padded_voxels_get_the_ignored_id(tmp_path):
+    seen = []
+
+    class Padded(SmallTrainer):
+        ignore_index = 255
+
+        def build_padding_module(self):
+            return Pad2d(8)
+
+        def backward(self, images, labels, toolbox):
+            seen.append(int(labels.max()))
+            return super().backward(images, labels, toolbox)
+
+    small_trainer(tmp_path, Squares(2, size=(13, 16)), cls=Padded).train(1)
+    assert seen == [255]
+
+
+def test_an_unknown_score_is_refused(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.score = "Dice"
+    with pytest.raises(SettingsError, match="'negative loss' or 'dice', got 'Dice'"):
+        trainer.train(1)
+
+
+def test_scores_that_are_nan_throughout_still_leave_a_best_checkpoint_to_predict_with(tmp_path):
+    class Nothing(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label * 0
+
+    trainer = small_trainer(tmp_path, Nothing())
+    trainer.score = "dice"
+    trainer.validate_case = lambda image, label, toolbox: (math.nan, {}, torch.zeros_like(image))
+    trainer.train(2)
+    assert (trainer.experiment_folder() / "checkpoint_best.pth").exists()
