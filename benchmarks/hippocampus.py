@@ -1,0 +1,95 @@
+"""How good is ``candy-monai train --budget`` on real MRI? Prints one JSON line.
+
+Trains on the cases of Dataset004_Hippocampus but the last 60 by id, predicts those 60 from the command line, and scores
+them by Dice. The cases are linked, not copied. ``CANDY_MONAI_DATA`` names the folder of the datasets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from candy_monai.data.io import load_image
+from candy_monai.evaluation.cases import CaseScores
+from candy_monai.metrics.overlap import dice_per_class
+
+DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+NAME = "Dataset004_Hippocampus"
+NUM_HELD_OUT = 60
+
+
+def split(source: Path, target: Path) -> list[str]:
+    """Link the cases into ``target``, the last 60 as its test set, and return their ids."""
+    ids = sorted(path.name.removesuffix(".nii.gz") for path in (source / "labelsTr").glob("*.nii.gz"))
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (target / folder).mkdir(parents=True)
+    for index, case_id in enumerate(ids):
+        held_out = index >= len(ids) - NUM_HELD_OUT
+        image, label = f"{case_id}_0000.nii.gz", f"{case_id}.nii.gz"
+        (target / ("imagesTs" if held_out else "imagesTr") / image).symlink_to(source / "imagesTr" / image)
+        if not held_out:
+            (target / "labelsTr" / label).symlink_to(source / "labelsTr" / label)
+    description = json.loads((source / "dataset.json").read_text())
+    description["numTraining"] = len(ids) - NUM_HELD_OUT
+    (target / "dataset.json").write_text(json.dumps(description))
+    return ids[-NUM_HELD_OUT:]
+
+
+def run(*arguments: str | Path) -> float:
+    """Run the command line and return the seconds it took."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "candy_monai", *map(str, arguments)], check=True, stdout=sys.stderr)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", default="10m")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    overrides = [text for item in arguments.set for text in ("--set", item)]
+    source = DATA / NAME
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset, out = Path(scratch) / NAME, Path(scratch) / "experiments"
+        held_out = split(source, dataset)
+        train_s = run(
+            "train", dataset, "--budget", arguments.budget, "--seed", arguments.seed, "--out", out, *overrides
+        )
+        (experiment,) = (path.parent for path in out.glob("*/*/experiment.json"))
+        predictions = Path(scratch) / "predictions"
+        predict_s = run("predict", experiment, dataset / "imagesTs", predictions)
+        dice = {}
+        for case_id in held_out:
+            file, image = predictions / f"{case_id}.nii.gz", dataset / "imagesTs" / f"{case_id}_0000.nii.gz"
+            assert nibabel.load(file).shape == nibabel.load(image).shape
+            assert np.allclose(nibabel.load(file).affine, nibabel.load(image).affine, atol=1e-5)
+            labels = (load_image(path, is_label=True) for path in (file, source / "labelsTr" / file.name))
+            scores = dice_per_class(*(label.as_tensor() for label in labels), 3, batched=False)
+            dice[case_id] = tuple(scores.tolist())
+        own = json.loads((experiment / "validation.json").read_text())["foreground_mean"]["Dice"]
+    print(
+        json.dumps(
+            {
+                "benchmark": "hippocampus",
+                "budget": arguments.budget,
+                "train_s": round(train_s, 1),
+                "predict_60_s": round(predict_s, 1),
+                "dice_60_unseen": round(CaseScores(dice=dice).mean, 4),
+                "dice_own_validation": round(own, 4),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
