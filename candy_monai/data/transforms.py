@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 
 from candy_monai.aliases import Shape
 from candy_monai.errors import BadInputError
@@ -35,6 +36,10 @@ class JointTransform:
     Inputs are never changed. Labels must be interpolated by nearest neighbour; a transform that blends them is found
     out by ids that were not there before.
 
+    Random parts are MONAI's, whose generators follow neither ``set_seed`` nor a loader's workers. So each process seeds
+    them itself before it transforms anything, from PyTorch's generator: every worker and every epoch draws its own
+    numbers, and ``set_seed`` decides which. ``set_random_state`` takes precedence in the process that it is called in.
+
     Args:
         transform: Takes and returns ``{"image": ..., "label": ...}``: any MONAI dictionary transform, or any callable.
         image_transform: Applied to the image alone, afterwards.
@@ -51,13 +56,15 @@ class JointTransform:
         self._transform = transform
         self._image_transform = image_transform
         self._label_transform = label_transform
+        parts = (transform, image_transform, label_transform)
+        self._random_parts = tuple(part for part in parts if callable(getattr(part, "set_random_state", None)))
+        self._seeded_in: int | str | None = None
 
     def set_random_state(self, seed: int) -> None:
-        """Seed every part that can be seeded in MONAI's way."""
-        for part in (self._transform, self._image_transform, self._label_transform):
-            reseed = getattr(part, "set_random_state", None)
-            if callable(reseed):
-                reseed(seed=seed)
+        """Seed every part that can be seeded in MONAI's way, for this process."""
+        for part in self._random_parts:
+            part.set_random_state(seed=seed)  # type: ignore[union-attr]  # looked for above
+        self._seeded_in = _process()
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return a transformed image and label; the label keeps its type.
@@ -69,6 +76,8 @@ class JointTransform:
         Raises:
             BadInputError: If ``transform`` invented label ids.
         """
+        if self._random_parts and self._seeded_in != (process := _process()):
+            self.set_random_state(int(torch.randint(1 << 32, ())) if isinstance(process, str) else process)
         new_image, new_label = image.clone(), label.clone()
         if self._transform is not None:
             changed = self._transform({"image": new_image, "label": new_label})
@@ -269,6 +278,12 @@ class Augmentation:
         coarse = F.interpolate(values[None, None], size=small, mode="nearest-exact")
         mode = "trilinear" if self.num_dims == 3 else "bilinear"
         return F.interpolate(coarse, size=values.shape, mode=mode, align_corners=False)[0, 0]
+
+
+def _process() -> int | str:
+    """Tell one worker of one loader's iteration from another by its seed; text for the process that has the loader."""
+    worker = get_worker_info()
+    return "main" if worker is None else worker.seed
 
 
 def source_box(

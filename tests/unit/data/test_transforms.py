@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.transforms import RandAffined, RandFlipd
+from monai.transforms import RandAffined, RandFlipd, RandGaussianNoised
+from torch.utils.data import DataLoader, Dataset
 
 from candy_monai.data.transforms import Augmentation, JointTransform, source_box
 from candy_monai.errors import BadInputError
+from candy_monai.seeding import set_seed
 
 NOTHING = {field.name: 0.0 for field in fields(Augmentation) if field.name.startswith("p_")}
 EVERYTHING = dict.fromkeys(NOTHING, 1.0)
@@ -216,3 +218,51 @@ def test_the_label_keeps_its_type_through_monai():
     _, new_label = nearest(image, label)
     assert new_label.dtype == torch.int64
     assert set(torch.as_tensor(new_label).unique().tolist()) <= {0, 4, 9}
+
+
+def noise():
+    return JointTransform(RandGaussianNoised(keys=["image"], prob=1.0))
+
+
+class Noisy(Dataset):
+    """Four equal cases, told apart by nothing but their noise."""
+
+    def __init__(self):
+        self.transform = noise()
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return float(self.transform(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))[0].sum())
+
+
+def test_no_two_samples_of_any_worker_and_epoch_are_augmented_alike():
+    loader = DataLoader(Noisy(), batch_size=1, num_workers=2)
+    sums = [float(value) for _ in range(2) for value in loader]
+    assert len(set(sums)) == 8
+
+
+def test_the_seed_of_everything_decides_the_numbers_of_every_worker():
+    def epoch(seed, workers):
+        set_seed(seed)
+        return [float(value) for value in DataLoader(Noisy(), batch_size=1, num_workers=workers)]
+
+    for workers in (0, 2):
+        assert epoch(1, workers) == epoch(1, workers)
+        assert epoch(1, workers) != epoch(2, workers)
+
+
+def test_a_state_that_the_caller_sets_is_not_overruled():
+    image, label = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)
+    first, second = noise(), noise()
+    first.set_random_state(5)
+    second.set_random_state(5)
+    assert torch.equal(torch.as_tensor(first(image, label)[0]), torch.as_tensor(second(image, label)[0]))
+
+
+def test_a_transform_without_randomness_leaves_the_generators_alone():
+    image, label = blob((6, 6))
+    before = torch.get_rng_state()
+    JointTransform(image_transform=lambda x: x * 2)(image, label)
+    assert torch.equal(torch.get_rng_state(), before)
