@@ -28,7 +28,7 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; the result is an ordinary one
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes private files; the result is an ordinary one
         if durable:
             _flush_to_disk(temporary)
         temporary.replace(target)
@@ -46,15 +46,20 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
 
 
 def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems refuse to flush a folder
+    with suppress(OSError):  # Windows opens no folder, and some file systems refuse to flush one
+        handle = os.open(path, os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+# It can be read only by changing it, for all threads at once: a file that another one writes meanwhile would be open to
+# everybody. While this module is imported there are none that write.
+_UMASK = _umask()

@@ -37,3 +37,21 @@ def test_a_written_file_is_readable_by_whom_the_umask_allows(tmp_path):
     atomic_write_text(tmp_path / "a.txt", "a")
     (tmp_path / "b.txt").write_text("b")
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+def test_writing_never_changes_the_umask_which_all_threads_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+    atomic_write_text(tmp_path / "a.txt", "a")
+
+
+def test_a_system_that_opens_no_folder_writes_all_the_same(tmp_path, monkeypatch):
+    real = os.open
+
+    def like_windows(path, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", like_windows)
+    atomic_write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"
