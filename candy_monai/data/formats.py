@@ -34,6 +34,8 @@ TIFFS = (".tif", ".tiff")
 NIFTIS = (".nii", ".nii.gz")
 ITK_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr")
 READABLE = (*NIFTIS, *PICTURES, *TIFFS, *ITK_FORMATS)
+DETACHED = {".mhd": ".mha", ".nhdr": ".nrrd"}
+"""Headers that name a second file with the samples, and the formats that hold both: these are read and not written."""
 
 _PALETTE_CHANNELS = 3
 # What ITK's Python package reads as stored. The rest is asked for as floating point: finding no type takes ITK 10 s.

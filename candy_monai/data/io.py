@@ -109,7 +109,8 @@ def save_image(image: torch.Tensor, path: PathLike, *, like: PathLike | MetaTens
     Args:
         image: ``(C, *spatial)`` or ``(*spatial)``. Without any geometry, three axes are read as ``(C, H, W)`` for a
             picture or where the first has length 1, else as a volume.
-        path: The suffix chooses the format. Folders are created.
+        path: The suffix chooses the format; ``.mhd`` and ``.nhdr`` are read and not written, since they are two files.
+            Folders are created.
         like: The file or the loaded tensor whose grid the image lies on. ``None`` takes the grid of ``image`` itself
             when it carries one.
 
@@ -119,6 +120,9 @@ def save_image(image: torch.Tensor, path: PathLike, *, like: PathLike | MetaTens
     path, suffix = Path(path), image_suffix(path)
     if suffix not in formats.READABLE:
         raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {_KNOWN}")
+    if suffix in formats.DETACHED:  # the samples would stay behind under the temporary name that the header states
+        whole = formats.DETACHED[suffix]
+        raise BadInputError(f"{path}: a {suffix} keeps its samples in a second file; write {whole}, which holds both")
     if like is None and isinstance(image, MetaTensor):
         like = image
     geometry = None if like is None else geometry_of(like) if isinstance(like, MetaTensor) else read_geometry(like)

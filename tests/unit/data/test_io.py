@@ -317,3 +317,10 @@ def test_signed_ids_are_written_signed(tmp_path):
     for name in ("a.mha", "a.nii"):
         save_image(torch.tensor([[[[-1, 1]]]]), tmp_path / name)
         assert load_image(tmp_path / name, is_label=True).flatten().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize(("suffix", "instead"), [(".mhd", ".mha"), (".nhdr", ".nrrd"), (".MHD", ".mha")])
+def test_a_format_of_two_files_is_not_written_and_leaves_none(tmp_path, suffix, instead):
+    with pytest.raises(BadInputError, match=f"write {instead}, which holds both"):
+        save_image(torch.zeros(1, 3, 4, 5), tmp_path / f"a{suffix}")
+    assert list(tmp_path.iterdir()) == []
