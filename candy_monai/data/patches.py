@@ -180,7 +180,7 @@ class PatchDataset(Dataset[Sample]):
         return torch.from_numpy(image), torch.from_numpy(label)
 
 
-class CaseDataset(Dataset[Sample]):
+class StoredCases(Dataset[Sample]):
     """Whole preprocessed cases, for validation.
 
     Args:

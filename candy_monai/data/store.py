@@ -29,7 +29,7 @@ from candy_monai.files import atomic_path, atomic_write_text
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Precision = Literal["float32", "float16"]
+StoredPrecision = Literal["float32", "float16"]
 
 ANNOTATED = -1
 """Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
@@ -88,7 +88,7 @@ class CaseStore:
         folder: PathLike,
         *,
         num_workers: int | None = None,
-        precision: Precision = "float32",
+        precision: StoredPrecision = "float32",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
@@ -196,7 +196,7 @@ class CaseStore:
         )
 
 
-def store_name(dataset: CaseSource, plan: Plan, *, precision: Precision = "float32") -> str:
+def store_name(dataset: CaseSource, plan: Plan, *, precision: StoredPrecision = "float32") -> str:
     """Return the name of a store's folder: the dataset's name and a key of its content and of the plan.
 
     Only what preprocessing depends on counts: another patch or network shares the store.
@@ -215,7 +215,7 @@ def store_name(dataset: CaseSource, plan: Plan, *, precision: Precision = "float
     return f"{quote(plan.dataset_name, safe=' ')}-{key}"
 
 
-def estimate_bytes(fingerprint: Fingerprint, plan: Plan, *, precision: Precision = "float32") -> int:
+def estimate_bytes(fingerprint: Fingerprint, plan: Plan, *, precision: StoredPrecision = "float32") -> int:
     """Return about how many bytes a store takes, without the sampled places: at most 40 kB a class and case."""
     per_voxel = len(plan.channel_names) * np.dtype(precision).itemsize
     total = 0
@@ -252,7 +252,7 @@ class _Paths:
             return False
 
 
-def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: Precision) -> None:
+def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredPrecision) -> None:
     if case.label is None:
         raise BadInputError(f"{case.geometry.file_name}: a case without label cannot be trained on")
     label = case.label.cpu().numpy()

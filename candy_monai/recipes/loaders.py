@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from candy_monai.data.patches import CaseDataset, EpochSampler, PatchDataset
+from candy_monai.data.patches import StoredCases, EpochSampler, PatchDataset
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 
@@ -56,4 +56,4 @@ def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.devi
     if not case_ids:
         return None
     workers = min(2, num_workers(device))
-    return DataLoader(CaseDataset(store, case_ids), batch_size=1, num_workers=workers, pin_memory=device.type == "cuda")
+    return DataLoader(StoredCases(store, case_ids), batch_size=1, num_workers=workers, pin_memory=device.type == "cuda")

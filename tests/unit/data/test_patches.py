@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.normalization import ChannelNormalization
-from candy_monai.data.patches import CaseDataset, EpochSampler, PatchDataset, cut
+from candy_monai.data.patches import StoredCases, EpochSampler, PatchDataset, cut
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 from candy_monai.data.transforms import JointTransform
@@ -225,7 +225,7 @@ def test_unknown_and_missing_cases_are_refused(store):
 
 
 def test_whole_cases_come_as_they_are_stored(store):
-    dataset = CaseDataset(store, store.case_ids[1:3])
+    dataset = StoredCases(store, store.case_ids[1:3])
     assert dataset.case_ids == ("case1", "case2")
     sample = dataset[1]
     assert sample["case_id"] == "case2"

@@ -55,7 +55,7 @@ def test_the_best_weights_are_scored_on_whole_cases_in_their_own_geometry(experi
 
 
 def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experiment):
-    from candy_monai.data.patches import CaseDataset
+    from candy_monai.data.patches import StoredCases
     from candy_monai.data.planning import Plan
     from candy_monai.data.store import CaseStore
 
@@ -63,7 +63,7 @@ def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experime
     (store_folder,) = (path for path in (experiment.parents[1] / ".store").iterdir() if path.is_dir())
     store, plan = CaseStore(store_folder), Plan.from_dict(description["plan"])
     predictor, scores = load_predictor(experiment), []
-    for sample in CaseDataset(store, description["dataset"]["validation"][: plan.num_validation_cases]):
+    for sample in StoredCases(store, description["dataset"]["validation"][: plan.num_validation_cases]):
         logits = predictor.logits(sample["image"])
         scores.append(dice_per_class(logits.argmax(0, keepdim=True), sample["label"], 3, batched=False).nanmean())
     recorded = load_state(experiment)["checkpoints"]["checkpoint_best.pth"]["score"]
