@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from candy_monai.data.patches import StoredCases, EpochSampler, PatchDataset
+from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.normalization import ChannelNormalization
-from candy_monai.data.patches import StoredCases, EpochSampler, PatchDataset, cut
+from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases, cut
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 from candy_monai.data.transforms import JointTransform
