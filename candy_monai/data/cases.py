@@ -10,7 +10,6 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from monai.data import MetaTensor
@@ -20,7 +19,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device
 from candy_monai.data.folds import DEFAULT_SEED, Grouping, Strata, choose_folds, pick_fold
-from candy_monai.data.io import image_suffix
+from candy_monai.data.names import stem_of
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 
@@ -224,13 +223,8 @@ def ids_of(entries: Sequence[Any]) -> tuple[str, ...]:
     if isinstance(entries, CaseDataset):
         return entries.case_ids
     if len(entries) and all(isinstance(entry, str | os.PathLike) for entry in entries):
-        return tuple(stem_of(Path(entry)) for entry in entries)
+        return tuple(stem_of(entry) for entry in entries)
     return tuple(f"case_{index:04d}" for index in range(len(entries)))
-
-
-def stem_of(path: Path) -> str:
-    """Return a file's name without its image suffix: ``a.b`` for ``a.b.nii.gz``."""
-    return path.name[: len(path.name) - len(image_suffix(path))]
 
 
 def _named(tensor: Tensor, case_id: str) -> Tensor:

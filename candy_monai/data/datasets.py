@@ -26,10 +26,10 @@ from candy_monai.data.cases import (
     Transform,
     UnsupervisedDataset,
     ids_of,
-    stem_of,
 )
 from candy_monai.data.formats import READABLE
-from candy_monai.data.io import image_suffix, load_image
+from candy_monai.data.io import load_image
+from candy_monai.data.names import image_suffix, stem_of
 from candy_monai.errors import BadInputError, DatasetError
 
 __all__ = [

@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data import formats
 from candy_monai.data.formats import Geometry
+from candy_monai.data.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
 from candy_monai.files import atomic_path
 
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Geometry", "geometry_of", "image_suffix", "load_image", "read_geometry", "save_image"]
-
-
-def image_suffix(path: PathLike) -> str:
-    """Return a file's full suffix in lower case: ``.nii.gz`` for ``a.b.NII.GZ``."""
-    name = Path(path).name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def load_image(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.formats import READABLE
-from candy_monai.data.io import image_suffix
+from candy_monai.data.names import image_suffix, stem_of
 from candy_monai.errors import DatasetError, did_you_mean
 
 Split = Literal["Tr", "Ts"]
@@ -261,7 +261,7 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
             cases = {"Tr": content["training"], "Ts": content.get("test") or []}
             for split, entries in cases.items():
                 pairs = [(e, None) if isinstance(e, str) else (e["image"], e.get("label")) for e in entries]
-                found = [_listed_case(folder, _stem(image), [image], label) for image, label in pairs]
+                found = [_listed_case(folder, stem_of(image), [image], label) for image, label in pairs]
                 listed[split] = tuple(sorted(found, key=lambda case: case.case_id))
     except (KeyError, TypeError, AttributeError) as error:
         problems.append(f"dataset.json: the list of cases lacks {error}, expected image(s) and label for each case")
@@ -278,11 +278,6 @@ def _listed_case(folder: Path, case_id: str, images: Sequence[str], label: str |
 
 def _resolved(folder: Path, path: str) -> Path:
     return folder / Path(os.path.expandvars(path)).expanduser()
-
-
-def _stem(path: str) -> str:
-    name = Path(path).name
-    return name[: len(name) - len(image_suffix(name))]
 
 
 def _is_split_by_channel(folder: Path, cases: Sequence[NNUNetCase]) -> bool:

@@ -5,16 +5,14 @@ Lists folders and opens no image. What ``dataset.json`` says is read by ``candy_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.formats import PICTURES, TIFFS
+from candy_monai.data.names import split_channel
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split
 from candy_monai.errors import DatasetError, did_you_mean
-
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def list_cases(folder: PathLike, description: DatasetDescription, *, split: Split = "Tr") -> tuple[NNUNetCase, ...]:
@@ -90,11 +88,11 @@ def _files(folder: Path, ending: str, problems: list[str]) -> list[tuple[Path, s
 def _images_by_case(folder: Path, ending: str, problems: list[str]) -> dict[str, dict[int, Path]]:
     channels: dict[str, dict[int, Path]] = {}
     for path, name in _files(folder, ending, problems):
-        match = _CHANNEL.fullmatch(name)
-        if match is None:
+        case_id, channel = split_channel(name)
+        if channel is None:
             problems.append(f"{folder.name}/{path.name}: no channel number; rename it to {name}_0000{ending}")
             continue
-        channels.setdefault(match["case"], {})[int(match["channel"])] = path
+        channels.setdefault(case_id, {})[channel] = path
     return channels
 
 

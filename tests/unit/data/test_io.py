@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from candy_monai.data.io import geometry_of, image_suffix, load_image, read_geometry, save_image
+from candy_monai.data.io import geometry_of, load_image, read_geometry, save_image
 from candy_monai.errors import BadInputError, ImageReadError
 
 OBLIQUE = np.array([[-0.8, 0.3, 0.0, 12.5], [0.4, 0.6, 0.0, -40.0], [0.0, 0.0, 2.5, 7.0], [0.0, 0.0, 0.0, 1.0]])
@@ -23,11 +23,6 @@ def ramp(shape: tuple[int, ...], dtype=np.int16) -> np.ndarray:
 def nifti(path: Path, array: np.ndarray, affine: np.ndarray = OBLIQUE) -> Path:
     nibabel.save(nibabel.Nifti1Image(array, affine), path)
     return path
-
-
-def test_the_suffix_is_lower_case_and_keeps_both_parts_of_a_compressed_nifti():
-    assert image_suffix("a.b/case.1.NII.GZ") == ".nii.gz"
-    assert image_suffix(Path("x.PNG")) == ".png"
 
 
 def test_a_volume_keeps_its_axes_values_and_affine(tmp_path):

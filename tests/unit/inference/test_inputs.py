@@ -49,3 +49,39 @@ def test_nothing_to_predict_is_an_error_that_names_the_place(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInputError, match=name):
         find_inputs(tmp_path / name, num_channels=1)
+
+
+def _ids(folder, num_channels):
+    return [case.case_id for case in find_inputs(folder, num_channels=num_channels)]
+
+
+@pytest.mark.parametrize("names", [("scan_0001", "scan_0002"), ("other_0007",), ("scan_0001", "scan_0001_0001")])
+def test_a_number_that_is_no_channel_belongs_to_the_name_of_the_case(tmp_path, names):
+    _touch(tmp_path, *(f"{name}.nii.gz" for name in names))
+    assert _ids(tmp_path, 1) == list(names)
+    assert _ids(tmp_path / f"{names[0]}.nii.gz", 1) == [names[0]]
+
+
+def test_a_case_with_a_channel_too_many_is_found_and_not_taken_for_two_cases(tmp_path):
+    _touch(tmp_path, "scan_0000.nii.gz", "scan_0001.nii.gz", "other_0001.nii.gz")
+    with pytest.raises(BadInputError, match="case scan: channel file _0001 is one too many") as error:
+        find_inputs(tmp_path, num_channels=1)
+    assert "other" not in str(error.value)
+
+
+def test_a_lone_zero_is_a_channel(tmp_path):
+    _touch(tmp_path, "scan_0000.nii.gz")
+    assert _ids(tmp_path, 1) == _ids(tmp_path / "scan_0000.nii.gz", 1) == ["scan"]
+
+
+def test_a_numbered_case_and_a_channel_that_would_be_written_to_one_file_are_an_error(tmp_path):
+    _touch(tmp_path, "scan_0001.nii.gz", "scan_0001_0000.nii.gz")
+    with pytest.raises(BadInputError, match="channel 0000 of case scan_0001 is there twice"):
+        find_inputs(tmp_path, num_channels=1)
+
+
+@pytest.mark.parametrize("channel", ["0000", "0001"])
+def test_whichever_file_of_a_case_is_named_its_channels_come_in_order(tmp_path, channel):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
+    (case,) = find_inputs(tmp_path / f"a_{channel}.nii.gz", num_channels=2)
+    assert (case.case_id, [file.name for file in case.files]) == ("a", ["a_0000.nii.gz", "a_0001.nii.gz"])
