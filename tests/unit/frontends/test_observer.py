@@ -1,8 +1,7 @@
-from pathlib import Path
-
-from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted, RunStarted, StepFinished
+from candy_monai.experiment.events import RunFinished, RunInterrupted, StepFinished
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.observer import FrontendObserver
+from tests.events import epoch_finished, run_started
 
 
 class _Recorder(Frontend):
@@ -23,17 +22,7 @@ class _Recorder(Frontend):
         self.calls.append(("interrupted", *arguments))
 
 
-STARTED = RunStarted(
-    experiment_id="20251101-14-a3f2",
-    folder=Path("f"),
-    trainer="MyTrainer",
-    model="UNet",
-    note="n",
-    num_params=10,
-    num_macs=20.0,
-    num_epochs=5,
-    early_stop_tolerance=3,
-)
+STARTED = run_started(note="n", early_stop_tolerance=3)
 
 
 def _told(*events):
@@ -45,16 +34,7 @@ def _told(*events):
 
 
 def test_each_event_becomes_the_callback_of_its_kind():
-    epoch = EpochFinished(
-        epoch=2,
-        num_epochs=5,
-        metrics={"loss": (1.0, 0.5)},
-        score=0.1,
-        best_score=0.1,
-        best_epoch=2,
-        early_stop_tolerance=2,
-        preview=None,
-    )
+    epoch = epoch_finished(2, metrics={"loss": (1.0, 0.5)}, early_stop_tolerance=2)
     end = RunFinished(epoch=5, best_score=0.1, best_epoch=2)
     assert _told(STARTED, StepFinished(1, "training", 1, 2), epoch, end) == [
         ("created", "20251101-14-a3f2", "MyTrainer", "UNet", "n", 10, 20.0, 5, 3),

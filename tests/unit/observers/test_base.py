@@ -2,21 +2,9 @@ import threading
 
 import pytest
 
-from candy_monai.experiment.events import EpochFinished, MessageLogged, RunFinished, StepFinished
+from candy_monai.experiment.events import MessageLogged, RunFinished, StepFinished
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
-
-
-def epoch_finished(epoch=1, metrics=None, preview=None):
-    return EpochFinished(
-        epoch=epoch,
-        num_epochs=10,
-        metrics=metrics or {"loss": [1.0] * epoch},
-        score=None,
-        best_score=0.0,
-        best_epoch=0,
-        early_stop_tolerance=None,
-        preview=preview,
-    )
+from tests.events import epoch_finished
 
 
 class Recorder(Observer):

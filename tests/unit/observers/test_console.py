@@ -1,11 +1,11 @@
 import io
 import math
-from pathlib import Path
 
 from rich.console import Console
 
-from candy_monai.experiment.events import EpochFinished, MessageLogged, RunStarted, StepFinished
+from candy_monai.experiment.events import MessageLogged, StepFinished
 from candy_monai.observers.console import ConsoleObserver, metrics_table
+from tests.events import epoch_finished, run_started
 
 
 def _shown(*events, terminal=False):
@@ -18,16 +18,7 @@ def _shown(*events, terminal=False):
 
 
 def _epoch(metrics):
-    return EpochFinished(
-        epoch=2,
-        num_epochs=9,
-        metrics=metrics,
-        score=None,
-        best_score=0.5,
-        best_epoch=1,
-        early_stop_tolerance=None,
-        preview=None,
-    )
+    return epoch_finished(2, num_epochs=9, metrics=metrics, best_score=0.5, best_epoch=1)
 
 
 def test_the_table_shows_the_last_value_the_span_over_all_epochs_and_the_change():
@@ -70,15 +61,5 @@ def test_the_progress_bar_moves_on_a_terminal():
 
 
 def test_the_start_says_what_is_trained():
-    started = RunStarted(
-        experiment_id="x",
-        folder=Path("f"),
-        trainer="T",
-        model="UNet",
-        note="",
-        num_params=1_500_000,
-        num_macs=math.nan,
-        num_epochs=3,
-        early_stop_tolerance=None,
-    )
+    started = run_started(num_params=1_500_000, num_macs=math.nan)
     assert _shown(started).strip() == "UNet: 1.50 M parameters"

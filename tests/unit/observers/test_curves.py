@@ -2,41 +2,20 @@ from pathlib import Path
 
 import pytest
 
-from candy_monai.experiment.events import EpochFinished, RunStarted
 from candy_monai.observers.curves import CurvesObserver
+from tests.events import epoch_finished, run_started
 
 
 @pytest.fixture
 def observer(tmp_path):
     observer = CurvesObserver(interval_s=0)
-    observer.receive(
-        RunStarted(
-            experiment_id="x",
-            folder=tmp_path,
-            trainer="T",
-            model="M",
-            note="",
-            num_params=1,
-            num_macs=1,
-            num_epochs=3,
-            early_stop_tolerance=None,
-        )
-    )
+    observer.receive(run_started(folder=tmp_path))
     return observer
 
 
 def _epoch(metrics):
     epoch = len(next(iter(metrics.values())))
-    return EpochFinished(
-        epoch=epoch,
-        num_epochs=3,
-        metrics=metrics,
-        score=None,
-        best_score=0.0,
-        best_epoch=0,
-        early_stop_tolerance=None,
-        preview=None,
-    )
+    return epoch_finished(epoch, metrics=metrics)
 
 
 def test_every_metric_gets_a_picture_and_the_run_one(observer, tmp_path):

@@ -2,20 +2,16 @@ from datetime import datetime
 
 import pytest
 
-from candy_monai.experiment.events import EpochFinished
 from candy_monai.observers.forecast import ForecastObserver
+from tests.events import epoch_finished
 
 
 def _epoch(scores, *, num_epochs=50, validated=True):
-    return EpochFinished(
-        epoch=len(scores),
+    return epoch_finished(
+        len(scores),
         num_epochs=num_epochs,
         metrics={"val score": scores, "epoch duration": [2.0] * len(scores)},
         score=scores[-1] if validated else None,
-        best_score=max(scores),
-        best_epoch=1,
-        early_stop_tolerance=None,
-        preview=None,
     )
 
 

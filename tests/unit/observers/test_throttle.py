@@ -1,18 +1,6 @@
-from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted
+from candy_monai.experiment.events import RunFinished, RunInterrupted
 from candy_monai.observers.throttle import ThrottledObserver
-
-
-def _epoch(epoch):
-    return EpochFinished(
-        epoch=epoch,
-        num_epochs=10,
-        metrics={},
-        score=None,
-        best_score=0.0,
-        best_epoch=0,
-        early_stop_tolerance=None,
-        preview=None,
-    )
+from tests.events import epoch_finished
 
 
 class _Drawing(ThrottledObserver):
@@ -28,7 +16,7 @@ def _after(times, last_event):
     now = [0.0]
     observer = _Drawing(lambda: now[0])
     for epoch, now[0] in enumerate(times, start=1):
-        observer.receive(_epoch(epoch))
+        observer.receive(epoch_finished(epoch))
     if last_event is not None:
         observer.receive(last_event)
     return observer.drawn
@@ -55,7 +43,7 @@ def test_what_takes_long_is_drawn_less_often():
     observer = Slow(lambda: now[0])
     for epoch, at in enumerate([30, 61, 129, 131], start=1):
         now[0] = at
-        observer.receive(_epoch(epoch))
+        observer.receive(epoch_finished(epoch))
     assert observer.drawn == [1, 4]
 
 
