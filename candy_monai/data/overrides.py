@@ -6,6 +6,7 @@ plan itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypedDict, cast
 
@@ -55,7 +56,7 @@ def parsed_overrides(overrides: Mapping[str, object]) -> Wishes:
         expected, convert = _CONVERTERS[name]
         try:
             wishes[name] = convert(value)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise SettingsError(f"{name}: got {value!r}, expected {expected}") from error
     return cast("Wishes", wishes)
 
@@ -75,9 +76,29 @@ def _positive(value: object) -> int:
 
 
 def _float(value: object) -> float:
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return float(value)
-    raise TypeError("not a number")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError("not a number")
+    if not math.isfinite(number := float(value)):
+        raise ValueError("not finite")
+    return number
+
+
+def _positive_float(value: object) -> float:
+    if (number := _float(value)) <= 0:
+        raise ValueError("not positive")
+    return number
+
+
+def _not_negative(value: object) -> float:
+    if (number := _float(value)) < 0:
+        raise ValueError("negative")
+    return number
+
+
+def _share(value: object) -> float:
+    if not 0 <= (number := _float(value)) <= 1:
+        raise ValueError("not within 0 .. 1")
+    return number
 
 
 def _bool(value: object) -> bool:
@@ -100,8 +121,8 @@ def _whole(value: object) -> tuple[int, ...]:
     return tuple(_positive(part) for part in _parts(value.replace("x", ",") if isinstance(value, str) else value))
 
 
-def _numbers(value: object) -> tuple[float, ...]:
-    return tuple(_float(part) for part in _parts(value))
+def _lengths(value: object) -> tuple[float, ...]:
+    return tuple(_positive_float(part) for part in _parts(value))
 
 
 def _nested(value: object) -> tuple[Shape, ...]:
@@ -141,7 +162,7 @@ _LEVELS = "whole numbers for each axis, levels separated by ';', for example 1,1
 
 _CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
     "orientation": ("codes of three axes, for example RAS", _orientation),
-    "spacing_mm": ("numbers in mm, for example 0.5,0.5,3", _numbers),
+    "spacing_mm": ("positive numbers in mm, for example 0.5,0.5,3", _lengths),
     "normalization": ("names of schemes, for example ct or zscore,nonorm", _schemes),
     "num_classes": (_WHOLE_NUMBER, _positive),
     "patch_shape": (_SIZES, _whole),
@@ -151,9 +172,9 @@ _CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
     "strides": (_LEVELS, _nested),
     "deep_supervision": ("true or false", _bool),
     "mirror_axes": ("axes, for example 0,2, or none", _axes),
-    "foreground_share": ("a number from 0 to 1", _float),
-    "learning_rate": ("a positive number", _float),
-    "weight_decay": ("a number", _float),
+    "foreground_share": ("a number from 0 to 1", _share),
+    "learning_rate": ("a positive number", _positive_float),
+    "weight_decay": ("a number, 0 or more", _not_negative),
     "iterations_per_epoch": (_WHOLE_NUMBER, _positive),
     "num_epochs": (_WHOLE_NUMBER, _positive),
     "validate_every": (_WHOLE_NUMBER, _positive),

@@ -32,6 +32,8 @@ DEFAULT_MEMORY_BYTES = 1 << 30
 
 _ANISOTROPIC = 3.0
 _MUCH_BLANKED = 0.75
+_BY_LEVEL = ("kernel_sizes", "strides")
+_ALONG_AXES = ("patch_shape", "spacing_mm", "orientation", *_BY_LEVEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,7 @@ def plan(
         SettingsError: If an override is unknown, of the wrong kind, or contradicts another.
     """
     wishes = parsed_overrides(overrides or {})
+    _check_axes(fingerprint.num_dims, wishes)
     memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
     light = memory < LIGHT_BELOW_BYTES
     orientation = wishes.get("orientation", _majority_orientation(fingerprint))
@@ -335,16 +338,7 @@ def _frozen(value: object) -> Any:
 def _check(plan: Plan) -> None:
     """Refuse a plan whose entries contradict each other."""
     check_levels(plan.filters, plan.kernel_sizes, plan.strides)
-    levels = {"kernel_sizes": plan.kernel_sizes, "strides": plan.strides}
-    by_axis: dict[str, Sequence[object] | None] = {
-        "patch_shape": plan.patch_shape,
-        "spacing_mm": plan.spacing_mm,
-        "orientation": plan.orientation,
-    }
-    by_axis |= {f"{name}[{i}]": entry for name, entries in levels.items() for i, entry in enumerate(entries)}
-    for name, along_axes in by_axis.items():
-        if along_axes is not None and len(along_axes) != plan.num_dims:
-            raise SettingsError(f"{name} has {len(along_axes)} entries for {plan.num_dims} spatial axes: {along_axes}")
+    _check_axes(plan.num_dims, {name: getattr(plan, name) for name in _ALONG_AXES})
     if any(size % step for size, step in zip(plan.patch_shape, plan.divisor, strict=True)):
         nearest = "x".join(map(str, rounded_up(plan.patch_shape, plan.divisor)))
         raise SettingsError(
@@ -357,8 +351,19 @@ def _check(plan: Plan) -> None:
         raise SettingsError(f"mirror_axes must lie in 0 .. {plan.num_dims - 1}, got {plan.mirror_axes}")
     positive = ("batch_size", "iterations_per_epoch", "num_epochs", "validate_every", "learning_rate")
     for name in positive:
-        if getattr(plan, name) <= 0:
+        if not 0 < getattr(plan, name) < math.inf:  # not so for NaN either
             raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")
     for name in ("patch_shape", "filters", "spacing_mm"):
-        if any(entry <= 0 for entry in getattr(plan, name) or ()):
+        if not all(0 < entry < math.inf for entry in getattr(plan, name) or ()):
             raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")
+
+
+def _check_axes(num_dims: int, entries: Mapping[str, Any]) -> None:
+    """Refuse entries, a plan's or a user's, that have not one value for each spatial axis."""
+    for name in _ALONG_AXES:
+        value = entries.get(name)
+        levels = value or () if name in _BY_LEVEL else () if value is None else (value,)
+        for level, along_axes in enumerate(levels):
+            if len(along_axes) != num_dims:
+                where = f"{name}[{level}]" if name in _BY_LEVEL else name
+                raise SettingsError(f"{where} has {len(along_axes)} entries for {num_dims} spatial axes: {along_axes}")

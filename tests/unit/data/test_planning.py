@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -246,7 +248,16 @@ def test_one_sigmoid_instead_of_two_classes_is_the_users_choice():
         ({"patch_shape": "36,56,40"}, "take 40x56x40"),
         ({"patch_shape": "40,56"}, "2 entries for 3 spatial axes"),
         ({"filters": "8,16", "strides": "1,1,1;2,2,2;2,2,2"}, "filters names 2"),
-        ({"foreground_share": 1.5}, "0 .. 1"),
+        ({"spacing_mm": "1,1"}, r"spacing_mm has 2 entries for 3 spatial axes: \(1.0, 1.0\)"),
+        ({"spacing_mm": "0,1,1"}, "spacing_mm: got '0,1,1', expected positive numbers in mm"),
+        ({"spacing_mm": "1,inf,1"}, "spacing_mm: got '1,inf,1', expected positive numbers in mm"),
+        ({"strides": "1,1;2,2"}, r"strides\[0\] has 2 entries for 3 spatial axes"),
+        ({"learning_rate": "nan"}, "learning_rate: got 'nan', expected a positive number"),
+        ({"learning_rate": 0}, "learning_rate: got 0, expected a positive number"),
+        ({"weight_decay": "-1"}, "weight_decay: got '-1', expected a number, 0 or more"),
+        ({"weight_decay": float("inf")}, "weight_decay: got inf"),
+        ({"batch_size": float("inf")}, "batch_size: got inf, expected a positive whole number"),
+        ({"foreground_share": 1.5}, "foreground_share: got 1.5, expected a number from 0 to 1"),
         ({"mirror_axes": "3"}, "mirror_axes must lie in 0 .. 2"),
         ({"orientation": "RAX"}, "codes of three axes"),
         ({"deep_supervision": "maybe"}, "expected true or false"),
@@ -256,6 +267,12 @@ def test_one_sigmoid_instead_of_two_classes_is_the_users_choice():
 def test_a_bad_override_says_what_is_wrong(overrides, message):
     with pytest.raises(SettingsError, match=message):
         plan(HIPPOCAMPUS, overrides=overrides)
+
+
+@pytest.mark.parametrize(("entry", "value"), [("learning_rate", math.nan), ("spacing_mm", (1.0, math.nan, 1.0))])
+def test_a_plan_that_says_no_number_is_refused_wherever_it_comes_from(entry, value):
+    with pytest.raises(SettingsError, match=f"{entry} must be positive"):
+        replace(plan(HIPPOCAMPUS), **{entry: value})
 
 
 def test_resampling_keeps_the_space_that_is_covered():
