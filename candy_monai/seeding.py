@@ -12,6 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_DETERMINISTIC_WORKSPACE = ":4096:8"
+_before: _Switches | None = None  # as found by the first call that asked for determinism
+
 
 def draw_seed() -> int:
     """Draw a fresh 32-bit seed from the operating system's entropy, without touching any generator."""
@@ -26,7 +30,7 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
     Args:
         seed: 0 to 2**32 - 1, the range that NumPy accepts.
         deterministic: Also make PyTorch use deterministic algorithms only, and no cuDNN autotuning. Operations that
-            have no deterministic form then warn.
+            have no deterministic form then warn. False undoes what an earlier call with True changed, and nothing else.
 
     Raises:
         ValueError: If ``seed`` is out of range.
@@ -38,10 +42,56 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)  # seeds every CUDA device too, lazily where CUDA is not initialised yet
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        _become_deterministic()
+    else:
+        _undo_determinism()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Switches:
+    """What makes PyTorch deterministic."""
+
+    workspace: str | None
+    benchmark: bool
+    cudnn: bool
+    algorithms: bool
+    warn_only: bool
+
+    @classmethod
+    def current(cls) -> _Switches:
+        return cls(
+            workspace=os.environ.get(_WORKSPACE),
+            benchmark=torch.backends.cudnn.benchmark,
+            cudnn=torch.backends.cudnn.deterministic,
+            algorithms=torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+
+
+def _become_deterministic() -> None:
+    global _before
+    _before = _before or _Switches.current()
+    os.environ.setdefault(_WORKSPACE, _DETERMINISTIC_WORKSPACE)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _undo_determinism() -> None:
+    """Put back each switch that still stands as we left it; what somebody else moved since then is theirs."""
+    global _before
+    if _before is None:
+        return
+    before, now = _before, _Switches.current()
+    _before = None
+    if before.workspace is None and now.workspace == _DETERMINISTIC_WORKSPACE:
+        del os.environ[_WORKSPACE]
+    if not now.benchmark:
+        torch.backends.cudnn.benchmark = before.benchmark
+    if now.cudnn:
+        torch.backends.cudnn.deterministic = before.cudnn
+    if now.algorithms and now.warn_only:
+        torch.use_deterministic_algorithms(before.algorithms, warn_only=before.warn_only)
 
 
 @dataclass(frozen=True, kw_only=True)
