@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from candy_monai.aliases import Device
+from candy_monai.errors import BadInputError
 
 
 class HasDevice:
@@ -14,7 +15,7 @@ class HasDevice:
         device: The device, or its name.
 
     Raises:
-        ValueError: If PyTorch knows no such device.
+        BadInputError: If PyTorch knows no such device, or this machine lacks it.
     """
 
     def __init__(self, device: Device) -> None:
@@ -25,6 +26,9 @@ class HasDevice:
 
         Args:
             device: The device to use from now on. Tensors that already live elsewhere are not moved.
+
+        Raises:
+            BadInputError: If PyTorch knows no such device, or this machine lacks it.
         """
         if device is not None:
             self._device = _parsed(device)
@@ -39,8 +43,27 @@ def auto_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def why_absent(device: torch.device) -> str | None:
+    """Return why this machine cannot use a device; ``None`` when it can.
+
+    Only CUDA and MPS are looked for. This initialises neither, so that processes can still be forked.
+    """
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return f"PyTorch finds {torch.cuda.device_count()} CUDA devices"
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "PyTorch finds no such device"
+    return None
+
+
 def _parsed(device: Device) -> torch.device:
     try:
-        return torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: expected for example 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+        raise BadInputError(
+            f"unknown device {device!r}: expected for example 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from error
+    if reason := why_absent(parsed):
+        present = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        present += ["mps"] if torch.backends.mps.is_available() else []
+        raise BadInputError(f"no device {str(parsed)!r} here: {reason}; there is {', '.join(present)}")
+    return parsed

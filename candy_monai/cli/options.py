@@ -87,19 +87,16 @@ def resolve_device(name: str) -> str:
     """
     import torch
 
-    from candy_monai.device import auto_device
+    from candy_monai.device import auto_device, why_absent
 
     if name == "auto":
         return auto_device()
-    remedy = "use --device auto or --device cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise SettingsError(f"--device {name!r} is unknown: expected auto, cpu, cuda, cuda:1 or mps") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; {remedy}")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError(f"--device {name}: PyTorch finds no such device; {remedy}")
+    if reason := why_absent(device):
+        raise SettingsError(f"--device {name}: {reason}; use --device auto or --device cpu")
     return name
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from candy_monai.device import HasDevice, auto_device
+from candy_monai.errors import BadInputError
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
@@ -13,8 +14,30 @@ def test_a_device_is_taken_by_name_or_as_an_object(device):
 
 def test_a_device_given_later_stays():
     owner = HasDevice("cpu")
-    assert owner.device(device="cuda:1") == torch.device("cuda:1")
-    assert owner.device() == torch.device("cuda:1")
+    assert owner.device(device="meta") == torch.device("meta")
+    assert owner.device() == torch.device("meta")
+
+
+def test_a_cuda_device_that_is_there_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [HasDevice(name).device() for name in ("cuda", "cuda:1")] == [torch.device("cuda"), torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(("count", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_cuda_device_that_is_not_there_is_an_error_that_says_what_is(monkeypatch, count, name):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    there = ", ".join(["cpu", "cuda:0", "cuda:1"][: 1 + count])
+    with pytest.raises(BadInputError, match=f"no device '{name}' here: PyTorch finds {count} .*; there is {there}$"):
+        HasDevice(name)
+
+
+def test_mps_is_taken_only_where_it_is(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(BadInputError, match="no device 'mps' here"):
+        HasDevice("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert HasDevice("mps").device().type == "mps"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:one", ""])
