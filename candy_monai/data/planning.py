@@ -31,6 +31,7 @@ DEFAULT_MEMORY_BYTES = 1 << 30
 """What a plan assumes when no memory is named: little enough for a network that a CPU trains in minutes."""
 
 _ANISOTROPIC = 3.0
+_LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers bears it, and short schedules need it
 _MUCH_BLANKED = 0.75
 _BY_LEVEL = ("kernel_sizes", "strides")
 _ALONG_AXES = ("patch_shape", "spacing_mm", "orientation", *_BY_LEVEL)
@@ -203,7 +204,7 @@ def plan(
         deep_supervision=wishes.get("deep_supervision", len(network.filters) > 2),
         mirror_axes=wishes.get("mirror_axes", default_mirrors),
         foreground_share=wishes.get("foreground_share", 0.33),
-        learning_rate=wishes.get("learning_rate", 1e-3),
+        learning_rate=wishes.get("learning_rate", _LEARNING_RATE),
         weight_decay=wishes.get("weight_decay", 1e-2),
         iterations_per_epoch=wishes.get("iterations_per_epoch", 50 if light else 250),
         num_epochs=wishes.get("num_epochs", 100 if light else 200),
