@@ -463,18 +463,52 @@ def test_a_nan_in_an_image_is_counted(tmp_path):
     assert "imagesTr/a_0000.nii.gz: 2 values are NaN or infinite" in problems_of(tmp_path)
 
 
-def test_another_spacing_is_a_problem_and_another_origin_a_warning(tmp_path):
+def test_another_spacing_is_a_problem(tmp_path):
     make(tmp_path, num_channels=2)
-    moved = AFFINE.copy()
-    moved[0, 3] = 7.0
     write(tmp_path / "labelsTr" / "a.nii.gz", label_of((1, 2)), np.diag([1.0, 1.5, 2.0, 1.0]))
-    write(tmp_path / "labelsTr" / "b.nii.gz", label_of((1, 2)), moved)
     write(tmp_path / "imagesTr" / "c_0001.nii.gz", np.zeros(SHAPE), np.diag([2.0, 1.5, 3.0, 1.0]))
     report = check_dataset(tmp_path)
     assert len(report.problems) == 2
     assert any("labelsTr/a.nii.gz: spacing (1.0, 1.5, 2.0) mm" in problem for problem in report.problems)
     assert any("imagesTr/c_0001.nii.gz: spacing (2.0, 1.5, 3.0) mm" in problem for problem in report.problems)
-    assert [w for w in report.warnings if "labelsTr/b.nii.gz: origin or direction differs" in w and "7" in w]
+
+
+@pytest.mark.parametrize("name", ["labelsTr/b.nii.gz", "imagesTr/b_0001.nii.gz"])
+@pytest.mark.parametrize(("axis", "offset_mm", "is_wrong"), [(0, 0.6, True), (2, -1.4, False), (2, -1.6, True)])
+def test_an_origin_off_by_more_than_half_a_voxel_is_a_problem_and_below_a_warning(
+    tmp_path, name, axis, offset_mm, is_wrong
+):
+    make(tmp_path, num_channels=2)
+    moved = AFFINE.copy()  # voxels of 1 x 1.5 x 3 mm
+    moved[axis, 3] = offset_mm
+    write(tmp_path / name, label_of((1, 2)), moved)
+    report = check_dataset(tmp_path)
+    assert (len(report.problems), len(report.warnings)) == (int(is_wrong), int(not is_wrong))
+    (text,) = (*report.problems, *report.warnings)
+    assert text.startswith(f"{name}: origin")
+    assert "b_0000.nii.gz" in text
+    assert str(abs(offset_mm)) in text
+
+
+@pytest.mark.parametrize(("cosine", "is_wrong"), [(0.02, True), (0.009, False)])
+def test_a_turned_label_is_a_problem_and_one_within_rounding_a_warning(tmp_path, cosine, is_wrong):
+    make(tmp_path)
+    turn = np.array([[(1 - cosine**2) ** 0.5, -cosine], [cosine, (1 - cosine**2) ** 0.5]])
+    turned = AFFINE.copy()
+    turned[:2, :2] = turn @ AFFINE[:2, :2]
+    write(tmp_path / "labelsTr" / "b.nii.gz", label_of((1, 2)), turned)
+    report = check_dataset(tmp_path)
+    assert (len(report.problems), len(report.warnings)) == (int(is_wrong), int(not is_wrong))
+
+
+def test_a_flipped_label_is_a_problem_that_shows_both_directions(tmp_path):
+    make(tmp_path)
+    flipped = np.diag([-1.0, 1.5, 3.0, 1.0])
+    flipped[0, 3] = SHAPE[0] - 1  # covers the same space
+    write(tmp_path / "labelsTr" / "b.nii.gz", label_of((1, 2)), flipped)
+    (problem,) = check_dataset(tmp_path).problems
+    assert "labelsTr/b.nii.gz: directions [[-1.0, 0.0, 0.0]" in problem
+    assert "b_0000.nii.gz has [[1.0, 0.0, 0.0]" in problem
 
 
 def test_channels_of_different_shapes_are_a_problem(tmp_path):
