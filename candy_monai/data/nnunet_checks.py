@@ -99,6 +99,13 @@ def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
         return [str(error)]
     known, problems = set(case_ids), []
     for index, fold in enumerate(folds):
+        if not fold.train:
+            problems.append(f'{path.name}: fold {index} has no case to train on ("train" is empty); name some')
+        if not fold.validation and len(known) != 1:  # a single case trains without validation
+            problems.append(
+                f'{path.name}: fold {index} has no case to validate on ("val" is empty); name some, or choose '
+                "the fold 'all', which trains on every case"
+            )
         named = Counter((*fold.train, *fold.validation))
         unknown = sorted(set(named) - known)
         if unknown:

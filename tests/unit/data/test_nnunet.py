@@ -406,6 +406,28 @@ def test_splits_that_name_an_unknown_case_are_an_error_and_a_prefix_only_leaves_
     assert "'x2' in both training and validation" in problems_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "problem"),
+    [([], ["c"], '"train" is empty'), (["a", "b"], [], '"val" is empty'), ([], [], '"train" is empty')],
+)
+def test_a_fold_without_cases_is_a_problem_that_names_file_and_fold(tmp_path, train, validation, problem):
+    folder = make(tmp_path)
+    splits = [{"train": ["a"], "val": ["b"]}, {"train": train, "val": validation}]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+    text = problems_of(folder)
+    assert "splits_final.json: fold 1 has no case" in text
+    assert problem in text
+    assert "fold 0" not in text
+    with pytest.raises(DatasetError, match="fold 1 has no case"):
+        NNUNetDataset(folder).fold()
+
+
+def test_the_only_case_needs_no_validation(tmp_path):
+    folder = make(tmp_path, ["a"])
+    write_splits(folder / "splits_final.json", ["a"], [])
+    assert problems_of(folder) == ""
+
+
 def test_groups_keep_frames_of_a_patient_together(tmp_path):
     ids = [f"patient{patient}_frame{frame}" for patient in range(4) for frame in range(2)]
     train, validation = NNUNetDataset(make(tmp_path, ids)).fold(k=4, groups=r"patient(\d+)")
