@@ -34,7 +34,8 @@ def unpack(batch: object) -> Batch:
 
     Args:
         batch: ``(images, labels)`` as a tuple or list, optionally with the case ids as a third entry, or a mapping with
-            ``"image"`` and ``"label"``, optionally ``"case_id"``.
+            ``"image"`` and ``"label"``, optionally ``"case_id"``. Ids are text; whatever else stands in their place,
+            such as weights, is passed over.
 
     Raises:
         BadInputError: If it is anything else.
@@ -60,7 +61,7 @@ def unpack(batch: object) -> Batch:
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
-    return Batch(_plain(images), _plain(labels), (case_ids,) if isinstance(case_ids, str) else tuple(case_ids))
+    return Batch(_plain(images), _plain(labels), _ids_in(case_ids))
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
@@ -90,6 +91,14 @@ def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _ids_in(entry: object) -> tuple[str, ...]:
+    if isinstance(entry, str):
+        return (entry,)
+    if isinstance(entry, tuple | list) and all(isinstance(case_id, str) for case_id in entry):
+        return tuple(entry)
+    return ()
 
 
 def _case_id(sample: object, case: Batch) -> str | None:

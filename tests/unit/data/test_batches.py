@@ -22,6 +22,11 @@ IMAGES, LABELS = torch.rand(2, 1, 4, 5), torch.ones(2, 1, 4, 5, dtype=torch.int6
         ({"image": IMAGES, "label": LABELS, "case_id": ["a", "b"]}, ("a", "b")),
         ({"image": IMAGES, "label": LABELS, "case_id": "a"}, ("a",)),
         (Batch(IMAGES, LABELS, ("a", "b")), ("a", "b")),
+        ((IMAGES, LABELS, torch.ones(2)), ()),
+        ((IMAGES, LABELS, [1, 2]), ()),
+        ((IMAGES, LABELS, {"weight": 1.0}), ()),
+        ((IMAGES, LABELS, None), ()),
+        ({"image": IMAGES, "label": LABELS, "case_id": torch.arange(2)}, ()),
     ],
 )
 def test_every_usual_form_of_a_batch_is_understood(batch, case_ids):
