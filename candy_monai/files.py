@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError
 
 
 @contextmanager
@@ -43,6 +44,20 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
     """Replace the file's content by ``text`` (UTF-8) in one step."""
     with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: PathLike) -> None:
+    """Refuse a folder that could not be made or written to, without making it.
+
+    Raises:
+        BadInputError: If a file stands in its way, or the nearest folder above it may not be written to.
+    """
+    folder = Path(folder)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise BadInputError(f"{folder}: {existing} is a file, and a folder is needed")
+    if not os.access(existing, os.W_OK):
+        raise BadInputError(f"{folder}: {existing} may not be written to")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -19,6 +19,7 @@ from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.folder import read_description
+from candy_monai.files import check_writable
 from candy_monai.inference.inferers import build_inferer
 from candy_monai.inference.inputs import find_inputs
 from candy_monai.metrics.overlap import labels_from_logits
@@ -162,9 +163,9 @@ class Predictor(HasDevice):
         cases = find_inputs(source, num_channels=self.num_channels)
         paths = [Path(target) / f"{case.case_id}{_written_suffix(case.files[0])}" for case in cases]
         images = {file.resolve() for case in cases for file in case.files}
-        for path in paths:
-            if path.resolve() in images:
-                raise BadInputError(f"{path}: is an image to predict and would be overwritten; choose another folder")
+        if any(path.resolve() in images for path in paths) or Path(target).resolve() == Path(source).resolve():
+            raise BadInputError(f"{target}: holds the images to predict; choose another folder for the label maps")
+        check_writable(target)
         Path(target).mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
         for done, (case, path) in enumerate(zip(cases, paths, strict=True), start=1):
@@ -199,7 +200,10 @@ class Predictor(HasDevice):
             )
         if loaded.shape[0] != self.num_channels:
             name = loaded.meta.get("filename_or_obj", "the image")
-            raise BadInputError(f"{name}: has {loaded.shape[0]} channels, the network expects {self.num_channels}")
+            raise BadInputError(
+                f"{name}: has {loaded.shape[0]} channels, the network expects {self.num_channels}: one file with all of "
+                "them, or files that end in _0000, _0001 and so on beside each other"
+            )
         return loaded
 
     def _labels(self, logits: Tensor) -> Tensor:
@@ -213,9 +217,9 @@ class Predictor(HasDevice):
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise ExperimentError(
-                f"{weights_file}: does not fit the network {type(network).__name__}: {error}"
-            ) from error
+            first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+            name = type(network).__name__
+            raise ExperimentError(f"{weights_file}: does not fit the network {name}: {first[:200]}") from error
         padding = self._padding if self._padding is not None else self.build_padding_module()
         settings = self.description.get("settings")
         amp: Precision = "bf16" if isinstance(settings, dict) and settings.get("amp") == "bf16" else None

@@ -29,7 +29,7 @@ class ForecastObserver(Observer):
         self._log = log
         self._degree = degree
         self._clock = clock
-        self._said: list[str] = []
+        self._abstained = False
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
@@ -38,7 +38,7 @@ class ForecastObserver(Observer):
         prediction = predict_maximum(event.metrics, event.num_epochs, degree=self._degree)
         seconds_left = seconds_until(prediction.epoch, event.epoch, event.metrics)
         messages = forecast_messages(prediction, seconds_left, now=self._clock())
-        if messages != self._said:
+        if prediction.reason is None or not self._abstained:
             for message in messages:
                 self._log(message)
-        self._said = messages
+        self._abstained = prediction.reason is not None

@@ -12,6 +12,7 @@ from candy_monai.data.nnunet import NNUNetDataset, check_dataset
 from candy_monai.data.planning import Plan, plan
 from candy_monai.data.store import CaseStore
 from candy_monai.errors import DatasetError, SettingsError
+from candy_monai.files import check_writable
 
 USABLE_SHARE = 0.7
 
@@ -99,6 +100,8 @@ def prepare_dataset(
     folder = dataset.dataset.folder if isinstance(dataset, Checked) else Path(dataset)
     if store_folder.resolve().is_relative_to(folder.resolve()):
         raise SettingsError(f"{store_folder}: inside the dataset, which is never written to; choose --out or --store")
+    check_writable(store_folder)
+    check_writable(out)
     if not isinstance(dataset, Checked):
         say(f"Checking {folder}")
         dataset = checked_dataset(folder)

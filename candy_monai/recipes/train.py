@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.planning import Plan
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.evaluation.cases import score_cases
 from candy_monai.experiment.folder import read_description
+from candy_monai.files import check_writable
 from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.network import Precision
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
@@ -77,6 +79,8 @@ def train_dataset(
     started = time.monotonic() - START_UP_S
     overrides = overrides or {}
     _check_length(num_epochs, budget_s, overrides)
+    parsed_overrides(overrides)  # a slip of the pen is better said before the data are read
+    check_writable(out)
     device = auto_device() if device == "auto" else device
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
     on_progress(f"Checking {dataset}")
@@ -84,6 +88,7 @@ def train_dataset(
     for warning in checked.warnings:
         on_progress(f"Warning: {warning}")
     training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
+    _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
     prepared = prepare_dataset(
         checked, overrides=overrides, store=store, out=out, device=device, on_progress=on_progress
     )
@@ -200,6 +205,14 @@ def _check_length(num_epochs: int | None, budget_s: float | None, overrides: Map
     fixed = [name for name in ("num_epochs", "iterations_per_epoch") if name in overrides]
     if budget_s is not None and fixed:
         raise SettingsError(f"a budget decides {' and '.join(fixed)}: leave out the budget, or --set {fixed[0]}=...")
+
+
+def _check_fold(fold: int | str, num_training: int, num_validation: int, *, num_cases: int) -> None:
+    if num_training == 0 or (num_validation == 0 and num_cases > 1):
+        raise BadInputError(
+            f"fold {fold} has {num_training} training and {num_validation} validation cases of {num_cases}: each side "
+            "needs one at least; choose other splits or groups, or --fold all to train on everything"
+        )
 
 
 def bundle_trainer(name: str) -> type[SegmentationTrainer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,6 +51,23 @@ def check_loaders(training: DataLoader[Any], validation: DataLoader[Any] | None)
         )
     if validation is not None and length(validation) == 0:
         raise BadInputError("the validation loader yields no case: give it cases, or pass None to train without")
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[object]:
+    """Yield what the loader yields.
+
+    Raises:
+        BadInputError: If samples of different sizes cannot be stacked into one batch; it says what to do.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        raise BadInputError(
+            f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({error}): bring "
+            "them to one size with a transform, cut patches from them, or use batch_size=1"
+        ) from error
 
 
 def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:

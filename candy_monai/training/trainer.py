@@ -34,7 +34,16 @@ from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.overridables import Overridables
 from candy_monai.training.reporting import Reporting
-from candy_monai.training.setup import bundle_of, check_loaders, first_sample, length, num_cases, run_started, watchers
+from candy_monai.training.setup import (
+    batches,
+    bundle_of,
+    check_loaders,
+    first_sample,
+    length,
+    num_cases,
+    run_started,
+    watchers,
+)
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import ValidationCases
 
@@ -184,7 +193,7 @@ class Trainer(Overridables, Reporting, HasDevice):
         if hasattr(self._dataloader.sampler, "set_epoch"):
             self._dataloader.sampler.set_epoch(epoch - 1)
         toolbox.model.train()
-        for step, batch in enumerate(self._dataloader, start=1):
+        for step, batch in enumerate(batches(self._dataloader), start=1):
             loss, metrics, case_ids = self.train_batch(batch, toolbox)
             if watch.admits(loss, step=step, case_ids=case_ids):
                 self.record("combined loss", loss)
@@ -281,7 +290,8 @@ class Trainer(Overridables, Reporting, HasDevice):
             self._conclude(run)
         except BaseException as error:
             with suppress(Exception):  # a report that fails must not hide the error
-                self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {type(error).__name__}: {error}")
+                what = ": ".join(filter(None, (type(error).__name__, str(error))))
+                self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
             self._notify(RunInterrupted(error))
             raise
         finally:
@@ -357,7 +367,7 @@ class Trainer(Overridables, Reporting, HasDevice):
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
 
     def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader:
+        for batch in batches(loader):
             images, labels, case_ids = unpack(batch)
             self.check_labels(labels, case_ids)
             yield from zip(self._to_device(images), self._to_device(labels), strict=True)

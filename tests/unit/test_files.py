@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from candy_monai.files import atomic_path, atomic_write_text
+from candy_monai.errors import BadInputError
+from candy_monai.files import atomic_path, atomic_write_text, check_writable
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -55,3 +56,12 @@ def test_a_system_that_opens_no_folder_writes_all_the_same(tmp_path, monkeypatch
     monkeypatch.setattr(os, "open", like_windows)
     atomic_write_text(tmp_path / "a.txt", "a")
     assert (tmp_path / "a.txt").read_text() == "a"
+
+
+def test_a_folder_below_a_file_is_refused_and_one_that_can_be_made_is_not_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out" / "deep"):
+        with pytest.raises(BadInputError, match="file is a file"):
+            check_writable(folder)
+    check_writable(tmp_path / "new" / "out")
+    assert os.listdir(tmp_path) == ["file"]

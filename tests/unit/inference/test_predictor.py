@@ -95,7 +95,7 @@ def test_an_image_is_never_overwritten_by_its_prediction(experiment, tmp_path):
     path, _ = _scan(tmp_path / "a.nii.gz")
     before = path.read_bytes()
     for source in (path, tmp_path):
-        with pytest.raises(BadInputError, match="would be overwritten"):
+        with pytest.raises(BadInputError, match="holds the images to predict"):
             _Small(experiment).predict_to_files(source, tmp_path)
     assert path.read_bytes() == before
 

@@ -188,3 +188,16 @@ def test_a_budget_is_kept_to(tmp_path):
     started = time.monotonic()
     train_dataset(phantom, budget_s=60, device="cpu", out=tmp_path, on_progress=_quiet)
     assert time.monotonic() - started < 75  # the machine may slow down by a quarter after it was measured
+
+
+def test_a_fold_without_validation_cases_is_refused_unless_there_is_but_one_case(phantom, tmp_path):
+    with pytest.raises(BadInputError, match=r"0 validation cases of 6.*--fold all"):
+        train_dataset(phantom, groups="phantom", num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_the_data_are_read(phantom, tmp_path):
+    (tmp_path / "file").write_text("")
+    messages = []
+    with pytest.raises(BadInputError, match="is a file"):
+        train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "file" / "x", on_progress=messages.append)
+    assert messages == []

@@ -4,7 +4,7 @@ from monai.data import list_data_collate
 from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.errors import BadInputError
-from candy_monai.training.setup import check_loaders, first_sample, length, num_cases
+from candy_monai.training.setup import batches, check_loaders, first_sample, length, num_cases
 from tests.toys import Squares
 
 
@@ -49,3 +49,22 @@ def test_the_first_sample_of_a_stream_is_taken_from_its_first_batch():
 def test_an_empty_training_set_is_refused_with_what_was_found():
     with pytest.raises(BadInputError, match="1 samples, batch_size is 2 and drop_last is True"):
         check_loaders(DataLoader(Squares(1), batch_size=2, drop_last=True), None)
+
+
+def test_samples_of_different_sizes_are_refused_with_what_to_do():
+    class Varied(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image[:, : 16 - index], label[:, : 16 - index]
+
+    with pytest.raises(BadInputError, match=r"different sizes.*batch of 2.*batch_size=1"):
+        list(batches(DataLoader(Varied(2), batch_size=2)))
+
+
+def test_an_error_of_the_user_s_dataset_stays_what_it_is():
+    class Broken(Squares):
+        def __getitem__(self, index):
+            raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        list(batches(DataLoader(Broken(2))))
