@@ -201,8 +201,8 @@ class Predictor(HasDevice):
         if loaded.shape[0] != self.num_channels:
             name = loaded.meta.get("filename_or_obj", "the image")
             raise BadInputError(
-                f"{name}: has {loaded.shape[0]} channels, the network expects {self.num_channels}: one file with all of "
-                "them, or files that end in _0000, _0001 and so on beside each other"
+                f"{name}: has {loaded.shape[0]} channels, the network expects {self.num_channels}: one file with all "
+                "of them, or files that end in _0000, _0001 and so on beside each other"
             )
         return loaded
 
