@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,8 +19,8 @@ from urllib.parse import quote
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.inspection import CaseSource, Fingerprint, case_seed, dataset_digest
-from candy_monai.data.planning import Plan, axis_order, resampled_shape
+from candy_monai.data.inspection import CaseSource, case_seed, dataset_digest
+from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessor
 from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
 from candy_monai.files import atomic_path, atomic_write_text
@@ -213,21 +212,6 @@ def store_name(dataset: CaseSource, plan: Plan, *, precision: StoredPrecision = 
     )
     key = hashlib.blake2b(repr(relevant).encode(), digest_size=6).hexdigest()
     return f"{quote(plan.dataset_name, safe=' ')}-{key}"
-
-
-def estimate_bytes(fingerprint: Fingerprint, plan: Plan, *, precision: StoredPrecision = "float32") -> int:
-    """Return about how many bytes a store takes, without the sampled places: at most 40 kB a class and case."""
-    per_voxel = len(plan.channel_names) * np.dtype(precision).itemsize
-    total = 0
-    for case in fingerprint.cases:
-        order = tuple(range(plan.num_dims))
-        if plan.orientation is not None and case.orientation is not None:
-            order, _ = axis_order(case.orientation, plan.orientation)
-        shape = resampled_shape(
-            [case.nonzero_shape[axis] for axis in order], [case.spacing_mm[axis] for axis in order], plan.spacing_mm
-        )
-        total += math.prod(shape) * (per_voxel + _label_type(max(case.class_voxels)).itemsize)
-    return total
 
 
 class _Paths:
