@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, did_you_mean
 
 
@@ -61,7 +62,7 @@ def unpack(batch: object) -> Batch:
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
-    return Batch(_plain(images), _plain(labels), _ids_in(case_ids))
+    return Batch(without_metadata(images), without_metadata(labels), _ids_in(case_ids))
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
@@ -87,10 +88,6 @@ def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
     }
     known = [case_id for case_id in case_ids if case_id is not None]
     return {**batch, "case_id": known} if len(known) == len(cases) else batch
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
 def _ids_in(entry: object) -> tuple[str, ...]:

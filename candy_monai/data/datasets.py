@@ -30,6 +30,7 @@ from candy_monai.data.cases import (
 from candy_monai.data.formats import READABLE
 from candy_monai.data.io import load_image
 from candy_monai.data.names import image_suffix, stem_of
+from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, DatasetError
 
 __all__ = [
@@ -236,7 +237,7 @@ class BinarizedDataset(_Wrapper):
     @override
     def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
         image, label = self._base[idx]
-        positive = torch.isin(_values(label), torch.tensor(self._positive_ids, device=label.device)).long()
+        positive = torch.isin(without_metadata(label), torch.tensor(self._positive_ids, device=label.device)).long()
         return image, MetaTensor(positive, meta=copy.deepcopy(label.meta)) if isinstance(
             label, MetaTensor
         ) else positive
@@ -284,12 +285,8 @@ def _check_same_ids(images: Sequence[str], labels: Sequence[str], where: object)
         raise DatasetError(where, problems)
 
 
-def _values(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> MetaTensor:
-    values = _values(tensor).detach().to(device=device, dtype=dtype, copy=True)
+    values = without_metadata(tensor).detach().to(device=device, dtype=dtype, copy=True)
     return MetaTensor(values, meta=copy.deepcopy(tensor.meta) if isinstance(tensor, MetaTensor) else None)
 
 
@@ -299,6 +296,6 @@ def _image(tensor: Tensor, device: torch.device) -> MetaTensor:
 
 def _label(tensor: Tensor, image_ndim: int | None, device: torch.device) -> MetaTensor:
     """Return label ids with a channel axis, which they lack when they have one axis less than the image."""
-    if tensor.is_floating_point() and not bool((_values(tensor) == _values(tensor).round()).all()):
+    if tensor.is_floating_point() and not bool((without_metadata(tensor) == without_metadata(tensor).round()).all()):
         raise BadInputError("found label values that are not whole numbers, expected ids of classes")
     return _copied(tensor[None] if tensor.ndim + 1 == image_ndim else tensor, torch.int64, device)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.values import listed
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
 
@@ -183,7 +184,7 @@ def resolve_groups(groups: Grouping, ids: Sequence[str]) -> dict[str, str]:
         found = _read_group_table(Path(groups))
     missing = [case_id for case_id in ids if not found.get(case_id)]
     if missing:
-        raise BadInputError(f"groups: no group for {_listed(missing)}; every case needs one")
+        raise BadInputError(f"groups: no group for {listed(missing)}; every case needs one")
     return {case_id: found[case_id] for case_id in ids}
 
 
@@ -207,7 +208,7 @@ def read_splits(path: PathLike) -> tuple[Fold, ...]:
     for index, fold in enumerate(folds):
         both = sorted(set(fold.train) & set(fold.validation))
         if both:
-            raise BadInputError(f"{path}: fold {index} has {_listed(both)} in both training and validation")
+            raise BadInputError(f"{path}: fold {index} has {listed(both)} in both training and validation")
     return folds
 
 
@@ -242,7 +243,7 @@ def _sorted_once(ids: Sequence[str], what: str) -> list[str]:
     ordered = sorted(ids)
     twice = [case_id for case_id, count in Counter(ordered).items() if count > 1]
     if twice:
-        raise SettingsError(f"{_listed(twice)} occurs more than once among the {what}")
+        raise SettingsError(f"{listed(twice)} occurs more than once among the {what}")
     return ordered
 
 
@@ -250,7 +251,7 @@ def _members(ids: Sequence[str], key_of: Mapping[str, Hashable], what: str) -> d
     members: dict[Hashable, list[str]] = {}
     missing = [case_id for case_id in ids if case_id not in key_of]
     if missing:
-        raise SettingsError(f"no {what} for {_listed(missing)}; every case needs one")
+        raise SettingsError(f"no {what} for {listed(missing)}; every case needs one")
     for case_id in ids:
         members.setdefault(key_of[case_id], []).append(case_id)
     return members
@@ -279,9 +280,3 @@ def _read_group_table(path: Path) -> dict[str, str]:
     if short:
         raise BadInputError(f"{path}: found the row {short[0]!r}, expected two columns: case id, group")
     return {row[0].strip(): row[1].strip() for row in rows}
-
-
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    """Name the first few, and say how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more

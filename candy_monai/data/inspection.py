@@ -21,6 +21,7 @@ import numpy as np
 
 from candy_monai.aliases import PathLike, Shape
 from candy_monai.data.io import geometry_of
+from candy_monai.data.values import frozen
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
 if TYPE_CHECKING:
@@ -166,8 +167,8 @@ class Fingerprint:
         """
         try:
             values = json.loads(text)
-            values["labels"] = {name: _tuple(ids) for name, ids in values["labels"].items()}
-            values["region_order"] = _tuple(values["region_order"])
+            values["labels"] = {name: frozen(ids) for name, ids in values["labels"].items()}
+            values["region_order"] = frozen(values["region_order"])
             values["channels"] = tuple(_channel(entry) for entry in values["channels"])
             values["cases"] = tuple(_case(entry) for entry in values["cases"])
             return cls(**values)
@@ -364,10 +365,6 @@ def _digest_file(digest: hashlib.blake2b, path: Path) -> None:
         digest.update(str(status.st_mtime_ns).encode())
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
 def _channel(entry: Mapping[str, object]) -> ChannelFingerprint:
     statistics = {
         key: None if entry[key] is None else IntensityStatistics(**entry[key])  # type: ignore[arg-type]
@@ -377,7 +374,7 @@ def _channel(entry: Mapping[str, object]) -> ChannelFingerprint:
 
 
 def _case(entry: Mapping[str, object]) -> CaseFingerprint:
-    values = {key: _tuple(value) for key, value in entry.items()}
+    values = {key: frozen(value) for key, value in entry.items()}
     counts: Mapping[str, int] = entry["class_voxels"]  # type: ignore[assignment]
     values["class_voxels"] = {int(index): count for index, count in counts.items()}
     return CaseFingerprint(**values)  # type: ignore[arg-type]

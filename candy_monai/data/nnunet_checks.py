@@ -21,6 +21,7 @@ from candy_monai.data.folds import read_splits
 from candy_monai.data.io import Geometry, geometry_of, load_image
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
 from candy_monai.data.nnunet_files import find_cases
+from candy_monai.data.values import listed
 from candy_monai.errors import BadInputError, CandyError
 
 if TYPE_CHECKING:
@@ -206,16 +207,11 @@ def _check_ids(
             pairs = zip(sorted(ids), sorted(expected), strict=True)
             remap = "; remap a copy: " + ", ".join(f"{old} -> {new}" for old, new in pairs if old != new)
         problems.append(
-            f"{_short(path)}: unknown label ids {_listed(unknown)}; found {_listed(sorted(ids))}, "
-            f"expected {_listed(sorted(expected))} (dataset.json){remap}"
+            f"{_short(path)}: unknown label ids {listed(unknown)}; found {listed(sorted(ids))}, "
+            f"expected {listed(sorted(expected))} (dataset.json){remap}"
         )
     elif not ids - {0}:
         warnings.append(f"{_short(path)}: no foreground")
-
-
-def _listed(ids: Sequence[int], limit: int = 12) -> str:
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(str(i) for i in ids[:limit]) + more
 
 
 def _short(path: Path) -> str:

@@ -20,6 +20,7 @@ from candy_monai.data.normalization import ChannelNormalization, channel_normali
 from candy_monai.data.overrides import Wishes, parsed_overrides
 from candy_monai.data.sizing import LIGHT_BELOW_BYTES, fit_network
 from candy_monai.data.topology import Topology, check_levels, rounded_up
+from candy_monai.data.values import frozen
 from candy_monai.errors import BadInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Plan:
             BadInputError: If an entry is missing, unknown or of the wrong kind.
         """
         try:
-            plain: dict[str, Any] = {key: _frozen(value) for key, value in values.items()}
+            plain: dict[str, Any] = {key: frozen(value) for key, value in values.items()}
             plain["normalization"] = tuple(ChannelNormalization(**entry) for entry in plain["normalization"])
             plain["regions"] = tuple(Region(**entry) for entry in plain["regions"])
             return cls(**plain)
@@ -328,12 +329,6 @@ def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) ->
         channel_normalization(name, channel.foreground or channel.whole, nonzero_only=blanked)
         for name, channel in zip(names, fingerprint.channels, strict=True)
     )
-
-
-def _frozen(value: object) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _frozen(entry) for key, entry in value.items()}
-    return tuple(_frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
 def _check(plan: Plan) -> None:

@@ -22,6 +22,7 @@ from candy_monai.data.io import geometry_of
 from candy_monai.data.normalization import normalize
 from candy_monai.data.planning import Plan, axis_order, coarse_axis, resampled_shape
 from candy_monai.data.resampling import resample_image, resample_label, resample_scores
+from candy_monai.data.values import frozen, without_metadata
 from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class CaseGeometry:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> CaseGeometry:
         """Restore a geometry, also after a round trip through JSON."""
-        plain: dict[str, Any] = {key: _frozen(value) for key, value in values.items()}
+        plain: dict[str, Any] = {key: frozen(value) for key, value in values.items()}
         return cls(**plain)
 
 
@@ -135,7 +136,7 @@ class Preprocessor:
         coarse = self._thick_slices(geometry.cropped_shape, spacing, shape)
         ids = None
         if label is not None:
-            ids = _reoriented(_plain(label), order, flips)[crop]
+            ids = _reoriented(without_metadata(label), order, flips)[crop]
             ids = resample_label(ids, shape, coarse_axis=coarse).contiguous()
         return PreprocessedCase(
             image=resample_image(values, shape, coarse_axis=coarse).contiguous(), label=ids, geometry=geometry
@@ -210,7 +211,7 @@ class Preprocessor:
             raise BadInputError(
                 f"{where}: the label has shape {tuple(label.shape[1:])}, the image {tuple(image.shape[1:])}"
             )
-        values = _plain(image).float()
+        values = without_metadata(image).float()
         if not bool(torch.isfinite(values).all()):
             count = int((~torch.isfinite(values)).sum())
             raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
@@ -254,10 +255,6 @@ class Preprocessor:
             raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
 def _reoriented(tensor: Tensor, order: tuple[int, ...], flips: tuple[int, ...]) -> Tensor:
     if order != tuple(range(len(order))):
         tensor = tensor.permute(0, *(axis + 1 for axis in order))
@@ -273,7 +270,3 @@ def _unreoriented(tensor: Tensor, geometry: CaseGeometry) -> Tensor:
 
 def _box(geometry: CaseGeometry) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in geometry.crop)
-
-
-def _frozen(value: object) -> object:
-    return tuple(_frozen(entry) for entry in value) if isinstance(value, list | tuple) else value

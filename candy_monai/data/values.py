@@ -1,0 +1,26 @@
+"""Conversions that several modules need: tensors without metadata, values back from JSON, lists for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from monai.data import MetaTensor
+from torch import Tensor
+
+
+def without_metadata(tensor: Tensor) -> Tensor:
+    """Return a plain tensor, which shares its memory with the one given."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def frozen(value: object) -> object:
+    """Return a value with tuples in place of lists at any depth, as it was before JSON stored it."""
+    if isinstance(value, Mapping):
+        return {key: frozen(entry) for key, entry in value.items()}
+    return tuple(frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+
+def listed(entries: Sequence[object], *, limit: int = 12) -> str:
+    """Name the first few for a message, and say how many more there are."""
+    more = f" and {len(entries) - limit} more" if len(entries) > limit else ""
+    return ", ".join(repr(entry) for entry in entries[:limit]) + more

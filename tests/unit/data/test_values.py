@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+
+from candy_monai.data.values import frozen, listed, without_metadata
+
+FROZEN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(2), MetaTensor(torch.zeros(2), meta={"case_id": "a"})])
+def test_a_tensor_without_metadata_is_plain_and_shares_its_memory(tensor):
+    plain = without_metadata(tensor)
+    assert type(plain) is torch.Tensor
+    assert plain.data_ptr() == tensor.data_ptr()
+
+
+@given(FROZEN)
+def test_frozen_values_survive_json(value):
+    assert frozen(json.loads(json.dumps(value))) == value
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"), [([], ""), (["a"], "'a'"), ([1, 2], "1, 2"), (["a", "b", "c", "d"], "'a', 'b' and 2 more")]
+)
+def test_a_list_in_a_message_is_cut_short(entries, text):
+    assert listed(entries, limit=2) == text
