@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.inspection import Fingerprint, inspect
-from candy_monai.data.nnunet import NNUNetDataset, check_dataset
+from candy_monai.data.cache import check_once, inspect_once
+from candy_monai.data.inspection import Fingerprint
+from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.planning import Plan, plan
 from candy_monai.data.store import CaseStore
 from candy_monai.errors import DatasetError, SettingsError
@@ -54,16 +55,27 @@ class Checked:
     warnings: tuple[str, ...]
 
 
-def checked_dataset(folder: PathLike) -> Checked:
-    """Check a dataset whole.
+def store_of(store: PathLike | None, out: PathLike) -> Path:
+    """Return the folder for what is derived from datasets: the one asked for, or ``.store`` beside the experiments."""
+    return Path(store) if store is not None else Path(out) / ".store"
+
+
+def checked_dataset(folder: PathLike, store: Path) -> Checked:
+    """Check a dataset whole, or find that it was found sound before and has not changed.
 
     Args:
         folder: The dataset's folder, nnU-Net format.
+        store: The folder for what is derived from datasets.
 
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
+        SettingsError: If the store lies inside the dataset.
+        BadInputError: If the store's folder cannot be written to.
     """
-    report = check_dataset(folder)
+    if store.resolve().is_relative_to(Path(folder).resolve()):
+        raise SettingsError(f"{store}: inside the dataset, which is never written to; choose --out or --store")
+    check_writable(store)
+    report = check_once(folder, store)
     if report.problems:
         raise DatasetError(folder, report.problems)
     dataset = NNUNetDataset(folder)
@@ -96,18 +108,13 @@ def prepare_dataset(
         SettingsError: If an override is unknown or does not fit.
     """
     say = on_progress or (lambda _message: None)
-    store_folder = Path(store) if store is not None else Path(out) / ".store"
-    folder = dataset.dataset.folder if isinstance(dataset, Checked) else Path(dataset)
-    if store_folder.resolve().is_relative_to(folder.resolve()):
-        raise SettingsError(f"{store_folder}: inside the dataset, which is never written to; choose --out or --store")
-    check_writable(store_folder)
-    check_writable(out)
+    store_folder = store_of(store, out)
     if not isinstance(dataset, Checked):
-        say(f"Checking {folder}")
-        dataset = checked_dataset(folder)
+        say(f"Checking {dataset}")
+        dataset = checked_dataset(dataset, store_folder)
     raw = dataset.dataset
     say(f"Inspecting {len(raw)} cases")
-    fingerprint = inspect(raw)
+    fingerprint = inspect_once(raw, store_folder)
     made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
     say(f"Preprocessing {len(raw)} cases")
     cases = CaseStore.build(raw, made, store_folder)

@@ -23,7 +23,7 @@ from candy_monai.files import check_writable
 from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.network import Precision
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
-from candy_monai.recipes.prepare import Prepared, checked_dataset, prepare_dataset
+from candy_monai.recipes.prepare import Prepared, checked_dataset, prepare_dataset, store_of
 from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed
 from candy_monai.registry import find_bundle
 from candy_monai.seeding import draw_seed
@@ -84,7 +84,7 @@ def train_dataset(
     device = auto_device() if device == "auto" else device
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
     on_progress(f"Checking {dataset}")
-    checked = checked_dataset(dataset)
+    checked = checked_dataset(dataset, store_of(store, out))
     for warning in checked.warnings:
         on_progress(f"Warning: {warning}")
     training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
