@@ -84,10 +84,13 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
     warnings += [text for finding in test_findings for text in (*finding.problems, *finding.warnings)]
     seen = {label_id for finding in findings for label_id in finding.label_ids}
     absent = sorted(set(description.label_ids) - seen)
-    if findings and absent:
+    problems += [problem for finding in findings for problem in finding.problems]
+    if findings and not problems and seen <= {0, description.ignore_label}:
+        problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
+    elif findings and absent:
         warnings.append(f"no training case contains the label ids {absent}")
     return DatasetReport(
-        problems=(*problems, *(problem for finding in findings for problem in finding.problems)),
+        problems=tuple(problems),
         warnings=tuple(warnings),
     )
 

@@ -574,3 +574,10 @@ def test_a_real_dataset_of_200_cases_is_checked_in_seconds(real_dataset):
 )
 def test_real_datasets_have_no_problems(real_dataset, name):
     assert check_dataset(real_dataset(name)).problems == ()
+
+
+def test_a_dataset_without_any_foreground_is_a_problem(tmp_path):
+    make(tmp_path)
+    for case_id in "abc":
+        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of(()))
+    assert "no training case has any foreground" in problems_of(tmp_path)
