@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or realdata"

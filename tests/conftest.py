@@ -1,4 +1,4 @@
-"""Fixtures for every test: where the real data live, two PyTorch threads, no settings from the user's home."""
+"""Fixtures for every test: where the real data live, one PyTorch thread, no settings from the user's home."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def _own_config_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the tests run side by side
