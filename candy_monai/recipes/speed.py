@@ -99,13 +99,13 @@ def fit_to_time(
         )
     num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
     epoch_s = usable / num_epochs
-    affordable = math.floor(VALIDATION_SHARE * epoch_s / speed.case_s)
-    changes: dict[str, Any] = {
-        "num_validation_cases": max(1, min(num_cases, affordable)),
-        "validate_every": min(num_epochs, max(1, math.ceil(speed.case_s / (VALIDATION_SHARE * epoch_s)))),
-    }
-    changes = {name: value for name, value in changes.items() if name not in chosen} if num_cases else {}
-    fitted = dataclasses.replace(plan, **{**changes, "num_epochs": num_epochs})
+    changes: dict[str, Any] = {}
+    if num_cases:
+        share_s = VALIDATION_SHARE * epoch_s
+        changes["num_validation_cases"] = max(1, min(num_cases, math.floor(share_s / speed.case_s)))
+        changes["validate_every"] = min(num_epochs, max(1, math.ceil(speed.case_s / share_s)))
+    kept = {name: value for name, value in changes.items() if name not in chosen}
+    fitted = dataclasses.replace(plan, **kept, num_epochs=num_epochs)
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
     step_budget = epoch_s - EPOCH_OVERHEAD_S - validated * speed.case_s / fitted.validate_every
     num_iterations = max(1, int(step_budget / speed.step_s))
