@@ -50,7 +50,9 @@ _MODULE_OF = {
     "quotient_derivative": "forecasting.quotient",
     "quotient_regression": "forecasting.quotient",
     "Frontend": "frontends.base",
+    "WindowInferer": "inference.inferers",
     "Predictor": "inference.predictor",
+    "SWMetadata": "inference.windows",
     "dice_per_class": "metrics.overlap",
     "iou_per_class": "metrics.overlap",
     "mean_dice": "metrics.overlap",
@@ -68,6 +70,8 @@ _MODULE_OF = {
     "visualize3d": "plotting.visualize",
     "set_seed": "seeding",
     "SegmentationTrainer": "training.segmentation",
+    "SlidingTrainer": "training.sliding",
+    "SlidingSegmentationTrainer": "training.sliding_segmentation",
     "TrainerToolbox": "training.toolbox",
     "Trainer": "training.trainer",
 }

@@ -41,7 +41,9 @@ from candy_monai.forecasting.quotient import quotient_bounds as quotient_bounds
 from candy_monai.forecasting.quotient import quotient_derivative as quotient_derivative
 from candy_monai.forecasting.quotient import quotient_regression as quotient_regression
 from candy_monai.frontends.base import Frontend as Frontend
+from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.predictor import Predictor as Predictor
+from candy_monai.inference.windows import SWMetadata as SWMetadata
 from candy_monai.metrics.overlap import dice_per_class as dice_per_class
 from candy_monai.metrics.overlap import iou_per_class as iou_per_class
 from candy_monai.metrics.overlap import mean_dice as mean_dice
@@ -59,6 +61,8 @@ from candy_monai.plotting.visualize import visualize2d as visualize2d
 from candy_monai.plotting.visualize import visualize3d as visualize3d
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
+from candy_monai.training.sliding import SlidingTrainer as SlidingTrainer
+from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer as SlidingSegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox as TrainerToolbox
 from candy_monai.training.trainer import Trainer as Trainer
 

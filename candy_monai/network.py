@@ -1,15 +1,17 @@
 """The adapter around a user's network, shared by Trainer and Predictor.
 
 Owns what happens between a user's ``backward`` and the user's network: autocast, float32 logits, padding before and
-cropping after. The user's own methods stay free of all of it. Owns no optimisation.
+cropping after, and the share of a gradient that one of several passes contributes. The user's own methods stay free of
+all of it. Owns no optimisation.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,7 @@ class NetworkAdapter(nn.Module):
         self.network = network
         self._padding = [padding]  # in a list, so that it is no submodule: the weights stay the network's own
         self._amp = amp
+        self._gradient_share = 1.0
 
     @override
     def __getattr__(self, name: str) -> Tensor | nn.Module:
@@ -71,7 +74,57 @@ class NetworkAdapter(nn.Module):
         else:
             with torch.autocast(images.device.type, torch.bfloat16):
                 outputs = self.network(images)
-        return _map_tensors(lambda output: output.float() if output.is_floating_point() else output, outputs)
+        outputs = _map_tensors(lambda output: output.float() if output.is_floating_point() else output, outputs)
+        if self._gradient_share == 1.0 or not torch.is_grad_enabled():
+            return outputs
+        return _map_tensors(self._with_share, outputs)
+
+    def _with_share(self, output: Tensor) -> Tensor:
+        scaled: Tensor = _ScaledGradient.apply(output, self._gradient_share)  # type: ignore[no-untyped-call]
+        return scaled
+
+    @contextmanager
+    def gradient_share(self, share: float) -> Iterator[None]:
+        """Let what is backpropagated through the network's outputs count for a share of it only.
+
+        This is how several passes add up to one mean, although each user's loss is a mean of its own. A term of the
+        loss that does not depend on the outputs, such as a penalty on the weights, is not reached.
+
+        Args:
+            share: What every gradient is multiplied by.
+        """
+        before, self._gradient_share = self._gradient_share, self._gradient_share * share
+        try:
+            yield
+        finally:
+            self._gradient_share = before
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is scaled."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, output: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return output.view_as(output)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * ctx.share, None
+
+
+def adapter_of(model: nn.Module) -> NetworkAdapter:
+    """Return the adapter that a trainer's model is, or is a moving average of.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
+    if not isinstance(inner, NetworkAdapter):
+        raise TypeError(f"expected a network in its NetworkAdapter, got {type(inner).__name__}")
+    return inner
 
 
 def plain_network(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.folder import read_description
 from candy_monai.files import check_writable
-from candy_monai.inference.inferers import build_inferer
+from candy_monai.inference.inferers import build_inferer, inferer_from_dict
 from candy_monai.inference.inputs import find_inputs
 from candy_monai.metrics.overlap import labels_from_logits
 from candy_monai.network import NetworkAdapter, Precision
@@ -229,6 +229,8 @@ class Predictor(HasDevice):
         kind = self.description.get("inferer")
         if kind == "plan" and self.plan is not None:
             return build_inferer(self.plan)
+        if isinstance(kind, dict):
+            return inferer_from_dict(kind)
         if kind is not None:
             raise ExperimentError(
                 f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"

@@ -83,7 +83,9 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         """
         padding = self.build_padding_module()
         self._padding = None if padding is None else padding.to(self.device())
-        example = image[None] if self._padding is None else self._padding(self._to_device(image[None]))
+        example = self.network_input(image)[None]
+        if self._padding is not None:
+            example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
         network = self.build_network(example_shape).to(self.device())
         model = NetworkAdapter(network, padding=self._padding, amp=settings.amp)

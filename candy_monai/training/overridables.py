@@ -78,6 +78,10 @@ class Overridables(ABC):
         """The id of label voxels that the padding module adds; the background's."""
         return 0
 
+    def network_input(self, image: Tensor) -> Tensor:
+        """Return what the network sees at once of a training image ``(C, *spatial)``: here, all of it."""
+        return image
+
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
         """Return the logits of whole images ``(B, C, *spatial)`` by the scored weights, as prediction would."""
         logits: Tensor = (toolbox.ema if toolbox.ema else toolbox.model)(images)

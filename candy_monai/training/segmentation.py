@@ -103,8 +103,21 @@ class SegmentationTrainer(Trainer):
 
     @override
     def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
-        image, label = image.unsqueeze(0), label.unsqueeze(0)
-        logits = self.infer(image, toolbox)
+        logits = self.infer(image.unsqueeze(0), toolbox)
+        score, metrics = self.score_case(logits, label.unsqueeze(0), toolbox)
+        return score, metrics, logits.squeeze(0)
+
+    def score_case(self, logits: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics]:
+        """Score the logits of one whole case.
+
+        Args:
+            logits: ``(1, classes, *spatial)``.
+            label: ``(1, 1, *spatial)``.
+            toolbox: Holds the criterion.
+
+        Returns:
+            The score, and the loss, its parts and the Dice of each class.
+        """
         loss, metrics = split_loss(toolbox.criterion(logits, label))
         dice = dice_per_class(
             labels_from_logits(logits, num_classes=self.num_classes),
@@ -117,7 +130,7 @@ class SegmentationTrainer(Trainer):
         first = 0 if self.include_background and self.num_classes > 1 else 1
         by_class = {f"dice {i}": dice[i] for i in range(first, len(dice))}
         score = float(mean_dice) if self.score == "dice" else -float(loss)
-        return score, {"combined loss": loss, **metrics, "dice": mean_dice, **by_class}, logits.squeeze(0)
+        return score, {"combined loss": loss, **metrics, "dice": mean_dice, **by_class}
 
     @override
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:

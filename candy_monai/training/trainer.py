@@ -170,12 +170,17 @@ class Trainer(Lifecycle):
         """
         images, labels, case_ids = unpack(batch)
         self.check_labels(labels, case_ids)
-        images, labels = self._to_device(images), self._to_device(labels)
-        if self._padding is not None:
-            images, labels = self._padding(images), pad_labels(self._padding, labels, self.label_fill)
+        images, labels = self.prepare_batch(images, labels)
         toolbox.optimizer.zero_grad()
         loss, metrics = self.backward(images, labels, toolbox)
         return loss, metrics, case_ids
+
+    def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring what a network is about to be trained on to the device and pad it."""
+        images, labels = self._to_device(images), self._to_device(labels)
+        if self._padding is None:
+            return images, labels
+        return self._padding(images), pad_labels(self._padding, labels, self.label_fill)
 
     def step(self, toolbox: TrainerToolbox) -> None:
         """Change the weights by their gradients: clip, step, move the schedule on, update the moving average."""

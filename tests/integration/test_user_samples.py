@@ -19,6 +19,9 @@ from candy_monai import (
     Pad2d,
     Params,
     SegmentationTrainer,
+    SlidingSegmentationTrainer,
+    SlidingTrainer,
+    SWMetadata,
     Trainer,
     TrainerToolbox,
     write_phantom_dataset,
@@ -184,3 +187,57 @@ def test_a_frontend_needs_only_the_callbacks_it_cares_for(tmp_path):
     trainer.set_frontend(Quiet)
     trainer.train(1)
     assert heard == [trainer.experiment_id()]
+
+
+class MySlidingTrainer(SlidingTrainer):
+    def get_window_shape(self) -> tuple[int, int] | tuple[int, int, int]:
+        return (16, 16)
+
+    build_network = FromScratch.build_network
+    build_optimizer = FromScratch.build_optimizer
+    build_scheduler = FromScratch.build_scheduler
+    build_criterion = FromScratch.build_criterion
+    num_classes = 1
+
+    @override
+    def backward_windowed(
+        self, images: torch.Tensor, labels: torch.Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
+    ) -> tuple[float, dict[str, float]]:
+        predictions = toolbox.model(images)
+        loss, metrics = toolbox.criterion(predictions, labels)
+        loss.backward()
+        return loss.item(), metrics
+
+    @override
+    def validate_case_windowed(
+        self, images: torch.Tensor, labels: torch.Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
+    ) -> tuple[float, dict[str, float], torch.Tensor]:
+        with torch.no_grad():
+            predictions = (toolbox.ema if toolbox.ema else toolbox.model)(images)
+            loss, metrics = toolbox.criterion(predictions, labels)
+        return -loss.item(), metrics, predictions
+
+
+def test_a_sliding_trainer_needs_only_its_windowed_methods(tmp_path):
+    trainer = MySlidingTrainer(tmp_path, *loaders(Squares(size=(40, 24))), console=False)
+    trainer.train(2)
+    assert {"combined loss", "val soft dice", "val score"} <= trainer.metrics().keys()
+
+
+def test_a_sliding_segmentation_trainer_on_a_folder_of_images_needs_a_network_and_a_window(tmp_path):
+    class MyTrainer(SlidingSegmentationTrainer):
+        num_classes = 3
+        sliding_window_shape: tuple[int, int] = (32, 32)
+
+        @override
+        def build_network(self, example_shape: tuple[int, ...]) -> nn.Module:
+            assert example_shape == (1, 32, 32)
+            return SimpleUNet(example_shape[0], self.num_classes)
+
+    folder = write_phantom_dataset(tmp_path / "phantom", num_cases=5, num_dims=2, shape=(48, 40))
+    dataset, val_dataset = NNUNetDataset(folder).fold()
+    train_loader = DataLoader(dataset, batch_size=2, shuffle=True)
+    val_loader = DataLoader(val_dataset, batch_size=1, shuffle=False)
+    trainer = MyTrainer(tmp_path / "experiments", train_loader, val_loader, device="cpu")
+    trainer.train(1, note="Large volume segmentation with sliding windows")
+    assert len(trainer.metrics()["val dice"]) == 1

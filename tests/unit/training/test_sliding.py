@@ -1,0 +1,258 @@
+import json
+
+import pytest
+import torch
+from torch import nn, optim
+from torch.utils.data import DataLoader
+
+from candy_monai.errors import SettingsError
+from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.windows import SWMetadata
+from candy_monai.nn.losses import DiceBCELossWithLogits
+from candy_monai.nn.padding import Pad2d
+from candy_monai.nn.schedules import AbsoluteLinearLR
+from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.sliding import SlidingTrainer
+from tests.contracts.trainer_contract import TrainerContract
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+
+class Windowed(SlidingTrainer):
+    """Every method by hand, with floats and ``.item()`` as people write them."""
+
+    window = (8, 8)
+    learning_rate = 0.02
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.seen = []
+
+    def get_window_shape(self):
+        return self.window
+
+    def build_network(self, example_shape):
+        self.example_shape = example_shape
+        conv = nn.Conv2d if len(example_shape) == 3 else nn.Conv3d
+        return nn.Sequential(conv(example_shape[0], 4, 3, padding=1), nn.ReLU(), conv(4, 1, 3, padding=1))
+
+    def build_optimizer(self, params):
+        return optim.SGD(params, lr=self.learning_rate)
+
+    def build_scheduler(self, optimizer, num_epochs):
+        return AbsoluteLinearLR(optimizer, 0.0, self.learning_rate)
+
+    def build_criterion(self):
+        return DiceBCELossWithLogits(1)
+
+    def backward_windowed(self, images, labels, toolbox, metadata):
+        self.seen.append(("training", tuple(images.shape), tuple(labels.shape), metadata))
+        predictions = toolbox.model(images)
+        loss, metrics = toolbox.criterion(predictions, labels)
+        loss.backward()
+        return loss.item(), metrics
+
+    def validate_case_windowed(self, images, labels, toolbox, metadata):
+        self.seen.append(("validation", tuple(images.shape), tuple(labels.shape), metadata))
+        with torch.no_grad():
+            predictions = (toolbox.ema if toolbox.ema else toolbox.model)(images)
+            loss, metrics = toolbox.criterion(predictions, labels)
+        return -loss.item(), metrics, predictions
+
+
+class TestTheContract(TrainerContract):
+    def make_trainer(self, folder):
+        return small_trainer(folder, cls=Windowed)
+
+
+def test_windows_of_a_batch_come_in_passes_of_at_most_the_asked_number_with_their_metadata(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(2, size=(12, 16)), cls=Windowed)
+    trainer.sliding_window_batch_size = 5
+    trainer.train(1, save_preview=False)
+    metadata = SWMetadata(kernel=(8, 8), stride=(4, 4), ndim=2, batch_size=2, out_size=(12, 16), n=6)
+    assert trainer.example_shape == (1, 8, 8)
+    # 2 images of 2 x 3 windows in one step; then each image alone
+    assert [entry for entry in trainer.seen if entry[0] == "training"] == [
+        ("training", (4, 1, 8, 8), (4, 1, 8, 8), metadata)
+    ] * 3
+    validated = [entry[1:3] for entry in trainer.seen if entry[0] == "validation"]
+    assert validated == [((3, 1, 8, 8), (3, 1, 8, 8))] * 4
+    assert trainer.seen[-1][3].batch_size == 1
+
+
+def test_a_step_is_the_same_in_one_pass_over_all_windows_as_in_many(tmp_path):
+    class MeanSquares(Windowed):
+        def build_criterion(self):
+            return nn.MSELoss()
+
+        def backward_windowed(self, images, labels, toolbox, metadata):
+            loss = toolbox.criterion(toolbox.model(images), labels.float())
+            loss.backward()
+            return loss.item(), {}
+
+        def validate_case_windowed(self, images, labels, toolbox, metadata):
+            return 0.0, {}, toolbox.model(images)
+
+    weights = []
+    for batch_size in (1, 4, 100):
+        trainer = small_trainer(tmp_path / str(batch_size), Squares(2, size=(12, 20)), cls=MeanSquares)
+        trainer.sliding_window_batch_size = batch_size
+        trainer.train(2, seed=3, ema=False, save_preview=False)
+        folder = trainer.experiment_folder()
+        weights.append(torch.load(folder / "checkpoint_latest.pth", weights_only=True))
+        assert json.loads((folder / "experiment.json").read_text())["inferer"]["batch_size"] == batch_size
+    for other in weights[1:]:
+        assert all(torch.allclose(weights[0][name], other[name], atol=1e-6) for name in other)
+
+
+def test_the_score_and_the_metrics_are_means_over_the_windows(tmp_path):
+    class Counting(Windowed):
+        def validate_case_windowed(self, images, labels, toolbox, metadata):
+            return float(len(images)), {"windows": float(len(images))}, images
+
+    trainer = small_trainer(tmp_path, Squares(1, size=(8, 20)), cls=Counting)  # 4 windows: 2 and 2; with 3: 2 and 2
+    trainer.sliding_window_batch_size = 3
+    trainer.train(1)
+    assert trainer.metrics()["val score"] == [2.0]
+    assert trainer.metrics()["val windows"] == [2.0]
+
+
+@pytest.mark.parametrize("size", [(5, 7), (8, 8), (8, 23), (6, 9, 11)])
+def test_outputs_are_put_together_for_images_of_any_size(tmp_path, size):
+    class Passing(Windowed):
+        window = (8,) * len(size)
+
+        def validate_case_windowed(self, images, labels, toolbox, metadata):
+            return 0.0, {}, images
+
+    trainer = small_trainer(tmp_path, Squares(1, size=size), cls=Passing)
+    trainer.train(1, save_preview=False)
+    image, label = Squares(1, size=size)[0]
+    _, _, output = trainer.validate_case(image, label, None)
+    assert torch.allclose(output, image, atol=1e-5)
+
+
+def test_a_loss_that_is_nan_in_one_window_only_is_noticed(tmp_path):
+    class Sick(Windowed):
+        def backward_windowed(self, images, labels, toolbox, metadata):
+            super().backward_windowed(images, labels, toolbox, metadata)
+            return float("nan") if len(self.seen) == 2 else 0.0, {}
+
+    trainer = small_trainer(tmp_path, cls=Sick)
+    trainer.train(1, non_finite="skip", save_preview=False)
+    assert "1 steps left out" in (trainer.experiment_folder() / "logs.txt").read_text()
+
+
+def test_windows_are_padded_for_the_network_in_training_and_in_validation(tmp_path):
+    class Padded(Windowed):
+        window = (10, 10)
+
+        def build_padding_module(self):
+            return Pad2d(8)
+
+    trainer = small_trainer(tmp_path, cls=Padded)
+    trainer.train(1)
+    assert trainer.example_shape == (1, 16, 16)
+    assert {entry[1][1:] for entry in trainer.seen if entry[0] == "training"} == {(1, 16, 16)}
+    assert {entry[1][1:] for entry in trainer.seen if entry[0] == "validation"} == {(1, 10, 10)}
+
+
+def test_inference_blends_the_windows_of_the_scored_weights(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(1, size=(20, 20)), cls=Windowed)
+    image, label = Squares(1, size=(20, 20))[0]
+    outputs = []
+    trainer.validate = lambda toolbox: outputs.append(
+        (trainer.infer(image[None], toolbox), trainer.validate_case(image, label, toolbox)[2])
+    )
+    trainer.train(1)
+    ((inferred, validated),) = outputs
+    assert torch.equal(inferred[0], validated)
+
+
+def test_a_predictor_repeats_the_windows_of_validation(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(1, size=(20, 20)), cls=Windowed)
+    trainer.train(1, ema=False)
+    folder = trainer.experiment_folder()
+    predictor = Predictor(folder, network=trainer.build_network((1, 8, 8)))
+    image, label = Squares(1, size=(20, 20))[0]
+    logits = predictor.logits(image)
+    criterion = DiceBCELossWithLogits(1)
+    seen = []
+
+    class Same(Windowed):
+        def build_network(self, example_shape):
+            network = super().build_network(example_shape)
+            network.load_state_dict(torch.load(folder / "checkpoint_best.pth", weights_only=True))
+            return network
+
+    again = small_trainer(tmp_path / "again", Squares(1, size=(20, 20)), cls=Same)
+    again.train_epoch = lambda toolbox: seen.append(again.validate_case(image, label, toolbox)[2])
+    again.train(1, ema=False)
+    assert torch.equal(seen[0], logits)
+    assert criterion(logits[None], label[None])[0].isfinite()
+
+
+def test_a_trainer_s_own_methods_meet_the_segmentation_defaults_in_one_class(tmp_path):
+    class Both(SlidingTrainer, SmallTrainer):
+        def get_window_shape(self):
+            return (8, 8)
+
+        backward_windowed = Windowed.backward_windowed
+        validate_case_windowed = Windowed.validate_case_windowed
+        seen = []  # noqa: RUF012  # the borrowed methods append to it
+
+    trainer = small_trainer(tmp_path, cls=Both)
+    trainer.train(2)
+    assert {kind for kind, *_ in trainer.seen} == {"training", "validation"}
+    assert (trainer.experiment_folder() / "expected (preview).png").exists()
+    assert Both.build_optimizer is SegmentationTrainer.build_optimizer
+
+
+def test_the_wrong_order_of_bases_is_refused_when_the_class_is_made():
+    with pytest.raises(TypeError, match="name SlidingTrainer before SegmentationTrainer"):
+        type("Wrong", (SegmentationTrainer, SlidingTrainer), {})
+
+
+def test_the_windowed_methods_must_be_there():
+    with pytest.raises(TypeError, match="backward_windowed"):
+        type("Unfinished", (SlidingTrainer, SmallTrainer), {"get_window_shape": lambda self: (8, 8)})("x", None, None)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"window": (8, 8, 8)}, r"2 spatial axes.*window \(8, 8, 8\) has 3"),
+        ({"window": (8, 0)}, "at least one voxel"),
+        ({"sliding_window_overlap": 1.0}, "below 1"),
+        ({"sliding_window_batch_size": 0}, "at least 1"),
+    ],
+)
+def test_windows_that_cannot_work_are_refused_before_anything_is_written(tmp_path, attributes, words):
+    trainer = small_trainer(tmp_path, cls=type("Odd", (Windowed,), attributes))
+    with pytest.raises(SettingsError, match=words):
+        trainer.train(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_beyond_the_image_hold_what_the_trainer_fills_them_with(tmp_path):
+    class Filled(Windowed):
+        label_fill = 7
+
+        def backward_windowed(self, images, labels, toolbox, metadata):
+            self.labels = labels
+            return super().backward_windowed(images, labels.clamp(max=1), toolbox, metadata)
+
+        def validate_case_windowed(self, images, labels, toolbox, metadata):
+            return super().validate_case_windowed(images, labels.clamp(max=1), toolbox, metadata)
+
+    trainer = small_trainer(tmp_path, Squares(1, size=(8, 6)), cls=Filled)
+    trainer.train(1)
+    assert trainer.labels.shape == (1, 1, 8, 8)
+    assert (trainer.labels[..., [0, -1]] == 7).all()
+    assert (trainer.labels[..., 1:-1] <= 1).all()
+
+
+def test_batches_of_several_images_of_one_size_train_together(tmp_path):
+    data = Squares(4, size=(12, 12))
+    trainer = Windowed(tmp_path, DataLoader(data, batch_size=4), DataLoader(data), console=False)
+    trainer.train(1)
+    assert {entry[3].batch_size for entry in trainer.seen if entry[0] == "training"} == {4}
