@@ -20,6 +20,7 @@ from typing_extensions import override
 from candy_monai.aliases import Device
 from candy_monai.data.folds import DEFAULT_SEED, Grouping, Strata, choose_folds, pick_fold
 from candy_monai.data.names import stem_of
+from candy_monai.data.sampling import SeededIndex
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 
@@ -199,8 +200,17 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
     @override
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor]:
         case_id = self._case_ids[idx]
-        image, label = self._transformed(*(_named(tensor, case_id) for tensor in self.load(idx)))
+        case = [_named(tensor, case_id) for tensor in self.load(idx)]
+        seed_transform = getattr(self._transform, "set_random_state", None)
+        if isinstance(idx, SeededIndex) and seed_transform is not None:
+            seed_transform(idx.seed)
+        image, label = self._transformed(*case)
         return _named(image, case_id), _named(label, case_id)
+
+    @property
+    def follows_position(self) -> bool:
+        """Whether an index, with the seed that a `SeededSampler` gives it, decides a sample alone."""
+        return self._transform is None or hasattr(self._transform, "set_random_state")
 
     def construct_new(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:
         """Return a dataset with the same options and other cases. Folds and subsets are built with it."""

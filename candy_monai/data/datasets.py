@@ -30,6 +30,7 @@ from candy_monai.data.cases import (
 from candy_monai.data.formats import READABLE
 from candy_monai.data.io import load_image
 from candy_monai.data.names import image_suffix, stem_of
+from candy_monai.data.sampling import at
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, DatasetError
 
@@ -214,7 +215,12 @@ class ComposeDataset(_Wrapper):
     @override
     def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
         base, index = self._images[idx]
-        return base[index]  # type: ignore[no-any-return]
+        return base[at(index, idx)]  # type: ignore[no-any-return]
+
+    @property
+    @override
+    def follows_position(self) -> bool:
+        return all(base.follows_position for base, _ in self._images)
 
 
 class BinarizedDataset(_Wrapper):
@@ -241,6 +247,11 @@ class BinarizedDataset(_Wrapper):
         return image, MetaTensor(positive, meta=copy.deepcopy(label.meta)) if isinstance(
             label, MetaTensor
         ) else positive
+
+    @property
+    @override
+    def follows_position(self) -> bool:
+        return self._base.follows_position
 
     @override
     def construct_new(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:

@@ -8,18 +8,19 @@ forked or spawned, and a resumed run produce the same samples. How patches are c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.data.planning import Plan
+from candy_monai.data.sampling import PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.transforms import Augmentation, JointTransform, source_box
 from candy_monai.errors import BadInputError
@@ -73,6 +74,8 @@ class PatchDataset(Dataset[Sample]):
     Raises:
         BadInputError: If a case is not in the store, or there is none.
     """
+
+    follows_position = True
 
     def __init__(
         self,
@@ -214,7 +217,7 @@ class StoredCases(Dataset[Sample]):
         }
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(PositionedSampler):
     """Name the samples of an epoch: epoch ``e`` of ``n`` samples has the indices ``e * n`` to ``e * n + n - 1``.
 
     With a dataset whose samples depend on the index alone, no two epochs are alike and each can be repeated.
@@ -223,23 +226,9 @@ class EpochSampler(Sampler[int]):
         num_samples: Samples in an epoch.
     """
 
-    def __init__(self, num_samples: int) -> None:
-        if num_samples < 1:
-            raise BadInputError(f"an epoch needs at least one sample, got {num_samples}")
-        self._num_samples = num_samples
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration names, from 0."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._num_samples
-
     @override
-    def __iter__(self) -> Iterator[int]:
-        first = self._epoch * self._num_samples
-        return iter(range(first, first + self._num_samples))
+    def indices(self, epoch: int) -> Sequence[int]:
+        return range(epoch * len(self), (epoch + 1) * len(self))
 
 
 def cut(

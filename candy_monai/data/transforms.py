@@ -36,9 +36,10 @@ class JointTransform:
     Inputs are never changed. Labels must be interpolated by nearest neighbour; a transform that blends them is found
     out by ids that were not there before.
 
-    Random parts are MONAI's, whose generators follow neither ``set_seed`` nor a loader's workers. So each process seeds
-    them itself before it transforms anything, from PyTorch's generator: every worker and every epoch draws its own
-    numbers, and ``set_seed`` decides which. ``set_random_state`` takes precedence in the process that it is called in.
+    Random parts are MONAI's, whose generators follow neither ``set_seed`` nor a loader's workers. So they are seeded
+    anew for every sample, from PyTorch's generator: every worker and every epoch draws its own numbers, ``set_seed``
+    decides which, and nothing is left in them that a resumed run would lack. ``set_random_state`` takes precedence in
+    the process that it is called in.
 
     Args:
         transform: Takes and returns ``{"image": ..., "label": ...}``: any MONAI dictionary transform, or any callable.
@@ -62,9 +63,12 @@ class JointTransform:
 
     def set_random_state(self, seed: int) -> None:
         """Seed every part that can be seeded in MONAI's way, for this process."""
+        self._seed(seed)
+        self._seeded_in = _process()
+
+    def _seed(self, seed: int) -> None:
         for part in self._random_parts:
             part.set_random_state(seed=seed)  # type: ignore[union-attr]  # looked for above
-        self._seeded_in = _process()
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return a transformed image and label; the label keeps its type.
@@ -76,8 +80,8 @@ class JointTransform:
         Raises:
             BadInputError: If ``transform`` invented label ids.
         """
-        if self._random_parts and self._seeded_in != (process := _process()):
-            self.set_random_state(int(torch.randint(1 << 32, ())) if isinstance(process, str) else process)
+        if self._random_parts and self._seeded_in != _process():
+            self._seed(int(torch.randint(1 << 32, ())))
         new_image, new_label = image.clone(), label.clone()
         if self._transform is not None:
             changed = self._transform({"image": new_image, "label": new_label})

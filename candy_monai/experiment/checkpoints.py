@@ -1,13 +1,21 @@
-"""The weight files of a run: when one is due, what it is called, what it holds. Builds no networks."""
+"""The weight files of a run: when one is due, what it is called, what it holds. Builds no networks.
+
+A file is staged under a hidden name first, and takes its place only after the run's state, which names its digest, is
+on disk. So a crash at any moment leaves each file either in its place or staged beside it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import re
+import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +25,8 @@ from candy_monai.files import atomic_path
 
 LATEST = "checkpoint_latest.pth"
 BEST = "checkpoint_best.pth"
+
+_LEFTOVER = re.compile(r"\..+(\.next|-[a-z0-9_]{8}(\.\w+)*)")
 
 Weights = Mapping[str, Tensor]
 WeightsKind = Literal["raw", "ema"]
@@ -30,13 +40,13 @@ class CheckpointRecord:
         epoch: The epoch after which it was written, counted from 1.
         score: The validation score of exactly these weights; None if they were not scored.
         kind: ``raw`` weights as the optimizer left them, or their exponential moving average.
-        sha256: The file's digest.
+        digest: The file's content, as `digest_of` sums it up.
     """
 
     epoch: int
     score: float | None
     kind: WeightsKind
-    sha256: str
+    digest: str
 
 
 class Checkpoints:
@@ -51,25 +61,80 @@ class Checkpoints:
     def __init__(self, folder: Path, *, num_epochs: int, num_checkpoints: int) -> None:
         self._folder = folder
         self._due = evenly_spaced_epochs(num_epochs, num_checkpoints)
+        self._staged: dict[WeightsKind, list[str]] = {}
         self.records: dict[str, CheckpointRecord] = {}
 
     def is_due(self, epoch: int, *, is_last: bool) -> bool:
         """Say whether a numbered checkpoint belongs after this epoch; the last epoch always has one, if any has."""
         return epoch in self._due or (is_last and bool(self._due))
 
-    def save(self, name: str, weights: Weights, *, epoch: int, score: float | None, kind: WeightsKind) -> None:
-        """Write one weight file and remember what it holds."""
-        digest = save_weights(self._folder / name, weights)
-        self.records[name] = CheckpointRecord(epoch=epoch, score=score, kind=kind, sha256=digest)
+    def stage(self, name: str, weights: Weights, *, epoch: int, score: float | None, kind: WeightsKind) -> None:
+        """Write one weight file under its hidden name and remember what it holds; `publish` puts it in its place.
+
+        Files of one kind that are staged together hold the same weights: all but the first are links to it.
+        """
+        path = staged_path(self._folder, name)
+        same = self._staged.setdefault(kind, [])
+        if same:
+            _link(staged_path(self._folder, same[0]), path)
+            digest = self.records[same[0]].digest
+        else:
+            save_weights(path, weights)
+            digest = digest_of(path)
+        same.append(name)
+        self.records[name] = CheckpointRecord(epoch=epoch, score=score, kind=kind, digest=digest)
+
+    def publish(self) -> None:
+        """Put what was staged in its place. To be called once the state that names it is on disk."""
+        for name in [name for names in self._staged.values() for name in names]:
+            staged_path(self._folder, name).replace(self._folder / name)
+        self._staged = {}
+
+    def reconcile(self) -> None:
+        """Finish what a crash interrupted: put staged files that the state names in their place, remove all others.
+
+        Raises:
+            ExperimentError: If a file that the state names is missing or is another.
+        """
+        for name, record in self.records.items():
+            path, staged = self._folder / name, staged_path(self._folder, name)
+            if holds(staged, record.digest):
+                staged.replace(path)
+            elif not holds(path, record.digest):
+                what = "is not the file that was saved" if path.exists() else "is missing"
+                raise ExperimentError(f"{path}: {what}; the run cannot be continued from it")
+        for path in self._folder.iterdir():
+            if is_leftover(path.name):
+                path.unlink()
+
+    def holding(self, *, epoch: int, kind: WeightsKind) -> Path | None:
+        """Return a file that holds the weights of this kind after this epoch; None if none does."""
+        names = (name for name, record in self.records.items() if (record.epoch, record.kind) == (epoch, kind))
+        name = next(names, None)
+        return None if name is None else self._folder / name
 
     def state_dict(self) -> dict[str, dict[str, str | int | float | None]]:
         """Return what each file holds."""
         return {name: dataclasses.asdict(record) for name, record in self.records.items()}
 
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember what a saved state says about each file."""
+        self.records = {name: CheckpointRecord(**record) for name, record in state.items()}
+
 
 def checkpoint_name(epoch: int) -> str:
     """Return the name of a numbered checkpoint."""
     return f"checkpoint_{epoch}.pth"
+
+
+def is_leftover(name: str) -> bool:
+    """Say whether a file of this name is what a crash left of a write: a staged or a temporary file."""
+    return bool(_LEFTOVER.fullmatch(name))
+
+
+def staged_path(folder: Path, name: str) -> Path:
+    """Return where a weight file waits for its state."""
+    return folder / f".{name}.next"
 
 
 def evenly_spaced_epochs(num_epochs: int, num_checkpoints: int) -> frozenset[int]:
@@ -78,12 +143,29 @@ def evenly_spaced_epochs(num_epochs: int, num_checkpoints: int) -> frozenset[int
     return frozenset(round(i * num_epochs / count) for i in range(1, count + 1))
 
 
-def save_weights(path: Path, weights: Weights) -> str:
-    """Write a plain state_dict to ``path`` in one step and return the file's SHA-256."""
-    with atomic_path(path) as temporary:
-        torch.save(dict(weights), temporary)
-        with temporary.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def save_tensors(path: Path, content: Mapping[str, object]) -> None:
+    """Write tensors and plain values to ``path`` in one step; the same content makes the same bytes."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)  # into an open file: with a path, the temporary name would become a part of it
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Write a plain state_dict to ``path`` in one step."""
+    save_tensors(path, weights)
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what `save_tensors` wrote onto the CPU, every checksum verified. Nothing in it is executed.
+
+    Raises:
+        OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile: If the file is damaged or holds anything but
+            tensors and plain values.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch.load does not look at the checksums
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged!r} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -95,9 +177,35 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ExperimentError(f"{path}: no such checkpoint")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_tensors(path)
     except Exception as error:
         raise ExperimentError(f"{path}: not a readable weight file ({type(error).__name__}: {error})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ExperimentError(f"{path}: expected a state_dict (tensors by name), found {type(weights).__name__}")
     return weights
+
+
+def digest_of(path: Path) -> str:
+    """Sum up a file that ``torch.save`` wrote, by the checksums that it holds of each of its tensors.
+
+    Reads the file's table of contents only. That the tensors have these checksums is verified when they are loaded.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
+
+
+def holds(path: Path, digest: str) -> bool:
+    """Say whether there is such a file with this digest."""
+    try:
+        return digest_of(path) == digest
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _link(existing: Path, new: Path) -> None:
+    new.unlink(missing_ok=True)
+    try:
+        os.link(existing, new)
+    except OSError:  # the file system knows no links
+        shutil.copyfile(existing, new)

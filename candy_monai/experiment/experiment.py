@@ -5,54 +5,32 @@ Owns what survives a crash. Knows no Trainer, no network and no data: it is hand
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, Weights, WeightsKind, checkpoint_name
+from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
-from candy_monai.experiment.folder import (
-    DESCRIPTION,
-    FORMAT,
-    LOGS,
-    METRICS,
-    STATE,
-    Json,
-    environment,
-    publish_folder,
-)
+from candy_monai.experiment.folder import DESCRIPTION, FORMAT, LOGS, METRICS, Json, environment, publish_folder
 from candy_monai.experiment.history import History
+from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
 from candy_monai.experiment.progress import Progress
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.files import atomic_path, atomic_write_text
-
-State = Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochWeights:
-    """The weights at the end of an epoch.
-
-    Attributes:
-        raw: As the optimizer left them.
-        scored: The weights that validation scores: the moving average where there is one, else ``raw``.
-        kind: What ``scored`` is.
-    """
-
-    raw: Weights
-    scored: Weights
-    kind: WeightsKind
+from candy_monai.experiment.state import RunWeights, State, save_state
+from candy_monai.files import atomic_write_text
 
 
 class Experiment:
     """One run's folder, settings, progress, history, early stopping, checkpoints and log.
+
+    It holds its folder against other processes until `close`.
 
     Args:
         folder: The published experiment folder.
@@ -61,6 +39,9 @@ class Experiment:
 
     Attributes:
         is_out_of_time: Whether one more epoch, as long as those before, would exceed the time limit.
+
+    Raises:
+        ExperimentError: If another process has the folder.
     """
 
     def __init__(self, folder: Path, settings: TrainSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,13 +52,18 @@ class Experiment:
         self.early_stopping = EarlyStopping(settings.early_stop_tolerance)
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
+        self._lock = FolderLock(folder)
         self._clock = clock
-        self._started = clock()
+        self._epoch_started = self._counted_until = clock()
         self.is_out_of_time = False
 
     @classmethod
     def create(
-        cls, parent: Path, settings: TrainSettings, facts: Json, initial_state: Callable[[], State]
+        cls,
+        parent: Path,
+        settings: TrainSettings,
+        facts: Json,
+        initial: Callable[[], tuple[RunWeights, State]],
     ) -> Experiment:
         """Publish a new folder that holds its description and a first state, and return its experiment.
 
@@ -85,22 +71,36 @@ class Experiment:
             parent: The folder of this trainer's experiments.
             settings: What ``train`` was told.
             facts: More for ``experiment.json``: trainer, network, plan, dataset.
-            initial_state: The states of optimizer, scheduler and the rest before the first step.
+            initial: Returns the weights, and the states of optimizer, scheduler and the rest, before the first step.
         """
 
         def fill(folder: Path, experiment_id: str) -> None:
-            description = {
-                "format": FORMAT,
-                "id": experiment_id,
-                **facts,
-                "settings": settings.as_dict(),
-                "environment": environment(),
-            }
-            atomic_write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+            _write_description(folder, {"format": FORMAT, "id": experiment_id, **facts}, settings)
             (folder / LOGS).touch()
-            cls(folder, settings).save_state(initial_state())
+            run = cls(folder, settings)
+            run.save_point(*initial())
+            run.close()
 
         return cls(publish_folder(parent, fill), settings)
+
+    def restore(self, state: State) -> None:
+        """Continue from a saved state, and put the folder's files in step with it.
+
+        Raises:
+            ExperimentError: If a weight file that the state names is missing or is another.
+        """
+        self.progress.load_state_dict(state["progress"])
+        self.history.load_state_dict(state["history"])
+        self.early_stopping.load_state_dict(state["early_stopping"])
+        self.checkpoints.load_state_dict(state["checkpoints"])
+        self.is_out_of_time = self.progress.epoch > 0 and self._another_epoch_takes_too_long()
+        self.checkpoints.reconcile()
+        if len(self.history):
+            self.history.save_csv(self.folder / METRICS)
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.release()
 
     @property
     def experiment_id(self) -> str:
@@ -113,14 +113,20 @@ class Experiment:
         all_done = self.progress.epoch >= self.settings.num_epochs
         return all_done or self.early_stopping.triggered or self.is_out_of_time
 
-    def _another_epoch_takes_too_long(self) -> bool:
-        limit, done = self.settings.time_limit_s, self.progress.epoch
-        elapsed = self._clock() - self._started
-        return limit is not None and done < self.settings.num_epochs and elapsed * (done + 1) / done > limit
-
     def log(self, message: str) -> str:
         """Append a message to ``logs.txt`` and return the line as written."""
         return self._log.write(message)
+
+    def begin_epoch(self, learning_rate: float) -> None:
+        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on."""
+        if not self.progress.batch:
+            self.progress.learning_rate, self.progress.epoch_s = learning_rate, 0.0
+        self._epoch_started = self._clock()
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds that the current epoch has taken, before an interruption too."""
+        return self.progress.epoch_s + self._clock() - self._epoch_started
 
     def finish_epoch(self, score: float | None) -> bool:
         """Close the epoch's metrics, move on by one epoch and say whether its weights are the best so far.
@@ -128,33 +134,61 @@ class Experiment:
         Args:
             score: The epoch's validation score; None if it was not validated, which counts neither for nor against it.
         """
+        progress = self.progress
+        duration = self.epoch_s
+        self.history.record_all({"learning rate": progress.learning_rate, "epoch duration": duration})
         self.history.close_epoch()
-        self.progress.epoch += 1
+        now = self._clock()
+        progress.epoch += 1
+        progress.total_s += progress.epoch_s + now - self._counted_until  # what was saved since the last one, too
+        progress.batch, progress.learning_rate, progress.epoch_s = 0, Progress.learning_rate, 0.0
+        self._epoch_started = self._counted_until = now
         self.is_out_of_time = self._another_epoch_takes_too_long()
         if score is None:
             return False
-        improved = self.progress.offer(score, epoch=self.progress.epoch)
+        improved = progress.offer(score, epoch=progress.epoch)
         self.early_stopping.update(improved=improved)
         return improved
 
-    def save_epoch(self, weights: EpochWeights, state: State, *, score: float | None, is_best: bool) -> None:
-        """Write the epoch to disk: weight files, then ``metrics.csv``, then ``state.pt``, which is the only commit.
+    def save_epoch(self, weights: RunWeights, state: State, *, score: float | None, is_best: bool) -> None:
+        """Write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
 
         Args:
             weights: The weights at the end of the epoch.
             state: The states of optimizer, scheduler and the rest.
             score: The validation score of ``weights.scored``.
             is_best: Whether ``checkpoint_best.pth`` becomes ``weights.scored``.
+
+        Raises:
+            ExperimentError: If the disk is full; the state of the epoch before is whole.
         """
         epoch, kind = self.progress.epoch, weights.kind
         raw_score = score if kind == "raw" else None
-        self.checkpoints.save(LATEST, weights.raw, epoch=epoch, score=raw_score, kind="raw")
-        if is_best:
-            self.checkpoints.save(BEST, weights.scored, epoch=epoch, score=score, kind=kind)
-        if self.checkpoints.is_due(epoch, is_last=self.is_complete):
-            self.checkpoints.save(checkpoint_name(epoch), weights.scored, epoch=epoch, score=score, kind=kind)
-        self.history.save_csv(self.folder / METRICS)
-        self.save_state(state)
+        with self._disk_has_room():
+            self.checkpoints.stage(LATEST, weights.raw, epoch=epoch, score=raw_score, kind="raw")
+            names = [BEST] if is_best else []
+            if self.checkpoints.is_due(epoch, is_last=self.is_complete):
+                names.append(checkpoint_name(epoch))
+            for name in names:
+                self.checkpoints.stage(name, weights.scored, epoch=epoch, score=score, kind=kind)
+            self._commit(weights, state, weights.to_dict(raw=False, scored=not names))
+            self.checkpoints.publish()
+            self.history.save_csv(self.folder / METRICS)
+
+    def save_point(self, weights: RunWeights, state: State) -> None:
+        """Write ``state.pt`` with all weights in it: within an epoch, or before the first.
+
+        Raises:
+            ExperimentError: If the disk is full; the state before is whole.
+        """
+        # Of a copy: the clock of this process goes on from where it was.
+        progress = dataclasses.replace(self.progress, epoch_s=self.epoch_s)
+        with self._disk_has_room():
+            self._commit(weights, {"progress": progress.state_dict(), **state}, weights.to_dict(raw=True, scored=True))
+
+    def describe(self, facts: Json) -> None:
+        """Write ``experiment.json`` anew, with the settings as they are now."""
+        _write_description(self.folder, {"format": FORMAT, "id": self.experiment_id, **facts}, self.settings)
 
     def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:
         """Return the event that tells of the last finished epoch.
@@ -179,32 +213,36 @@ class Experiment:
         progress = self.progress
         return RunFinished(epoch=progress.epoch, best_score=progress.best_score, best_epoch=progress.best_epoch)
 
-    def save_state(self, state: State) -> None:
-        """Write ``state.pt``: the collaborators' states and what is passed in, as tensors and plain values."""
+    def _commit(self, weights: RunWeights, state: State, inside: Mapping[str, object]) -> None:
         own = {
-            "format": FORMAT,
+            "settings": self.settings.as_dict(),
             "progress": self.progress.state_dict(),
             "history": self.history.state_dict(),
             "early_stopping": self.early_stopping.state_dict(),
             "checkpoints": self.checkpoints.state_dict(),
+            "is_complete": self.is_complete,
+            "kind": weights.kind,
+            "weights": inside,
         }
-        with atomic_path(self.folder / STATE) as temporary:
-            torch.save({**own, **state}, temporary)
+        save_state(self.folder, {**own, **state})
+
+    def _another_epoch_takes_too_long(self) -> bool:
+        limit, done, elapsed = self.settings.time_limit_s, self.progress.epoch, self.progress.total_s
+        return limit is not None and done < self.settings.num_epochs and elapsed * (done + 1) / done > limit
+
+    @contextmanager
+    def _disk_has_room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ExperimentError(
+                f"{self.folder}: the disk is full ({error.strerror}). The last saved state is whole: make room, then "
+                "continue this run"
+            ) from error
 
 
-def load_state(folder: Path) -> dict[str, object]:
-    """Read ``state.pt`` onto the CPU. Nothing in it is executed.
-
-    Raises:
-        ExperimentError: If it is missing, damaged or of another format.
-    """
-    path = folder / STATE
-    if not path.is_file():
-        raise ExperimentError(f"{path}: missing, so this run cannot be continued or checked")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ExperimentError(f"{path}: not readable ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ExperimentError(f"{path}: not a state of format {FORMAT}")
-    return state
+def _write_description(folder: Path, facts: Json, settings: TrainSettings) -> None:
+    description = {**facts, "settings": settings.as_dict(), "environment": environment()}
+    atomic_write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")

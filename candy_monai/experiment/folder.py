@@ -16,7 +16,9 @@ from pathlib import Path
 from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 differs in ``state.pt`` only, which cannot be continued from."""
 DESCRIPTION = "experiment.json"
 LOGS = "logs.txt"
 METRICS = "metrics.csv"
@@ -92,9 +94,9 @@ def read_description(folder: PathLike) -> dict[str, object]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExperimentError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else type(description).__name__
-        raise ExperimentError(f"{path}: format {found!r}, this version reads format {FORMAT}")
+    found = description.get("format") if isinstance(description, dict) else type(description).__name__
+    if not isinstance(description, dict) or found not in READABLE_FORMATS:
+        raise ExperimentError(f"{path}: format {found!r}, this version reads formats {READABLE_FORMATS}")
     return description
 
 

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,14 +73,24 @@ class History:
             writer.writerow([index + 1, *("" if math.isnan(cell) else repr(cell) for cell in cells)])
         atomic_write_text(path, text.getvalue(), durable=False)
 
-    def state_dict(self) -> dict[str, list[dict[str, float]]]:
-        """Return the closed epochs."""
-        return {"rows": [dict(row) for row in self._rows]}
+    def mark(self) -> dict[str, int]:
+        """Return how many values of each metric the current epoch has, for `roll_back`."""
+        return {name: len(values) for name, values in self._pending.items()}
 
-    def load_state_dict(self, state: Mapping[str, Iterable[Mapping[str, float]]]) -> None:
-        """Replace everything by the closed epochs of ``state``."""
+    def roll_back(self, mark: Mapping[str, int]) -> None:
+        """Forget the values that were recorded since `mark`."""
+        self._pending = {name: self._pending[name][:count] for name, count in mark.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the closed epochs, and what the current epoch has so far."""
+        values = _read([value for column in self._pending.values() for value in column])
+        pending = {name: list(itertools.islice(values, len(column))) for name, column in self._pending.items()}
+        return {"rows": [dict(row) for row in self._rows], "pending": pending}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace everything by what `state_dict` returned."""
         self._rows = [dict(row) for row in state["rows"]]
-        self._pending = {}
+        self._pending = {name: list(column) for name, column in state["pending"].items()}
 
 
 def load_metrics(path: Path) -> dict[str, list[float]]:

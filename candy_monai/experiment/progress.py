@@ -15,12 +15,20 @@ class Progress:
     Attributes:
         epoch: Epochs finished.
         step: Optimizer steps made.
+        batch: Batches of the current epoch that were trained on; 0 between two epochs.
+        learning_rate: The current epoch's first learning rate; NaN between two epochs.
+        epoch_s: Seconds that the current epoch took before it was interrupted.
+        total_s: Seconds that all finished epochs took, saving them included.
         best_score: The best finite validation score so far; minus infinity before the first.
         best_epoch: The epoch of ``best_score``, counted from 1; 0 before the first.
     """
 
     epoch: int = 0
     step: int = 0
+    batch: int = 0
+    learning_rate: float = math.nan
+    epoch_s: float = 0.0
+    total_s: float = 0.0
     best_score: float = -math.inf
     best_epoch: int = 0
 
@@ -37,5 +45,6 @@ class Progress:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Replace all fields."""
-        self.epoch, self.step, self.best_epoch = (int(state[name]) for name in ("epoch", "step", "best_epoch"))
-        self.best_score = float(state["best_score"])
+        for field in dataclasses.fields(self):
+            kind = int if isinstance(field.default, int) else float
+            setattr(self, field.name, kind(state[field.name]))

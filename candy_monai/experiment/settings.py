@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,7 @@ class TrainSettings:
     num_validation_cases: int | None = None
     non_finite: Literal["stop", "skip"] = "stop"
     time_limit_s: float | None = None
+    save_every: int | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("ema", "val_score_prediction", "save_preview", "deterministic"):
@@ -56,6 +58,8 @@ class TrainSettings:
             raise SettingsError(f"time_limit_s must be positive, got {self.time_limit_s}")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
+        if self.save_every is not None:
+            SaveInterval.parse(self.save_every)
         _one_of("amp", self.amp, (None, "bf16"))
         _one_of("non_finite", self.non_finite, ("stop", "skip"))
 
@@ -82,6 +86,40 @@ class TrainSettings:
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
         """Return the settings by name, as plain values."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveInterval:
+    """How often a run is saved within an epoch.
+
+    Attributes:
+        steps: After so many batches; None if time decides.
+        seconds: After so many seconds; None if steps decide.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, value: int | str) -> SaveInterval:
+        """Read what ``save_every`` was given: a number of batches, or minutes or seconds as ``"10m"`` or ``"90s"``.
+
+        Raises:
+            SettingsError: If it is neither.
+        """
+        if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m)", value.strip())):
+            seconds = float(match[1]) * (60 if match[2] == "m" else 1)
+            if seconds > 0:
+                return cls(seconds=seconds)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return cls(steps=value)
+        raise SettingsError(f"save_every must be a number of batches, or a time such as '10m' or '90s', got {value!r}")
+
+    def is_over(self, *, steps: int, seconds: float) -> bool:
+        """Say whether it is time to save again, so many steps and seconds after the last time."""
+        return (self.steps is not None and steps >= self.steps) or (
+            self.seconds is not None and seconds >= self.seconds
+        )
 
 
 def _at_least(name: str, value: int | None, minimum: int) -> None:

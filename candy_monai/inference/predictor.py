@@ -19,6 +19,7 @@ from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.state import weight_file
 from candy_monai.files import check_writable
 from candy_monai.inference.inferers import build_inferer, inferer_from_dict
 from candy_monai.inference.inputs import find_inputs
@@ -76,7 +77,7 @@ class Predictor(HasDevice):
         self._inferer = self._find_inferer() if inferer is None else inferer
         self._preprocessor = None if self.plan is None else Preprocessor(self.plan)
         self._padding = padding
-        self.model = self._load(network, self._folder / CHECKPOINTS.get(checkpoint, checkpoint))
+        self.model = self._load(network, weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint)))
 
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network that the weights belong to; by default the bundle does.

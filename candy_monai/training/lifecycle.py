@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,20 @@ from torch.utils.data import DataLoader
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.device import HasDevice
 from candy_monai.experiment.events import Preview, RunInterrupted
-from candy_monai.experiment.experiment import EpochWeights, Experiment
+from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
-from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.settings import SaveInterval, TrainSettings
+from candy_monai.experiment.state import RunWeights
 from candy_monai.network import NetworkAdapter, plain_network, plain_weights
 from candy_monai.nn.padding import padding_to_dict
-from candy_monai.observers.base import Observer
+from candy_monai.observers.base import Observer, ObserverGroup
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
+from candy_monai.training.interruption import StopRequest
 from candy_monai.training.overridables import Overridables
+from candy_monai.training.replay import batches_from, why_not_exact
 from candy_monai.training.reporting import Reporting
-from candy_monai.training.setup import bundle_of, check_loaders, first_sample, run_started, watchers
+from candy_monai.training.saved_run import SavedRun
+from candy_monai.training.setup import bundle_of, check_loaders, describe_loader, first_sample, run_started, watchers
 from candy_monai.training.toolbox import TrainerToolbox
 
 
@@ -62,6 +68,11 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         self.facts: dict[str, object] = {}
         self._padding: nn.Module | None = None
         self._preview: Preview | None = None
+        self._saved: SavedRun | None = None
+        self._stop = StopRequest()
+        self._schedule_epochs = 0
+        self._epoch_generators: GeneratorStates | None = None
+        self._saved_at = (0, 0.0)
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
@@ -99,11 +110,12 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         ), example_shape
 
     @contextmanager
-    def _running(self, settings: TrainSettings) -> Iterator[tuple[Experiment, TrainerToolbox]]:
-        """Set a run up, and tell those who watch how it ended."""
-        run, toolbox = self._set_up(settings)
+    def _running(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[tuple[Experiment, TrainerToolbox]]:
+        """Set a run up or take a saved one up again, and tell those who watch how it ended."""
+        run, toolbox = self._set_up(settings, saved)
         try:
-            yield run, toolbox
+            with self._stop.listening():
+                yield run, toolbox
             self._conclude(run)
         except BaseException as error:
             with suppress(Exception):  # a report that fails must not hide the error
@@ -113,29 +125,58 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             raise
         finally:
             self._observers.close()
+            run.close()
 
-    def _set_up(self, settings: TrainSettings) -> tuple[Experiment, TrainerToolbox]:
-        self._experiment = None
+    def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:
+        self._experiment, self._saved, self._epoch_generators = None, None, None
         check_loaders(self._dataloader, self._validation_dataloader)
         seed = draw_seed() if settings.seed is None else settings.seed
         set_seed(seed, deterministic=settings.deterministic)
         image, label = first_sample(self._dataloader)
         self.check_sample(image, label)
         toolbox, example_shape = self.build_toolbox(settings, image)
-        run = Experiment.create(
-            self._trainer_folder / type(self).__name__,
-            dataclasses.replace(settings, seed=seed),
-            {
-                "trainer": type(self).__name__,
-                "bundle": bundle_of(self),
-                "padding": padding_to_dict(self._padding),
-                **self.describe(example_shape),
-                **self.facts,
-            },
-            lambda: _state(toolbox),
-        )
+        facts = self._facts_of_run(example_shape)
+        if saved is None:
+            self._schedule_epochs = settings.num_epochs
+            run = Experiment.create(
+                self._trainer_folder / type(self).__name__,
+                dataclasses.replace(settings, seed=seed),
+                facts,
+                lambda: (_weights(toolbox), self._state(toolbox)),
+            )
+            generators = None
+        else:
+            saved.refuse_differences(facts)
+            reopened = saved.reopened(toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs))
+            run, generators = reopened.run, reopened.generators
+            self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
         self._experiment, self._preview = run, None
-        self._observers = watchers(
+        self._observers = self._watchers(settings)
+        self._announce(run, seed, saved)
+        self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
+        if generators is not None:
+            generators.restore()  # the last that happens before the first step: setting up has drawn numbers, too
+            if saved is not None and saved.schedule is not None:
+                run.save_point(_weights(toolbox), self._state(toolbox))
+                run.describe(facts)
+        self._saved_at = (run.progress.batch, time.monotonic())
+        return run, toolbox
+
+    def _facts_of_run(self, example_shape: Shape) -> dict[str, object]:
+        return {
+            "trainer": type(self).__name__,
+            "bundle": bundle_of(self),
+            "padding": padding_to_dict(self._padding),
+            "data": {
+                "training": describe_loader(self._dataloader),
+                "validation": describe_loader(self._validation_dataloader),
+            },
+            **self.describe(example_shape),
+            **self.facts,
+        }
+
+    def _watchers(self, settings: TrainSettings) -> ObserverGroup:
+        return watchers(
             settings=settings,
             save_preview=lambda preview: self.save_preview(
                 preview.image, preview.label, preview.output, quality=settings.preview_quality
@@ -145,28 +186,71 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             others=self._extra_observers,
             report=self.log,
         )
+
+    def _announce(self, run: Experiment, seed: int, saved: SavedRun | None) -> None:
         self.log(f"Experiment {run.experiment_id} in {run.folder}")
-        self.log(f"{type(self).__name__} on {self.device()}, {settings.num_epochs} epochs, seed {seed}")
-        if settings.note:
-            self.log(f"Note: {settings.note}")
+        self.log(f"{type(self).__name__} on {self.device()}, {run.settings.num_epochs} epochs, seed {seed}")
+        if saved is not None:
+            within = f", batch {run.progress.batch}" if run.progress.batch else ""
+            self.log(f"Continued after epoch {run.progress.epoch}{within}")
+        elif run.settings.note:
+            self.log(f"Note: {run.settings.note}")
         self._log_early_messages()
         if self._validation_dataloader is None:
             self.log("No validation: the best weights are the last, and there is no score, forecast or early stop")
-        self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
-        return run, toolbox
+        if reason := why_not_exact(self._dataloader):
+            self.log(f"If this run is interrupted, going on may not give the same numbers: {reason}")
+
+    def _batches_left(self, run: Experiment) -> Iterator[object]:
+        if not run.progress.batch:
+            self._epoch_generators = GeneratorStates.capture()
+        return batches_from(
+            self._dataloader,
+            epoch=run.progress.epoch,
+            first=run.progress.batch,
+            epoch_start=self._epoch_generators,
+        )
+
+    def _save_within_epoch(self, run: Experiment, toolbox: TrainerToolbox) -> None:
+        """Save after a step if it is time to, and end the run if it was asked to."""
+        interval, (batch, moment) = run.settings.save_every, self._saved_at
+        if interval is not None and SaveInterval.parse(interval).is_over(
+            steps=run.progress.batch - batch, seconds=time.monotonic() - moment
+        ):
+            run.save_point(_weights(toolbox), self._state(toolbox))
+            self._saved_at = (run.progress.batch, time.monotonic())
+        self._stop_if_asked(run, toolbox)
+
+    def _stop_if_asked(self, run: Experiment, toolbox: TrainerToolbox, *, back_to: Moment | None = None) -> None:
+        """Save and end the run if a signal asked for it.
+
+        Args:
+            run: The run.
+            toolbox: Its parts.
+            back_to: Where the run goes on from, if not from here.
+        """
+        if not self._stop.is_pending:
+            return
+        if back_to is not None:
+            run.history.roll_back(back_to.recorded)
+            back_to.generators.restore()
+        run.save_point(_weights(toolbox), self._state(toolbox))
+        self._stop.obey()
+
+    def _moment(self, run: Experiment) -> Moment:
+        return Moment(recorded=run.history.mark(), generators=GeneratorStates.capture())
 
     def _finish_epoch(self, run: Experiment, toolbox: TrainerToolbox, score: float | None) -> None:
         """Save the epoch, then say it: nothing is reported that a crash could take back."""
         improved = run.finish_epoch(score)
-        weights = EpochWeights(
-            raw=plain_weights(toolbox.model),
-            scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
-            kind="ema" if toolbox.ema else "raw",
-        )
+        self._epoch_generators = None
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
-        run.save_epoch(weights, _state(toolbox), score=score, is_best=is_best)
+        run.save_epoch(_weights(toolbox), self._state(toolbox), score=score, is_best=is_best)
+        self._saved_at = (0, time.monotonic())
         self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
         self._notify(run.epoch_finished(score, self._preview))
+        if self._stop.is_pending and not run.is_complete:
+            self._stop.obey()
 
     def _conclude(self, run: Experiment) -> None:
         if run.early_stopping.triggered:
@@ -181,13 +265,41 @@ class Lifecycle(Overridables, Reporting, HasDevice):
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device(), non_blocking=True)
 
+    def _state(self, toolbox: TrainerToolbox) -> dict[str, object]:
+        """Return what a resumed run needs besides the weights."""
+        epoch_start = self._epoch_generators
+        return {
+            "optimizer": toolbox.optimizer.state_dict(),
+            "scheduler": toolbox.scheduler.state_dict(),
+            "schedule_epochs": self._schedule_epochs,
+            "criterion": toolbox.criterion.state_dict(),
+            "ema": None if toolbox.ema is None else _without_weights(toolbox.ema),
+            "generators": GeneratorStates.capture().state_dict(),
+            "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
+        }
 
-def _state(toolbox: TrainerToolbox) -> dict[str, object]:
-    """Return what a resumed run needs besides the raw weights, which are in the latest checkpoint."""
-    return {
-        "optimizer": toolbox.optimizer.state_dict(),
-        "scheduler": toolbox.scheduler.state_dict(),
-        "criterion": toolbox.criterion.state_dict(),
-        "ema": None if toolbox.ema is None else toolbox.ema.state_dict(),
-        "generators": GeneratorStates.capture().state_dict(),
-    }
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A moment that an interrupted run can go back to.
+
+    Attributes:
+        recorded: What was recorded until then.
+        generators: The random generators.
+    """
+
+    recorded: Mapping[str, int]
+    generators: GeneratorStates
+
+
+def _weights(toolbox: TrainerToolbox) -> RunWeights:
+    return RunWeights(
+        raw=plain_weights(toolbox.model),
+        scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
+        kind="ema" if toolbox.ema else "raw",
+    )
+
+
+def _without_weights(ema: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a moving average besides the weights, which are in files of their own."""
+    return {name: value for name, value in ema.state_dict().items() if not name.startswith("module.")}

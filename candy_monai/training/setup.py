@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
@@ -51,6 +52,15 @@ def check_loaders(training: DataLoader[Any], validation: DataLoader[Any] | None)
         )
     if validation is not None and length(validation) == 0:
         raise BadInputError("the validation loader yields no case: give it cases, or pass None to train without")
+
+
+def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
+    """Return how many samples and which cases a loader is over, to recognise it by when a run is continued."""
+    if loader is None:
+        return None
+    case_ids = getattr(loader.dataset, "case_ids", None)
+    digest = None if case_ids is None else hashlib.sha256("\0".join(case_ids).encode()).hexdigest()[:16]
+    return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": digest}
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[object]:

@@ -8,9 +8,9 @@ by `candy_monai.observers`, what happens around the network is done by `candy_mo
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader
 from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.config import load_settings
 from candy_monai.data.batches import unpack
+from candy_monai.errors import ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
 from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
+from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import ValidationCases
@@ -68,6 +70,7 @@ class Trainer(Lifecycle):
         num_validation_cases: int | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
         time_limit_s: float | None = None,
+        save_every: int | str | None = None,
     ) -> None:
         """Train, validate and save for ``num_epochs`` epochs, in a new experiment folder.
 
@@ -89,6 +92,8 @@ class Trainer(Lifecycle):
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
             time_limit_s: Begin no epoch that would end later than so many seconds after the start; the first is always
                 trained.
+            save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
+                saves at the end of each.
 
         Raises:
             BadInputError: If a setting or the data cannot work; nothing was written.
@@ -111,14 +116,16 @@ class Trainer(Lifecycle):
             num_validation_cases=num_validation_cases,
             non_finite=non_finite,
             time_limit_s=time_limit_s,
+            save_every=save_every,
         )
-        with self._running(settings) as (run, toolbox):
+        self._train(settings)
+
+    def _train(self, settings: TrainSettings, saved: SavedRun | None = None) -> None:
+        with self._running(settings, saved) as (run, toolbox):
             while not run.is_complete:
-                started = time.monotonic()
-                learning_rate = toolbox.optimizer.param_groups[0]["lr"]
+                run.begin_epoch(toolbox.optimizer.param_groups[0]["lr"])
                 self.train_epoch(toolbox)
                 score = self.validate(toolbox) if self._validation_is_due(run) else None
-                self.record_all({"learning rate": learning_rate, "epoch duration": time.monotonic() - started})
                 self._finish_epoch(run, toolbox, score)
 
     def train_with_settings(self, num_epochs: int, *, settings: PathLike | None = None, **keywords: Any) -> None:
@@ -138,22 +145,65 @@ class Trainer(Lifecycle):
         from_files.pop("num_epochs", None)  # the argument always wins
         self.train(num_epochs, **{**from_files, **keywords})
 
+    def recover_from(self, experiment_id: PathLike) -> Self:
+        """Choose the run that `continue_training` goes on with.
+
+        Args:
+            experiment_id: The id of an experiment of this trainer's class in its folder, or an experiment folder.
+
+        Returns:
+            This trainer.
+
+        Raises:
+            ExperimentError: If there is no such experiment, or it cannot be continued.
+        """
+        own = self._trainer_folder / type(self).__name__ / experiment_id
+        self._saved = SavedRun.load(own if own.is_dir() else Path(experiment_id))
+        return self
+
+    def continue_training(
+        self, num_epochs: int | None = None, *, schedule: Continuation | None = None, force: bool = False
+    ) -> None:
+        """Go on with the run that `recover_from` chose, from where it was last saved.
+
+        With the number of epochs that it was begun with the result is that of a run that was never interrupted. With
+        more, say what the learning rate does:
+
+        * ``"keep"``: the schedule stays as it is; past its end it stays at its end value.
+        * ``"stretch"``: for a run that was not finished: the schedule of a run that was ``num_epochs`` long from the
+          start.
+        * ``"restart"``: for a finished run: a new schedule over the added epochs.
+
+        Args:
+            num_epochs: Epochs in all, those done included; None for as many as planned.
+            schedule: What the schedule does when the number of epochs changes.
+            force: Go on even if data, network or trainer are not those that the run was saved with.
+
+        Raises:
+            SettingsError: If the number of epochs changes and ``schedule`` does not say how, or does not fit.
+            ExperimentError: If no run was chosen, it is being trained elsewhere, or it differs; what differs is listed.
+        """
+        if self._saved is None:
+            raise ExperimentError("choose the run to go on with first: recover_from(experiment_id)")
+        saved = self._saved.continued(num_epochs, schedule=schedule, force=force)
+        self._train(saved.settings, saved)
+
     def train_epoch(self, toolbox: TrainerToolbox) -> None:
-        """Train on every batch of the training loader once."""
+        """Train on every batch of the training loader once; on those that are left, where an epoch was interrupted."""
         run = self._current()
-        epoch, total = run.progress.epoch + 1, length(self._dataloader)
-        watch = LossWatch(run.settings.non_finite, epoch=epoch)
-        if hasattr(self._dataloader.sampler, "set_epoch"):
-            self._dataloader.sampler.set_epoch(epoch - 1)
+        progress, total = run.progress, length(self._dataloader)
+        watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
         toolbox.model.train()
-        for step, batch in enumerate(batches(self._dataloader), start=1):
+        for batch in self._batches_left(run):
             loss, metrics, case_ids = self.train_batch(batch, toolbox)
-            if watch.admits(loss, step=step, case_ids=case_ids):
+            progress.batch += 1
+            if watch.admits(loss, step=progress.batch, case_ids=case_ids):
                 self.record("combined loss", loss)
                 self.record_all(metrics)
                 self.step(toolbox)
-                run.progress.step += 1
-            self._notify(StepFinished(epoch, "training", step, total))
+                progress.step += 1
+            self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
+            self._save_within_epoch(run, toolbox)
         watch.settle()
         if watch.num_skipped:
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
@@ -197,7 +247,7 @@ class Trainer(Lifecycle):
         epoch, limit = run.progress.epoch + 1, run.settings.num_validation_cases
         loader = self._validation_dataloader
         assert loader is not None
-        cases = ValidationCases()
+        cases, before = ValidationCases(), self._moment(run)
         total = min(filter(None, (num_cases(loader), limit)), default=None)
         toolbox.model.eval()
         if toolbox.ema is not None:
@@ -208,6 +258,7 @@ class Trainer(Lifecycle):
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
+                self._stop_if_asked(run, toolbox, back_to=before)
         self.record("val score", cases.score)
         self._preview = cases.preview()
         return cases.score

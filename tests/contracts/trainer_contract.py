@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from candy_monai.experiment.experiment import load_state
 from candy_monai.experiment.history import load_metrics
+from candy_monai.experiment.state import load_state
 
 
 class TrainerContract:

@@ -1,12 +1,17 @@
-import hashlib
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.checkpoints import Checkpoints, evenly_spaced_epochs, load_weights, save_weights
+from candy_monai.experiment.checkpoints import (
+    Checkpoints,
+    digest_of,
+    evenly_spaced_epochs,
+    is_leftover,
+    load_weights,
+    save_weights,
+)
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
@@ -34,10 +39,39 @@ def test_an_early_end_is_due_as_well():
 
 def test_each_file_s_epoch_score_kind_and_digest_are_known(tmp_path):
     checkpoints = Checkpoints(tmp_path, num_epochs=2, num_checkpoints=1)
-    checkpoints.save("checkpoint_best.pth", {"w": torch.ones(2)}, epoch=2, score=0.75, kind="ema")
+    checkpoints.stage("checkpoint_best.pth", {"w": torch.ones(2)}, epoch=2, score=0.75, kind="ema")
+    assert not (tmp_path / "checkpoint_best.pth").exists()
+    checkpoints.publish()
     record = checkpoints.state_dict()["checkpoint_best.pth"]
-    digest = hashlib.sha256((tmp_path / "checkpoint_best.pth").read_bytes()).hexdigest()
-    assert record == {"epoch": 2, "score": 0.75, "kind": "ema", "sha256": digest}
+    digest = digest_of(tmp_path / "checkpoint_best.pth")
+    assert record == {"epoch": 2, "score": 0.75, "kind": "ema", "digest": digest}
+
+
+def test_the_digest_tells_other_weights_and_not_another_name(tmp_path):
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        save_weights(tmp_path / f"{name}.pth", {"w": torch.tensor(value)})
+    same, again, other = (digest_of(tmp_path / f"{name}.pth") for name in "abc")
+    assert same == again
+    assert same != other
+
+
+def test_a_tensor_damaged_on_disk_is_noticed_when_it_is_loaded(tmp_path):
+    save_weights(tmp_path / "w.pth", {"w": torch.ones(1000)})
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[content.index(torch.ones(4).numpy().tobytes()) + 3] ^= 1
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ExperimentError, match=r"w\.pth"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", [".checkpoint_best.pth.next", ".state-ab12_x9z.pt", ".metrics-00000000.csv"])
+def test_what_a_crash_leaves_of_a_write_is_recognised_by_its_name(name):
+    assert is_leftover(name)
+
+
+@pytest.mark.parametrize("name", ["state.pt", ".gitignore", "checkpoint_best.pth", ".next", "a-abcdefgh.csv"])
+def test_other_files_are_not_taken_for_leftovers(name):
+    assert not is_leftover(name)
 
 
 def test_weights_come_back_as_they_were(tmp_path):

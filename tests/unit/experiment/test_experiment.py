@@ -1,20 +1,22 @@
+import errno
 import json
 
 import pytest
 import torch
 
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.experiment import EpochWeights, Experiment, load_state
+from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.state import RunWeights, load_state, stored_weights, weight_file
 
 
 def _experiment(parent, **settings):
     settings = TrainSettings(**{"num_epochs": 4, "seed": 7, "num_checkpoints": 2, **settings})
-    return Experiment.create(parent, settings, {"trainer": "T"}, lambda: {"optimizer": {}})
+    return Experiment.create(parent, settings, {"trainer": "T"}, lambda: (_weights(0.0), {"optimizer": {}}))
 
 
 def _weights(value):
-    return EpochWeights(raw={"w": torch.tensor(value)}, scored={"w": torch.tensor(value + 0.5)}, kind="ema")
+    return RunWeights(raw={"w": torch.tensor(value)}, scored={"w": torch.tensor(value + 0.5)}, kind="ema")
 
 
 def _run_epoch(experiment, score):
@@ -79,17 +81,109 @@ def test_an_epoch_that_was_not_validated_counts_neither_for_nor_against_the_run(
     assert experiment.progress.best_epoch == 1
 
 
-def test_a_crash_before_the_commit_leaves_the_state_of_the_epoch_before(tmp_path, monkeypatch):
+def _reopened(folder):
+    state = load_state(folder)
+    experiment = Experiment(folder, TrainSettings(**state["settings"]))
+    experiment.restore(state)
+    return experiment, stored_weights(state, experiment.checkpoints, folder)
+
+
+@pytest.mark.parametrize("moment", ["save_state", "publish"])
+def test_a_crash_before_and_after_the_commit_leaves_weights_and_state_of_one_epoch(tmp_path, monkeypatch, moment):
     experiment = _experiment(tmp_path)
     _run_epoch(experiment, 0.2)
 
-    def crash(_state):
-        raise OSError("disk full")
+    def crash(*_arguments):
+        raise OSError("power failure")
 
-    monkeypatch.setattr(experiment, "save_state", crash)
-    with pytest.raises(OSError, match="disk full"):
+    if moment == "publish":
+        monkeypatch.setattr(experiment.checkpoints, "publish", crash)
+    else:
+        monkeypatch.setattr("candy_monai.experiment.experiment.save_state", crash)
+    with pytest.raises(OSError, match="power failure"):
         _run_epoch(experiment, 0.3)
-    assert load_state(experiment.folder)["progress"]["epoch"] == 1
+    experiment.close()
+    epoch = 2 if moment == "publish" else 1
+    best = weight_file(experiment.folder, "checkpoint_best.pth")
+    assert torch.load(best, weights_only=True)["w"] == epoch + 0.5
+    reopened, weights = _reopened(experiment.folder)
+    assert reopened.progress.epoch == epoch
+    assert (weights.raw["w"], weights.scored["w"]) == (epoch, epoch + 0.5)
+    assert torch.load(experiment.folder / "checkpoint_best.pth", weights_only=True)["w"] == epoch + 0.5
+    assert not [path.name for path in experiment.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_averaged_weights_that_no_file_holds_are_in_the_state(tmp_path):
+    experiment = _experiment(tmp_path, num_checkpoints=0)
+    for score in (0.3, 0.1):
+        _run_epoch(experiment, score)
+    experiment.close()
+    _, weights = _reopened(experiment.folder)
+    assert (weights.raw["w"], weights.scored["w"]) == (2.0, 2.5)
+
+
+def test_files_of_the_same_weights_are_written_once(tmp_path):
+    experiment = _experiment(tmp_path, num_checkpoints=4)
+    _run_epoch(experiment, 0.2)
+    best, numbered = (experiment.folder / name for name in ("checkpoint_best.pth", "checkpoint_1.pth"))
+    assert best.samefile(numbered)
+    _run_epoch(experiment, 0.3)
+    assert torch.load(numbered, weights_only=True)["w"] == 1.5
+    assert torch.load(best, weights_only=True)["w"] == 2.5
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_state_before_is_whole(tmp_path, monkeypatch):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.2)
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
+    with pytest.raises(ExperimentError, match="disk is full.*make room"):
+        _run_epoch(experiment, 0.3)
+    experiment.close()
+    reopened, weights = _reopened(experiment.folder)
+    assert reopened.progress.epoch == 1
+    assert weights.raw["w"] == 1.0
+
+
+def test_a_weight_file_that_was_changed_afterwards_is_refused_by_name(tmp_path):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.2)
+    experiment.close()
+    torch.save({"w": torch.tensor(9.0)}, experiment.folder / "checkpoint_latest.pth")
+    with pytest.raises(ExperimentError, match=r"checkpoint_latest\.pth: is not the file that was saved"):
+        _reopened(experiment.folder)
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
+    experiment = _experiment(tmp_path)
+    with pytest.raises(ExperimentError, match="being trained at this moment"):
+        Experiment(experiment.folder, experiment.settings)
+    experiment.close()
+    Experiment(experiment.folder, experiment.settings).close()
+
+
+def test_within_an_epoch_the_weights_are_in_the_state_and_the_files_stay_those_of_the_last_epoch(tmp_path):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.2)
+    experiment.progress.batch = 3
+    experiment.history.record("loss", torch.tensor(0.25))
+    experiment.save_point(_weights(7.0), {"optimizer": {}})
+    experiment.close()
+    reopened, weights = _reopened(experiment.folder)
+    assert (reopened.progress.epoch, reopened.progress.batch) == (1, 3)
+    assert (weights.raw["w"], weights.scored["w"]) == (7.0, 7.5)
+    assert torch.load(experiment.folder / "checkpoint_latest.pth", weights_only=True)["w"] == 1.0
+    reopened.history.record("loss", 0.75)
+    assert reopened.history.close_epoch() == {"loss": 0.5}
+
+
+def test_a_state_of_an_earlier_format_is_refused_by_name(tmp_path):
+    torch.save({"format": 1}, tmp_path / "state.pt")
+    with pytest.raises(ExperimentError, match="format 1.*earlier version"):
+        load_state(tmp_path)
 
 
 def test_a_missing_or_damaged_state_is_an_error_that_names_it(tmp_path):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.errors import BadInputError, ExperimentError, NonFiniteLossError, SettingsError
 from candy_monai.experiment.events import RunFinished, RunInterrupted
-from candy_monai.experiment.experiment import load_state
+from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
 from candy_monai.nn.padding import Pad2d
 from candy_monai.observers.base import Observer

@@ -1,0 +1,199 @@
+"""A run as it was saved: read back, compared with the one that is to go on, and put into its parts. Trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import optim
+
+from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.experiment.differences import differences
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.state import RunWeights, load_state, stored_weights
+from candy_monai.network import plain_network
+from candy_monai.seeding import GeneratorStates
+from candy_monai.training.toolbox import TrainerToolbox
+
+Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
+Continuation = Literal["keep", "stretch", "restart"]
+
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What is on disk of a run, and how it is to go on.
+
+    Attributes:
+        folder: The experiment folder.
+        description: What ``experiment.json`` says.
+        settings: What ``train`` was told; with `continued`, what holds from now on.
+        is_finished: Whether the run came to its end.
+        schedule: What the learning rate's schedule does when the run becomes longer; None if it does not.
+        force: Whether differences are accepted.
+    """
+
+    folder: Path
+    description: Mapping[str, object]
+    settings: TrainSettings
+    is_finished: bool
+    schedule: Continuation | None = None
+    force: bool = False
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a run's description and state.
+
+        Raises:
+            ExperimentError: If the folder is no experiment, or its state is damaged or of another format.
+        """
+        description, state = read_description(folder), load_state(folder)
+        settings = TrainSettings(**state["settings"])
+        return cls(folder=folder, description=description, settings=settings, is_finished=state["is_complete"])
+
+    def continued(self, num_epochs: int | None, *, schedule: Continuation | None, force: bool) -> Self:
+        """Return this run with the number of epochs that it goes on to.
+
+        Raises:
+            SettingsError: If the number of epochs changes and ``schedule`` does not say how, or does not fit.
+        """
+        planned = self.settings.num_epochs
+        if num_epochs is None or num_epochs == planned:
+            if schedule is not None:
+                raise SettingsError(f"schedule={schedule!r} is for another number of epochs than the {planned} planned")
+            return dataclasses.replace(self, force=force)
+        if num_epochs < planned:
+            raise SettingsError(
+                f"the run was begun with {planned} epochs, and can be continued to more, not {num_epochs}"
+            )
+        choices = ("keep", "restart") if self.is_finished else ("keep", "stretch")
+        if schedule not in choices:
+            state = "finished" if self.is_finished else "unfinished"
+            raise SettingsError(
+                f"{num_epochs} epochs instead of {planned}: say what the learning rate does in this {state} run, "
+                f"schedule={' or '.join(map(repr, choices))}; got {schedule!r}"
+            )
+        longer = dataclasses.replace(self.settings, num_epochs=num_epochs)
+        return dataclasses.replace(self, settings=longer, schedule=schedule, force=force)
+
+    def refuse_differences(self, facts: Mapping[str, object]) -> None:
+        """Compare what is about to be trained with what was saved.
+
+        Args:
+            facts: What would stand in ``experiment.json`` of a new run.
+
+        Raises:
+            ExperimentError: If anything differs; every difference is listed.
+        """
+        saved = {name: value for name, value in self.description.items() if name not in _ABOUT_THE_RUN}
+        found = differences(saved, facts)
+        if found and not self.force:
+            lines = "".join(f"\n  - {line}" for line in found)
+            raise ExperimentError(
+                f"{self.folder}: not the run that was saved (saved -> present):{lines}\nforce=True goes on all the same"
+            )
+
+    def reopened(
+        self, toolbox: TrainerToolbox, rebuild: Callable[[int], optim.lr_scheduler.LRScheduler]
+    ) -> ReopenedRun:
+        """Take the folder, and put weights and states into the toolbox.
+
+        Args:
+            toolbox: As it was built for a new run.
+            rebuild: Builds the schedule for a number of epochs, around the toolbox's optimizer.
+
+        Raises:
+            ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
+        """
+        run = Experiment(self.folder, self.settings)
+        try:
+            state = load_state(self.folder)  # again: only now is it certain that nobody else writes it
+            run.restore(state)
+            if self.schedule is not None and self.is_finished:
+                run.early_stopping.num_stale_epochs = 0
+            schedule_epochs = self._fill(toolbox, state, run, rebuild)
+        except BaseException:
+            run.close()
+            raise
+        epoch_start = state["epoch_generators"]
+        return ReopenedRun(
+            run=run,
+            schedule_epochs=schedule_epochs,
+            generators=GeneratorStates(**state["generators"]),
+            epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
+        )
+
+    def _fill(
+        self,
+        toolbox: TrainerToolbox,
+        state: Mapping[str, Any],
+        run: Experiment,
+        rebuild: Rebuild,
+    ) -> int:
+        try:
+            _load_weights(toolbox, stored_weights(state, run.checkpoints, self.folder), state["ema"])
+            toolbox.criterion.load_state_dict(state["criterion"])
+            return self._schedule(toolbox, state, run, rebuild)
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = " ".join(str(error).split())[:300]
+            raise ExperimentError(f"{self.folder}: what was saved does not fit this trainer: {first}") from error
+
+    def _schedule(
+        self,
+        toolbox: TrainerToolbox,
+        state: Mapping[str, Any],
+        run: Experiment,
+        rebuild: Rebuild,
+    ) -> int:
+        """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
+        made_for: int = state["schedule_epochs"]
+        if self.schedule in (None, "keep"):
+            if made_for != self.settings.num_epochs:
+                toolbox.scheduler = rebuild(made_for)
+            toolbox.scheduler.load_state_dict(state["scheduler"])
+            toolbox.optimizer.load_state_dict(state["optimizer"])
+            return made_for
+        toolbox.optimizer.load_state_dict(state["optimizer"])
+        made_for, steps = self.settings.num_epochs, run.progress.step
+        if self.schedule == "restart":
+            made_for, steps = made_for - run.progress.epoch, 0
+        for group in toolbox.optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", group["lr"])
+        toolbox.scheduler = rebuild(made_for)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # stepping a schedule without its optimizer is the point here
+            for _ in range(steps):
+                toolbox.scheduler.step()
+        return made_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReopenedRun:
+    """A saved run that is ready to go on.
+
+    Attributes:
+        run: The experiment, its folder held.
+        schedule_epochs: The epochs that the schedule is made for.
+        generators: The random generators as they were saved; restore them last.
+        epoch_generators: As they were when the interrupted epoch began; None between two epochs.
+    """
+
+    run: Experiment
+    schedule_epochs: int
+    generators: GeneratorStates
+    epoch_generators: GeneratorStates | None
+
+
+def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:
+    plain_network(toolbox.model).load_state_dict(weights.raw)
+    if toolbox.ema is not None:
+        plain_network(toolbox.ema).load_state_dict(weights.scored)
+        if ema is not None:
+            toolbox.ema.load_state_dict(ema, strict=False)

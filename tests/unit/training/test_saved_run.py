@@ -1,0 +1,332 @@
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+from torch import nn
+from torch.utils.data import DataLoader
+
+from candy_monai.data.datasets import DatasetFromMemory
+from candy_monai.data.sampling import SeededSampler
+from candy_monai.data.transforms import JointTransform
+from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.experiment.events import RunInterrupted
+from candy_monai.experiment.state import load_state
+from candy_monai.nn.schedules import PolyLRScheduler
+from candy_monai.observers.base import Observer
+from candy_monai.training.interruption import Interrupted
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+QUIET = {"early_stop_tolerance": None, "save_preview": False, "seed": 5}
+
+
+class Crash(Exception):
+    pass
+
+
+class WithDropout(SmallTrainer):
+    """Draws random numbers in every step."""
+
+    def build_network(self, example_shape):
+        return nn.Sequential(super().build_network(example_shape), nn.Dropout(0.2))
+
+
+def crashing(trainer, *, step=None, case=None):
+    """Let a trainer raise before a step, or in a validation, both counted over all epochs from 1."""
+    counts = {"step": 0, "case": 0}
+    train_batch, validate_case = trainer.train_batch, trainer.validate_case
+
+    def train(batch, toolbox):
+        counts["step"] += 1
+        if counts["step"] == step:
+            raise Crash
+        return train_batch(batch, toolbox)
+
+    def validate(*arguments):
+        counts["case"] += 1
+        if counts["case"] == case:
+            raise Crash
+        return validate_case(*arguments)
+
+    trainer.train_batch, trainer.validate_case = train, validate
+    return trainer
+
+
+def assert_same_run(first, second):
+    """Compare every file of weights, the state and the metrics of two folders, but for what the clock decides."""
+    names = [sorted(path.name for path in folder.glob("checkpoint*")) for folder in (first, second)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert_same(comparable(load_state(first)), comparable(load_state(second)))
+    rows = [(folder / "metrics.csv").read_text().splitlines() for folder in (first, second)]
+    assert [row.rpartition(",")[0] for row in rows[0]] == [row.rpartition(",")[0] for row in rows[1]]
+
+
+def comparable(state):
+    for row in state["history"]["rows"]:
+        row.pop("epoch duration")
+    state["progress"].pop("total_s")
+    state["settings"].pop("save_every")
+    return state
+
+
+def assert_same(first, second, where="state"):
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for name in first:
+            assert_same(first[name], second[name], f"{where}.{name}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}.{index}")
+    else:
+        assert first == second or (first != first and second != second), where
+
+
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("crash", [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 6}, {"case": 2}, {"case": 7}])
+@pytest.mark.parametrize("save_every", [None, 1])
+def test_a_run_that_crashed_and_went_on_is_the_uninterrupted_run_to_the_bit(tmp_path, crash, save_every, ema):
+    whole = small_trainer(tmp_path / "whole", cls=WithDropout)
+    whole.train(4, ema=ema, **QUIET)
+    halted = crashing(small_trainer(tmp_path / "halted", cls=WithDropout), **crash)
+    with pytest.raises(Crash):
+        halted.train(4, ema=ema, save_every=save_every, **QUIET)
+    resumed = small_trainer(tmp_path / "halted", cls=WithDropout)
+    resumed.recover_from(halted.experiment_id()).continue_training()
+    assert resumed.experiment_folder() == halted.experiment_folder()
+    assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
+
+
+def _augmented(folder, *, num_workers, sampler=True):
+    transform = JointTransform(
+        Compose([RandFlipd(["image", "label"], prob=0.5), RandGaussianNoised("image", prob=1.0)])
+    )
+    squares = Squares(6)
+    data = DatasetFromMemory(*zip(*squares.samples, strict=True), transform=transform)
+    order = {"sampler": SeededSampler(data, seed=3)} if sampler else {"shuffle": True}
+    training = DataLoader(data, batch_size=2, num_workers=num_workers, **order)
+    return WithDropout(folder, training, DataLoader(Squares(2)), console=False)
+
+
+@pytest.mark.parametrize(("first_workers", "then_workers"), [(0, 0), (0, 2), (2, 0)])
+def test_under_our_sampler_the_number_of_workers_changes_nothing(tmp_path, first_workers, then_workers):
+    whole = _augmented(tmp_path / "whole", num_workers=0)
+    whole.train(2, **QUIET)
+    halted = crashing(_augmented(tmp_path / "halted", num_workers=first_workers), step=5)
+    with pytest.raises(Crash):
+        halted.train(2, save_every=1, **QUIET)
+    resumed = _augmented(tmp_path / "halted", num_workers=then_workers)
+    resumed.recover_from(halted.experiment_id()).continue_training()
+    assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_with_torch_s_own_sampler_the_batches_before_are_replayed(tmp_path, num_workers):
+    whole = _augmented(tmp_path / "whole", num_workers=num_workers, sampler=False)
+    whole.train(2, **QUIET)
+    halted = crashing(_augmented(tmp_path / "halted", num_workers=num_workers, sampler=False), step=5)
+    with pytest.raises(Crash):
+        halted.train(2, save_every=1, **QUIET)
+    resumed = _augmented(tmp_path / "halted", num_workers=num_workers, sampler=False)
+    resumed.recover_from(halted.experiment_id()).continue_training()
+    assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
+
+
+class _Asking(Observer):
+    """Sends this process a signal at a given event."""
+
+    def __init__(self, number, phase, done):
+        self.number, self.phase, self.done, self.events = number, phase, done, []
+
+    def on_step_finished(self, event):
+        if (event.phase, event.done, event.epoch) == (self.phase, self.done, 2):
+            os.kill(os.getpid(), self.number)
+
+    def on_run_interrupted(self, event):
+        self.events.append(event)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("phase", "done"), [("training", 1), ("training", 2), ("validation", 2), ("validation", 4)])
+def test_a_signal_finishes_the_step_saves_tells_the_observers_and_the_run_can_go_on(tmp_path, number, phase, done):
+    whole = small_trainer(tmp_path / "whole", cls=WithDropout)
+    whole.train(3, **QUIET)
+    asking = _Asking(number, phase, done)
+    halted = small_trainer(tmp_path / "halted", cls=WithDropout, observers=(asking,))
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=signal.Signals(number).name):
+        halted.train(3, **QUIET)
+    assert signal.getsignal(number) == before
+    assert [type(event) for event in asking.events] == [RunInterrupted]
+    progress = load_state(halted.experiment_folder())["progress"]
+    assert (progress["epoch"], progress["batch"]) == (1, done if phase == "training" else 2)
+    resumed = small_trainer(tmp_path / "halted", cls=WithDropout)
+    resumed.recover_from(halted.experiment_id()).continue_training()
+    assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
+
+
+def test_a_second_ctrl_c_does_not_wait_and_leaves_a_run_that_can_go_on(tmp_path):
+    class Impatient(SmallTrainer):
+        def backward(self, images, labels, toolbox):
+            if self._current().progress.epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().backward(images, labels, toolbox)
+
+    trainer = small_trainer(tmp_path, cls=Impatient)
+    with pytest.raises(KeyboardInterrupt, match="second Ctrl-C"):
+        trainer.train(3, **QUIET)
+    assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 1
+
+
+def test_no_epoch_is_trained_or_recorded_twice(tmp_path):
+    halted = crashing(small_trainer(tmp_path), step=5)
+    with pytest.raises(Crash):
+        halted.train(4, **QUIET)
+    resumed = small_trainer(tmp_path)
+    resumed.recover_from(halted.experiment_id()).continue_training(4)
+    rows = (resumed.experiment_folder() / "metrics.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4"]
+
+
+def test_a_finished_run_has_nothing_left_to_train(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(2, **QUIET)
+    before = (trainer.experiment_folder() / "state.pt").read_bytes()
+    again = small_trainer(tmp_path)
+    again.recover_from(trainer.experiment_id()).continue_training()
+    assert len(again.metrics()["val score"]) == 2
+    assert (trainer.experiment_folder() / "state.pt").read_bytes() == before
+
+
+class _Poly(SmallTrainer):
+    def build_scheduler(self, optimizer, num_epochs):
+        return PolyLRScheduler(optimizer, self.learning_rate, num_epochs * len(self._dataloader), exponent=1.0)
+
+
+def _rates(trainer):
+    return trainer.metrics()["learning rate"]
+
+
+def test_a_longer_unfinished_run_keeps_its_schedule_or_stretches_it(tmp_path):
+    for name, rates in {"keep": [1, 2 / 3, 1 / 3, 0, 0, 0], "stretch": [1, 2 / 3, 4 / 6, 3 / 6, 2 / 6, 1 / 6]}.items():
+        halted = crashing(small_trainer(tmp_path, cls=_Poly), step=5)
+        with pytest.raises(Crash):
+            halted.train(3, **QUIET)
+        resumed = small_trainer(tmp_path, cls=_Poly)
+        resumed.recover_from(halted.experiment_id()).continue_training(6, schedule=name)
+        assert _rates(resumed) == pytest.approx([0.02 * rate for rate in rates])
+        settings = json.loads((resumed.experiment_folder() / "experiment.json").read_text())["settings"]
+        assert settings["num_epochs"] == 6
+
+
+def test_an_extended_finished_run_stays_at_its_end_or_begins_a_new_schedule(tmp_path):
+    for name, added in {"keep": [0, 0], "restart": [0.02, 0.01]}.items():
+        trainer = small_trainer(tmp_path, cls=_Poly)
+        trainer.train(2, **QUIET)
+        longer = small_trainer(tmp_path, cls=_Poly)
+        longer.recover_from(trainer.experiment_id()).continue_training(4, schedule=name)
+        assert _rates(longer) == pytest.approx([0.02, 0.01, *added])
+        assert (longer.experiment_folder() / "checkpoint_4.pth").exists()
+
+
+def test_a_lengthened_run_that_crashes_again_goes_on_as_it_was_lengthened(tmp_path):
+    halted = crashing(small_trainer(tmp_path, cls=_Poly), step=3)
+    with pytest.raises(Crash):
+        halted.train(2, **QUIET)
+    again = crashing(small_trainer(tmp_path, cls=_Poly), step=1)
+    with pytest.raises(Crash):
+        again.recover_from(halted.experiment_id()).continue_training(4, schedule="stretch")
+    last = small_trainer(tmp_path, cls=_Poly)
+    last.recover_from(halted.experiment_id()).continue_training()
+    assert _rates(last) == pytest.approx([0.02, 0.015, 0.01, 0.005])
+
+
+@pytest.mark.parametrize(
+    ("finished", "arguments", "words"),
+    [
+        (False, {"num_epochs": 6}, "unfinished run, schedule='keep' or 'stretch'"),
+        (True, {"num_epochs": 6}, "finished run, schedule='keep' or 'restart'"),
+        (True, {"num_epochs": 6, "schedule": "stretch"}, "got 'stretch'"),
+        (False, {"num_epochs": 2}, "can be continued to more, not 2"),
+        (False, {"schedule": "keep"}, "another number of epochs"),
+    ],
+)
+def test_what_becomes_of_the_schedule_must_be_said_and_fit(tmp_path, finished, arguments, words):
+    trainer = small_trainer(tmp_path) if finished else crashing(small_trainer(tmp_path), step=3)
+    if finished:
+        trainer.train(3, **QUIET)
+    else:
+        with pytest.raises(Crash):
+            trainer.train(3, **QUIET)
+    with pytest.raises(SettingsError, match=words):
+        small_trainer(tmp_path).recover_from(trainer.experiment_id()).continue_training(**arguments)
+
+
+def test_another_dataset_or_network_is_refused_with_the_difference_and_can_be_forced(tmp_path):
+    halted = crashing(small_trainer(tmp_path), step=3)
+    with pytest.raises(Crash):
+        halted.train(3, **QUIET)
+    more = small_trainer(tmp_path, Squares(6)).recover_from(halted.experiment_id())
+    with pytest.raises(ExperimentError, match=r"data\.training\.samples: 4 -> 6"):
+        more.continue_training()
+    more = small_trainer(tmp_path, Squares(6)).recover_from(halted.experiment_id())
+    more.continue_training(force=True)
+    assert len(more.metrics()["val score"]) == 3
+
+
+def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path):
+    class Wider(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Conv2d(1, 1, 5, padding=2)
+
+    Wider.__name__ = "SmallTrainer"
+    halted = crashing(small_trainer(tmp_path), step=3)
+    with pytest.raises(Crash):
+        halted.train(3, **QUIET)
+    wider = small_trainer(tmp_path, cls=Wider).recover_from(halted.experiment_id())
+    with pytest.raises(ExperimentError, match="does not fit this trainer"):
+        wider.continue_training(force=True)
+
+
+def test_a_run_that_is_still_being_trained_is_refused(tmp_path):
+    class Nosy(SmallTrainer):
+        def validate_case(self, *arguments):
+            other = small_trainer(tmp_path, cls=SmallTrainer)
+            with pytest.raises(ExperimentError, match="being trained at this moment"):
+                other.recover_from(self.experiment_folder()).continue_training(force=True)
+            raise Crash
+
+    with pytest.raises(Crash):
+        small_trainer(tmp_path, cls=Nosy).train(2, **QUIET)
+
+
+def test_to_go_on_without_saying_with_what_is_a_clear_error(tmp_path):
+    with pytest.raises(ExperimentError, match="recover_from"):
+        small_trainer(tmp_path).continue_training()
+    with pytest.raises(ExperimentError, match="not an experiment folder"):
+        small_trainer(tmp_path).recover_from("20260101-00-ffff")
+
+
+def test_patience_and_the_best_score_are_taken_up_where_they_were(tmp_path):
+    class Scripted(SmallTrainer):
+        scores = (0.5, 0.4, 0.3, 0.2, 0.1)
+
+        def validate_case(self, image, label, toolbox):
+            return self.scores[self._current().progress.epoch], {}, torch.zeros_like(image)
+
+    halted = crashing(small_trainer(tmp_path, cls=Scripted), step=7)
+    with pytest.raises(Crash):
+        halted.train(9, **{**QUIET, "early_stop_tolerance": 3})
+    resumed = small_trainer(tmp_path, cls=Scripted)
+    resumed.recover_from(halted.experiment_id()).continue_training()
+    assert resumed.metrics()["val score"] == [0.5, 0.4, 0.3, 0.2]
+    assert load_state(resumed.experiment_folder())["progress"]["best_epoch"] == 1
+    assert math.isfinite(resumed.metrics()["combined loss"][-1])
