@@ -33,6 +33,7 @@ _MODULE_OF = {
     "Plan": "data.planning",
     "plan": "data.planning",
     "Preprocessor": "data.preprocessing",
+    "SeededSampler": "data.sampling",
     "JointTransform": "data.transforms",
     "HasDevice": "device",
     "auto_device": "device",

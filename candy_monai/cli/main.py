@@ -12,12 +12,19 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from candy_monai.cli import demo, inspect, predict, preprocess, train
+from candy_monai.cli import demo, inspect, predict, preprocess, resume, train
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
 from candy_monai.errors import did_you_mean
 
-COMMANDS = {"demo": demo, "inspect": inspect, "preprocess": preprocess, "train": train, "predict": predict}
+COMMANDS = {
+    "demo": demo,
+    "inspect": inspect,
+    "preprocess": preprocess,
+    "train": train,
+    "resume": resume,
+    "predict": predict,
+}
 """The commands, in the order in which one would first use them."""
 
 

@@ -27,7 +27,11 @@ from candy_monai.recipes.prepare import Prepared, checked_dataset, prepare_datas
 from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed
 from candy_monai.registry import find_bundle
 from candy_monai.seeding import draw_seed
+from candy_monai.training.saved_run import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
+
+VALIDATION_SCORES = "validation.json"
+"""The scores of the best weights on whole cases, in the experiment folder; written last."""
 
 START_UP_S = 8.0
 """Seconds that pass before this function is called, mostly to import PyTorch and MONAI."""
@@ -92,7 +96,7 @@ def train_dataset(
     prepared = prepare_dataset(
         checked, overrides=overrides, store=store, out=out, device=device, on_progress=on_progress
     )
-    run = _PlannedRun(
+    run = PlannedRun(
         prepared=prepared,
         plan=prepared.plan if num_epochs is None else dataclasses.replace(prepared.plan, num_epochs=num_epochs),
         training=training.case_ids,
@@ -110,7 +114,7 @@ def train_dataset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlannedRun:
+class PlannedRun:
     """Everything that decides a run, before its first step."""
 
     prepared: Prepared
@@ -125,7 +129,7 @@ class _PlannedRun:
     amp: Precision = None
     time_limit_s: float | None = None
 
-    def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> _PlannedRun:
+    def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
         speed = measure_speed(self._trainer())
         seconds = seconds_left()
@@ -157,11 +161,21 @@ class _PlannedRun:
             validate_every=self.plan.validate_every,
             time_limit_s=self.time_limit_s,
         )
+        return self._scored(trainer)
+
+    def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
+        """Go on with this run where it was last saved, and end as `train` does."""
+        trainer = self._trainer()
+        trainer.facts["dataset"] = self._facts()
+        trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
+        return self._scored(trainer)
+
+    def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
         if cases:
             scores = score_cases(self._predictor(trainer, folder), cases)
-            scores.save(folder / "validation.json")
+            scores.save(folder / VALIDATION_SCORES)
             trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {scores.mean:.4f}")
         return folder
 
@@ -187,6 +201,8 @@ class _PlannedRun:
         description = self.prepared.dataset.description
         return {
             "name": description.name,
+            "folder": str(self.prepared.dataset.folder.resolve()),
+            "store": str(self.prepared.store_folder.parent.resolve()),
             "digest": self.prepared.fingerprint.digest,
             "channel_names": list(description.channel_names),
             "labels": dict(description.labels),

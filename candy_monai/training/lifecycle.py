@@ -137,14 +137,13 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         toolbox, example_shape = self.build_toolbox(settings, image)
         facts = self._facts_of_run(example_shape)
         if saved is None:
-            self._schedule_epochs = settings.num_epochs
+            self._schedule_epochs, generators = settings.num_epochs, GeneratorStates.capture()
             run = Experiment.create(
                 self._trainer_folder / type(self).__name__,
                 dataclasses.replace(settings, seed=seed),
                 facts,
                 lambda: (_weights(toolbox), self._state(toolbox)),
             )
-            generators = None
         else:
             saved.refuse_differences(facts)
             reopened = saved.reopened(toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs))
@@ -154,11 +153,10 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         self._observers = self._watchers(settings)
         self._announce(run, seed, saved)
         self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
-        if generators is not None:
-            generators.restore()  # the last that happens before the first step: setting up has drawn numbers, too
-            if saved is not None and saved.schedule is not None:
-                run.save_point(_weights(toolbox), self._state(toolbox))
-                run.describe(facts)
+        generators.restore()  # the last before the first step: what a process imports for the first time may draw, too
+        if saved is not None and saved.schedule is not None:
+            run.save_point(_weights(toolbox), self._state(toolbox))
+            run.describe(facts)
         self._saved_at = (run.progress.batch, time.monotonic())
         return run, toolbox
 

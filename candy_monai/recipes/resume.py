@@ -1,0 +1,119 @@
+"""Go on with a planned run from its folder alone: what the command line's ``resume`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.cache import inspect_once
+from candy_monai.data.planning import Plan
+from candy_monai.data.store import CaseStore
+from candy_monai.device import auto_device
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.recipes.prepare import Prepared, checked_dataset
+from candy_monai.recipes.train import VALIDATION_SCORES, PlannedRun, bundle_trainer, load_trainer_class
+from candy_monai.training.saved_run import Continuation, SavedRun
+from candy_monai.training.segmentation import SegmentationTrainer
+
+
+def resume_training(
+    experiment: PathLike,
+    *,
+    dataset: PathLike | None = None,
+    store: PathLike | None = None,
+    num_epochs: int | None = None,
+    schedule: Continuation | None = None,
+    trainer: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+    on_progress: Callable[[str], None] = print,
+) -> Path:
+    """Continue an interrupted run that was begun by ``train_dataset``, or make a finished one longer.
+
+    Args:
+        experiment: The experiment folder.
+        dataset: The dataset's folder; None for where it was.
+        store: The folder for what is derived from datasets; None for where it was.
+        num_epochs: Epochs in all; None for as many as planned.
+        schedule: What the learning rate does when the number of epochs changes; see ``Trainer.continue_training``.
+        trainer: ``FILE:Class``, the trainer of your own that the run was begun with.
+        device: A PyTorch device, or ``auto``.
+        force: Go on even if data, network or trainer are not those that the run was saved with.
+        on_progress: Told what is being done.
+
+    Returns:
+        The experiment folder.
+
+    Raises:
+        BadInputError: If the run was not begun by a plan, or its dataset is not where it was.
+        ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
+    """
+    folder = Path(experiment)
+    saved = SavedRun.load(folder)
+    facts, plan = saved.description.get("dataset"), saved.description.get("plan")
+    if not isinstance(facts, dict) or not isinstance(plan, dict):
+        raise BadInputError(
+            f"{folder}: was trained from Python, so only its script knows the data: "
+            f"call recover_from({folder.name!r}).continue_training() on its trainer"
+        )
+    validated = not facts["validation"] or (folder / VALIDATION_SCORES).exists()
+    if saved.is_finished and num_epochs is None and validated:
+        on_progress(f"{folder}: finished already, nothing is left to train")
+        return folder
+    run = _planned_run(saved, facts, Plan.from_dict(plan), _trainer_class(saved, trainer), dataset, store, device)
+    return run.resume(folder, num_epochs, schedule, force=force)
+
+
+def _planned_run(
+    saved: SavedRun,
+    facts: dict[str, Any],
+    plan: Plan,
+    trainer: type[SegmentationTrainer],
+    dataset: PathLike | None,
+    store: PathLike | None,
+    device: str,
+) -> PlannedRun:
+    source = Path(dataset if dataset is not None else facts["folder"])
+    if not source.is_dir():
+        raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
+    store_folder = Path(store if store is not None else facts["store"])
+    checked = checked_dataset(source, store_folder)
+    seed = saved.settings.seed
+    assert seed is not None  # a run records the seed that it drew
+    return PlannedRun(
+        prepared=Prepared(
+            dataset=checked.dataset,
+            fingerprint=inspect_once(checked.dataset, store_folder),
+            plan=plan,
+            store=CaseStore.build(checked.dataset, plan, store_folder),
+            warnings=checked.warnings,
+        ),
+        plan=plan,
+        training=tuple(facts["training"]),
+        validation=tuple(facts["validation"]),
+        trainer_class=trainer,
+        seed=seed,
+        device=torch.device(auto_device() if device == "auto" else device),
+        out=saved.folder.resolve().parents[1],
+        chosen=frozenset(),
+    )
+
+
+def _trainer_class(saved: SavedRun, trainer: str | None) -> type[SegmentationTrainer]:
+    name, bundle = saved.description.get("trainer"), saved.description.get("bundle")
+    if trainer is not None:
+        found = load_trainer_class(trainer)
+    elif isinstance(bundle, str):
+        found = bundle_trainer(bundle)
+    else:
+        raise BadInputError(
+            f"{saved.folder}: trained by {name}, a class of your own, which is never imported by a name that stands in "
+            f"a file: say where it is, --trainer FILE:{name}"
+        )
+    if found.__name__ != name:
+        raise ExperimentError(f"{saved.folder}: trained by {name}, not by {found.__name__}")
+    return found

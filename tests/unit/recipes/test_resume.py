@@ -1,0 +1,133 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from candy_monai.cli.main import main
+from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.errors import BadInputError, ExperimentError, SettingsError
+from candy_monai.experiment.state import load_state
+from candy_monai.recipes.resume import resume_training
+from candy_monai.recipes.train import train_dataset
+from candy_monai.training.segmentation import SegmentationTrainer
+from tests.toys import small_trainer
+from tests.unit.training.test_saved_run import assert_same_run
+
+TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=6, shape=(24, 26, 16))
+
+
+def _quiet(_message):
+    pass
+
+
+def _train(phantom, out):
+    return train_dataset(phantom, num_epochs=2, seed=3, overrides=TINY, device="cpu", out=out, on_progress=_quiet)
+
+
+@pytest.fixture
+def crashed(phantom, tmp_path, monkeypatch):
+    """A run that ended in its second epoch."""
+    with monkeypatch.context() as patched:
+        backward, steps = SegmentationTrainer.backward, []
+
+        def crash(self, *arguments):
+            steps.append(1)
+            if len(steps) == 5:
+                raise Crash
+            return backward(self, *arguments)
+
+        patched.setattr(SegmentationTrainer, "backward", crash)
+        with pytest.raises(Crash):
+            _train(phantom, tmp_path / "out")
+    (folder,) = (tmp_path / "out" / "UNetTrainer").iterdir()
+    return folder
+
+
+def test_a_planned_run_goes_on_from_its_folder_alone_to_the_same_result(phantom, crashed, tmp_path):
+    whole = _train(phantom, tmp_path / "whole")
+    assert resume_training(crashed, device="cpu", on_progress=_quiet) == crashed
+    assert_same_run(whole, crashed)
+    assert (whole / "validation.json").read_text() == (crashed / "validation.json").read_text()
+
+
+def test_a_finished_run_is_said_to_be_finished_and_left_as_it_is(phantom, tmp_path, capsys):
+    folder = _train(phantom, tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert main(["resume", str(folder)]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert main(["resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 2
+    assert "schedule='keep' or 'restart'" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="finished run"):
+        resume_training(folder, num_epochs=3, schedule="stretch", device="cpu", on_progress=_quiet)
+    resume_training(folder, num_epochs=3, schedule="restart", device="cpu", on_progress=_quiet)
+    assert load_state(folder)["progress"]["epoch"] == 3
+
+
+def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phantom, crashed, tmp_path):
+    phantom = phantom.rename(phantom.with_name("moved"))
+    try:
+        with pytest.raises(BadInputError, match="not there any more.*--dataset"):
+            resume_training(crashed, device="cpu", on_progress=_quiet)
+        other = write_phantom_dataset(tmp_path / "other", num_cases=6, shape=(24, 26, 16), seed=9)
+        with pytest.raises(ExperimentError, match=r"dataset\.digest"):
+            resume_training(crashed, dataset=other, device="cpu", on_progress=_quiet)
+        resume_training(crashed, dataset=phantom, device="cpu", on_progress=_quiet, force=True)
+    finally:
+        phantom.rename(phantom.with_name("phantom"))
+    assert load_state(crashed)["progress"]["epoch"] == 2
+
+
+def test_a_run_that_was_begun_from_python_says_how_to_go_on(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(1, save_preview=False)
+    with pytest.raises(BadInputError, match="recover_from"):
+        resume_training(trainer.experiment_folder(), on_progress=_quiet)
+
+
+def test_a_folder_that_is_no_experiment_ends_with_the_code_of_bad_input(tmp_path, capsys):
+    assert main(["resume", str(tmp_path)]) != 0
+    assert "not an experiment folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_command_is_resumed_by_a_command_to_the_same_result(phantom, tmp_path):
+    overrides = [
+        word for key, value in {**TINY, "iterations_per_epoch": "6"}.items() for word in ("--set", f"{key}={value}")
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(*words):
+        return [sys.executable, "-m", "candy_monai", *words]
+
+    def train(out):
+        return command(
+            "train", str(phantom), "--epochs", "3", "--seed", "3", "--device", "cpu", "--out", str(out), *overrides
+        )
+
+    subprocess.run(train(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    killed = subprocess.Popen(
+        train(tmp_path / "killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "killed").glob("UNetTrainer/*/checkpoint_latest.pth")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    (whole,), (folder,) = ((tmp_path / name / "UNetTrainer").glob("2*") for name in ("whole", "killed"))
+    subprocess.run(command("resume", str(folder), "--device", "cpu"), check=True, env=environment, capture_output=True)
+    assert_same_run(whole, folder)
+    assert torch.load(folder / "checkpoint_best.pth", weights_only=True)
