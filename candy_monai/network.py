@@ -1,8 +1,8 @@
 """The adapter around a user's network, shared by Trainer and Predictor.
 
-Owns what happens between a user's ``backward`` and the user's network: autocast, float32 logits, padding before and
-cropping after, and the share of a gradient that one of several passes contributes. The user's own methods stay free of
-all of it. Owns no optimisation.
+Owns what happens between a user's ``backward`` and the user's network: autocast, float32 logits, memory format,
+padding before and cropping after, a fall-back from compilation, and the factor on the gradients of one of several
+passes. The user's own methods stay free of all of it. Owns no optimisation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing_extensions import override
 
 from candy_monai.nn.padding import restore_like
 
-Precision = Literal["bf16"] | None
+Precision = Literal["bf16", "fp16"] | None
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NetworkAdapter(nn.Module):
@@ -34,15 +36,31 @@ class NetworkAdapter(nn.Module):
     Args:
         network: The user's network: images ``(B, C, *spatial)`` to a tensor, or a list, tuple or dict of tensors.
         padding: Pads ``(B, C, *spatial)`` to a size that the network accepts; None if it accepts any.
-        amp: ``"bf16"`` runs the network under autocast; None in the precision of its weights.
+        amp: ``"bf16"`` or ``"fp16"`` runs the network under autocast; None in the precision of its weights.
+        channels_last: Whether weights and images are stored with the channels last, which some kernels want.
+
+    Attributes:
+        compile_failure: Why a compiled network runs as it is all the same; None if it does not.
     """
 
-    def __init__(self, network: nn.Module, *, padding: nn.Module | None = None, amp: Precision = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        padding: nn.Module | None = None,
+        amp: Precision = None,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.compile_failure: str | None = None
         self._padding = [padding]  # in a list, so that it is no submodule: the weights stay the network's own
         self._amp = amp
-        self._gradient_share = 1.0
+        self._channels_last = channels_last
+        self._gradient_factor: float | Tensor = 1.0
+        if channels_last:
+            for parameter in network.parameters():
+                parameter.data = _with_channels_last(parameter.data)
 
     @override
     def __getattr__(self, name: str) -> Tensor | nn.Module:
@@ -69,35 +87,51 @@ class NetworkAdapter(nn.Module):
         )
 
     def _call(self, images: Tensor) -> object:
+        if self._channels_last:
+            images = _with_channels_last(images)
         if self._amp is None:
-            outputs = self.network(images)  # not autocast(enabled=False): that would switch off the caller's own
+            outputs = self._run(images)  # not autocast(enabled=False): that would switch off the caller's own
         else:
-            with torch.autocast(images.device.type, torch.bfloat16):
-                outputs = self.network(images)
+            with torch.autocast(images.device.type, _TYPES[self._amp]):
+                outputs = self._run(images)
         outputs = _map_tensors(lambda output: output.float() if output.is_floating_point() else output, outputs)
-        if self._gradient_share == 1.0 or not torch.is_grad_enabled():
+        if isinstance(self._gradient_factor, float) and self._gradient_factor == 1.0:
             return outputs
-        return _map_tensors(self._with_share, outputs)
+        return _map_tensors(self._with_factor, outputs)
 
-    def _with_share(self, output: Tensor) -> Tensor:
-        scaled: Tensor = _ScaledGradient.apply(output, self._gradient_share)  # type: ignore[no-untyped-call]
+    def _run(self, images: Tensor) -> object:
+        if getattr(self.network, "_compiled_call_impl", None) is None:
+            return self.network(images)
+        try:
+            return self.network(images)
+        except Exception as error:  # of the compiler, or of the network: then it comes again
+            self.network._compiled_call_impl = None
+            outputs = self.network(images)
+            self.compile_failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return outputs
+
+    def _with_factor(self, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            return output
+        scaled: Tensor = _ScaledGradient.apply(output, self._gradient_factor)  # type: ignore[no-untyped-call]
         return scaled
 
     @contextmanager
-    def gradient_share(self, share: float) -> Iterator[None]:
-        """Let what is backpropagated through the network's outputs count for a share of it only.
+    def gradient_factor(self, factor: float | Tensor) -> Iterator[None]:
+        """Multiply the gradients of whatever is backpropagated through the network's outputs.
 
-        This is how several passes add up to one mean, although each user's loss is a mean of its own. A term of the
-        loss that does not depend on the outputs, such as a penalty on the weights, is not reached.
+        This is how several passes add up to one mean, although each user's loss is a mean of its own, and how half
+        precision keeps small gradients. A term of the loss that does not depend on the outputs, such as a penalty on
+        the weights, is not reached.
 
         Args:
-            share: What every gradient is multiplied by.
+            factor: On top of those that hold already; a tensor of zero dimensions where it lives on the device.
         """
-        before, self._gradient_share = self._gradient_share, self._gradient_share * share
+        before, self._gradient_factor = self._gradient_factor, self._gradient_factor * factor
         try:
             yield
         finally:
-            self._gradient_share = before
+            self._gradient_factor = before
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -105,14 +139,40 @@ class _ScaledGradient(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, output: Tensor, share: float) -> Tensor:
-        ctx.share = share
+    def forward(ctx: Any, output: Tensor, factor: float | Tensor) -> Tensor:
+        ctx.factor = factor
         return output.view_as(output)
 
     @staticmethod
     @override
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0] * ctx.share, None
+        return gradients[0] * ctx.factor, None
+
+
+def choose_precision(amp: str | None, device: torch.device) -> Precision:
+    """Return the precision to run a network in on a device.
+
+    Args:
+        amp: ``"bf16"``, ``"fp16"``, None for that of the weights, or ``"auto"``: on a CUDA device bfloat16 where it is
+            fast, else float16; elsewhere None.
+        device: Where the network runs.
+    """
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return amp  # type: ignore[return-value]  # the settings have seen to it
+
+
+def channels_last_pays(network_dims: int, amp: Precision, device: torch.device) -> bool:
+    """Say whether a layout with the channels last is the faster one: for pictures on tensor cores."""
+    return network_dims == 2 and amp is not None and device.type == "cuda"
+
+
+def _with_channels_last(tensor: Tensor) -> Tensor:
+    """Return a tensor of 4 or 5 axes with its second one last in memory; any other as it is."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
 
 
 def adapter_of(model: nn.Module) -> NetworkAdapter:

@@ -30,7 +30,10 @@ class TrainSettings:
     save_preview: bool = True
     preview_quality: float = 0.75
     deterministic: bool = False
-    amp: Literal["bf16"] | None = None
+    amp: Literal["bf16", "fp16", "auto"] | None = None
+    accumulate: int = 1
+    compile_model: bool = False
+    channels_last: bool | None = None
     validate_every: int = 1
     num_validation_cases: int | None = None
     non_finite: Literal["stop", "skip"] = "stop"
@@ -38,7 +41,7 @@ class TrainSettings:
     save_every: int | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ema", "val_score_prediction", "save_preview", "deterministic"):
+        for name in ("ema", "val_score_prediction", "save_preview", "deterministic", "compile_model"):
             _of_type(name, getattr(self, name), bool, "true or false")
         _of_type("note", self.note, str, "text")
         for name in ("preview_quality", "time_limit_s"):
@@ -46,7 +49,10 @@ class TrainSettings:
                 _of_type(name, getattr(self, name), (int, float), "a number")
         if self.seed is not None:
             _of_type("seed", self.seed, int, "a whole number")
+        if self.channels_last is not None:
+            _of_type("channels_last", self.channels_last, bool, "true or false")
         _at_least("num_epochs", self.num_epochs, 1)
+        _at_least("accumulate", self.accumulate, 1)
         _at_least("num_checkpoints", self.num_checkpoints, 0)
         _at_least("early_stop_tolerance", self.early_stop_tolerance, 1)
         _at_least("val_score_prediction_degree", self.val_score_prediction_degree, 1)
@@ -60,7 +66,7 @@ class TrainSettings:
             raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
         if self.save_every is not None:
             SaveInterval.parse(self.save_every)
-        _one_of("amp", self.amp, (None, "bf16"))
+        _one_of("amp", self.amp, (None, "bf16", "fp16", "auto"))
         _one_of("non_finite", self.non_finite, ("stop", "skip"))
 
     @classmethod

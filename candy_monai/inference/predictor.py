@@ -24,7 +24,7 @@ from candy_monai.files import check_writable
 from candy_monai.inference.inferers import build_inferer, inferer_from_dict
 from candy_monai.inference.inputs import find_inputs
 from candy_monai.metrics.overlap import labels_from_logits
-from candy_monai.network import NetworkAdapter, Precision
+from candy_monai.network import NetworkAdapter, choose_precision
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.padding import padding_from_dict
 from candy_monai.registry import find_bundle
@@ -223,7 +223,10 @@ class Predictor(HasDevice):
             raise ExperimentError(f"{weights_file}: does not fit the network {name}: {first[:200]}") from error
         padding = self._padding if self._padding is not None else self.build_padding_module()
         settings = self.description.get("settings")
-        amp: Precision = "bf16" if isinstance(settings, dict) and settings.get("amp") == "bf16" else None
+        stored = settings.get("amp") if isinstance(settings, dict) else None
+        amp = choose_precision(stored, self.device())
+        if amp == "fp16" and self.device().type == "cpu":
+            amp = None  # CPUs are slow in half precision
         return NetworkAdapter(network, padding=padding, amp=amp).to(self.device()).eval()
 
     def _find_inferer(self) -> Inferer | None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Device, PathLike, Shape
@@ -20,10 +22,18 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import SaveInterval, TrainSettings
 from candy_monai.experiment.state import RunWeights
-from candy_monai.network import NetworkAdapter, plain_network, plain_weights
+from candy_monai.network import (
+    NetworkAdapter,
+    adapter_of,
+    channels_last_pays,
+    choose_precision,
+    plain_network,
+    plain_weights,
+)
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.observers.base import Observer, ObserverGroup
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
+from candy_monai.training.accumulation import Group
 from candy_monai.training.interruption import StopRequest
 from candy_monai.training.overridables import Overridables
 from candy_monai.training.replay import batches_from, why_not_exact
@@ -73,6 +83,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         self._schedule_epochs = 0
         self._epoch_generators: GeneratorStates | None = None
         self._saved_at = (0, 0.0)
+        self._scaler = GradScaler("cpu", enabled=False)
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
@@ -99,7 +110,14 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
         network = self.build_network(example_shape).to(self.device())
-        model = NetworkAdapter(network, padding=self._padding, amp=settings.amp)
+        amp = choose_precision(settings.amp, self.device())
+        channels_last = settings.channels_last
+        if channels_last is None:
+            channels_last = channels_last_pays(len(example_shape) - 1, amp, self.device())
+        model = NetworkAdapter(network, padding=self._padding, amp=amp, channels_last=channels_last)
+        if settings.compile_model:
+            network.compile()  # in place: the weights keep their names, and the moving average's copy is not compiled
+        self._scaler = GradScaler(self.device().type, enabled=amp == "fp16")
         optimizer = self.build_optimizer(model.parameters())
         return TrainerToolbox(
             model=model,
@@ -140,7 +158,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             self._schedule_epochs, generators = settings.num_epochs, GeneratorStates.capture()
             run = Experiment.create(
                 self._trainer_folder / type(self).__name__,
-                dataclasses.replace(settings, seed=seed),
+                dataclasses.replace(settings, seed=seed, amp=choose_precision(settings.amp, self.device())),
                 facts,
                 lambda: (_weights(toolbox), self._state(toolbox)),
             )
@@ -148,6 +166,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             saved.refuse_differences(facts)
             reopened = saved.reopened(toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs))
             run, generators = reopened.run, reopened.generators
+            self._scaler.load_state_dict(reopened.scaler)
             self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
         self._experiment, self._preview = run, None
         self._observers = self._watchers(settings)
@@ -208,6 +227,21 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             first=run.progress.batch,
             epoch_start=self._epoch_generators,
         )
+
+    @contextmanager
+    def _gradients_for(self, toolbox: TrainerToolbox, group: Group) -> Iterator[None]:
+        """Let a batch's gradients count for its share of a step, and in half precision keep the small ones."""
+        if group.count == 1 and not self._scaler.is_enabled():
+            yield
+            return
+        share = torch.full((), 1 / group.count, device=self.device())
+        with adapter_of(toolbox.model).gradient_factor(self._scaler.scale(share)):
+            yield
+
+    def _say_if_not_compiled(self, toolbox: TrainerToolbox) -> None:
+        if isinstance(toolbox.model, NetworkAdapter) and toolbox.model.compile_failure is not None:
+            self.log(f"The network could not be compiled and runs as it is: {toolbox.model.compile_failure}")
+            toolbox.model.compile_failure = None
 
     def _save_within_epoch(self, run: Experiment, toolbox: TrainerToolbox) -> None:
         """Save after a step if it is time to, and end the run if it was asked to."""
@@ -270,6 +304,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             "optimizer": toolbox.optimizer.state_dict(),
             "scheduler": toolbox.scheduler.state_dict(),
             "schedule_epochs": self._schedule_epochs,
+            "scaler": self._scaler.state_dict(),
             "criterion": toolbox.criterion.state_dict(),
             "ema": None if toolbox.ema is None else _without_weights(toolbox.ema),
             "generators": GeneratorStates.capture().state_dict(),

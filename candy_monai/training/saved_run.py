@@ -126,6 +126,7 @@ class SavedRun:
         return ReopenedRun(
             run=run,
             schedule_epochs=schedule_epochs,
+            scaler=state["scaler"],
             generators=GeneratorStates(**state["generators"]),
             epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
         )
@@ -181,12 +182,14 @@ class ReopenedRun:
     Attributes:
         run: The experiment, its folder held.
         schedule_epochs: The epochs that the schedule is made for.
+        scaler: The state of half precision's gradient scaler, empty in any other.
         generators: The random generators as they were saved; restore them last.
         epoch_generators: As they were when the interrupted epoch began; None between two epochs.
     """
 
     run: Experiment
     schedule_epochs: int
+    scaler: dict[str, Any]
     generators: GeneratorStates
     epoch_generators: GeneratorStates | None
 

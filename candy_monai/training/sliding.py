@@ -103,7 +103,7 @@ class SlidingTrainer(Trainer):
         for numbers in batches_of_windows(total, self.sliding_window_batch_size):
             windows = super().prepare_batch(grid.cut(images, numbers), grid.cut(labels, numbers))
             share = len(numbers) / total
-            with adapter_of(toolbox.model).gradient_share(share):
+            with adapter_of(toolbox.model).gradient_factor(share):
                 loss, parts = self.backward_windowed(*windows, toolbox, metadata)
             mean_loss = mean_loss + share * (loss.detach() if isinstance(loss, Tensor) else loss)  # NaN must show
             metrics.add(parts, weight=len(numbers))

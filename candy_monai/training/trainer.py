@@ -24,6 +24,7 @@ from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
+from candy_monai.training.accumulation import Group
 from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.saved_run import Continuation, SavedRun
@@ -65,7 +66,10 @@ class Trainer(Lifecycle):
         save_preview: bool = True,
         preview_quality: float = 0.75,
         deterministic: bool = False,
-        amp: Literal["bf16"] | None = None,
+        amp: Literal["bf16", "fp16", "auto"] | None = None,
+        accumulate: int = 1,
+        compile_model: bool = False,
+        channels_last: bool | None = None,
         validate_every: int = 1,
         num_validation_cases: int | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
@@ -86,7 +90,12 @@ class Trainer(Lifecycle):
             save_preview: Draw previews of the worst validated case.
             preview_quality: Million voxels that a preview of a volume may be made from.
             deterministic: Use deterministic algorithms only, which are slower.
-            amp: ``"bf16"`` runs the network in mixed precision; its outputs are float32 all the same.
+            amp: ``"bf16"`` or ``"fp16"`` runs the network in mixed precision, ``"auto"`` in what is fast on a CUDA
+                device; its outputs are float32 all the same, and small gradients are kept in half precision.
+            accumulate: Batches whose gradients add up to one optimizer step, as one batch of so many times the size
+                would give. The schedule moves on by as many batches.
+            compile_model: Compile the network; where that fails it runs as it is, and the log says why.
+            channels_last: Store the channels last; None does so where it pays.
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
@@ -112,6 +121,9 @@ class Trainer(Lifecycle):
             preview_quality=preview_quality,
             deterministic=deterministic,
             amp=amp,
+            accumulate=accumulate,
+            compile_model=compile_model,
+            channels_last=channels_last,
             validate_every=validate_every,
             num_validation_cases=num_validation_cases,
             non_finite=non_finite,
@@ -195,16 +207,26 @@ class Trainer(Lifecycle):
         watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
         toolbox.model.train()
         for batch in self._batches_left(run):
-            loss, metrics, case_ids = self.train_batch(batch, toolbox)
+            group = Group.of(progress.batch, size=run.settings.accumulate, num_batches=total)
+            if progress.batch == group.first:
+                toolbox.optimizer.zero_grad()
+                usable = True
+            with self._gradients_for(toolbox, group):
+                loss, metrics, case_ids = self.train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
                 self.record("combined loss", loss)
                 self.record_all(metrics)
-                self.step(toolbox)
-                progress.step += 1
+            else:
+                usable = False
             self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
-            self._save_within_epoch(run, toolbox)
+            if progress.batch > group.last:
+                if usable:
+                    self.step(toolbox, num_batches=group.count)
+                    progress.step += 1
+                self._save_within_epoch(run, toolbox)
         watch.settle()
+        self._say_if_not_compiled(toolbox)
         if watch.num_skipped:
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
 
@@ -221,7 +243,6 @@ class Trainer(Lifecycle):
         images, labels, case_ids = unpack(batch)
         self.check_labels(labels, case_ids)
         images, labels = self.prepare_batch(images, labels)
-        toolbox.optimizer.zero_grad()
         loss, metrics = self.backward(images, labels, toolbox)
         return loss, metrics, case_ids
 
@@ -232,12 +253,20 @@ class Trainer(Lifecycle):
             return images, labels
         return self._padding(images), pad_labels(self._padding, labels, self.label_fill)
 
-    def step(self, toolbox: TrainerToolbox) -> None:
-        """Change the weights by their gradients: clip, step, move the schedule on, update the moving average."""
+    def step(self, toolbox: TrainerToolbox, *, num_batches: int = 1) -> None:
+        """Change the weights by their gradients: clip, step, move the schedule on, update the moving average.
+
+        Args:
+            toolbox: Optimizer, schedule and the rest.
+            num_batches: Batches that the gradients come from.
+        """
+        self._scaler.unscale_(toolbox.optimizer)
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(toolbox.model.parameters(), self.max_grad_norm)
-        toolbox.optimizer.step()
-        toolbox.scheduler.step()
+        self._scaler.step(toolbox.optimizer)
+        self._scaler.update()
+        for _ in range(num_batches):
+            toolbox.scheduler.step()
         if toolbox.ema is not None:
             toolbox.ema.update_parameters(toolbox.model)
 

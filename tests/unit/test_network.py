@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from candy_monai.network import NetworkAdapter, count_macs, num_parameters, plain_network, plain_weights
+from candy_monai.network import (
+    NetworkAdapter,
+    choose_precision,
+    count_macs,
+    num_parameters,
+    plain_network,
+    plain_weights,
+)
 from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.nn.padding import Pad2d
 
@@ -107,3 +114,70 @@ def test_only_trainable_parameters_are_counted():
     network = nn.Linear(3, 2)
     network.bias.requires_grad_(False)
     assert num_parameters(network) == 6
+
+
+def test_a_factor_reaches_the_weights_gradients_and_leaves_the_outputs():
+    factor = torch.tensor(4.0)
+    adapter = NetworkAdapter(_Identity()).train()
+    images = torch.ones(1, 1, 2, 2)
+    with adapter.gradient_factor(0.5), adapter.gradient_factor(factor):
+        outputs = adapter(images)
+        outputs.sum().backward()
+    assert torch.equal(outputs.detach(), images)
+    assert adapter.network.scale.grad == 4 * 0.5 * 4
+    adapter(images).sum().backward()
+    assert adapter.network.scale.grad == 8 + 4
+
+
+def test_outputs_without_a_gradient_pass_under_a_factor():
+    adapter = NetworkAdapter(_Heads()).train()
+    with adapter.gradient_factor(0.5):
+        outputs = adapter(torch.randn(1, 2, 4, 4, requires_grad=True))
+    assert outputs["ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_channels_last_changes_the_layout_and_not_the_result(ndim):
+    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+    network, images = conv(3, 4, 3), torch.randn(1, 3, *(6,) * ndim)
+    expected = network(images)
+    adapter = NetworkAdapter(copy.deepcopy(network), channels_last=True)
+    form = torch.channels_last if ndim == 2 else torch.channels_last_3d
+    assert adapter.network.weight.is_contiguous(memory_format=form)
+    assert torch.allclose(adapter(images), expected, atol=1e-5)
+    assert plain_weights(adapter).keys() == network.state_dict().keys()
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is_and_says_why():
+    class Stubborn(nn.Module):
+        def forward(self, images):
+            if torch.compiler.is_compiling():
+                raise RuntimeError("not with me")
+            return images
+
+    network = Stubborn()
+    network._compiled_call_impl = lambda images: (_ for _ in ()).throw(RuntimeError("not with me"))
+    adapter = NetworkAdapter(network)
+    images = torch.ones(1, 1, 2, 2)
+    assert torch.equal(adapter(images), images)
+    assert adapter.compile_failure == "RuntimeError: not with me"
+    assert torch.equal(adapter(images), images)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_keeps_the_names_of_its_weights_and_its_copy_is_not_compiled():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
+    names, images = network.state_dict().keys(), torch.randn(1, 1, 8, 8)
+    expected = network(images)
+    network.compile()
+    adapter = NetworkAdapter(network)
+    assert torch.allclose(adapter(images), expected, atol=1e-5)
+    assert adapter.compile_failure is None
+    assert plain_weights(adapter).keys() == names
+    copied = ExponentialMovingAverage(adapter)
+    assert plain_network(copied)._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(("amp", "expected"), [(None, None), ("bf16", "bf16"), ("fp16", "fp16"), ("auto", None)])
+def test_on_a_cpu_the_automatic_precision_is_that_of_the_weights(amp, expected):
+    assert choose_precision(amp, torch.device("cpu")) == expected

@@ -330,3 +330,17 @@ def test_patience_and_the_best_score_are_taken_up_where_they_were(tmp_path):
     assert resumed.metrics()["val score"] == [0.5, 0.4, 0.3, 0.2]
     assert load_state(resumed.experiment_folder())["progress"]["best_epoch"] == 1
     assert math.isfinite(resumed.metrics()["combined loss"][-1])
+
+
+def test_a_run_in_half_precision_with_accumulated_batches_goes_on_to_the_bit(tmp_path):
+    settings = {"amp": "fp16", "accumulate": 2, **QUIET}
+    whole = small_trainer(tmp_path / "whole", Squares(6), cls=WithDropout)
+    whole.train(3, **settings)
+    assert all(map(math.isfinite, whole.metrics()["combined loss"]))
+    halted = crashing(small_trainer(tmp_path / "halted", Squares(6), cls=WithDropout), step=6)
+    with pytest.raises(Crash):
+        halted.train(3, save_every=1, **settings)
+    resumed = small_trainer(tmp_path / "halted", Squares(6), cls=WithDropout)
+    resumed.recover_from(halted.experiment_id()).continue_training()
+    assert load_state(resumed.experiment_folder())["scaler"]["scale"] > 1
+    assert_same_run(whole.experiment_folder(), resumed.experiment_folder())

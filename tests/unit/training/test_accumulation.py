@@ -1,0 +1,74 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from candy_monai.training.accumulation import Group
+from tests.toys import SmallTrainer, Squares, loaders
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_groups_take_each_batch_once_and_only_the_last_may_be_smaller(num_batches, size):
+    groups = list(dict.fromkeys(Group.of(batch, size=size, num_batches=num_batches) for batch in range(num_batches)))
+    assert [batch for group in groups for batch in range(group.first, group.last + 1)] == list(range(num_batches))
+    assert all(group.count == size for group in groups[:-1])
+
+
+def test_without_a_known_end_every_group_counts_as_full():
+    assert Group.of(7, size=4, num_batches=None) == Group(first=4, count=4)
+
+
+class _MeanSquares(SmallTrainer):
+    """A loss that is a mean over samples, and a network without batch statistics."""
+
+    def build_criterion(self):
+        return nn.MSELoss()
+
+    def backward(self, images, labels, toolbox):
+        loss = toolbox.criterion(toolbox.model(images), labels.float())
+        loss.backward()
+        return loss.detach(), {}
+
+    def validate_case(self, image, label, toolbox):
+        return 0.0, {}, toolbox.model(image[None])[0]
+
+
+def _trained(folder, *, batch_size, **settings):
+    torch.manual_seed(0)
+    training, validation = loaders(Squares(8), batch_size=batch_size)
+    trainer = _MeanSquares(folder, training, validation, console=False)
+    trainer.train(2, seed=4, save_preview=False, early_stop_tolerance=None, **settings)
+    return trainer, torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_several_batches_step_as_one_batch_of_their_size_would(tmp_path, amp):
+    whole, one = _trained(tmp_path / "1", batch_size=4, amp=amp)
+    parts, several = _trained(tmp_path / "2", batch_size=2, accumulate=2, amp=amp)
+    tolerance = 1e-6 if amp is None else 1e-2  # Adam's first steps have the size of the rate whatever the gradient
+    assert all(torch.allclose(one[name], several[name], atol=tolerance) for name in one)
+    assert parts._current().progress.step == whole._current().progress.step == 4
+
+
+def test_the_schedule_ends_with_the_run_however_many_batches_share_a_step(tmp_path):
+    trainer, _ = _trained(tmp_path, batch_size=2, accumulate=3)  # 4 batches: steps after 3 and 4
+    assert trainer.metrics()["learning rate"] == pytest.approx([0.02, 0.01])
+    assert trainer._current().progress.step == 4
+
+
+def test_a_step_with_one_bad_batch_in_it_is_left_out_whole(tmp_path):
+    class Sick(_MeanSquares):
+        calls = 0
+
+        def backward(self, images, labels, toolbox):
+            self.calls += 1
+            loss, metrics = super().backward(images, labels, toolbox)
+            return loss * float("nan") if self.calls == 2 else loss, metrics
+
+    training, validation = loaders(Squares(8))
+    trainer = Sick(tmp_path, training, validation, console=False)
+    trainer.train(1, accumulate=2, non_finite="skip", save_preview=False)
+    assert trainer._current().progress.step == 1
+    weights = torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
