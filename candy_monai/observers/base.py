@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -122,40 +122,53 @@ class BackgroundObserver(Observer):
     Args:
         observer: Does the work; should not raise (an `ObserverGroup` does not).
         patience_s: How long ``close`` waits for what is pending before it leaves it behind.
-        newest_epoch_only: Of the epochs that finish while the observer is busy, pass on only the last.
+        newest_epoch_only: Of the epochs that finish while the observer is busy, keep and pass on only the last.
     """
 
     def __init__(self, observer: Observer, *, patience_s: float, newest_epoch_only: bool = False) -> None:
+        self.name = _name(observer)
         self._observer = observer
         self._patience_s = patience_s
         self._newest_epoch_only = newest_epoch_only
-        self._events: queue.Queue[Event | None] = queue.Queue()
-        self._newest_epoch: EpochFinished | None = None
-        self._thread = threading.Thread(target=self._work, name=f"candy-{_name(observer)}", daemon=True)
+        self._events: deque[Event] = deque()
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=f"candy-{self.name}", daemon=True)
         self._thread.start()
 
     @override
     def receive(self, event: Event) -> None:
         if isinstance(event, StepFinished):
             return
-        if isinstance(event, EpochFinished):
-            self._newest_epoch = event
-        self._events.put(event)
+        with self._changed:
+            if self._newest_epoch_only and isinstance(event, EpochFinished):
+                self._events = deque(other for other in self._events if not isinstance(other, EpochFinished))
+            self._events.append(event)
+            self._changed.notify()
 
     @override
     def close(self) -> None:
-        self._events.put(None)
+        self._end()
         self._thread.join(self._patience_s)
 
+    def _end(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
     def _work(self) -> None:
-        while (event := self._events.get()) is not None:
-            outdated = isinstance(event, EpochFinished) and event is not self._newest_epoch
-            if not (outdated and self._newest_epoch_only):
-                self._observer.receive(event)
+        while (event := self._next()) is not None:
+            self._pass_on(event)
         self._observer.close()
+
+    def _next(self) -> Event | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._is_closed)
+            return self._events.popleft() if self._events else None
+
+    def _pass_on(self, event: Event) -> None:
+        self._observer.receive(event)
 
 
 def _name(observer: Observer) -> str:
-    if isinstance(observer, BackgroundObserver):
-        return _name(observer._observer)
     return str(getattr(observer, "name", type(observer).__name__))

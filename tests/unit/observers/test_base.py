@@ -113,6 +113,21 @@ def test_a_busy_observer_gets_only_the_newest_epoch_if_it_asks_so():
     assert [event.epoch for event in busy.events] == [1, 4]
 
 
+def test_epochs_that_wait_for_a_hanging_observer_do_not_fill_the_memory():
+    release = threading.Event()
+
+    class Hanging(Observer):
+        def receive(self, event):
+            release.wait(30)
+
+    observer = BackgroundObserver(Hanging(), patience_s=0.05, newest_epoch_only=True)
+    observer.receive(MessageLogged("the start"))
+    for epoch in range(100):
+        observer.receive(epoch_finished(epoch))
+    assert len(observer._events) <= 2
+    release.set()
+
+
 def test_closing_waits_no_longer_than_its_patience_for_an_observer_that_hangs():
     release = threading.Event()
 
