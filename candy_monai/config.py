@@ -75,12 +75,15 @@ def load_settings(path: PathLike | None = None) -> dict[str, Setting]:
         SettingsError: If a file is missing, unreadable, too large or no YAML mapping of names to plain values.
     """
     settings: dict[str, Setting] = {}
-    for found in (config_folder() / SETTINGS_FILE, Path(SETTINGS_FILE)):
-        if found.exists():
-            settings |= _parsed(found, _read(found))
-    if path is not None:
-        settings |= _parsed(Path(path), _read(Path(path)))
+    for file in settings_files(path):
+        settings |= _parsed(file, _read(file))
     return settings
+
+
+def settings_files(path: PathLike | None = None) -> list[Path]:
+    """Name the settings files that `load_settings` reads, in its order; those that may be missing and are, left out."""
+    own = [file for file in (config_folder() / SETTINGS_FILE, Path(SETTINGS_FILE)) if file.exists()]
+    return own if path is None else [*own, Path(path)]
 
 
 class Secrets(Mapping[str, Secret]):
@@ -127,11 +130,16 @@ def load_secrets(path: PathLike | None = None) -> Secrets:
     Raises:
         SettingsError: If the file can be read by others, is damaged, or was given and is missing.
     """
-    file = config_folder() / SECRETS_FILE if path is None else Path(path)
+    file = secrets_file() if path is None else Path(path)
     stored: dict[str, Secret] = {}
     if path is not None or file.exists():
         stored = _stored_secrets(file)
     return Secrets({**stored, **_environment_secrets()})
+
+
+def secrets_file() -> Path:
+    """Name the user's own secrets file; it need not exist."""
+    return config_folder() / SECRETS_FILE
 
 
 def save_secret(name: str, value: Secret) -> Path:
@@ -154,7 +162,7 @@ def save_secret(name: str, value: Secret) -> Path:
         raise SettingsError(f"{name!r} cannot name a secret: use letters, digits and '_', and neither config nor data")
     if value == "":
         raise SettingsError(f"the secret {name!r} is empty")
-    file = (config_folder() / SECRETS_FILE).resolve()  # a linked file stays a link
+    file = secrets_file().resolve()  # a linked file stays a link
     stored = _stored_secrets(file) if file.exists() else {}
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace_privately(file, yaml.safe_dump({**stored, key: value}, allow_unicode=True))
@@ -164,6 +172,11 @@ def save_secret(name: str, value: Secret) -> Path:
 def environment_variable(secret: str) -> str:
     """Name the environment variable that holds a secret."""
     return _ENVIRONMENT_PREFIX + _normalised(secret).upper()
+
+
+def is_in_environment(secret: str) -> bool:
+    """Say whether the environment sets this secret, and so wins over the file."""
+    return _normalised(secret) in _environment_secrets()
 
 
 def _normalised(name: str) -> str:

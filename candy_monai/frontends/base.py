@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import TypeVar, overload
 
-from candy_monai.config import SECRETS_FILE, Secret, Secrets, config_folder, environment_variable
+from candy_monai.config import Secret, Secrets, environment_variable, secrets_file
 from candy_monai.errors import SettingsError
 
 S = TypeVar("S", bound=Secret)
@@ -14,15 +15,46 @@ S = TypeVar("S", bound=Secret)
 class Frontend:
     """A remote dashboard that is told what happens in a run. Override the callbacks that you need.
 
-    A callback may raise: the run goes on, and a frontend that keeps failing is dropped. Ask for the secrets in the
-    constructor, so that a missing one is reported before training starts.
+    A callback may raise: the run goes on, and a frontend that fails five times in a row is left out. Ask for the
+    secrets in the constructor, so that a missing one is reported before training starts.
+
+    The callbacks of a run arrive in order and one at a time, on a thread of their own: a slow or hanging frontend does
+    not hold up the training. An epoch that ends while a callback is at work replaces an earlier one that still waits;
+    the start and the end of the run are always told. What comes late is delivered after `Trainer.train` has returned,
+    or when the program ends, where one call may take five seconds, or four times the longest before it.
+
+    A thread shares its process with the training. What a callback is given is a copy, and what it returns is ignored;
+    but one that seeds or draws from the global generators (``random``, ``numpy.random``, ``torch``) changes what the
+    training draws next, and one that computes without a pause slows it down. Use a generator of your own
+    (``random.Random()``, ``numpy.random.default_rng()``, ``torch.Generator()``), and do heavy work elsewhere.
 
     Args:
         secrets: The user's secrets by name. Only a copy whose text form hides the values is kept.
     """
 
+    _write_log: Callable[[str], None] | None = None
+
     def __init__(self, secrets: Mapping[str, Secret]) -> None:
         self._secrets = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
+
+    def log(self, msg: str) -> None:
+        """Write a message into the log of the run that is being told; outside of a run it is a warning.
+
+        Args:
+            msg: Any text without secrets.
+        """
+        if self._write_log is None:
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+        else:
+            self._write_log(msg)
+
+    def log_to(self, write: Callable[[str], None]) -> None:
+        """Set where `log` writes; called at the start of each run."""
+        self._write_log = write
+
+    def parts(self) -> tuple[Frontend, ...]:
+        """Return the frontends that are told one by one: this one, or those that a hybrid one is made of."""
+        return (self,)
 
     @overload
     def require_nonempty_secret(self, entry: str) -> str: ...
@@ -42,7 +74,10 @@ class Frontend:
         Raises:
             SettingsError: If the secret is missing, empty or of another type. Its value is not shown.
         """
-        remedy = f"set the environment variable {environment_variable(entry)}, or {entry!r} in {_file()} (mode 600)"
+        remedy = (
+            f"run 'candy-monai config set-secret {entry}', or set the environment variable"
+            f" {environment_variable(entry)}, or {entry!r} in {secrets_file()} (mode 600)"
+        )
         value = self._secrets.get(entry)
         if value is None or (isinstance(value, str) and not value.strip()):
             raise SettingsError(f"{type(self).__name__} needs the secret {entry!r}: {remedy}")
@@ -111,7 +146,3 @@ class Frontend:
             experiment_id: The run's id.
             error: What ended it: an error, or ``KeyboardInterrupt``.
         """
-
-
-def _file() -> str:
-    return str(config_folder() / SECRETS_FILE)

@@ -22,6 +22,7 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import SaveInterval, TrainSettings
 from candy_monai.experiment.state import RunWeights
+from candy_monai.frontends.delivery import deliveries
 from candy_monai.network import (
     NetworkAdapter,
     adapter_of,
@@ -169,7 +170,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             self._scaler.load_state_dict(reopened.scaler)
             self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
         self._experiment, self._preview = run, None
-        self._observers = self._watchers(settings)
+        self._observers = self._watchers(settings, run)
         self._announce(run, seed, saved)
         self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
         generators.restore()  # the last before the first step: what a process imports for the first time may draw, too
@@ -192,16 +193,23 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             **self.facts,
         }
 
-    def _watchers(self, settings: TrainSettings) -> ObserverGroup:
+    def _watchers(self, settings: TrainSettings, run: Experiment) -> ObserverGroup:
+        def report(message: str) -> None:  # also after the run, when the trainer may be in another
+            with suppress(Exception):  # its folder may be gone by then
+                if self._experiment is run:
+                    self.log(message)
+                else:
+                    run.log(message)
+
+        self._deliveries = deliveries(self._frontend, report, after=self._deliveries)
         return watchers(
             settings=settings,
             save_preview=lambda preview: self.save_preview(
                 preview.image, preview.label, preview.output, quality=settings.preview_quality
             ),
             console=self._console,
-            frontend=self._frontend,
-            others=self._extra_observers,
-            report=self.log,
+            others=(*self._extra_observers, *self._deliveries),
+            report=report,
         )
 
     def _announce(self, run: Experiment, seed: int, saved: SavedRun | None) -> None:

@@ -11,6 +11,7 @@ from candy_monai.experiment.events import Event, MessageLogged
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.score_prediction import predict_maximum, seconds_until
 from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.delivery import Delivery
 from candy_monai.observers.base import ObserverGroup
 
 
@@ -25,6 +26,7 @@ class Reporting:
         self._early_messages: list[tuple[str, bool]] = []
         self._observers = ObserverGroup((), self.log)
         self._frontend: Frontend | None = None
+        self._deliveries: tuple[Delivery, ...] = ()
 
     def log(self, msg: str, *, on_screen: bool = True) -> None:
         """Write a message to ``logs.txt``, verbatim.
@@ -81,6 +83,7 @@ class Reporting:
             path_to_secrets: Where the secrets are, instead of the user's config folder.
         """
         self._frontend = frontend(load_secrets(path_to_secrets))
+        self._deliveries = ()
 
     def predict_maximum_validation_score(self, num_epochs: int, *, degree: int = 5) -> tuple[int, float]:
         """Forecast the best validation score of the run by quotient regression.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,15 +15,12 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.frontends.base import Frontend
-from candy_monai.frontends.observer import FrontendObserver
 from candy_monai.network import count_macs, num_parameters
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 from candy_monai.observers.forecast import ForecastObserver
 from candy_monai.training.overridables import Overridables
 
 RENDERING_PATIENCE_S = 60.0
-FRONTEND_PATIENCE_S = 30.0
 
 
 def length(sized: object) -> int | None:
@@ -98,11 +95,10 @@ def watchers(
     settings: TrainSettings,
     save_preview: Callable[[Preview], None],
     console: bool,
-    frontend: Frontend | None,
-    others: tuple[Observer, ...],
+    others: Sequence[Observer],
     report: Callable[[str], None],
 ) -> ObserverGroup:
-    """Return those who watch the run: the console at once; pictures and dashboards on threads of their own."""
+    """Return those who watch the run: the console at once, pictures on a thread of their own, and the others."""
     from candy_monai.observers.curves import CurvesObserver
     from candy_monai.observers.previews import PreviewObserver
 
@@ -121,9 +117,6 @@ def watchers(
         BackgroundObserver(rendering, patience_s=RENDERING_PATIENCE_S, newest_epoch_only=True),
         *others,
     ]
-    if frontend is not None:
-        dashboard = ObserverGroup([FrontendObserver(frontend)], report)
-        group.append(BackgroundObserver(dashboard, patience_s=FRONTEND_PATIENCE_S))
     return ObserverGroup(group, report)
 
 

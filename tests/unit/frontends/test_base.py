@@ -42,7 +42,9 @@ def test_a_secret_that_is_there_is_returned():
 
 @pytest.mark.parametrize("secrets", [{}, {"api_key": ""}, {"api_key": "  "}])
 def test_a_missing_or_empty_secret_is_an_error_that_says_how_to_set_it(secrets):
-    with pytest.raises(SettingsError, match=r"Dashboard needs .*'api_key'.*CANDY_MONAI_API_KEY.*secrets\.yml"):
+    with pytest.raises(
+        SettingsError, match=r"Dashboard needs .*'api_key'.*set-secret api_key.*CANDY_MONAI_API_KEY.*secrets\.yml"
+    ):
         Dashboard(secrets).require_nonempty_secret("api_key")
 
 
@@ -64,3 +66,8 @@ def test_a_secret_of_another_type_is_an_error_that_does_not_show_it(value, wante
 
 def test_the_state_of_a_frontend_does_not_show_its_secrets():
     assert "s3cret" not in repr(vars(Frontend({"key": "s3cret"})))
+
+
+def test_outside_of_a_run_a_frontend_s_message_is_a_warning():
+    with pytest.warns(RuntimeWarning, match="no column"):
+        Frontend({}).log("no column")

@@ -1,0 +1,161 @@
+"""What does a dashboard cost that hangs, fails or is slow? Prints one JSON line.
+
+The same run, seeded, without a frontend and with each kind of one, by turns. ``seconds`` are those of `Trainer.train`
+and need a machine that does nothing else. On one that does: ``cpu_s`` is the processor's time of the training's own
+thread, and ``waited`` the share of the run that this thread spent on its frontend, told or waited for. All are medians;
+``same_weights`` compares every bit of the final weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.delivery import Delivery
+from candy_monai.training.segmentation import SegmentationTrainer
+
+
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Noise with boxes in it, made once."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._cases = []
+        for index in range(count):
+            label = torch.zeros(1, 64, 64, dtype=torch.int64)
+            label[:, 10 + index % 9 : 40, 12:44] = 1
+            self._cases.append((label + 0.5 * torch.randn(label.shape, generator=generator), label))
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._cases[index]
+
+
+class Small(SegmentationTrainer):
+    """A U-Net that a CPU trains in seconds."""
+
+    @override
+    def build_network(self, example_shape: tuple[int, ...]) -> nn.Module:
+        network: nn.Module = BasicUNet(spatial_dims=2, in_channels=1, out_channels=1, features=(8, 8, 16, 32, 64, 8))
+        return network
+
+
+class Hanging(Frontend):
+    """Never returns from its first callback."""
+
+    @override
+    def on_experiment_created(self, *_arguments: object) -> None:
+        threading.Event().wait()
+
+
+class HangingAtTheEnd(Frontend):
+    """Never returns from its last callback."""
+
+    @override
+    def on_experiment_completed(self, *_arguments: object) -> None:
+        threading.Event().wait()
+
+
+class Raising(Frontend):
+    """Fails whenever it is called."""
+
+    @override
+    def on_experiment_updated(self, *_arguments: object) -> None:
+        raise ConnectionError("no route to host")
+
+
+class Slow(Frontend):
+    """Takes a second for every epoch."""
+
+    @override
+    def on_experiment_updated(self, *_arguments: object) -> None:
+        time.sleep(1.0)
+
+
+class Stopwatch:
+    """Adds up the seconds that the calling thread spends in two methods of `Delivery`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        for name in ("receive", "close"):
+            setattr(Delivery, name, self._timed(getattr(Delivery, name)))
+
+    def _timed(self, method: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object) -> None:
+            started = time.perf_counter()
+            method(*arguments)
+            self.seconds += time.perf_counter() - started
+
+        return call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run took, and what it ended with."""
+
+    seconds: float
+    cpu_s: float
+    waited_s: float
+    weights: dict[str, Tensor]
+
+
+def trained(folder: Path, frontend: type[Frontend] | None, num_epochs: int, stopwatch: Stopwatch) -> Run:
+    data = Pictures(48)
+    trainer = Small(folder, DataLoader(data, batch_size=4, shuffle=True), DataLoader(data), console=False)
+    if frontend is not None:
+        trainer.set_frontend(frontend)
+    started, cpu, waited = time.perf_counter(), time.thread_time(), stopwatch.seconds
+    trainer.train(num_epochs, seed=1, early_stop_tolerance=None, save_preview=False)
+    return Run(
+        seconds=time.perf_counter() - started,
+        cpu_s=time.thread_time() - cpu,
+        waited_s=stopwatch.seconds - waited,
+        weights=torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True),
+    )
+
+
+def summary(runs: list[Run], plain: Run) -> dict[str, object]:
+    return {
+        "seconds": round(statistics.median(run.seconds for run in runs), 2),
+        "cpu_s": round(statistics.median(run.cpu_s for run in runs), 2),
+        "waited": round(statistics.median(run.waited_s / run.seconds for run in runs), 4),
+        "same_weights": all(torch.equal(run.weights[key], plain.weights[key]) for run in runs for key in plain.weights),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    stopwatch = Stopwatch()
+    kinds = {"none": None, **{kind.__name__: kind for kind in (Hanging, HangingAtTheEnd, Raising, Slow)}}
+    runs: dict[str, list[Run]] = {name: [] for name in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        trained(Path(folder), None, 1, stopwatch)  # imports and caches
+        for _ in range(args.turns):
+            for name, kind in kinds.items():
+                runs[name].append(trained(Path(folder), kind, args.epochs, stopwatch))
+    report = {name: summary(of_kind, runs["none"][0]) for name, of_kind in runs.items()}
+    print(json.dumps({"benchmark": "frontends", "epochs": args.epochs, **report}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Brings a run's events to a dashboard without the run waiting for it. Knows no dashboard, and nothing of training.
+
+A dashboard may be slow, hang or fail. While the run goes on, it costs nothing: each one has a thread of its own. When
+the run ends, it is waited for as long as it makes progress, and only for a moment; what is left is delivered while the
+program goes on. When the program ends, what is still left gets a last, bounded chance.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+from typing_extensions import override
+
+from candy_monai.experiment.events import EpochFinished, Event, RunFinished, RunInterrupted, RunStarted
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.observer import FrontendObserver
+from candy_monai.observers.base import BackgroundObserver, ObserverGroup
+
+SHARE = 0.01
+"""Of the run's time: for so long its end may wait for a dashboard."""
+MOMENT_S = 0.5
+"""In a short run: after so long one call counts as stuck, and after twice as long nothing is waited for."""
+LAST_CALL_S = 5.0
+"""When the program ends, a call counts as stuck after this, or after four times the longest call so far."""
+LAST_CHANCE_S = 30.0
+"""For so long at most the end of the program waits for all dashboards together."""
+
+_POLL_S = 0.02
+_unfinished: list[Delivery] = []
+
+
+class Delivery(BackgroundObserver):
+    """One run's events on their way to one dashboard.
+
+    The start and the end of the run always arrive; of the epochs that finish while the dashboard is busy, the last.
+
+    Args:
+        frontend: The dashboard.
+        report: Takes the messages about failures; may be called from another thread, and after the run.
+        after: What brings the previous run's events to the same dashboard: it comes first, so that a dashboard is
+            never called by two threads at once.
+    """
+
+    def __init__(self, frontend: Frontend, report: Callable[[str], None], *, after: Delivery | None = None) -> None:
+        self._started = time.monotonic()
+        self._busy_since: float | None = None
+        self._longest_call_s = 0.0
+        self._after = after
+        self._report = report
+        observer = ObserverGroup([FrontendObserver(frontend, report)], report)
+        super().__init__(observer, patience_s=0.0, newest_epoch_only=True)
+        self.name = type(frontend).__name__
+
+    @override
+    def receive(self, event: Event) -> None:
+        if isinstance(event, EpochFinished):
+            event = dataclasses.replace(event, preview=None)  # tensors that would wait in memory for nothing
+        if isinstance(event, RunStarted | EpochFinished | RunInterrupted | RunFinished):
+            super().receive(event)
+
+    @override
+    def close(self) -> None:
+        self._end()
+        share = SHARE * (time.monotonic() - self._started)
+        if not self.wait(stuck_after_s=max(MOMENT_S, share), at_most_s=max(2 * MOMENT_S, share)):
+            self._report(f"{self.name} is still being told: that goes on in the background")
+            _unfinished.append(self)
+
+    def wait(self, *, stuck_after_s: float, at_most_s: float) -> bool:
+        """Wait until everything is delivered, unless the dashboard is stuck or it takes too long.
+
+        Args:
+            stuck_after_s: Give up when one call has been going on for longer, the time before this wait included.
+            at_most_s: Give up after this, whatever happens.
+
+        Returns:
+            Whether everything is delivered.
+        """
+        end = time.monotonic() + at_most_s
+        while self._thread.is_alive() and time.monotonic() < end and self._in_call_s() <= stuck_after_s:
+            self._thread.join(_POLL_S)
+        return not self._thread.is_alive()
+
+    def give_last_chance(self, *, at_most_s: float) -> None:
+        """Wait as the program ends, and say it if something is left behind."""
+        if not self.wait(stuck_after_s=max(LAST_CALL_S, 4 * self._longest_call_s), at_most_s=at_most_s):
+            self._report(f"{self.name} did not answer in time: what it was not told of this run is lost")
+
+    @override
+    def _work(self) -> None:
+        if self._after is not None:
+            self._after._thread.join()
+            self._after = None
+        super()._work()
+
+    @override
+    def _pass_on(self, event: Event) -> None:
+        self._busy_since = started = time.monotonic()
+        super()._pass_on(event)
+        self._busy_since = None
+        self._longest_call_s = max(self._longest_call_s, time.monotonic() - started)
+
+    def _in_call_s(self) -> float:
+        at_work = self._after or self  # the previous run's delivery, as long as it is not done
+        since = at_work._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+def deliveries(
+    frontend: Frontend | None, report: Callable[[str], None], *, after: Sequence[Delivery] = ()
+) -> tuple[Delivery, ...]:
+    """Start to deliver a run's events to a dashboard, to each part of a hybrid one on its own.
+
+    Args:
+        frontend: The dashboard; None for none.
+        report: Takes the messages about failures.
+        after: What this function returned for the previous run with the same dashboard.
+    """
+    parts = () if frontend is None else frontend.parts()
+    previous = after or (None,) * len(parts)
+    return tuple(Delivery(part, report, after=before) for part, before in zip(parts, previous, strict=True))
+
+
+@atexit.register
+def _finish() -> None:
+    end = time.monotonic() + LAST_CHANCE_S
+    while _unfinished:
+        _unfinished.pop().give_last_chance(at_most_s=end - time.monotonic())

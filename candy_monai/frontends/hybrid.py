@@ -1,0 +1,101 @@
+"""Several dashboards as one. Knows no service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from typing_extensions import override
+
+from candy_monai.config import Secret
+from candy_monai.errors import SettingsError
+from candy_monai.frontends.base import Frontend
+
+
+def create_hybrid_frontend(*frontends: type[Frontend] | Frontend) -> type[Frontend]:
+    """Make one frontend's class out of several: each of them is told everything.
+
+    In a run each part has a thread and a count of failures of its own, so that one that hangs or fails keeps nothing
+    from the others.
+
+    Args:
+        frontends: One or more, each a class, or a frontend that is made already.
+
+    Returns:
+        A class for `Trainer.set_frontend`. Making it makes every part that was given as a class, each with all of the
+        user's secrets.
+
+    Raises:
+        SettingsError: If no frontend is given, or something that is none.
+    """
+    if not frontends:
+        raise SettingsError("create_hybrid_frontend() got no frontend: name one at least")
+    for part in frontends:
+        if not (issubclass(part, Frontend) if isinstance(part, type) else isinstance(part, Frontend)):
+            raise SettingsError(f"create_hybrid_frontend() takes frontends or classes of them, got {part!r}")
+    classes = [part if isinstance(part, type) else type(part) for part in frontends]
+    name = "And".join(cls.__name__.removesuffix("Frontend") for cls in classes)
+    return type(f"{name}Frontend", (_Hybrid,), {"_given": frontends, "__module__": __name__})
+
+
+class _Hybrid(Frontend):
+    """Passes every callback to each part; says the failure of one in the log and goes on with the next."""
+
+    _given: ClassVar[tuple[type[Frontend] | Frontend, ...]]
+
+    def __init__(self, secrets: Mapping[str, Secret]) -> None:
+        super().__init__(secrets)
+        self._parts = tuple(part(self._secrets) if isinstance(part, type) else part for part in self._given)
+
+    @override
+    def parts(self) -> tuple[Frontend, ...]:
+        return tuple(inner for part in self._parts for inner in part.parts())
+
+    @override
+    def log_to(self, write: Callable[[str], None]) -> None:
+        super().log_to(write)
+        for part in self._parts:
+            part.log_to(write)
+
+    @override
+    def on_experiment_created(
+        self,
+        experiment_id: str,
+        trainer: str,
+        model: str,
+        note: str,
+        num_params: float,
+        num_macs: float,
+        num_epochs: int,
+        early_stop_tolerance: int | None,
+    ) -> None:
+        self._each(
+            lambda part: part.on_experiment_created(
+                experiment_id, trainer, model, note, num_params, num_macs, num_epochs, early_stop_tolerance
+            )
+        )
+
+    @override
+    def on_experiment_updated(
+        self, experiment_id: str, epoch: int, metrics: dict[str, list[float]], early_stop_tolerance: int | None
+    ) -> None:
+        def update(part: Frontend) -> None:
+            copy = {name: list(values) for name, values in metrics.items()}  # what one part does to it stays with it
+            part.on_experiment_updated(experiment_id, epoch, copy, early_stop_tolerance)
+
+        self._each(update)
+
+    @override
+    def on_experiment_completed(self, experiment_id: str) -> None:
+        self._each(lambda part: part.on_experiment_completed(experiment_id))
+
+    @override
+    def on_experiment_interrupted(self, experiment_id: str, error: BaseException) -> None:
+        self._each(lambda part: part.on_experiment_interrupted(experiment_id, error))
+
+    def _each(self, call: Callable[[Frontend], None]) -> None:
+        for part in self.parts():
+            try:
+                call(part)
+            except Exception as error:
+                self.log(f"{type(part).__name__} failed: {type(error).__name__}: {error}")

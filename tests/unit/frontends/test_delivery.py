@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from candy_monai.experiment.events import MessageLogged, RunFinished, StepFinished
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.delivery import Delivery, deliveries
+from candy_monai.frontends.hybrid import create_hybrid_frontend
+from tests.events import epoch_finished, run_started
+
+FINISHED = RunFinished(epoch=3, best_score=0.5, best_epoch=1)
+
+
+class _Told(Frontend):
+    """Remembers what it is told, and waits in every callback until it may go on."""
+
+    def __init__(self, *, is_free=True):
+        super().__init__({})
+        self.told = []
+        self.is_at_work = threading.Event()
+        self.may_go_on = threading.Event()
+        if is_free:
+            self.may_go_on.set()
+
+    def _tell(self, what):
+        self.told.append(what)
+        self.is_at_work.set()
+        assert self.may_go_on.wait(30)
+
+    def on_experiment_created(self, experiment_id, *arguments):
+        self._tell(f"created {experiment_id}")
+
+    def on_experiment_updated(self, experiment_id, epoch, metrics, early_stop_tolerance):
+        self._tell(f"updated {epoch}")
+
+    def on_experiment_completed(self, experiment_id):
+        self._tell(f"completed {experiment_id}")
+
+
+def _deliver(frontend, *events, report=lambda _message: None, after=None):
+    delivery = Delivery(frontend, report, after=after)
+    for event in events:
+        delivery.receive(event)
+    return delivery
+
+
+def test_a_frontend_that_answers_has_been_told_all_when_closing_returns():
+    frontend = _Told()
+    _deliver(frontend, run_started(experiment_id="a"), epoch_finished(1), FINISHED).close()
+    assert frontend.told[0] == "created a"
+    assert frontend.told[-1] == "completed a"
+
+
+def test_a_busy_frontend_is_told_the_start_the_newest_epoch_and_the_end():
+    frontend = _Told(is_free=False)
+    delivery = _deliver(frontend, run_started(experiment_id="a"))
+    assert frontend.is_at_work.wait(10)
+    for event in (epoch_finished(1), epoch_finished(2), epoch_finished(3), FINISHED):
+        delivery.receive(event)
+    frontend.may_go_on.set()
+    delivery.close()
+    assert frontend.told == ["created a", "updated 3", "completed a"]
+
+
+def test_only_what_a_frontend_can_be_told_is_kept_and_no_preview_with_it():
+    frontend = _Told(is_free=False)
+    delivery = _deliver(frontend, run_started())
+    assert frontend.is_at_work.wait(10)
+    for event in (MessageLogged("x"), StepFinished(1, "training", 1, 1), epoch_finished(1, preview=torch.zeros(1))):
+        delivery.receive(event)
+    (event,) = delivery._events
+    assert event.preview is None
+    frontend.may_go_on.set()
+
+
+def test_a_call_that_has_been_going_on_for_long_is_not_waited_for(hanging):
+    said = []
+    delivery = _deliver(hanging({}), run_started(), report=said.append)
+    time.sleep(0.6)  # longer than one call may take in a short run
+    started = time.monotonic()
+    delivery.close()
+    assert time.monotonic() - started < 0.2
+    assert said == ["Hanging is still being told: that goes on in the background"]
+
+
+def test_closing_waits_a_moment_only_for_a_call_that_has_just_begun(hanging):
+    delivery = _deliver(hanging({}), run_started())
+    started = time.monotonic()
+    delivery.close()
+    assert 0.4 < time.monotonic() - started < 1.0
+
+
+def test_what_is_left_at_the_end_of_the_run_is_delivered_in_the_background():
+    frontend = _Told(is_free=False)
+    delivery = _deliver(frontend, run_started(experiment_id="a"), FINISHED)
+    delivery.close()
+    assert frontend.told == ["created a"]
+    frontend.may_go_on.set()
+    assert delivery.wait(stuck_after_s=10, at_most_s=10)
+    assert frontend.told == ["created a", "completed a"]
+
+
+def test_the_next_run_s_events_wait_for_those_of_the_run_before():
+    frontend = _Told(is_free=False)
+    first = _deliver(frontend, run_started(experiment_id="a"), FINISHED)
+    assert frontend.is_at_work.wait(10)
+    second = _deliver(frontend, run_started(experiment_id="b"), FINISHED, after=first)
+    first.close()
+    frontend.may_go_on.set()
+    assert second.wait(stuck_after_s=10, at_most_s=1) is False  # it has not been closed: its thread waits for more
+    second.close()
+    assert frontend.told == ["created a", "completed a", "created b", "completed b"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), ValueError("x")])
+def test_whatever_a_callback_raises_is_reported_and_the_end_is_told_all_the_same(error):
+    class Raising(_Told):
+        def on_experiment_updated(self, *arguments):
+            raise error
+
+    frontend, said = Raising(), []
+    _deliver(frontend, run_started(experiment_id="a"), epoch_finished(1), FINISHED, report=said.append).close()
+    assert frontend.told == ["created a", "completed a"]
+    assert len(said) == 1
+    assert "failed and the run goes on" in said[0]
+    assert type(error).__name__ in said[0]
+
+
+def test_each_part_of_a_hybrid_has_a_delivery_of_its_own():
+    class One(Frontend):
+        pass
+
+    class Two(Frontend):
+        pass
+
+    both = deliveries(create_hybrid_frontend(One, Two)({}), lambda _message: None)
+    assert [delivery.name for delivery in both] == ["One", "Two"]
+    for delivery in both:
+        delivery.close()
+    assert deliveries(None, print) == ()
+
+
+PROGRAM = """
+import sys, time
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.delivery import Delivery
+from tests.events import run_started
+from candy_monai.experiment.events import RunFinished
+
+class Slow(Frontend):
+    def on_experiment_created(self, *arguments):
+        time.sleep(float(sys.argv[1]))
+    def on_experiment_completed(self, *arguments):
+        print("completed", flush=True)
+
+delivery = Delivery(Slow({}), lambda message: print(message, flush=True))
+delivery.receive(run_started())
+delivery.receive(RunFinished(epoch=1, best_score=0.0, best_epoch=0))
+time.sleep(float(sys.argv[2]))
+delivery.close()
+print("closed", time.monotonic(), flush=True)
+"""
+
+
+def _program(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    closed = next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("closed"))
+    return done.stdout.splitlines(), time.monotonic() - closed
+
+
+@pytest.mark.slow
+def test_a_slow_frontend_is_told_the_end_before_the_program_ends():
+    shown, _ = _program(2.0, 0.0)
+    assert shown[-1] == "completed"
+
+
+@pytest.mark.slow
+def test_a_frontend_that_hangs_does_not_keep_the_program_from_ending():
+    shown, lingered_s = _program(1000, 5.5)  # the run was longer than a last call may take
+    assert shown[-1] == "Slow did not answer in time: what it was not told of this run is lost"
+    assert lingered_s < 1.5  # the interpreter's own end
