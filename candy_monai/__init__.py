@@ -51,6 +51,8 @@ _MODULE_OF = {
     "quotient_derivative": "forecasting.quotient",
     "quotient_regression": "forecasting.quotient",
     "Frontend": "frontends.base",
+    "create_hybrid_frontend": "frontends.hybrid",
+    "NotionFrontend": "frontends.notion",
     "WindowInferer": "inference.inferers",
     "Predictor": "inference.predictor",
     "SWMetadata": "inference.windows",

@@ -42,6 +42,8 @@ from candy_monai.forecasting.quotient import quotient_bounds as quotient_bounds
 from candy_monai.forecasting.quotient import quotient_derivative as quotient_derivative
 from candy_monai.forecasting.quotient import quotient_regression as quotient_regression
 from candy_monai.frontends.base import Frontend as Frontend
+from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
+from candy_monai.frontends.notion import NotionFrontend as NotionFrontend
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.windows import SWMetadata as SWMetadata

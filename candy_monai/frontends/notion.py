@@ -1,0 +1,162 @@
+"""A dashboard in Notion: one page for each run in a database of the user's, kept up to date.
+
+The columns are listed in `candy_monai.frontends.notion_columns`, the requests are sent by
+`candy_monai.frontends.notion_client`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from typing_extensions import override
+
+from candy_monai.config import Secret
+from candy_monai.errors import SettingsError
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.notion_client import BASE_URL, NotionClient, NotionUnavailableError
+from candy_monai.frontends.notion_columns import COMPLETED, INTERRUPTED, RUNNING, Span, Value
+from candy_monai.frontends.notion_table import NotionTable
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class NotionFrontend(Frontend):
+    """Shows each run as a page of a Notion database: its status, progress, score, metrics and expected end.
+
+    Needs the secrets ``notion_api_key`` (an integration's) and ``notion_database_id`` (the id, or the database's
+    address from the browser); the database must be connected to the integration. In a database that has only its title
+    the columns are made; in any other one those that are there are filled, and the log names those that are missing.
+    A number column that is named like a metric, for example ``val dice``, shows its newest value.
+
+    A page is found by the experiment's id, so no run gets two. While Notion cannot be reached, the log says so once
+    and what is missed is made up for with the next epoch.
+
+    Args:
+        secrets: The user's secrets by name. ``notion_base_url`` may name another address of the API.
+        base_url: Another address of the API, before the one in the secrets.
+
+    Raises:
+        SettingsError: If a secret is missing or cannot be what it should be.
+    """
+
+    def __init__(self, secrets: Mapping[str, Secret], *, base_url: str | None = None) -> None:
+        super().__init__(secrets)
+        key = self.require_nonempty_secret("notion_api_key")
+        database_id = _database_id(self.require_nonempty_secret("notion_database_id"))
+        url = base_url or str(self._secrets.get("notion_base_url") or BASE_URL)
+        self._table = NotionTable(NotionClient(key, base_url=url), database_id, self.log)
+        self._experiment_id = ""
+        self._started = _now()
+        self._num_epochs = 0
+        self._tolerance: int | None = None
+        self._untold: dict[str, Value] = {}
+        self._is_cut_off = False
+
+    @override
+    def on_experiment_created(
+        self,
+        experiment_id: str,
+        trainer: str,
+        model: str,
+        note: str,
+        num_params: float,
+        num_macs: float,
+        num_epochs: int,
+        early_stop_tolerance: int | None,
+    ) -> None:
+        self._experiment_id, self._started, self._untold = experiment_id, _now(), {}
+        self._num_epochs, self._tolerance = num_epochs, early_stop_tolerance
+        self._table.forget_columns()  # they may have changed since the last run
+        self._tell_if_possible(
+            experiment_id,
+            {
+                "Status": RUNNING,
+                "Progress": 0.0,
+                "Epoch": 0.0,
+                "Time": Span(start=self._started),
+                "Trainer": trainer,
+                "Model": model,
+                "Params (M)": num_params / 1e6,
+                "MACs (G)": num_macs / 1e9,
+                "Note": note,
+            },
+        )
+
+    @override
+    def on_experiment_updated(
+        self, experiment_id: str, epoch: int, metrics: dict[str, list[float]], early_stop_tolerance: int | None
+    ) -> None:
+        newest = {name: value for name, values in metrics.items() if (value := _last(values)) is not None}
+        facts: dict[str, Value] = {
+            **newest,
+            "Status": RUNNING,
+            "Epoch": float(epoch),
+            "Metrics": ", ".join(f"{name} {value:.4g}" for name, value in newest.items()),
+        }
+        if self._num_epochs:
+            facts["Progress"] = epoch / self._num_epochs
+        if scores := _known(metrics.get("val score", ())):
+            facts["Score"] = max(scores)
+        if early_stop_tolerance is not None and self._tolerance:
+            facts["Early Stop"] = early_stop_tolerance / self._tolerance
+        if durations := _known(metrics.get("epoch duration", ())):
+            left_s = max(0, self._num_epochs - epoch) * sum(durations) / len(durations)
+            facts["Expected End"] = Span(start=_now() + timedelta(seconds=left_s))
+        self._tell_if_possible(experiment_id, facts)
+
+    @override
+    def on_experiment_completed(self, experiment_id: str) -> None:
+        self._tell_end(experiment_id, {"Status": COMPLETED, "Progress": 1.0})
+
+    @override
+    def on_experiment_interrupted(self, experiment_id: str, error: BaseException) -> None:
+        what = ": ".join(filter(None, (type(error).__name__, str(error))))
+        self._tell_end(experiment_id, {"Status": INTERRUPTED, "Observation": what})
+
+    def _tell_end(self, experiment_id: str, facts: Mapping[str, Value]) -> None:
+        end = Span(start=self._started, end=_now())
+        self._tell(experiment_id, {**facts, "Time": end, "Expected End": Span(start=_now())})
+
+    def _tell_if_possible(self, experiment_id: str, facts: Mapping[str, Value]) -> None:
+        """Tell now, or with the next epoch: an outage is no reason to give up a run of days."""
+        try:
+            self._tell(experiment_id, facts)
+        except NotionUnavailableError as error:
+            if not self._is_cut_off:
+                self.log(f"Notion's page is brought up to date as soon as it can be: {error}")
+            self._is_cut_off = True
+        else:
+            if self._is_cut_off:
+                self.log("Notion is available again")
+            self._is_cut_off = False
+
+    def _tell(self, experiment_id: str, facts: Mapping[str, Value]) -> None:
+        self._untold |= facts
+        self._table.write(experiment_id, self._untold)
+        self._untold = {}
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+def _database_id(text: str) -> str:
+    """Read a database's id: 32 hexadecimal digits, with dashes or without, alone or in the database's address."""
+    found = _ID.findall(text.partition("?")[0].replace("-", "").lower())
+    if not found:
+        raise SettingsError(
+            "the secret 'notion_database_id' holds no database's id: expected its 32 digits 0-9 and a-f, or its address"
+        )
+    return str(found[-1])
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _last(values: Sequence[float]) -> float | None:
+    """Return the newest value that was measured."""
+    return next((float(value) for value in reversed(values) if math.isfinite(value)), None)

@@ -1,0 +1,220 @@
+"""Talks JSON over HTTPS to Notion's REST API: time limits, repetitions, and errors that say what to mend.
+
+Knows requests and answers, nothing of experiments. The API key is in no message, no attribute and no ``repr``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+from candy_monai.errors import CandyError, SettingsError
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Object: TypeAlias = dict[str, Json]
+T = TypeVar("T")
+
+BASE_URL = "https://api.notion.com"
+VERSION = "2025-09-03"
+TIMEOUT_S = 10.0
+"""To connect, and between two pieces of an answer."""
+MAX_ATTEMPTS = 5
+FIRST_PAUSE_S = 1.0
+"""Before the second attempt; each further pause is twice as long."""
+MAX_TOTAL_S = 60.0
+"""For one request with all its repetitions: no attempt begins later."""
+MAX_ANSWER_BYTES = 1 << 24
+
+_TEMPORARY = frozenset({429, 500, 502, 503, 504, 529})
+_PRINTABLE = re.compile(r"[\x21-\x7e]+")
+_LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
+_MEND = {
+    401: "mend the secret 'notion_api_key': candy-monai config set-secret notion_api_key",
+    403: "give the integration of 'notion_api_key' the capabilities to read, insert and update content",
+    404: "mend the secret 'notion_database_id', and connect the database to the integration in Notion (its menu, "
+    "Connections)",
+}
+
+
+class NotionError(CandyError):
+    """Notion refuses a request; asking again would not help.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NotionUnavailableError(CandyError):
+    """Notion cannot be reached, or asks to come back later.
+
+    Attributes:
+        retry_after_s: For how long Notion asks to be left alone.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotionClient:
+    """Sends requests to Notion.
+
+    Args:
+        api_key: An integration's secret.
+        base_url: Where the API is; other than on this machine only over HTTPS, since the key is sent there.
+        timeout_s: Seconds to connect, and between two pieces of an answer.
+        clock: Tells seconds.
+        sleep: Waits for seconds.
+
+    Raises:
+        SettingsError: If the key or the address cannot be one. The key is not shown.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str = BASE_URL,
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        key = api_key.strip()
+        if not _PRINTABLE.fullmatch(key):
+            raise SettingsError("the secret 'notion_api_key' holds spaces or other signs that no key of Notion's has")
+        address = urlsplit(base_url)
+        if address.scheme != "https" and not (address.scheme == "http" and address.hostname in _LOCAL):
+            raise SettingsError(f"the address of Notion's API must begin with https://, got {base_url!r}")
+        self._base_url = base_url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._sleep = sleep
+        self._not_before = -math.inf
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+        def authorize(request: urllib.request.Request) -> None:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+
+        def without_key(text: str) -> str:
+            return text.replace(key, "***")  # whatever a server may answer
+
+        self._authorize, self._without_key = authorize, without_key  # closures: no attribute holds the key
+
+    def request(self, method: str, path: str, body: Object | None = None) -> Object:
+        """Send a request that may be repeated without harm, again and again while Notion is unavailable.
+
+        Args:
+            method: The HTTP method.
+            path: Below the base URL, for example ``/v1/pages``.
+            body: What to send.
+
+        Raises:
+            NotionError: If Notion refuses it.
+            NotionUnavailableError: If it stays unavailable.
+        """
+        return self.persist(lambda: self.send(method, path, body))
+
+    def persist(self, attempt: Callable[[], T]) -> T:
+        """Call a function again, after growing pauses, while it ends with a `NotionUnavailableError`.
+
+        A pause is never shorter than Notion asks for; if that is longer than may be waited, nothing more is sent
+        before the time is over, by later calls neither.
+        """
+        end = self._clock() + MAX_TOTAL_S
+        pause = FIRST_PAUSE_S
+        for number in range(1, MAX_ATTEMPTS + 1):
+            if self._not_before > end:
+                wait_s = self._not_before - self._clock()
+                raise NotionUnavailableError(f"Notion asks to be left alone for another {wait_s:.0f} s")
+            self._sleep(max(0.0, self._not_before - self._clock()))
+            try:
+                return attempt()
+            except NotionUnavailableError as error:
+                if error.retry_after_s:
+                    self._not_before = self._clock() + error.retry_after_s
+                if number == MAX_ATTEMPTS or self._clock() + pause > end:
+                    raise
+            self._sleep(pause)
+            pause *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    def send(self, method: str, path: str, body: Object | None = None) -> Object:
+        """Send a request once.
+
+        Raises:
+            NotionError: If Notion refuses it.
+            NotionUnavailableError: If there is no answer, or none that can be used.
+        """
+        request = urllib.request.Request(
+            self._base_url + path,
+            method=method,
+            data=None if body is None else json.dumps(body, allow_nan=False).encode(),
+            headers={"Content-Type": "application/json", "Notion-Version": VERSION},
+        )
+        self._authorize(request)
+        try:
+            return self._answer(request)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            what = self._without_key(f"{type(reason).__name__}: {reason}".removesuffix(": "))
+            raise NotionUnavailableError(f"no usable answer from {self._base_url} ({what})") from None
+
+    def _answer(self, request: urllib.request.Request) -> Object:
+        end = self._clock() + MAX_TOTAL_S
+        content = bytearray()
+        with self._opener.open(request, timeout=self._timeout_s) as response:
+            while piece := response.read1(1 << 16):
+                content += piece
+                if len(content) > MAX_ANSWER_BYTES or self._clock() > end:
+                    raise TimeoutError("the answer does not end")
+        answer = json.loads(content)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is no JSON object")
+        return answer
+
+    def _refusal(self, error: urllib.error.HTTPError) -> CandyError:
+        try:
+            answer = json.loads(error.read(1 << 16))
+            said = f"{error.code} {answer['code']}: {answer['message']}"
+        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
+            said = f"{error.code} {error.reason}"
+        said = self._without_key(said)
+        if error.code in _TEMPORARY:
+            return NotionUnavailableError(
+                f"Notion is not available ({said})", retry_after_s=_seconds(error.headers.get("Retry-After"))
+            )
+        remedy = f"; {_MEND[error.code]}" if error.code in _MEND else ""
+        return NotionError(f"Notion refuses ({said}){remedy}", status=error.code)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The API does not redirect; whoever else does shall not be followed with a key."""
+
+    @override
+    def redirect_request(self, *_args: object, **_keywords: object) -> None:
+        return None
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:  # HTTP allows a date; Notion documents seconds
+        return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -1,0 +1,135 @@
+"""One Notion database as a table: finds its columns and the row of an experiment, and writes into them.
+
+Knows nothing of what the values mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from candy_monai.frontends.notion_client import Json, NotionClient, NotionError, NotionUnavailableError, Object
+from candy_monai.frontends.notion_columns import COLUMNS, Value, encoded
+
+
+class NotionTable:
+    """Writes values into the row of an experiment, which is a page whose title is the experiment's id.
+
+    Args:
+        client: Sends the requests.
+        database_id: The database's id.
+        log: Says once for each run what cannot be shown.
+    """
+
+    def __init__(self, client: NotionClient, database_id: str, log: Callable[[str], None]) -> None:
+        self._client = client
+        self._database_id = database_id
+        self._log = log
+        self._source_id = ""
+        self._columns: dict[str, Object] = {}
+        self._pages: dict[str, str] = {}
+        self._unfit: set[str] = set()
+
+    def forget_columns(self) -> None:
+        """Look at the columns again before the next value is written."""
+        self._columns, self._unfit = {}, set()
+
+    def write(self, title: str, values: Mapping[str, Value]) -> None:
+        """Write values into the row of this title; it is made if there is none.
+
+        Args:
+            title: The row's title.
+            values: By column; those without a column that can show them are left out.
+
+        Raises:
+            NotionError: If Notion refuses it.
+            NotionUnavailableError: If it cannot be reached.
+        """
+        if not self._columns:
+            self._find_columns()
+        try:
+            self._write(title, values)
+        except NotionError as error:
+            if error.status not in (400, 404):  # somebody changed a column or removed the page in the meantime
+                raise
+            self._pages.pop(title, None)
+            self._find_columns()
+            self._write(title, values)
+
+    def _write(self, title: str, values: Mapping[str, Value]) -> None:
+        properties = self._encoded(values)
+        if title not in self._pages:
+            page_id, is_new = self._client.persist(lambda: self._find_or_create(title, properties))
+            self._pages[title] = page_id
+            if is_new:
+                return
+        self._client.request("PATCH", f"/v1/pages/{self._pages[title]}", {"properties": properties})
+
+    def _find_or_create(self, title: str, properties: Object) -> tuple[str, bool]:
+        """Return the page, and whether it was made just now.
+
+        Looking comes first each time: a creation whose answer got lost may have happened all the same.
+        """
+        name = next(name for name, column in self._columns.items() if column.get("type") == "title")
+        query: Object = {"filter": {"property": name, "title": {"equals": title}}, "page_size": 1}
+        found = self._client.send("POST", f"/v1/data_sources/{self._source_id}/query", query).get("results")
+        if isinstance(found, list) and found:
+            return _id(found[0]), False
+        new: Object = {
+            "parent": {"type": "data_source_id", "data_source_id": self._source_id},
+            "properties": {name: {"title": [{"text": {"content": title}}]}, **properties},
+        }
+        return _id(self._client.send("POST", "/v1/pages", new)), True
+
+    def _encoded(self, values: Mapping[str, Value]) -> Object:
+        names = {name.casefold(): name for name, column in self._columns.items() if column.get("type") != "title"}
+        properties: Object = {}
+        for wanted, value in values.items():
+            name = names.get(wanted.casefold())
+            if name is None or (isinstance(value, float) and not math.isfinite(value)):
+                continue
+            content = encoded(self._columns[name], value)
+            if content is not None:
+                properties[name] = content
+            elif name not in self._unfit:
+                self._unfit.add(name)
+                kind = self._columns[name].get("type")
+                self._log(f"the Notion database's column {name}, of type {kind}, cannot show {value!r}: left out")
+        return properties
+
+    def _find_columns(self) -> None:
+        self._source_id, others = self._find_source()
+        path = f"/v1/data_sources/{self._source_id}"
+        columns = _columns(self._client.request("GET", path))
+        if len(columns) == 1:  # a fresh database, with nothing but its title
+            try:
+                columns = _columns(self._client.request("PATCH", path, {"properties": dict(COLUMNS)}))
+            except NotionError as error:
+                self._log(f"the columns of the Notion database cannot be made: {error}")
+        have = {name.casefold() for name in columns}
+        if missing := [name for name in COLUMNS if name.casefold() not in have]:
+            self._log(f"the Notion database has no column {', '.join(missing)}: left out")
+        if others:
+            self._log(f"the Notion database has {others + 1} data sources: the runs go into the first")
+        self._columns = columns
+
+    def _find_source(self) -> tuple[str, int]:
+        """Return the id of the database's first data source, and how many others there are."""
+        sources = self._client.request("GET", f"/v1/databases/{self._database_id}").get("data_sources")
+        if not isinstance(sources, list) or not sources:
+            raise NotionError("the Notion database has no data source that this integration may see", status=404)
+        return _id(sources[0]), len(sources) - 1
+
+
+def _id(thing: Json) -> str:
+    found = thing.get("id") if isinstance(thing, dict) else None
+    if not isinstance(found, str):
+        raise NotionUnavailableError("Notion's answer has no id")
+    return found
+
+
+def _columns(source: Object) -> dict[str, Object]:
+    properties = source.get("properties")
+    if not isinstance(properties, dict) or not properties:
+        raise NotionUnavailableError("Notion's answer has no columns")
+    return {name: column for name, column in properties.items() if isinstance(column, dict)}
