@@ -1,4 +1,4 @@
-"""Finds bundles: architectures with their trainer and predictor, ours and third parties', by entry point.
+"""Finds bundles, architectures with their trainer and predictor, by entry point; and classes in the user's own files.
 
 A bundle is an installed package's entry point in the group ``candy_monai.bundles`` that names a `Bundle`. Nothing is
 imported by a name that stands in a stored file but through this list of what is installed.
@@ -6,9 +6,11 @@ imported by a name that stands in a stored file but through this list of what is
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from torch import nn
 
@@ -54,3 +56,28 @@ def find_bundle(name: str) -> Bundle:
     if not isinstance(bundle, Bundle):
         raise BadInputError(f"the entry point {name!r} of {GROUP} names a {type(bundle).__name__}, expected a Bundle")
     return bundle
+
+
+def class_from_file(where: str, *, option: str) -> object:
+    """Execute a Python file of the user's and return what it calls by a name.
+
+    Args:
+        where: ``FILE:Class``.
+        option: The option that was given it, for messages.
+
+    Raises:
+        BadInputError: If there is no such file, or nothing of that name in it.
+    """
+    file, _, name = where.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise BadInputError(f"{option} {where}: expected FILE:Class, and {file or where!r} is no file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise BadInputError(f"{option} {where}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise BadInputError(f"{option} {where}: {path} has no {name!r}")
+    found: object = getattr(module, name)
+    return found

@@ -68,12 +68,24 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--trainer", metavar="FILE:Class", help="a SegmentationTrainer of your own; the file is executed"
     )
+    parser.add_argument(
+        "--frontend",
+        dest="frontends",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a dashboard to report to: notion, or FILE:Class for one of your own; may be repeated",
+    )
     parser.add_argument("--note", default="", metavar="TEXT", help="your words about this run, kept with it")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     overrides = parse_overrides(args.overrides)  # before the imports, which take seconds
+
+    from candy_monai.frontends.choice import choose_frontend
+
+    frontend = choose_frontend(args.frontends)
 
     from candy_monai.recipes.train import train_dataset
 
@@ -91,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         splits=args.splits,
         groups=args.groups,
         note=args.note,
+        frontend=frontend,
         trainer=args.trainer,
     )
     print(f"Experiment: {folder}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.config import load_secrets
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.planning import Plan
 from candy_monai.device import auto_device
@@ -20,12 +20,13 @@ from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.evaluation.cases import score_cases
 from candy_monai.experiment.folder import read_description
 from candy_monai.files import check_writable
+from candy_monai.frontends.base import Frontend
 from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.network import Precision
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
 from candy_monai.recipes.prepare import Prepared, checked_dataset, prepare_dataset, store_of
 from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed
-from candy_monai.registry import find_bundle
+from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.saved_run import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -53,6 +54,7 @@ def train_dataset(
     groups: str | None = None,
     note: str = "",
     trainer: str | None = None,
+    frontend: type[Frontend] | None = None,
     on_progress: Callable[[str], None] = print,
 ) -> Path:
     """Prepare a dataset, train on one fold of it, and score the best weights on the other cases.
@@ -72,6 +74,7 @@ def train_dataset(
         groups: Regular expression on case ids; cases with the same match stay on one side of a fold.
         note: Your words about this run.
         trainer: ``FILE:Class``, a `SegmentationTrainer` of your own instead of the bundle's.
+        frontend: A dashboard to report to.
         on_progress: Told what is being done.
 
     Returns:
@@ -84,6 +87,8 @@ def train_dataset(
     overrides = overrides or {}
     _check_length(num_epochs, budget_s, overrides)
     parsed_overrides(overrides)  # a slip of the pen is better said before the data are read
+    if frontend is not None:
+        frontend(load_secrets())  # nor should a missing secret be said an hour later
     check_writable(out)
     device = auto_device() if device == "auto" else device
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
@@ -106,6 +111,7 @@ def train_dataset(
         device=torch.device(device),
         out=Path(out),
         chosen=frozenset(overrides),
+        frontend=frontend,
     )
     if budget_s is not None:
         on_progress("Measuring how fast this machine trains the plan")
@@ -126,6 +132,7 @@ class PlannedRun:
     device: torch.device
     out: Path
     chosen: frozenset[str]
+    frontend: type[Frontend] | None = None
     amp: Precision = None
     time_limit_s: float | None = None
 
@@ -152,6 +159,8 @@ class PlannedRun:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
         trainer = self._trainer()
         trainer.facts["dataset"] = self._facts()
+        if self.frontend is not None:
+            trainer.set_frontend(self.frontend)
         trainer.train(
             self.plan.num_epochs,
             note=note,
@@ -246,18 +255,7 @@ def load_trainer_class(where: str) -> type[SegmentationTrainer]:
     Raises:
         BadInputError: If there is no such file or class, or it is no `SegmentationTrainer`.
     """
-    file, _, name = where.rpartition(":")
-    path = Path(file)
-    if not file or not path.is_file():
-        raise BadInputError(f"--trainer {where}: expected FILE:Class, and {file or where!r} is no file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise BadInputError(f"--trainer {where}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise BadInputError(f"--trainer {where}: {path} has no {name!r}")
-    return _checked(getattr(module, name), f"--trainer {where}")
+    return _checked(class_from_file(where, option="--trainer"), f"--trainer {where}")
 
 
 def _checked(trainer: object, what: str) -> type[SegmentationTrainer]:

@@ -10,6 +10,7 @@ import pytest
 
 from candy_monai.cli.main import COMMANDS, main
 from candy_monai.errors import BadInputError, DatasetError, MissingExtraError, NonFiniteLossError
+from candy_monai.frontends.notion import NotionFrontend
 
 HEAVY = ("torch", "monai", "numpy", "matplotlib", "rich")
 
@@ -117,6 +118,8 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
     ("arguments", "said"),
     [
         (["trian", "data"], "candy-monai: error: unknown command 'trian'. Did you mean 'train'?"),
+        (["train", "data", "--frontend", "notin"], "--frontend 'notin' is unknown. Did you mean 'notion'?"),
+        (["config"], "candy-monai config: error: the following arguments are required: ACTION"),
         (["zzz"], "candy-monai: error: unknown command 'zzz'. Known: demo, inspect"),
         (
             ["train", "data", "--epoch", "3"],
@@ -146,7 +149,7 @@ def test_wrong_arguments_exit_with_2_and_say_what_is_wrong_in_two_lines(calls, a
 def test_train_passes_on_every_option(calls, capsys):
     options = (
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
-        "--splits f.json --note words --trainer mine.py:Mine --groups ^p"
+        "--splits f.json --note words --trainer mine.py:Mine --groups ^p --frontend notion"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert calls.train == {
@@ -164,6 +167,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "note": "words",
         "trainer": "mine.py:Mine",
         "groups": "^p",
+        "frontend": NotionFrontend,
     }
     assert capsys.readouterr().out == "Experiment: experiments/UNetTrainer/20251101-14-a3f2\n"
 
@@ -186,6 +190,7 @@ def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
         "note": "",
         "trainer": None,
         "groups": None,
+        "frontend": None,
     }
 
 

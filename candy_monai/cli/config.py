@@ -1,0 +1,107 @@
+"""``candy-monai config``: the user's secrets and settings, and where they are."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from candy_monai.cli.errors import DONE
+from candy_monai.cli.options import add_debug, new_command
+from candy_monai.errors import SettingsError
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "config",
+        run,
+        summary="store secrets, and show settings and where they are",
+        text="Store a secret for a dashboard, in a file that only you can read; list the secrets by name; show the "
+        "settings that are in force. No value of a secret is ever shown or taken on the command line.",
+        example="candy-monai config set-secret notion_api_key\n"
+        "candy-monai config list-secrets\n"
+        "candy-monai config show",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    store = actions.add_parser(
+        "set-secret", help="ask for a secret's value and store it", description=set_secret.__doc__, allow_abbrev=False
+    )
+    add_debug(store, default=argparse.SUPPRESS)
+    store.add_argument("name", metavar="NAME", help="for example notion_api_key")
+    store.add_argument("value", nargs="*", help=argparse.SUPPRESS)  # to be refused without being repeated
+    for name, function in (("list-secrets", list_secrets), ("show", show), ("path", path)):
+        text = (function.__doc__ or "").partition("\n")[0]
+        summary = text[0].lower() + text[1:].rstrip(".")
+        action = actions.add_parser(name, help=summary, description=text, allow_abbrev=False)
+        add_debug(action, default=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if args.action == "set-secret":
+        set_secret(args.name, given=bool(args.value))
+    else:
+        {"list-secrets": list_secrets, "show": show, "path": path}[args.action]()
+    return DONE
+
+
+def set_secret(name: str, *, given: bool = False) -> None:
+    """Ask for the value without showing it, or read one line of what is piped in, and store it for you alone."""
+    from candy_monai.config import environment_variable, is_in_environment, save_secret
+
+    if given or "=" in name:
+        _refuse_value()
+    value = getpass.getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.readline()
+    file = save_secret(name, value.strip())
+    print(f"Stored {name} in {file}")
+    if is_in_environment(name):
+        print(f"note: the environment variable {environment_variable(name)} is set and wins over it", file=sys.stderr)
+
+
+def list_secrets() -> None:
+    """List the secrets by name, and say where each comes from."""
+    from candy_monai.config import environment_variable, is_in_environment, load_secrets, secrets_file
+
+    names = sorted(load_secrets())
+    for name in names:
+        source = f"environment ({environment_variable(name)})" if is_in_environment(name) else str(secrets_file())
+        print(f"{name:<{max(map(len, names))}}  {source}")
+    if not names:
+        print("No secrets: store one with 'candy-monai config set-secret NAME'", file=sys.stderr)
+
+
+def show() -> None:
+    """Show the settings that are in force, as YAML, and the files that they come from."""
+    import yaml
+
+    from candy_monai.config import config_folder, load_secrets, load_settings, settings_files
+
+    print(f"# folder: {config_folder()}")
+    for file in settings_files():
+        print(f"# settings: {file.absolute()}")
+    print(f"# secrets: {', '.join(sorted(load_secrets())) or 'none'}")
+    settings = load_settings()
+    if settings:
+        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+    else:
+        print(f"# no settings: write them into {config_folder() / 'settings.yml'} or ./settings.yml")
+
+
+def path() -> None:
+    """Name the folder of the user's settings and secrets."""
+    from candy_monai.config import config_folder
+
+    print(config_folder())
+
+
+def _refuse_value() -> NoReturn:
+    raise SettingsError(
+        "give the name of the secret only: a value on the command line could be read by others, and stays in the "
+        "shell's history. It is asked for, or read from a pipe"
+    )

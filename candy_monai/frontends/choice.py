@@ -1,0 +1,49 @@
+"""Finds dashboards by the names that the command line uses. Makes none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.hybrid import create_hybrid_frontend
+
+FRONTENDS = {"notion": "candy_monai.frontends.notion:NotionFrontend"}
+"""Name to class; imported when chosen, since a dashboard may need a package of its own."""
+
+
+def choose_frontend(names: Sequence[str]) -> type[Frontend] | None:
+    """Return the class of the dashboard of this name, or one class for several.
+
+    Args:
+        names: Names such as ``notion``, or ``FILE:Class`` for a frontend of the user's own; the file is executed.
+
+    Returns:
+        The class; None for no name.
+
+    Raises:
+        BadInputError: If a name is unknown, given twice, or names something else.
+    """
+    if len(set(names)) < len(names):
+        raise BadInputError(f"--frontend is given the same name twice: {', '.join(names)}")
+    classes = [_find(name) for name in names]
+    return create_hybrid_frontend(*classes) if len(classes) > 1 else next(iter(classes), None)
+
+
+def _find(name: str) -> type[Frontend]:
+    if name in FRONTENDS:
+        module, _, attribute = FRONTENDS[name].partition(":")
+        found: object = getattr(import_module(module), attribute)
+    elif ":" in name:
+        from candy_monai.registry import class_from_file
+
+        found = class_from_file(name, option="--frontend")
+    else:
+        known = ", ".join(FRONTENDS)
+        raise BadInputError(
+            f"--frontend {name!r} is unknown.{did_you_mean(name, FRONTENDS)} Known: {known}, or FILE:Class"
+        )
+    if not isinstance(found, type) or not issubclass(found, Frontend):
+        raise BadInputError(f"--frontend {name}: this is no Frontend")
+    return found
