@@ -19,9 +19,10 @@ class Frontend:
     secrets in the constructor, so that a missing one is reported before training starts.
 
     The callbacks of a run arrive in order and one at a time, on a thread of their own: a slow or hanging frontend does
-    not hold up the training. An epoch that ends while a callback is at work replaces an earlier one that still waits;
-    the start and the end of the run are always told. What comes late is delivered after `Trainer.train` has returned,
-    or when the program ends, where one call may take five seconds, or four times the longest before it.
+    not hold up the training. While a callback takes longer than half a second, an epoch that ends replaces an earlier
+    one that still waits; the start and the end of the run are always told. What comes late is delivered after
+    `Trainer.train` has returned, or when the program ends, where one call may take five seconds, or four times the
+    longest before it.
 
     A thread shares its process with the training. What a callback is given is a copy, and what it returns is ignored;
     but one that seeds or draws from the global generators (``random``, ``numpy.random``, ``torch``) changes what the

@@ -27,6 +27,8 @@ LAST_CALL_S = 5.0
 """When the program ends, a call counts as stuck after this, or after four times the longest call so far."""
 LAST_CHANCE_S = 30.0
 """For so long at most the end of the program waits for all dashboards together."""
+MAX_WAITING = 8
+"""More events than this do not wait for a dashboard, even if each call is short."""
 
 _POLL_S = 0.02
 _unfinished: list[Delivery] = []
@@ -35,7 +37,8 @@ _unfinished: list[Delivery] = []
 class Delivery(BackgroundObserver):
     """One run's events on their way to one dashboard.
 
-    The start and the end of the run always arrive; of the epochs that finish while the dashboard is busy, the last.
+    The start and the end of the run always arrive, and the epochs as long as the dashboard keeps up. For one that is
+    slow, an epoch replaces those that still wait.
 
     Args:
         frontend: The dashboard.
@@ -51,7 +54,7 @@ class Delivery(BackgroundObserver):
         self._after = after
         self._report = report
         observer = ObserverGroup([FrontendObserver(frontend, report)], report)
-        super().__init__(observer, patience_s=0.0, newest_epoch_only=True)
+        super().__init__(observer, patience_s=0.0)
         self.name = type(frontend).__name__
 
     @override
@@ -102,6 +105,10 @@ class Delivery(BackgroundObserver):
         super()._pass_on(event)
         self._busy_since = None
         self._longest_call_s = max(self._longest_call_s, time.monotonic() - started)
+
+    @override
+    def _leaves_epochs_out(self) -> bool:
+        return self._in_call_s() > MOMENT_S or len(self._events) >= MAX_WAITING
 
     def _in_call_s(self) -> float:
         at_work = self._after or self  # the previous run's delivery, as long as it is not done

@@ -141,7 +141,7 @@ class BackgroundObserver(Observer):
         if isinstance(event, StepFinished):
             return
         with self._changed:
-            if self._newest_epoch_only and isinstance(event, EpochFinished):
+            if isinstance(event, EpochFinished) and self._leaves_epochs_out():
                 self._events = deque(other for other in self._events if not isinstance(other, EpochFinished))
             self._events.append(event)
             self._changed.notify()
@@ -150,6 +150,9 @@ class BackgroundObserver(Observer):
     def close(self) -> None:
         self._end()
         self._thread.join(self._patience_s)
+
+    def _leaves_epochs_out(self) -> bool:
+        return self._newest_epoch_only
 
     def _end(self) -> None:
         with self._changed:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +89,15 @@ def test_a_frontend_that_hangs_raises_or_lies_costs_less_than_2_percent_and_chan
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
     assert scores == plain_scores
     assert 0 < sum(spent) < 0.02 * duration_s
+
+
+def test_the_frontend_of_the_docs_tells_what_happens(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "frontends.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "class " in block)
+    names = {}
+    exec(compile(code, "frontends.md", "exec"), names)
+    frontend = names["PrintFrontend"]({"my_address": "here"})
+    frontend.on_experiment_created("a", "MyTrainer", "UNet", "", 1.0, 1.0, 10, None)
+    frontend.on_experiment_updated("a", 1, {"combined loss": [0.5]}, None)
+    frontend.on_experiment_completed("a")
+    assert capsys.readouterr().out == "a: MyTrainer trains UNet for 10 epochs\na: epoch 1, loss 0.500\na: done\n"

@@ -9,8 +9,9 @@ from tests.notion_server import notion_server
 
 
 @pytest.fixture
-def notion():
+def notion(monkeypatch):
     """Return a server that speaks Notion's API."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with notion_server() as server:
         yield server
 

@@ -61,11 +61,30 @@ def test_a_busy_frontend_is_told_the_start_the_newest_epoch_and_the_end():
     frontend = _Told(is_free=False)
     delivery = _deliver(frontend, run_started(experiment_id="a"))
     assert frontend.is_at_work.wait(10)
+    time.sleep(0.6)
     for event in (epoch_finished(1), epoch_finished(2), epoch_finished(3), FINISHED):
         delivery.receive(event)
     frontend.may_go_on.set()
     delivery.close()
+    assert delivery.wait(stuck_after_s=10, at_most_s=10)
     assert frontend.told == ["created a", "updated 3", "completed a"]
+
+
+def test_a_frontend_that_keeps_up_is_told_every_epoch():
+    frontend = _Told(is_free=False)
+    delivery = _deliver(frontend, run_started(experiment_id="a"))
+    for epoch in range(1, 6):
+        delivery.receive(epoch_finished(epoch))
+    frontend.may_go_on.set()
+    delivery.close()
+    assert frontend.told == ["created a", *(f"updated {epoch}" for epoch in range(1, 6))]
+
+
+def test_no_more_than_a_few_events_wait_even_if_each_call_is_short():
+    frontend = _Told(is_free=False)
+    delivery = _deliver(frontend, run_started(), *(epoch_finished(epoch) for epoch in range(100)))
+    assert len(delivery._events) <= 8
+    frontend.may_go_on.set()
 
 
 def test_only_what_a_frontend_can_be_told_is_kept_and_no_preview_with_it():

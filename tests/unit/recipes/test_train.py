@@ -8,6 +8,7 @@ from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.experiment.state import load_state
+from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.inference.predictor import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.train import load_trainer_class, train_dataset
@@ -201,3 +202,8 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_data_are_read(phan
     with pytest.raises(BadInputError, match="is a file"):
         train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "file" / "x", on_progress=messages.append)
     assert messages == []
+
+
+def test_a_secret_that_a_frontend_misses_is_said_before_the_dataset_is_read(tmp_path):
+    with pytest.raises(SettingsError, match="NotionFrontend needs the secret 'notion_api_key'"):
+        train_dataset(tmp_path / "no dataset", frontend=NotionFrontend, out=tmp_path / "out")

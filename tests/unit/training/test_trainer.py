@@ -458,6 +458,26 @@ def test_a_frontend_that_raises_changes_nothing_about_the_run(tmp_path):
     assert _log(trainer).count("no route to host") == 1
 
 
+def test_what_a_slow_frontend_says_of_a_run_goes_into_the_log_of_that_run(tmp_path):
+    may_go_on = threading.Event()
+
+    class Slow(Frontend):
+        def on_experiment_completed(self, experiment_id):
+            may_go_on.wait(30)
+            self.log(f"told the end of {experiment_id}")
+
+    trainer, folders = small_trainer(tmp_path), []
+    trainer.set_frontend(Slow)
+    for _ in range(2):
+        trainer.train(1, save_preview=False)
+        folders.append(trainer.experiment_folder())
+    may_go_on.set()
+    assert trainer._deliveries[0].wait(stuck_after_s=10, at_most_s=10)
+    for folder in folders:
+        log = (folder / "logs.txt").read_text()
+        assert log.count("told the end of") == log.count(f"told the end of {folder.name}") == 1
+
+
 def test_settings_of_the_file_are_used_and_keywords_win(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.yml").write_text("note: from the file\nnum_checkpoints: 1\nseed: 42\nsave_preview: false\n")
