@@ -182,6 +182,18 @@ def add_device(parser: argparse.ArgumentParser, *, why: str = "where to compute"
     )
 
 
+def add_frontend(parser: argparse.ArgumentParser) -> None:
+    """Add ``--frontend``."""
+    parser.add_argument(
+        "--frontend",
+        dest="frontends",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a dashboard to report to: notion, or FILE:Class for one of your own; may be repeated",
+    )
+
+
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Add ``--set``."""
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.options import add_device, new_command, resolve_device, whole_number
+from candy_monai.cli.options import add_device, add_frontend, new_command, resolve_device, whole_number
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -41,10 +41,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
     )
     add_device(parser)
+    add_frontend(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from candy_monai.frontends.choice import choose_frontend
+
+    frontend = choose_frontend(args.frontends)
+
     from candy_monai.recipes.resume import resume_training
 
     folder = resume_training(
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         num_epochs=args.epochs,
         schedule=args.schedule,
         trainer=args.trainer,
+        frontend=frontend,
         device=resolve_device(args.device),
         force=args.force,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from candy_monai.cli.options import (
     add_dataset,
     add_device,
+    add_frontend,
     add_out,
     add_set,
     as_argument,
@@ -68,14 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--trainer", metavar="FILE:Class", help="a SegmentationTrainer of your own; the file is executed"
     )
-    parser.add_argument(
-        "--frontend",
-        dest="frontends",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a dashboard to report to: notion, or FILE:Class for one of your own; may be repeated",
-    )
+    add_frontend(parser)
     parser.add_argument("--note", default="", metavar="TEXT", help="your words about this run, kept with it")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.config import load_secrets
 from candy_monai.data.cache import inspect_once
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.frontends.base import Frontend
 from candy_monai.recipes.prepare import Prepared, checked_dataset
 from candy_monai.recipes.train import VALIDATION_SCORES, PlannedRun, bundle_trainer, load_trainer_class
 from candy_monai.training.saved_run import Continuation, SavedRun
@@ -28,6 +31,7 @@ def resume_training(
     num_epochs: int | None = None,
     schedule: Continuation | None = None,
     trainer: str | None = None,
+    frontend: type[Frontend] | None = None,
     device: str = "auto",
     force: bool = False,
     on_progress: Callable[[str], None] = print,
@@ -41,6 +45,7 @@ def resume_training(
         num_epochs: Epochs in all; None for as many as planned.
         schedule: What the learning rate does when the number of epochs changes; see ``Trainer.continue_training``.
         trainer: ``FILE:Class``, the trainer of your own that the run was begun with.
+        frontend: A dashboard to report to.
         device: A PyTorch device, or ``auto``.
         force: Go on even if data, network or trainer are not those that the run was saved with.
         on_progress: Told what is being done.
@@ -52,6 +57,8 @@ def resume_training(
         BadInputError: If the run was not begun by a plan, or its dataset is not where it was.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
     """
+    if frontend is not None:
+        frontend(load_secrets())  # a missing secret is better said before anything is read
     folder = Path(experiment)
     saved = SavedRun.load(folder)
     facts, plan = saved.description.get("dataset"), saved.description.get("plan")
@@ -65,6 +72,7 @@ def resume_training(
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
     run = _planned_run(saved, facts, Plan.from_dict(plan), _trainer_class(saved, trainer), dataset, store, device)
+    run = dataclasses.replace(run, frontend=frontend)
     return run.resume(folder, num_epochs, schedule, force=force)
 
 

@@ -158,9 +158,7 @@ class PlannedRun:
     def train(self, note: str) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
         trainer = self._trainer()
-        trainer.facts["dataset"] = self._facts()
-        if self.frontend is not None:
-            trainer.set_frontend(self.frontend)
+        self._prepare(trainer)
         trainer.train(
             self.plan.num_epochs,
             note=note,
@@ -175,9 +173,14 @@ class PlannedRun:
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
         """Go on with this run where it was last saved, and end as `train` does."""
         trainer = self._trainer()
-        trainer.facts["dataset"] = self._facts()
+        self._prepare(trainer)
         trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
         return self._scored(trainer)
+
+    def _prepare(self, trainer: SegmentationTrainer) -> None:
+        trainer.facts["dataset"] = self._facts()
+        if self.frontend is not None:
+            trainer.set_frontend(self.frontend)
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()

@@ -11,6 +11,7 @@ from candy_monai.cli.main import main
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.state import load_state
+from candy_monai.frontends.base import Frontend
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import train_dataset
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -131,3 +132,17 @@ def test_a_killed_command_is_resumed_by_a_command_to_the_same_result(phantom, tm
     subprocess.run(command("resume", str(folder), "--device", "cpu"), check=True, env=environment, capture_output=True)
     assert_same_run(whole, folder)
     assert torch.load(folder / "checkpoint_best.pth", weights_only=True)
+
+
+def test_a_resumed_run_reports_to_its_frontend_under_the_same_id(crashed):
+    told = []
+
+    class Telling(Frontend):
+        def on_experiment_created(self, experiment_id, *arguments):
+            told.append(("created", experiment_id))
+
+        def on_experiment_completed(self, experiment_id):
+            told.append(("completed", experiment_id))
+
+    resume_training(crashed, frontend=Telling, device="cpu", on_progress=_quiet)
+    assert told == [("created", crashed.name), ("completed", crashed.name)]
