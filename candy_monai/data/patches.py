@@ -228,7 +228,7 @@ class EpochSampler(PositionedSampler):
 
     @override
     def indices(self, epoch: int) -> Sequence[int]:
-        return range(epoch * len(self), (epoch + 1) * len(self))
+        return range(epoch * self._num_samples, (epoch + 1) * self._num_samples)
 
 
 def cut(

@@ -32,6 +32,11 @@ class PositionedSampler(Sampler[int]):
         self._num_samples = num_samples
         self._epoch = 0
         self._start = 0
+        self._rank, self._count = 0, 1
+
+    def share(self, rank: int, count: int) -> None:
+        """Take only every ``count``-th sample from ``rank`` on, as many as every other process takes."""
+        self._rank, self._count = rank, count
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration names, from 0."""
@@ -42,17 +47,18 @@ class PositionedSampler(Sampler[int]):
         self._start = position
 
     def __len__(self) -> int:
-        """Return the samples of a whole epoch."""
-        return self._num_samples
+        """Return the samples of a whole epoch, of this process's share."""
+        return self._num_samples // self._count
 
     @override
     def __iter__(self) -> Iterator[int]:
         start, self._start = self._start, 0
-        return iter(self.indices(self._epoch)[start:])
+        stop = len(self) * self._count
+        return iter(self.indices(self._epoch)[self._rank : stop : self._count][start:])
 
     @abstractmethod
     def indices(self, epoch: int) -> Sequence[int]:
-        """Return the indices of an epoch's samples in order."""
+        """Return the indices of an epoch's samples in order, those of all processes."""
 
 
 class SeededIndex(int):
@@ -92,7 +98,7 @@ class SeededSampler(PositionedSampler):
     @override
     def indices(self, epoch: int) -> Sequence[int]:
         generator = np.random.default_rng([self._seed, epoch])
-        count = len(self)
+        count = self._num_samples
         order = generator.permutation(count) if self._shuffle else np.arange(count)
         seeds = generator.integers(1 << 32, size=count)
         return [SeededIndex(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)]

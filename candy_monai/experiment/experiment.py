@@ -35,6 +35,7 @@ class Experiment:
     Args:
         folder: The published experiment folder.
         settings: What ``train`` was told, the drawn seed among it.
+        writes: Whether this is the process of a run that writes; the others only keep count.
         clock: Tells seconds.
 
     Attributes:
@@ -44,7 +45,14 @@ class Experiment:
         ExperimentError: If another process has the folder.
     """
 
-    def __init__(self, folder: Path, settings: TrainSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: TrainSettings,
+        *,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.folder = folder
         self.settings = settings
         self.progress = Progress()
@@ -52,36 +60,35 @@ class Experiment:
         self.early_stopping = EarlyStopping(settings.early_stop_tolerance)
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
-        self._lock = FolderLock(folder)
+        self._writes = writes
+        self._lock = FolderLock(folder) if writes else None
         self._clock = clock
         self._epoch_started = self._counted_until = clock()
         self.is_out_of_time = False
 
-    @classmethod
-    def create(
-        cls,
-        parent: Path,
-        settings: TrainSettings,
-        facts: Json,
-        initial: Callable[[], tuple[RunWeights, State]],
-    ) -> Experiment:
-        """Publish a new folder that holds its description and a first state, and return its experiment.
+    @staticmethod
+    def publish(parent: Path, settings: TrainSettings, facts: Json, weights: RunWeights, state: State) -> Path:
+        """Publish a new folder that holds its description and a first state.
 
         Args:
             parent: The folder of this trainer's experiments.
             settings: What ``train`` was told.
             facts: More for ``experiment.json``: trainer, network, plan, dataset.
-            initial: Returns the weights, and the states of optimizer, scheduler and the rest, before the first step.
+            weights: The weights before the first step.
+            state: The states of optimizer, scheduler and the rest.
+
+        Returns:
+            The folder.
         """
 
         def fill(folder: Path, experiment_id: str) -> None:
             _write_description(folder, {"format": FORMAT, "id": experiment_id, **facts}, settings)
             (folder / LOGS).touch()
-            run = cls(folder, settings)
-            run.save_point(*initial())
+            run = Experiment(folder, settings)
+            run.save_point(weights, state)
             run.close()
 
-        return cls(publish_folder(parent, fill), settings)
+        return publish_folder(parent, fill)
 
     def restore(self, state: State) -> None:
         """Continue from a saved state, and put the folder's files in step with it.
@@ -94,13 +101,16 @@ class Experiment:
         self.early_stopping.load_state_dict(state["early_stopping"])
         self.checkpoints.load_state_dict(state["checkpoints"])
         self.is_out_of_time = self.progress.epoch > 0 and self._another_epoch_takes_too_long()
+        if not self._writes:
+            return
         self.checkpoints.reconcile()
         if len(self.history):
             self.history.save_csv(self.folder / METRICS)
 
     def close(self) -> None:
         """Let other processes have the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def experiment_id(self) -> str:
@@ -115,7 +125,7 @@ class Experiment:
 
     def log(self, message: str) -> str:
         """Append a message to ``logs.txt`` and return the line as written."""
-        return self._log.write(message)
+        return self._log.write(message) if self._writes else message
 
     def begin_epoch(self, learning_rate: float) -> None:
         """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on."""
@@ -162,6 +172,8 @@ class Experiment:
         Raises:
             ExperimentError: If the disk is full; the state of the epoch before is whole.
         """
+        if not self._writes:
+            return
         epoch, kind = self.progress.epoch, weights.kind
         raw_score = score if kind == "raw" else None
         with self._disk_has_room():
@@ -181,6 +193,8 @@ class Experiment:
         Raises:
             ExperimentError: If the disk is full; the state before is whole.
         """
+        if not self._writes:
+            return
         # Of a copy: the clock of this process goes on from where it was.
         progress = dataclasses.replace(self.progress, epoch_s=self.epoch_s)
         with self._disk_has_room():
@@ -188,6 +202,8 @@ class Experiment:
 
     def describe(self, facts: Json) -> None:
         """Write ``experiment.json`` anew, with the settings as they are now."""
+        if not self._writes:
+            return
         _write_description(self.folder, {"format": FORMAT, "id": self.experiment_id, **facts}, self.settings)
 
     def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:

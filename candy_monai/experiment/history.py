@@ -73,6 +73,16 @@ class History:
             writer.writerow([index + 1, *("" if math.isnan(cell) else repr(cell) for cell in cells)])
         atomic_write_text(path, text.getvalue(), durable=False)
 
+    def pending(self) -> dict[str, list[float]]:
+        """Return what the current epoch has so far of each metric."""
+        values = _read([value for column in self._pending.values() for value in column])
+        return {name: list(itertools.islice(values, len(column))) for name, column in self._pending.items()}
+
+    def absorb(self, parts: Sequence[Mapping[str, list[float]]]) -> None:
+        """Replace what the current epoch has by what several processes have of it together."""
+        names = dict.fromkeys(name for part in parts for name in part)
+        self._pending = {name: [value for part in parts for value in part.get(name, ())] for name in names}
+
     def mark(self) -> dict[str, int]:
         """Return how many values of each metric the current epoch has, for `roll_back`."""
         return {name: len(values) for name, values in self._pending.items()}
@@ -82,10 +92,8 @@ class History:
         self._pending = {name: self._pending[name][:count] for name, count in mark.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the closed epochs, and what the current epoch has so far."""
-        values = _read([value for column in self._pending.values() for value in column])
-        pending = {name: list(itertools.islice(values, len(column))) for name, column in self._pending.items()}
-        return {"rows": [dict(row) for row in self._rows], "pending": pending}
+        """Return the closed epochs, and what the current epoch has so far of each metric."""
+        return {"rows": [dict(row) for row in self._rows], "pending": self.pending()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything by what `state_dict` returned."""

@@ -4,47 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.data.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
-from candy_monai.experiment.settings import SaveInterval, TrainSettings
-from candy_monai.experiment.state import RunWeights
+from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.delivery import deliveries
-from candy_monai.network import (
-    NetworkAdapter,
-    adapter_of,
-    channels_last_pays,
-    choose_precision,
-    plain_network,
-    plain_weights,
-)
+from candy_monai.network import NetworkAdapter, channels_last_pays, choose_precision, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.observers.base import Observer, ObserverGroup
+from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
-from candy_monai.training.accumulation import Group
-from candy_monai.training.interruption import StopRequest
-from candy_monai.training.overridables import Overridables
-from candy_monai.training.replay import batches_from, why_not_exact
-from candy_monai.training.reporting import Reporting
+from candy_monai.training.continuity import Continuity, weights_of
+from candy_monai.training.replay import why_not_exact
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import bundle_of, check_loaders, describe_loader, first_sample, run_started, watchers
 from candy_monai.training.toolbox import TrainerToolbox
 
 
-class Lifecycle(Overridables, Reporting, HasDevice):
+class Lifecycle(Continuity):
     """A trainer without its loop: builds the parts of a run, publishes its experiment, tells those who watch.
 
     Args:
@@ -70,7 +59,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         observers: Sequence[Observer] = (),
     ) -> None:
         HasDevice.__init__(self, device)
-        Reporting.__init__(self)
+        Continuity.__init__(self)
         self._trainer_folder = Path(trainer_folder)
         self._dataloader = dataloader
         self._validation_dataloader = validation_dataloader
@@ -80,11 +69,7 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         self._padding: nn.Module | None = None
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
-        self._stop = StopRequest()
-        self._schedule_epochs = 0
-        self._epoch_generators: GeneratorStates | None = None
-        self._saved_at = (0, 0.0)
-        self._scaler = GradScaler("cpu", enabled=False)
+        self._data: dict[str, object] = {}
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
@@ -131,64 +116,104 @@ class Lifecycle(Overridables, Reporting, HasDevice):
     @contextmanager
     def _running(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[tuple[Experiment, TrainerToolbox]]:
         """Set a run up or take a saved one up again, and tell those who watch how it ended."""
-        run, toolbox = self._set_up(settings, saved)
+        self._processes = Processes.from_environment()
+        self.device(device=self._processes.device_of(self.device()))
+        with self._processes.connected(self.device()), self._shared_loaders():
+            run, toolbox = self._set_up(settings, saved)
+            try:
+                with self._stop.listening():
+                    yield run, toolbox
+                self._conclude(run)
+            except BaseException as error:
+                with suppress(Exception):  # a report that fails must not hide the error
+                    what = ": ".join(filter(None, (type(error).__name__, str(error))))
+                    self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
+                self._notify(RunInterrupted(error))
+                raise
+            finally:
+                self._observers.close()
+                run.close()
+
+    @contextmanager
+    def _shared_loaders(self) -> Iterator[None]:
+        """Let each of several processes load its share."""
+        whole = self._dataloader, self._validation_dataloader
+        check_loaders(*whole)
+        self._data = {"training": describe_loader(whole[0]), "validation": describe_loader(whole[1])}
+        self._dataloader = shared_loader(whole[0], self._processes, evenly=True)
+        if whole[1] is not None:
+            self._validation_dataloader = shared_loader(whole[1], self._processes, evenly=False)
         try:
-            with self._stop.listening():
-                yield run, toolbox
-            self._conclude(run)
-        except BaseException as error:
-            with suppress(Exception):  # a report that fails must not hide the error
-                what = ": ".join(filter(None, (type(error).__name__, str(error))))
-                self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
-            self._notify(RunInterrupted(error))
-            raise
+            yield
         finally:
-            self._observers.close()
-            run.close()
+            unshare(whole[0])
+            self._dataloader, self._validation_dataloader = whole
 
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:
         self._experiment, self._saved, self._epoch_generators = None, None, None
-        check_loaders(self._dataloader, self._validation_dataloader)
-        seed = draw_seed() if settings.seed is None else settings.seed
-        set_seed(seed, deterministic=settings.deterministic)
+        settings = self._decided(settings)
         image, label = first_sample(self._dataloader)
         self.check_sample(image, label)
         toolbox, example_shape = self.build_toolbox(settings, image)
         facts = self._facts_of_run(example_shape)
         if saved is None:
-            self._schedule_epochs, generators = settings.num_epochs, GeneratorStates.capture()
-            run = Experiment.create(
-                self._trainer_folder / type(self).__name__,
-                dataclasses.replace(settings, seed=seed, amp=choose_precision(settings.amp, self.device())),
-                facts,
-                lambda: (_weights(toolbox), self._state(toolbox)),
-            )
+            run, generators = self._created(settings, toolbox, facts)
         else:
             saved.refuse_differences(facts)
-            reopened = saved.reopened(toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs))
-            run, generators = reopened.run, reopened.generators
-            self._scaler.load_state_dict(reopened.scaler)
-            self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
+            run, generators = self._reopened(saved, toolbox)
         self._experiment, self._preview = run, None
-        self._observers = self._watchers(settings, run)
-        self._announce(run, seed, saved)
+        if self._processes.is_first:
+            self._observers = self._watchers(run.settings, run)
+        self._announce(run, saved)
         self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
         generators.restore()  # the last before the first step: what a process imports for the first time may draw, too
         if saved is not None and saved.schedule is not None:
-            run.save_point(_weights(toolbox), self._state(toolbox))
+            run.save_point(weights_of(toolbox), self._state(run, toolbox))
             run.describe(facts)
         self._saved_at = (run.progress.batch, time.monotonic())
         return run, toolbox
+
+    def _decided(self, settings: TrainSettings) -> TrainSettings:
+        """Decide what was left open, in all processes alike, and seed everything."""
+        seed = self._processes.broadcast(draw_seed() if settings.seed is None else settings.seed)
+        set_seed(seed, deterministic=settings.deterministic)
+        return dataclasses.replace(settings, seed=seed, amp=choose_precision(settings.amp, self.device()))
+
+    def _created(
+        self, settings: TrainSettings, toolbox: TrainerToolbox, facts: dict[str, object]
+    ) -> tuple[Experiment, GeneratorStates]:
+        """Publish a new experiment and return it with the random generators that it begins with."""
+        self._schedule_epochs = settings.num_epochs
+        for model in filter(None, (toolbox.model, toolbox.ema)):
+            self._processes.share(plain_network(model).state_dict().values())
+        if not self._processes.is_first:  # the same dropout in all processes would be no help
+            assert settings.seed is not None
+            set_seed((settings.seed + self._processes.rank) % 2**32, deterministic=settings.deterministic)
+        generators, state = GeneratorStates.capture(), self._state(None, toolbox)
+        parent = self._trainer_folder / type(self).__name__
+        folder = None
+        if self._processes.is_first:
+            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state)
+        folder = self._processes.broadcast(folder)
+        assert folder is not None
+        return Experiment(folder, settings, writes=self._processes.is_first), generators
+
+    def _reopened(self, saved: SavedRun, toolbox: TrainerToolbox) -> tuple[Experiment, GeneratorStates]:
+        """Take a saved run up and return it with the random generators that it goes on with."""
+        reopened = saved.reopened(
+            toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs), self._processes
+        )
+        self._scaler.load_state_dict(reopened.scaler)
+        self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
+        return reopened.run, reopened.generators
 
     def _facts_of_run(self, example_shape: Shape) -> dict[str, object]:
         return {
             "trainer": type(self).__name__,
             "bundle": bundle_of(self),
             "padding": padding_to_dict(self._padding),
-            "data": {
-                "training": describe_loader(self._dataloader),
-                "validation": describe_loader(self._validation_dataloader),
-            },
+            "processes": self._processes.count,
+            "data": self._data,
             **self.describe(example_shape),
             **self.facts,
         }
@@ -212,9 +237,11 @@ class Lifecycle(Overridables, Reporting, HasDevice):
             report=report,
         )
 
-    def _announce(self, run: Experiment, seed: int, saved: SavedRun | None) -> None:
+    def _announce(self, run: Experiment, saved: SavedRun | None) -> None:
+        count = self._processes.count
+        where = f"{self.device()}" if count == 1 else f"{count} processes, the first on {self.device()}"
         self.log(f"Experiment {run.experiment_id} in {run.folder}")
-        self.log(f"{type(self).__name__} on {self.device()}, {run.settings.num_epochs} epochs, seed {seed}")
+        self.log(f"{type(self).__name__} on {where}, {run.settings.num_epochs} epochs, seed {run.settings.seed}")
         if saved is not None:
             within = f", batch {run.progress.batch}" if run.progress.batch else ""
             self.log(f"Continued after epoch {run.progress.epoch}{within}")
@@ -226,71 +253,18 @@ class Lifecycle(Overridables, Reporting, HasDevice):
         if reason := why_not_exact(self._dataloader):
             self.log(f"If this run is interrupted, going on may not give the same numbers: {reason}")
 
-    def _batches_left(self, run: Experiment) -> Iterator[object]:
-        if not run.progress.batch:
-            self._epoch_generators = GeneratorStates.capture()
-        return batches_from(
-            self._dataloader,
-            epoch=run.progress.epoch,
-            first=run.progress.batch,
-            epoch_start=self._epoch_generators,
-        )
-
-    @contextmanager
-    def _gradients_for(self, toolbox: TrainerToolbox, group: Group) -> Iterator[None]:
-        """Let a batch's gradients count for its share of a step, and in half precision keep the small ones."""
-        if group.count == 1 and not self._scaler.is_enabled():
-            yield
-            return
-        share = torch.full((), 1 / group.count, device=self.device())
-        with adapter_of(toolbox.model).gradient_factor(self._scaler.scale(share)):
-            yield
-
-    def _say_if_not_compiled(self, toolbox: TrainerToolbox) -> None:
-        if isinstance(toolbox.model, NetworkAdapter) and toolbox.model.compile_failure is not None:
-            self.log(f"The network could not be compiled and runs as it is: {toolbox.model.compile_failure}")
-            toolbox.model.compile_failure = None
-
-    def _save_within_epoch(self, run: Experiment, toolbox: TrainerToolbox) -> None:
-        """Save after a step if it is time to, and end the run if it was asked to."""
-        interval, (batch, moment) = run.settings.save_every, self._saved_at
-        if interval is not None and SaveInterval.parse(interval).is_over(
-            steps=run.progress.batch - batch, seconds=time.monotonic() - moment
-        ):
-            run.save_point(_weights(toolbox), self._state(toolbox))
-            self._saved_at = (run.progress.batch, time.monotonic())
-        self._stop_if_asked(run, toolbox)
-
-    def _stop_if_asked(self, run: Experiment, toolbox: TrainerToolbox, *, back_to: Moment | None = None) -> None:
-        """Save and end the run if a signal asked for it.
-
-        Args:
-            run: The run.
-            toolbox: Its parts.
-            back_to: Where the run goes on from, if not from here.
-        """
-        if not self._stop.is_pending:
-            return
-        if back_to is not None:
-            run.history.roll_back(back_to.recorded)
-            back_to.generators.restore()
-        run.save_point(_weights(toolbox), self._state(toolbox))
-        self._stop.obey()
-
-    def _moment(self, run: Experiment) -> Moment:
-        return Moment(recorded=run.history.mark(), generators=GeneratorStates.capture())
-
     def _finish_epoch(self, run: Experiment, toolbox: TrainerToolbox, score: float | None) -> None:
         """Save the epoch, then say it: nothing is reported that a crash could take back."""
+        run.history.absorb(self._processes.gathered(run.history.pending()))
         improved = run.finish_epoch(score)
+        run.is_out_of_time = self._processes.broadcast(run.is_out_of_time)
         self._epoch_generators = None
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
-        run.save_epoch(_weights(toolbox), self._state(toolbox), score=score, is_best=is_best)
+        run.save_epoch(weights_of(toolbox), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())
         self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
         self._notify(run.epoch_finished(score, self._preview))
-        if self._stop.is_pending and not run.is_complete:
-            self._stop.obey()
+        self._stop_after_epoch_if_asked(run)
 
     def _conclude(self, run: Experiment) -> None:
         if run.early_stopping.triggered:
@@ -304,43 +278,3 @@ class Lifecycle(Overridables, Reporting, HasDevice):
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device(), non_blocking=True)
-
-    def _state(self, toolbox: TrainerToolbox) -> dict[str, object]:
-        """Return what a resumed run needs besides the weights."""
-        epoch_start = self._epoch_generators
-        return {
-            "optimizer": toolbox.optimizer.state_dict(),
-            "scheduler": toolbox.scheduler.state_dict(),
-            "schedule_epochs": self._schedule_epochs,
-            "scaler": self._scaler.state_dict(),
-            "criterion": toolbox.criterion.state_dict(),
-            "ema": None if toolbox.ema is None else _without_weights(toolbox.ema),
-            "generators": GeneratorStates.capture().state_dict(),
-            "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moment:
-    """A moment that an interrupted run can go back to.
-
-    Attributes:
-        recorded: What was recorded until then.
-        generators: The random generators.
-    """
-
-    recorded: Mapping[str, int]
-    generators: GeneratorStates
-
-
-def _weights(toolbox: TrainerToolbox) -> RunWeights:
-    return RunWeights(
-        raw=plain_weights(toolbox.model),
-        scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
-        kind="ema" if toolbox.ema else "raw",
-    )
-
-
-def _without_weights(ema: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a moving average besides the weights, which are in files of their own."""
-    return {name: value for name, value in ema.state_dict().items() if not name.startswith("module.")}

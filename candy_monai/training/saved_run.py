@@ -18,6 +18,7 @@ from candy_monai.experiment.folder import read_description
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights
 from candy_monai.network import plain_network
+from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.toolbox import TrainerToolbox
 
@@ -97,37 +98,43 @@ class SavedRun:
         if found and not self.force:
             lines = "".join(f"\n  - {line}" for line in found)
             raise ExperimentError(
-                f"{self.folder}: not the run that was saved (saved -> present):{lines}\nforce=True goes on all the same"
+                f"{self.folder}: what is about to be trained is not what was saved (saved -> present):{lines}\n"
+                "make it the same again, or go on all the same with force=True (--force)"
             )
 
-    def reopened(
-        self, toolbox: TrainerToolbox, rebuild: Callable[[int], optim.lr_scheduler.LRScheduler]
-    ) -> ReopenedRun:
+    def reopened(self, toolbox: TrainerToolbox, rebuild: Rebuild, processes: Processes) -> ReopenedRun:
         """Take the folder, and put weights and states into the toolbox.
 
         Args:
             toolbox: As it was built for a new run.
             rebuild: Builds the schedule for a number of epochs, around the toolbox's optimizer.
+            processes: Those that go on with the run.
 
         Raises:
             ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
         """
-        run = Experiment(self.folder, self.settings)
+        run = Experiment(self.folder, self.settings, writes=processes.is_first)
         try:
-            state = load_state(self.folder)  # again: only now is it certain that nobody else writes it
-            run.restore(state)
+            if processes.is_first:
+                run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
+            processes.broadcast(None)  # the others read when the files are in step
+            state = load_state(self.folder)
+            if not processes.is_first:
+                run.restore(state)
             if self.schedule is not None and self.is_finished:
                 run.early_stopping.num_stale_epochs = 0
             schedule_epochs = self._fill(toolbox, state, run, rebuild)
         except BaseException:
             run.close()
             raise
-        epoch_start = state["epoch_generators"]
+        own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
+        run.history.absorb([own["pending"]])
+        epoch_start = own["epoch_generators"]
         return ReopenedRun(
             run=run,
             schedule_epochs=schedule_epochs,
             scaler=state["scaler"],
-            generators=GeneratorStates(**state["generators"]),
+            generators=GeneratorStates(**own["generators"]),
             epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
         )
 

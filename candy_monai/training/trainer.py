@@ -30,7 +30,7 @@ from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
 from candy_monai.training.toolbox import TrainerToolbox
-from candy_monai.training.validation import ValidationCases
+from candy_monai.training.validation import ValidationCases, mean_score
 
 
 class Trainer(Lifecycle):
@@ -221,11 +221,13 @@ class Trainer(Lifecycle):
                 usable = False
             self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch > group.last:
-                if usable:
+                agreed = self._agree(run, toolbox, usable=usable)
+                if agreed.usable:
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
-                self._save_within_epoch(run, toolbox)
+                self._after_group(run, toolbox, agreed)
         watch.settle()
+        self._share_buffers(toolbox)
         self._say_if_not_compiled(toolbox)
         if watch.num_skipped:
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
@@ -282,20 +284,27 @@ class Trainer(Lifecycle):
         if toolbox.ema is not None:
             toolbox.ema.eval()
         with torch.no_grad():
-            for image, label in itertools.islice(self._cases(loader), limit):
+            for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
                 score, metrics, output = self.validate_case(image, label, toolbox)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
-                self._stop_if_asked(run, toolbox, back_to=before)
-        self.record("val score", cases.score)
+                self._stop_validating_if_asked(run, toolbox, before)
+        score = mean_score(self._processes.gathered(cases.scores))
+        if self._processes.is_first:
+            self.record("val score", score)
         self._preview = cases.preview()
-        return cases.score
+        return score
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
         is_last = epoch == run.settings.num_epochs
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
+
+    def _share_of(self, limit: int | None) -> int | None:
+        """Return how many of the first cases this process scores."""
+        processes = self._processes
+        return None if limit is None else len(range(processes.rank, limit, processes.count))
 
     def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches(loader):

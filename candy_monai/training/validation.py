@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -36,10 +37,9 @@ class ValidationCases:
             self._worst = (score, image, label, output.detach())
 
     @property
-    def score(self) -> float:
-        """The mean over the cases that have a score; NaN if none has."""
-        known = [score for score in self._scores if not math.isnan(score)]
-        return math.fsum(known) / len(known) if known else math.nan
+    def scores(self) -> list[float]:
+        """The score of each case."""
+        return list(self._scores)
 
     def preview(self) -> Preview | None:
         """Return the worst case on the CPU; None before the first case."""
@@ -47,3 +47,9 @@ class ValidationCases:
             return None
         _, image, label, output = self._worst
         return Preview(image=image.cpu(), label=label.cpu(), output=output.cpu())
+
+
+def mean_score(parts: Sequence[Sequence[float]]) -> float:
+    """Return the mean over all cases of all parts that have a score; NaN if none has."""
+    known = [score for part in parts for score in part if not math.isnan(score)]
+    return math.fsum(known) / len(known) if known else math.nan

@@ -12,7 +12,8 @@ from candy_monai.experiment.state import RunWeights, load_state, stored_weights,
 
 def _experiment(parent, **settings):
     settings = TrainSettings(**{"num_epochs": 4, "seed": 7, "num_checkpoints": 2, **settings})
-    return Experiment.create(parent, settings, {"trainer": "T"}, lambda: (_weights(0.0), {"optimizer": {}}))
+    folder = Experiment.publish(parent, settings, {"trainer": "T"}, _weights(0.0), {"optimizer": {}})
+    return Experiment(folder, settings)
 
 
 def _weights(value):

@@ -1,0 +1,147 @@
+"""The processes that train one run together, as ``torchrun`` starts them: who they are and what they tell each other.
+
+Owns the communication. Gradients are averaged at each step rather than by ``DistributedDataParallel``: a trainer's own
+``backward`` may make several passes, another number of them in each process, and leave parameters out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from candy_monai.errors import SettingsError
+
+T = TypeVar("T")
+
+_BYTES_AT_ONCE = 32 << 20
+
+
+class Processes:
+    """The processes of this run, of which this is one. A run of one process is the special case that tells nobody.
+
+    Args:
+        rank: This process's number.
+        count: Processes in all.
+        local_rank: This process's number among those of its machine, which chooses its GPU.
+    """
+
+    def __init__(self, *, rank: int = 0, count: int = 1, local_rank: int = 0) -> None:
+        self.rank = rank
+        self.count = count
+        self.local_rank = local_rank
+        self._control: distributed.ProcessGroup | None = None
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """Read what ``torchrun`` says; one process where it says nothing.
+
+        Raises:
+            SettingsError: If the variables contradict each other.
+        """
+        try:
+            rank, count, local = (
+                int(os.environ.get(name, default))
+                for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+            )
+        except ValueError as error:
+            raise SettingsError(f"torchrun sets RANK, WORLD_SIZE and LOCAL_RANK to numbers: {error}") from None
+        if not 0 <= rank < count:
+            raise SettingsError(f"RANK is {rank} and WORLD_SIZE {count}: start the processes with torchrun")
+        return cls(rank=rank, count=count, local_rank=local)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def device_of(self, device: torch.device) -> torch.device:
+        """Return this process's own device: the GPU of its number where only ``cuda`` was asked for."""
+        if self.count > 1 and str(device) == "cuda":
+            return torch.device("cuda", self.local_rank)
+        return device
+
+    @contextmanager
+    def connected(self, device: torch.device) -> Iterator[None]:
+        """Let the processes reach each other; does nothing for one, or where they do already.
+
+        Args:
+            device: Where this process computes: GPUs are connected by NCCL, all else by Gloo.
+        """
+        if self.count == 1:
+            yield
+            return
+        ours = not distributed.is_initialized()
+        if ours:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self._control = distributed.new_group(backend="gloo")
+        try:
+            yield
+        finally:
+            if ours:
+                distributed.destroy_process_group()
+
+    def broadcast(self, value: T) -> T:
+        """Return the first process's value."""
+        if self.count == 1:
+            return value
+        values: list[Any] = [value]
+        distributed.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]  # type: ignore[no-any-return]
+
+    def gathered(self, value: T) -> list[T]:
+        """Return every process's value, in the order of their numbers."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self._control)
+        return values
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Return for each flag whether it is set in any process. Waits for no GPU."""
+        if self.count == 1:
+            return list(flags)
+        together = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(together, distributed.ReduceOp.MAX, group=self._control)
+        return [bool(flag) for flag in together.tolist()]
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over all processes, in place; each process passes the same ones."""
+        if self.count == 1:
+            return
+        for part in _parts(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in part])
+            distributed.all_reduce(flat)
+            flat.div_(self.count)
+            means = torch.split_with_sizes(flat, [tensor.numel() for tensor in part])
+            torch._foreach_copy_(part, [mean.view_as(tensor) for mean, tensor in zip(means, part, strict=True)])
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of the first process, in place."""
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Divide tensors into lists of one device and type, of some megabytes each."""
+    kinds: defaultdict[object, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        kinds[tensor.device, tensor.dtype].append(tensor)
+    for kind in kinds.values():
+        part: list[Tensor] = []
+        for tensor in kind:
+            part.append(tensor)
+            if sum(member.nbytes for member in part) >= _BYTES_AT_ONCE:
+                yield part
+                part = []
+        if part:
+            yield part

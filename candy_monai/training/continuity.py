@@ -1,0 +1,185 @@
+"""What makes a run one run across steps, interruptions and processes: its batches, its saves, what processes agree on.
+
+Trains nothing and sets nothing up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.utils.data import DataLoader
+
+from candy_monai.device import HasDevice
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.settings import SaveInterval
+from candy_monai.experiment.state import RunWeights
+from candy_monai.network import NetworkAdapter, adapter_of, plain_network, plain_weights
+from candy_monai.processes import Processes
+from candy_monai.seeding import GeneratorStates
+from candy_monai.training.accumulation import Group
+from candy_monai.training.interruption import StopRequest
+from candy_monai.training.overridables import Overridables
+from candy_monai.training.replay import batches_from
+from candy_monai.training.reporting import Reporting
+from candy_monai.training.toolbox import TrainerToolbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A moment that an interrupted run can go back to.
+
+    Attributes:
+        recorded: What was recorded until then.
+        generators: The random generators.
+    """
+
+    recorded: Mapping[str, int]
+    generators: GeneratorStates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What all processes do after a group of batches.
+
+    Attributes:
+        usable: Whether the optimizer steps.
+        save: Whether the run is saved.
+        stop: Whether it ends.
+    """
+
+    usable: bool
+    save: bool
+    stop: bool
+
+
+class Continuity(Overridables, Reporting, HasDevice):
+    """The part of a trainer that keeps a run in one piece."""
+
+    _dataloader: DataLoader[Any]
+
+    def __init__(self) -> None:
+        Reporting.__init__(self)
+        self._processes = Processes()
+        self._stop = StopRequest()
+        self._scaler = GradScaler("cpu", enabled=False)
+        self._schedule_epochs = 0
+        self._epoch_generators: GeneratorStates | None = None
+        self._saved_at = (0, 0.0)
+
+    def _batches_left(self, run: Experiment) -> Iterator[object]:
+        if not run.progress.batch:
+            self._epoch_generators = GeneratorStates.capture()
+        return batches_from(
+            self._dataloader,
+            epoch=run.progress.epoch,
+            first=run.progress.batch,
+            epoch_start=self._epoch_generators,
+        )
+
+    @contextmanager
+    def _gradients_for(self, toolbox: TrainerToolbox, group: Group) -> Iterator[None]:
+        """Let a batch's gradients count for its share of a step, and in half precision keep the small ones."""
+        if group.count == 1 and not self._scaler.is_enabled():
+            yield
+            return
+        share = torch.full((), 1 / group.count, device=self.device())
+        with adapter_of(toolbox.model).gradient_factor(self._scaler.scale(share)):
+            yield
+
+    def _agree(self, run: Experiment, toolbox: TrainerToolbox, *, usable: bool) -> Agreement:
+        """Ask all processes what to do after a group of batches, and average the gradients of those that step."""
+        interval, (batch, moment) = run.settings.save_every, self._saved_at
+        is_over = interval is not None and SaveInterval.parse(interval).is_over(
+            steps=run.progress.batch - batch, seconds=time.monotonic() - moment
+        )
+        flags = [not usable, is_over, self._stop.is_pending]
+        if self._processes.count > 1:
+            parameters = [parameter for parameter in toolbox.model.parameters() if parameter.requires_grad]
+            flags += [parameter.grad is not None for parameter in parameters]
+            flags = self._processes.any_of(flags)
+            taking_part = [parameter for parameter, has in zip(parameters, flags[3:], strict=True) if has]
+            for parameter in taking_part:
+                if parameter.grad is None:  # without a part in this process's passes only
+                    parameter.grad = torch.zeros_like(parameter)
+            self._processes.average([parameter.grad for parameter in taking_part if parameter.grad is not None])
+        return Agreement(usable=not flags[0], save=flags[1], stop=flags[2])
+
+    def _after_group(self, run: Experiment, toolbox: TrainerToolbox, agreed: Agreement) -> None:
+        """Save the run within its epoch, and end it, as it was agreed."""
+        if agreed.save or agreed.stop:
+            run.save_point(weights_of(toolbox), self._state(run, toolbox))
+            self._saved_at = (run.progress.batch, time.monotonic())
+        if agreed.stop:
+            self._stop.obey()
+
+    def _stop_validating_if_asked(self, run: Experiment, toolbox: TrainerToolbox, back_to: Moment) -> None:
+        """End the run within a validation if a signal asked for it, saved as it was before the validation.
+
+        With several processes, which are not at the same case, it goes on to the validation's end.
+        """
+        if not self._stop.is_pending or self._processes.count > 1:
+            return
+        run.history.roll_back(back_to.recorded)
+        back_to.generators.restore()
+        self._after_group(run, toolbox, Agreement(usable=True, save=True, stop=True))
+
+    def _stop_after_epoch_if_asked(self, run: Experiment) -> None:
+        (stop,) = self._processes.any_of([self._stop.is_pending])
+        if stop and not run.is_complete:
+            self._stop.obey()
+
+    def _moment(self, run: Experiment) -> Moment:
+        return Moment(recorded=run.history.mark(), generators=GeneratorStates.capture())
+
+    def _share_buffers(self, toolbox: TrainerToolbox) -> None:
+        """Let every process score the same network: batch statistics are those of the first."""
+        models = [toolbox.model] if toolbox.ema is None else [toolbox.model, toolbox.ema]
+        for model in models:
+            self._processes.share(plain_network(model).buffers())
+
+    def _say_if_not_compiled(self, toolbox: TrainerToolbox) -> None:
+        if isinstance(toolbox.model, NetworkAdapter) and toolbox.model.compile_failure is not None:
+            self.log(f"The network could not be compiled and runs as it is: {toolbox.model.compile_failure}")
+            toolbox.model.compile_failure = None
+
+    def _state(self, run: Experiment | None, toolbox: TrainerToolbox) -> dict[str, object]:
+        """Return what a resumed run needs besides the weights.
+
+        Every process takes part: each has its own random numbers and, within an epoch, its own part of the metrics.
+        """
+        epoch_start = self._epoch_generators
+        own = {
+            "generators": GeneratorStates.capture().state_dict(),
+            "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
+            "pending": {} if run is None else run.history.pending(),
+        }
+        return {
+            "optimizer": toolbox.optimizer.state_dict(),
+            "scheduler": toolbox.scheduler.state_dict(),
+            "schedule_epochs": self._schedule_epochs,
+            "scaler": self._scaler.state_dict(),
+            "criterion": toolbox.criterion.state_dict(),
+            "ema": None if toolbox.ema is None else _without_weights(toolbox.ema),
+            "processes": self._processes.gathered(own),
+        }
+
+
+def weights_of(toolbox: TrainerToolbox) -> RunWeights:
+    """Return the weights of a run as they are now."""
+    return RunWeights(
+        raw=plain_weights(toolbox.model),
+        scored=plain_weights(toolbox.ema if toolbox.ema else toolbox.model),
+        kind="ema" if toolbox.ema else "raw",
+    )
+
+
+def _without_weights(ema: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a moving average besides the weights, which are in files of their own."""
+    return {name: value for name, value in ema.state_dict().items() if not name.startswith("module.")}

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from candy_monai.data.sampling import SeededSampler
+from candy_monai.data.sharing import shared_loader, unshare
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.processes import Processes, _parts
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "to numbers"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_refused(monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=words):
+        Processes.from_environment()
+
+
+def test_without_torchrun_there_is_one_process_that_tells_nobody():
+    processes = Processes.from_environment()
+    assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
+    tensor = torch.ones(2)
+    with processes.connected(torch.device("cpu")):
+        processes.average([tensor])
+        processes.share([tensor])
+        assert processes.broadcast("x") == "x"
+        assert processes.gathered(3) == [3]
+        assert processes.any_of([True, False]) == [True, False]
+    assert tensor.tolist() == [1, 1]
+
+
+def test_each_process_takes_the_gpu_of_its_number_unless_one_is_named():
+    processes = Processes(rank=5, count=8, local_rank=1)
+    assert processes.device_of(torch.device("cuda")) == torch.device("cuda", 1)
+    assert processes.device_of(torch.device("cuda", 3)) == torch.device("cuda", 3)
+    assert processes.device_of(torch.device("cpu")) == torch.device("cpu")
+    assert Processes().device_of(torch.device("cuda")) == torch.device("cuda")
+
+
+def test_tensors_are_sent_in_parts_of_one_type_and_each_once():
+    tensors = [torch.zeros(3 << 20), torch.zeros(6 << 20), torch.zeros(5, dtype=torch.int64), torch.zeros(1)]
+    parts = list(_parts(tensors))
+    assert sorted(id(t) for part in parts for t in part) == sorted(map(id, tensors))
+    assert all(len({t.dtype for t in part}) == 1 for part in parts)
+    assert [[t.numel() for t in part] for part in parts] == [[3 << 20, 6 << 20], [1], [5]]
+
+
+def test_our_sampler_s_shares_are_disjoint_equal_and_together_the_first_of_the_order():
+    data = list(range(7))
+    loader = DataLoader(data, batch_size=1, sampler=SeededSampler(data, seed=2))
+    whole = [int(batch) for batch in loader]
+    shares = []
+    for rank in range(3):
+        share = shared_loader(loader, Processes(rank=rank, count=3), evenly=True)
+        assert len(share) == 2
+        shares.append([int(batch) for batch in share])
+        unshare(loader)
+    assert [index for group in zip(*shares, strict=True) for index in group] == whole[:6]
+    assert [int(batch) for batch in loader] == whole
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 3), (1, 2), (2, 2)])
+def test_every_validation_case_is_in_some_share(rank, expected):
+    share = shared_loader(DataLoader(range(7)), Processes(rank=rank, count=3), evenly=False)
+    assert len(share) == expected
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(4))
+
+
+@pytest.mark.parametrize(
+    ("loader", "words"),
+    [
+        (DataLoader(_Stream()), "over a stream"),
+        (DataLoader(range(4), batch_sampler=[[0, 1], [2, 3]]), "batch sampler of its own"),
+        (DataLoader(range(2)), "2 training samples cannot be shared out among 3"),
+    ],
+)
+def test_loaders_that_cannot_be_shared_out_are_refused(loader, words):
+    with pytest.raises(BadInputError, match=words):
+        shared_loader(loader, Processes(rank=0, count=3), evenly=True)
