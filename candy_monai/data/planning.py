@@ -83,6 +83,7 @@ class Plan:
         num_epochs: Length of the schedule.
         validate_every: Epochs from one validation to the next.
         num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` takes all.
+        chosen: Names of the entries that the user chose, sorted; the others follow from the data.
     """
 
     dataset_name: str
@@ -110,6 +111,7 @@ class Plan:
     num_epochs: int
     validate_every: int
     num_validation_cases: int | None
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -211,6 +213,7 @@ def plan(
         num_epochs=wishes.get("num_epochs", 100 if light else 200),
         validate_every=wishes.get("validate_every", 5),
         num_validation_cases=wishes.get("num_validation_cases", 16),
+        chosen=tuple(sorted(wishes)),
     )
 
 

@@ -107,7 +107,6 @@ def _planned_run(
         seed=seed,
         device=torch.device(auto_device() if device == "auto" else device),
         out=saved.folder.resolve().parents[1],
-        chosen=frozenset(),
     )
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +70,12 @@ def fit_to_time(
     seconds: float,
     num_cases: int,
     num_training_cases: int,
-    chosen: Collection[str] = (),
 ) -> Plan:
     """Return the plan with epochs, steps and validation such that the run ends, annealed and validated, in time.
 
     A run so short that it sees each case only a few times does not mirror: to learn every anatomy in all its mirror
-    images takes longer than that, and its own is what will be asked.
+    images takes longer than that, and its own is what will be asked. How to validate and whether to mirror is left as
+    it is where the user chose it.
 
     Args:
         plan: The plan.
@@ -84,8 +83,6 @@ def fit_to_time(
         seconds: What is left for training and validation.
         num_cases: Validation cases; all of them are scored once more at the end, by whole-image prediction.
         num_training_cases: Training cases.
-        chosen: Names of the plan's values that the user chose; of those that say how to validate and to mirror none
-            is changed.
 
     Raises:
         SettingsError: If the time is too short for anything.
@@ -104,13 +101,13 @@ def fit_to_time(
         share_s = VALIDATION_SHARE * epoch_s
         changes["num_validation_cases"] = max(1, min(num_cases, math.floor(share_s / speed.case_s)))
         changes["validate_every"] = min(num_epochs, max(1, math.ceil(speed.case_s / share_s)))
-    kept = {name: value for name, value in changes.items() if name not in chosen}
+    kept = {name: value for name, value in changes.items() if name not in plan.chosen}
     fitted = dataclasses.replace(plan, **kept, num_epochs=num_epochs)
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
     step_budget = epoch_s - EPOCH_OVERHEAD_S - validated * speed.case_s / fitted.validate_every
     num_iterations = max(1, int(step_budget / speed.step_s))
     passes = num_epochs * num_iterations * plan.batch_size / num_training_cases
-    mirrored = "mirror_axes" in chosen or passes >= PASSES_TO_MIRROR
+    mirrored = "mirror_axes" in plan.chosen or passes >= PASSES_TO_MIRROR
     return dataclasses.replace(
         fitted, iterations_per_epoch=num_iterations, mirror_axes=plan.mirror_axes if mirrored else ()
     )

@@ -110,7 +110,6 @@ def train_dataset(
         seed=draw_seed() if seed is None else seed,
         device=torch.device(device),
         out=Path(out),
-        chosen=frozenset(overrides),
         frontend=frontend,
     )
     if budget_s is not None:
@@ -131,7 +130,6 @@ class PlannedRun:
     seed: int
     device: torch.device
     out: Path
-    chosen: frozenset[str]
     frontend: type[Frontend] | None = None
     amp: Precision = None
     time_limit_s: float | None = None
@@ -146,7 +144,6 @@ class PlannedRun:
             seconds=seconds,
             num_cases=len(self.validation),
             num_training_cases=len(self.training),
-            chosen=self.chosen,
         )
         on_progress(
             f"One step takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "

@@ -201,6 +201,11 @@ def test_more_levels_than_the_patch_allows_is_a_clear_error():
         plan(HIPPOCAMPUS, overrides={"filters": "2,2,2,2,2,2,2,2"})
 
 
+def test_a_plan_says_which_of_its_entries_the_user_chose():
+    assert plan(HIPPOCAMPUS).chosen == ()
+    assert plan(HIPPOCAMPUS, overrides={"num_epochs": "3", "batch_size": 4}).chosen == ("batch_size", "num_epochs")
+
+
 def test_overrides_in_text_are_converted():
     made = plan(
         HIPPOCAMPUS,

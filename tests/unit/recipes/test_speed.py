@@ -53,8 +53,8 @@ def test_without_validation_all_the_time_is_trained():
 
 
 def test_what_the_user_chose_is_kept():
-    plan = dataclasses.replace(small_plan(), validate_every=3, num_validation_cases=None)
-    chosen = {"validate_every", "num_validation_cases", "mirror_axes"}
-    fitted = fit_to_time(plan, SPEED, seconds=120, num_cases=5, num_training_cases=20, chosen=chosen)
+    chosen = ("mirror_axes", "num_validation_cases", "validate_every")
+    plan = dataclasses.replace(small_plan(), validate_every=3, num_validation_cases=None, chosen=chosen)
+    fitted = fit_to_time(plan, SPEED, seconds=120, num_cases=5, num_training_cases=20)
     assert (fitted.validate_every, fitted.num_validation_cases) == (3, None)
     assert fitted.mirror_axes == plan.mirror_axes
