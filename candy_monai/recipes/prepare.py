@@ -91,6 +91,8 @@ def prepare_dataset(
     store: PathLike | None,
     out: PathLike,
     device: str,
+    memory_factor: float = 1.0,
+    check_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Check a dataset whole, inspect it, plan for it, and store what training reads.
@@ -101,6 +103,8 @@ def prepare_dataset(
         store: The folder for everything derived from datasets; None for ``<out>/.store``.
         out: The folder of the experiments.
         device: Where the training will be; its memory bounds the patch.
+        memory_factor: Memory of a training step, as a multiple of a U-Net's, which plans are made for.
+        check_plan: Raises if training could not follow the plan, before the cases are preprocessed for it.
         on_progress: Told what is being done.
 
     Raises:
@@ -115,7 +119,11 @@ def prepare_dataset(
     raw = dataset.dataset
     say(f"Inspecting {len(raw)} cases")
     fingerprint = inspect_once(raw, store_folder)
-    made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
+    memory = device_memory(device)
+    bound = None if memory is None else int(memory / memory_factor)
+    made = plan(fingerprint, memory_bytes=bound, overrides=overrides)
+    if check_plan is not None:
+        check_plan(made)
     say(f"Preprocessing {len(raw)} cases")
     cases = CaseStore.build(raw, made, store_folder)
     return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.warnings)

@@ -99,7 +99,14 @@ def train_dataset(
     training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
     _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
     prepared = prepare_dataset(
-        checked, overrides=overrides, store=store, out=out, device=device, on_progress=on_progress
+        checked,
+        overrides=overrides,
+        store=store,
+        out=out,
+        device=device,
+        memory_factor=trainer_class.memory_factor,
+        check_plan=trainer_class.check_plan,
+        on_progress=on_progress,
     )
     run = PlannedRun(
         prepared=prepared,

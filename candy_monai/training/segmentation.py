@@ -35,9 +35,10 @@ class SegmentationTrainer(Trainer):
         ignore_index: Label id that counts neither in the loss nor in the metrics.
         score: What a validation score is: the negative loss, or the mean Dice of the foreground classes.
         learning_rate: Of the first step.
-        weight_decay: AdamW's.
+        weight_decay: Of the optimizer.
         inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
+        memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch.
     """
 
     num_classes: int = 1
@@ -50,17 +51,30 @@ class SegmentationTrainer(Trainer):
     max_grad_norm: float | None = 12.0
     inferer: Inferer | None = None
     plan: Plan | None = None
+    memory_factor: float = 1.0
+
+    @classmethod
+    def check_plan(cls, plan: Plan) -> None:
+        """Refuse a plan that this trainer cannot follow.
+
+        Raises:
+            BadInputError: If the labels are overlapping regions.
+        """
+        if plan.regions:
+            raise BadInputError(
+                f"{plan.dataset_name}: its labels are overlapping regions, which {cls.__name__} cannot train on "
+                "yet; give each region an id of its own, or train on one of them with BinarizedDataset"
+            )
 
     def use_plan(self, plan: Plan) -> None:
         """Follow a plan: its classes, loss, learning rate and inference; score by Dice.
 
         A bundle's trainer takes its network from the plan too.
+
+        Raises:
+            BadInputError: If this trainer cannot follow the plan.
         """
-        if plan.regions:
-            raise BadInputError(
-                f"{plan.dataset_name}: its labels are overlapping regions, which {type(self).__name__} cannot train on "
-                "yet; give each region an id of its own, or train on one of them with BinarizedDataset"
-            )
+        self.check_plan(plan)
         self.plan = plan
         self.num_classes = plan.num_classes
         self.ignore_index = plan.ignore_label
@@ -75,11 +89,7 @@ class SegmentationTrainer(Trainer):
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        steps_an_epoch = length(self._dataloader)
-        if steps_an_epoch is None:
-            raise BadInputError("the training loader is a stream without a length: override build_scheduler for it")
-        num_steps = num_epochs * steps_an_epoch
-        return AbsoluteLinearLR(optimizer, -self.learning_rate / num_steps, self.learning_rate)
+        return AbsoluteLinearLR(optimizer, -self.learning_rate / self._num_steps(num_epochs), self.learning_rate)
 
     @override
     def build_criterion(self) -> nn.Module:
@@ -185,6 +195,13 @@ class SegmentationTrainer(Trainer):
         if highest >= max(self.num_classes, 2):
             where = ", ".join(case_ids) or "a batch"
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
+
+    def _num_steps(self, num_epochs: int) -> int:
+        """Return the optimizer steps of a run, which is how long a schedule is that ends with it."""
+        steps_an_epoch = length(self._dataloader)
+        if steps_an_epoch is None:
+            raise BadInputError("the training loader is a stream without a length: override build_scheduler for it")
+        return num_epochs * steps_an_epoch
 
     def _class_advice(self, found: str, num_classes: int) -> str:
         return (

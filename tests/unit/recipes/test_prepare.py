@@ -1,7 +1,9 @@
+import math
+
 import pytest
 
 from candy_monai.data.phantom import write_phantom_dataset
-from candy_monai.errors import DatasetError, SettingsError
+from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.recipes.prepare import prepare_dataset
 
 
@@ -28,6 +30,21 @@ def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):
     second = _prepare(phantom, tmp_path, store=tmp_path / "fast disk")
     assert second.store_folder == first.store_folder
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_a_network_that_needs_more_memory_than_a_u_net_gets_smaller_patches(phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr("candy_monai.recipes.prepare.device_memory", lambda device: 30 << 20)
+    small, smaller = (_prepare(phantom, tmp_path, memory_factor=factor).plan for factor in (1.0, 2.0))
+    assert math.prod(smaller.patch_shape) < math.prod(small.patch_shape)
+
+
+def test_a_plan_that_cannot_be_followed_is_refused_before_the_cases_are_preprocessed(phantom, tmp_path):
+    def refuse(plan):
+        raise BadInputError(f"no {plan.num_dims}-D")
+
+    with pytest.raises(BadInputError, match="no 3-D"):
+        _prepare(phantom, tmp_path, check_plan=refuse)
+    assert not list(tmp_path.rglob("store.json"))
 
 
 def test_an_unknown_override_is_refused_with_the_closest_known_one(phantom, tmp_path):
