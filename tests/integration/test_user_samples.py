@@ -159,6 +159,28 @@ def test_the_ready_made_u_net_is_configured_by_attribute(tmp_path):
     assert trainer.experiment_folder().parent.name == "UNetTrainer"
 
 
+@pytest.mark.parametrize(("variant", "num_classes"), [("s", 1), ("l", 2)])
+def test_the_ready_made_cmunext_is_configured_by_attribute(tmp_path, variant, num_classes):
+    from candy_monai_bundles.cmunext import CMUNeXtTrainer
+
+    folder = write_phantom_dataset(tmp_path / "phantom", num_cases=5, num_dims=2, num_classes=2, shape=(32, 32))
+    dataset, val_dataset = NNUNetDataset(folder).fold()
+    train_loader = DataLoader(dataset, batch_size=4, shuffle=True)
+    val_loader = DataLoader(val_dataset, batch_size=1, shuffle=False)
+
+    trainer = CMUNeXtTrainer(tmp_path / "liver_seg", train_loader, val_loader, device="cpu")
+    trainer.num_classes = num_classes
+    trainer.variant = variant
+    trainer.train(1, note="Liver segmentation with CMUNeXt")
+    arguments = json.loads((trainer.experiment_folder() / "experiment.json").read_text())["network"]["arguments"]
+    assert arguments == {
+        "in_channels": 1,
+        "out_channels": num_classes,
+        "variant": variant,
+        "normalization": "batch",
+    }
+
+
 def test_logging_and_recording_from_inside_a_step(tmp_path):
     class Talkative(FromScratch):
         @override

@@ -1,15 +1,18 @@
 import pytest
 
 from candy_monai.errors import BadInputError
+from candy_monai.inference.predictor import Predictor
 from candy_monai.registry import bundle_names, find_bundle
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
-def test_the_u_net_is_found_by_its_entry_point():
-    bundle = find_bundle("unet")
-    assert bundle.name == "unet"
+@pytest.mark.parametrize("name", ["cmunext", "unet"])
+def test_our_bundles_are_found_by_their_entry_points(name):
+    bundle = find_bundle(name)
+    assert bundle.name == bundle.trainer.bundle == name
     assert issubclass(bundle.trainer, SegmentationTrainer)
-    assert "unet" in bundle_names()
+    assert issubclass(bundle.predictor, Predictor)
+    assert name in bundle_names()
 
 
 def test_an_unknown_bundle_is_an_error_with_the_closest_installed_one():

@@ -115,6 +115,27 @@ def test_a_fold_that_cannot_be_is_said_before_anything_is_preprocessed(phantom, 
     assert not list(tmp_path.rglob("store.json"))
 
 
+def test_pictures_are_trained_on_by_cmunext_at_its_own_rate_and_predicted_from_the_folder(tmp_path):
+    pictures = write_phantom_dataset(tmp_path / "pictures", num_cases=5, num_dims=2, shape=(40, 44), num_channels=3)
+    overrides = {"iterations_per_epoch": "2", "batch_size": "2", "patch_shape": "40,40"}
+    folder = train_dataset(
+        pictures, bundle="cmunext", num_epochs=1, overrides=overrides, device="cpu", out=tmp_path, on_progress=_quiet
+    )
+    description = json.loads((folder / "experiment.json").read_text())
+    assert folder.parent.name == "CMUNeXtTrainer"
+    assert description["network"]["arguments"]["normalization"] == "batch"
+    assert description["plan"]["learning_rate"] == 0.01
+    assert (folder / "validation.json").exists()
+    case = NNUNetDataset(pictures).cases[0]
+    assert load_predictor(folder).predict(case.images).shape == load_image(case.images[0]).shape
+
+
+def test_volumes_for_a_network_of_pictures_are_refused_before_they_are_preprocessed(phantom, tmp_path):
+    with pytest.raises(BadInputError, match="CMUNeXt is a network for pictures"):
+        train_dataset(phantom, bundle="cmunext", num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
+    assert not list(tmp_path.rglob("store.json"))
+
+
 def test_overlapping_regions_are_refused_before_training(tmp_path):
     phantom = write_phantom_dataset(tmp_path / "regions", num_cases=4, shape=(24, 24, 16))
     description = json.loads((phantom / "dataset.json").read_text())
