@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
+from candy_monai.data.draws import DrawOrder, PatchDraw, start_anywhere, start_around
 from candy_monai.data.planning import Plan
 from candy_monai.data.sampling import PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _IN_MEMORY_BYTES = 256 << 20
 _OPEN_CASES = 64  # a mapped case holds three file descriptors
-_ORDER_STREAM = 1  # keeps the order of cases apart from the samples' own numbers
-_PHASE_STREAM = 2
 
 
 class Sample(TypedDict):
@@ -40,19 +38,6 @@ class Sample(TypedDict):
     image: Tensor
     label: Tensor
     case_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchDraw:
-    """What a sample's index stands for.
-
-    Attributes:
-        case_id: The case that it is cut from.
-        on_foreground: Whether it is centred on a labelled voxel.
-    """
-
-    case_id: str
-    on_foreground: bool
 
 
 class PatchDataset(Dataset[Sample]):
@@ -94,13 +79,12 @@ class PatchDataset(Dataset[Sample]):
         self._seed = seed
         self._augmentation = Augmentation.for_plan(plan) if augment else None
         self._transform = transform
-        labelled = np.array([bool(store.classes_of(case_id)) for case_id in case_ids])
-        share = min(1.0, plan.foreground_share * len(labelled) / max(1, labelled.sum()))
-        self._shares = np.where(labelled, share, 0.0)
-        self._phases = np.zeros(len(labelled))
-        ranks = np.random.default_rng([seed, 0, _PHASE_STREAM]).permutation(int(labelled.sum()))
-        self._phases[labelled] = ranks / max(1, len(ranks))
-        self._pass: tuple[int, NDArray[np.int64], NDArray[np.bool_]] | None = None
+        self._order = DrawOrder(
+            case_ids,
+            [bool(store.classes_of(case_id)) for case_id in case_ids],
+            foreground_share=plan.foreground_share,
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         """Return the number of cases: the indices of one pass."""
@@ -123,37 +107,11 @@ class PatchDataset(Dataset[Sample]):
 
     def draw(self, index: int) -> PatchDraw:
         """Return which case a sample comes from and how, without cutting it."""
-        if index < 0:
-            raise IndexError(f"a sample's index is 0 or more, got {index}")
-        number, position = divmod(index, len(self._case_ids))
-        if self._pass is None or self._pass[0] != number:
-            self._pass = (number, *self._ordered(number))
-        _, order, on_foreground = self._pass
-        return PatchDraw(case_id=self._case_ids[order[position]], on_foreground=bool(on_foreground[position]))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what a worker can work out again."""
-        return self.__dict__ | {"_pass": None}
-
-    def _ordered(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return a pass: its cases in order, and which of them are centred on foreground."""
-        rng = np.random.default_rng([self._seed, number, _ORDER_STREAM])
-        # A case's turn comes whenever its own running share passes a whole number; phases differ from case to case.
-        turns = np.floor((number + 1) * self._shares + self._phases) > np.floor(number * self._shares + self._phases)
-        count, positions = int(turns.sum()), np.arange(len(turns))
-        offset = rng.random()
-        chosen = np.floor((positions + 1) * count / len(turns) + offset) > np.floor(
-            positions * count / len(turns) + offset
-        )
-        order = np.empty(len(turns), dtype=np.int64)
-        order[chosen] = rng.permutation(np.flatnonzero(turns))
-        order[~chosen] = rng.permutation(np.flatnonzero(~turns))
-        return order, chosen
+        return self._order.draw(index)
 
     def _start(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the patch's first voxel in the case; negative where the case is smaller than the patch."""
-        volume, patch = np.array(case.label.shape[1:]), np.array(self._shape)
-        room = volume - patch
+        volume = tuple(case.label.shape[1:])
         places = None
         if on_foreground:
             classes = [class_id for class_id in case.places if class_id != ANNOTATED]
@@ -161,12 +119,9 @@ class PatchDataset(Dataset[Sample]):
         elif len(case.places.get(ANNOTATED, ())):
             places = case.places[ANNOTATED]
         if places is None:
-            start = rng.integers(0, np.maximum(room, 0) + 1)
-        else:
-            centre = np.array(np.unravel_index(int(places[int(rng.integers(len(places)))]), tuple(volume)))
-            start = np.clip(centre - patch // 2, 0, np.maximum(room, 0))
-        first: NDArray[np.int64] = np.where(room < 0, room // 2, start).astype(np.int64)
-        return first
+            return start_anywhere(volume, self._shape, rng)
+        centre = np.unravel_index(int(places[int(rng.integers(len(places)))]), volume)
+        return start_around(np.array(centre), volume, self._shape)
 
     def _cut(self, case: StoredCase, start: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         matrix = None if self._augmentation is None else self._augmentation.draw_matrix(rng)
