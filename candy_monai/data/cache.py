@@ -19,7 +19,7 @@ from candy_monai.data.nnunet_files import find_cases
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.files import atomic_write_text
 
-_INSPECTION = 1
+_INSPECTION = 2
 """Raised when ``inspect`` changes what it finds, so that what an earlier version found is not taken for it."""
 
 _CHECK = 1

@@ -139,7 +139,7 @@ class UnsupervisedDataset(CaseDataset[Tensor]):
         super().__init__(ids_of(images) if case_ids is None else case_ids, device=device)
         self._images = images
         self._transform = transform
-        _same_length(len(images), len(self), "images", "case ids")
+        _same_length(len(images), len(self._case_ids), "images", "case ids")
 
     @override
     def __getitem__(self, idx: int) -> Tensor:
@@ -179,7 +179,7 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         super().__init__(ids_of(images) if case_ids is None else case_ids, device=device)
         _same_length(len(images), len(labels), "images", "labels")
-        _same_length(len(images), len(self), "images", "case ids")
+        _same_length(len(images), len(self._case_ids), "images", "case ids")
         self._images = images
         self._labels = labels
         self._transform = transform

@@ -223,30 +223,18 @@ class ComposeDataset(_Wrapper):
         return all(base.follows_position for base, _ in self._images)
 
 
-class BinarizedDataset(_Wrapper):
-    """A dataset whose labels say only whether a voxel belongs to the classes of interest.
-
-    An ignore label counts as background here unless it is listed.
+class DerivedDataset(_Wrapper):
+    """Items made from those of one other dataset, whose transforms apply first and whose folds these are.
 
     Args:
-        base: The dataset to relabel; its transforms apply first, and its tensors stay as they are.
-        positive_ids: The label ids that become 1; every other id becomes 0.
+        base: The other dataset; its tensors stay as they are.
+        transform: Applied to image and label in step, after what the subclass does.
     """
 
-    def __init__(self, base: SupervisedDataset, positive_ids: Sequence[int]) -> None:
-        if not positive_ids:
-            raise BadInputError("found no positive ids, expected one or more label ids that become 1")
-        super().__init__(base.case_ids, base.case_ids, case_ids=base.case_ids, device=base.device())
+    def __init__(self, base: SupervisedDataset, *, transform: PairTransform | None = None) -> None:
+        ids = base.case_ids
+        super().__init__(ids, ids, case_ids=ids, transform=transform, device=base.device())
         self._base = base
-        self._positive_ids = tuple(positive_ids)
-
-    @override
-    def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
-        image, label = self._base[idx]
-        positive = torch.isin(without_metadata(label), torch.tensor(self._positive_ids, device=label.device)).long()
-        return image, MetaTensor(positive, meta=copy.deepcopy(label.meta)) if isinstance(
-            label, MetaTensor
-        ) else positive
 
     @property
     @override
@@ -265,6 +253,31 @@ class BinarizedDataset(_Wrapper):
         new = copy.copy(self)
         new._base, new._images, new._labels, new._case_ids = base, base.case_ids, base.case_ids, base.case_ids
         return new
+
+
+class BinarizedDataset(DerivedDataset):
+    """A dataset whose labels say only whether a voxel belongs to the classes of interest.
+
+    An ignore label counts as background here unless it is listed.
+
+    Args:
+        base: The dataset to relabel; its transforms apply first, and its tensors stay as they are.
+        positive_ids: The label ids that become 1; every other id becomes 0.
+    """
+
+    def __init__(self, base: SupervisedDataset, positive_ids: Sequence[int]) -> None:
+        if not positive_ids:
+            raise BadInputError("found no positive ids, expected one or more label ids that become 1")
+        super().__init__(base)
+        self._positive_ids = tuple(positive_ids)
+
+    @override
+    def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
+        image, label = self._base[idx]
+        positive = torch.isin(without_metadata(label), torch.tensor(self._positive_ids, device=label.device)).long()
+        return image, MetaTensor(positive, meta=copy.deepcopy(label.meta)) if isinstance(
+            label, MetaTensor
+        ) else positive
 
 
 def _files(source: PathLike | Sequence[PathLike]) -> list[Path]:

@@ -11,23 +11,26 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike, Shape
+from candy_monai.data.described import DescribedDataset
 from candy_monai.data.io import geometry_of
 from candy_monai.data.values import frozen
 from candy_monai.errors import BadInputError, CandyError, DatasetError
+from candy_monai.files import atomic_write_text
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
 
+    from candy_monai.data.cases import SupervisedDataset
     from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 
 Orientation = tuple[str, ...]
@@ -40,6 +43,7 @@ _BLOCK_BYTES = 1 << 16
 _CHECKSUMMED = (".gz", ".png")  # the tail of these covers every byte before it
 
 
+@runtime_checkable
 class CaseSource(Protocol):
     """What inspection and preprocessing need of a dataset; ``NNUNetDataset`` is one."""
 
@@ -109,6 +113,9 @@ class CaseFingerprint:
         nonzero_shape: Shape of the box around voxels that are non-zero in any channel; the whole when all are zero.
         foreground_shape: Shape of the box around labelled voxels; ``None`` without any.
         class_voxels: Number of voxels of each label id that occurs, background and ignore included.
+        foreground_bbox: First voxel and end along each axis of the box around labelled voxels, ``(a0, a1, b0, b1)`` or
+            ``(a0, a1, b0, b1, c0, c1)``; ``None`` without any. `crop` takes it.
+        class_places: Voxels of each foreground id, as many as ``inspect`` was asked for.
     """
 
     case_id: str
@@ -118,6 +125,8 @@ class CaseFingerprint:
     nonzero_shape: Shape
     foreground_shape: Shape | None
     class_voxels: Mapping[int, int]
+    foreground_bbox: tuple[int, ...] | None = None
+    class_places: Mapping[int, tuple[Shape, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +163,22 @@ class Fingerprint:
         """Number of spatial axes, 2 or 3."""
         return len(self.cases[0].shape)
 
+    def save(self, path: PathLike) -> None:
+        """Write the fingerprint to a file, from which ``load`` restores an equal one."""
+        atomic_write_text(Path(path), self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: PathLike) -> Fingerprint:
+        """Restore a fingerprint from a file.
+
+        Raises:
+            BadInputError: If there is no such file, or it is not a fingerprint.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInputError(f"{path}: cannot be read ({error.strerror}); inspect the dataset again") from error
+
     def to_json(self) -> str:
         """Return JSON text from which ``from_json`` restores an equal fingerprint."""
         return json.dumps(asdict(self), indent=1, allow_nan=False)
@@ -176,16 +201,19 @@ class Fingerprint:
             raise BadInputError(f"not a fingerprint of this version ({error!r}): inspect the dataset again") from error
 
 
-def inspect(dataset: CaseSource | PathLike, *, num_workers: int | None = None) -> Fingerprint:
-    """Read every case once and summarise it.
+def inspect(
+    dataset: SupervisedDataset | CaseSource | PathLike, *, num_workers: int | None = None, places_per_class: int = 0
+) -> Fingerprint:
+    """Read every case once and summarise it, as it is before the dataset's transforms.
 
     Intensities are sampled, at most 10 000 voxels a case and 10 million in all, with a generator seeded by the case id:
     memory stays at ``num_workers`` cases whatever the dataset's size, and the result does not depend on order or
     workers. Cases without labelled voxels take no part in foreground statistics.
 
     Args:
-        dataset: A dataset, or the folder of one.
+        dataset: A dataset, or the folder of one. Where nothing names its labels, they are those that occur.
         num_workers: Threads; decoding and counting release Python's lock. ``None`` takes one a processor, at most 8.
+        places_per_class: Voxels of each foreground id to keep for each case, drawn evenly; all where there are fewer.
 
     Raises:
         DatasetError: With every case that cannot be read, holds NaN or infinite intensities, or whose label does not
@@ -198,7 +226,9 @@ def inspect(dataset: CaseSource | PathLike, *, num_workers: int | None = None) -
     names = source.description.channel_names
     per_case = min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (len(cases) * len(names)), 100))
     with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
-        results = list(pool.map(_case_or_problem, repeat(source), range(len(cases)), repeat(per_case)))
+        results = list(
+            pool.map(_case_or_problem, repeat(source), range(len(cases)), repeat(per_case), repeat(places_per_class))
+        )
     problems = [result for result in results if isinstance(result, str)]
     seen = [result for result in results if not isinstance(result, str)]
     dimensions = {len(case.fingerprint.shape) for case in seen}
@@ -211,7 +241,7 @@ def inspect(dataset: CaseSource | PathLike, *, num_workers: int | None = None) -
         dataset_name=description.name,
         digest=dataset_digest(source),
         is_picture=all(case.is_picture for case in seen),
-        labels={name: ids if isinstance(ids, int) else tuple(ids) for name, ids in description.labels.items()},
+        labels=_labels(description, seen),
         ignore_label=description.ignore_label,
         region_order=description.regions_class_order if description.has_regions else None,
         channels=tuple(
@@ -226,14 +256,17 @@ def inspect(dataset: CaseSource | PathLike, *, num_workers: int | None = None) -
     )
 
 
-def dataset_digest(dataset: CaseSource | PathLike) -> str:
+def dataset_digest(dataset: SupervisedDataset | CaseSource | PathLike) -> str:
     """Return 16 hexadecimal digits that change when the dataset's content does.
 
     Covers channels, labels, case ids, and of each file its name, size and content. Files up to 1 MiB count whole. Of
     larger ones the first and the last 64 KiB count: the header and, for ``.gz`` and ``.png``, checksums of all that
-    lies between. Larger files without checksums add their modification time.
+    lies between. Larger files without checksums add their modification time. Of a dataset that names no files every
+    voxel counts.
     """
     source = _opened(dataset)
+    if isinstance(source, DescribedDataset):
+        return source.digest()
     about = source.description
     meaning = (about.channel_names, list(about.labels.items()), about.ignore_label, about.regions_class_order)
     digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8)
@@ -280,15 +313,15 @@ class _Seen:
     whole: list[NDArray[np.floating]]
 
 
-def _case_or_problem(source: CaseSource, index: int, num_samples: int) -> _Seen | str:
+def _case_or_problem(source: CaseSource, index: int, num_samples: int, num_places: int) -> _Seen | str:
     case_id = source.cases[index].case_id
     try:
-        return _seen(source, index, num_samples)
+        return _seen(source, index, num_samples, num_places)
     except CandyError as error:
         return f"{case_id}: {error}"
 
 
-def _seen(source: CaseSource, index: int, num_samples: int) -> _Seen:
+def _seen(source: CaseSource, index: int, num_samples: int, num_places: int) -> _Seen:
     case_id = source.cases[index].case_id
     image_tensor, label_tensor = source.load(index)
     geometry = geometry_of(image_tensor)
@@ -321,6 +354,8 @@ def _seen(source: CaseSource, index: int, num_samples: int) -> _Seen:
             nonzero_shape=_extent(nonzero) if nonzero else tuple(label.shape),
             foreground_shape=_extent(labelled) if labelled else None,
             class_voxels=_counts(label),
+            foreground_bbox=tuple(end for side in labelled for end in (side.start, side.stop)) if labelled else None,
+            class_places=_places(label, foreground, num_places, rng) if num_places else {},
         ),
         is_picture=geometry.is_picture,
         foreground=[channel.ravel()[inside] for channel in image],
@@ -334,6 +369,25 @@ def _counts(label: NDArray[np.integer]) -> dict[int, int]:
     return {int(index): int(count) for index, count in zip(found, counts, strict=True) if count}
 
 
+def _places(
+    label: NDArray[np.integer], foreground: NDArray[np.bool_], count: int, rng: np.random.Generator
+) -> dict[int, tuple[Shape, ...]]:
+    places = {}
+    for index in np.unique(label[foreground]):
+        found = np.flatnonzero(label == index)
+        chosen = found if len(found) <= count else np.sort(rng.choice(found, count, replace=False))
+        voxels = np.stack(np.unravel_index(chosen, label.shape), axis=1)
+        places[int(index)] = tuple(tuple(voxel) for voxel in voxels.tolist())
+    return places
+
+
+def _labels(description: DatasetDescription, seen: Sequence[_Seen]) -> Mapping[str, int | tuple[int, ...]]:
+    if description.labels:
+        return {name: ids if isinstance(ids, int) else tuple(ids) for name, ids in description.labels.items()}
+    found = {index for case in seen for index in case.fingerprint.class_voxels}
+    return {"background": 0} | {f"class_{index}": index for index in sorted(found - {0})}
+
+
 def _pooled(samples: Sequence[NDArray[np.floating]]) -> IntensityStatistics | None:
     pooled = np.concatenate(samples)
     return IntensityStatistics.of(pooled) if len(pooled) else None
@@ -343,12 +397,12 @@ def _extent(box: tuple[slice, ...]) -> Shape:
     return tuple(side.stop - side.start for side in box)
 
 
-def _opened(dataset: CaseSource | PathLike) -> CaseSource:
+def _opened(dataset: SupervisedDataset | CaseSource | PathLike) -> CaseSource:
     if isinstance(dataset, str | os.PathLike):
         from candy_monai.data.nnunet import NNUNetDataset
 
         return NNUNetDataset(dataset)
-    return dataset
+    return dataset if isinstance(dataset, CaseSource) else DescribedDataset(dataset)
 
 
 def _digest_file(digest: hashlib.blake2b, path: Path) -> None:
@@ -377,4 +431,5 @@ def _case(entry: Mapping[str, object]) -> CaseFingerprint:
     values = {key: frozen(value) for key, value in entry.items()}
     counts: Mapping[str, int] = entry["class_voxels"]  # type: ignore[assignment]
     values["class_voxels"] = {int(index): count for index, count in counts.items()}
+    values["class_places"] = {int(index): places for index, places in values["class_places"].items()}  # type: ignore[attr-defined]
     return CaseFingerprint(**values)  # type: ignore[arg-type]

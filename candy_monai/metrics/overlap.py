@@ -14,6 +14,31 @@ from torch import Tensor
 _VOXELS_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
 
 
+@dataclass(frozen=True, kw_only=True)
+class OverlapCounts:
+    """Voxels of each class, int64, ``(classes,)`` for one case and ``(B, classes)`` for a batch.
+
+    Attributes:
+        common: In both prediction and reference.
+        predicted: In the prediction.
+        referenced: In the reference.
+    """
+
+    common: Tensor
+    predicted: Tensor
+    referenced: Tensor
+
+    @property
+    def dice(self) -> Tensor:
+        """The Dice of each class, float32; NaN where it is in neither."""
+        return 2 * self.common / (self.predicted + self.referenced)
+
+    @property
+    def iou(self) -> Tensor:
+        """The intersection over union of each class, float32; NaN where it is in neither."""
+        return self.common / (self.predicted + self.referenced - self.common)
+
+
 def dice_per_class(
     prediction: Tensor,
     reference: Tensor,
@@ -40,8 +65,14 @@ def dice_per_class(
     Raises:
         ValueError: If the shapes differ or are not those of label ids.
     """
-    counts = _count(prediction, reference, num_classes, include_background, ignore_index, batched)
-    return 2 * counts.common / (counts.predicted + counts.referenced)
+    return count_overlap(
+        prediction,
+        reference,
+        num_classes,
+        include_background=include_background,
+        ignore_index=ignore_index,
+        batched=batched,
+    ).dice
 
 
 def iou_per_class(
@@ -69,8 +100,14 @@ def iou_per_class(
     Raises:
         ValueError: If the shapes differ or are not those of label ids.
     """
-    counts = _count(prediction, reference, num_classes, include_background, ignore_index, batched)
-    return counts.common / (counts.predicted + counts.referenced - counts.common)
+    return count_overlap(
+        prediction,
+        reference,
+        num_classes,
+        include_background=include_background,
+        ignore_index=ignore_index,
+        batched=batched,
+    ).iou
 
 
 def mean_dice(
@@ -131,23 +168,28 @@ def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1
     return ids.to(torch.uint8 if num_classes <= 256 else torch.int64)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Counts:
-    """Voxels of each class: in both, in the prediction, in the reference; float32, whose rounding is below 1e-7."""
-
-    common: Tensor
-    predicted: Tensor
-    referenced: Tensor
-
-
-def _count(
+def count_overlap(
     prediction: Tensor,
     reference: Tensor,
     num_classes: int,
-    include_background: bool,
-    ignore_index: int | None,
-    batched: bool | None,
-) -> _Counts:
+    *,
+    include_background: bool = False,
+    ignore_index: int | None = None,
+    batched: bool | None = None,
+) -> OverlapCounts:
+    """Count the voxels of each class and case; nothing is read back from the device.
+
+    Args:
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        reference: Ids of the same shape.
+        num_classes: Background included; 1 means a binary task, ids 0 and 1.
+        include_background: Whether class 0 is among the results.
+        ignore_index: Voxels with this id in the reference count for nothing.
+        batched: Whether the first axis is cases; see `dice_per_class`.
+
+    Raises:
+        ValueError: If the shapes differ or are not those of label ids.
+    """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if prediction.shape != reference.shape:
@@ -169,9 +211,9 @@ def _count(
         # Not bincount: on CUDA it reads the largest id back. Whole numbers add up the same in any order.
         for total, bins in zip(totals, (both, first, second), strict=True):
             total.scatter_add_(1, bins, one.expand_as(bins))
-    scored = totals[..., 0 if include_background else 1 : classes].float()
+    scored = totals[..., 0 if include_background else 1 : classes]
     common, in_prediction, in_reference = scored if is_batch else scored[:, 0]
-    return _Counts(common=common, predicted=in_prediction, referenced=in_reference)
+    return OverlapCounts(common=common, predicted=in_prediction, referenced=in_reference)
 
 
 def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:

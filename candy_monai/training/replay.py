@@ -29,8 +29,9 @@ def batches_from(
             back before the first batch is yielded.
     """
     sampler: object = loader.sampler
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(epoch)
+    for part in (sampler, loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
     iterator = batches(loader)
     if not first or epoch_start is None:
         yield from iterator

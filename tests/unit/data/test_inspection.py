@@ -7,6 +7,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from candy_monai.data.cases import SupervisedDataset
+from candy_monai.data.datasets import DatasetFromMemory
 from candy_monai.data.inspection import Fingerprint, IntensityStatistics, bounding_box, dataset_digest, inspect
 from candy_monai.errors import BadInputError, DatasetError
 
@@ -179,3 +181,56 @@ def test_the_hippocampus_is_described_as_it_is(real_dataset):
     assert tuple(np.median([entry.shape for entry in found.cases], axis=0)) == (35, 50, 36)
     assert {entry.spacing_mm for entry in found.cases} == {(1.0, 1.0, 1.0)}
     assert Fingerprint.from_json(found.to_json()) == found
+
+
+def test_the_box_of_the_foreground_is_its_first_voxels_and_ends():
+    label = torch.zeros(1, 4, 5, 6)
+    label[0, 1, 1:3, 2] = 1
+    cases = {"a": case(torch.ones(1, 4, 5, 6), label), "b": case(torch.ones(1, 4, 5, 6), torch.zeros(1, 4, 5, 6))}
+    found = inspect(MemoryDataset(cases)).cases
+    assert found[0].foreground_bbox == (1, 2, 1, 3, 2, 3)
+    assert found[1].foreground_bbox is None
+
+
+def test_as_many_places_of_each_class_as_asked_are_kept_and_restored(tmp_path):
+    found = inspect(MemoryDataset({"a": ramp_case()}), places_per_class=1)
+    assert found.cases[0].class_places[1] in (((0, 0, 0),), ((0, 0, 1),))
+    assert found.cases[0].class_places[2] == ((0, 0, 2),)
+    found.save(tmp_path / "inspection.json")
+    assert Fingerprint.load(tmp_path / "inspection.json") == found
+
+
+def test_a_file_that_is_no_fingerprint_is_named(tmp_path):
+    with pytest.raises(BadInputError, match=r"nothing\.json: cannot be read"):
+        Fingerprint.load(tmp_path / "nothing.json")
+
+
+def test_any_labelled_dataset_can_be_inspected_and_its_labels_are_those_that_occur():
+    image, label = ramp_case()
+    described = inspect(MemoryDataset({"case_0000": (image, label)}, labels={"background": 0, "a": 1, "b": 2}))
+    found = inspect(DatasetFromMemory([image], [label]))
+    assert found.cases == described.cases
+    assert found.labels == {"background": 0, "class_1": 1, "class_2": 2}
+    assert found.channel_names == ("0",)
+
+
+def test_the_digest_of_a_dataset_without_files_follows_its_voxels():
+    image, label = ramp_case()
+    digest = dataset_digest(DatasetFromMemory([image], [label]))
+    assert inspect(DatasetFromMemory([image], [label])).digest == digest
+    other = image.clone()
+    other[0, 0, 0, 0] = 7
+    assert dataset_digest(DatasetFromMemory([other], [label])) != digest
+
+
+def test_a_dataset_of_the_user_s_own_may_yield_plain_tensors_and_is_told_of_labels_that_are_no_ids():
+    class Own(SupervisedDataset):
+        def load_image(self, idx):
+            return torch.ones(1, 4, 4)
+
+        def load_label(self, idx):
+            return torch.full((1, 4, 4), self._labels[idx])
+
+    assert inspect(Own([0, 1], [1.0, 0.0])).cases[0].class_voxels == {1: 16}
+    with pytest.raises(DatasetError, match=r"case_0001: the label holds values that are not whole numbers"):
+        inspect(Own([0, 1], [1.0, 0.5]))

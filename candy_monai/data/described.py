@@ -1,0 +1,68 @@
+"""Any labelled dataset as a source that can be inspected, although nothing describes it. Writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from candy_monai.data.cases import SupervisedDataset
+from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
+from candy_monai.data.values import without_metadata
+from candy_monai.errors import BadInputError
+
+
+class DescribedDataset:
+    """A ``SupervisedDataset`` with the description that inspection asks for; cases are taken before its transforms.
+
+    Channels have numbers for names, and no labels are listed: those that occur are found by looking. Cases are loaded
+    one at a time, whatever the number of threads, since a dataset of the user's own need not bear more.
+
+    Args:
+        dataset: The dataset.
+    """
+
+    def __init__(self, dataset: SupervisedDataset) -> None:
+        self._dataset = dataset
+        self._lock = threading.Lock()
+        self._digests: dict[int, bytes] = {}
+        self.cases = tuple(NNUNetCase(case_id=case_id, images=(), label=None) for case_id in dataset.case_ids)
+        num_channels = len(dataset.load(0)[0]) if self.cases else 1
+        self.description = DatasetDescription(
+            name=type(dataset).__name__,
+            channel_names=tuple(str(channel) for channel in range(num_channels)),
+            labels={},
+            file_ending="",
+        )
+
+    def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
+        """Return a case's image, float32, and its label ids, int64, in memory."""
+        with self._lock:
+            image, label = self._dataset.load(idx)
+        ids = without_metadata(label).detach().cpu()
+        if ids.is_floating_point() and not torch.equal(ids, ids.round()):
+            raise BadInputError("the label holds values that are not whole numbers, expected ids of classes")
+        loaded = _on_cpu(image, torch.float32), _on_cpu(label, torch.int64)
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in loaded:
+            digest.update(repr((tuple(tensor.shape), tensor.affine.tolist())).encode())
+            digest.update(tensor.as_tensor().contiguous().numpy().tobytes())
+        self._digests[idx] = digest.digest()
+        return loaded
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change with any voxel, id or position; loads what was not loaded yet."""
+        digest = hashlib.blake2b(digest_size=8)
+        for idx, case in sorted(enumerate(self.cases), key=lambda entry: entry[1].case_id):
+            if idx not in self._digests:
+                self.load(idx)
+            digest.update(case.case_id.encode() + b"\0" + self._digests[idx])
+        return digest.hexdigest()
+
+
+def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> MetaTensor:
+    values = without_metadata(tensor).detach().to("cpu", dtype)
+    return MetaTensor(values, meta=dict(tensor.meta)) if isinstance(tensor, MetaTensor) else MetaTensor(values)

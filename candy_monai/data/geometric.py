@@ -1,0 +1,44 @@
+"""Small changes of shape on tensors in memory. Knows no files and no affine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from candy_monai.errors import BadInputError
+
+
+def crop(x: Tensor, bbox: Sequence[int]) -> Tensor:
+    """Return the part of a tensor in a box; it shares memory with the whole.
+
+    Args:
+        x: ``(..., *spatial)``, any number of axes in front.
+        bbox: First voxel and end along each spatial axis: ``(a0, a1, b0, b1)`` in 2-D, two numbers more in 3-D.
+
+    Raises:
+        BadInputError: If the box is not one of 2 or 3 axes, or not within the tensor.
+    """
+    sides = list(zip(bbox[::2], bbox[1::2], strict=False))
+    if len(bbox) not in (4, 6) or len(sides) > x.ndim:
+        raise BadInputError(f"a box has 4 or 6 numbers, two for each spatial axis, got {tuple(bbox)}")
+    sizes = x.shape[x.ndim - len(sides) :]
+    if any(not 0 <= first < end <= size for (first, end), size in zip(sides, sizes, strict=True)):
+        raise BadInputError(f"the box {tuple(bbox)} is empty or reaches beyond the spatial shape {tuple(sizes)}")
+    for axis, (first, end) in enumerate(sides, start=x.ndim - len(sides)):
+        x = x.narrow(axis, first, end - first)
+    return x
+
+
+def ensure_num_dimensions(x: Tensor, num_dimensions: int) -> Tensor:
+    """Return a tensor with so many axes: axes of length 1 are put in front, or taken away there.
+
+    Raises:
+        BadInputError: If an axis to take away holds more than one entry.
+    """
+    surplus = x.ndim - num_dimensions
+    if any(size != 1 for size in x.shape[: max(0, surplus)]):
+        raise BadInputError(
+            f"a tensor of shape {tuple(x.shape)} has no {num_dimensions} axes without losing entries; choose some first"
+        )
+    return x.reshape((1,) * max(0, -surplus) + tuple(x.shape[max(0, surplus) :]))
