@@ -18,9 +18,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from candy_monai.data.io import load_image
-from candy_monai.evaluation.cases import CaseScores
-from candy_monai.metrics.overlap import dice_per_class
+from candy_monai.evaluation.evaluator import Evaluator
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 NAME = "Dataset004_Hippocampus"
@@ -68,14 +66,12 @@ def main() -> None:
         (experiment,) = (path.parent for path in out.glob("*/*/experiment.json"))
         predictions = Path(scratch) / "predictions"
         predict_s = run("predict", experiment, dataset / "imagesTs", predictions)
-        dice = {}
         for case_id in held_out:
             file, image = predictions / f"{case_id}.nii.gz", dataset / "imagesTs" / f"{case_id}_0000.nii.gz"
             assert nibabel.load(file).shape == nibabel.load(image).shape
             assert np.allclose(nibabel.load(file).affine, nibabel.load(image).affine, atol=1e-5)
-            labels = (load_image(path, is_label=True) for path in (file, source / "labelsTr" / file.name))
-            scores = dice_per_class(*(label.as_tensor() for label in labels), 3, batched=False)
-            dice[case_id] = tuple(scores.tolist())
+        references = {case_id: source / "labelsTr" / f"{case_id}.nii.gz" for case_id in held_out}
+        result = Evaluator("dice", num_classes=3).evaluate(predictions, references)
         own = json.loads((experiment / "validation.json").read_text())["foreground_mean"]["Dice"]
     print(
         json.dumps(
@@ -84,7 +80,7 @@ def main() -> None:
                 "budget": arguments.budget,
                 "train_s": round(train_s, 1),
                 "predict_60_s": round(predict_s, 1),
-                "dice_60_unseen": round(CaseScores(dice=dice).mean, 4),
+                "dice_60_unseen": round(result.mean_metrics["dice"], 4),
                 "dice_own_validation": round(own, 4),
             }
         )

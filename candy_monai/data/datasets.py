@@ -166,7 +166,7 @@ class MergedDataset(SupervisedDataset):
         transform: PairTransform | None = None,
         device: Device = "cpu",
     ) -> None:
-        _check_same_ids(images.case_ids, labels.case_ids, "the datasets to merge")
+        check_same_ids(images.case_ids, labels.case_ids, "the datasets to merge")
         paired = labels.subset(images.case_ids)
         super().__init__(images, paired, transform=transform, device=device)  # type: ignore[arg-type]  # map-style
 
@@ -284,7 +284,16 @@ def _files(source: PathLike | Sequence[PathLike]) -> list[Path]:
     """List a folder's images by name, or take the files as given."""
     if not isinstance(source, str | os.PathLike):
         return [Path(entry) for entry in source]
-    folder = Path(source)
+    return image_files(source)
+
+
+def image_files(folder: PathLike) -> list[Path]:
+    """List the images of a folder by name.
+
+    Raises:
+        BadInputError: If it is no folder, or holds none.
+    """
+    folder = Path(folder)
     if not folder.is_dir():
         raise BadInputError(f"{folder}: expected a folder of images, or a list of files")
     files = [file for file in folder.iterdir() if not file.name.startswith(".") and image_suffix(file) in READABLE]
@@ -295,16 +304,30 @@ def _files(source: PathLike | Sequence[PathLike]) -> list[Path]:
 
 def _paired(images: Sequence[Path], labels: Sequence[Path], where: object) -> list[Path]:
     """Return the label of each image, found by the file's name without suffix."""
-    _check_same_ids(ids_of(images), ids_of(labels), where)
+    check_same_ids(ids_of(images), ids_of(labels), where)
     label_of = {stem_of(label): label for label in labels}
     return [label_of[stem_of(image)] for image in images]
 
 
-def _check_same_ids(images: Sequence[str], labels: Sequence[str], where: object) -> None:
-    problems = [f"{case_id}: image without label" for case_id in sorted(set(images) - set(labels))]
-    problems += [f"{case_id}: label without image" for case_id in sorted(set(labels) - set(images))]
-    for what, ids in (("images", images), ("labels", labels)):
-        problems += [f"{case_id}: {count} {what} of that name" for case_id, count in Counter(ids).items() if count > 1]
+def check_same_ids(
+    first: Sequence[str], second: Sequence[str], where: object, *, names: tuple[str, str] = ("image", "label")
+) -> None:
+    """Refuse two lists of case ids that do not pair up.
+
+    Args:
+        first: Ids of the first kind.
+        second: Ids of the second kind.
+        where: What was looked at, for the message.
+        names: What the kinds are called.
+
+    Raises:
+        DatasetError: With every id that is missing or there twice.
+    """
+    one, other = names
+    problems = [f"{case_id}: {one} without {other}" for case_id in sorted(set(first) - set(second))]
+    problems += [f"{case_id}: {other} without {one}" for case_id in sorted(set(second) - set(first))]
+    for what, ids in ((one, first), (other, second)):
+        problems += [f"{case_id}: {count} {what}s of that name" for case_id, count in Counter(ids).items() if count > 1]
     if problems:
         raise DatasetError(where, problems)
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.alignment import POSITION_TOLERANCE, misalignment
 from candy_monai.data.folds import read_splits
-from candy_monai.data.io import Geometry, geometry_of, load_image
+from candy_monai.data.io import geometry_of, load_image
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
 from candy_monai.data.nnunet_files import find_cases
 from candy_monai.data.values import listed
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
 
-_SPACING_TOLERANCE = 1e-3  # relative; headers store single precision, and tools round
-_POSITION_TOLERANCE = 1e-2  # millimetres and direction cosines
-_MOST_VOXELS_APART = 0.5  # an origin that is further off makes another voxel out of each
 _MOST_BINS = 1 << 16
 
 
@@ -159,37 +157,11 @@ def _compare(
     """Compare two files of one case, whose voxels are taken for the same places; what is but inexact is a warning."""
     one, other = geometry_of(first[1]), geometry_of(second[1])
     names = f"{_short(second[0])}: "
-    against = f"the image {first[0].name} has"
-    if one.spatial_shape != other.spatial_shape:
-        problems.append(f"{names}shape {other.spatial_shape}, {against} {one.spatial_shape}; resample to one grid")
-    elif not np.allclose(one.spacing_mm, other.spacing_mm, rtol=_SPACING_TOLERANCE):
-        found, expected = (tuple(round(s, 4) for s in geometry.spacing_mm) for geometry in (other, one))
-        problems.append(f"{names}spacing {found} mm, {against} {expected}; correct the header that is wrong")
-    elif np.abs(_directions(one) - _directions(other)).max() > _POSITION_TOLERANCE:
-        found, expected = (_directions(geometry).round(3).tolist() for geometry in (other, one))
-        problems.append(f"{names}directions {found}, {against} {expected}; correct the header that is wrong")
-    elif (apart := _voxels_apart(one, other)) > _MOST_VOXELS_APART:
-        found, expected = (tuple(geometry.affine[:3, 3].round(3).tolist()) for geometry in (other, one))
-        problems.append(
-            f"{names}origin {found} mm, {against} {expected}, which is {apart:.1f} voxels off; correct the header "
-            "that is wrong"
-        )
-    elif not np.allclose(one.affine, other.affine, atol=_POSITION_TOLERANCE):
+    if problem := misalignment(other, one, against=f"the image {first[0].name} has"):
+        problems.append(f"{names}{problem}")
+    elif not np.allclose(one.affine, other.affine, atol=POSITION_TOLERANCE):
         distance = float(np.abs(one.affine - other.affine).max())
         warnings.append(f"{names}origin or direction differs from that of {first[0].name} by up to {distance:.3g}")
-
-
-def _directions(geometry: Geometry) -> NDArray[np.float64]:
-    """Return the direction cosines, a column for each spatial axis."""
-    spacing = np.maximum(np.array(geometry.spacing_mm), np.finfo(np.float64).tiny)
-    cosines: NDArray[np.float64] = geometry.affine[:3, : len(geometry.spatial_shape)] / spacing
-    return cosines
-
-
-def _voxels_apart(one: Geometry, other: Geometry) -> float:
-    """Return how far the origins lie apart, in voxels along the axis where they do most."""
-    offset = np.linalg.pinv(one.affine[:3, :3]) @ (other.affine[:3, 3] - one.affine[:3, 3])
-    return float(np.abs(offset).max())
 
 
 def _ids(label: NDArray[np.integer]) -> frozenset[int]:

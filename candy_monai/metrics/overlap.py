@@ -196,10 +196,10 @@ def count_overlap(
         raise ValueError(
             f"prediction and reference differ in shape: {tuple(prediction.shape)} and {tuple(reference.shape)}"
         )
-    is_batch = _is_batch(reference) if batched is None else batched
+    several = is_batch(reference) if batched is None else batched
     classes = max(num_classes, 2)
     cases = [
-        ids.detach().as_subclass(Tensor).reshape(len(ids) if is_batch else 1, -1) for ids in (prediction, reference)
+        ids.detach().as_subclass(Tensor).reshape(len(ids) if several else 1, -1) for ids in (prediction, reference)
     ]
     totals = torch.zeros(3, len(cases[0]), classes + 1, dtype=torch.int64, device=reference.device)
     step = max(1, _VOXELS_AT_ONCE // max(1, len(cases[0])))
@@ -212,7 +212,7 @@ def count_overlap(
         for total, bins in zip(totals, (both, first, second), strict=True):
             total.scatter_add_(1, bins, one.expand_as(bins))
     scored = totals[..., 0 if include_background else 1 : classes]
-    common, in_prediction, in_reference = scored if is_batch else scored[:, 0]
+    common, in_prediction, in_reference = scored if several else scored[:, 0]
     return OverlapCounts(common=common, predicted=in_prediction, referenced=in_reference)
 
 
@@ -223,7 +223,12 @@ def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:
     return torch.where(counted if valid is None else counted & valid, ids, classes)
 
 
-def _is_batch(ids: Tensor) -> bool:
+def is_batch(ids: Tensor) -> bool:
+    """Say whether a tensor holds several cases: ``(B, 1, *spatial)``, as against one, ``(1, *spatial)``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     shape = tuple(ids.shape)
     if len(shape) in (4, 5) and shape[1] == 1:
         return True

@@ -9,7 +9,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.io import load_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
-from candy_monai.evaluation.cases import score_cases
+from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.inference.predictor import load_predictor
 from candy_monai.recipes.train import train_dataset
 
@@ -55,12 +55,12 @@ def run_demo(
     predictions = out / "predictions"
     written = predictor.predict_to_files(dataset / "imagesTs", predictions)
     unseen = NNUNetDataset(dataset, split="Ts")
-    scores = score_cases(predictor, unseen.cases)
-    on_progress(f"Mean Dice on {len(written)} unseen cases: {scores.mean:.3f}")
-    return _show(unseen, predictions, scores.dice, out / "demo.png")
+    result = Evaluator("dice").evaluate(predictions, dataset / "labelsTs")
+    on_progress(f"Mean Dice on {len(written)} unseen cases: {result.mean_metrics['dice']:.3f}")
+    return _show(unseen, predictions, out / "demo.png")
 
 
-def _show(unseen: NNUNetDataset, predictions: Path, dice: dict[str, tuple[float, ...]], path: Path) -> Path:
+def _show(unseen: NNUNetDataset, predictions: Path, path: Path) -> Path:
     from candy_monai.plotting.display import save_png
     from candy_monai.plotting.drawing import contact_sheet
     from candy_monai.plotting.panels import case_panel

@@ -17,7 +17,7 @@ from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.planning import Plan
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.evaluation.cases import score_cases
+from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import read_description
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
@@ -189,10 +189,13 @@ class PlannedRun:
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
+        images = {case.case_id: case.images for case in cases}
+        references = {case.case_id: case.label for case in cases if case.label is not None}
         if cases:
-            scores = score_cases(self._predictor(trainer, folder), cases)
-            scores.save(folder / VALIDATION_SCORES)
-            trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {scores.mean:.4f}")
+            result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))
+            result.save(folder / VALIDATION_SCORES)
+            dice = result.mean_metrics["dice"]
+            trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {dice:.4f}")
         return folder
 
     def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:

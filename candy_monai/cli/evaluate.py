@@ -1,0 +1,93 @@
+"""``candy-monai evaluate``: how good label maps are, against references."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.errors import DONE
+from candy_monai.cli.options import new_command
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+    from candy_monai.data.nnunet_description import DatasetDescription
+    from candy_monai.evaluation.results import EvalResult
+
+_MOST_LISTED = 3
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "evaluate",
+        run,
+        summary="compare label maps with references",
+        text="Compare the label maps of a folder with the references of the same names, and print the mean of each "
+        "metric by class. Class names, their number and the ignore label come from the dataset.json beside LABELS, "
+        "where there is one. Exits with 2 when names or grids do not match.",
+        example="candy-monai evaluate predictions Dataset004_Hippocampus/labelsTs\n"
+        "candy-monai evaluate predictions labelsTs --metrics dice,hd95 --summary summary.json",
+    )
+    parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="a folder of label maps, or one")
+    parser.add_argument("labels", metavar="LABELS", type=Path, help="the folder of the references, or one")
+    parser.add_argument(
+        "--metrics",
+        default="dice,iou",
+        metavar="NAMES",
+        help="dice, iou, hd95, assd, surface_dice, with commas between; distances are in mm (default: dice,iou)",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1.0, metavar="MM", help="tolerance of surface_dice (default: 1)"
+    )
+    parser.add_argument(
+        "--ignore", type=int, metavar="ID", help="label id whose voxels do not count (default: dataset.json's, if any)"
+    )
+    parser.add_argument(
+        "--summary", type=Path, metavar="FILE", help="write everything in the form of nnU-Net's summary"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from candy_monai.evaluation.evaluator import Evaluator
+
+    description = _description_beside(args.labels)
+    evaluator = Evaluator(
+        *(name.strip() for name in args.metrics.split(",")),
+        num_classes=None if description is None else max(description.label_ids) + 1,
+        ignore_label=description.ignore_label if args.ignore is None and description is not None else args.ignore,
+        tolerance_mm=args.tolerance,
+    )
+    result = evaluator.evaluate(args.predictions, args.labels)
+    if args.summary is not None:
+        result.save(args.summary)
+    if args.json:
+        print(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+    else:
+        _show(result, description)
+        if args.summary is not None:
+            print(f"Summary: {args.summary}")
+    return DONE
+
+
+def _description_beside(labels: Path) -> DatasetDescription | None:
+    from candy_monai.data.nnunet_description import read_description
+
+    folder = (labels if labels.is_dir() else labels.parent).resolve().parent
+    return read_description(folder) if (folder / "dataset.json").is_file() else None
+
+
+def _show(result: EvalResult, description: DatasetDescription | None) -> None:
+    from candy_monai.metrics.surface import DISTANCES
+
+    labels = {} if description is None else description.labels
+    print(result.table({index: name for name, index in labels.items() if isinstance(index, int)}))
+    metric = next(iter(result.mean_metrics), None)
+    if metric is None or len(result) <= _MOST_LISTED:
+        return
+    worst = (result.max_n if metric in DISTANCES else result.min_n)(metric, _MOST_LISTED)
+    print(f"worst {metric}: " + ", ".join(f"{case.case_id} {case.metrics[metric]:.4f}" for case in worst))

@@ -1,0 +1,232 @@
+"""What an evaluation found: values of each case and class, their means, and how they are written. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from typing_extensions import override
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.files import atomic_write_text
+
+SUMMARY_NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "surface_dice": "SurfaceDice"}
+"""Metrics of classes, and what a summary calls them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalCase:
+    """What was measured of one case.
+
+    Attributes:
+        case_id: The case.
+        classes: Class id to the metrics of the class; NaN where the class is in neither prediction nor reference.
+        counts: Class id to voxels by nnU-Net's names: ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``.
+        values: The user's own metrics, which are of the whole case.
+        prediction_file: Where the prediction was read from, if it was.
+        reference_file: Where the reference was read from, if it was.
+    """
+
+    case_id: str
+    classes: Mapping[int, Mapping[str, float]]
+    counts: Mapping[int, Mapping[str, int]]
+    values: Mapping[str, float]
+    prediction_file: str | None = None
+    reference_file: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Each metric: of classes the mean over those that are there, and the user's own."""
+        names = {name for of_class in self.classes.values() for name in of_class}
+        means = {
+            n: mean_of_known(of_class[n] for of_class in self.classes.values()) for n in SUMMARY_NAMES if n in names
+        }
+        return {**means, **self.values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult(Sequence[EvalCase]):
+    """The cases of an evaluation, in order, and what they say together.
+
+    Attributes:
+        cases: The cases; all have the same classes and metrics.
+    """
+
+    cases: tuple[EvalCase, ...]
+
+    @override
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, index: int) -> EvalCase: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[EvalCase, ...]: ...
+
+    @override
+    def __getitem__(self, index: int | slice) -> EvalCase | tuple[EvalCase, ...]:
+        return self.cases[index]
+
+    @override
+    def __iter__(self) -> Iterator[EvalCase]:
+        return iter(self.cases)
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """Each metric of every case, in order."""
+        by_case = [case.metrics for case in self.cases]
+        return {name: [metrics[name] for metrics in by_case] for name in (by_case[0] if by_case else ())}
+
+    @property
+    def class_means(self) -> dict[int, dict[str, float]]:
+        """Class id to the mean of each of its metrics over the cases that have it."""
+        return _means_by_class([case.classes for case in self.cases])
+
+    @property
+    def mean_metrics(self) -> dict[str, float]:
+        """The mean of each metric: of classes over the foreground classes' means, as in nnU-Net; else over cases."""
+        own = self.cases[0].values if self.cases else ()
+        values = {name: mean_of_known(case.values[name] for case in self.cases) for name in own}
+        return {**_foreground_mean(self.class_means), **values}
+
+    def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:
+        """Return the ``n`` cases with the lowest values, lowest first; each case once, those without a value never.
+
+        Raises:
+            BadInputError: If that metric was not measured.
+        """
+        return self._ranked(metric, 1)[:n]
+
+    def max_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:
+        """Return the ``n`` cases with the highest values, highest first; see `min_n`."""
+        return self._ranked(metric, -1)[:n]
+
+    def min(self, metric: str) -> EvalCase:
+        """Return the case with the lowest value.
+
+        Raises:
+            BadInputError: If that metric was not measured, or no case has a value.
+        """
+        return self._first(metric, 1)
+
+    def max(self, metric: str) -> EvalCase:
+        """Return the case with the highest value; see `min`."""
+        return self._first(metric, -1)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return nnU-Net's summary: ``foreground_mean``, ``mean`` by class and ``metric_per_case``.
+
+        Values of nothing are None, infinite ones the text ``inf``, since JSON has neither. The user's own metrics are
+        under ``values`` of each case, and their means under ``mean_values``.
+        """
+        together = [
+            {index: {**case.classes[index], **case.counts[index]} for index in case.classes} for case in self.cases
+        ]
+        means = _means_by_class(together)
+        own = {name: mean for name, mean in self.mean_metrics.items() if name not in SUMMARY_NAMES}
+        return {
+            "foreground_mean": _named(_foreground_mean(means)),
+            "mean": {str(index): _named(metrics) for index, metrics in means.items()},
+            **({"mean_values": _named(own)} if own else {}),
+            "metric_per_case": [
+                {
+                    "case": case.case_id,
+                    "prediction_file": case.prediction_file,
+                    "reference_file": case.reference_file,
+                    "metrics": {str(index): _named(metrics) for index, metrics in classes.items()},
+                    **({"values": _named(case.values)} if case.values else {}),
+                }
+                for case, classes in zip(self.cases, together, strict=True)
+            ],
+        }
+
+    def save(self, path: PathLike) -> None:
+        """Write the summary of `to_dict` as JSON."""
+        atomic_write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    def table(self, class_names: Mapping[int, str] | None = None) -> str:
+        """Return the means as a table of text, a line for each class.
+
+        Args:
+            class_names: Class id to name.
+        """
+        names = class_names or {}
+        columns = [name for name in self.mean_metrics if name in SUMMARY_NAMES]
+        rows = [["class", "cases", *columns]] if columns else []
+        for index, means in self.class_means.items():
+            seen = sum(bool(case.counts[index]["n_pred"] + case.counts[index]["n_ref"]) for case in self.cases)
+            label = f"{index} {names[index]}" if index in names else str(index)
+            rows.append([label, str(seen), *(_shown(means[column]) for column in columns)])
+        if columns:
+            rows.append(["mean", str(len(self)), *(_shown(self.mean_metrics[column]) for column in columns)])
+        lines = _aligned(rows)
+        own = {name: mean for name, mean in self.mean_metrics.items() if name not in SUMMARY_NAMES}
+        return "\n".join([*lines, *(f"{name}: mean {_shown(mean)} of {len(self)} cases" for name, mean in own.items())])
+
+    @override
+    def __str__(self) -> str:
+        return self.table()
+
+    def _first(self, metric: str, sign: int) -> EvalCase:
+        ranked = self._ranked(metric, sign)
+        if not ranked:
+            raise BadInputError(f"no case has a value of {metric!r}: its classes are in no prediction and no reference")
+        return ranked[0]
+
+    def _ranked(self, metric: str, sign: int) -> tuple[EvalCase, ...]:
+        if metric not in self.metrics:
+            hint = did_you_mean(metric, self.metrics)
+            raise BadInputError(f"{metric!r} was not measured; there are {', '.join(self.metrics)}.{hint}")
+        valued = [(value, case) for value, case in zip(self.metrics[metric], self.cases, strict=True) if value == value]
+        return tuple(case for _, case in sorted(valued, key=lambda entry: sign * entry[0]))
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Return the mean of what is not NaN; NaN of nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _means_by_class(cases: Sequence[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
+    first = cases[0] if cases else {}
+    return {
+        index: {name: mean_of_known(case[index][name] for case in cases) for name in metrics}
+        for index, metrics in first.items()
+    }
+
+
+def _foreground_mean(means: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    foreground = [metrics for index, metrics in means.items() if index != 0]
+    return {
+        name: mean_of_known(metrics[name] for metrics in foreground) for name in (foreground[0] if foreground else ())
+    }
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float | str | None]:
+    return {SUMMARY_NAMES.get(name, name): _json(value) for name, value in metrics.items()}
+
+
+def _json(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

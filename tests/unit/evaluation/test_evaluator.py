@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU
+from monai.networks import one_hot
+
+from candy_monai.data.datasets import DatasetFromMemory, MergedDataset, SimpleDataset
+from candy_monai.data.io import save_image
+from candy_monai.errors import BadInputError, DatasetError
+from candy_monai.evaluation.evaluator import Evaluator
+
+
+def ids(*rows):
+    return torch.tensor([rows])
+
+
+def blobs(seed, shape=(24, 20, 16), num_classes=3):
+    """Return overlapping boxes of ids, different for each seed."""
+    rng = np.random.default_rng(seed)
+    label = torch.zeros(1, *shape, dtype=torch.int64)
+    for index in range(1, num_classes):
+        start = rng.integers(0, 6, len(shape))
+        label[(0, *(slice(s, s + 7) for s in start))] = index
+    return label
+
+
+def written(folder, cases, suffix=".nii.gz", affine=None):
+    affine = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64)) if affine is None else affine
+    for case_id, label in cases.items():
+        save_image(MetaTensor(label, affine=affine), folder / f"{case_id}{suffix}")
+    return folder
+
+
+def test_dice_and_iou_by_hand():
+    found = Evaluator().evaluate(ids([1, 1, 0, 2]), ids([1, 0, 0, 2]))
+    assert found[0].classes == {1: {"dice": 2 / 3, "iou": 1 / 2}, 2: {"dice": 1.0, "iou": 1.0}}
+    assert found[0].counts[1] == {"TP": 1, "FP": 1, "FN": 0, "TN": 2, "n_pred": 2, "n_ref": 1}
+    assert found.mean_metrics == {"dice": pytest.approx((2 / 3 + 1) / 2), "iou": 0.75}
+
+
+def test_the_values_are_monai_s():
+    predictions, references = [blobs(seed) for seed in range(4)], [blobs(seed) for seed in range(10, 14)]
+    found = Evaluator("dice", "iou", "hd95").evaluate(predictions, references)
+    hot = [one_hot(torch.stack(labels), 3) for labels in (predictions, references)]
+    for name, metric in {
+        "dice": DiceMetric(include_background=False, reduction="none"),
+        "iou": MeanIoU(include_background=False, reduction="none"),
+        "hd95": HausdorffDistanceMetric(include_background=False, percentile=95, reduction="none"),
+    }.items():
+        expected = metric(*hot).numpy()
+        measured = [[case.classes[index][name] for index in (1, 2)] for case in found]
+        assert np.allclose(measured, expected, atol=1e-6), name
+
+
+def test_a_class_that_only_other_cases_have_has_no_value_and_no_voxels():
+    found = Evaluator("dice").evaluate([ids([1, 0]), ids([2, 0])], [ids([1, 0]), ids([0, 0])])
+    assert math.isnan(found[0].classes[2]["dice"])
+    assert found[0].counts[2] == {"TP": 0, "FP": 0, "FN": 0, "TN": 2, "n_pred": 0, "n_ref": 0}
+    assert found[1].classes[2]["dice"] == 0.0
+    assert found.mean_metrics == {"dice": 0.5}
+
+
+def test_with_a_number_of_classes_each_is_listed():
+    assert list(Evaluator("dice", num_classes=4).evaluate(ids([1, 0]), ids([1, 0]))[0].classes) == [1, 2, 3]
+
+
+def test_the_background_is_measured_when_asked_and_stays_out_of_means_over_classes():
+    found = Evaluator("dice", include_background=True).evaluate(ids([1, 0, 0, 0]), ids([1, 1, 0, 0]))
+    assert found.class_means == {0: {"dice": 0.8}, 1: {"dice": pytest.approx(2 / 3)}}
+    assert found.mean_metrics == {"dice": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_ignored_voxels_count_for_nothing(num_classes):
+    prediction, reference = torch.zeros(1, 9, 9, dtype=torch.int64), torch.zeros(1, 9, 9, dtype=torch.int64)
+    prediction[0, 2:7, 2:7] = reference[0, 2:7, 2:5] = 1
+    reference[0, 2:7, 5:7] = 9
+    evaluator = Evaluator("dice", "hd95", ignore_label=9, num_classes=num_classes)
+    found = evaluator.evaluate(prediction, reference)
+    assert found[0].classes == {1: {"dice": 1.0, "hd95": 0.0}}
+    assert found[0].counts[1]["TN"] == 81 - 25
+
+
+def test_single_cases_and_batches_are_measured_alike():
+    one, other = [blobs(seed) for seed in range(3)], [blobs(seed) for seed in range(5, 8)]
+    assert Evaluator().evaluate(torch.stack(one), torch.stack(other)) == Evaluator().evaluate(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_any_type_of_whole_numbers_will_do(dtype):
+    assert Evaluator("dice").evaluate(ids([1, 0]).to(dtype), ids([1, 0])).mean_metrics == {"dice": 1.0}
+
+
+def test_probabilities_and_intensities_are_no_label_ids():
+    with pytest.raises(BadInputError, match=r"case_0000: the prediction holds values that are not whole numbers"):
+        Evaluator().evaluate(ids([0.4, 0.6]), ids([0, 1]))
+    with pytest.raises(BadInputError, match=r"label id 70000; are these label maps"):
+        Evaluator().evaluate(ids([70000, 0]), ids([0, 1]))
+
+
+def test_shapes_that_differ_name_the_case():
+    with pytest.raises(BadInputError, match=r"case_0001: the prediction has shape \(1, 1, 3\)"):
+        Evaluator().evaluate([ids([1, 0]), ids([1, 0, 0])], [ids([1, 0]), ids([1, 0])])
+
+
+def test_folders_are_matched_by_name_and_surfaces_use_the_spacing(tmp_path):
+    label, moved = torch.zeros(1, 12, 12, 12), torch.zeros(1, 12, 12, 12)
+    label[0, 2:6, 2:6, 2:6] = moved[0, 4:8, 2:6, 2:6] = 1
+    predictions = written(tmp_path / "predictions", {"b": moved, "a": label})
+    references = written(tmp_path / "references", {"a": label, "b": label}, suffix=".nii")
+    found = Evaluator("dice", "hd95").evaluate(predictions, str(references))
+    assert [case.case_id for case in found] == ["a", "b"]
+    assert [case.metrics["dice"] for case in found] == [1.0, 0.5]
+    assert [case.metrics["hd95"] for case in found] == [0.0, 4.0]  # two voxels of 2 mm
+    assert found[1].prediction_file == str(predictions / "b.nii.gz")
+    assert found[1].reference_file == str(references / "b.nii")
+
+
+def test_every_unmatched_name_is_listed(tmp_path):
+    predictions = written(tmp_path / "predictions", {"a": blobs(0), "x": blobs(1)})
+    references = written(tmp_path / "references", {"a": blobs(0), "b": blobs(1), "c": blobs(2)})
+    with pytest.raises(DatasetError) as caught:
+        Evaluator().evaluate(predictions, references)
+    assert caught.value.problems == (
+        "x: prediction without reference",
+        "b: reference without prediction",
+        "c: reference without prediction",
+    )
+
+
+def test_every_file_on_another_grid_is_listed_before_anything_is_measured(tmp_path):
+    shifted = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64))
+    shifted[0, 3] = 40.0
+    references = written(tmp_path / "references", {"a": blobs(0), "b": blobs(0), "c": blobs(0)})
+    predictions = written(tmp_path / "predictions", {"a": blobs(0)})
+    written(predictions, {"b": blobs(0)}, affine=shifted)
+    written(predictions, {"c": blobs(0, (24, 20, 17))})
+    done = []
+    with pytest.raises(DatasetError) as caught:
+        Evaluator().evaluate(predictions, references, on_case=done.append)
+    first, second = caught.value.problems
+    assert first.startswith("b.nii.gz: origin (40.0, 0.0, 0.0) mm, the reference b.nii.gz has (0.0, 0.0, 0.0)")
+    assert second.startswith("c.nii.gz: shape (24, 20, 17), the reference c.nii.gz has (24, 20, 16)")
+    assert done == []
+
+
+def test_datasets_are_measured_by_case_id(tmp_path):
+    cases = {"a": blobs(0), "b": blobs(1)}
+    references = SimpleDataset(written(tmp_path / "labels", cases), is_label=True)
+    predictions = DatasetFromMemory([cases["b"], cases["a"]], case_ids=["b", "a"])
+    found = Evaluator("dice").evaluate(predictions, references)
+    assert [(case.case_id, case.metrics["dice"]) for case in found] == [("b", 1.0), ("a", 1.0)]
+    assert Evaluator("dice").evaluate_dataset(MergedDataset(predictions, references)) == found
+
+
+def test_lists_are_matched_by_position_and_take_their_ids_from_the_references(tmp_path):
+    references = [written(tmp_path, {"a": blobs(0), "b": blobs(1)}) / f"{name}.nii.gz" for name in "ba"]
+    found = Evaluator("dice").evaluate([blobs(1), blobs(0)], references)
+    assert [(case.case_id, case.metrics["dice"]) for case in found] == [("b", 1.0), ("a", 1.0)]
+    with pytest.raises(BadInputError, match="found 1 predictions and 2 references"):
+        Evaluator().evaluate([blobs(0)], references)
+
+
+def test_nothing_to_compare_is_said(tmp_path):
+    with pytest.raises(BadInputError, match="found no predictions"):
+        Evaluator().evaluate([], [])
+    with pytest.raises(BadInputError, match="expected a folder of images"):
+        Evaluator().evaluate(tmp_path / "nowhere", [])
+
+
+def test_metrics_of_the_user_s_own_get_what_was_given_and_are_averaged_over_cases():
+    def volume_error(prediction, reference):
+        return (prediction.sum() - reference.sum()).abs()
+
+    own = {"largest": lambda prediction, reference: float(prediction.max())}
+    found = Evaluator(volume_error, own, "dice").evaluate([ids([1, 1]), ids([0, 1])], [ids([1, 0]), ids([0, 1])])
+    assert found.metrics["volume_error"] == [1.0, 0.0]
+    assert found.mean_metrics == {"dice": pytest.approx(5 / 6), "volume_error": 0.5, "largest": 1.0}
+    assert Evaluator(volume_error).evaluate(ids([0.25]), ids([0.5])).mean_metrics == {"volume_error": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (("dise",), "no metric 'dise'.*Did you mean 'dice'"),
+        ((lambda p, r: 0.0, lambda p, r: 1.0), "two metrics are called '<lambda>'"),
+        (({"iou": lambda p, r: 0.0},), "two metrics are called 'iou'"),
+    ],
+)
+def test_metrics_that_cannot_be_told_apart_are_refused(metrics, message):
+    with pytest.raises(BadInputError, match=message):
+        Evaluator(*metrics)
+
+
+class Thresholding:
+    """Stands in for a predictor of one class."""
+
+    num_classes, num_channels, plan = 1, 1, SimpleNamespace(ignore_label=7)
+
+    def predict(self, image):
+        if isinstance(image, torch.Tensor):
+            return (image > 0).long()
+        from candy_monai.data.io import load_image
+
+        return (load_image(image[0]) > 0).long()
+
+
+def test_images_are_predicted_and_the_predictor_says_what_is_measured(tmp_path):
+    images = written(tmp_path / "images", {"a_0000": blobs(0).float() - 1, "b_0000": blobs(1).float() - 1})
+    labels = {"a": (blobs(0) > 1).long(), "b": torch.where(blobs(1) > 1, 7, 0)}
+    references = written(tmp_path / "labels", labels)
+    found = Evaluator("dice").predict_and_evaluate(images, references, Thresholding())
+    assert [(case.case_id, list(case.classes)) for case in found] == [("a", [1]), ("b", [1])]
+    assert found[0].metrics["dice"] == 1.0
+    assert math.isnan(found[1].metrics["dice"])  # all that was predicted is ignored
+    in_memory = Evaluator("dice").predict_and_evaluate(
+        [blobs(seed).float() - 1 for seed in (0, 1)], list(labels.values()), Thresholding()
+    )
+    assert in_memory.mean_metrics == found.mean_metrics
+
+
+def test_images_without_reference_are_listed(tmp_path):
+    images = written(tmp_path / "images", {"a_0000": blobs(0), "b_0000": blobs(1)})
+    references = written(tmp_path / "labels", {"a": blobs(0)})
+    with pytest.raises(DatasetError, match="b: image without reference"):
+        Evaluator().predict_and_evaluate(images, references, Thresholding())
+
+
+def test_no_case_stays_in_memory():
+    import gc
+    import weakref
+
+    alive = []
+
+    class Predictions(DatasetFromMemory):
+        def load(self, idx):
+            gc.collect()
+            assert sum(reference() is not None for reference in alive) <= 1
+            tensor = torch.zeros(1, 4, 4)
+            alive.append(weakref.ref(tensor))
+            return MetaTensor(tensor)
+
+    Evaluator().evaluate(Predictions([0] * 6), [torch.zeros(1, 4, 4, dtype=torch.int64)] * 6)
+    assert len(alive) == 6

@@ -1,0 +1,95 @@
+import json
+import math
+
+import pytest
+
+from candy_monai.errors import BadInputError
+from candy_monai.evaluation.results import EvalCase, EvalResult
+
+NAN = math.nan
+
+
+def case(case_id, *dice, **values):
+    counts = {"TP": 1, "FP": 0, "FN": 2, "TN": 3, "n_pred": 1, "n_ref": 3}
+    return EvalCase(
+        case_id=case_id,
+        classes={index: {"dice": value} for index, value in enumerate(dice, start=1)},
+        counts=dict.fromkeys(range(1, len(dice) + 1), counts),
+        values=values,
+    )
+
+
+def result(*cases):
+    return EvalResult(cases=cases)
+
+
+def test_the_mean_is_over_classes_of_their_means_over_cases_and_leaves_absent_ones_out():
+    found = result(case("a", 1.0, NAN), case("b", 0.5, 0.25))
+    assert found.class_means == {1: {"dice": 0.75}, 2: {"dice": 0.25}}
+    assert found.mean_metrics == {"dice": (0.75 + 0.25) / 2}
+
+
+def test_a_case_s_metric_is_the_mean_of_the_classes_that_it_has():
+    assert case("a", 1.0, NAN, 0.5, volume=3.0).metrics == {"dice": 0.75, "volume": 3.0}
+
+
+def test_no_case_has_no_mean():
+    assert result().mean_metrics == {}
+    assert len(result()) == 0
+
+
+def test_ties_return_distinct_cases_in_their_order():
+    found = result(case("a", 0.5), case("b", 0.5), case("c", 0.9), case("d", 0.5))
+    assert [entry.case_id for entry in found.min_n("dice", 3)] == ["a", "b", "d"]
+    assert [entry.case_id for entry in found.max_n("dice", 2)] == ["c", "a"]
+    assert (found.min("dice").case_id, found.max("dice").case_id) == ("a", "c")
+
+
+def test_a_case_without_a_value_is_neither_best_nor_worst():
+    found = result(case("a", NAN), case("b", 0.5))
+    assert [entry.case_id for entry in found.min_n("dice", 5)] == ["b"]
+    with pytest.raises(BadInputError, match="no case has a value"):
+        result(case("a", NAN)).max("dice")
+
+
+def test_a_metric_that_was_not_measured_is_named():
+    with pytest.raises(BadInputError, match="'dise' was not measured.*Did you mean 'dice'"):
+        result(case("a", 0.5)).min("dise")
+
+
+def test_cases_come_by_index_by_slice_and_in_order():
+    found = result(case("a", 0.5), case("b", 0.7))
+    assert found[1].case_id == "b"
+    assert [entry.case_id for entry in found[:1]] == ["a"]
+    assert [entry.case_id for entry in found] == ["a", "b"]
+    assert found.metrics == {"dice": [0.5, 0.7]}
+
+
+def test_the_summary_is_nnu_net_s_with_null_for_what_was_not_measured(tmp_path):
+    result(case("a", 1.0, NAN)).save(tmp_path / "summary.json")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    counts = {"TP": 1, "FP": 0, "FN": 2, "TN": 3, "n_pred": 1, "n_ref": 3}
+    assert summary["foreground_mean"] == {"Dice": 1.0, **counts}
+    assert summary["mean"] == {"1": {"Dice": 1.0, **counts}, "2": {"Dice": None, **counts}}
+    (entry,) = summary["metric_per_case"]
+    assert entry["case"] == "a"
+    assert entry["metrics"]["2"] == {"Dice": None, **counts}
+    assert "values" not in entry
+
+
+def test_the_user_s_own_metrics_have_a_place_in_the_summary():
+    summary = result(case("a", 1.0, volume=3.0), case("b", 1.0, volume=math.inf)).to_dict()
+    assert summary["mean_values"] == {"volume": "inf"}
+    assert [entry["values"] for entry in summary["metric_per_case"]] == [{"volume": 3.0}, {"volume": "inf"}]
+
+
+def test_the_table_has_a_line_for_each_class_and_says_what_was_not_measured():
+    text = result(case("a", 1.0, NAN, volume=3.0), case("b", 0.5, NAN, volume=4.0)).table({1: "[organ]"})
+    assert text.splitlines() == [
+        "class      cases    dice",
+        "1 [organ]      2  0.7500",
+        "2              2       -",
+        "mean           2  0.7500",
+        "volume: mean 3.5000 of 2 cases",
+    ]
+    assert str(result(case("a", 1.0))).splitlines()[-1].startswith("mean")
