@@ -54,7 +54,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.evaluation.evaluator import Evaluator
+    from candy_monai.files import check_writable
 
+    if args.summary is not None:
+        check_writable(args.summary.parent)
     description = _description_beside(args.labels)
     evaluator = Evaluator(
         *(name.strip() for name in args.metrics.split(",")),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 from typing_extensions import override
@@ -146,8 +147,9 @@ class EvalResult(Sequence[EvalCase]):
         }
 
     def save(self, path: PathLike) -> None:
-        """Write the summary of `to_dict` as JSON."""
-        atomic_write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        """Write the summary of `to_dict` as JSON; folders are created."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     def table(self, class_names: Mapping[int, str] | None = None) -> str:
         """Return the means as a table of text, a line for each class.
@@ -189,7 +191,7 @@ class EvalResult(Sequence[EvalCase]):
 def mean_of_known(values: Iterable[float]) -> float:
     """Return the mean of what is not NaN; NaN of nothing."""
     known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _means_by_class(cases: Sequence[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
