@@ -232,6 +232,8 @@ class DerivedDataset(_Wrapper):
     """
 
     def __init__(self, base: SupervisedDataset, *, transform: PairTransform | None = None) -> None:
+        if not isinstance(base, SupervisedDataset):
+            raise BadInputError(f"expected a dataset of images with labels first, got a {type(base).__name__}")
         ids = base.case_ids
         super().__init__(ids, ids, case_ids=ids, transform=transform, device=base.device())
         self._base = base

@@ -23,9 +23,14 @@ class DescribedDataset:
 
     Args:
         dataset: The dataset.
+
+    Raises:
+        BadInputError: If it is a dataset of another kind.
     """
 
     def __init__(self, dataset: SupervisedDataset) -> None:
+        if not isinstance(dataset, SupervisedDataset):
+            raise BadInputError(f"expected a folder or a dataset of images with labels, got a {type(dataset).__name__}")
         self._dataset = dataset
         self._lock = threading.Lock()
         self._digests: dict[int, bytes] = {}

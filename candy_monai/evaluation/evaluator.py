@@ -40,14 +40,14 @@ class Evaluator:
     Args:
         metrics: What to measure: ``dice``, ``iou``, ``hd95``, ``assd``, ``surface_dice``, or functions of the user's
             own, by their ``__name__`` or in a mapping from name to function. By default ``dice`` and ``iou``.
-        num_classes: Classes, background included. ``None`` takes the ids that occur in any case, or in
-            `predict_and_evaluate` what the predictor says.
+        num_classes: Classes, background included. ``None`` takes the ids that occur in any case, 1 where none does, or
+            in `predict_and_evaluate` what the predictor says.
         ignore_label: Voxels with this id in the reference count for nothing; the user's own metrics see them.
         include_background: Whether class 0 is measured, too; it takes no part in means over classes.
         tolerance_mm: For ``surface_dice``.
 
     Raises:
-        BadInputError: If a metric is unknown, or two have the same name.
+        BadInputError: If a metric is unknown, two have the same name, or an option is out of range.
     """
 
     def __init__(
@@ -58,6 +58,10 @@ class Evaluator:
         include_background: bool = False,
         tolerance_mm: float = 1.0,
     ) -> None:
+        if num_classes is not None and num_classes < 1:
+            raise BadInputError(f"num_classes must be 1 or more, got {num_classes}")
+        if not tolerance_mm >= 0:
+            raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
         self._names, self._own = _sorted_out(metrics or ("dice", "iou"))
         self._num_classes = num_classes
         self._ignore_label = ignore_label
@@ -146,11 +150,11 @@ class Evaluator:
             measured.append(self._measured(case, num_classes, ignore_label))
             if on_case is not None:
                 on_case(case.case_id)
-        classes = sorted({index for case in measured for index in case.classes})
+        classes = sorted({index for case in measured for index in case.classes}) or [1] * bool(self._names)
         return EvalResult(cases=tuple(self._finished(case, classes) for case in measured))
 
     def _measured(self, case: _Case, num_classes: int | None, ignore_label: int | None) -> _Measured:
-        values = {name: float(metric(case.prediction, case.reference)) for name, metric in self._own.items()}
+        values = {name: _number(case, name, metric) for name, metric in self._own.items()}
         if not self._names:
             return _Measured(case_id=case.case_id, files=case.files, values=values, classes={}, counts={}, num_voxels=0)
         prediction, reference = _ids(case, "prediction"), _ids(case, "reference")
@@ -158,6 +162,11 @@ class Evaluator:
             raise BadInputError(
                 f"{case.case_id}: the prediction has shape {tuple(prediction.shape)}, its reference "
                 f"{tuple(reference.shape)}; bring both onto one grid"
+            )
+        if reference.ndim not in (3, 4) or len(reference) != 1 or not reference.numel():
+            raise BadInputError(
+                f"{case.case_id}: expected label ids (1, *spatial) with 2 or 3 spatial axes, got shape "
+                f"{tuple(reference.shape)}"
             )
         prediction = prediction.to(reference.device)
         overlap = count_overlap(
@@ -247,6 +256,8 @@ def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple
                 raise BadInputError(f"there is no metric {metric!r}; known are {', '.join(SUMMARY_NAMES)}.{hint}")
             names.append(metric)
             continue
+        if not callable(metric) and not isinstance(metric, Mapping):
+            raise BadInputError(f"expected the name of a metric, a function or a mapping of functions, got {metric!r}")
         named = metric if isinstance(metric, Mapping) else {getattr(metric, "__name__", type(metric).__name__): metric}
         for name, function in named.items():
             if name in own or name in SUMMARY_NAMES:
@@ -264,6 +275,13 @@ def _loaded(pair: Pair) -> _Case:
         reference=loaded(pair.second, is_label=True),
         files=pair.files,
     )
+
+
+def _number(case: _Case, name: str, metric: Metric) -> float:
+    value = metric(case.prediction, case.reference)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise BadInputError(f"{name} returned a tensor of shape {tuple(value.shape)}, expected one number for the case")
+    return float(value)
 
 
 def _ids(case: _Case, which: str) -> Tensor:

@@ -59,7 +59,7 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str]) -> Iterato
         BadInputError: If there is nothing, the names or the numbers do not match, or two files lie on different grids.
     """
     one, other = _Side.of(first), _Side.of(second)
-    where = f"{_described(first)} and {_described(second)}"
+    where = f"{_described(first, names[0])} and {_described(second, names[1])}"
     if one.is_named and other.is_named:
         check_same_ids(one.case_ids, other.case_ids, where, names=names)
         position = {case_id: index for index, case_id in enumerate(other.case_ids)}
@@ -144,8 +144,8 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
         raise DatasetError(where, problems)
 
 
-def _described(source: Source) -> str:
-    return str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__} given"
+def _described(source: Source, name: str) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else f"the {name}s"
 
 
 def _file(entry: Entry) -> str | None:

@@ -137,6 +137,13 @@ def test_a_case_that_was_not_inspected_is_named(dataset):
         ROIDataset(dataset, inspect(dataset.subset(dataset.case_ids[1:])))
 
 
+def test_what_is_no_labelled_dataset_is_refused(dataset):
+    with pytest.raises(BadInputError, match="images with labels first, got a Fingerprint"):
+        ROIDataset(inspect(dataset))
+    with pytest.raises(BadInputError, match="dataset of images with labels, got a DatasetFromMemory"):
+        inspect(DatasetFromMemory([torch.zeros(1, 4, 4)]))
+
+
 def test_without_any_foreground_a_shape_must_be_given():
     empty = memory(boxed((6, 6)))
     with pytest.raises(BadInputError, match="give roi_shape"):

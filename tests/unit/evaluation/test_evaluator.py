@@ -248,3 +248,30 @@ def test_no_case_stays_in_memory():
 
     Evaluator().evaluate(Predictions([0] * 6), [torch.zeros(1, 4, 4, dtype=torch.int64)] * 6)
     assert len(alive) == 6
+
+
+def test_where_no_case_has_any_class_there_is_a_mean_of_nothing():
+    empty = ids([0, 0])
+    found = Evaluator("dice").evaluate(empty, empty)
+    assert math.isnan(found.mean_metrics["dice"])
+    assert math.isnan(found[0].metrics["dice"])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape"),
+    [(torch.zeros(4, 4), r"\(4, 4\)"), (torch.zeros(1, 0, 4), r"\(1, 0, 4\)"), (torch.zeros(2, 4, 4), "2, 4, 4")],
+)
+def test_tensors_that_are_no_label_ids_of_a_case_are_refused(tensor, shape):
+    with pytest.raises(BadInputError, match=f"case_0000: expected label ids .* got shape .*{shape}"):
+        Evaluator().evaluate([tensor], [tensor])
+
+
+def test_a_metric_of_the_user_s_own_must_return_one_number():
+    with pytest.raises(BadInputError, match=r"each returned a tensor of shape \(1, 1, 2\)"):
+        Evaluator({"each": lambda prediction, _: prediction}).evaluate(ids([0, 1]), ids([0, 1]))
+
+
+@pytest.mark.parametrize(("metrics", "options"), [((), {"num_classes": 0}), ((), {"tolerance_mm": -1}), ((3,), {})])
+def test_options_that_cannot_work_are_refused(metrics, options):
+    with pytest.raises(BadInputError):
+        Evaluator(*metrics, **options)
