@@ -86,6 +86,13 @@ class ROIDataset(DerivedDataset):
         if missing:
             raise BadInputError(f"the inspection lacks the cases {listed(missing)}; inspect this dataset")
         self._ignore_label = inspection.ignore_label if ignore_label is None else ignore_label
+        counted = self._ignore_label != inspection.ignore_label and any(
+            self._ignore_label in case.class_voxels for case in inspection.cases
+        )
+        if roi_shape is None and counted:
+            raise BadInputError(
+                f"the inspection took the ignored id {self._ignore_label} for foreground; give roi_shape"
+            )
         self._shape_is_given = roi_shape is not None
         self._roi_shape = _rounded_up(
             statistical_foreground_shape(inspection, percentile=percentile) if roi_shape is None else roi_shape,

@@ -73,8 +73,8 @@ class Evaluator:
     ) -> EvalResult:
         """Compare predicted label ids with references.
 
-        Folders, mappings and datasets are matched by name, anything else by position. Nothing is measured before all
-        files were found to match in name and grid.
+        Folders, mappings and datasets are matched by name, and so are lists of files that have names in common;
+        anything else by position. Nothing is measured before all files were found to match in name and grid.
 
         Args:
             predictions: A folder, a file, a tensor ``(1, *spatial)`` or ``(B, 1, *spatial)``, a list or a mapping from
@@ -92,11 +92,12 @@ class Evaluator:
         self, dataset: SupervisedDataset, *, on_case: Callable[[str], None] | None = None
     ) -> EvalResult:
         """Compare the items of a dataset: the first of each is a prediction, the second its reference."""
-        cases = (
-            _Case(case_id=case_id, prediction=dataset[index][0], reference=dataset[index][1])
-            for index, case_id in enumerate(dataset.case_ids)
-        )
-        return self._evaluated(cases, self._num_classes, self._ignore_label, on_case)
+
+        def case(index: int) -> _Case:
+            prediction, reference = dataset[index]
+            return _Case(case_id=dataset.case_ids[index], prediction=prediction, reference=reference)
+
+        return self._evaluated(map(case, range(len(dataset.case_ids))), self._num_classes, self._ignore_label, on_case)
 
     def predict_and_evaluate(
         self,
@@ -157,18 +158,7 @@ class Evaluator:
         values = {name: _number(case, name, metric) for name, metric in self._own.items()}
         if not self._names:
             return _Measured(case_id=case.case_id, files=case.files, values=values, classes={}, counts={}, num_voxels=0)
-        prediction, reference = _ids(case, "prediction"), _ids(case, "reference")
-        if prediction.shape != reference.shape:
-            raise BadInputError(
-                f"{case.case_id}: the prediction has shape {tuple(prediction.shape)}, its reference "
-                f"{tuple(reference.shape)}; bring both onto one grid"
-            )
-        if reference.ndim not in (3, 4) or len(reference) != 1 or not reference.numel():
-            raise BadInputError(
-                f"{case.case_id}: expected label ids (1, *spatial) with 2 or 3 spatial axes, got shape "
-                f"{tuple(reference.shape)}"
-            )
-        prediction = prediction.to(reference.device)
+        prediction, reference = _label_ids(case)
         overlap = count_overlap(
             prediction,
             reference,
@@ -282,6 +272,22 @@ def _number(case: _Case, name: str, metric: Metric) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise BadInputError(f"{name} returned a tensor of shape {tuple(value.shape)}, expected one number for the case")
     return float(value)
+
+
+def _label_ids(case: _Case) -> tuple[Tensor, Tensor]:
+    """Return prediction and reference as int64 on one device, if they are label maps on one grid."""
+    prediction, reference = _ids(case, "prediction"), _ids(case, "reference")
+    if prediction.shape != reference.shape:
+        raise BadInputError(
+            f"{case.case_id}: the prediction has shape {tuple(prediction.shape)}, its reference "
+            f"{tuple(reference.shape)}; bring both onto one grid"
+        )
+    if reference.ndim not in (3, 4) or len(reference) != 1 or not reference.numel():
+        raise BadInputError(
+            f"{case.case_id}: expected label ids (1, *spatial) with 2 or 3 spatial axes, got shape "
+            f"{tuple(reference.shape)}"
+        )
+    return prediction.to(reference.device), reference
 
 
 def _ids(case: _Case, which: str) -> Tensor:

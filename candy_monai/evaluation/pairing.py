@@ -45,7 +45,9 @@ class Pair:
 
 
 def pair_up(first: Source, second: Source, *, names: tuple[str, str]) -> Iterator[Pair]:
-    """Pair two sources: by name where both have names (folders, mappings, datasets), else by position.
+    """Pair two sources by name where both have names (folders, mappings, datasets; lists of files that share any).
+
+    Anything else is paired by position.
 
     Args:
         first: Predictions, or images.
@@ -60,7 +62,8 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str]) -> Iterato
     """
     one, other = _Side.of(first), _Side.of(second)
     where = f"{_described(first, names[0])} and {_described(second, names[1])}"
-    if one.is_named and other.is_named:
+    share_names = one.has_ids and other.has_ids and not set(one.case_ids).isdisjoint(other.case_ids)
+    if share_names or (one.is_named and other.is_named):
         check_same_ids(one.case_ids, other.case_ids, where, names=names)
         position = {case_id: index for index, case_id in enumerate(other.case_ids)}
         partners = [position[case_id] for case_id in one.case_ids]

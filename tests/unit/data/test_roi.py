@@ -137,6 +137,13 @@ def test_a_case_that_was_not_inspected_is_named(dataset):
         ROIDataset(dataset, inspect(dataset.subset(dataset.case_ids[1:])))
 
 
+def test_an_ignored_id_that_the_inspection_counted_gives_no_size():
+    pair = boxed((9, 9), [(2, 4), (2, 4)], [(0, 1), (0, 9)])
+    with pytest.raises(BadInputError, match="took the ignored id 2 for foreground"):
+        ROIDataset(memory(pair), ignore_label=2)
+    assert ROIDataset(memory(pair), ignore_label=2, roi_shape=(2, 2))[0][1].unique().tolist() == [1]
+
+
 def test_what_is_no_labelled_dataset_is_refused(dataset):
     with pytest.raises(BadInputError, match="images with labels first, got a Fingerprint"):
         ROIDataset(inspect(dataset))

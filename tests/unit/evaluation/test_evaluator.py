@@ -167,6 +167,15 @@ def test_lists_are_matched_by_position_and_take_their_ids_from_the_references(tm
         Evaluator().evaluate([blobs(0)], references)
 
 
+def test_lists_of_files_that_share_names_are_matched_by_them_whatever_their_order(tmp_path):
+    one, other = (written(tmp_path / name, {"a": blobs(0), "b": blobs(1)}) for name in ("one", "other"))
+    predictions = [one / "b.nii.gz", one / "a.nii.gz"]
+    found = Evaluator("dice").evaluate(predictions, [other / "a.nii.gz", other / "b.nii.gz"])
+    assert [(case.case_id, case.metrics["dice"]) for case in found] == [("b", 1.0), ("a", 1.0)]
+    with pytest.raises(DatasetError, match="b: prediction without reference"):
+        Evaluator().evaluate(predictions, [other / "a.nii.gz"])
+
+
 def test_nothing_to_compare_is_said(tmp_path):
     with pytest.raises(BadInputError, match="found no predictions"):
         Evaluator().evaluate([], [])
