@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from candy_monai.data.datasets import BinarizedDataset, DatasetFromMemory
 from candy_monai.data.inspection import inspect
+from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.patches import EpochSampler
 from candy_monai.data.roi import RandomROIDataset, ROIDataset, statistical_foreground_shape
 from candy_monai.data.transforms import JointTransform
@@ -292,3 +293,19 @@ def test_any_number_of_workers_gives_the_same_crops_and_running_ones_follow_the_
         for (image, label), (other_image, other_label) in zip(plain, workers, strict=True):
             assert torch.equal(image, other_image)
             assert torch.equal(label, other_label)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "channels", "options"),
+    [("Dataset004_Hippocampus", 1, {}), ("Dataset121_DRIVE", 3, {"roi_shape": (256, 192)})],
+)
+def test_crops_of_real_cases_have_one_shape_and_the_asked_share(real_dataset, name, channels, options):
+    whole = NNUNetDataset(real_dataset(name))
+    dataset = whole.subset(whole.case_ids[:10])
+    inspection = inspect(dataset)
+    middle = ROIDataset(dataset, inspection, percentile=1.0)
+    assert all((crop > 0).sum() == (label > 0).sum() for (_, crop), (_, label) in zip(middle, dataset, strict=True))
+    crops = RandomROIDataset(dataset, inspection, patches_per_case=3, foreground_share=0.5, **options)
+    assert {tuple(image.shape) for image, _ in crops} == {(channels, *crops.roi_shape())}
+    assert np.mean([crops.draw(index).on_foreground for index in range(len(crops))]) == pytest.approx(0.5, abs=0.03)
