@@ -28,10 +28,10 @@ from candy_monai.data.phantom import write_phantom_dataset as write_phantom_data
 from candy_monai.data.planning import Plan as Plan
 from candy_monai.data.planning import plan as plan
 from candy_monai.data.preprocessing import Preprocessor as Preprocessor
-from candy_monai.data.sampling import SeededSampler as SeededSampler
 from candy_monai.data.roi import RandomROIDataset as RandomROIDataset
 from candy_monai.data.roi import ROIDataset as ROIDataset
 from candy_monai.data.roi import statistical_foreground_shape as statistical_foreground_shape
+from candy_monai.data.sampling import SeededSampler as SeededSampler
 from candy_monai.data.transforms import JointTransform as JointTransform
 from candy_monai.device import HasDevice as HasDevice
 from candy_monai.device import auto_device as auto_device

@@ -241,7 +241,7 @@ class DerivedDataset(_Wrapper):
     @property
     @override
     def follows_position(self) -> bool:
-        return self._base.follows_position
+        return super().follows_position and self._base.follows_position
 
     @override
     def construct_new(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:

@@ -24,6 +24,7 @@ from candy_monai.data.datasets import DerivedDataset
 from candy_monai.data.draws import DrawOrder, PatchDraw, start_anywhere, start_around
 from candy_monai.data.inspection import CaseFingerprint, Fingerprint, bounding_box, inspect
 from candy_monai.data.patches import cut
+from candy_monai.data.sampling import SeededIndex
 from candy_monai.data.values import listed, without_metadata
 from candy_monai.errors import BadInputError
 
@@ -138,8 +139,8 @@ class RandomROIDataset(ROIDataset):
     which epoch it is; in a loop of your own call ``set_epoch``, or every epoch has the same crops. Indices beyond the
     length are crops, too, so an ``EpochSampler`` may name as many as one likes.
 
-    A random transform of the wrapped dataset draws from generators of its own: give it as ``transform`` instead, which
-    is seeded for each crop when it has MONAI's ``set_random_state``.
+    Random transforms, those of the wrapped dataset included, are seeded for each crop when they have MONAI's
+    ``set_random_state``, as a `JointTransform` has.
 
     Args:
         base: The dataset to crop from, whose transforms apply first.
@@ -225,7 +226,8 @@ class RandomROIDataset(ROIDataset):
 
     def _drawn(self, index: int, rng: np.random.Generator) -> tuple[MetaTensor, MetaTensor]:
         drawn = self.draw(index)
-        image, label = self._item(self._case_ids.index(drawn.case_id))
+        seed = int(rng.integers(1 << 32))
+        image, label = self._item(SeededIndex(self._case_ids.index(drawn.case_id), seed))
         ids = _ids(label)
         centre = self._centre(self._inspected[drawn.case_id], ids, drawn.on_foreground, rng)
         if centre is None:

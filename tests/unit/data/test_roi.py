@@ -245,6 +245,26 @@ def test_a_random_transform_is_seeded_for_each_crop(dataset):
     assert all(torch.equal(one[index][0], other[index][0]) for index in range(10))
 
 
+def test_random_transforms_of_the_wrapped_dataset_are_seeded_for_each_crop_too():
+    def crops():
+        flip = JointTransform(RandFlipd(["image", "label"], prob=0.5, spatial_axis=0))
+        return RandomROIDataset(memory(boxed((12, 12), [(1, 3), (1, 3)]), transform=flip), patches_per_case=12)
+
+    one, other = crops(), crops()
+    assert one.follows_position
+    other[7]
+    assert all(torch.equal(one[index][0], other[index][0]) for index in range(12))
+    upright = [bool(image[0, 1, 0] > image[0, 0, 0]) for image, _ in one]
+    assert set(upright) == {True, False}
+
+
+def test_a_transform_that_cannot_be_seeded_leaves_no_promise(dataset):
+    plain = RandomROIDataset(dataset, transform=lambda image, label: (image, label))
+    assert not plain.follows_position
+    assert RandomROIDataset(dataset).follows_position
+    assert not RandomROIDataset(plain, inspect(dataset), roi_shape=(2, 2)).follows_position
+
+
 def test_iterating_ends_with_the_epoch_and_negative_indices_are_refused(dataset):
     crops = RandomROIDataset(dataset, patches_per_case=2)
     assert len(list(crops)) == len(crops) == 10
