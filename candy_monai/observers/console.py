@@ -23,7 +23,7 @@ from candy_monai.observers.base import Observer
 
 
 class ConsoleObserver(Observer):
-    """Prints a run on the terminal or below a notebook cell. The progress bar appears only where it can move.
+    """Prints a run on the terminal. The progress bar appears only where it can move.
 
     Args:
         console: Where to print; None for standard output.
@@ -36,13 +36,11 @@ class ConsoleObserver(Observer):
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
-        size = f"{event.num_params / 1e6:.2f} M parameters"
-        work = "" if math.isnan(event.num_macs) else f", {event.num_macs / 1e9:.2f} G multiply-adds for one example"
-        self._print(f"{event.model}: {size}{work}")
+        self._print(size_of_model(event))
 
     @override
     def on_step_finished(self, event: StepFinished) -> None:
-        if not self._console.is_terminal and not self._console.is_jupyter:
+        if not self._console.is_terminal:
             return
         if self._bar is None or self._phase != event.phase:
             self._restart_bar(event)
@@ -52,10 +50,7 @@ class ConsoleObserver(Observer):
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
         self._stop_bar()
-        title = f"Epoch {event.epoch} of {event.num_epochs}"
-        if event.best_epoch:
-            title += f" · best val score {event.best_score:.4f} at epoch {event.best_epoch}"
-        self._console.print(metrics_table(event.metrics, title=title))
+        self._console.print(epoch_table(event))
 
     @override
     def on_message_logged(self, event: MessageLogged) -> None:
@@ -88,6 +83,20 @@ class ConsoleObserver(Observer):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def size_of_model(event: RunStarted) -> str:
+    """Return one line about the network: its name, its parameters and, where they could be counted, its operations."""
+    work = "" if math.isnan(event.num_macs) else f", {event.num_macs / 1e9:.2f} G multiply-adds for one example"
+    return f"{event.model}: {event.num_params / 1e6:.2f} M parameters{work}"
+
+
+def epoch_table(event: EpochFinished) -> Table:
+    """Return the metrics of an epoch, titled with its number and the best score so far."""
+    title = f"Epoch {event.epoch} of {event.num_epochs}"
+    if event.best_epoch:
+        title += f" · best val score {event.best_score:.4f} at epoch {event.best_epoch}"
+    return metrics_table(event.metrics, title=title)
 
 
 def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "") -> Table:

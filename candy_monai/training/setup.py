@@ -108,9 +108,9 @@ def watchers(
     rendering = ObserverGroup(pictures, report)
     group: list[Observer] = []
     if console:
-        from candy_monai.observers.console import ConsoleObserver
+        from candy_monai.observers.notebook import screen_observer
 
-        group.append(ConsoleObserver())
+        group.append(screen_observer())
     if settings.val_score_prediction:
         group.append(ForecastObserver(report, degree=settings.val_score_prediction_degree))
     group += [

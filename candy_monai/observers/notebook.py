@@ -1,0 +1,119 @@
+"""The run below a notebook's cell: one display that is replaced in place, so it does not grow with the epochs.
+
+A notebook keeps whatever a cell shows. A table for each epoch and a widget for each bar would fill pages, and remain in
+the saved file. Writes no files; what is left out here is in ``logs.txt``.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import override
+
+from candy_monai.experiment.events import EpochFinished, MessageLogged, RunStarted, StepFinished
+from candy_monai.observers.base import Observer
+from candy_monai.observers.console import ConsoleObserver, epoch_table, size_of_model
+
+NUM_FIRST_MESSAGES = 6
+NUM_LAST_MESSAGES = 6
+REFRESH_S = 0.25
+_WIDTH = 100
+_HTML = (
+    '<pre style="white-space:pre;overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace">{code}</pre>'
+)
+
+Show = Callable[[dict[str, str]], None]
+"""Shows text by its MIME type, in place of what was shown before."""
+
+
+class NotebookObserver(Observer):
+    """Shows a run's first and newest messages, the table of the newest epoch, and how far the present one is.
+
+    Args:
+        show: Where to show it; None for below the running cell.
+        clock: Tells the seconds that pass, for steps are shown a few times a second only.
+    """
+
+    def __init__(self, show: Show | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show = _below_the_cell() if show is None else show
+        self._clock = clock
+        self._messages: list[str] = []
+        self._table: Table | None = None
+        self._bar: Table | None = None
+        self._shown_at = 0.0
+
+    @override
+    def on_run_started(self, event: RunStarted) -> None:
+        self._messages.append(size_of_model(event))
+        self._refresh()
+
+    @override
+    def on_step_finished(self, event: StepFinished) -> None:
+        if self._clock() - self._shown_at >= REFRESH_S:
+            self._bar = _bar(event)
+            self._refresh()
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._table, self._bar = epoch_table(event), None
+        self._refresh()
+
+    @override
+    def on_message_logged(self, event: MessageLogged) -> None:
+        self._messages.append(event.line)
+        self._refresh()
+
+    @override
+    def close(self) -> None:
+        self._bar = None
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._shown_at = self._clock()
+        console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
+        console.print(Group(*self._parts()), soft_wrap=True)
+        text = console.export_text(clear=False)
+        self._show({"text/plain": text, "text/html": console.export_html(inline_styles=True, code_format=_HTML)})
+
+    def _parts(self) -> Iterator[RenderableType]:
+        yield from map(Text, self._messages[:NUM_FIRST_MESSAGES])
+        rest = self._messages[NUM_FIRST_MESSAGES:]
+        if len(rest) > NUM_LAST_MESSAGES:
+            yield Text(f"... {len(rest) - NUM_LAST_MESSAGES} more in logs.txt", style="dim")
+        yield from map(Text, rest[-NUM_LAST_MESSAGES:])
+        yield from filter(None, (self._table, self._bar))
+
+
+def screen_observer() -> Observer:
+    """Return what shows a run on this screen: below the cell in a notebook, else on standard output."""
+    return NotebookObserver() if Console().is_jupyter else ConsoleObserver()
+
+
+def _bar(event: StepFinished) -> Table:
+    bar = Table.grid(padding=(0, 1))
+    total = "?" if event.total is None else str(event.total)
+    bar.add_row(
+        f"Epoch {event.epoch} {event.phase}",
+        ProgressBar(total=event.total, completed=event.done, width=40),
+        f"{event.done}/{total}",
+    )
+    return bar
+
+
+def _below_the_cell() -> Show:
+    from IPython.display import DisplayHandle
+
+    handle, is_new = DisplayHandle(), True
+
+    def show(text: dict[str, str]) -> None:
+        nonlocal is_new
+        (handle.display if is_new else handle.update)(text, raw=True)
+        is_new = False
+
+    return show
