@@ -1,0 +1,110 @@
+"""The pages that nobody writes by hand: one of the reference for each part of the library, and the tutorials.
+
+They are made from the public names and the docstrings before every build, so a new name needs no entry anywhere.
+"""
+
+import ast
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import candy_monai
+import candy_monai_bundles
+
+TITLES = {
+    "training": "Trainers",
+    "inference": "Prediction",
+    "evaluation": "Evaluation",
+    "data": "Data",
+    "nn": "Losses, schedules, averaging, padding",
+    "metrics": "Metrics",
+    "forecasting": "Forecast",
+    "plotting": "Pictures",
+    "frontends": "Dashboards",
+}
+OTHERS = "ground"
+
+
+def write_reference(folder: Path) -> None:
+    """Write one page for each part of the library and one for the bundles, and the list of them."""
+    parts = defaultdict(list)
+    for name, module in candy_monai._MODULE_OF.items():
+        part = module.partition(".")[0]
+        parts[part if "." in module else OTHERS].append(name)
+    titles = {**TITLES, **{part: part.capitalize() for part in parts if part not in TITLES}, OTHERS: "Errors and more"}
+    pages = {part: _page(title, "candy_monai", parts[part]) for part, title in titles.items() if part in parts}
+    bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
+    pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))
+    entries = "\n".join(pages)
+    pages["index"] = f"# Reference\n\nEvery public name, from its docstring.\n\n```{{toctree}}\n{entries}\n```\n"
+    _replace(folder, {f"{name}.md": text for name, text in pages.items()})
+
+
+def write_tutorials(source: Path, folder: Path) -> None:
+    """Copy the notebooks to where the site can show them."""
+    notebooks = {path.name: path.read_text(encoding="utf-8") for path in sorted(source.glob("*.ipynb"))}
+    entries = "\n".join(name.removesuffix(".ipynb") for name in notebooks)
+    index = f"# Tutorials\n\nNotebooks, shown as they ran.\n\n```{{toctree}}\n{entries}\n```\n"
+    _replace(folder, {"index.md": index, **notebooks})
+
+
+def _page(title: str, package: str, names: Iterable[str]) -> str:
+    return f"# {title}\n\n" + "\n".join(_entry(package, name) for name in sorted(names, key=str.lower))
+
+
+def _bundle(name: str) -> str:
+    package = f"candy_monai_bundles.{name}"
+    module = import_module(package)
+    intro = (module.__doc__ or name).strip()
+    public = [name for name in module.__all__ if callable(getattr(module, name))]
+    return f"## {name}\n\n{intro}\n\n" + "\n".join(_entry(package, name) for name in public)
+
+
+def _entry(package: str, name: str) -> str:
+    value = getattr(import_module(package), name)
+    if isinstance(value, type) and value.__module__.startswith("candy_monai"):
+        ends = ", ".join(sorted(_documented_elsewhere(value)))
+        options = f"\n:members:\n:inherited-members: {ends}\n:show-inheritance:"
+        return _directive("autoclass", f"{package}.{name}", options)
+    if callable(value) and not isinstance(value, type) and hasattr(value, "__code__"):
+        return _directive("autofunction", f"{package}.{name}", "")
+    value, comment = _assignment(name)
+    return _directive("py:data", name, f"\n:module: {package}\n:value: {value}\n\n{comment}")
+
+
+def _documented_elsewhere(cls: type) -> set[str]:
+    """Name the bases whose members are not listed again: other libraries', and those with an entry of their own."""
+    public = [getattr(candy_monai, name) for name in candy_monai.__all__]
+    names = {base.__name__ for base in cls.__mro__ if not base.__module__.startswith("candy_monai")}
+    return names.union(*({base.__name__ for base in other.__mro__} for other in cls.__mro__[1:] if other in public))
+
+
+def _directive(kind: str, target: str, rest: str) -> str:
+    body = rest.replace("\n", "\n   ")
+    return f"```{{eval-rst}}\n.. {kind}:: {target}{body}\n```\n"
+
+
+def _assignment(name: str) -> tuple[str, str]:
+    """Return what a name is set to and the string below: what is no class or function has no docstring of its own."""
+    module = import_module(f"candy_monai.{candy_monai._MODULE_OF[name]}")
+    body = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
+    for statement, after in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            return ast.unparse(statement.value), str(after.value.value) if is_text else ""
+    raise LookupError(f"{module.__name__} sets no {name}")
+
+
+def _replace(folder: Path, texts: dict[str, str]) -> None:
+    """Make the folder hold these files only; one that is as it should be is left alone, so that builds are quick."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in texts:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
