@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow check golden clean
+.PHONY: demo test test-slow check docs tutorials golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
@@ -21,12 +21,20 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "readme"
+	$(MAKE) docs
+
+docs: $(VENV)/.test
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+tutorials: $(VENV)/.test
+	$(BIN)/python -m tests.notebooks tutorials/*.ipynb
 
 golden: $(VENV)/.test
 	$(BIN)/python -m pytest tests/golden --update-golden
 
 clean:
-	rm -rf $(VENV) build *.egg-info candy_demo
+	rm -rf $(VENV) build *.egg-info candy_demo docs/_build docs/reference docs/tutorials
 
 $(VENV)/.venv-made:
 	$(PYTHON) -m venv $(VENV)

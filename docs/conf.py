@@ -22,6 +22,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"candy_monai {release}"
 html_copy_source = False
+html_show_copyright = False
 
 default_role = "py:obj"  # names in single backticks become links where they are public, and stay code elsewhere
 autodoc_typehints = "signature"

@@ -1,0 +1,57 @@
+"""The code on the README and on every page of the documentation does what a reader expects of it: it runs.
+
+Each page starts in an empty folder and runs from top to bottom: ``python`` blocks share their names, ``bash`` blocks
+share the folder. Blocks in other languages are for reading only.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+
+
+def run_page(page):
+    text = page.read_text(encoding="utf-8")
+    names = {"__name__": page.stem}
+    for block in BLOCK.finditer(text):
+        line = text[: block.start(2)].count("\n")
+        if block[1] == "bash":
+            run_in_shell(block[2], page=page, line=line)
+        else:  # the empty lines make an error name the line of the page
+            exec(compile("\n" * line + block[2], page.name, "exec"), names)
+
+
+def run_in_shell(script, *, page, line):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{page.name}, line {line + 1}:\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.readme
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom_in_an_empty_folder(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(page)
+
+
+def test_an_error_names_the_line_of_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n```python\nx = 1\nraise LookupError(x)\n```\n")
+    with pytest.raises(LookupError) as caught:
+        run_page(page)
+    assert caught.traceback[-1].lineno + 1 == 5
+
+
+def test_a_command_that_fails_fails_its_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\necho so far\nfalse\necho further\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md, line 2:\s+so far"):
+        run_page(page)
