@@ -8,6 +8,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -91,7 +92,7 @@ def _assignment(name: str) -> tuple[str, str]:
     """Return what a name is set to and the string below: what is no class or function has no docstring of its own."""
     module = import_module(f"candy_monai.{candy_monai._MODULE_OF[name]}")
     body = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
-    for statement, after in zip(body, body[1:], strict=False):
+    for statement, after in pairwise(body):
         if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
             is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             return ast.unparse(statement.value), str(after.value.value) if is_text else ""

@@ -87,8 +87,9 @@ class ConsoleObserver(Observer):
 
 def size_of_model(event: RunStarted) -> str:
     """Return one line about the network: its name, its parameters and, where they could be counted, its operations."""
+    size = f"{event.num_params / 1e6:.2f} M" if event.num_params >= 1e5 else f"{event.num_params:,}"
     work = "" if math.isnan(event.num_macs) else f", {event.num_macs / 1e9:.2f} G multiply-adds for one example"
-    return f"{event.model}: {event.num_params / 1e6:.2f} M parameters{work}"
+    return f"{event.model}: {size} parameters{work}"
 
 
 def epoch_table(event: EpochFinished) -> Table:

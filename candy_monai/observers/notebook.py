@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -20,13 +20,11 @@ from candy_monai.experiment.events import EpochFinished, MessageLogged, RunStart
 from candy_monai.observers.base import Observer
 from candy_monai.observers.console import ConsoleObserver, epoch_table, size_of_model
 
-NUM_FIRST_MESSAGES = 6
+NUM_FIRST_MESSAGES = 5
 NUM_LAST_MESSAGES = 6
 REFRESH_S = 0.25
 _WIDTH = 100
-_HTML = (
-    '<pre style="white-space:pre;overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace">{code}</pre>'
-)
+_STYLE = "overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace;font-size:small;margin:0 0 .5em"
 
 Show = Callable[[dict[str, str]], None]
 """Shows text by its MIME type, in place of what was shown before."""
@@ -76,23 +74,32 @@ class NotebookObserver(Observer):
 
     def _refresh(self) -> None:
         self._shown_at = self._clock()
-        console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
-        console.print(Group(*self._parts()), soft_wrap=True)
-        text = console.export_text(clear=False)
-        self._show({"text/plain": text, "text/html": console.export_html(inline_styles=True, code_format=_HTML)})
+        texts, pages = zip(
+            _rendered(self._chosen_messages(), "pre-wrap"),  # messages may be broken into lines, tables may not
+            _rendered(filter(None, (self._table, self._bar)), "pre"),
+            strict=True,
+        )
+        self._show({"text/plain": "".join(texts), "text/html": "".join(pages)})
 
-    def _parts(self) -> Iterator[RenderableType]:
+    def _chosen_messages(self) -> Iterator[Text]:
         yield from map(Text, self._messages[:NUM_FIRST_MESSAGES])
         rest = self._messages[NUM_FIRST_MESSAGES:]
         if len(rest) > NUM_LAST_MESSAGES:
             yield Text(f"... {len(rest) - NUM_LAST_MESSAGES} more in logs.txt", style="dim")
         yield from map(Text, rest[-NUM_LAST_MESSAGES:])
-        yield from filter(None, (self._table, self._bar))
 
 
 def screen_observer() -> Observer:
     """Return what shows a run on this screen: below the cell in a notebook, else on standard output."""
     return NotebookObserver() if Console().is_jupyter else ConsoleObserver()
+
+
+def _rendered(parts: Iterable[RenderableType], white_space: str) -> tuple[str, str]:
+    """Return text as it is and as HTML."""
+    console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
+    console.print(Group(*parts), soft_wrap=True)
+    code = f'<pre style="white-space:{white_space};{_STYLE}">{{code}}</pre>'
+    return console.export_text(clear=False), console.export_html(inline_styles=True, code_format=code)
 
 
 def _bar(event: StepFinished) -> Table:

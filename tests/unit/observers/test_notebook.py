@@ -34,7 +34,7 @@ def test_a_hundred_epochs_are_as_long_as_one():
         lengths.append(len(cell.text.splitlines()))
     assert "Epoch 100 of 100" in cell.text
     assert "Epoch 99" not in cell.text
-    assert "... 188 more in logs.txt" in cell.text
+    assert "... 189 more in logs.txt" in cell.text
     assert max(lengths) == lengths[-1] == lengths[6]
 
 
