@@ -28,7 +28,10 @@ Shape = tuple[int, ...]
 """A shape of any number of dimensions."""
 
 Shape2d = tuple[int, int]
+"""A spatial shape of two axes."""
+
 Shape3d = tuple[int, int, int]
+"""A spatial shape of three axes."""
 
 Scalar = float | torch.Tensor
 """One number: a Python float or a tensor of zero dimensions, which costs no synchronisation to return."""

@@ -11,6 +11,7 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
+from textwrap import indent
 
 import candy_monai
 import candy_monai_bundles
@@ -68,12 +69,12 @@ def _entry(package: str, name: str) -> str:
     value = getattr(import_module(package), name)
     if isinstance(value, type) and value.__module__.startswith("candy_monai"):
         ends = ", ".join(sorted(_documented_elsewhere(value)))
-        options = f"\n:members:\n:inherited-members: {ends}\n:show-inheritance:"
+        options = f":members:\n:inherited-members: {ends}\n:show-inheritance:"
         return _directive("autoclass", f"{package}.{name}", options)
     if callable(value) and not isinstance(value, type) and hasattr(value, "__code__"):
         return _directive("autofunction", f"{package}.{name}", "")
     value, comment = _assignment(name)
-    return _directive("py:data", name, f"\n:module: {package}\n:value: {value}\n\n{comment}")
+    return _directive("py:data", name, f":module: {package}\n:value: {value}\n\n{comment}")
 
 
 def _documented_elsewhere(cls: type) -> set[str]:
@@ -84,8 +85,7 @@ def _documented_elsewhere(cls: type) -> set[str]:
 
 
 def _directive(kind: str, target: str, rest: str) -> str:
-    body = rest.replace("\n", "\n   ")
-    return f"```{{eval-rst}}\n.. {kind}:: {target}{body}\n```\n"
+    return f"```{{eval-rst}}\n.. {kind}:: {target}\n{indent(rest, '   ')}\n```\n"
 
 
 def _assignment(name: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from candy_monai.observers.console import ConsoleObserver, epoch_table, size_of_
 
 NUM_FIRST_MESSAGES = 5
 NUM_LAST_MESSAGES = 6
-REFRESH_S = 0.25
+REFRESH_S = 0.5
 _WIDTH = 100
 _STYLE = "overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace;font-size:small;margin:0 0 .5em"
 
@@ -35,7 +35,7 @@ class NotebookObserver(Observer):
 
     Args:
         show: Where to show it; None for below the running cell.
-        clock: Tells the seconds that pass, for steps are shown a few times a second only.
+        clock: Tells the seconds that pass, for steps are shown twice a second only.
     """
 
     def __init__(self, show: Show | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
