@@ -35,7 +35,7 @@ class NotebookObserver(Observer):
 
     Args:
         show: Where to show it; None for below the running cell.
-        clock: Tells the seconds that pass, for steps are shown twice a second only.
+        clock: Tells the seconds that pass, for while steps are made it shows something new twice a second only.
     """
 
     def __init__(self, show: Show | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,7 +43,7 @@ class NotebookObserver(Observer):
         self._clock = clock
         self._messages: list[str] = []
         self._table: Table | None = None
-        self._bar: Table | None = None
+        self._step: StepFinished | None = None
         self._shown_at = 0.0
 
     @override
@@ -53,30 +53,37 @@ class NotebookObserver(Observer):
 
     @override
     def on_step_finished(self, event: StepFinished) -> None:
-        if self._clock() - self._shown_at >= REFRESH_S:
-            self._bar = _bar(event)
-            self._refresh()
+        self._step = event
+        self._refresh_if_due()
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
-        self._table, self._bar = epoch_table(event), None
+        self._table, self._step = epoch_table(event), None
         self._refresh()
 
     @override
     def on_message_logged(self, event: MessageLogged) -> None:
         self._messages.append(event.line)
-        self._refresh()
+        if self._step is None:
+            self._refresh()
+        else:  # the next steps will show it
+            self._refresh_if_due()
 
     @override
     def close(self) -> None:
-        self._bar = None
+        self._step = None
         self._refresh()
+
+    def _refresh_if_due(self) -> None:
+        if self._clock() - self._shown_at >= REFRESH_S:
+            self._refresh()
 
     def _refresh(self) -> None:
         self._shown_at = self._clock()
+        bar = None if self._step is None else _bar(self._step)
         texts, pages = zip(
             _rendered(self._chosen_messages(), "pre-wrap"),  # messages may be broken into lines, tables may not
-            _rendered(filter(None, (self._table, self._bar)), "pre"),
+            _rendered(filter(None, (self._table, bar)), "pre"),
             strict=True,
         )
         self._show({"text/plain": "".join(texts), "text/html": "".join(pages)})

@@ -59,6 +59,19 @@ def test_steps_are_shown_twice_a_second_only():
     assert len(cell.shown) == 2
 
 
+def test_a_message_a_step_neither_slows_the_steps_down_nor_hides_the_bar():
+    cell = Cell()
+    observer = cell.observer()
+    for step in range(1000):
+        cell.now += 0.001
+        observer.receive(MessageLogged(f"in step {step}"))
+        observer.receive(StepFinished(1, "training", step, 1000))
+    assert len(cell.shown) <= 3
+    assert "Epoch 1 training" in cell.text
+    observer.close()
+    assert "in step 999" in cell.text
+
+
 def test_a_stream_without_a_length_has_a_bar_too():
     cell = Cell()
     cell.now = 1.0
