@@ -4,6 +4,7 @@ Each page starts in an empty folder and runs from top to bottom: ``python`` bloc
 share the folder. Blocks in other languages are for reading only.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from candy_monai import Trainer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +43,19 @@ def run_in_shell(script, *, page, line):
 def test_the_code_of_a_page_runs_from_top_to_bottom_in_an_empty_folder(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(page)
+
+
+def test_the_page_about_trainers_lists_every_keyword_of_train_with_its_default():
+    table = (ROOT / "docs" / "your_own_trainer.md").read_text(encoding="utf-8").split("## What train() takes")[1]
+    listed = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", table, flags=re.MULTILINE))
+    _, *keywords = inspect.signature(Trainer.train).parameters.values()
+    assert listed == {keyword.name: _default_as_text(keyword) for keyword in keywords}
+
+
+def _default_as_text(keyword):
+    if keyword.default is keyword.empty:
+        return "required"
+    return f'"{keyword.default}"' if isinstance(keyword.default, str) else repr(keyword.default)
 
 
 def test_an_error_names_the_line_of_the_page(tmp_path):
