@@ -18,9 +18,10 @@ from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkp
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
 from candy_monai.experiment.folder import DESCRIPTION, FORMAT, LOGS, METRICS, Json, environment, publish_folder
-from candy_monai.experiment.history import History
+from candy_monai.experiment.history import EPOCH_DURATION, History
 from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
+from candy_monai.experiment.pace import epochs_in_time
 from candy_monai.experiment.progress import Progress
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, State, save_state
@@ -37,9 +38,6 @@ class Experiment:
         settings: What ``train`` was told, the drawn seed among it.
         writes: Whether this is the process of a run that writes; the others only keep count.
         clock: Tells seconds.
-
-    Attributes:
-        is_out_of_time: Whether one more epoch, as long as those before, would exceed the time limit.
 
     Raises:
         ExperimentError: If another process has the folder.
@@ -64,7 +62,6 @@ class Experiment:
         self._lock = FolderLock(folder) if writes else None
         self._clock = clock
         self._epoch_started = self._counted_until = clock()
-        self.is_out_of_time = False
 
     @staticmethod
     def publish(parent: Path, settings: TrainSettings, facts: Json, weights: RunWeights, state: State) -> Path:
@@ -100,7 +97,6 @@ class Experiment:
         self.history.load_state_dict(state["history"])
         self.early_stopping.load_state_dict(state["early_stopping"])
         self.checkpoints.load_state_dict(state["checkpoints"])
-        self.is_out_of_time = self.progress.epoch > 0 and self._another_epoch_takes_too_long()
         if not self._writes:
             return
         self.checkpoints.reconcile()
@@ -122,6 +118,25 @@ class Experiment:
         """Whether no epoch is left: all are done, the score has stopped getting better, or the time is up."""
         all_done = self.progress.epoch >= self.settings.num_epochs
         return all_done or self.early_stopping.triggered or self.is_out_of_time
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether epochs are left, and one as long as the recent ones would exceed the time limit."""
+        return self.expected_epochs() <= self.progress.epoch < self.settings.num_epochs
+
+    def expected_epochs(self, *, current_s: float | None = None) -> int:
+        """Return how many epochs this run will have: those planned, or as many as the time limit leaves room for.
+
+        Args:
+            current_s: Seconds that the epoch now being trained has taken; None between two epochs.
+        """
+        current = () if current_s is None else (current_s,)
+        return epochs_in_time(
+            [*self.history.metrics().get(EPOCH_DURATION, ()), *current],
+            elapsed_s=self.progress.total_s + sum(current),
+            num_epochs=self.settings.num_epochs,
+            limit_s=self.settings.time_limit_s,
+        )
 
     def log(self, message: str) -> str:
         """Append a message to ``logs.txt`` and return the line as written."""
@@ -146,14 +161,13 @@ class Experiment:
         """
         progress = self.progress
         duration = self.epoch_s
-        self.history.record_all({"learning rate": progress.learning_rate, "epoch duration": duration})
+        self.history.record_all({"learning rate": progress.learning_rate, EPOCH_DURATION: duration})
         self.history.close_epoch()
         now = self._clock()
         progress.epoch += 1
         progress.total_s += progress.epoch_s + now - self._counted_until  # what was saved since the last one, too
         progress.batch, progress.learning_rate, progress.epoch_s = 0, Progress.learning_rate, 0.0
         self._epoch_started = self._counted_until = now
-        self.is_out_of_time = self._another_epoch_takes_too_long()
         if score is None:
             return False
         improved = progress.offer(score, epoch=progress.epoch)
@@ -241,10 +255,6 @@ class Experiment:
             "weights": inside,
         }
         save_state(self.folder, {**own, **state})
-
-    def _another_epoch_takes_too_long(self) -> bool:
-        limit, done, elapsed = self.settings.time_limit_s, self.progress.epoch, self.progress.total_s
-        return limit is not None and done < self.settings.num_epochs and elapsed * (done + 1) / done > limit
 
     @contextmanager
     def _disk_has_room(self) -> Iterator[None]:

@@ -16,6 +16,9 @@ from torch import Tensor
 from candy_monai.aliases import Scalar
 from candy_monai.files import atomic_write_text
 
+EPOCH_DURATION = "epoch duration"
+"""The metric that holds the seconds of an epoch, validation included."""
+
 
 class History:
     """Metrics by epoch. ``record`` as often as you like; ``close_epoch`` averages what was recorded since the last one.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from candy_monai.experiment.history import EPOCH_DURATION
 from candy_monai.forecasting.best_score import Forecast, forecast
 
 Columns = Mapping[str, Sequence[float]]
@@ -18,7 +19,7 @@ def predict_maximum(metrics: Columns, num_epochs: int, *, degree: int) -> Foreca
 
 def seconds_until(target_epoch: int, epoch: int, metrics: Columns) -> float:
     """Return the mean epoch's duration times the epochs that are left until ``target_epoch``, never negative."""
-    durations = [duration for duration in metrics.get("epoch duration", ()) if math.isfinite(duration)]
+    durations = [duration for duration in metrics.get(EPOCH_DURATION, ()) if math.isfinite(duration)]
     mean = math.fsum(durations) / len(durations) if durations else 0.0
     return mean * max(0, target_epoch - epoch)
 

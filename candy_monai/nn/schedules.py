@@ -70,6 +70,18 @@ class AbsoluteLinearLR(LRScheduler):
             step %= math.floor((self.b - self.min_lr) / -self.k + 1e-9) + 1
         return [max(self.k * step + self.b, self.min_lr)] * len(self.optimizer.param_groups)
 
+    def end_in(self, num_steps: int) -> None:
+        """Turn the line where it is, so that it reaches zero after so many more steps.
+
+        Args:
+            num_steps: At least 1.
+        """
+        if num_steps < 1:
+            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        rate = float(self.get_lr()[0])
+        self.k = -rate / num_steps
+        self.b = rate - self.k * self.last_epoch
+
 
 class PolyLRScheduler(LRScheduler):
     """Decay by ``(1 - step / max_steps) ** exponent``, each group keeping its ratio to the first.

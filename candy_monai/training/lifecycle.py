@@ -29,7 +29,15 @@ from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
 from candy_monai.training.replay import why_not_exact
 from candy_monai.training.saved_run import SavedRun
-from candy_monai.training.setup import bundle_of, check_loaders, describe_loader, first_sample, run_started, watchers
+from candy_monai.training.setup import (
+    bundle_of,
+    check_loaders,
+    describe_loader,
+    first_sample,
+    length,
+    run_started,
+    watchers,
+)
 from candy_monai.training.toolbox import TrainerToolbox
 
 
@@ -259,12 +267,19 @@ class Lifecycle(Continuity):
         improved = run.finish_epoch(score)
         run.is_out_of_time = self._processes.broadcast(run.is_out_of_time)
         self._epoch_generators = None
+        self._keep_to_the_time(run, toolbox)
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
         run.save_epoch(weights_of(toolbox), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())
         self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
         self._notify(run.epoch_finished(score, self._preview))
         self._stop_after_epoch_if_asked(run)
+
+    def _keep_to_the_time(self, run: Experiment, toolbox: TrainerToolbox) -> None:
+        steps_an_epoch = length(self._dataloader)
+        if run.settings.time_limit_s is None or run.is_complete or steps_an_epoch is None:
+            return
+        self.end_schedule_in((run.expected_epochs() - run.progress.epoch) * steps_an_epoch, toolbox.scheduler)
 
     def _conclude(self, run: Experiment) -> None:
         if run.early_stopping.triggered:

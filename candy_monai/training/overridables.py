@@ -35,6 +35,16 @@ class Overridables(ABC):
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
         """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times."""
 
+    def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
+        """Let a schedule end within so many more steps, since a time limit leaves no room for those planned.
+
+        Called after an epoch of a run with a time limit. By default the schedule stays as it is.
+
+        Args:
+            num_steps: Optimizer steps that are left, at least 1.
+            scheduler: What `build_scheduler` built.
+        """
+
     @abstractmethod
     def build_criterion(self) -> nn.Module:
         """Build the loss. It returns ``(loss, metrics)``, or the loss alone as MONAI's losses do."""

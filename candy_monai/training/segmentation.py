@@ -92,6 +92,11 @@ class SegmentationTrainer(Trainer):
         return AbsoluteLinearLR(optimizer, -self.learning_rate / self._num_steps(num_epochs), self.learning_rate)
 
     @override
+    def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
+        if isinstance(scheduler, AbsoluteLinearLR):
+            scheduler.end_in(num_steps)
+
+    @override
     def build_criterion(self) -> nn.Module:
         criterion: nn.Module
         if self.num_classes == 1:

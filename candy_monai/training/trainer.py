@@ -99,8 +99,8 @@ class Trainer(Lifecycle):
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
-            time_limit_s: Begin no epoch that would end later than so many seconds after the start; the first is always
-                trained.
+            time_limit_s: Begin no epoch that would end after so many seconds of training; the first is always trained.
+                The schedule is shortened in time, so that the learning rate has come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
                 saves at the end of each.
 
@@ -298,7 +298,7 @@ class Trainer(Lifecycle):
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
-        is_last = epoch == run.settings.num_epochs
+        is_last = epoch >= run.expected_epochs(current_s=run.epoch_s)
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
 
     def _share_of(self, limit: int | None) -> int | None:

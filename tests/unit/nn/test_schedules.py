@@ -61,6 +61,18 @@ def test_a_rising_line_may_start_below_the_bound():
     assert rates(AbsoluteLinearLR(optimizer(), k=0.25, b=0.0, min_lr=0.25), 4) == [0.25, 0.25, 0.5, 0.75]
 
 
+def test_a_line_turned_on_the_way_ends_where_it_was_told_to():
+    scheduler = AbsoluteLinearLR(optimizer(), k=-0.125, b=1.0, min_lr=0.0)
+    assert rates(scheduler, 4) == [1.0, 0.875, 0.75, 0.625]
+    scheduler.end_in(2)
+    assert rates(scheduler, 4) == [0.5, 0.25, 0.0, 0.0]
+
+
+def test_a_line_cannot_be_told_to_end_at_once():
+    with pytest.raises(SettingsError, match="at least 1, got 0"):
+        AbsoluteLinearLR(optimizer(), k=-0.125, b=1.0).end_in(0)
+
+
 def test_the_line_sets_every_group_alike():
     scheduler = AbsoluteLinearLR(optimizer(1.0, 0.1), k=-0.1, b=0.5)
     assert scheduler.get_last_lr() == [0.5, 0.5]

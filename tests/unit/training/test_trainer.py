@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.errors import BadInputError, ExperimentError, NonFiniteLossError, SettingsError
 from candy_monai.experiment.events import RunFinished, RunInterrupted
+from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
 from candy_monai.nn.padding import Pad2d
@@ -531,6 +532,23 @@ def test_the_schedule_steps_once_a_batch_and_ends_with_the_run(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(4)
     assert trainer.metrics()["learning rate"] == pytest.approx([0.02, 0.015, 0.01, 0.005])
+
+
+def test_a_slow_machine_s_run_ends_in_time_validated_and_with_its_learning_rate_come_down(tmp_path):
+    class Slow(SmallTrainer):
+        def train_epoch(self, toolbox):
+            super().train_epoch(toolbox)
+            self._current().progress.epoch_s += 10.0
+
+    trainer = small_trainer(tmp_path, cls=Slow)
+    trainer.train(100, seed=0, time_limit_s=49.0, validate_every=3, early_stop_tolerance=None)
+    metrics = load_metrics(trainer.experiment_folder() / "metrics.csv")
+    at_start = trainer.learning_rate
+    # Until the first epoch ended, nothing told that 4 epochs of 10 s fit: from there straight down to the end of these.
+    assert metrics["learning rate"] == pytest.approx([at_start * share for share in (1, 0.99, 0.66, 0.33)])
+    (group,) = load_state(trainer.experiment_folder())["optimizer"]["param_groups"]
+    assert group["lr"] <= 1e-6
+    assert [math.isfinite(score) for score in metrics["val score"]] == [False, False, True, True]
 
 
 def test_the_state_for_recovery_loads_as_plain_values_and_holds_the_average(tmp_path):
