@@ -23,9 +23,10 @@ from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.network import Precision
+from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
-from candy_monai.recipes.prepare import Prepared, checked_dataset, prepare_dataset, store_of
-from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed
+from candy_monai.recipes.prepare import Prepared, checked_dataset, device_memory, prepare_dataset, store_of
+from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed, usable_s
 from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.saved_run import Continuation
@@ -143,20 +144,29 @@ class PlannedRun:
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
-        speed = measure_speed(self._trainer())
+        num_cases = len(self.validation)
+        plan, speed = choose(
+            self.plan,
+            measure=lambda plan, precisions: measure_speed(
+                dataclasses.replace(self, plan=plan)._trainer(), precisions=precisions
+            ),
+            num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
+            chosen=self.plan.chosen,
+            memory_bytes=device_memory(str(self.device)),
+        )
         seconds = seconds_left()
         plan = fit_to_time(
-            self.plan,
+            plan,
             speed,
             seconds=seconds,
-            num_cases=len(self.validation),
+            num_cases=num_cases,
             num_training_cases=len(self.training),
         )
         on_progress(
-            f"One step takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
+            f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
             f"{plan.num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
-        limit = seconds - final_validation_s(speed, len(self.validation))
+        limit = seconds - final_validation_s(speed, num_cases)
         return dataclasses.replace(self, plan=plan, amp=speed.amp, time_limit_s=limit)
 
     def train(self, note: str) -> Path:
@@ -229,6 +239,12 @@ class PlannedRun:
             "training": list(self.training),
             "validation": list(self.validation),
         }
+
+
+def _step_as_text(plan: Plan) -> str:
+    """Say what a step trains: the choices that a time decides."""
+    patch = "x".join(map(str, plan.patch_shape))
+    return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
 
 
 def _check_length(num_epochs: int | None, budget_s: float | None, overrides: Mapping[str, str]) -> None:

@@ -1,0 +1,121 @@
+"""Which networks, patches and batches a time is worth: a plan's lighter and wider relatives. Measures nothing itself.
+
+A step that is cheap can be made often; a wide network learns more from each. Which of the two a time is better spent
+on depends on the machine, so the steps that fit are counted by measured speed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+
+from candy_monai.data.planning import DEFAULT_MEMORY_BYTES, Plan
+from candy_monai.data.topology import Topology, training_bytes
+from candy_monai.network import Precision
+from candy_monai.recipes.speed import Speed
+
+FEWEST_STEPS = 400
+"""With fewer steps than this, cheaper ones are better."""
+
+STEPS_TO_WIDEN = 3000
+"""With more steps than this, a wider network is measured ..."""
+
+STEPS_WHEN_WIDE = 1500
+"""... and taken if it still gets so many."""
+
+_WORTHWHILE = 0.75
+"""A relative must cut a step's time to this share to be worth what it gives up."""
+
+_SMALLEST_BATCH = 2
+_NARROWEST, _WIDEST, _WIDEST_LEVEL = 8, 32, 320
+_SHORTEST_AXIS = {2: 128, 3: 32}
+_VOXELS_AT_BOTTOM = 4
+_SHORTER = 0.7  # of each axis: half the voxels of a picture, a third of a volume's
+
+
+def choose(
+    plan: Plan,
+    *,
+    measure: Callable[[Plan, Sequence[Precision] | None], Speed],
+    num_steps: Callable[[Speed], float],
+    chosen: Collection[str] = (),
+    memory_bytes: int | None = None,
+) -> tuple[Plan, Speed]:
+    """Return the plan, or the relative of it, that makes best use of a time, and its speed.
+
+    Args:
+        plan: The plan that follows from the data.
+        measure: Returns the speed of a plan on this machine, in one of these precisions or the fastest of all.
+        num_steps: How many steps fit at a speed, now.
+        chosen: Names of the plan's entries that the user fixed.
+        memory_bytes: Memory that a wider network may use; None for what a plan assumes.
+    """
+    speed = measure(plan, None)
+    while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan, chosen=chosen)) is not None:
+        measured = measure(relative, [speed.amp])
+        if measured.step_s > _WORTHWHILE * speed.step_s:
+            break
+        plan, speed = relative, measured
+    while num_steps(speed) > STEPS_TO_WIDEN:
+        relative = wider(plan, chosen=chosen, memory_bytes=memory_bytes)
+        if relative is None or num_steps(measured := measure(relative, [speed.amp])) < STEPS_WHEN_WIDE:
+            break
+        plan, speed = relative, measured
+    return plan, speed
+
+
+def lighter(plan: Plan, *, chosen: Collection[str] = ()) -> Plan | None:
+    """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network.
+
+    The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
+
+    Args:
+        plan: The plan.
+        chosen: Names of the plan's entries that the user fixed.
+
+    Returns:
+        None when nothing can give way.
+    """
+    if "batch_size" not in chosen and plan.batch_size > _SMALLEST_BATCH:
+        return dataclasses.replace(plan, batch_size=max(_SMALLEST_BATCH, plan.batch_size // 2))
+    patch = tuple(_shortened(plan, axis) for axis in range(plan.num_dims))
+    if "patch_shape" not in chosen and patch != plan.patch_shape:
+        return dataclasses.replace(plan, patch_shape=patch)
+    if "filters" not in chosen and plan.filters[0] >= 2 * _NARROWEST:
+        return dataclasses.replace(plan, filters=tuple(width // 2 for width in plan.filters))
+    return None
+
+
+def wider(plan: Plan, *, chosen: Collection[str] = (), memory_bytes: int | None = None) -> Plan | None:
+    """Return the plan with a network of twice the width.
+
+    Args:
+        plan: The plan.
+        chosen: Names of the plan's entries that the user fixed.
+        memory_bytes: Memory of a training step; None for what a plan assumes.
+
+    Returns:
+        None when that is wider than nnU-Net's, or does not fit into the memory.
+    """
+    if "filters" in chosen or 2 * plan.filters[0] > _WIDEST:
+        return None
+    filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)
+    needed = training_bytes(
+        plan.patch_shape,
+        Topology(kernel_sizes=plan.kernel_sizes, strides=plan.strides),
+        filters,
+        batch_size=plan.batch_size,
+        num_inputs=len(plan.channel_names),
+        num_outputs=plan.num_classes,
+    )
+    fits = needed <= (DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes)
+    return dataclasses.replace(plan, filters=filters) if fits else None
+
+
+def _shortened(plan: Plan, axis: int) -> int:
+    size, divisor = plan.patch_shape[axis], plan.divisor[axis]
+    if axis == plan.coarse_axis:
+        return size
+    least = max(_SHORTEST_AXIS[plan.num_dims], _VOXELS_AT_BOTTOM * divisor)
+    return min(size, max(math.ceil(least / divisor), round(_SHORTER * size / divisor)) * divisor)
