@@ -1,7 +1,11 @@
 """How good is ``candy-monai train --budget`` on real MRI? Prints one JSON line.
 
 Trains on the cases of Dataset004_Hippocampus but the last 60 by id, predicts those 60 from the command line, and scores
-them by Dice. The cases are linked, not copied. ``CANDY_MONAI_DATA`` names the folder of the datasets.
+them by Dice. These 60 are not like the rest: their outlines are rougher and their scans noisier, and a model that has
+seen none like them scores about 0.03 lower on them than on its own validation cases. So a second training, on fold 0 of
+all 200 cases, says what to expect where training and new cases are alike: the Dice on its 40 validation cases.
+
+The cases are linked, not copied. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -49,42 +53,53 @@ def run(*arguments: str | Path) -> float:
     return time.perf_counter() - started
 
 
+def train(dataset: Path, out: Path, options: list[str]) -> tuple[Path, float, float]:
+    """Train from the command line; return the experiment, the seconds, and the Dice of its own validation cases."""
+    seconds = run("train", dataset, "--out", out, *options)
+    (experiment,) = (path.parent for path in out.glob("*/*/experiment.json"))
+    own = json.loads((experiment / "validation.json").read_text())["foreground_mean"]["Dice"]
+    return experiment, seconds, own
+
+
+def score(predictions: Path, images: Path, labels: Path, case_ids: list[str]) -> float:
+    """Return the mean Dice of predictions, which must have their images' geometry."""
+    for case_id in case_ids:
+        file, image = predictions / f"{case_id}.nii.gz", images / f"{case_id}_0000.nii.gz"
+        assert nibabel.load(file).shape == nibabel.load(image).shape
+        assert np.allclose(nibabel.load(file).affine, nibabel.load(image).affine, atol=1e-5)
+    references = {case_id: labels / f"{case_id}.nii.gz" for case_id in case_ids}
+    return Evaluator("dice", num_classes=3).evaluate(predictions, references).mean_metrics["dice"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", default="10m")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
-    overrides = [text for item in arguments.set for text in ("--set", item)]
-    source = DATA / NAME
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset, out = Path(scratch) / NAME, Path(scratch) / "experiments"
-        held_out = split(source, dataset)
-        train_s = run(
-            "train", dataset, "--budget", arguments.budget, "--seed", arguments.seed, "--out", out, *overrides
-        )
-        (experiment,) = (path.parent for path in out.glob("*/*/experiment.json"))
-        predictions = Path(scratch) / "predictions"
-        predict_s = run("predict", experiment, dataset / "imagesTs", predictions)
-        for case_id in held_out:
-            file, image = predictions / f"{case_id}.nii.gz", dataset / "imagesTs" / f"{case_id}_0000.nii.gz"
-            assert nibabel.load(file).shape == nibabel.load(image).shape
-            assert np.allclose(nibabel.load(file).affine, nibabel.load(image).affine, atol=1e-5)
-        references = {case_id: source / "labelsTr" / f"{case_id}.nii.gz" for case_id in held_out}
-        result = Evaluator("dice", num_classes=3).evaluate(predictions, references)
-        own = json.loads((experiment / "validation.json").read_text())["foreground_mean"]["Dice"]
-    print(
-        json.dumps(
-            {
-                "benchmark": "hippocampus",
-                "budget": arguments.budget,
-                "train_s": round(train_s, 1),
-                "predict_60_s": round(predict_s, 1),
-                "dice_60_unseen": round(result.mean_metrics["dice"], 4),
-                "dice_own_validation": round(own, 4),
-            }
-        )
+    parser.add_argument(
+        "--held-out-only", action="store_true", help="leave out the second training, on a fold of all 200"
     )
+    arguments = parser.parse_args()
+    options = ["--budget", arguments.budget, "--seed", arguments.seed]
+    options += [text for item in arguments.set for text in ("--set", item)]
+    source = DATA / NAME
+    result: dict[str, object] = {"benchmark": "hippocampus", "budget": arguments.budget}
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset, predictions = Path(scratch) / NAME, Path(scratch) / "predictions"
+        held_out = split(source, dataset)
+        experiment, train_s, own = train(dataset, Path(scratch) / "held-out", options)
+        predict_s = run("predict", experiment, dataset / "imagesTs", predictions)
+        unseen = score(predictions, dataset / "imagesTs", source / "labelsTr", held_out)
+        result |= {
+            "train_s": round(train_s, 1),
+            "predict_60_s": round(predict_s, 1),
+            "dice_60_unseen": round(unseen, 4),
+            "dice_own_validation": round(own, 4),
+        }
+        if not arguments.held_out_only:
+            _, fold_s, fold = train(source, Path(scratch) / "fold", options)
+            result |= {"train_fold_s": round(fold_s, 1), "dice_fold_0_of_200": round(fold, 4)}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
