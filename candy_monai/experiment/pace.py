@@ -9,9 +9,7 @@ RECENT_EPOCHS = 4
 """Epochs that say how fast the machine is now: a few, since one may be long by chance."""
 
 
-def epochs_in_time(
-    durations_s: Sequence[float], *, elapsed_s: float, num_epochs: int, limit_s: float | None
-) -> int:
+def epochs_in_time(durations_s: Sequence[float], *, elapsed_s: float, num_epochs: int, limit_s: float | None) -> int:
     """Return how many of the planned epochs a run will have trained when its time is up.
 
     A function of recorded times alone, so that a resumed run comes to the same end.

@@ -1,4 +1,4 @@
-"""Which networks, patches and batches a time is worth: a plan's lighter and wider relatives. Measures nothing itself.
+"""Which network, patch and batch a time is best spent on: a plan and its relatives. Measures nothing itself.
 
 A step that is cheap can be made often; a wide network learns more from each. Which of the two a time is better spent
 on depends on the machine, so the steps that fit are counted by measured speed.
@@ -51,6 +51,8 @@ def choose(
         chosen: Names of the plan's entries that the user fixed.
         memory_bytes: Memory that a wider network may use; None for what a plan assumes.
     """
+    if "patch_shape" not in chosen:
+        plan = without_margin(plan)
     speed = measure(plan, None)
     while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan, chosen=chosen)) is not None:
         measured = measure(relative, [speed.amp])
@@ -63,6 +65,22 @@ def choose(
             break
         plan, speed = relative, measured
     return plan, speed
+
+
+def without_margin(plan: Plan) -> Plan:
+    """Return the plan with a patch that is no larger than the median case.
+
+    A planned patch is rounded up to what the network divides it by. Where whole cases fit into one, up to half of it is
+    padding; the next smaller patch sees nearly as much and is trained on that much more often.
+
+    Args:
+        plan: The plan.
+    """
+    patch = tuple(
+        size if size <= typical else max(typical // divisor, _VOXELS_AT_BOTTOM) * divisor
+        for size, typical, divisor in zip(plan.patch_shape, plan.median_shape, plan.divisor, strict=True)
+    )
+    return dataclasses.replace(plan, patch_shape=tuple(map(min, patch, plan.patch_shape)))
 
 
 def lighter(plan: Plan, *, chosen: Collection[str] = ()) -> Plan | None:

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from candy_monai.recipes.candidates import FEWEST_STEPS, STEPS_TO_WIDEN, choose, lighter, wider
+from candy_monai.recipes.candidates import FEWEST_STEPS, STEPS_TO_WIDEN, choose, lighter, wider, without_margin
 from candy_monai.recipes.speed import Speed
 from tests.plans import small_plan
 
@@ -11,7 +11,7 @@ GENEROUS = 1 << 40
 
 
 def _plan(**entries):
-    plan = dataclasses.replace(small_plan(), patch_shape=(64, 64, 64), batch_size=4)
+    plan = dataclasses.replace(small_plan(), median_shape=(99, 99, 99), patch_shape=(64, 64, 64), batch_size=4)
     return dataclasses.replace(plan, **entries)
 
 
@@ -62,6 +62,19 @@ def test_a_network_is_widened_up_to_nnu_net_s_width_and_within_the_memory():
     assert twice.filters == tuple(2 * width for width in _plan().filters)
     assert wider(twice, memory_bytes=GENEROUS) is None
     assert wider(_plan(), memory_bytes=1 << 20) is None
+
+
+def test_the_margin_around_the_median_case_is_left_out_of_the_patch():
+    plan = _plan(median_shape=(35, 50, 99), patch_shape=(36, 52, 40))
+    assert plan.divisor == (4, 4, 2)
+    assert without_margin(plan).patch_shape == (32, 48, 40)
+    assert _chosen_for(1e9, plan, chosen={"filters"})[0].patch_shape == (32, 48, 40)
+    assert _chosen_for(1e9, plan, chosen={"filters", "patch_shape"})[0].patch_shape == (36, 52, 40)
+
+
+def test_a_patch_without_its_margin_still_leaves_the_lowest_level_four_voxels():
+    plan = _plan(median_shape=(9, 14, 99), patch_shape=(12, 16, 40))
+    assert without_margin(plan).patch_shape == (12, 16, 40)
 
 
 def test_a_short_time_is_spent_on_cheaper_steps_until_there_are_enough():
