@@ -144,6 +144,12 @@ class Continuity(Overridables, Reporting, HasDevice):
         for model in models:
             self._processes.share(plain_network(model).buffers())
 
+    def _share_clock(self, run: Experiment) -> None:
+        """Let every process go by the first one's clock, which decides how many epochs are left."""
+        if self._processes.count > 1:
+            run.history.load_state_dict(self._processes.broadcast(run.history.state_dict()))
+            run.progress.total_s = self._processes.broadcast(run.progress.total_s)
+
     def _say_if_not_compiled(self, toolbox: TrainerToolbox) -> None:
         if isinstance(toolbox.model, NetworkAdapter) and toolbox.model.compile_failure is not None:
             self.log(f"The network could not be compiled and runs as it is: {toolbox.model.compile_failure}")

@@ -258,14 +258,15 @@ class Lifecycle(Continuity):
         self._log_early_messages()
         if self._validation_dataloader is None:
             self.log("No validation: the best weights are the last, and there is no score, forecast or early stop")
-        if reason := why_not_exact(self._dataloader):
+        timed = run.settings.time_limit_s is not None
+        if reason := "its schedule follows the clock" if timed else why_not_exact(self._dataloader):
             self.log(f"If this run is interrupted, going on may not give the same numbers: {reason}")
 
     def _finish_epoch(self, run: Experiment, toolbox: TrainerToolbox, score: float | None) -> None:
         """Save the epoch, then say it: nothing is reported that a crash could take back."""
         run.history.absorb(self._processes.gathered(run.history.pending()))
         improved = run.finish_epoch(score)
-        run.is_out_of_time = self._processes.broadcast(run.is_out_of_time)
+        self._share_clock(run)
         self._epoch_generators = None
         self._keep_to_the_time(run, toolbox)
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest

@@ -298,7 +298,7 @@ class Trainer(Lifecycle):
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
-        is_last = epoch >= run.expected_epochs(current_s=run.epoch_s)
+        is_last = self._processes.broadcast(epoch >= run.expected_epochs(current_s=run.epoch_s))
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
 
     def _share_of(self, limit: int | None) -> int | None:
