@@ -1,7 +1,8 @@
 """The code on the README and on every page of the documentation does what a reader expects of it: it runs.
 
 Each page starts in an empty folder and runs from top to bottom: ``python`` blocks share their names, ``bash`` blocks
-share the folder. Blocks in other languages are for reading only.
+share the folder. Blocks in other languages are for reading only, and so is what stands below a comment that says why:
+``<!-- not run: needs an account -->``.
 """
 
 import inspect
@@ -17,18 +18,21 @@ from candy_monai import Trainer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
 def run_page(page):
     text = page.read_text(encoding="utf-8")
     names = {"__name__": page.stem}
     for block in BLOCK.finditer(text):
-        line = text[: block.start(2)].count("\n")
-        if block[1] == "bash":
-            run_in_shell(block[2], page=page, line=line)
+        reason, language, code = block.groups()
+        line = text[: block.start(3)].count("\n")
+        if reason:
+            continue
+        if language == "bash":
+            run_in_shell(code, page=page, line=line)
         else:  # the empty lines make an error name the line of the page
-            exec(compile("\n" * line + block[2], page.name, "exec"), names)
+            exec(compile("\n" * line + code, page.name, "exec"), names)
 
 
 def run_in_shell(script, *, page, line):
@@ -64,6 +68,13 @@ def test_an_error_names_the_line_of_the_page(tmp_path):
     with pytest.raises(LookupError) as caught:
         run_page(page)
     assert caught.traceback[-1].lineno + 1 == 5
+
+
+def test_only_a_block_below_a_reason_is_not_run(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- not run: an account -->\n```python\n1 / 0\n```\n\n```python\nraise LookupError\n```\n")
+    with pytest.raises(LookupError):
+        run_page(page)
 
 
 def test_a_command_that_fails_fails_its_page(tmp_path):
