@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import CandyError, SettingsError
 
 T = TypeVar("T")
 
@@ -87,6 +87,25 @@ class Processes:
         finally:
             if ours:
                 distributed.destroy_process_group()
+
+    @contextmanager
+    def one_after_the_first(self) -> Iterator[None]:
+        """Run a block in the first process, and in the others when it is done: what it made is there for them.
+
+        Raises:
+            CandyError: In the others, if the first one failed.
+        """
+        if self.is_first:
+            try:
+                yield
+            except BaseException:
+                self.broadcast(False)
+                raise
+            self.broadcast(True)
+        else:
+            if not self.broadcast(True):
+                raise CandyError("the first process could not begin; see its message")
+            yield
 
     def broadcast(self, value: T) -> T:
         """Return the first process's value."""

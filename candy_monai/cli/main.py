@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from candy_monai.cli import config, demo, evaluate, inspect, predict, preprocess, resume, train
+from candy_monai.cli import config, crossval, demo, evaluate, inspect, predict, preprocess, resume, train
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
 from candy_monai.errors import did_you_mean
@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": inspect,
     "preprocess": preprocess,
     "train": train,
+    "crossval": crossval,
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,

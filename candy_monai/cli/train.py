@@ -13,6 +13,7 @@ from candy_monai.cli.options import (
     add_out,
     add_set,
     as_argument,
+    is_first_process,
     new_command,
     parse_duration,
     parse_fold,
@@ -38,7 +39,6 @@ def add_parser(subparsers: Subparsers) -> None:
         "candy-monai train Dataset004_Hippocampus --fold 1 --epochs 50 --set batch_size=4 --seed 42",
     )
     add_dataset(parser)
-    parser.add_argument("--bundle", default="unet", metavar="NAME", help="the architecture (default: unet)")
     parser.add_argument(
         "--fold",
         type=as_argument(parse_fold),
@@ -46,6 +46,12 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N|all",
         help="the fold to validate on; 'all' trains on every case (default: 0)",
     )
+    add_training(parser)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what decides a training but for its dataset and its fold."""
+    parser.add_argument("--bundle", default="unet", metavar="NAME", help="the architecture (default: unet)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=whole_number(1), metavar="N", help="epochs to train (default: the plan's)")
     length.add_argument(
@@ -100,5 +106,6 @@ def run(args: argparse.Namespace) -> int:
         frontend=frontend,
         trainer=args.trainer,
     )
-    print(f"Experiment: {folder}")
+    if is_first_process():
+        print(f"Experiment: {folder}")
     return 0

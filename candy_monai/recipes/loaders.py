@@ -22,9 +22,9 @@ def num_workers(device: torch.device) -> int:
 
 
 def patch_loader(
-    store: CaseStore, case_ids: Sequence[str], plan: Plan, *, seed: int, device: torch.device
+    store: CaseStore, case_ids: Sequence[str], plan: Plan, *, seed: int, device: torch.device, num_processes: int = 1
 ) -> DataLoader[Any]:
-    """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch.
+    """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch for each process.
 
     Args:
         store: The preprocessed cases.
@@ -32,12 +32,13 @@ def patch_loader(
         plan: Patch, batch and augmentation.
         seed: Every patch is a function of this, the epoch and the position.
         device: Where the batches will go.
+        num_processes: Processes among which the patches will be shared out.
     """
     workers = num_workers(device)
     return DataLoader(
         PatchDataset(store, case_ids, plan, seed=seed),
         batch_size=plan.batch_size,
-        sampler=EpochSampler(plan.iterations_per_epoch * plan.batch_size),
+        sampler=EpochSampler(plan.iterations_per_epoch * plan.batch_size * num_processes),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,

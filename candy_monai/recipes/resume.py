@@ -17,6 +17,7 @@ from candy_monai.data.store import CaseStore
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.frontends.base import Frontend
+from candy_monai.processes import Processes
 from candy_monai.recipes.prepare import Prepared, checked_dataset
 from candy_monai.recipes.train import VALIDATION_SCORES, PlannedRun, bundle_trainer, load_trainer_class
 from candy_monai.training.saved_run import Continuation, SavedRun
@@ -71,9 +72,15 @@ def resume_training(
     if saved.is_finished and num_epochs is None and validated:
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
-    run = _planned_run(saved, facts, Plan.from_dict(plan), _trainer_class(saved, trainer), dataset, store, device)
-    run = dataclasses.replace(run, frontend=frontend)
-    return run.resume(folder, num_epochs, schedule, force=force)
+    processes = Processes.from_environment()
+    own_device = processes.device_of(torch.device(auto_device() if device == "auto" else device))
+    trainer_class = _trainer_class(saved, trainer)
+    with processes.connected(own_device):
+        run = _planned_run(
+            saved, facts, Plan.from_dict(plan), trainer_class, dataset, store, device=own_device, processes=processes
+        )
+        run = dataclasses.replace(run, frontend=frontend)
+        return run.resume(folder, num_epochs, schedule, force=force)
 
 
 def _planned_run(
@@ -83,29 +90,34 @@ def _planned_run(
     trainer: type[SegmentationTrainer],
     dataset: PathLike | None,
     store: PathLike | None,
-    device: str,
+    *,
+    device: torch.device,
+    processes: Processes,
 ) -> PlannedRun:
     source = Path(dataset if dataset is not None else facts["folder"])
     if not source.is_dir():
         raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
     store_folder = Path(store if store is not None else facts["store"])
-    checked = checked_dataset(source, store_folder)
-    seed = saved.settings.seed
-    assert seed is not None  # a run records the seed that it drew
-    return PlannedRun(
-        prepared=Prepared(
+    with processes.one_after_the_first():
+        checked = checked_dataset(source, store_folder)
+        prepared = Prepared(
             dataset=checked.dataset,
             fingerprint=inspect_once(checked.dataset, store_folder),
             plan=plan,
             store=CaseStore.build(checked.dataset, plan, store_folder),
             warnings=checked.warnings,
-        ),
+        )
+    seed = saved.settings.seed
+    assert seed is not None  # a run records the seed that it drew
+    return PlannedRun(
+        prepared=prepared,
         plan=plan,
         training=tuple(facts["training"]),
         validation=tuple(facts["validation"]),
         trainer_class=trainer,
         seed=seed,
-        device=torch.device(auto_device() if device == "auto" else device),
+        device=device,
+        processes=processes,
         out=saved.folder.resolve().parents[1],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.network import Precision
+from candy_monai.processes import Processes
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
 from candy_monai.recipes.prepare import Prepared, checked_dataset, device_memory, prepare_dataset, store_of
@@ -91,39 +93,48 @@ def train_dataset(
     if frontend is not None:
         frontend(load_secrets())  # nor should a missing secret be said an hour later
     check_writable(out)
-    device = auto_device() if device == "auto" else device
+    processes = Processes.from_environment()
+    own_device = processes.device_of(torch.device(auto_device() if device == "auto" else device))
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
-    on_progress(f"Checking {dataset}")
-    checked = checked_dataset(dataset, store_of(store, out))
-    for warning in checked.warnings:
-        on_progress(f"Warning: {warning}")
-    training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
-    _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
-    prepared = prepare_dataset(
-        checked,
-        overrides=overrides,
-        store=store,
-        out=out,
-        device=device,
-        memory_factor=trainer_class.memory_factor,
-        check_plan=trainer_class.check_plan,
-        on_progress=on_progress,
-    )
-    run = PlannedRun(
-        prepared=prepared,
-        plan=prepared.plan if num_epochs is None else dataclasses.replace(prepared.plan, num_epochs=num_epochs),
-        training=training.case_ids,
-        validation=validation.case_ids,
-        trainer_class=trainer_class,
-        seed=draw_seed() if seed is None else seed,
-        device=torch.device(device),
-        out=Path(out),
-        frontend=frontend,
-    )
-    if budget_s is not None:
-        on_progress("Measuring how fast this machine trains the plan")
-        run = run.fitted_to(lambda: budget_s - (time.monotonic() - started), on_progress)
-    return run.train(note)
+    say = on_progress if processes.is_first else _in_silence
+    with processes.connected(own_device):
+        with processes.one_after_the_first():
+            say(f"Checking {dataset}")
+            checked = checked_dataset(dataset, store_of(store, out))
+            for warning in checked.warnings:
+                say(f"Warning: {warning}")
+            training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
+            _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
+            prepared = prepare_dataset(
+                checked,
+                overrides=overrides,
+                store=store,
+                out=out,
+                device=str(own_device),
+                memory_factor=trainer_class.memory_factor,
+                check_plan=trainer_class.check_plan,
+                on_progress=say,
+            )
+        run = PlannedRun(
+            prepared=prepared,
+            plan=prepared.plan if num_epochs is None else dataclasses.replace(prepared.plan, num_epochs=num_epochs),
+            training=training.case_ids,
+            validation=validation.case_ids,
+            trainer_class=trainer_class,
+            seed=processes.broadcast(draw_seed() if seed is None else seed),
+            device=own_device,
+            out=Path(out),
+            frontend=frontend,
+            processes=processes,
+        )
+        if budget_s is not None:
+            say("Measuring how fast this machine trains the plan")
+            run = run.fitted_to(lambda: budget_s - (time.monotonic() - started), say)
+        return run.train(note)
+
+
+def _in_silence(_message: str) -> None:
+    """Say nothing: what all processes do, the first one says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +150,7 @@ class PlannedRun:
     device: torch.device
     out: Path
     frontend: type[Frontend] | None = None
+    processes: Processes = dataclasses.field(default_factory=Processes)
     amp: Precision = None
     time_limit_s: float | None = None
 
@@ -160,14 +172,16 @@ class PlannedRun:
             speed,
             seconds=seconds,
             num_cases=num_cases,
-            num_training_cases=len(self.training),
+            num_training_cases=math.ceil(len(self.training) / self.processes.count),
         )
         on_progress(
             f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
             f"{plan.num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
         limit = seconds - final_validation_s(speed, num_cases)
-        return dataclasses.replace(self, plan=plan, amp=speed.amp, time_limit_s=limit)
+        # Each process has measured by itself; the first one's word counts for all.
+        plan, amp, limit = self.processes.broadcast((plan, speed.amp, limit))
+        return dataclasses.replace(self, plan=plan, amp=amp, time_limit_s=limit)
 
     def train(self, note: str) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
@@ -201,7 +215,7 @@ class PlannedRun:
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
         images = {case.case_id: case.images for case in cases}
         references = {case.case_id: case.label for case in cases if case.label is not None}
-        if cases:
+        if cases and self.processes.is_first:
             result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))
             result.save(folder / VALIDATION_SCORES)
             dice = result.mean_metrics["dice"]
@@ -219,7 +233,14 @@ class PlannedRun:
         store = self.prepared.store
         trainer = self.trainer_class(
             self.out,
-            patch_loader(store, self.training, self.plan, seed=self.seed, device=self.device),
+            patch_loader(
+                store,
+                self.training,
+                self.plan,
+                seed=self.seed,
+                device=self.device,
+                num_processes=self.processes.count,
+            ),
             case_loader(store, evenly(self.validation, self.plan.num_validation_cases), device=self.device),
             device=self.device,
         )
