@@ -17,11 +17,13 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.aliases import Shape
+from candy_monai.data.formats import Geometry
 from candy_monai.data.inspection import Orientation, axis_codes, bounding_box
 from candy_monai.data.io import geometry_of
 from candy_monai.data.normalization import normalize
 from candy_monai.data.planning import Plan, axis_order, coarse_axis, resampled_shape
 from candy_monai.data.resampling import resample_image, resample_label, resample_scores
+from candy_monai.data.restoration import LabelPainter
 from candy_monai.data.values import frozen, without_metadata
 from candy_monai.errors import BadInputError
 
@@ -142,6 +144,18 @@ class Preprocessor:
             image=resample_image(values, shape, coarse_axis=coarse).contiguous(), label=ids, geometry=geometry
         )
 
+    @property
+    def paints(self) -> tuple[int, ...]:
+        """The id that each of the plan's regions writes, in painting order; empty where labels exclude each other."""
+        return tuple(region.paints for region in self._plan.regions)
+
+    def shape_on_grid(self, geometry: Geometry) -> Shape:
+        """Return the shape that a case on this grid gets if nothing is cropped."""
+        image = MetaTensor(torch.empty(1, *geometry.spatial_shape, device="meta"), affine=torch.tensor(geometry.affine))
+        image.meta["is_picture"] = geometry.is_picture
+        order, _, _, _, spacing = self._axes(image)
+        return resampled_shape([geometry.spatial_shape[axis] for axis in order], spacing, self._plan.spacing_mm)
+
     def restore(self, scores: Tensor, geometry: CaseGeometry, *, probabilities: bool = False) -> Tensor:
         """Bring scores back to the grid of the file. Whatever lies outside of the crop is background.
 
@@ -175,26 +189,46 @@ class Preprocessor:
             probabilities: Whether ``scores`` are probabilities; decides the threshold of sigmoid channels.
 
         Returns:
-            ``(1, *shape)`` int16 ids in the file's axes: the best class, 1 where a single sigmoid exceeds 0.5, or
-            the plan's regions painted in their order.
+            ``(1, *shape)`` ids in the file's axes, uint8 or int16: the best class, 1 where a single sigmoid exceeds
+            0.5, or the plan's regions painted in their order.
 
         Raises:
             BadInputError: If the shape is not that of the preprocessed case.
         """
         self._check_scores(scores, geometry)
-        shape, threshold = geometry.cropped_shape, 0.5 if probabilities else 0.0
-        cropped = torch.zeros(shape, dtype=torch.int16, device=scores.device)
-        if self._is_exclusive(scores):
-            best = resample_scores(scores[:1].float(), shape)[0].clone()
-            for index, channel in enumerate(scores[1:], start=1):
-                score = resample_scores(channel[None].float(), shape)[0]
-                cropped.masked_fill_(score > best, index)
-                torch.maximum(best, score, out=best)
-        else:
-            painted = [region.paints for region in self._plan.regions] or [1]
-            for index, channel in zip(painted, scores, strict=True):
-                cropped.masked_fill_(resample_scores(channel[None].float(), shape)[0] > threshold, index)
-        whole = torch.zeros((1, *geometry.reoriented_shape), dtype=torch.int16, device=scores.device)
+        painter = self.label_painter(geometry, probabilities=probabilities, device=scores.device)
+        painter.add(tuple(slice(0, extent) for extent in scores.shape[1:]), scores.float())
+        return self.painted_labels(painter, geometry)
+
+    def label_painter(
+        self,
+        geometry: CaseGeometry,
+        *,
+        axis: int = 0,
+        probabilities: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> LabelPainter:
+        """Return what turns a case's scores into ids part by part; `painted_labels` ends it.
+
+        Args:
+            geometry: The case's geometry.
+            axis: The axis of the preprocessed case along which the scores come.
+            probabilities: Whether the scores are probabilities.
+            device: Where the scores are.
+        """
+        return LabelPainter(
+            geometry.resampled_shape,
+            geometry.cropped_shape,
+            axis=axis,
+            paints=self.paints,
+            threshold=0.5 if probabilities else 0.0,
+            device=device,
+        )
+
+    def painted_labels(self, painter: LabelPainter, geometry: CaseGeometry) -> Tensor:
+        """Return what a painter painted, ``(1, *shape)`` in the file's axes; what was cropped away is background."""
+        cropped = painter.labels()
+        whole = cropped.new_zeros((1, *geometry.reoriented_shape))
         whole[0][_box(geometry)] = cropped
         return _unreoriented(whole, geometry)
 

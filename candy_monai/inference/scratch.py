@@ -1,0 +1,36 @@
+"""Room on disk for scores that do not fit into memory: files that no name leads to, gone with their tensors."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from candy_monai.aliases import Shape
+
+
+def disk_cell(shape: Shape, device: torch.device) -> Tensor:
+    """Make room for a cell in a temporary file that is mapped into memory.
+
+    The operating system keeps in memory what it has room for. The file is deleted as soon as it is mapped, so nothing
+    is left behind even by a crash. ``TMPDIR`` chooses the disk.
+
+    Args:
+        shape: The cell's shape.
+        device: Where the scores come from; the cell itself is always read and written by the CPU.
+
+    Raises:
+        ValueError: If the scores do not come from the CPU.
+    """
+    if device.type != "cpu":
+        raise ValueError(f"scores on {device} cannot be summed on disk")
+    with tempfile.NamedTemporaryFile(prefix="candy-monai-", suffix=".cell", delete=False) as file:
+        path = Path(file.name)
+    try:
+        count = math.prod(shape)
+        return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
+    finally:
+        path.unlink()

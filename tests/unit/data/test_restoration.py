@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from candy_monai.data.resampling import resample_scores
+from candy_monai.data.restoration import LabelPainter, label_ids
+
+
+def _parts(source, axis, cuts):
+    """Cut a grid into layers along an axis, and each layer into two parts across."""
+    across = (axis + 1) % len(source)
+    half = source[across] // 2
+    for start, stop in zip((0, *cuts), (*cuts, source[axis]), strict=True):
+        for other in (slice(0, half), slice(half, source[across])):
+            place = [slice(0, extent) for extent in source]
+            place[axis], place[across] = slice(start, stop), other
+            yield tuple(place)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [((7, 9, 5), (7, 9, 5)), ((7, 9, 5), (14, 5, 11)), ((6, 2, 8), (5, 7, 8)), ((9, 8), (20, 3)), ((6, 4), (1, 1))],
+)
+@pytest.mark.parametrize("num_classes", [1, 4])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_labels_painted_part_by_part_are_those_of_the_whole_at_once(source, target, num_classes, axis):
+    scores = torch.randn(num_classes, *source, generator=torch.Generator().manual_seed(0))
+    painter = LabelPainter(source, target, axis=axis)
+    for place in _parts(source, axis, cuts=(1,)):
+        painter.add(place, scores[(slice(None), *place)])
+    whole = resample_scores(scores, target)
+    expected = whole.argmax(0) if num_classes > 1 else whole[0] > 0
+    assert torch.equal(painter.labels(), expected.to(torch.uint8))
+
+
+def test_a_layer_is_painted_when_all_of_it_is_there_and_in_its_turn():
+    scores = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    painter = LabelPainter((4, 6), (8, 6))
+    upper, lower = ((slice(start, start + 2), slice(0, 6)) for start in (0, 2))
+    painter.add(lower, scores[(slice(None), *lower)])
+    with pytest.raises(ValueError, match="0 of 4 planes came"):
+        painter.labels()
+    painter.add(upper, scores[(slice(None), *upper)])
+    assert torch.equal(painter.labels(), resample_scores(scores, (8, 6)).argmax(0).to(torch.uint8))
+
+
+def test_independent_channels_paint_their_ids_in_order():
+    scores = torch.tensor([[0.9, 0.9, 0.1, 0.2], [0.1, 0.8, 0.7, 0.5]])
+    assert label_ids(scores, paints=(7, 3), threshold=0.5).tolist() == [7, 3, 3, 0]
+
+
+def test_of_equal_scores_the_first_class_wins():
+    assert label_ids(torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 2.0]])).tolist() == [0, 1]
+
+
+def test_blocks_do_not_show():
+    scores = torch.randn(3, 70_001, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(label_ids(scores), scores.argmax(0).to(torch.uint8))
