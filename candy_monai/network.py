@@ -222,15 +222,19 @@ def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    stand_ins = {id(tensor): _on_meta(tensor) for tensor in tensors.values()}
     try:
-        meta_network = copy.deepcopy(network, stand_ins).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            meta_network(torch.empty(1, *example_shape, device="meta"))
+            meta_copy(network)(torch.empty(1, *example_shape, device="meta"))
     except Exception:  # any network may do what meta tensors cannot; the count is only shown
         return math.nan
     return float(counter.get_total_flops()) / 2
+
+
+def meta_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode on PyTorch's meta device, where tensors have shapes and no content."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    stand_ins = {id(tensor): _on_meta(tensor) for tensor in tensors.values()}
+    return copy.deepcopy(network, stand_ins).eval()
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
