@@ -54,9 +54,13 @@ from candy_monai.forecasting.quotient import quotient_regression as quotient_reg
 from candy_monai.frontends.base import Frontend as Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
 from candy_monai.frontends.notion import NotionFrontend as NotionFrontend
+from candy_monai.inference.cases import PredictionError as PredictionError
+from candy_monai.inference.cases import PredictionListener as PredictionListener
+from candy_monai.inference.ensemble import EnsemblePredictor as EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.windows import SWMetadata as SWMetadata
+from candy_monai.inference.writing import Prediction as Prediction
 from candy_monai.metrics.overlap import dice_per_class as dice_per_class
 from candy_monai.metrics.overlap import iou_per_class as iou_per_class
 from candy_monai.metrics.overlap import labels_from_logits as labels_from_logits

@@ -126,7 +126,10 @@ class Evaluator:
         if ignore_label is None and plan is not None:
             ignore_label = plan.ignore_label
         if isinstance(images, str | os.PathLike):
-            images = {case.case_id: case.files for case in find_inputs(images, num_channels=predictor.num_channels)}
+            cases = find_inputs(images, num_channels=predictor.num_channels)
+            if problems := [case.problem for case in cases if case.problem is not None]:
+                raise BadInputError("\n  - ".join([f"{images}: cannot be predicted as it is:", *problems]))
+            images = {case.case_id: case.files for case in cases}
         pairs = pair_up(images, references, names=("image", "reference"))
 
         def predicted(pair: Pair) -> _Case:

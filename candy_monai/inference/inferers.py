@@ -60,12 +60,12 @@ class WindowInferer(Inferer):
         *,
         overlap: float = 0.5,
         batch_size: int | None = None,
-        new_cell: CellFactory = memory_cell,
+        new_cell: CellFactory | None = None,
     ) -> None:
         self.window_shape = tuple(window_shape)
         self.overlap = overlap
         self.batch_size = batch_size
-        self.new_cell = new_cell
+        self.new_cell = new_cell or memory_cell
         check_window(self.window_shape, overlap=overlap, batch_size=1 if batch_size is None else batch_size)
 
     @override
@@ -170,7 +170,7 @@ class WholeOrWindowsInferer(WindowInferer):
         divisor: Sequence[int],
         overlap: float = 0.5,
         batch_size: int | None = None,
-        new_cell: CellFactory = memory_cell,
+        new_cell: CellFactory | None = None,
     ) -> None:
         super().__init__(window_shape, overlap=overlap, batch_size=batch_size, new_cell=new_cell)
         self.divisor = tuple(divisor)

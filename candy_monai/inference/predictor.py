@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +12,35 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
+from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
-from candy_monai.data.io import image_suffix, load_image, save_image
+from candy_monai.data.formats import Geometry
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import Preprocessor
+from candy_monai.data.restoration import LabelPainter
 from candy_monai.device import HasDevice
-from candy_monai.errors import BadInputError, ExperimentError, SettingsError
+from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.folder import read_description
 from candy_monai.experiment.state import weight_file
-from candy_monai.files import check_writable
-from candy_monai.inference.inferers import build_inferer, inferer_from_dict
-from candy_monai.inference.inputs import find_inputs
-from candy_monai.metrics.overlap import labels_from_logits
-from candy_monai.network import NetworkAdapter, choose_precision
+from candy_monai.inference.blending import Brick, Network
+from candy_monai.inference.cases import CasePredictor, PreparedCase
+from candy_monai.inference.inferers import WindowInferer, build_inferer, inferer_from_dict, inferer_to_dict
+from candy_monai.inference.memory import MemoryEstimate, NetworkMemory, estimate, network_memory
+from candy_monai.inference.mirroring import mirrored
+from candy_monai.inference.results import build_prediction, untouched
+from candy_monai.inference.scratch import disk_cell
+from candy_monai.inference.writing import Prediction
+from candy_monai.network import NetworkAdapter, choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.padding import padding_from_dict
 from candy_monai.registry import find_bundle
 
 CHECKPOINTS = {"best": BEST, "latest": LATEST}
 
-Input = PathLike | Sequence[PathLike] | Tensor
 
-
-class Predictor(HasDevice):
+class Predictor(CasePredictor, HasDevice):
     """Predicts with a trained experiment, by the same preprocessing and inference as its validation.
 
     Everything comes from the folder. Only the network of a trainer of your own must be given, as ``network`` or by
@@ -47,6 +53,10 @@ class Predictor(HasDevice):
         inferer: How whole images are run through the network, for trainers that used one of their own.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
+        mirror: Average over the mirror images along the plan's ``mirror_axes``, or along the axes given.
+        largest_component: Keep only the largest connected part of each class.
+        memory: Bytes that a case may take above what the process holds before; None for as many as it needs. What does
+            not fit is kept in temporary files, and a case for which that is not enough is refused.
 
     Attributes:
         description: What ``experiment.json`` says.
@@ -56,6 +66,7 @@ class Predictor(HasDevice):
 
     Raises:
         ExperimentError: If the folder is no experiment, or weights and network do not fit.
+        SettingsError: If mirroring is asked for and there is no plan to name the axes.
     """
 
     def __init__(
@@ -67,15 +78,20 @@ class Predictor(HasDevice):
         inferer: Inferer | None = None,
         checkpoint: str = "best",
         device: Device = "cpu",
+        mirror: bool | Sequence[int] = False,
+        largest_component: bool = False,
+        memory: int | None = None,
     ) -> None:
-        super().__init__(device)
+        CasePredictor.__init__(self, largest_component=largest_component, memory=memory)
+        HasDevice.__init__(self, device)
         self._folder = Path(experiment)
         self.description = read_description(self._folder)
         plan, num_classes = self.description.get("plan"), self.description.get("num_classes")
         self.plan = Plan.from_dict(plan) if isinstance(plan, dict) else None
         self.num_classes = num_classes if isinstance(num_classes, int) else None
         self._inferer = self._find_inferer() if inferer is None else inferer
-        self._preprocessor = None if self.plan is None else Preprocessor(self.plan)
+        self.preprocessor = None if self.plan is None else Preprocessor(self.plan)
+        self._mirror_axes = self._chosen_axes(mirror)
         self._padding = padding
         self.model = self._load(network, weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint)))
 
@@ -113,103 +129,142 @@ class Predictor(HasDevice):
             raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
         return arguments
 
-    def predict(self, image: Input) -> MetaTensor:
-        """Predict the label map of one image.
+    @override
+    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        preprocessed = untouched(image) if self.preprocessor is None else self.preprocessor.apply(image)
+        meta = {"affine": image.affine, **image.meta}
+        return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=(preprocessed,))
+
+    @override
+    def run(self, case: PreparedCase, *, probabilities: bool = False) -> Prediction:
+        image = case.cases[0].image
+        return build_prediction(
+            case,
+            self.bricks(image, case_id=case.case_id, on_disk=self.goes_to_disk(case)),
+            self.preprocessor,
+            axis=self.slowest_axis(image.shape[1:]),
+            with_probabilities=probabilities,
+            device=self.device(),
+        )
+
+    def bricks(self, image: Tensor, *, case_id: str = "", on_disk: bool = False) -> Iterator[Brick]:
+        """Run the network on one preprocessed image and yield parts of its logits as they become final.
 
         Args:
-            image: A file; the files of one case, a channel each; or a tensor ``(C, *spatial)``, with its affine when it
-                is a ``MetaTensor``.
-
-        Returns:
-            Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
-
-        Raises:
-            BadInputError: If the image cannot be read or has another number of channels than the network expects.
+            image: ``(C, *spatial)``.
+            case_id: What the listener is told about.
+            on_disk: Whether to keep unfinished logits in temporary files.
         """
-        loaded = self._loaded(image)
-        if self._preprocessor is None:
-            labels = self._labels(self.logits(loaded.as_tensor()))
-        else:
-            case = self._preprocessor.apply(loaded)
-            labels = self._preprocessor.restore_labels(self.logits(case.image).cpu(), case.geometry)
-        return MetaTensor(labels.cpu(), meta=dict(loaded.meta))
+        inferer, size = self._inferer, tuple(image.shape[1:])
+        if not isinstance(inferer, WindowInferer):
+            logits = self.logits(image)
+            yield Brick(place=tuple(slice(0, extent) for extent in size), sums=logits.float())
+            return
+        if on_disk:
+            inferer = inferer.with_cells(disk_cell)
+        total, done = inferer.num_windows(size), 0
+
+        def counted(windows: Tensor) -> Tensor:
+            nonlocal done
+            scores = self._network(windows)
+            done += len(windows)
+            self.listener.on_windows(case_id, done, total)
+            return scores
+
+        yield from inferer.bricks(self._on_device(image), counted)
 
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
-
-        def network(windows: Tensor) -> Tensor:
-            return main_output(self.model(windows), num_dims=windows.ndim - 2)
-
+        images = self._on_device(image)[None]
         with torch.inference_mode():
-            images = image[None].to(self.device(), torch.float32)
-            result: Tensor = network(images) if self._inferer is None else self._inferer(images, network)
+            result: Tensor = self._network(images) if self._inferer is None else self._inferer(images, self._network)
             return result[0]
 
-    def predict_to_files(
-        self, source: PathLike, target: PathLike, *, on_case: Callable[[int, int, str], None] | None = None
-    ) -> list[Path]:
-        """Predict a file or every case of a folder, and write each label map in its image's geometry and format.
+    @override
+    def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
+        shape = geometry.spatial_shape
+        if len(shape) != self.num_dims:
+            return None
+        if self.preprocessor is not None:
+            shape = self.preprocessor.shape_on_grid(geometry)
+        return self.estimate_shapes(geometry.spatial_shape, shape)
 
-        Args:
-            source: An image, or a folder of images; ``{case}_{CCCC}`` files of one case belong together.
-            target: The folder for the label maps, ``{case}{suffix}``; made when missing.
-            on_case: Told the number of cases done, of all cases, and the case's id.
+    def slowest_axis(self, size: Sequence[int]) -> int:
+        """Return the axis of a preprocessed image along which `bricks` come."""
+        return self._inferer.slowest_axis(size) if isinstance(self._inferer, WindowInferer) else 0
 
-        Returns:
-            The files written.
+    def plain_painter(self, shape: Shape) -> LabelPainter:
+        """Return what turns probabilities of this network on any grid into ids on the same grid."""
+        paints = () if self.preprocessor is None else self.preprocessor.paints
+        return LabelPainter(shape, shape, paints=paints, threshold=0.5)
 
-        Raises:
-            BadInputError: If there is nothing to predict or cases lack channels; nothing was written then.
-        """
-        cases = find_inputs(source, num_channels=self.num_channels)
-        paths = [Path(target) / f"{case.case_id}{_written_suffix(case.files[0])}" for case in cases]
-        images = {file.resolve() for case in cases for file in case.files}
-        if any(path.resolve() in images for path in paths) or Path(target).resolve() == Path(source).resolve():
-            raise BadInputError(f"{target}: holds the images to predict; choose another folder for the label maps")
-        check_writable(target)
-        Path(target).mkdir(parents=True, exist_ok=True)
-        written: list[Path] = []
-        for done, (case, path) in enumerate(zip(cases, paths, strict=True), start=1):
-            save_image(self.predict(case.files), path, like=case.files[0])
-            written.append(path)
-            if on_case is not None:
-                on_case(done, len(cases), case.case_id)
-        return written
+    def describe_windows(self) -> dict[str, object] | None:
+        """Return how images are cut into windows, in plain values; None where that is not ours to know."""
+        return inferer_to_dict(self._inferer) if isinstance(self._inferer, WindowInferer) else None
 
     @property
+    def folder(self) -> Path:
+        """The experiment folder."""
+        return self._folder
+
+    @property
+    @override
     def num_channels(self) -> int:
-        """Channels that the network expects."""
         network = self.description.get("network")
         shape = network.get("example_shape") if isinstance(network, dict) else None
         if not isinstance(shape, list) or not shape:
             raise ExperimentError(f"{self._folder}: experiment.json does not say the shape the network was built for")
         return int(shape[0])
 
-    def _loaded(self, image: Input) -> MetaTensor:
-        if isinstance(image, Tensor):
-            loaded = image if isinstance(image, MetaTensor) else MetaTensor(image)
-        elif isinstance(image, str) or not isinstance(image, Sequence):
-            loaded = load_image(image)
-        else:
-            channels = [load_image(file) for file in image]
-            shapes = {tuple(channel.shape[1:]) for channel in channels}
-            if len(shapes) > 1:
-                raise BadInputError(f"{image[0]}: the channels of this case have different shapes: {sorted(shapes)}")
-            loaded = MetaTensor(
-                torch.cat([channel.as_tensor() for channel in channels]),
-                meta=dict(channels[0].meta),
-            )
-        if loaded.shape[0] != self.num_channels:
-            name = loaded.meta.get("filename_or_obj", "the image")
-            raise BadInputError(
-                f"{name}: has {loaded.shape[0]} channels, the network expects {self.num_channels}: one file with all "
-                "of them, or files that end in _0000, _0001 and so on beside each other"
-            )
-        return loaded
+    @property
+    @override
+    def num_dims(self) -> int | None:
+        return len(self._example_shape()) - 1 or None
 
-    def _labels(self, logits: Tensor) -> Tensor:
-        num_classes = logits.shape[0] if self.num_classes is None else self.num_classes
-        return labels_from_logits(logits[None], num_classes=num_classes)[0]
+    @cached_property
+    def _network(self) -> Network:
+        def network(windows: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return main_output(self.model(windows), num_dims=windows.ndim - 2)
+
+        return mirrored(network, self._mirror_axes)
+
+    def _on_device(self, image: Tensor) -> Tensor:
+        image = image.float()
+        if self.device().type == "cuda":
+            image = image.pin_memory()
+        return image.to(self.device(), non_blocking=True)
+
+    def _chosen_axes(self, mirror: bool | Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(mirror, bool):
+            return tuple(mirror)
+        if mirror and self.plan is None:
+            raise SettingsError(f"{self._folder}: trained without a plan that names the axes: give mirror=(0, 1, ...)")
+        return self.plan.mirror_axes if mirror and self.plan is not None else ()
+
+    @override
+    def estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
+        inferer = self._inferer
+        if not isinstance(inferer, WindowInferer):
+            return None
+        once = self._network_memory(inferer.input_shape(shape, self.device()))
+        if once is None:
+            return None
+        grid = None if inferer.num_windows(shape) == 1 else inferer.grid(shape)
+        needed = estimate(file_shape=file_shape, shape=shape, num_channels=self.num_channels, network=once, grid=grid)
+        on_host = self.device().type == "cpu"
+        return needed if on_host else dataclasses.replace(needed, network=0, cells=0)
+
+    def _network_memory(self, input_shape: Shape) -> NetworkMemory | None:
+        known = self._known_memory
+        if input_shape not in known:
+            batch_size, *size = input_shape
+            known[input_shape] = network_memory(plain_network(self.model), (batch_size, self.num_channels, *size))
+        return known[input_shape]
+
+    @cached_property
+    def _known_memory(self) -> dict[Shape, NetworkMemory | None]:
+        return {}
 
     def _load(self, network: nn.Module | None, weights_file: Path) -> nn.Module:
         if network is None:
@@ -248,7 +303,12 @@ class Predictor(HasDevice):
 
 
 def load_predictor(
-    experiment: PathLike, *, network: nn.Module | None = None, checkpoint: str = "best", device: Device = "cpu"
+    experiment: PathLike,
+    *,
+    network: nn.Module | None = None,
+    checkpoint: str = "best",
+    device: Device = "cpu",
+    **options: Any,
 ) -> Predictor:
     """Return the predictor of an experiment: its bundle's where it belongs to one, else a plain `Predictor`.
 
@@ -257,6 +317,7 @@ def load_predictor(
         network: The network to load the weights into, for trainers that belong to no bundle.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
+        options: Further keywords of `Predictor`, such as ``mirror`` and ``memory``.
 
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
@@ -265,10 +326,4 @@ def load_predictor(
     predictor = find_bundle(bundle).predictor if isinstance(bundle, str) else Predictor
     if not issubclass(predictor, Predictor):
         raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
-    return predictor(experiment, network=network, checkpoint=checkpoint, device=device)
-
-
-def _written_suffix(image: Path) -> str:
-    """Return the suffix for the label map of an image: its own where a label map can be written so in one file."""
-    suffix = image_suffix(image)
-    return {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
+    return predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

@@ -6,6 +6,7 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.inference.cases import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.padding import Pad2d
 from tests.toys import SmallTrainer, Squares, small_trainer
@@ -59,9 +60,14 @@ def test_every_case_of_a_folder_is_predicted_and_reported(experiment, tmp_path):
     for name in ("b", "a"):
         _scan(folder / f"{name}_0000.nii.gz")
     seen = []
-    written = _Small(experiment).predict_to_files(folder, tmp_path / "out", on_case=lambda *args: seen.append(args))
+
+    class Listener(PredictionListener):
+        def on_case(self, *args):
+            seen.append(args)
+
+    written = _Small(experiment).predict_to_files(folder, tmp_path / "out", listener=Listener())
     assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
-    assert seen == [(1, 2, "a"), (2, 2, "b")]
+    assert seen == [(1, 2, "a", None), (2, 2, "b", None)]
 
 
 def test_a_tensor_keeps_its_affine(experiment):

@@ -1,0 +1,288 @@
+"""From cases to label maps, one after the other: what all predictors share. Knows no experiment and no network.
+
+While one case is in the network the next one is read and the last one written. A case that fails does not stop the
+others.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai.data import MetaTensor
+
+from candy_monai.aliases import PathLike, Shape
+from candy_monai.data.formats import Geometry
+from candy_monai.data.io import read_geometry
+from candy_monai.data.preprocessing import PreprocessedCase
+from candy_monai.errors import CandyError
+from candy_monai.inference.components import keep_largest_components
+from candy_monai.inference.inputs import Input, InputCase, Inputs, input_case, input_cases
+from candy_monai.inference.memory import MemoryEstimate, fits_on_disk_only
+from candy_monai.inference.writing import Prediction, Writer, check_target, written_suffix
+
+READ_AHEAD_VOXELS = 1 << 25
+"""A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
+
+ESTIMATED_VOXELS = 1 << 20
+"""Where no case has more voxels and no memory is given, nobody is told what they take."""
+
+
+class PredictionListener:
+    """Told how prediction goes; by default it does nothing. Called in the thread that predicts."""
+
+    def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
+        """Prediction is about to start; the largest case and what it takes, where file headers tell."""
+
+    def on_windows(self, case_id: str, done: int, total: int) -> None:
+        """So many of a case's windows were run."""
+
+    def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
+        """A case ended, well or with an error."""
+
+
+class PredictionError(CandyError):
+    """Some cases could not be predicted; the others were.
+
+    Args:
+        failures: What went wrong, by case.
+        written: The files of the other cases.
+    """
+
+    def __init__(self, failures: dict[str, Exception], written: Sequence[Path]) -> None:
+        self.failures = dict(failures)
+        self.written = tuple(written)
+        lines = "".join(f"\n  - {case_id}: {_reason(error)}" for case_id, error in failures.items())
+        count = len(failures) + len(written)
+        super().__init__(f"{len(failures)} of {count} cases could not be predicted; the others are done:{lines}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedCase:
+    """A case that was read and preprocessed.
+
+    Attributes:
+        case_id: The case.
+        image: The image as loaded, without its voxels: affine and what else is known of its file.
+        shape: Its spatial shape.
+        cases: The preprocessed case; one for each of an ensemble's members where they preprocess differently.
+    """
+
+    case_id: str
+    image: dict[str, object]
+    shape: Shape
+    cases: tuple[PreprocessedCase, ...]
+
+
+class CasePredictor(ABC):
+    """Predicts cases of any kind; subclasses say how one preprocessed case is predicted.
+
+    Args:
+        largest_component: Keep only the largest connected part of each class.
+        memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
+    """
+
+    def __init__(self, *, largest_component: bool = False, memory: int | None = None) -> None:
+        self.largest_component = largest_component
+        self.memory = memory
+        self.listener = PredictionListener()
+
+    @property
+    @abstractmethod
+    def num_channels(self) -> int:
+        """Channels that the network expects."""
+
+    @property
+    @abstractmethod
+    def num_dims(self) -> int | None:
+        """Spatial axes that the network expects; None if unknown."""
+
+    @abstractmethod
+    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        """Preprocess an image ``(C, *spatial)`` with its geometry."""
+
+    @abstractmethod
+    def run(self, case: PreparedCase, *, probabilities: bool = False) -> Prediction:
+        """Predict a preprocessed case."""
+
+    @abstractmethod
+    def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
+        """Work out what a case on this grid takes; None where the network does not tell."""
+
+    @abstractmethod
+    def estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
+        """Work out the same from a file's spatial shape and that of its preprocessed case."""
+
+    def goes_to_disk(self, case: PreparedCase) -> bool:
+        """Tell whether a case's unfinished scores must be kept on disk.
+
+        Raises:
+            BadInputError: If even then it takes more memory than allowed.
+        """
+        if self.memory is None:
+            return False
+        needed = self.estimate_shapes(case.shape, tuple(case.cases[0].image.shape[1:]))
+        return needed is not None and fits_on_disk_only(needed, self.memory)
+
+    def predict(self, image: Input) -> MetaTensor:
+        """Predict the label map of one image.
+
+        Args:
+            image: A file; the files of one case, a channel each; a tensor ``(C, *spatial)``, with its affine when it is
+                a ``MetaTensor``; a nibabel image; or an array with its spacing, ``(array, spacing_mm)``.
+
+        Returns:
+            Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
+
+        Raises:
+            BadInputError: If the image cannot be read or has another number of channels than the network expects.
+        """
+        return self.predict_image(image).labels
+
+    def predict_image(self, image: Input, *, probabilities: bool = False) -> Prediction:
+        """Predict one image as `predict` does, and return the probability of each class, too, when asked.
+
+        Args:
+            image: As for `predict`.
+            probabilities: Whether to return them; all classes are held at the image's full size then.
+
+        Raises:
+            BadInputError: As for `predict`.
+        """
+        return self._predicted(input_case(image, num_dims=self.num_dims), probabilities)
+
+    def stream(self, source: Inputs, *, probabilities: bool = False) -> Iterator[Prediction]:
+        """Predict cases one after the other and hold one of them at a time.
+
+        Args:
+            source: One image of any kind, a folder, a dataset, or a list of images. Files of a list are grouped by case
+                as those of a folder.
+            probabilities: As for `predict_image`.
+
+        Yields:
+            The predictions, in the order of the cases.
+
+        Raises:
+            BadInputError: At a case that cannot be read.
+        """
+        cases = input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims)
+        for _, outcome in self._outcomes(cases, probabilities):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+    def predict_to_files(
+        self,
+        source: Inputs,
+        target: PathLike,
+        *,
+        probabilities: bool = False,
+        listener: PredictionListener | None = None,
+    ) -> list[Path]:
+        """Predict cases and write each label map in its image's geometry and format.
+
+        Args:
+            source: As for `stream`; usually a folder.
+            target: The folder for the label maps, ``{case}{suffix}``; made when missing.
+            probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
+            listener: Told how it goes.
+
+        Returns:
+            The label maps written.
+
+        Raises:
+            BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
+            PredictionError: If some of several cases could not be predicted; the others are written.
+        """
+        self.listener = listener or PredictionListener()
+        cases = input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims)
+        paths = {case.case_id: Path(target) / f"{case.case_id}{written_suffix(case)}" for case in cases}
+        check_target(cases, list(paths.values()), Path(target), source)
+        self.listener.on_started(len(cases), *self._largest(cases))
+        failures: dict[str, Exception] = {}
+        with Writer(failures) as writer:
+            for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities), start=1):
+                if isinstance(outcome, Exception):
+                    failures[case.case_id] = outcome
+                else:
+                    writer.write(outcome, case, paths[case.case_id])
+                    del outcome
+                self.listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        written = [path for case_id, path in paths.items() if case_id not in failures]
+        if len(cases) == 1 and failures:
+            raise next(iter(failures.values()))
+        if failures:
+            raise PredictionError(failures, written)
+        return written
+
+    def _outcomes(
+        self, cases: Sequence[InputCase], probabilities: bool
+    ) -> Iterator[tuple[InputCase, Prediction | Exception]]:
+        """Yield each case's prediction or why there is none, and read the next case meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            coming: Future[PreparedCase] | None = None
+            for index, case in enumerate(cases):
+                future = coming or reader.submit(self._read, case)
+                coming = None
+                try:
+                    prepared = future.result()
+                    if index + 1 < len(cases) and self._may_read_ahead(cases[index + 1]):
+                        coming = reader.submit(self._read, cases[index + 1])
+                    outcome: Prediction | Exception = self._finished(self.run(prepared, probabilities=probabilities))
+                except Exception as error:  # one bad case must not cost the others
+                    outcome = error
+                yield case, outcome
+                prepared = outcome = None  # type: ignore[assignment]  # not to be held while the next one is predicted
+
+    def _read(self, case: InputCase) -> PreparedCase:
+        if self.memory is not None and case.files and case.problem is None:
+            needed = self.estimate(read_geometry(case.files[0]))
+            if needed is not None:
+                fits_on_disk_only(needed, self.memory)
+        return self.prepare(case.case_id, case.load(num_channels=self.num_channels))
+
+    def _predicted(self, case: InputCase, probabilities: bool) -> Prediction:
+        return self._finished(self.run(self._read(case), probabilities=probabilities))
+
+    def _finished(self, prediction: Prediction) -> Prediction:
+        if self.largest_component:
+            keep_largest_components(prediction.labels.as_tensor()[0])
+        return prediction
+
+    def _may_read_ahead(self, case: InputCase) -> bool:
+        if self.memory is not None:
+            return False
+        if not case.files:
+            return True
+        try:
+            num_voxels = _num_voxels(read_geometry(case.files[0]))
+        except CandyError:
+            return True
+        return self.num_channels * num_voxels <= READ_AHEAD_VOXELS
+
+    def _largest(self, cases: Sequence[InputCase]) -> tuple[str | None, MemoryEstimate | None]:
+        """Return the case of the most voxels, by the files' headers, and what it takes; nothing for small ones."""
+        largest: tuple[str, Geometry] | None = None
+        for case in cases:
+            try:
+                geometry = read_geometry(case.files[0]) if case.files else None
+            except CandyError:  # it is reported when it is its turn
+                continue
+            if geometry is not None and (largest is None or _num_voxels(geometry) > _num_voxels(largest[1])):
+                largest = case.case_id, geometry
+        if largest is None or (self.memory is None and _num_voxels(largest[1]) < ESTIMATED_VOXELS):
+            return None, None  # to work it out takes a second, which such a folder may be done in
+        return largest[0], self.estimate(largest[1])
+
+
+def _num_voxels(geometry: Geometry) -> int:
+    return math.prod(geometry.spatial_shape)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CandyError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,147 @@
+"""Several experiments as one predictor: the mean of their probabilities. Loads no experiment itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from monai.data import MetaTensor
+from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.data.formats import Geometry
+from candy_monai.data.planning import Plan
+from candy_monai.errors import BadInputError
+from candy_monai.inference.blending import Brick
+from candy_monai.inference.cases import CasePredictor, PredictionListener, PreparedCase
+from candy_monai.inference.memory import MemoryEstimate
+from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.results import as_probabilities, build_prediction
+from candy_monai.inference.writing import Prediction
+
+
+class EnsemblePredictor(CasePredictor):
+    """Predicts with several experiments, usually the folds of one plan, by the mean of their probabilities.
+
+    Members of one plan go through an image side by side: what is held grows with their number and not with the image.
+    Members of other plans, which see the image on other grids, are averaged on the file's own grid, where the
+    probabilities of all classes are held.
+
+    Args:
+        members: The experiments' predictors.
+        largest_component: Keep only the largest connected part of each class.
+        memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
+
+    Raises:
+        BadInputError: If there are no members, or they predict other classes or from other channels.
+    """
+
+    def __init__(
+        self, members: Sequence[Predictor], *, largest_component: bool = False, memory: int | None = None
+    ) -> None:
+        super().__init__(largest_component=largest_component, memory=memory)
+        if not members:
+            raise BadInputError("an ensemble needs at least one experiment")
+        self.members = tuple(members)
+        first = members[0]
+        for member in members[1:]:
+            _check_alike(first, member)
+        self._side_by_side = all(_same_grid(first, member) for member in members)
+
+    @property
+    @override
+    def num_channels(self) -> int:
+        return self.members[0].num_channels
+
+    @property
+    @override
+    def num_dims(self) -> int | None:
+        return self.members[0].num_dims
+
+    @override
+    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        first = self.members[0].prepare(case_id, image)
+        if self._side_by_side:
+            return first
+        others = (member.prepare(case_id, image).cases[0] for member in self.members[1:])
+        return PreparedCase(case_id=case_id, image=first.image, shape=first.shape, cases=(*first.cases, *others))
+
+    @override
+    def run(self, case: PreparedCase, *, probabilities: bool = False) -> Prediction:
+        for member in self.members:
+            member.listener = PredictionListener()
+        self.members[0].listener = self.listener
+        if not self._side_by_side:
+            return self._averaged_on_the_file_s_grid(case, probabilities)
+        first, image = self.members[0], case.cases[0].image
+        return build_prediction(
+            case,
+            self._mean_bricks(case),
+            first.preprocessor,
+            axis=first.slowest_axis(image.shape[1:]),
+            are_probabilities=True,
+            with_probabilities=probabilities,
+            device=first.device(),
+        )
+
+    @override
+    def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
+        needed = self.members[0].estimate(geometry)
+        return None if needed is None else needed.with_members(len(self.members))
+
+    @override
+    def estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
+        needed = self.members[0].estimate_shapes(file_shape, shape)
+        return None if needed is None else needed.with_members(len(self.members))
+
+    def _mean_bricks(self, case: PreparedCase) -> Iterator[Brick]:
+        """Yield the mean probabilities of members that cut an image into the same bricks."""
+        image, preprocessor = case.cases[0].image, self.members[0].preprocessor
+        on_disk = self.goes_to_disk(case)
+        streams = [member.bricks(image, case_id=case.case_id, on_disk=on_disk) for member in self.members]
+        for bricks in zip(*streams, strict=True):
+            mean = as_probabilities(bricks[0].scores(), preprocessor)
+            for brick in bricks[1:]:
+                mean += as_probabilities(brick.scores(), preprocessor)
+            yield Brick(place=bricks[0].place, sums=mean.div_(len(bricks)))
+
+    def _averaged_on_the_file_s_grid(self, case: PreparedCase, probabilities: bool) -> Prediction:
+        total: torch.Tensor | None = None
+        for member, preprocessed in zip(self.members, case.cases, strict=True):
+            own = PreparedCase(case_id=case.case_id, image=case.image, shape=case.shape, cases=(preprocessed,))
+            part = member.run(own, probabilities=True).probabilities
+            assert part is not None
+            total = part.as_tensor() if total is None else total.add_(part.as_tensor())
+        assert total is not None
+        mean = total.div_(len(self.members))
+        painter = self.members[0].plain_painter(case.shape)
+        painter.add(tuple(slice(0, extent) for extent in case.shape), mean)
+        return Prediction(
+            case_id=case.case_id,
+            labels=MetaTensor(painter.labels()[None], meta=dict(case.image)),
+            probabilities=MetaTensor(mean, meta=dict(case.image)) if probabilities else None,
+        )
+
+
+def _check_alike(first: Predictor, other: Predictor) -> None:
+    for what, mine, theirs in (
+        ("channels", first.num_channels, other.num_channels),
+        ("spatial axes", first.num_dims, other.num_dims),
+        ("classes", first.num_classes, other.num_classes),
+        ("names of the classes", *(p.plan.class_names if p.plan else () for p in (first, other))),
+    ):
+        if mine != theirs:
+            raise BadInputError(
+                f"{other.folder}: found {what} {theirs}, but {first.folder} has {mine}: they cannot be averaged"
+            )
+
+
+def _same_grid(first: Predictor, other: Predictor) -> bool:
+    """Tell whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
+
+    def what_counts(plan: Plan | None) -> tuple[object, ...] | None:
+        if plan is None:
+            return None
+        return plan.orientation, plan.spacing_mm, plan.normalization, plan.patch_shape, plan.divisor, plan.regions
+
+    return what_counts(first.plan) == what_counts(other.plan) and first.describe_windows() == other.describe_windows()

@@ -1,0 +1,307 @@
+"""Files of every kind in, label maps on the same grid out: by a network that answers with what it sees."""
+
+import threading
+import time
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from monai.data import MetaTensor
+from scipy.spatial.transform import Rotation
+
+from candy_monai.data.datasets import DatasetFromMemory
+from candy_monai.errors import BadInputError
+from candy_monai.inference.cases import PredictionError, PredictionListener
+from candy_monai.inference.predictor import Predictor
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+
+class _Threshold(torch.nn.Module):
+    """Class 1 where the first channel exceeds 0.5, class 2 where it exceeds 1.5."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))  # trained, and without effect
+
+    def forward(self, images):
+        first = images[:, :1] + 0 * self.weight
+        return torch.cat([torch.zeros_like(first), first - 0.5, 2 * first - 2], 1)
+
+
+class _Trainer(SmallTrainer):
+    num_classes = 3
+
+    def build_network(self, example_shape):
+        return _Threshold()
+
+
+def _trained(folder, num_dims, channels=1):
+    data = Squares(2, size=(14,) * num_dims, channels=channels, num_classes=3)
+    trainer = small_trainer(folder, data, cls=_Trainer)
+    trainer.train(1, save_preview=False)
+    return trainer.experiment_folder()
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+    """Return experiments by number of spatial axes and channels."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {(dims, channels): _trained(folder, dims, channels) for dims, channels in ((2, 1), (3, 1), (3, 2))}
+
+
+@pytest.fixture
+def predictor(experiments):
+    return Predictor(experiments[3, 1], network=_Threshold())
+
+
+def _volume(shape):
+    """Return 0, 1 and 2 at random, in an order that no flip and no permutation keeps."""
+    return np.random.default_rng(0).integers(0, 3, shape).astype(np.float64)
+
+
+def _save(path, data, affine=None, *, dtype=np.float32, scaling=None):
+    image = nibabel.Nifti1Image(data.astype(dtype), np.eye(4) if affine is None else affine)
+    if scaling is not None:
+        slope, inter = scaling
+        image = nibabel.Nifti1Image(np.round((data - inter) / slope).astype(dtype), image.affine)
+        image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, path)
+    return path
+
+
+def _oblique():
+    """Return the affine of a scan that is turned about all three axes, with another spacing along each."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", (20, -35, 10), degrees=True).as_matrix() @ np.diag([0.8, 1.2, 3.0])
+    affine[:3, 3] = 10, -20, 5
+    return affine
+
+
+OBLIQUE = _oblique()
+AFFINES = {
+    "straight": np.diag([1.0, 1, 1, 1]),
+    "anisotropic": np.diag([0.5, 0.5, 6.0, 1]),
+    "flipped": np.diag([-1.0, -2, 3, 1]),
+    "permuted": np.array([[0, 0, 2.0, 1], [1.5, 0, 0, 2], [0, -1, 0, 3], [0, 0, 0, 1]]),
+    "oblique": OBLIQUE,
+    "oblique and flipped": OBLIQUE @ np.diag([-1.0, 1, -1, 1]),
+    "far away": np.diag([1.0, 1, 1, 1]) + np.array([[0, 0, 0, 5000.0], [0, 0, 0, -4000.0], [0] * 4, [0] * 4]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_a_label_map_lies_where_its_scan_does_and_two_readers_agree(predictor, tmp_path, affine, suffix):
+    data = _volume((7, 9, 5))
+    scan = _save(tmp_path / f"scan{suffix}", data, affine)
+    (written,) = predictor.predict_to_files(scan, tmp_path / "out")
+    read, itk = nibabel.load(written), SimpleITK.ReadImage(str(written))
+    reference = SimpleITK.ReadImage(str(scan))
+    assert np.array_equal(np.asarray(read.dataobj), data)
+    assert np.allclose(read.affine, affine, atol=1e-5)
+    assert written.name == scan.name
+    assert itk.GetSize() == reference.GetSize()
+    for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+        assert np.allclose(getattr(itk, what)(), getattr(reference, what)(), atol=1e-4)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(itk).T, data)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+def test_samples_of_every_type_are_read(predictor, tmp_path, dtype):
+    data = _volume((5, 6, 7))
+    (written,) = predictor.predict_to_files(_save(tmp_path / "a.nii.gz", data, dtype=dtype), tmp_path / "out")
+    assert np.array_equal(nibabel.load(written).get_fdata(), data)
+
+
+def test_slope_and_intercept_of_the_header_count(predictor, tmp_path):
+    data = _volume((5, 6, 7))
+    scan = _save(tmp_path / "a.nii.gz", data, dtype=np.int16, scaling=(0.25, -3.0))
+    (written,) = predictor.predict_to_files(scan, tmp_path / "out")
+    assert np.array_equal(nibabel.load(written).get_fdata(), data)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 1), (6, 5, 4, 1), (1, 5, 4), (6, 5, 4, 1, 1)])
+def test_one_slice_and_axes_of_length_one_keep_the_file_s_shape(predictor, tmp_path, shape):
+    data = _volume(shape)
+    (written,) = predictor.predict_to_files(_save(tmp_path / "a.nii.gz", data), tmp_path / "out")
+    assert nibabel.load(written).shape == shape
+    assert np.array_equal(nibabel.load(written).get_fdata(), data)
+
+
+def test_a_flat_file_stays_flat(experiments, tmp_path):
+    data = _volume((6, 5))
+    predictor = Predictor(experiments[2, 1], network=_Threshold())
+    (written,) = predictor.predict_to_files(_save(tmp_path / "a.nii.gz", data), tmp_path / "out")
+    assert nibabel.load(written).shape == (6, 5)
+    assert np.array_equal(nibabel.load(written).get_fdata(), data)
+
+
+def test_every_kind_of_image_gives_the_same_labels(predictor, tmp_path):
+    data = _volume((7, 6, 5))
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    file = _save(tmp_path / "a.nii.gz", data, affine)
+    tensor = torch.from_numpy(data[None]).float()
+    images = {
+        "file": file,
+        "files of channels": [file],
+        "tensor": tensor,
+        "MetaTensor": MetaTensor(tensor, affine=torch.from_numpy(affine)),
+        "nibabel image": nibabel.load(file),
+        "array with spacing": (data, (1.0, 2.0, 3.0)),
+    }
+    for kind, image in images.items():
+        prediction = predictor.predict(image)
+        assert np.array_equal(prediction[0].numpy(), data), kind
+        if kind != "tensor":
+            assert np.allclose(prediction.affine, affine), kind
+
+
+def test_a_stream_predicts_lists_folders_and_datasets_one_case_at_a_time(predictor, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    volumes = [_volume((5, 4, 3)), 2 - _volume((5, 4, 3))]
+    files = [_save(folder / f"case{index}_0000.nii.gz", data) for index, data in enumerate(volumes)]
+    tensors = [torch.from_numpy(data[None]).float() for data in volumes]
+    for source in (folder, files, tensors, DatasetFromMemory(tensors)):
+        predictions = list(predictor.stream(source))
+        assert len(predictions) == 2
+        assert all(np.array_equal(p.labels[0].numpy(), data) for p, data in zip(predictions, volumes, strict=True))
+    assert [prediction.case_id for prediction in predictor.stream(files)] == ["case0", "case1"]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((3, 3, 3)), "without its spacing"),
+        ((np.zeros((3, 3, 3)), (1.0, 1.0)), "expected 3 positive numbers"),
+        ((np.zeros((3, 3, 3)), (1.0, 1.0, 0.0)), "expected 3 positive numbers"),
+        (7, "cannot predict int"),
+        ([], "cannot predict list"),
+        (["a.nii", 3], "cannot predict list"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused_with_what_could(predictor, image, said):
+    with pytest.raises(BadInputError, match=said):
+        predictor.predict(image)
+
+
+def test_the_channels_of_a_case_are_grouped(experiments, tmp_path):
+    predictor = Predictor(experiments[3, 2], network=_Threshold())
+    data = _volume((5, 4, 3))
+    files = [_save(tmp_path / f"a_{channel:04d}.nii.gz", data * (1 - channel)) for channel in (0, 1)]
+    assert np.array_equal(predictor.predict(files)[0].numpy(), data)
+    (prediction,) = predictor.stream(reversed(files))
+    assert (prediction.case_id, np.array_equal(prediction.labels[0].numpy(), data)) == ("a", True)
+
+
+@pytest.fixture
+def mixed_folder(tmp_path):
+    """Return a folder of two good cases among bad ones."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("good_1", "good_2"):
+        _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
+    whole = (folder / "good_1.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.nii.gz").write_bytes(b"")
+    (folder / "text.nii").write_text("not an image")
+    _save(folder / "two_channels.nii.gz", _volume((5, 4, 3, 2)))
+    return folder
+
+
+def test_bad_inputs_are_named_and_the_good_ones_are_done(predictor, mixed_folder, tmp_path):
+    seen = {}
+
+    class Listener(PredictionListener):
+        def on_case(self, done, total, case_id, error):
+            seen[case_id] = error
+
+    with pytest.raises(PredictionError) as failed:
+        predictor.predict_to_files(mixed_folder, tmp_path / "out", listener=Listener())
+    assert [path.name for path in failed.value.written] == ["good_1.nii.gz", "good_2.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good_1.nii.gz", "good_2.nii.gz"]
+    assert sorted(failed.value.failures) == ["cut", "empty", "text", "two_channels"]
+    assert all(f"\n  - {case_id}: " in str(failed.value) for case_id in failed.value.failures)
+    assert "4 of 6 cases could not be predicted; the others are done" in str(failed.value)
+    assert "has 2 channels, the network expects 1" in str(failed.value)
+    assert [case_id for case_id, error in seen.items() if error is None] == ["good_1", "good_2"]
+
+
+def test_a_lone_bad_input_is_its_own_error(predictor, mixed_folder, tmp_path):
+    with pytest.raises(BadInputError, match=r"empty\.nii\.gz"):
+        predictor.predict_to_files(mixed_folder / "empty.nii.gz", tmp_path / "out")
+
+
+def test_a_label_map_that_cannot_be_written_is_that_case_s_failure(predictor, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "ab":
+        _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
+
+    def save_image(image, path, **options):
+        if path.name.startswith("a"):
+            raise OSError("disk full")
+
+    monkeypatch.setattr("candy_monai.inference.writing.save_image", save_image)
+    with pytest.raises(PredictionError, match=r"a: OSError: disk full") as failed:
+        predictor.predict_to_files(folder, tmp_path / "out")
+    assert [path.name for path in failed.value.written] == ["b.nii.gz"]
+
+
+def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abcd":
+        _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
+    started = {}
+    from candy_monai.inference import inputs
+
+    load_image = inputs.load_image
+
+    def slow_load(file):
+        started[file.name[0]] = time.perf_counter()
+        return load_image(file)
+
+    run = predictor.run
+
+    def slow_run(case, **options):
+        time.sleep(0.05)
+        ended[case.case_id] = time.perf_counter()
+        return run(case, **options)
+
+    ended = {}
+    monkeypatch.setattr(inputs, "load_image", slow_load)
+    predictor.run = slow_run
+    predictor.predict_to_files(folder, tmp_path / "out")
+    assert all(started[later] < ended[earlier] for earlier, later in ("ab", "bc", "cd"))
+    assert threading.active_count() == 1 or not any(t.name.startswith(("read", "write")) for t in threading.enumerate())
+
+
+def test_probabilities_are_returned_and_written_when_asked_for(predictor, tmp_path):
+    data = _volume((5, 4, 3))
+    scan = _save(tmp_path / "a.nii.gz", data, OBLIQUE)
+    prediction = predictor.predict_image(scan, probabilities=True)
+    first = torch.from_numpy(data).float()
+    expected = torch.stack([torch.zeros_like(first), first - 0.5, 2 * first - 2]).softmax(0)
+    assert torch.allclose(prediction.probabilities.as_tensor(), expected, atol=1e-6)
+    assert np.array_equal(prediction.labels[0].numpy(), data)
+    predictor.predict_to_files(scan, tmp_path / "out", probabilities=True)
+    written = nibabel.load(tmp_path / "out" / "a_probabilities.nii.gz")
+    assert np.allclose(np.moveaxis(written.get_fdata(), -1, 0), expected, atol=1e-6)
+    assert np.allclose(written.affine, OBLIQUE, atol=1e-5)
+
+
+def test_only_the_largest_parts_stay_when_asked(experiments):
+    image = torch.zeros(1, 6, 6, 6)
+    image[0, :3, 0, 0] = 1
+    image[0, 5, 5, 5] = 1
+    labels = Predictor(experiments[3, 1], network=_Threshold(), largest_component=True).predict(image)
+    assert labels.nonzero().tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0, 0]]
+
+
+def test_a_label_map_may_be_changed_by_whoever_gets_it(predictor):
+    labels = predictor.predict(torch.ones(1, 4, 4, 4))
+    labels[labels == 1] = 2
+    assert labels.unique().tolist() == [2]

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from candy_monai.errors import BadInputError
+from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.predictor import Predictor
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+
+class _Multi(SmallTrainer):
+    num_classes = 3
+
+
+def _member(folder, *, cls=SmallTrainer, channels=1, inferer=None):
+    data = Squares(2, size=(14, 16), channels=channels, num_classes=max(2, cls.num_classes))
+    trainer = small_trainer(folder, data, cls=cls)
+    trainer.train(1, save_preview=False)
+    network = trainer.build_network((channels, 14, 16))
+    return Predictor(trainer.experiment_folder(), network=network, inferer=inferer)
+
+
+@pytest.mark.parametrize("cls", [SmallTrainer, _Multi])
+@pytest.mark.parametrize("inferer", [None, WindowInferer((8, 8))], ids=["whole", "windows"])
+def test_an_ensemble_averages_the_probabilities_of_its_members(tmp_path, cls, inferer):
+    members = [_member(tmp_path, cls=cls, inferer=inferer) for _ in range(2)]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    own = [member.predict_image(image, probabilities=True).probabilities.as_tensor() for member in members]
+    mean = (own[0] + own[1]) / 2
+    prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
+    assert torch.allclose(prediction.probabilities.as_tensor(), mean, atol=1e-5)
+    expected = mean.argmax(0, keepdim=True) if cls.num_classes > 1 else (mean > 0.5)
+    assert torch.equal(prediction.labels.as_tensor(), expected.to(torch.uint8))
+    assert torch.equal(EnsemblePredictor(members).predict(image).as_tensor(), expected.to(torch.uint8))
+
+
+def test_members_with_other_windows_are_averaged_on_the_file_s_grid(tmp_path):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6))]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    mean = sum(m.predict_image(image, probabilities=True).probabilities.as_tensor() for m in members) / 2
+    prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
+    assert torch.allclose(prediction.probabilities.as_tensor(), mean, atol=1e-5)
+    assert torch.equal(prediction.labels.as_tensor(), mean.argmax(0, keepdim=True).to(torch.uint8))
+
+
+def test_members_that_predict_other_things_are_refused_by_name(tmp_path):
+    first = _member(tmp_path)
+    for other, what in ((_member(tmp_path, channels=2), "channels 2"), (_member(tmp_path, cls=_Multi), "classes 3")):
+        with pytest.raises(BadInputError, match=f"{other.folder.name}: found {what}"):
+            EnsemblePredictor([first, other])
+
+
+def test_an_ensemble_of_nobody_is_refused():
+    with pytest.raises(BadInputError, match="at least one experiment"):
+        EnsemblePredictor([])

@@ -1,0 +1,135 @@
+"""Prediction of planned runs: preprocessing, windows and the way back, together."""
+
+import dataclasses
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from candy_monai.errors import BadInputError
+from candy_monai.inference.cases import PredictionListener
+from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.inputs import input_case
+from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.scratch import disk_cell
+from candy_monai.training.segmentation import SegmentationTrainer
+from tests.plans import small_plan
+from tests.toys import Squares, small_trainer
+
+
+def _network():
+    torch.manual_seed(3)
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 3, 1))
+    return network.eval()
+
+
+class _Planned(SegmentationTrainer):
+    def build_network(self, example_shape):
+        return _network()
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    plan = dataclasses.replace(small_plan(), patch_shape=(16, 16, 16), spacing_mm=(1.0, 1.5, 2.0))
+    assert plan.num_classes == 3
+    trainer = small_trainer(tmp_path_factory.mktemp("run"), Squares(2, size=(16,) * 3, num_classes=3), cls=_Planned)
+    trainer.use_plan(plan)
+    trainer.deep_supervision = False
+    trainer.train(1, save_preview=False)
+    return trainer.experiment_folder()
+
+
+@pytest.fixture
+def predictor(experiment):
+    return Predictor(experiment, network=_network())
+
+
+AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, -1.4, 0.2, 40], [0, 0.2, 2.2, -7], [0, 0, 0, 1]])
+
+
+def _scan(shape=(37, 33, 29)):
+    rng = np.random.default_rng(1)
+    data = rng.normal(size=shape).astype(np.float32)
+    data[:3], data[:, -2:] = 0, 0
+    return nibabel.Nifti1Image(data, AFFINE)
+
+
+def test_a_scan_is_predicted_part_by_part_as_it_is_at_once(predictor):
+    image = _scan()
+    (case,) = predictor.prepare("a", _loaded(image)).cases
+    assert case.geometry.cropped_shape != case.geometry.resampled_shape
+    at_once = predictor.preprocessor.restore_labels(predictor.logits(case.image), case.geometry)
+    by_parts = predictor.predict(image)
+    differing = int((at_once != by_parts.as_tensor()).sum())
+    assert differing <= 1  # a tie, at most
+    assert len(by_parts.unique()) > 1
+    assert bool((by_parts[0, :3] == 0).all())
+
+
+def _loaded(image):
+    return input_case(image, num_dims=3).load(num_channels=1)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "PIL", "IRP"])
+def test_the_same_anatomy_stored_in_other_axes_gets_the_same_labels(predictor, codes):
+    image = _scan()
+    start = nibabel.orientations.io_orientation(image.affine)
+    turn = nibabel.orientations.ornt_transform(start, nibabel.orientations.axcodes2ornt(codes))
+    turned = image.as_reoriented(turn)
+    assert turned.affine.tolist() != image.affine.tolist()
+    expected = nibabel.Nifti1Image(predictor.predict(image)[0].numpy(), image.affine).as_reoriented(turn)
+    prediction = predictor.predict(turned)
+    assert np.array_equal(prediction[0].numpy(), np.asarray(expected.dataobj))
+    assert np.allclose(prediction.affine, turned.affine)
+
+
+def test_a_large_case_tells_of_its_windows(predictor):
+    seen = []
+
+    class Listener(PredictionListener):
+        def on_windows(self, case_id, done, total):
+            seen.append((done, total))
+
+    predictor.listener = Listener()
+    predictor.predict(_scan())
+    assert len(seen) > 8
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert {total for _, total in seen} == {len(seen)}
+
+
+def test_mirrors_come_from_the_plan(experiment, predictor):
+    assert predictor.plan.mirror_axes == (0, 1, 2)
+    mirrored, image = Predictor(experiment, network=_network(), mirror=True), _scan()
+    (case,) = predictor.prepare("a", _loaded(image)).cases
+    plain = predictor.logits(case.image[:, :16, :16, :16])
+    flips = [[], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]]
+    expected = sum(predictor.logits(case.image[:, :16, :16, :16].flip(dims)).flip(dims) for dims in flips) / 8
+    assert torch.allclose(mirrored.logits(case.image[:, :16, :16, :16]), expected, atol=1e-5)
+    assert not torch.allclose(plain, expected, atol=1e-5)
+
+
+def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(experiment, predictor, monkeypatch):
+    image = _scan()
+    (case,) = predictor.prepare("a", _loaded(image)).cases
+    needed = predictor.estimate_shapes(image.shape, case.geometry.resampled_shape)
+    assert needed.cells > 0
+    made = []
+    where = "candy_monai.inference.predictor.disk_cell"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or disk_cell(*arguments))
+    for memory, goes in ((None, False), (2 * needed.total, False), (needed.without_cells + needed.cells // 2, True)):
+        bounded = Predictor(experiment, network=_network(), memory=memory)
+        assert torch.equal(bounded.predict(image).as_tensor(), predictor.predict(image).as_tensor())
+        assert bool(made) is goes
+
+
+def test_a_case_for_which_disk_does_not_help_is_refused(experiment):
+    with pytest.raises(BadInputError, match="allow more memory"):
+        Predictor(experiment, network=_network(), memory=1000).predict(_scan())
+
+
+def test_an_ensemble_of_twins_predicts_what_each_of_them_does(predictor, experiment):
+    twins = EnsemblePredictor([predictor, Predictor(experiment, network=_network())])
+    image = _scan()
+    own, together = (p.predict_image(image, probabilities=True).probabilities.as_tensor() for p in (predictor, twins))
+    assert torch.allclose(own, together, atol=1e-5)
