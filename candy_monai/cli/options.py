@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MEMORY = re.compile(r"(?P<number>[0-9.]+) ?(?P<unit>[KMGT])B?", re.ASCII)
 _DURATION = re.compile(r"(?:(?P<h>[0-9.]+)h)?(?:(?P<m>[0-9.]+)m)?(?:(?P<s>[0-9.]+)s?)?")
 
 
@@ -46,6 +47,25 @@ def parse_duration(text: str) -> float:
     if not 0 < total < math.inf:
         raise SettingsError(f"{text!r} is no duration: expected for example 90, 90s, 10m or 1h30m, and more than 0")
     return total
+
+
+def parse_memory(text: str) -> int:
+    """Read a size of memory such as ``500M`` or ``1.5G``.
+
+    Args:
+        text: A number and a unit: K, M, G or T, with or without a B; powers of 1000.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        SettingsError: If it cannot be read, or is no memory at all.
+    """
+    match = _MEMORY.fullmatch(text.strip().upper())
+    amount = float(match["number"]) if match and match["number"].count(".") <= 1 and match["number"] != "." else 0.0
+    if match is None or amount <= 0:
+        raise SettingsError(f"{text!r} is no size of memory: expected for example 500M, 1G or 1.5G")
+    return int(amount * 1000 ** (" KMGT".index(match["unit"])))
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``candy-monai predict``: label maps for images, by a trained experiment."""
+"""``candy-monai predict``: label maps for images, by one trained experiment or by several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.options import add_device, new_command, resolve_device
+from candy_monai.cli.options import add_device, as_argument, new_command, parse_memory, resolve_device
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -20,10 +20,15 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="predict with a trained experiment",
         text="Predict the label maps of an image or of a folder of images. Each is written with the shape and the "
-        "position in space of its image.",
-        example="candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 imagesTs predictions",
+        "position in space of its image. Several experiments, for example the folds of a cross-validation, predict "
+        "together: by the mean of their probabilities. A case that cannot be predicted is named and does not stop the "
+        "others; the command then ends with 1.",
+        example="candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 imagesTs predictions\n"
+        "candy-monai predict runs/fold0 runs/fold1 runs/fold2 imagesTs predictions --mirror --memory 4G",
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="the experiment's folder")
+    parser.add_argument(
+        "experiments", metavar="EXPERIMENT", nargs="+", type=Path, help="an experiment's folder; several are averaged"
+    )
     parser.add_argument("input", metavar="INPUT", type=Path, help="an image, or a folder of images")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the label maps")
     add_device(parser)
@@ -33,17 +38,44 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="the weights: best, latest, or the name of a weight file in the experiment (default: best)",
     )
+    parser.add_argument(
+        "--memory",
+        type=as_argument(parse_memory),
+        metavar="SIZE",
+        help="memory that a case may take beside the network and the libraries: 1G, 500M; what does not fit goes "
+        "to temporary files (default: no limit)",
+    )
+    parser.add_argument(
+        "--mirror", action="store_true", help="average over mirror images along the plan's axes: better and slower"
+    )
+    parser.add_argument(
+        "--largest-component", action="store_true", help="keep only the largest connected part of each class"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write CASE_probabilities.nii.gz, a channel a class"
+    )
+    parser.add_argument(
+        "--trainer", metavar="FILE:Class", help="the trainer of your own that trained it; the file is executed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.inference.predictor import load_predictor
+    from candy_monai.cli.progress import PredictionProgress
+    from candy_monai.recipes.predict import load_experiments
 
-    predictor = load_predictor(args.experiment, device=resolve_device(args.device), checkpoint=args.checkpoint)
-    written = predictor.predict_to_files(args.input, args.output, on_case=_print_progress)
+    predictor = load_experiments(
+        args.experiments,
+        trainer=args.trainer,
+        checkpoint=args.checkpoint,
+        device=resolve_device(args.device),
+        mirror=args.mirror,
+        largest_component=args.largest_component,
+        memory=args.memory,
+    )
+    with PredictionProgress() as progress:
+        written = predictor.predict_to_files(
+            args.input, args.output, probabilities=args.probabilities, listener=progress
+        )
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
     return 0
-
-
-def _print_progress(done: int, total: int, case_id: str) -> None:
-    print(f"[{done}/{total}] {case_id}", flush=True)

@@ -29,17 +29,19 @@ def calls(monkeypatch):
         return Path("candy_demo/demo.png")
 
     class Predictor:
-        def __init__(self, folder, **options):
-            seen.predict = {"folder": folder, **options}
-
-        def predict_to_files(self, source, target, *, on_case=None):
-            seen.predict |= {"source": source, "target": target}
-            on_case(1, 1, "case_001")
+        def predict_to_files(self, source, target, *, probabilities, listener):
+            seen.predict |= {"source": source, "target": target, "probabilities": probabilities}
+            listener.on_started(1, None, None)
+            listener.on_case(1, 1, "case_001", None)
             return [target / "case_001.nii.gz"]
+
+    def load_experiments(folders, **options):
+        seen.predict = {"folders": folders, **options}
+        return Predictor()
 
     monkeypatch.setattr("candy_monai.recipes.train.train_dataset", train_dataset)
     monkeypatch.setattr("candy_monai.recipes.demo.run_demo", run_demo)
-    monkeypatch.setattr("candy_monai.inference.predictor.load_predictor", Predictor)
+    monkeypatch.setattr("candy_monai.recipes.predict.load_experiments", load_experiments)
     return seen
 
 
@@ -134,6 +136,8 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
         (["train", "data", "--seed", "-1"], "argument --seed: '-1': expected a whole number from 0 to 4294967295"),
         (["train", "data", "--budget", "soon"], "argument --budget: 'soon' is no duration"),
         (["train", "data", "--fold", "some"], "argument --fold: 'some' is no fold"),
+        (["predict", "run", "in"], "the following arguments are required: OUTPUT"),
+        (["predict", "run", "in", "out", "--memory", "lots"], "argument --memory: 'lots' is no size of memory"),
         (["train", "data", "--set", "batch_size"], "--set 'batch_size': expected KEY=VALUE"),
     ],
 )
@@ -211,15 +215,30 @@ def test_demo_takes_two_minutes_by_default(calls):
 
 
 def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
-    assert main(["predict", "run", "in", "out", "--device", "cpu", "--checkpoint", "latest"]) == 0
+    options = (
+        "--device cpu --checkpoint latest --memory 1.5G --mirror --largest-component --probabilities --trainer m.py:M"
+    )
+    assert main(["predict", "fold0", "fold1", "in", "out", *options.split()]) == 0
     assert calls.predict == {
-        "folder": Path("run"),
+        "folders": [Path("fold0"), Path("fold1")],
+        "trainer": "m.py:M",
         "device": "cpu",
         "checkpoint": "latest",
+        "memory": 1_500_000_000,
+        "mirror": True,
+        "largest_component": True,
         "source": Path("in"),
         "target": Path("out"),
+        "probabilities": True,
     }
     assert capsys.readouterr().out == "[1/1] case_001\n1 label map in out\n"
+
+
+def test_predict_has_defaults_for_all_but_experiment_input_and_output(calls):
+    assert main(["predict", "run", "in", "out", "--device", "cpu"]) == 0
+    assert calls.predict["folders"] == [Path("run")]
+    unset = {name: calls.predict[name] for name in ("trainer", "memory", "mirror", "largest_component")}
+    assert unset == {"trainer": None, "memory": None, "mirror": False, "largest_component": False}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candy_monai.cli.options import parse_duration, parse_fold, parse_overrides, resolve_device
+from candy_monai.cli.options import parse_duration, parse_fold, parse_memory, parse_overrides, resolve_device
 from candy_monai.errors import SettingsError
 
 
@@ -102,3 +102,16 @@ def test_an_mps_device_that_is_not_there_is_an_error(monkeypatch):
 def test_a_device_that_pytorch_does_not_know_is_an_error(name):
     with pytest.raises(SettingsError, match="is unknown: expected auto, cpu, cuda"):
         resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("500M", 500_000_000), ("1g", 10**9), ("1.5 GB", 1_500_000_000), ("2T", 2 * 10**12)]
+)
+def test_a_size_of_memory_has_a_unit_of_powers_of_1000(text, num_bytes):
+    assert parse_memory(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["1", "G", "0G", "-1G", "1.2.3G", ".G", "1 X", "many"])
+def test_what_is_no_size_of_memory_is_refused(text):
+    with pytest.raises(SettingsError, match="is no size of memory"):
+        parse_memory(text)

@@ -1,0 +1,75 @@
+"""How prediction goes, on the screen: a bar for the folder, one for the windows of a large case, and every failure."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing_extensions import override
+
+from candy_monai.inference.cases import PredictionListener
+from candy_monai.inference.memory import MemoryEstimate, in_units
+
+MANY_WINDOWS = 16
+"""A case of fewer windows has no bar of its own."""
+
+
+class PredictionProgress(PredictionListener):
+    """Shows bars on a terminal, and a line for each case elsewhere.
+
+    Args:
+        console: Where to print; None for standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        self._bars = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not self._console.is_terminal,
+        )
+        self._folder: TaskID | None = None
+        self._case: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @override
+    def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
+        if needed is not None:
+            which = "the case" if num_cases == 1 else f"the largest of {num_cases} cases, {largest},"
+            on_disk = f"; {in_units(needed.without_cells)} with unfinished scores on disk" if needed.cells else ""
+            self._print(f"{which} takes about {in_units(needed.total)} of memory{on_disk}")
+        self._folder = self._bars.add_task("cases", total=num_cases)
+
+    @override
+    def on_windows(self, case_id: str, done: int, total: int) -> None:
+        if total < MANY_WINDOWS:
+            return
+        if self._case is None:
+            self._case = self._bars.add_task(case_id, total=total)
+        self._bars.update(self._case, completed=done)
+
+    @override
+    def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
+        if self._case is not None:
+            self._bars.remove_task(self._case)
+            self._case = None
+        if self._folder is not None:
+            self._bars.update(self._folder, completed=done)
+        if error is not None:
+            self._print(f"[{done}/{total}] {case_id} failed")  # why is said at the end, where it is not overlooked
+        elif not self._console.is_terminal:
+            self._print(f"[{done}/{total}] {case_id}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)

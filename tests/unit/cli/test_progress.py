@@ -1,0 +1,33 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from candy_monai.cli.progress import PredictionProgress
+from candy_monai.inference.memory import MemoryEstimate
+
+
+@pytest.fixture
+def printed():
+    """Return a listener and what it has printed so far, on no terminal."""
+    text = io.StringIO()
+    return PredictionProgress(Console(file=text, width=200, highlight=False)), text
+
+
+def test_what_the_largest_case_takes_is_said_before_prediction_starts(printed):
+    progress, text = printed
+    needed = MemoryEstimate(preparing=0, image=10**9, network=0, cells=2 * 10**9, labels=0)
+    progress.on_started(3, "b [0]", needed)
+    assert text.getvalue() == (
+        "the largest of 3 cases, b [0], takes about 3.0 GB of memory; 1.0 GB with unfinished scores on disk\n"
+    )
+
+
+def test_each_case_is_told_and_a_failed_one_is_marked(printed):
+    progress, text = printed
+    with progress:
+        progress.on_started(2, None, None)
+        progress.on_windows("a", 20, 100)
+        progress.on_case(1, 2, "a", None)
+        progress.on_case(2, 2, "b", ValueError("damaged"))
+    assert text.getvalue().splitlines() == ["[1/2] a", "[2/2] b failed"]
