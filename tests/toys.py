@@ -51,3 +51,11 @@ def loaders(data=None, *, batch_size=2):
 def small_trainer(folder, data=None, *, cls=SmallTrainer, **arguments):
     """Return a quiet trainer of two convolutions on `Squares`."""
     return cls(folder, *loaders(data), **{"console": False, **arguments})
+
+
+def blob(shape=(12, 14, 10)):
+    """Return an off-centre box with three ids and an image that equals it."""
+    label = torch.zeros(1, *shape, dtype=torch.int64)
+    label[(0, *(slice(2, 6) for _ in shape))] = 4
+    label[(0, *(slice(5, 8) for _ in shape))] = 9
+    return label.float(), label

@@ -12,17 +12,19 @@ from pathlib import Path
 from urllib.parse import quote
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.inspection import CaseSource, Fingerprint, dataset_digest, inspect
+from candy_monai.data.digest import CaseSource, dataset_digest
+from candy_monai.data.fingerprint import Fingerprint
+from candy_monai.data.inspection import inspect
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset
 from candy_monai.data.nnunet_files import find_cases
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.files import atomic_write_text
 
-_INSPECTION = 2
+_INSPECTION = 3
 """Raised when ``inspect`` changes what it finds, so that what an earlier version found is not taken for it."""
 
-_CHECK = 1
+_CHECK = 3
 """Raised when ``check_dataset`` looks for more."""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from candy_monai.data.inspection import IntensityStatistics
+    from candy_monai.data.fingerprint import IntensityStatistics
 
 SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
 """The names of all schemes."""
@@ -32,8 +32,8 @@ class ChannelNormalization:
         scheme: One of ``SCHEMES``.
         lower: For ``ct``, the intensity below which everything is clipped.
         upper: For ``ct``, the intensity above which everything is clipped.
-        mean: For ``ct``, what is subtracted.
-        std: For ``ct``, what is divided by.
+        mean: For ``ct``, what is subtracted. For ``zscore``, the channel's mean over all cases, to show it by.
+        std: For ``ct``, what is divided by. For ``zscore``, the channel's deviation over all cases.
         nonzero_only: For ``zscore``, whether mean and deviation are taken over non-zero voxels and zeros stay zero:
             for images whose background was blanked, as after skull stripping.
     """
@@ -59,7 +59,7 @@ def channel_normalization(
 
     Args:
         scheme: One of ``SCHEMES``.
-        statistics: The channel's intensities over labelled voxels, or over all where there are none.
+        statistics: The channel's intensities: for ``ct`` over labelled voxels, or over all where there are none.
         nonzero_only: See ``ChannelNormalization``; of no effect but for ``zscore``.
 
     Raises:
@@ -69,8 +69,10 @@ def channel_normalization(
         raise SettingsError(
             f"unknown normalization {scheme!r}: expected one of {', '.join(SCHEMES)}.{did_you_mean(scheme, SCHEMES)}"
         )
+    if scheme == "zscore":
+        return ChannelNormalization(scheme=scheme, mean=statistics.mean, std=statistics.std, nonzero_only=nonzero_only)
     if scheme != "ct":
-        return ChannelNormalization(scheme=scheme, nonzero_only=nonzero_only and scheme == "zscore")
+        return ChannelNormalization(scheme=scheme)
     return ChannelNormalization(
         scheme=scheme,
         lower=statistics.percentile_00_5,
@@ -98,6 +100,19 @@ def normalize(image: Tensor, channels: Sequence[ChannelNormalization], *, mask: 
     if len(image) != len(channels):
         raise BadInputError(f"found an image of {len(image)} channels, expected {len(channels)}")
     return torch.stack([_normalized(values, how, mask) for values, how in zip(image.float(), channels, strict=True)])
+
+
+def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
+    """Bring a normalised image back to about its own scale, for the eye: a case's own mean and deviation are lost.
+
+    Args:
+        image: ``(C, *spatial)``, normalised.
+        channels: One entry a channel.
+
+    Returns:
+        A new float32 tensor of the same shape.
+    """
+    return torch.stack([_usual(values, how) for values, how in zip(image.float(), channels, strict=True)])
 
 
 def clip_and_standardize(values: Tensor, *, lower: float, upper: float, mean: float, std: float) -> Tensor:
@@ -137,3 +152,9 @@ def _normalized(values: Tensor, how: ChannelNormalization, mask: Tensor | None) 
     if how.scheme == "rgb_to_0_1":
         return values / 255.0
     return values
+
+
+def _usual(values: Tensor, how: ChannelNormalization) -> Tensor:
+    if how.scheme in ("ct", "zscore"):
+        return values * how.std + how.mean
+    return values * 255.0 if how.scheme == "rgb_to_0_1" else values

@@ -180,3 +180,6 @@ _CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
     "validate_every": (_WHOLE_NUMBER, _positive),
     "num_validation_cases": ("a positive whole number, or all", _optional_int),
 }
+
+SETTABLE = frozenset(_CONVERTERS)
+"""The entries of a plan that a user may fix."""

@@ -18,11 +18,13 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
+from candy_monai.data.augmentation import Augmentation
 from candy_monai.data.draws import DrawOrder, PatchDraw, start_anywhere, start_around
 from candy_monai.data.planning import Plan
 from candy_monai.data.sampling import PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
-from candy_monai.data.transforms import Augmentation, JointTransform, source_box
+from candy_monai.data.transforms import JointTransform
+from candy_monai.data.warping import source_box
 from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class PatchDataset(Dataset[Sample]):
         case_ids: Those to use, for example a fold's.
         plan: Shape, share, ignore label, and what the augmentation may do.
         seed: Seeds everything.
-        augment: Apply the default augmentation.
+        augment: Whether to apply the default augmentation, or one of your own choice.
         transform: Applied last, seeded for each sample.
 
     Raises:
@@ -69,7 +71,7 @@ class PatchDataset(Dataset[Sample]):
         plan: Plan,
         *,
         seed: int,
-        augment: bool = True,
+        augment: bool | Augmentation = True,
         transform: JointTransform | None = None,
     ) -> None:
         self._cases = _Cases(store, case_ids)
@@ -77,7 +79,9 @@ class PatchDataset(Dataset[Sample]):
         self._shape = plan.patch_shape
         self._padding_label = 0 if plan.ignore_label is None else plan.ignore_label
         self._seed = seed
-        self._augmentation = Augmentation.for_plan(plan) if augment else None
+        self._augmentation = (
+            augment if isinstance(augment, Augmentation) else Augmentation.for_plan(plan) if augment else None
+        )
         self._transform = transform
         self._order = DrawOrder(
             case_ids,
@@ -124,13 +128,18 @@ class PatchDataset(Dataset[Sample]):
         return start_around(np.array(centre), volume, self._shape)
 
     def _cut(self, case: StoredCase, start: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        matrix = None if self._augmentation is None else self._augmentation.draw_matrix(rng)
-        if self._augmentation is None or matrix is None:
+        augmentation = self._augmentation
+        matrix = None if augmentation is None else augmentation.draw_matrix(rng)
+        displacement = None if augmentation is None else augmentation.draw_displacement(self._shape, rng)
+        if augmentation is None or (matrix is None and displacement is None):
             return self._box(case, start, self._shape)
+        matrix = np.eye(len(self._shape)) if matrix is None else matrix
         centre = start + (np.array(self._shape) - 1) / 2
-        corner, shape = source_box(matrix, centre, self._shape, coarse_axis=self._augmentation.coarse_axis)
+        corner, shape = source_box(
+            matrix, centre, self._shape, coarse_axis=augmentation.coarse_axis, displacement=displacement
+        )
         image, label = self._box(case, corner, shape)
-        return self._augmentation.warp(image, label, matrix, list(centre - corner), self._shape)
+        return augmentation.warp(image, label, matrix, list(centre - corner), self._shape, displacement=displacement)
 
     def _box(self, case: StoredCase, start: NDArray[np.int64], shape: Shape) -> tuple[Tensor, Tensor]:
         image = cut(case.image, start, shape, fill=0.0, dtype=np.float32)

@@ -8,14 +8,14 @@ network where memory is short.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import nibabel
 import numpy as np
 
 from candy_monai.aliases import Shape
+from candy_monai.data.grid import coarse_axis, majority_orientation, median_shape, target_grid
 from candy_monai.data.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.overrides import Wishes, parsed_overrides
 from candy_monai.data.sizing import LIGHT_BELOW_BYTES, fit_network
@@ -24,14 +24,11 @@ from candy_monai.data.values import frozen
 from candy_monai.errors import BadInputError, SettingsError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from candy_monai.data.inspection import Fingerprint, Orientation
+    from candy_monai.data.fingerprint import Fingerprint, Orientation
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 """What a plan assumes when no memory is named: little enough for a network that a CPU trains in minutes."""
 
-_ANISOTROPIC = 3.0
 _LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers bears it, and short schedules need it
 _MUCH_BLANKED = 0.75
 _BY_LEVEL = ("kernel_sizes", "strides")
@@ -175,8 +172,8 @@ def plan(
     _check_axes(fingerprint.num_dims, wishes)
     memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
     light = memory < LIGHT_BELOW_BYTES
-    orientation = wishes.get("orientation", _majority_orientation(fingerprint))
-    spacing, shapes = _grid(fingerprint, orientation, wishes)
+    orientation = wishes.get("orientation", majority_orientation(fingerprint))
+    spacing, shapes = target_grid(fingerprint, orientation, wishes)
     class_names, num_classes, regions = _classes(fingerprint, wishes)
     network = fit_network(
         shapes,
@@ -192,7 +189,7 @@ def plan(
         num_dims=fingerprint.num_dims,
         orientation=orientation,
         spacing_mm=spacing,
-        median_shape=_median_shape(shapes),
+        median_shape=median_shape(shapes),
         channel_names=fingerprint.channel_names,
         normalization=_normalization(fingerprint, wishes.get("normalization")),
         class_names=class_names,
@@ -215,83 +212,6 @@ def plan(
         num_validation_cases=wishes.get("num_validation_cases", 16),
         chosen=tuple(sorted(wishes)),
     )
-
-
-def coarse_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
-    """Return the one axis of a volume across thick slices, if there is one.
-
-    Args:
-        spacing_mm: Distance of voxels along each axis.
-        shape: Voxels along each axis.
-    """
-    if len(spacing_mm) < 3:
-        return None
-    for axis in range(3):
-        others = [other for other in range(3) if other != axis]
-        is_thick = spacing_mm[axis] > _ANISOTROPIC * max(spacing_mm[other] for other in others)
-        is_flat = _ANISOTROPIC * shape[axis] < min(shape[other] for other in others)
-        if is_thick or is_flat:
-            return axis
-    return None
-
-
-def axis_order(source: Orientation, target: Orientation) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return how to bring a volume from one orientation to another.
-
-    Returns:
-        For each target axis the stored axis that it comes from, and the target axes that are to be flipped.
-    """
-    change = nibabel.orientations.ornt_transform(
-        nibabel.orientations.axcodes2ornt(source), nibabel.orientations.axcodes2ornt(target)
-    )
-    order = tuple(int(axis) for axis in np.argsort(change[:, 0]))
-    return order, tuple(axis for axis, stored in enumerate(order) if change[stored, 1] < 0)
-
-
-def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float] | None) -> Shape:
-    """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
-    if target_mm is None:
-        return tuple(shape)
-    return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing_mm, target_mm, strict=True))
-
-
-def _majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
-    found = sorted(case.orientation for case in fingerprint.cases if case.orientation is not None)
-    return max(dict.fromkeys(found), key=found.count) if found else None
-
-
-def _grid(
-    fingerprint: Fingerprint, orientation: Orientation | None, wishes: Wishes
-) -> tuple[tuple[float, ...] | None, list[Shape]]:
-    """Return the target spacing and every case's shape at it, in the plan's axes."""
-    spacings, shapes = [], []
-    for case in fingerprint.cases:
-        order = tuple(range(fingerprint.num_dims))
-        if orientation is not None and case.orientation is not None:
-            order, _ = axis_order(case.orientation, orientation)
-        spacings.append(tuple(case.spacing_mm[axis] for axis in order))
-        shapes.append(tuple(case.nonzero_shape[axis] for axis in order))
-    default = None if fingerprint.is_picture else _target_spacing(np.array(spacings), np.array(shapes))
-    target = wishes.get("spacing_mm", default)
-    return target, [resampled_shape(shape, old, target) for shape, old in zip(shapes, spacings, strict=True)]
-
-
-def _median_shape(shapes: Sequence[Shape]) -> Shape:
-    return tuple(math.ceil(size) for size in np.median(shapes, axis=0))
-
-
-def _target_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.integer]) -> tuple[float, ...]:
-    target = np.median(spacings, axis=0)
-    if len(target) < 3:
-        return tuple(float(value) for value in target)
-    median_shape = np.median(shapes * spacings / target, axis=0)
-    axis = int(np.argmax(target))
-    others = np.delete(target, axis)
-    is_coarse = target[axis] > _ANISOTROPIC * others.max()
-    is_short = median_shape[axis] * _ANISOTROPIC < np.delete(median_shape, axis).min()
-    if is_coarse and is_short:
-        target[axis] = max(float(np.percentile(spacings[:, axis], 10)), float(others.max()))
-    return tuple(float(value) for value in target)
 
 
 def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
@@ -329,7 +249,9 @@ def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) ->
     kept = [math.prod(case.nonzero_shape) / math.prod(case.shape) for case in fingerprint.cases]
     blanked = float(np.median(kept)) < _MUCH_BLANKED
     return tuple(
-        channel_normalization(name, channel.foreground or channel.whole, nonzero_only=blanked)
+        channel_normalization(
+            name, channel.foreground or channel.whole if name == "ct" else channel.whole, nonzero_only=blanked
+        )
         for name, channel in zip(names, fingerprint.channels, strict=True)
     )
 

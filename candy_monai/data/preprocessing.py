@@ -17,11 +17,13 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.aliases import Shape
+from candy_monai.data.fingerprint import Orientation
 from candy_monai.data.formats import Geometry
-from candy_monai.data.inspection import Orientation, axis_codes, bounding_box
+from candy_monai.data.grid import axis_order, coarse_axis, resampled_shape
+from candy_monai.data.inspection import axis_codes, bounding_box
 from candy_monai.data.io import geometry_of
 from candy_monai.data.normalization import normalize
-from candy_monai.data.planning import Plan, axis_order, coarse_axis, resampled_shape
+from candy_monai.data.planning import Plan
 from candy_monai.data.resampling import resample_image, resample_label, resample_scores
 from candy_monai.data.restoration import LabelPainter
 from candy_monai.data.values import frozen, without_metadata

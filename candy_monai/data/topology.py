@@ -17,6 +17,9 @@ _SHORTEST = 4
 """No axis is halved to fewer voxels than this, unless a depth is asked for that needs it."""
 
 _SHORTEST_ON_REQUEST = 2
+_FEWEST_LEVELS = 3
+"""What MONAI's DynUNet needs; levels beyond what a small patch can be halved to keep its size."""
+
 _EVEN = 2.0
 """Axes count as evenly spaced below this ratio of spacings."""
 
@@ -45,7 +48,7 @@ class Topology:
 
 
 def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: int) -> Topology:
-    """Return the deepest topology that a patch allows, up to a number of levels.
+    """Return the deepest topology that a patch allows, up to a number of levels, but at least three.
 
     An axis of one voxel always has kernel 1 and stride 1. Any other axis has kernel 1 until its spacing is less than
     twice the finest one's, which grows as the fine axes are halved.
@@ -53,7 +56,7 @@ def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: 
     Args:
         patch_shape: Voxels along each axis; need not be a multiple of anything.
         spacing_mm: Distance of voxels along each axis; all ones where there is no physical space.
-        max_levels: At least 1.
+        max_levels: At least 1; fewer than three win over the three.
     """
     return _descend(patch_shape, spacing_mm, max_levels, _SHORTEST)
 
@@ -153,6 +156,8 @@ def _descend(patch_shape: Shape, spacing_mm: Sequence[float], max_levels: int, s
         for axis in halved:
             sizes[axis] = -(-sizes[axis] // 2)
             spacing[axis] *= 2
+    while len(strides) < min(_FEWEST_LEVELS, max_levels):
+        strides.append((1,) * len(patch_shape))
     return Topology(kernel_sizes=kernels_of(strides, patch_shape, spacing_mm), strides=tuple(strides))
 
 

@@ -21,6 +21,11 @@ def frozen(value: object) -> object:
 
 
 def listed(entries: Sequence[object], *, limit: int = 12) -> str:
+    """Show the first few for a message as Python writes them, and say how many more there are."""
+    return named([repr(entry) for entry in entries], limit=limit)
+
+
+def named(names: Sequence[str], *, limit: int = 20) -> str:
     """Name the first few for a message, and say how many more there are."""
-    more = f" and {len(entries) - limit} more" if len(entries) > limit else ""
-    return ", ".join(repr(entry) for entry in entries[:limit]) + more
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,51 +1,16 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
 
 from candy_monai.data.cases import SupervisedDataset
 from candy_monai.data.datasets import DatasetFromMemory
-from candy_monai.data.inspection import Fingerprint, IntensityStatistics, bounding_box, dataset_digest, inspect
+from candy_monai.data.digest import dataset_digest
+from candy_monai.data.fingerprint import Fingerprint
+from candy_monai.data.inspection import bounding_box, inspect
 from candy_monai.errors import BadInputError, DatasetError
-
-
-class MemoryDataset:
-    """Cases in memory; their files exist only where a test writes them."""
-
-    def __init__(self, cases, *, channel_names=("MRI",), labels=None, ignore_label=None, region_order=None, files=None):
-        self._cases = cases
-        self.cases = tuple(
-            SimpleNamespace(case_id=case_id, images=tuple((files or {}).get(case_id, ())), label=None)
-            for case_id in cases
-        )
-        self.description = SimpleNamespace(
-            name="Memory",
-            channel_names=channel_names,
-            labels=labels or {"background": 0, "organ": 1},
-            ignore_label=ignore_label,
-            regions_class_order=region_order,
-            has_regions=region_order is not None,
-        )
-
-    def load(self, idx):
-        return self._cases[self.cases[idx].case_id]
-
-
-def case(image, label, affine=None):
-    image = torch.as_tensor(image, dtype=torch.float32)
-    affine = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine, dtype=torch.float64)
-    return MetaTensor(image, affine=affine), MetaTensor(torch.as_tensor(label, dtype=torch.int64), affine=affine)
-
-
-def ramp_case():
-    """Return intensities 1 .. 24 with ids 1 on the first two voxels and 2 on the third."""
-    label = torch.zeros(1, 2, 3, 4)
-    label[0, 0, 0, :3] = torch.tensor([1.0, 1.0, 2.0])
-    return case(torch.arange(1.0, 25.0).view(1, 2, 3, 4), label)
+from tests.memory import MemoryDataset, case, ramp_case
 
 
 def test_shapes_spacings_orientations_and_class_sizes_are_read_off_each_case():
@@ -97,17 +62,6 @@ def test_a_dataset_without_any_foreground_has_no_foreground_statistics():
     assert found.channels[0].foreground is None
 
 
-def test_a_saved_fingerprint_equals_the_loaded_one():
-    regions = {"background": 0, "whole": (1, 2), "core": (2,)}
-    found = inspect(MemoryDataset({"a": ramp_case()}, labels=regions, region_order=(1, 2)))
-    assert Fingerprint.from_json(found.to_json()) == found
-
-
-def test_text_that_is_no_fingerprint_is_refused():
-    with pytest.raises(BadInputError, match="inspect the dataset again"):
-        Fingerprint.from_json('{"cases": []}')
-
-
 def test_neither_the_order_of_cases_nor_the_number_of_workers_changes_the_fingerprint():
     rng = np.random.default_rng(0)
     cases = {f"c{i}": case(rng.normal(size=(1, 30, 30, 30)), rng.integers(0, 2, (1, 30, 30, 30))) for i in range(4)}
@@ -138,40 +92,11 @@ def test_mixed_numbers_of_axes_are_a_problem_of_the_dataset():
         inspect(MemoryDataset(cases))
 
 
-def test_the_digest_follows_content_and_not_the_folder(tmp_path):
-    def digest(folder, content):
-        (tmp_path / folder).mkdir()
-        file = tmp_path / folder / "a_0000.nii.gz"
-        file.write_bytes(content)
-        return dataset_digest(MemoryDataset({"a": None}, files={"a": [file]}))
-
-    assert digest("one", b"same") == digest("two", b"same")
-    assert digest("three", b"sama") != digest("four", b"same")
-
-
-def test_the_digest_of_a_large_compressed_file_follows_its_checksum_at_the_end(tmp_path):
-    file = tmp_path / "a_0000.nii.gz"
-    dataset = MemoryDataset({"a": None}, files={"a": [file]})
-    file.write_bytes(bytes(3 << 20))
-    before = dataset_digest(dataset)
-    file.write_bytes(bytes((3 << 20) - 1) + b"\x01")
-    assert dataset_digest(dataset) != before
-
-
-def test_the_digest_follows_the_labels_meaning():
-    assert dataset_digest(MemoryDataset({})) != dataset_digest(MemoryDataset({}, labels={"background": 0, "b": 1}))
-
-
 def test_a_bounding_box_is_as_tight_as_can_be():
     mask = np.zeros((4, 5), dtype=bool)
     mask[1, 2] = mask[3, 3] = True
     assert bounding_box(mask) == (slice(1, 4), slice(2, 4))
     assert bounding_box(np.zeros((2, 2), dtype=bool)) is None
-
-
-def test_statistics_of_known_numbers():
-    found = IntensityStatistics.of(np.arange(201.0))
-    assert (found.percentile_00_5, found.median, found.percentile_99_5) == (1.0, 100.0, 199.0)
 
 
 @pytest.mark.realdata

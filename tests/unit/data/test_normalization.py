@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from candy_monai.data.inspection import IntensityStatistics
+from candy_monai.data.fingerprint import IntensityStatistics
 from candy_monai.data.normalization import (
     ChannelNormalization,
     channel_normalization,
@@ -12,6 +12,7 @@ from candy_monai.data.normalization import (
     rescale,
     scheme_of,
     standardize,
+    usual_intensities,
 )
 from candy_monai.errors import BadInputError, SettingsError
 
@@ -86,3 +87,9 @@ def test_an_unknown_scheme_is_refused_with_a_suggestion():
 def test_a_wrong_number_of_channels_is_refused():
     with pytest.raises(BadInputError, match="2 channels, expected 1"):
         normalize(torch.ones(2, 4), [ChannelNormalization(scheme="zscore")])
+
+
+def test_a_normalised_picture_is_shown_in_about_its_own_colours():
+    image = torch.tensor([[[200.0, 100.0]], [[20.0, 40.0]]])
+    red, green = (channel_normalization("zscore", IntensityStatistics.of(values.numpy().ravel())) for values in image)
+    assert torch.allclose(usual_intensities(normalize(image, [red, green]), [red, green]), image)

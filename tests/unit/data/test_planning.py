@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candy_monai.data.inspection import CaseFingerprint, ChannelFingerprint, Fingerprint, IntensityStatistics
-from candy_monai.data.planning import Plan, axis_order, coarse_axis, plan, resampled_shape
+from candy_monai.data.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, IntensityStatistics
+from candy_monai.data.planning import Plan, plan
 from candy_monai.errors import BadInputError, SettingsError
 
 STATISTICS = IntensityStatistics(
@@ -278,21 +278,3 @@ def test_a_bad_override_says_what_is_wrong(overrides, message):
 def test_a_plan_that_says_no_number_is_refused_wherever_it_comes_from(entry, value):
     with pytest.raises(SettingsError, match=f"{entry} must be positive"):
         replace(plan(HIPPOCAMPUS), **{entry: value})
-
-
-def test_resampling_keeps_the_space_that_is_covered():
-    assert resampled_shape((10, 10, 5), (1.0, 1.0, 4.0), (0.5, 2.0, 4.0)) == (20, 5, 5)
-    assert resampled_shape((1, 1, 1), (0.1, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 1, 1)
-
-
-def test_the_axis_order_between_orientations_is_found():
-    order, flips = axis_order(("P", "S", "R"), ("L", "A", "S"))
-    assert order == (2, 0, 1)  # left-right is stored third, front-back first, up-down second
-    assert flips == (0, 1)
-
-
-def test_the_coarse_axis_is_the_thick_or_flat_one():
-    assert coarse_axis((1.0, 1.0, 5.0), (10, 10, 10)) == 2
-    assert coarse_axis((1.0, 1.0, 1.0), (8, 64, 64)) == 0
-    assert coarse_axis((1.0, 1.0, 2.0), (32, 64, 64)) is None
-    assert coarse_axis((1.0, 1.0), (1, 64)) is None

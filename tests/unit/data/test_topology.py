@@ -47,3 +47,9 @@ def test_the_memory_model_by_hand():
     weights = (1 + 4 + 1) + (2 + 4 + 8)
     found = training_bytes((4, 4), topology, (1, 2), batch_size=3, num_inputs=1, num_outputs=2)
     assert found == values * 3 * 4 + weights * 20
+
+
+def test_a_patch_too_small_to_be_halved_gets_three_levels_of_its_own_size():
+    topology = topology_of((7, 6, 5), (1.0, 1.0, 1.0), max_levels=6)
+    assert topology.strides == ((1, 1, 1),) * 3
+    assert topology.kernel_sizes == ((3, 3, 3),) * 3
