@@ -26,18 +26,33 @@ def misalignment(found: Geometry, expected: Geometry, *, against: str) -> str | 
         expected: The grid to compare with.
         against: Whose that is, with a verb: ``the image a.nii.gz has``.
     """
+    if problem := misfit(found, expected, against=against):
+        return problem
+    is_turned = np.abs(_directions(expected) - _directions(found)).max() > POSITION_TOLERANCE
+    if is_turned or _voxels_apart(expected, found) > _MOST_VOXELS_APART:
+        return f"{displacement(found, expected, against=against)}; correct the header that is wrong"
+    return None
+
+
+def misfit(found: Geometry, expected: Geometry, *, against: str) -> str | None:
+    """Say how a grid differs from another in shape or spacing; ``None`` where it does not."""
     if expected.spatial_shape != found.spatial_shape:
         return f"shape {found.spatial_shape}, {against} {expected.spatial_shape}; resample to one grid"
     if not np.allclose(expected.spacing_mm, found.spacing_mm, rtol=_SPACING_TOLERANCE):
         there, here = (tuple(round(s, 4) for s in geometry.spacing_mm) for geometry in (found, expected))
         return f"spacing {there} mm, {against} {here}; correct the header that is wrong"
+    return None
+
+
+def displacement(found: Geometry, expected: Geometry, *, against: str) -> str | None:
+    """Say how a grid of the same shape and spacing lies elsewhere or turned; ``None`` where it does not."""
     if np.abs(_directions(expected) - _directions(found)).max() > POSITION_TOLERANCE:
         axes_there, axes_here = (_directions(geometry).round(3).tolist() for geometry in (found, expected))
-        return f"directions {axes_there}, {against} {axes_here}; correct the header that is wrong"
-    if (apart := _voxels_apart(expected, found)) > _MOST_VOXELS_APART:
-        there, here = (tuple(geometry.affine[:3, 3].round(3).tolist()) for geometry in (found, expected))
-        return f"origin {there} mm, {against} {here}, which is {apart:.1f} voxels off; correct the header that is wrong"
-    return None
+        return f"directions {axes_there}, {against} {axes_here}"
+    if np.allclose(expected.affine, found.affine, atol=POSITION_TOLERANCE):
+        return None
+    there, here = (tuple(geometry.affine[:3, 3].round(3).tolist()) for geometry in (found, expected))
+    return f"origin {there} mm, {against} {here}, which is {_voxels_apart(expected, found):.2g} voxels off"
 
 
 def _directions(geometry: Geometry) -> NDArray[np.float64]:

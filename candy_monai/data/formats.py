@@ -236,19 +236,21 @@ def _tiff_geometry(path: Path, shape: Shape, axes: str, *, is_label: bool) -> Ge
     )
 
 
-def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:
-    """Read the spacing of a volume of TIFF pages from ``<case>.json``; an image's name ends in its channel's number."""
+def spacing_file(path: Path, *, is_label: bool) -> Path | None:
+    """Find the ``<case>.json`` that states a TIFF volume's spacing; an image's name ends in its channel's number."""
     names = [path.stem] if is_label else [re.sub(r"_\d{4}$", "", path.stem), path.stem]
-    for name in names:
-        file = path.with_name(f"{name}.json")
-        if not file.exists():
-            continue
-        spacing = json.loads(file.read_text(encoding="utf-8")).get("spacing")
-        if not isinstance(spacing, list) or len(spacing) != 3 or not all(float(value) > 0 for value in spacing):
-            raise ValueError(f"{file.name} beside it: expected 'spacing' with 3 positive numbers, found {spacing!r}")
-        return tuple(float(value) for value in spacing)
-    warnings.warn(f"{path}: no {names[0]}.json with its spacing beside it; taking 1 x 1 x 1 mm", stacklevel=2)
-    return 1.0, 1.0, 1.0
+    return next((file for name in names if (file := path.with_name(f"{name}.json")).exists()), None)
+
+
+def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:
+    file = spacing_file(path, is_label=is_label)
+    if file is None:  # one text a folder: Python shows each text once
+        warnings.warn(f"{path.parent}: TIFF volumes without <case>.json beside them; taking 1 x 1 x 1 mm", stacklevel=2)
+        return 1.0, 1.0, 1.0
+    spacing = json.loads(file.read_text(encoding="utf-8")).get("spacing")
+    if not isinstance(spacing, list) or len(spacing) != 3 or not all(float(value) > 0 for value in spacing):
+        raise ValueError(f"{file.name} beside it: expected 'spacing' with 3 positive numbers, found {spacing!r}")
+    return tuple(float(value) for value in spacing)
 
 
 def _read_itk(path: Path, suffix: str) -> tuple[NDArray[np.generic], Geometry]:

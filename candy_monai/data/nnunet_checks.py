@@ -6,7 +6,6 @@ writes nothing.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.alignment import POSITION_TOLERANCE, misalignment
-from candy_monai.data.folds import read_splits
-from candy_monai.data.io import geometry_of, load_image
+from candy_monai.data.alignment import displacement, misfit
+from candy_monai.data.folds import Fold, choose_folds, read_splits
+from candy_monai.data.formats import TIFFS, spacing_file
+from candy_monai.data.io import Geometry, geometry_of, load_image
+from candy_monai.data.names import image_suffix
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
 from candy_monai.data.nnunet_files import find_cases
-from candy_monai.data.values import listed
+from candy_monai.data.suspicions import (
+    CaseFacts,
+    content_of,
+    labels_absent_from_folds,
+    names_by_id,
+    suspicions,
+    usual_range,
+)
+from candy_monai.data.values import listed, named
+from candy_monai.data.workers import case_workers
 from candy_monai.errors import BadInputError, CandyError
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
 
+_TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether they are, and correct a wrong header"
 _MOST_BINS = 1 << 16
 
 
@@ -49,7 +61,8 @@ class DatasetReport:
 class _CaseFindings:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    label_ids: frozenset[int]
+    without_spacing: tuple[Path, ...]
+    facts: CaseFacts | None
 
 
 def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> DatasetReport:
@@ -59,7 +72,8 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
 
     Args:
         folder: The dataset's folder.
-        num_workers: Threads that decode; ``None`` takes one a processor, at most 4.
+        num_workers: Threads that decode; ``None`` takes one a processor, at most 4, and fewer where cases would not fit
+            into memory.
     """
     folder = Path(folder)
     description, problems = parse_description(folder)
@@ -70,27 +84,37 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
     problems = [*problems, *case_problems]
     if description.num_training is not None and not case_problems and description.num_training != len(cases):
         problems.append(
-            f"dataset.json: numTraining is {description.num_training}, found {len(cases)} cases; correct it"
+            f"dataset.json: numTraining is {description.num_training}, found {len(cases)} cases; add what is missing, "
+            f'or write "numTraining": {len(cases)}'
         )
+    folds: tuple[Fold, ...] = ()
     if (folder / "splits_final.json").is_file():
-        problems += split_problems(folder / "splits_final.json", [case.case_id for case in cases])
-    with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 4)) as pool:
+        split_file_problems = split_problems(folder / "splits_final.json", [case.case_id for case in cases])
+        problems += split_file_problems
+        folds = () if split_file_problems else read_splits(folder / "splits_final.json")
+    elif cases and not case_problems:
+        folds = choose_folds([case.case_id for case in cases])
+    with ThreadPoolExecutor(num_workers or case_workers((*cases, *test_cases), limit=4)) as pool:
         findings = list(pool.map(lambda case: _check_case(case, description), cases))
         test_findings = list(pool.map(lambda case: _check_case(case, description), test_cases))
+    problems += [problem for finding in findings for problem in finding.problems]
     warnings = [warning for finding in findings for warning in finding.warnings]
+    warnings += _spacing_warnings([path for finding in findings for path in finding.without_spacing])
     warnings += test_problems  # no training reads the test cases
     warnings += [text for finding in test_findings for text in (*finding.problems, *finding.warnings)]
-    seen = {label_id for finding in findings for label_id in finding.label_ids}
-    absent = sorted(set(description.label_ids) - seen)
-    problems += [problem for finding in findings for problem in finding.problems]
+    facts, test_facts = (_facts(found) for found in (findings, test_findings))
+    ids_by_case = {case.case_id: case.label_ids for case in facts if case.label_ids is not None}
+    seen = frozenset[int]().union(*ids_by_case.values())
     if findings and not problems and seen <= {0, description.ignore_label}:
         problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
-    elif findings and absent:
+    elif findings and (absent := sorted(set(description.label_ids) - seen)):
         warnings.append(f"no training case contains the label ids {absent}")
-    return DatasetReport(
-        problems=tuple(problems),
-        warnings=tuple(warnings),
+    warnings += suspicions(
+        facts, test_facts, channel_names=description.channel_names, ignore_label=description.ignore_label
     )
+    if not problems:  # otherwise a label may be missing because its case is
+        warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
+    return DatasetReport(problems=tuple(problems), warnings=tuple(warnings))
 
 
 def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
@@ -122,8 +146,8 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
     problems: list[str] = []
     warnings: list[str] = []
     parts = [(path, image) for path in case.images if (image := _loaded(path, problems, is_label=False)) is not None]
-    for path, image in parts:
-        values = image.numpy()
+    arrays = [image.numpy() for _, image in parts]
+    for (path, _), values in zip(parts, arrays, strict=True):
         if not np.isfinite(values.sum()) and not np.isfinite(values).all():  # the sum alone decides almost always
             count = int((~np.isfinite(values)).sum())
             problems.append(f"{_short(path)}: {count} values are NaN or infinite; replace them")
@@ -132,15 +156,56 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
         names = ", ".join(description.channel_names)
         problems.append(f"{_short(case.images[0])}: {channels} channels, expected {description.num_channels}: {names}")
     label = None if case.label is None else _loaded(case.label, problems, is_label=True)
+    ids = None
+    compared = list(parts)
     if case.label is not None and label is not None:
-        parts.append((case.label, label))
-    for part in parts[1:]:
-        _compare(parts[0], part, problems, warnings)
-    ids = frozenset[int]()
-    if case.label is not None and label is not None:
+        compared.append((case.label, label))
         ids = _ids(label.numpy())
-        _check_ids(case.label, ids, description, problems, warnings)
-    return _CaseFindings(problems=tuple(problems), warnings=tuple(warnings), label_ids=ids)
+        _check_ids(case.label, ids, description, problems)
+    without_spacing = tuple(path for path, part in compared if _lacks_spacing(path, part, is_label=path == case.label))
+    for part in compared[1:]:
+        _compare(
+            compared[0], part, problems, warnings, shape_alone=bool({part[0], compared[0][0]} & {*without_spacing})
+        )
+    facts = None
+    if parts and not problems:
+        facts = _facts_of(case.case_id, geometry_of(parts[0][1]), arrays, ids)
+    return _CaseFindings(
+        problems=tuple(problems), warnings=tuple(warnings), without_spacing=without_spacing, facts=facts
+    )
+
+
+def _facts_of(
+    case_id: str, geometry: Geometry, arrays: Sequence[NDArray[np.floating]], label_ids: frozenset[int] | None
+) -> CaseFacts:
+    in_space = not geometry.is_picture and len(geometry.spatial_shape) == 3
+    order = np.argsort(nibabel.io_orientation(geometry.affine)[:, 0]) if in_space else (0, 1)
+    return CaseFacts(
+        case_id=case_id,
+        content=content_of(arrays),
+        spacing_mm=None if geometry.is_picture else tuple(geometry.spacing_mm[int(axis)] for axis in order),
+        is_mirrored=bool(np.linalg.det(geometry.affine[:3, :3]) < 0) if in_space else None,
+        ranges=tuple(usual_range(channel) for array in arrays for channel in array),
+        label_ids=label_ids,
+    )
+
+
+def _lacks_spacing(path: Path, image: MetaTensor, *, is_label: bool) -> bool:
+    """Tell whether a file says nothing of its own about space, so that the shape is all that can be compared."""
+    return image_suffix(path) in TIFFS and image.ndim == 4 and spacing_file(path, is_label=is_label) is None
+
+
+def _spacing_warnings(paths: Sequence[Path]) -> list[str]:
+    if not paths:
+        return []
+    return [
+        f"{named([_short(path) for path in paths])}: TIFF volumes without spacing, so 1 x 1 x 1 mm is taken; write "
+        '{"spacing": [...]} in the order of the axes to <case>.json beside them'
+    ]
+
+
+def _facts(findings: Sequence[_CaseFindings]) -> list[CaseFacts]:
+    return [finding.facts for finding in findings if finding.facts is not None]
 
 
 def _loaded(path: Path, problems: list[str], *, is_label: bool) -> MetaTensor | None:
@@ -152,16 +217,22 @@ def _loaded(path: Path, problems: list[str], *, is_label: bool) -> MetaTensor | 
 
 
 def _compare(
-    first: tuple[Path, MetaTensor], second: tuple[Path, MetaTensor], problems: list[str], warnings: list[str]
+    first: tuple[Path, MetaTensor],
+    second: tuple[Path, MetaTensor],
+    problems: list[str],
+    warnings: list[str],
+    *,
+    shape_alone: bool,
 ) -> None:
-    """Compare two files of one case, whose voxels are taken for the same places; what is but inexact is a warning."""
+    """Compare two files of one case, whose voxels are taken for the same places, as nnU-Net takes them."""
     one, other = geometry_of(first[1]), geometry_of(second[1])
     names = f"{_short(second[0])}: "
-    if problem := misalignment(other, one, against=f"the image {first[0].name} has"):
-        problems.append(f"{names}{problem}")
-    elif not np.allclose(one.affine, other.affine, atol=POSITION_TOLERANCE):
-        distance = float(np.abs(one.affine - other.affine).max())
-        warnings.append(f"{names}origin or direction differs from that of {first[0].name} by up to {distance:.3g}")
+    against = f"the image {first[0].name} has"
+    if problem := misfit(other, one, against=against):
+        if not shape_alone or other.spatial_shape != one.spatial_shape:
+            problems.append(f"{names}{problem}")
+    elif not shape_alone and (warning := displacement(other, one, against=against)):
+        warnings.append(f"{names}{warning}; {_TAKEN_ALIKE}")
 
 
 def _ids(label: NDArray[np.integer]) -> frozenset[int]:
@@ -171,9 +242,7 @@ def _ids(label: NDArray[np.integer]) -> frozenset[int]:
     return frozenset(np.unique(flat).tolist())
 
 
-def _check_ids(
-    path: Path, ids: frozenset[int], description: DatasetDescription, problems: list[str], warnings: list[str]
-) -> None:
+def _check_ids(path: Path, ids: frozenset[int], description: DatasetDescription, problems: list[str]) -> None:
     expected = {*description.label_ids, *(() if description.ignore_label is None else (description.ignore_label,))}
     unknown = sorted(ids - expected)
     if unknown:
@@ -185,8 +254,6 @@ def _check_ids(
             f"{_short(path)}: unknown label ids {listed(unknown)}; found {listed(sorted(ids))}, "
             f"expected {listed(sorted(expected))} (dataset.json){remap}"
         )
-    elif not ids - {0}:
-        warnings.append(f"{_short(path)}: no foreground")
 
 
 def _short(path: Path) -> str:

@@ -5,6 +5,7 @@ Lists folders and opens no image. What ``dataset.json`` says is read by ``candy_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def find_cases(folder: Path, description: DatasetDescription, split: Split) -> t
     listed = description.listed.get(split)
     if listed is not None:
         missing = [
-            f"{case.case_id}: {path} is listed in dataset.json and does not exist"
+            f"{case.case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}"
             for case in listed
             for path in (*case.images, *((case.label,) if case.label else ()))
             if not path.is_file()
@@ -70,6 +71,12 @@ def find_cases(folder: Path, description: DatasetDescription, split: Split) -> t
         hint = did_you_mean(case_id, channels)
         problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, a label is there.{hint}")
     return tuple(cases), problems
+
+
+def _unset(path: Path) -> str:
+    """Name the environment variables that a path still contains: those that are not set."""
+    variables = sorted(set(re.findall(r"\$\{?\w+\}?", str(path))))
+    return f"; set the environment variable {', '.join(variables)}" if variables else ""
 
 
 def _files(folder: Path, ending: str, problems: list[str]) -> list[tuple[Path, str]]:

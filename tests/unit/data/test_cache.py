@@ -60,7 +60,7 @@ def test_an_unchanged_dataset_is_checked_once_and_its_warnings_stay(dataset, tmp
     again = check_once(dataset, tmp_path / "store")
     assert looks == ["check"]
     assert first == again == check_dataset(dataset)
-    assert "labelsTr/a.nii: no foreground" in again.warnings
+    assert "labelsTr: no foreground in 1 of 2 cases: a" in again.warnings
 
 
 def change_a_voxel(dataset):

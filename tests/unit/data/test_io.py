@@ -145,7 +145,7 @@ def test_a_tiff_volume_takes_its_spacing_from_the_file_beside_it(tmp_path):
 def test_a_tiff_volume_without_spacing_counts_as_one_millimetre_and_says_so(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "case.tif", ramp((4, 5, 6), np.uint16), photometric="minisblack")
-    with pytest.warns(UserWarning, match=r"case\.json"):
+    with pytest.warns(UserWarning, match="without <case>.json"):
         image = load_image(tmp_path / "case.tif", is_label=True)
     assert np.array_equal(image.affine.numpy(), np.eye(4))
 

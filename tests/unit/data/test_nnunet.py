@@ -3,65 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from candy_monai.data.folds import kfold
 from candy_monai.data.nnunet import NNUNetDataset, check_dataset, list_cases, read_description
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
-
-AFFINE = np.diag([1.0, 1.5, 3.0, 1.0])
-SHAPE = (6, 5, 4)
-
-
-def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        Image.fromarray(array).save(path)
-    else:
-        nibabel.save(nibabel.Nifti1Image(array, affine), path)
-
-
-def label_of(ids: tuple[int, ...]) -> np.ndarray:
-    label = np.zeros(SHAPE, np.uint8)
-    for position, value in enumerate(ids):
-        label[position] = value
-    return label
-
-
-def describe(folder: Path, **changes: object) -> None:
-    content = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "liver": 1, "tumour": 2},
-        "numTraining": 3,
-        "file_ending": ".nii.gz",
-        **changes,
-    }
-    (folder / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-
-
-def make(folder: Path, ids=("a", "b", "c"), num_channels: int = 1, **changes: object) -> Path:
-    """Write a dataset in which the image of the i-th case holds 10 * i + channel."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, case_id in enumerate(ids):
-        for channel in range(num_channels):
-            image = np.full(SHAPE, 10 * index + channel, np.float32)
-            write(folder / "imagesTr" / f"{case_id}_{channel:04d}.nii.gz", image)
-        write(folder / "labelsTr" / f"{case_id}.nii.gz", label_of((1, 2)))
-    channels = {str(channel): f"c{channel}" for channel in range(num_channels)}
-    describe(folder, **{"channel_names": channels, "numTraining": len(ids), **changes})
-    return folder
+from tests.folders import AFFINE, SHAPE, describe, label_of, make, write
 
 
 def problems_of(folder: Path) -> str:
     return "\n".join(check_dataset(folder).problems)
-
-
-def warnings_of(folder: Path) -> str:
-    return "\n".join(check_dataset(folder).warnings)
 
 
 # --- the description
@@ -433,151 +386,3 @@ def test_groups_keep_frames_of_a_patient_together(tmp_path):
     train, validation = NNUNetDataset(make(tmp_path, ids)).fold(k=4, groups=r"patient(\d+)")
     assert len({case_id.split("_")[0] for case_id in validation.case_ids}) == 1
     assert (len(train), len(validation)) == (6, 2)
-
-
-# --- the check of everything
-
-
-def test_a_sound_dataset_has_neither_problems_nor_warnings(tmp_path):
-    report = check_dataset(make(tmp_path, num_channels=2))
-    assert (report.problems, report.warnings) == ((), ())
-
-
-def test_all_problems_of_all_cases_are_reported_at_once(tmp_path):
-    folder = make(tmp_path, ["a", "b", "c", "d"])
-    write(folder / "labelsTr" / "a.nii.gz", label_of((1, 255)))
-    write(folder / "labelsTr" / "b.nii.gz", np.full(SHAPE, 0.5, np.float32))
-    write(folder / "labelsTr" / "c.nii.gz", np.ones((6, 5, 3), np.uint8))
-    (folder / "imagesTr" / "d_0000.nii.gz").write_bytes(b"junk")
-    problems = check_dataset(folder).problems
-    assert len(problems) == 4
-    for name in ("labelsTr/a.nii.gz", "b.nii.gz", "labelsTr/c.nii.gz", "d_0000.nii.gz"):
-        assert any(name in problem for problem in problems)
-
-
-@pytest.mark.parametrize("keep", [0.7, 0.995])
-def test_a_truncated_file_is_found(tmp_path, keep):
-    path = make(tmp_path) / "imagesTr" / "b_0000.nii.gz"
-    write(path, np.random.RandomState(0).rand(*SHAPE).astype(np.float32))
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    assert "b_0000.nii.gz: found a file" in problems_of(tmp_path)
-
-
-def test_a_mask_of_0_and_255_is_found_with_a_remap(tmp_path):
-    make(tmp_path, labels={"background": 0, "liver": 1})
-    for case_id in "abc":
-        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of((255,)))
-    text = problems_of(tmp_path)
-    assert "labelsTr/a.nii.gz: unknown label ids 255; found 0, 255, expected 0, 1" in text
-    assert "remap a copy: 255 -> 1" in text
-
-
-def test_the_ignore_label_is_expected_in_label_files(tmp_path):
-    make(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2, "ignore": 3})
-    write(tmp_path / "labelsTr" / "a.nii.gz", label_of((1, 2, 3)))
-    assert problems_of(tmp_path) == ""
-
-
-def test_a_nan_in_an_image_is_counted(tmp_path):
-    image = np.zeros(SHAPE, np.float32)
-    image[0, 0, :2] = np.nan
-    write(make(tmp_path) / "imagesTr" / "a_0000.nii.gz", image)
-    assert "imagesTr/a_0000.nii.gz: 2 values are NaN or infinite" in problems_of(tmp_path)
-
-
-def test_another_spacing_is_a_problem(tmp_path):
-    make(tmp_path, num_channels=2)
-    write(tmp_path / "labelsTr" / "a.nii.gz", label_of((1, 2)), np.diag([1.0, 1.5, 2.0, 1.0]))
-    write(tmp_path / "imagesTr" / "c_0001.nii.gz", np.zeros(SHAPE), np.diag([2.0, 1.5, 3.0, 1.0]))
-    report = check_dataset(tmp_path)
-    assert len(report.problems) == 2
-    assert any("labelsTr/a.nii.gz: spacing (1.0, 1.5, 2.0) mm" in problem for problem in report.problems)
-    assert any("imagesTr/c_0001.nii.gz: spacing (2.0, 1.5, 3.0) mm" in problem for problem in report.problems)
-
-
-@pytest.mark.parametrize("name", ["labelsTr/b.nii.gz", "imagesTr/b_0001.nii.gz"])
-@pytest.mark.parametrize(("axis", "offset_mm", "is_wrong"), [(0, 0.6, True), (2, -1.4, False), (2, -1.6, True)])
-def test_an_origin_off_by_more_than_half_a_voxel_is_a_problem_and_below_a_warning(
-    tmp_path, name, axis, offset_mm, is_wrong
-):
-    make(tmp_path, num_channels=2)
-    moved = AFFINE.copy()  # voxels of 1 x 1.5 x 3 mm
-    moved[axis, 3] = offset_mm
-    write(tmp_path / name, label_of((1, 2)), moved)
-    report = check_dataset(tmp_path)
-    assert (len(report.problems), len(report.warnings)) == (int(is_wrong), int(not is_wrong))
-    (text,) = (*report.problems, *report.warnings)
-    assert text.startswith(f"{name}: origin")
-    assert "b_0000.nii.gz" in text
-    assert str(abs(offset_mm)) in text
-
-
-@pytest.mark.parametrize(("cosine", "is_wrong"), [(0.02, True), (0.009, False)])
-def test_a_turned_label_is_a_problem_and_one_within_rounding_a_warning(tmp_path, cosine, is_wrong):
-    make(tmp_path)
-    turn = np.array([[(1 - cosine**2) ** 0.5, -cosine], [cosine, (1 - cosine**2) ** 0.5]])
-    turned = AFFINE.copy()
-    turned[:2, :2] = turn @ AFFINE[:2, :2]
-    write(tmp_path / "labelsTr" / "b.nii.gz", label_of((1, 2)), turned)
-    report = check_dataset(tmp_path)
-    assert (len(report.problems), len(report.warnings)) == (int(is_wrong), int(not is_wrong))
-
-
-def test_a_flipped_label_is_a_problem_that_shows_both_directions(tmp_path):
-    make(tmp_path)
-    flipped = np.diag([-1.0, 1.5, 3.0, 1.0])
-    flipped[0, 3] = SHAPE[0] - 1  # covers the same space
-    write(tmp_path / "labelsTr" / "b.nii.gz", label_of((1, 2)), flipped)
-    (problem,) = check_dataset(tmp_path).problems
-    assert "labelsTr/b.nii.gz: directions [[-1.0, 0.0, 0.0]" in problem
-    assert "b_0000.nii.gz has [[1.0, 0.0, 0.0]" in problem
-
-
-def test_channels_of_different_shapes_are_a_problem(tmp_path):
-    make(tmp_path, num_channels=2)
-    write(tmp_path / "imagesTr" / "a_0001.nii.gz", np.zeros((6, 5, 3), np.float32))
-    assert "imagesTr/a_0001.nii.gz: shape (6, 5, 3)" in problems_of(tmp_path)
-    with pytest.raises(ImageReadError, match="channels have different shapes"):
-        NNUNetDataset(tmp_path)[0]
-
-
-def test_a_case_without_foreground_and_a_class_without_a_case_are_warnings(tmp_path):
-    make(tmp_path)
-    for case_id in "abc":
-        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of(() if case_id == "a" else (1,)))
-    assert problems_of(tmp_path) == ""
-    assert "labelsTr/a.nii.gz: no foreground" in warnings_of(tmp_path)
-    assert "no training case contains the label ids [2]" in warnings_of(tmp_path)
-
-
-def test_a_wrong_number_of_training_cases_is_a_problem_of_the_check_and_stops_no_loading(tmp_path):
-    make(tmp_path, numTraining=5)
-    assert "numTraining is 5, found 3 cases" in problems_of(tmp_path)
-    assert len(NNUNetDataset(tmp_path)) == 3
-
-
-def test_the_check_of_a_missing_folder_is_one_problem(tmp_path):
-    report = check_dataset(tmp_path / "none")
-    assert len(report.problems) == 1
-    assert "no such folder" in report.problems[0]
-
-
-@pytest.mark.realdata
-def test_a_real_dataset_of_200_cases_is_checked_in_seconds(real_dataset):
-    report = check_dataset(real_dataset("Dataset004_Hippocampus"), num_workers=1)
-    assert report.problems == ()
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize(
-    "name", ["Dataset027_ACDC", "Dataset056_PICAI2ch", "Dataset121_DRIVE", "Dataset134_MSDLungPatches2D"]
-)
-def test_real_datasets_have_no_problems(real_dataset, name):
-    assert check_dataset(real_dataset(name)).problems == ()
-
-
-def test_a_dataset_without_any_foreground_is_a_problem(tmp_path):
-    make(tmp_path)
-    for case_id in "abc":
-        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of(()))
-    assert "no training case has any foreground" in problems_of(tmp_path)

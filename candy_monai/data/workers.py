@@ -1,0 +1,57 @@
+"""How many cases may be worked on at once: by processors, and by the memory that is free. Runs nothing itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from candy_monai.data.io import read_geometry
+from candy_monai.errors import CandyError
+
+if TYPE_CHECKING:
+    from candy_monai.data.nnunet_description import NNUNetCase
+
+_BYTES_PER_VOXEL = 48
+"""Peak of decoding, normalising and resampling one channel with its label: a few copies in 4 and 8 bytes."""
+
+_USABLE_SHARE = 0.6
+
+
+def case_workers(cases: Sequence[NNUNetCase], *, limit: int = 8) -> int:
+    """Return how many threads may each hold a case: at least 1.
+
+    The largest file stands for the largest case; where its header cannot be read, processors alone decide.
+
+    Args:
+        cases: The cases.
+        limit: Threads at most.
+    """
+    most = max(1, min(os.cpu_count() or 1, limit, len(cases)))
+    free = free_memory_bytes()
+    if most == 1 or free is None:
+        return most
+    return max(1, min(most, int(_USABLE_SHARE * free / max(1, _largest_bytes(cases)))))
+
+
+def free_memory_bytes() -> int | None:
+    """Return the memory that programs may still take; ``None`` where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _largest_bytes(cases: Sequence[NNUNetCase]) -> int:
+    try:
+        largest = max(cases, key=lambda case: case.images[0].stat().st_size)
+        geometry = read_geometry(largest.images[0])
+    except (OSError, CandyError, IndexError):
+        return 0
+    channels = max(len(largest.images), geometry.num_channels)
+    return _BYTES_PER_VOXEL * math.prod(geometry.spatial_shape) * (channels + 1) // 2
