@@ -233,7 +233,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    """Add ``--out`` and ``--store``."""
+    """Add ``--out``, ``--store`` and ``--store-precision``."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -246,4 +246,10 @@ def add_out(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder of preprocessed cases (default: .store in the folder of --out)",
+    )
+    parser.add_argument(
+        "--store-precision",
+        choices=("float32", "float16"),
+        default="float32",
+        help="type of the preprocessed images; float16 takes half the space (default: float32)",
     )

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         store=args.store,
         out=args.out,
         device=resolve_device(args.device),
+        precision=args.store_precision,
         on_progress=print,
     )
     for warning in prepared.warnings:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,16 +17,21 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 import numpy as np
+import torch
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.inspection import CaseSource, case_seed, dataset_digest
+from candy_monai.data.digest import CaseSource, case_seed, dataset_digest
+from candy_monai.data.grid import planned_shape
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessor
+from candy_monai.data.workers import case_workers
 from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
 from candy_monai.files import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from candy_monai.data.fingerprint import Fingerprint
 
 StoredPrecision = Literal["float32", "float16"]
 
@@ -98,7 +103,7 @@ class CaseStore:
             folder: Where stores lie. This one gets a folder of its own inside, named by ``store_name``, so that cases
                 of another content or plan are never mixed up with these.
             num_workers: Threads; decoding and resampling release Python's lock, and threads cost no start-up. ``None``
-                takes one a processor, at most 8. Memory stays at so many cases.
+                takes one a processor, at most 8, and fewer where cases would not fit into memory.
             precision: Type of the stored images; float16 halves them.
             on_progress: Called with the number of cases done and of all cases, in this thread.
 
@@ -115,13 +120,14 @@ class CaseStore:
             if paths.is_complete():
                 return None
             try:
-                case = preprocessor.apply(*dataset.load(index))
+                image, label = dataset.load(index)
+                case = preprocessor.apply(image, label.to(torch.int16))
             except CandyError as error:
                 return f"{case_ids[index]}: {error}"
             _write(case, paths, plan, precision)
             return None
 
-        with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
+        with ThreadPoolExecutor(num_workers or case_workers(dataset.cases)) as pool:
             futures = [pool.submit(prepare, index) for index in range(len(case_ids))]
             try:
                 for future in as_completed(futures):
@@ -193,6 +199,14 @@ class CaseStore:
             },
             geometry=CaseGeometry.from_dict(index["geometry"]),
         )
+
+
+def store_bytes(fingerprint: Fingerprint, plan: Plan, *, precision: StoredPrecision = "float32") -> int:
+    """Return what the stored images and labels of a dataset will take on disk, from its fingerprint alone."""
+    size = np.dtype(precision).itemsize * len(plan.channel_names)
+    highest = max((label_id for case in fingerprint.cases for label_id in case.class_voxels), default=0)
+    size += _label_type(highest).itemsize
+    return sum(math.prod(planned_shape(case, plan.orientation, plan.spacing_mm)) * size for case in fingerprint.cases)
 
 
 def store_name(dataset: CaseSource, plan: Plan, *, precision: StoredPrecision = "float32") -> str:

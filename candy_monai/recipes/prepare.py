@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.cache import check_once, inspect_once
-from candy_monai.data.inspection import Fingerprint
+from candy_monai.data.fingerprint import Fingerprint
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.planning import Plan, plan
-from candy_monai.data.store import CaseStore
-from candy_monai.errors import DatasetError, SettingsError
+from candy_monai.data.store import CaseStore, StoredPrecision, store_bytes, store_name
+from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 
 USABLE_SHARE = 0.7
@@ -91,6 +92,7 @@ def prepare_dataset(
     store: PathLike | None,
     out: PathLike,
     device: str,
+    precision: StoredPrecision = "float32",
     memory_factor: float = 1.0,
     check_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -103,6 +105,7 @@ def prepare_dataset(
         store: The folder for everything derived from datasets; None for ``<out>/.store``.
         out: The folder of the experiments.
         device: Where the training will be; its memory bounds the patch.
+        precision: Type of the stored images; float16 halves them.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, which plans are made for.
         check_plan: Raises if training could not follow the plan, before the cases are preprocessed for it.
         on_progress: Told what is being done.
@@ -110,6 +113,7 @@ def prepare_dataset(
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
         SettingsError: If an override is unknown or does not fit.
+        BadInputError: If the preprocessed cases would not fit on the disk.
     """
     say = on_progress or (lambda _message: None)
     store_folder = store_of(store, out)
@@ -124,9 +128,30 @@ def prepare_dataset(
     made = plan(fingerprint, memory_bytes=bound, overrides=overrides)
     if check_plan is not None:
         check_plan(made)
-    say(f"Preprocessing {len(raw)} cases")
-    cases = CaseStore.build(raw, made, store_folder)
+    needed = store_bytes(fingerprint, made, precision=precision)
+    _check_space(store_folder / store_name(raw, made, precision=precision), needed)
+    say(f"Preprocessing {len(raw)} cases: {_size(needed)} in {store_folder}")
+    cases = CaseStore.build(raw, made, store_folder, precision=precision)
     return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.warnings)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Refuse to start what the disk cannot hold; what an earlier call has already stored there counts."""
+    existing = next(path for path in folder.absolute().parents if path.exists())
+    stored = sum(path.stat().st_size for path in folder.glob("*.npy")) if folder.is_dir() else 0
+    free = shutil.disk_usage(existing).free
+    if needed - stored > free:
+        raise BadInputError(
+            f"{folder.parent}: the preprocessed cases take {_size(needed)}, and {_size(free)} are free there; choose "
+            "another --store, a coarser --set spacing_mm=..., or --store-precision float16, which halves the images"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}"
+    return f"{num_bytes / 1e3:.3g} kB"
 
 
 def device_memory(device: str) -> int | None:

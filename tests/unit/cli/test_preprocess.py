@@ -31,6 +31,7 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
         "store": Path("s"),
         "out": Path("o"),
         "device": "cpu",
+        "precision": "float32",
     }
     shown = capsys.readouterr()
     assert shown.out.startswith("Preprocessing 2 cases\n")

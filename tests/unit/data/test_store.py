@@ -12,7 +12,7 @@ from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.planning import plan
 from candy_monai.data.preprocessing import Preprocessor
-from candy_monai.data.store import ANNOTATED, CaseStore, _places, store_name
+from candy_monai.data.store import ANNOTATED, CaseStore, _places, store_bytes, store_name
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
 
@@ -203,3 +203,11 @@ def test_real_datasets_of_every_kind_are_stored(real_dataset, tmp_path, name):
         case = store.load(case_id)
         assert case.image.shape == (len(made.channel_names), *case.geometry.resampled_shape)
         assert case.label.shape == (1, *case.geometry.resampled_shape)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_size_is_known_before_anything_is_preprocessed(dataset, made_plan, tmp_path, precision):
+    expected = store_bytes(inspect(dataset), made_plan, precision=precision)
+    store = CaseStore.build(dataset, made_plan, tmp_path, precision=precision)
+    arrays = [np.load(path) for path in store.folder.glob("*.npy") if ".places." not in path.name]
+    assert expected == sum(array.nbytes for array in arrays)

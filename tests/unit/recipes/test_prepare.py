@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +60,17 @@ def test_a_folder_that_is_no_dataset_says_what_is_missing(tmp_path, missing):
     with pytest.raises(DatasetError, match=missing):
         _prepare(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_cases_that_the_disk_cannot_hold_are_refused_with_both_sizes(phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
+    with pytest.raises(BadInputError, match=r"cases take .* kB, and 1 kB are free"):
+        _prepare(phantom, tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_the_size_is_said_before_preprocessing(phantom, tmp_path):
+    said = []
+    _prepare(phantom, tmp_path, on_progress=said.append)
+    assert said[-1].startswith("Preprocessing 3 cases: ")
+    assert " kB in " in said[-1]
