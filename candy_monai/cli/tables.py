@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
-    from candy_monai.data.inspection import Fingerprint
+    from candy_monai.data.explanation import Choice
+    from candy_monai.data.fingerprint import Fingerprint
     from candy_monai.data.planning import Plan
+
+
+_MOST_LABELS = 40
 
 
 def fingerprint_table(fingerprint: Fingerprint) -> Table:
@@ -33,17 +38,31 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
                 f"mean {whole.mean:.4g}, deviation {whole.std:.4g}, {whole.min:.4g} to {whole.max:.4g}",
             )
         )
-    for name, ids in fingerprint.labels.items():
-        wanted = {ids} if isinstance(ids, int) else set(ids)
-        number = sum(any(case.class_voxels.get(label_id) for label_id in wanted) for case in cases)
-        rows.append((f"label {name}", f"id {_listed(sorted(wanted))}, in {number} of {len(cases)} cases"))
+    rows += _label_rows(fingerprint)
     if fingerprint.ignore_label is not None:
         rows.append(("ignored", f"id {fingerprint.ignore_label}"))
     return _table(f"Dataset {fingerprint.dataset_name}", rows)
 
 
+def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
+    """Say of each label how large it is and where; of very many, of the first ones."""
+    cases, rows = fingerprint.cases, []
+    total = sum(sum(case.class_voxels.values()) for case in cases)
+    for name, ids in list(fingerprint.labels.items())[:_MOST_LABELS]:
+        wanted = (ids,) if isinstance(ids, int) else tuple(ids)
+        voxels = [sum(case.class_voxels.get(label_id, 0) for label_id in wanted) for case in cases]
+        share = f"{100 * sum(voxels) / total:.2g} % of the voxels"
+        number = sum(count > 0 for count in voxels)
+        rows.append((f"label {name}", f"id {_listed(sorted(wanted))}, {share}, in {number} of {len(cases)} cases"))
+    if len(fingerprint.labels) > _MOST_LABELS:
+        rows.append(("", f"and {len(fingerprint.labels) - _MOST_LABELS} labels more: --json lists them all"))
+    return rows
+
+
 def plan_table(plan: Plan) -> Table:
     """Lay out the entries of a plan that say most about a training."""
+    from candy_monai.data.values import named
+
     normalization = ", ".join(
         f"{name}: {entry.scheme}" for name, entry in zip(plan.channel_names, plan.normalization, strict=True)
     )
@@ -52,7 +71,7 @@ def plan_table(plan: Plan) -> Table:
         ("spacing_mm", "as stored" if plan.spacing_mm is None else _sizes(plan.spacing_mm)),
         ("median_shape", _sizes(plan.median_shape)),
         ("normalization", normalization),
-        ("num_classes", f"{plan.num_classes} ({', '.join(plan.class_names)})"),
+        ("num_classes", f"{plan.num_classes} ({named(plan.class_names, limit=12)})"),
         ("patch_shape", _sizes(plan.patch_shape)),
         ("batch_size", str(plan.batch_size)),
         ("filters", _listed(plan.filters)),
@@ -60,6 +79,18 @@ def plan_table(plan: Plan) -> Table:
         ("num_epochs", f"{plan.num_epochs} of {plan.iterations_per_epoch} steps"),
     ]
     return _table("Plan", rows)
+
+
+def explanation_text(choices: Sequence[Choice]) -> Text:
+    """Lay out a plan's choices, each with its reason and how to override it."""
+    from rich.text import Text
+
+    text = Text()
+    for choice in choices:
+        text.append(f"{choice.name}: {choice.value}\n", style="bold")
+        text.append(f"  {choice.reason}\n")
+        text.append(f"  To change it: {choice.remedy}\n", style="dim")
+    return text
 
 
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candy_monai.errors import BadInputError
-from candy_monai.plotting.figures import FAINT, INK, RULE, new_figure, save_figure
+from candy_monai.plotting.figures import FAINT, INK, new_figure, prepare_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | Non
         raise BadInputError(f"{len(epochs)} positions were given for {len(numbers)} values of {name!r}")
     figure = new_figure(7.0, 3.6)
     axes = figure.add_axes((0.11, 0.15, 0.86, 0.73))
-    _prepare(axes, name)
+    prepare_axes(axes, _plain(name))
     _draw(axes, epochs, numbers, color=_color_of(name))
     _mark_best(axes, name, epochs, numbers)
     _finish(axes, name, epochs, [numbers])
@@ -141,7 +141,7 @@ def _panel(
 ) -> None:
     title = names[0].removeprefix(_VALIDATION) if len(names) > 1 else names[0]
     longest, last = epochs_done_and_shown
-    _prepare(axes, title)
+    prepare_axes(axes, _plain(title))
     epochs = np.arange(1, longest + 1, dtype=float)
     drawn = []
     for name in names:
@@ -193,17 +193,6 @@ def _draw_forecast(axes: Axes, forecast: ScoreForecast) -> None:
         fontsize=8,
         color=_FORECAST_COLOR,
     )
-
-
-def _prepare(axes: Axes, title: str) -> None:
-    axes.set_title(_plain(title), loc="left", fontsize=10.5, color=INK, fontweight="bold", parse_math=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(RULE)
-    axes.tick_params(colors=FAINT, labelsize=8.5, length=3, color=RULE)
-    axes.grid(visible=True, color=RULE, linewidth=0.6, alpha=0.7)
-    axes.set_axisbelow(True)
 
 
 def _draw(

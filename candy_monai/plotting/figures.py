@@ -8,6 +8,8 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -52,6 +54,30 @@ def figure_of(pixels: Pixels) -> NotebookFigure:
     axes.set_axis_off()
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
     return figure
+
+
+def prepare_axes(axes: Axes, title: str) -> None:
+    """Give axes a title at the left, faint rules, and no frame at the top and the right.
+
+    Args:
+        axes: Changed.
+        title: Plain text: nothing in it is read as a formula.
+    """
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", parse_math=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(RULE)
+    axes.tick_params(colors=FAINT, labelsize=8.5, length=3, color=RULE)
+    axes.grid(visible=True, color=RULE, linewidth=0.6, alpha=0.7)
+    axes.set_axisbelow(True)
+
+
+def pixels_of(figure: Figure) -> Pixels:
+    """Return a figure as ``(H, W, 3)`` pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def save_figure(figure: Figure, path: PathLike) -> Path:

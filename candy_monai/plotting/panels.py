@@ -73,6 +73,39 @@ def case_panel(
     return canvas
 
 
+def case_tile(
+    image: ImageLike,
+    label: ImageLike,
+    *,
+    size: int = 256,
+    spacing_mm: Sequence[float] | None = None,
+    orientation: str | None = None,
+) -> Pixels:
+    """Draw the most telling slice of a case with its label over it, in a square.
+
+    Args:
+        image: ``(C, *spatial)``.
+        label: ``(1, *spatial)`` label ids.
+        size: Of the square in pixels.
+        spacing_mm: Of the three axes of a volume; by default the image's affine tells.
+        orientation: Axis codes of a volume; by default the image's affine tells.
+
+    Returns:
+        ``(size, size, 3)`` 8 bit, on black.
+
+    Raises:
+        BadInputError: If shapes do not fit.
+    """
+    case = CasePictures(image, [label], num_spatial=spatial_axes(label), spacing_mm=spacing_mm, orientation=orientation)
+    plane = max(case.planes, key=lambda plane: _fineness(case, plane))
+    wide, high = case.size_mm(plane)
+    height, width = (max(1, round(size * side / max(wide, high))) for side in (high, wide))
+    canvas = drawing.blank(size, size, (0, 0, 0))
+    box = Box(left=(size - width) // 2, top=(size - height) // 2, width=width, height=height)
+    paste(canvas, box, case.plane(plane, (height, width), image=True, layer=0))
+    return canvas
+
+
 def _fineness(case: CasePictures, plane: Plane) -> float:
     wide, high = case.size_mm(plane)
     return plane.cut(case.ids[0], 0).size / (wide * high)

@@ -56,7 +56,7 @@ def test_problems_are_listed_in_json_too(tmp_path, capsys):
 
 
 def test_problems_that_only_reading_shows_count_too(dataset, monkeypatch, capsys):
-    def inspect_dataset(_dataset):
+    def inspect_dataset(_dataset, **_options):
         raise DatasetError("data", ["case_001: NaN"])
 
     monkeypatch.setattr("candy_monai.data.inspection.inspect", inspect_dataset)
@@ -78,3 +78,23 @@ def test_names_with_brackets_are_shown_verbatim(dataset, capsys):
     finally:
         (dataset / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     assert "Dataset [red]name[/red]" in capsys.readouterr().out
+
+
+def test_explain_says_why_and_how_to_change_each_choice(dataset, capsys):
+    assert inspect(dataset, "--explain") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "patch_shape: " in shown
+    assert "To change it: --set batch_size=" in shown
+
+
+def test_out_gets_the_picture_and_the_same_json(dataset, tmp_path, capsys):
+    assert inspect(dataset, "--out", tmp_path / "new" / "folder", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "new" / "folder" / "inspection.json").read_text()) == printed
+    assert {entry["name"] for entry in printed["explanation"]} >= {"batch_size", "spacing_mm"}
+    assert (tmp_path / "new" / "folder" / "inspection.png").stat().st_size > 10_000
+
+
+def test_out_inside_the_dataset_is_refused(dataset, capsys):
+    assert inspect(dataset, "--out", dataset / "pictures") == 2
+    assert "never written to" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""A dataset in one picture: charts of its fingerprint above a sheet of some of its cases. Never writes into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.errors import CandyError, SettingsError
+from candy_monai.recipes.loaders import evenly
+
+if TYPE_CHECKING:
+    from candy_monai.data.fingerprint import Fingerprint
+
+PICTURE, INSPECTION = "inspection.png", "inspection.json"
+_MOST_CASES = 12
+_TILE = 220
+_WIDTH = 1392
+
+
+def refuse_inside(path: PathLike, dataset: PathLike) -> None:
+    """Refuse a place to write to that lies inside a dataset.
+
+    Raises:
+        SettingsError: If it does.
+    """
+    if Path(path).resolve().is_relative_to(Path(dataset).resolve()):
+        raise SettingsError(f"{path}: inside the dataset, which is never written to; choose another folder")
+
+
+def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: PathLike) -> Path:
+    """Draw a dataset into ``inspection.png``.
+
+    Cases are loaded one at a time.
+
+    Args:
+        dataset: The dataset.
+        fingerprint: What was found in it.
+        folder: Where the picture goes; made when missing.
+
+    Returns:
+        The picture.
+
+    Raises:
+        SettingsError: If the folder lies inside the dataset.
+    """
+    from candy_monai.plotting import drawing
+    from candy_monai.plotting.charts import fingerprint_figure
+    from candy_monai.plotting.display import save_png
+    from candy_monai.plotting.figures import pixels_of
+    from candy_monai.plotting.panels import case_tile
+
+    refuse_inside(folder, dataset.folder)
+    tiles, captions = [], []
+    for case_id in evenly(dataset.case_ids, _MOST_CASES):
+        try:
+            image, label = dataset.subset([case_id]).load(0)
+            tiles.append(case_tile(image, label, size=_TILE))
+        except CandyError:
+            continue  # the check names what is wrong with it
+        captions.append(case_id)
+    count = len(fingerprint.cases)
+    title = f"{fingerprint.dataset_name}: {count} {'case' if count == 1 else 'cases'}"
+    heading = drawing.line_of_text(title, _WIDTH, 22, bold=True)
+    parts = [heading, pixels_of(fingerprint_figure(fingerprint))]
+    if tiles:
+        parts.append(drawing.contact_sheet(tiles, captions=captions, columns=6))
+    return save_png(drawing.framed(drawing.stacked(parts, gap=6), 10), Path(folder) / PICTURE)
