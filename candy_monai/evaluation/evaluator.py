@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from monai.data import MetaTensor
@@ -26,6 +26,7 @@ from candy_monai.metrics.overlap import count_overlap
 from candy_monai.metrics.surface import SURFACE_METRICS, surface_metrics
 
 _HIGHEST_ID = 65_535
+_IGNORED = 2
 
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """Takes a prediction and its reference, as they were given or loaded, to one number for the case."""
@@ -44,6 +45,8 @@ class Evaluator:
             in `predict_and_evaluate` what the predictor says.
         ignore_label: Voxels with this id in the reference count for nothing; the user's own metrics see them.
         include_background: Whether class 0 is measured, too; it takes no part in means over classes.
+        regions: Unions of ids to measure instead of single ids, each under its place, counted from 1; `None` takes the
+            predictor's in `predict_and_evaluate`.
         tolerance_mm: For ``surface_dice``.
 
     Raises:
@@ -56,6 +59,7 @@ class Evaluator:
         num_classes: int | None = None,
         ignore_label: int | None = None,
         include_background: bool = False,
+        regions: Sequence[Sequence[int]] | None = None,
         tolerance_mm: float = 1.0,
     ) -> None:
         if num_classes is not None and num_classes < 1:
@@ -66,6 +70,7 @@ class Evaluator:
         self._num_classes = num_classes
         self._ignore_label = ignore_label
         self._include_background = include_background
+        self._regions = None if regions is None else tuple(tuple(ids) for ids in regions)
         self._tolerance_mm = tolerance_mm
 
     def evaluate(
@@ -86,7 +91,9 @@ class Evaluator:
             BadInputError: If there is nothing to compare, or something does not match; every such name is listed.
         """
         pairs = pair_up(predictions, references, names=("prediction", "reference"))
-        return self._evaluated(map(_loaded, pairs), self._num_classes, self._ignore_label, on_case)
+        return self._evaluated(
+            map(_loaded, pairs), self._num_classes, self._ignore_label, on_case, regions=self._regions
+        )
 
     def evaluate_dataset(
         self, dataset: SupervisedDataset, *, on_case: Callable[[str], None] | None = None
@@ -97,7 +104,8 @@ class Evaluator:
             prediction, reference = dataset[index]
             return _Case(case_id=dataset.case_ids[index], prediction=prediction, reference=reference)
 
-        return self._evaluated(map(case, range(len(dataset.case_ids))), self._num_classes, self._ignore_label, on_case)
+        cases = map(case, range(len(dataset.case_ids)))
+        return self._evaluated(cases, self._num_classes, self._ignore_label, on_case, regions=self._regions)
 
     def predict_and_evaluate(
         self,
@@ -130,6 +138,9 @@ class Evaluator:
             if problems := [case.problem for case in cases if case.problem is not None]:
                 raise BadInputError("\n  - ".join([f"{images}: cannot be predicted as it is:", *problems]))
             images = {case.case_id: case.files for case in cases}
+        regions = self._regions
+        if regions is None and plan is not None and plan.regions:
+            regions = tuple(region.ids for region in plan.regions)
         pairs = pair_up(images, references, names=("image", "reference"))
 
         def predicted(pair: Pair) -> _Case:
@@ -140,7 +151,7 @@ class Evaluator:
                 files=(None, pair.files[1]),
             )
 
-        return self._evaluated(map(predicted, pairs), num_classes, ignore_label, on_case)
+        return self._evaluated(map(predicted, pairs), num_classes, ignore_label, on_case, regions=regions)
 
     def _evaluated(
         self,
@@ -148,17 +159,24 @@ class Evaluator:
         num_classes: int | None,
         ignore_label: int | None,
         on_case: Callable[[str], None] | None,
+        *,
+        regions: Sequence[Sequence[int]] | None,
     ) -> EvalResult:
         measured = []
         for case in cases:
-            measured.append(self._measured(case, num_classes, ignore_label))
+            if regions is None or not self._names:
+                measured.append(self._measured(case, num_classes, ignore_label))
+            else:
+                measured.append(self._measured_regions(case, regions, ignore_label))
             if on_case is not None:
                 on_case(case.case_id)
         classes = sorted({index for case in measured for index in case.classes}) or [1] * bool(self._names)
         return EvalResult(cases=tuple(self._finished(case, classes) for case in measured))
 
-    def _measured(self, case: _Case, num_classes: int | None, ignore_label: int | None) -> _Measured:
-        values = {name: _number(case, name, metric) for name, metric in self._own.items()}
+    def _measured(
+        self, case: _Case, num_classes: int | None, ignore_label: int | None, *, with_own: bool = True
+    ) -> _Measured:
+        values = {name: _number(case, name, metric) for name, metric in self._own.items()} if with_own else {}
         if not self._names:
             return _Measured(case_id=case.case_id, files=case.files, values=values, classes={}, counts={}, num_voxels=0)
         prediction, reference = _label_ids(case)
@@ -185,6 +203,24 @@ class Evaluator:
             classes[index] = {name: metrics[name] for name in self._names}
         return _Measured(
             case_id=case.case_id, files=case.files, values=values, classes=classes, counts=counts, num_voxels=num_voxels
+        )
+
+    def _measured_regions(self, case: _Case, regions: Sequence[Sequence[int]], ignore_label: int | None) -> _Measured:
+        """Measure each region as the only class of label maps that hold 1 inside of it."""
+        prediction, reference = _label_ids(case)
+        parts = []
+        for ids in regions:
+            united = torch.tensor(tuple(ids), device=reference.device)
+            inside, expected = (torch.isin(labels, united).long() for labels in (prediction, reference))
+            if ignore_label is not None:
+                expected = expected.masked_fill(reference == ignore_label, _IGNORED)
+            part = replace(case, prediction=_like(inside, case.prediction), reference=_like(expected, case.reference))
+            parts.append(self._measured(part, 2, _IGNORED, with_own=False))
+        return replace(
+            parts[0],
+            values={name: _number(case, name, metric) for name, metric in self._own.items()},
+            classes={place: part.classes[1] for place, part in enumerate(parts, start=1)},
+            counts={place: part.counts[1] for place, part in enumerate(parts, start=1)},
         )
 
     def _surfaces(
@@ -275,6 +311,11 @@ def _number(case: _Case, name: str, metric: Metric) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise BadInputError(f"{name} returned a tensor of shape {tuple(value.shape)}, expected one number for the case")
     return float(value)
+
+
+def _like(ids: Tensor, tensor: Tensor) -> Tensor:
+    """Give ids the metadata of the tensor that they were made of, if it has any."""
+    return MetaTensor(ids, meta=dict(tensor.meta)) if isinstance(tensor, MetaTensor) else ids
 
 
 def _label_ids(case: _Case) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ class EnsemblePredictor(CasePredictor):
             self._mean_bricks(case),
             first.preprocessor,
             axis=first.slowest_axis(image.shape[1:]),
+            paints=first.paints,
             are_probabilities=True,
             with_probabilities=probabilities,
             device=first.device(),
@@ -100,9 +101,9 @@ class EnsemblePredictor(CasePredictor):
         on_disk = self.goes_to_disk(case)
         streams = [member.bricks(image, case_id=case.case_id, on_disk=on_disk) for member in self.members]
         for bricks in zip(*streams, strict=True):
-            mean = as_probabilities(bricks[0].scores(), preprocessor)
+            mean = as_probabilities(bricks[0].scores(), paints=paints)
             for brick in bricks[1:]:
-                mean += as_probabilities(brick.scores(), preprocessor)
+                mean += as_probabilities(brick.scores(), paints=paints)
             yield Brick(place=bricks[0].place, sums=mean.div_(len(bricks)))
 
     def _averaged_on_the_file_s_grid(self, case: PreparedCase, probabilities: bool) -> Prediction:

@@ -143,9 +143,18 @@ class Predictor(CasePredictor, HasDevice):
             self.bricks(image, case_id=case.case_id, on_disk=self.goes_to_disk(case)),
             self.preprocessor,
             axis=self.slowest_axis(image.shape[1:]),
+            paints=self.paints,
             with_probabilities=probabilities,
             device=self.device(),
         )
+
+    @property
+    def paints(self) -> tuple[int, ...]:
+        """The id that each channel paints where classes are overlapping regions; empty where they are not."""
+        if self.preprocessor is not None:
+            return self.preprocessor.paints
+        regions = self.description.get("regions")
+        return tuple(region["paints"] for region in regions) if isinstance(regions, list) else ()
 
     def bricks(self, image: Tensor, *, case_id: str = "", on_disk: bool = False) -> Iterator[Brick]:
         """Run the network on one preprocessed image and yield parts of its logits as they become final.
@@ -195,8 +204,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def plain_painter(self, shape: Shape) -> LabelPainter:
         """Return what turns probabilities of this network on any grid into ids on the same grid."""
-        paints = () if self.preprocessor is None else self.preprocessor.paints
-        return LabelPainter(shape, shape, paints=paints, threshold=0.5)
+        return LabelPainter(shape, shape, paints=self.paints, threshold=0.5)
 
     def describe_windows(self) -> dict[str, object] | None:
         """Return how images are cut into windows, in plain values; None where that is not ours to know."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from monai.data import MetaTensor
@@ -21,6 +21,7 @@ def build_prediction(
     preprocessor: Preprocessor | None,
     *,
     axis: int = 0,
+    paints: Sequence[int] = (),
     are_probabilities: bool = False,
     with_probabilities: bool = False,
     device: torch.device,
@@ -32,6 +33,7 @@ def build_prediction(
         bricks: Its scores, on the grid of its first preprocessed case.
         preprocessor: What preprocessed it; None if nothing did.
         axis: The axis along which the bricks come.
+        paints: The id that each channel paints where classes are overlapping regions.
         are_probabilities: Whether the scores are probabilities instead of logits.
         with_probabilities: Whether to return every class's probability.
         device: Where the scores are.
@@ -40,8 +42,8 @@ def build_prediction(
     geometry, size = preprocessed.geometry, tuple(preprocessed.image.shape[1:])
     if with_probabilities:
         scores = _assembled(bricks, size)
-        probabilities = scores if are_probabilities else as_probabilities(scores, preprocessor)
-        labels = _labels(scores, geometry, preprocessor, are_probabilities=are_probabilities)
+        probabilities = scores if are_probabilities else as_probabilities(scores, paints=paints)
+        labels = _labels(scores, geometry, preprocessor, paints, are_probabilities=are_probabilities)
         if preprocessor is not None:
             probabilities = preprocessor.restore(probabilities, geometry, probabilities=True)
         return Prediction(
@@ -49,15 +51,15 @@ def build_prediction(
             labels=_placed(labels, case),
             probabilities=_placed(probabilities, case),
         )
-    painter = _painter(geometry, size, preprocessor, axis=axis, are_probabilities=are_probabilities, device=device)
+    painter = _painter(geometry, size, preprocessor, paints, axis=axis, are_probabilities=are_probabilities, device=device)
     for brick in bricks:
         painter.add(brick.place, brick.scores() if painter.resamples or are_probabilities else brick.sums)
     return Prediction(case_id=case.case_id, labels=_placed(_painted(painter, geometry, preprocessor), case))
 
 
-def as_probabilities(scores: Tensor, preprocessor: Preprocessor | None) -> Tensor:
+def as_probabilities(scores: Tensor, *, paints: Sequence[int] = ()) -> Tensor:
     """Turn logits ``(K, *spatial)`` into probabilities: a softmax, or sigmoids for one channel and for regions."""
-    exclusive = len(scores) > 1 and (preprocessor is None or not preprocessor.paints)
+    exclusive = len(scores) > 1 and not paints
     return scores.softmax(0) if exclusive else scores.sigmoid()
 
 
@@ -89,12 +91,17 @@ def _assembled(bricks: Iterable[Brick], size: tuple[int, ...]) -> Tensor:
 
 
 def _labels(
-    scores: Tensor, geometry: CaseGeometry, preprocessor: Preprocessor | None, *, are_probabilities: bool
+    scores: Tensor,
+    geometry: CaseGeometry,
+    preprocessor: Preprocessor | None,
+    paints: Sequence[int],
+    *,
+    are_probabilities: bool,
 ) -> Tensor:
     if preprocessor is not None:
         return preprocessor.restore_labels(scores, geometry, probabilities=are_probabilities)
     size = tuple(scores.shape[1:])
-    painter = _painter(geometry, size, None, axis=0, are_probabilities=are_probabilities, device=scores.device)
+    painter = _painter(geometry, size, None, paints, axis=0, are_probabilities=are_probabilities, device=scores.device)
     painter.add(tuple(slice(0, extent) for extent in size), scores)
     return _painted(painter, geometry, None)
 
@@ -103,13 +110,14 @@ def _painter(
     geometry: CaseGeometry,
     size: tuple[int, ...],
     preprocessor: Preprocessor | None,
+    paints: Sequence[int],
     *,
     axis: int,
     are_probabilities: bool,
     device: torch.device,
 ) -> LabelPainter:
     if preprocessor is None:
-        return LabelPainter(size, size, threshold=0.5 if are_probabilities else 0.0, device=device)
+        return LabelPainter(size, size, paints=paints, threshold=0.5 if are_probabilities else 0.0, device=device)
     return preprocessor.label_painter(geometry, axis=axis, probabilities=are_probabilities, device=device)
 
 

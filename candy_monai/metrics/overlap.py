@@ -6,11 +6,13 @@ Distances between surfaces are MONAI's. What happens to absent classes is stated
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+_IGNORED = 2
 _VOXELS_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
 
 
@@ -73,6 +75,43 @@ def dice_per_class(
         ignore_index=ignore_index,
         batched=batched,
     ).dice
+
+
+def dice_per_region(
+    prediction: Tensor,
+    reference: Tensor,
+    regions: Sequence[Sequence[int]],
+    *,
+    ignore_index: int | None = None,
+    batched: bool | None = None,
+) -> Tensor:
+    """Compute the Dice of regions, each the union of some ids; they may overlap.
+
+    Args:
+        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
+        reference: Ids of the same shape.
+        regions: The ids of each region.
+        ignore_index: Voxels with this id in the reference count for nothing.
+        batched: Whether the first axis is cases; see `dice_per_class`.
+
+    Returns:
+        ``(regions,)`` for one case, ``(B, regions)`` for a batch, float32; NaN where the region is in neither.
+
+    Raises:
+        ValueError: If the shapes differ or are not those of label ids.
+    """
+    scores = []
+    for ids in regions:
+        united = torch.tensor(tuple(ids), device=reference.device)
+        masks = [
+            torch.isin(labels.detach().as_subclass(Tensor), united).to(torch.uint8)
+            for labels in (prediction, reference)
+        ]
+        if ignore_index is not None:
+            masks[1].masked_fill_(reference.as_subclass(Tensor) == ignore_index, _IGNORED)
+        ignored = None if ignore_index is None else _IGNORED
+        scores.append(dice_per_class(masks[0], masks[1], 2, ignore_index=ignored, batched=batched)[..., 0])
+    return torch.stack(scores, dim=-1)
 
 
 def iou_per_class(

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.data.normalization import usual_intensities
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
-from candy_monai.metrics.overlap import dice_per_class, labels_from_logits
+from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
+from candy_monai.nn.regions import RegionLoss, paint_regions
 from candy_monai.nn.schedules import AbsoluteLinearLR
 from candy_monai.training.setup import length
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from candy_monai.data.planning import Plan
+    from candy_monai.data.planning import Plan, Region
+
+_COLOURS = 3
+_BACKGROUND_DICE = "dice 0"
 
 
 class SegmentationTrainer(Trainer):
@@ -30,6 +38,8 @@ class SegmentationTrainer(Trainer):
 
     Attributes:
         num_classes: Classes, background included; 1 for a binary task with one logit and a sigmoid.
+        regions: Overlapping regions, an output channel and a sigmoid each; then ``num_classes`` is their number and the
+            background has no channel. Empty where classes exclude each other.
         include_background: Whether the soft Dice counts the background class and a Dice is reported for it.
         deep_supervision: Whether the network's outputs at lower resolutions take part in the loss.
         ignore_index: Label id that counts neither in the loss nor in the metrics.
@@ -42,6 +52,7 @@ class SegmentationTrainer(Trainer):
     """
 
     num_classes: int = 1
+    regions: Sequence[Region] = ()
     include_background: bool = True
     deep_supervision: bool = False
     ignore_index: int | None = None
@@ -55,16 +66,11 @@ class SegmentationTrainer(Trainer):
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:
-        """Refuse a plan that this trainer cannot follow.
+        """Refuse a plan that this trainer cannot follow; by default there is none.
 
         Raises:
-            BadInputError: If the labels are overlapping regions.
+            BadInputError: If a subclass's network cannot be built for it.
         """
-        if plan.regions:
-            raise BadInputError(
-                f"{plan.dataset_name}: its labels are overlapping regions, which {cls.__name__} cannot train on "
-                "yet; give each region an id of its own, or train on one of them with BinarizedDataset"
-            )
 
     def use_plan(self, plan: Plan) -> None:
         """Follow a plan: its classes, loss, learning rate and inference; score by Dice.
@@ -76,7 +82,7 @@ class SegmentationTrainer(Trainer):
         """
         self.check_plan(plan)
         self.plan = plan
-        self.num_classes = plan.num_classes
+        self.num_classes, self.regions = plan.num_classes, plan.regions
         self.ignore_index = plan.ignore_label
         self.deep_supervision = plan.deep_supervision
         self.score = "dice"
@@ -99,7 +105,10 @@ class SegmentationTrainer(Trainer):
     @override
     def build_criterion(self) -> nn.Module:
         criterion: nn.Module
-        if self.num_classes == 1:
+        if self.regions:
+            sigmoids = DiceBCELossWithLogits(self.num_classes, ignore_index=self.ignore_index)
+            criterion = RegionLoss(sigmoids, [region.ids for region in self.regions], ignore_index=self.ignore_index)
+        elif self.num_classes == 1:
             criterion = DiceBCELossWithLogits(1, ignore_index=self.ignore_index)
         else:
             criterion = DiceCELossWithLogits(
@@ -134,18 +143,29 @@ class SegmentationTrainer(Trainer):
             The score, and the loss, its parts and the Dice of each class.
         """
         loss, metrics = split_loss(toolbox.criterion(logits, label))
-        dice = dice_per_class(
-            labels_from_logits(logits, num_classes=self.num_classes),
-            label,
-            max(self.num_classes, 2),
-            include_background=True,
-            ignore_index=self.ignore_index,
-        )[0]
-        mean_dice = dice[1:].nanmean()
-        first = 0 if self.include_background and self.num_classes > 1 else 1
-        by_class = {f"dice {i}": dice[i] for i in range(first, len(dice))}
+        by_class = self._dice(self.predicted_ids(logits), label)
+        scored = [value for name, value in by_class.items() if self.regions or name != _BACKGROUND_DICE]
+        mean_dice = torch.stack(scored).nanmean()
         score = float(mean_dice) if self.score == "dice" else -float(loss)
         return score, {"combined loss": loss, **metrics, "dice": mean_dice, **by_class}
+
+    def predicted_ids(self, logits: Tensor) -> Tensor:
+        """Turn logits ``(B, C, *spatial)`` into label ids ``(B, 1, *spatial)``; regions are painted in their order."""
+        if self.regions:
+            return paint_regions(logits, [region.paints for region in self.regions])
+        return labels_from_logits(logits, num_classes=self.num_classes)
+
+    def _dice(self, prediction: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Return the Dice of the only case by the name that it is recorded under."""
+        if self.regions:
+            ids = [region.ids for region in self.regions]
+            scores = dice_per_region(prediction, label, ids, ignore_index=self.ignore_index)[0]
+            return {f"dice {region.name}": score for region, score in zip(self.regions, scores, strict=True)}
+        scores = dice_per_class(
+            prediction, label, max(self.num_classes, 2), include_background=True, ignore_index=self.ignore_index
+        )[0]
+        first = 0 if self.include_background and self.num_classes > 1 else 1
+        return {f"dice {index}": scores[index] for index in range(first, len(scores))}
 
     @override
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
@@ -164,16 +184,19 @@ class SegmentationTrainer(Trainer):
         from candy_monai.plotting.previews import save_preview_files
 
         plan = self.plan
+        if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
+            # Normalised by itself, each channel of a colour picture would be as bright as the others.
+            image = usual_intensities(image, plan.normalization).clamp(0.0, 255.0)
         save_preview_files(
             self.experiment_folder(),
             image,
             label,
-            labels_from_logits(output[None], num_classes=self.num_classes)[0],
+            self.predicted_ids(output[None])[0],
             quality=quality,
-            num_classes=max(self.num_classes, 2),
+            num_classes=self._highest_id() + 1,
             spacing_mm=None if plan is None else plan.spacing_mm,
             orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
-            class_names=None if plan is None else dict(enumerate(plan.class_names)),
+            class_names=self._names_by_id(),
         )
 
     @property
@@ -186,7 +209,7 @@ class SegmentationTrainer(Trainer):
         if self.score not in ("negative loss", "dice"):
             raise SettingsError(f"score must be 'negative loss' or 'dice', got {self.score!r}")
         known = getattr(self._dataloader.dataset, "num_classes", None)
-        if isinstance(known, int) and known > max(self.num_classes, 2):
+        if isinstance(known, int) and known > max(self.num_classes, 2) and not self.regions:
             raise BadInputError(self._class_advice(f"the dataset has {known} classes", known))
         self.check_labels(label[None], ("the first training label",))
 
@@ -197,9 +220,19 @@ class SegmentationTrainer(Trainer):
         highest = int(labels.max())
         if highest == self.ignore_index:
             highest = int(labels.masked_fill(labels == self.ignore_index, 0).max())
-        if highest >= max(self.num_classes, 2):
+        if highest > self._highest_id():
             where = ", ".join(case_ids) or "a batch"
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
+
+    def _highest_id(self) -> int:
+        if self.regions:
+            return max(label_id for region in self.regions for label_id in (*region.ids, region.paints))
+        return max(self.num_classes, 2) - 1
+
+    def _names_by_id(self) -> dict[int, str] | None:
+        if self.regions:
+            return {region.paints: region.name for region in self.regions}
+        return None if self.plan is None else dict(enumerate(self.plan.class_names))
 
     def _num_steps(self, num_epochs: int) -> int:
         """Return the optimizer steps of a run, which is how long a schedule is that ends with it."""
@@ -219,6 +252,7 @@ class SegmentationTrainer(Trainer):
         return {
             **super().describe(example_shape),
             "num_classes": self.num_classes,
+            "regions": [asdict(region) for region in self.regions],
             "inferer": self._inferer_kind(),
             "plan": None if self.plan is None else self.plan.to_dict(),
         }

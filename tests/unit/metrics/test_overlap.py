@@ -12,7 +12,7 @@ from monai.metrics import compute_dice, compute_iou
 from torch.nn.functional import one_hot
 
 from candy_monai.metrics import overlap
-from candy_monai.metrics.overlap import dice_per_class, iou_per_class, labels_from_logits, mean_dice
+from candy_monai.metrics.overlap import dice_per_class, dice_per_region, iou_per_class, labels_from_logits, mean_dice
 
 NAN = float("nan")
 
@@ -163,3 +163,19 @@ def test_more_ids_than_a_byte_holds_are_kept():
 def test_logits_with_another_number_of_channels_are_refused():
     with pytest.raises(ValueError, match="expected 3 channels"):
         labels_from_logits(torch.zeros(1, 2, 4, 4), num_classes=3)
+
+
+def test_the_dice_of_a_region_is_that_of_the_union_of_its_ids():
+    reference = torch.tensor([[0, 1, 2, 2]])[None]
+    prediction = torch.tensor([[0, 2, 2, 0]])[None]
+    whole, core = dice_per_region(prediction, reference, [(1, 2), (2,)])
+    assert float(whole) == pytest.approx(2 * 2 / (2 + 3))  # 2 in both, 2 predicted, 3 referenced
+    assert float(core) == pytest.approx(2 * 1 / (2 + 2))
+
+
+def test_ignored_voxels_count_in_no_region_and_an_absent_region_has_no_score():
+    reference = torch.tensor([[[0, 1, 3, 3]]])
+    prediction = torch.tensor([[[0, 1, 1, 1]]])
+    whole, core = dice_per_region(prediction, reference, [(1, 2), (2,)], ignore_index=3)
+    assert whole == 1
+    assert core.isnan()

@@ -5,7 +5,9 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
+from candy_monai.data.planning import Region
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
 from candy_monai.nn.padding import Pad2d
@@ -221,3 +223,30 @@ def test_scores_that_are_nan_throughout_still_leave_a_best_checkpoint_to_predict
     trainer.validate_case = lambda image, label, toolbox: (math.nan, {}, torch.zeros_like(image))
     trainer.train(2)
     assert (trainer.experiment_folder() / "checkpoint_best.pth").exists()
+
+
+class RegionTrainer(SmallTrainer):
+    num_classes = 2
+    regions = (Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2))
+    score = "dice"
+
+
+def test_overlapping_regions_are_scored_by_name_and_painted_by_the_predictor(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(num_classes=3), cls=RegionTrainer)
+    trainer.train(2)
+    assert {"val dice whole", "val dice core"} <= set(trainer.metrics())
+    whole, core = (trainer.metrics()[f"val dice {name}"][-1] for name in ("whole", "core"))
+    assert trainer.metrics()["val score"][-1] == pytest.approx((whole + core) / 2)
+    network = trainer.build_network((1, 16, 16))
+    labels = Predictor(trainer.experiment_folder(), network=network).predict(Squares()[0][0])
+    assert set(labels.unique().tolist()) <= {0, 1, 2}
+
+
+def test_an_id_that_belongs_to_no_region_is_refused(tmp_path):
+    class Stray(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label * 5
+
+    with pytest.raises(BadInputError, match="label id"):
+        small_trainer(tmp_path, Stray(num_classes=3), cls=RegionTrainer).train(1)

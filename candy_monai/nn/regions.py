@@ -1,0 +1,86 @@
+"""Overlapping regions: unions of label ids with an output channel each, as masks to learn from and as ids to write.
+
+Knows no files and no plan: a region is the ids that it unites, or the id that it paints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from candy_monai.aliases import Scalar
+from candy_monai.nn.losses import split_loss
+
+
+def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_index: int | None = None) -> Tensor:
+    """Return a mask for each region: 1 where the label is one of its ids, else 0.
+
+    Args:
+        labels: Ids ``(B, 1, *spatial)``.
+        regions: The ids of each region.
+        ignore_index: Voxels with this id keep it in every mask, so that a loss can leave them out.
+
+    Returns:
+        ``(B, regions, *spatial)`` of the labels' type.
+    """
+    plain = labels.as_subclass(Tensor)
+    masks = torch.cat([torch.isin(plain, torch.tensor(tuple(ids), device=plain.device)) for ids in regions], dim=1)
+    result = masks.to(plain.dtype)
+    return result if ignore_index is None else torch.where(plain == ignore_index, plain, result)
+
+
+def paint_regions(logits: Tensor, paints: Sequence[int], *, channel_dim: int = 1) -> Tensor:
+    """Turn logits into label ids: each region paints its id where its probability exceeds 1/2, later ones on top.
+
+    Args:
+        logits: ``(B, regions, *spatial)``; with ``channel_dim=0`` a single case ``(regions, *spatial)``.
+        paints: The id of each region, in the order of painting.
+        channel_dim: Which axis holds the regions.
+
+    Returns:
+        Ids of the same shape with one channel, int16.
+
+    Raises:
+        ValueError: If the logits have another number of channels.
+    """
+    if logits.shape[channel_dim] != len(paints):
+        raise ValueError(f"expected {len(paints)} regions on axis {channel_dim}, got logits of {tuple(logits.shape)}")
+    plain = logits.detach().as_subclass(Tensor)
+    painted = torch.zeros_like(plain.narrow(channel_dim, 0, 1), dtype=torch.int16)
+    for channel, paint in enumerate(paints):
+        painted.masked_fill_(plain.narrow(channel_dim, channel, 1) > 0, paint)
+    return painted
+
+
+class RegionLoss(nn.Module):
+    """Lets a criterion over masks learn from label ids.
+
+    Args:
+        criterion: Takes logits and masks ``(B, regions, *spatial)``, such as ``DiceBCELossWithLogits``.
+        regions: The ids of each region.
+        ignore_index: The id that the criterion leaves out; the same as its own.
+    """
+
+    def __init__(
+        self, criterion: nn.Module, regions: Sequence[Sequence[int]], *, ignore_index: int | None = None
+    ) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self._regions = tuple(tuple(ids) for ids in regions)
+        self._ignore_index = ignore_index
+
+    @override
+    def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Scalar]]:
+        """Return the loss and its parts.
+
+        Args:
+            logits: ``(B, regions, *spatial)``.
+            labels: Ids ``(B, 1, *spatial)``.
+        """
+        loss, parts = split_loss(
+            self.criterion(logits, region_masks(labels, self._regions, ignore_index=self._ignore_index))
+        )
+        return loss, dict(parts)
