@@ -70,7 +70,18 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--splits", type=Path, metavar="FILE", help="a splits_final.json (default: the dataset's own, else 5 folds)"
     )
     parser.add_argument(
-        "--groups", metavar="REGEX", help="keep cases on one side of a fold whose ids match this with the same text"
+        "--num-folds", type=whole_number(2), metavar="N", help="how many folds to make (default: 5, or one a case)"
+    )
+    parser.add_argument(
+        "--groups",
+        metavar="REGEX|FILE.csv",
+        help="keep cases on one side of a fold that share a group: what the expression finds in the id, or what a CSV "
+        "file of case ids and groups says",
+    )
+    parser.add_argument(
+        "--stratify",
+        metavar="REGEX|FILE.csv",
+        help="give every fold its share of each kind of case; the kinds are said as for --groups",
     )
     parser.add_argument(
         "--trainer", metavar="FILE:Class", help="a SegmentationTrainer of your own; the file is executed"
@@ -100,8 +111,11 @@ def run(args: argparse.Namespace) -> int:
         device=resolve_device(args.device),
         out=args.out,
         store=args.store,
+        store_precision=args.store_precision,
         splits=args.splits,
         groups=args.groups,
+        stratify=args.stratify,
+        num_folds=args.num_folds,
         note=args.note,
         frontend=frontend,
         trainer=args.trainer,

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.aliases import Device
-from candy_monai.data.folds import DEFAULT_SEED, Grouping, Strata, choose_folds, pick_fold
+from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, pick_fold
 from candy_monai.data.names import stem_of
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.device import HasDevice
@@ -107,11 +107,22 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
         """
         if fold == "all":
             return self.subset(self._case_ids), self.subset(self._case_ids)
+        folds = choose_folds(self._case_ids, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
+        return self.sides(folds, fold)
+
+    def sides(self, folds: Sequence[Fold], fold: int) -> tuple[Self, Self]:
+        """Return the training and the validation dataset of one of some folds, of the cases that are in this dataset.
+
+        Raises:
+            SettingsError: If there is no such fold.
+        """
         if not isinstance(fold, int):
             raise SettingsError(f"fold must be a number or 'all', got {fold!r}")
-        folds = choose_folds(self._case_ids, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
-        chosen = pick_fold(folds, fold)
-        return self.subset(chosen.train), self.subset(chosen.validation)
+        chosen, present = pick_fold(folds, fold), set(self._case_ids)
+        train, validation = (
+            [case_id for case_id in side if case_id in present] for side in (chosen.train, chosen.validation)
+        )
+        return self.subset(train), self.subset(validation)
 
     @abstractmethod
     def _select(self, indices: Sequence[int]) -> Self:

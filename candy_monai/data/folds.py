@@ -159,7 +159,7 @@ def choose_folds(
     return kfold(ids, k, seed=seed)
 
 
-def resolve_groups(groups: Grouping, ids: Sequence[str]) -> dict[str, str]:
+def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups") -> dict[str, str]:
     r"""Find the group of every case.
 
     Args:
@@ -167,6 +167,7 @@ def resolve_groups(groups: Grouping, ids: Sequence[str]) -> dict[str, str]:
             ``r"patient(\d+)"``), a mapping from id to group, or a path to a CSV file whose first two columns are id and
             group. Text that ends in ``.csv`` is such a path.
         ids: The cases to find groups for.
+        what: The option's name, for messages.
 
     Raises:
         BadInputError: If a case has no group, or the expression or the file cannot be read.
@@ -177,14 +178,14 @@ def resolve_groups(groups: Grouping, ids: Sequence[str]) -> dict[str, str]:
         try:
             pattern = re.compile(groups)
         except re.error as error:
-            raise BadInputError(f"groups: {groups!r} is no regular expression ({error})") from error
+            raise BadInputError(f"{what}: {groups!r} is no regular expression ({error})") from error
         matches = {case_id: pattern.search(case_id) for case_id in ids}
         found = {case_id: match[pattern.groups > 0] for case_id, match in matches.items() if match}
     else:
         found = _read_group_table(Path(groups))
     missing = [case_id for case_id in ids if not found.get(case_id)]
     if missing:
-        raise BadInputError(f"groups: no group for {listed(missing)}; every case needs one")
+        raise BadInputError(f"{what}: no group for {listed(missing)}; every case needs one")
     return {case_id: found[case_id] for case_id in ids}
 
 

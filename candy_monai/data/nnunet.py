@@ -7,7 +7,6 @@ pairs files, ``nnunet_checks`` finds what is wrong with the images; their public
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,7 +17,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
-from candy_monai.data.folds import DEFAULT_SEED, Grouping, Strata, pick_fold, read_splits
+from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
 from candy_monai.data.io import load_image
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
@@ -182,21 +181,32 @@ class NNUNetDataset(SupervisedDataset):
             SettingsError: If ``k`` or ``fold`` is out of range or options contradict each other.
             DatasetError: If a split file names unknown cases or has a case on both sides.
         """
+        if fold == "all":
+            return super().fold(fold=fold)
+        return self.sides(self.folds(k=k, seed=seed, groups=groups, stratify_by=stratify_by, splits=splits), fold)
+
+    def folds(
+        self,
+        *,
+        k: int | None = None,
+        seed: int = DEFAULT_SEED,
+        groups: Grouping | None = None,
+        stratify_by: Strata | None = None,
+        splits: PathLike | None = None,
+    ) -> tuple[Fold, ...]:
+        """Return every way to divide the cases that ``fold`` chooses from; arguments and errors are as there."""
         makes_own = k is not None or groups is not None or stratify_by is not None
         if splits is not None and makes_own:
             raise SettingsError(
                 "splits states the folds, so k, groups and stratify_by cannot apply: give one or the other"
             )
-        path = None if makes_own or fold == "all" or self._split != "Tr" else self._splits_file(splits)
+        path = None if makes_own or self._split != "Tr" else self._splits_file(splits)
         if path is None:
-            return super().fold(fold=fold, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
-        if not isinstance(fold, int):
-            raise SettingsError(f"fold must be a number or 'all', got {fold!r}")
+            return choose_folds(self._case_ids, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
         problems = split_problems(path, self._all_ids)
         if problems:
             raise DatasetError(self._folder, problems)
-        chosen = pick_fold(read_splits(path), fold)
-        return self._present(chosen.train), self._present(chosen.validation)
+        return read_splits(path)
 
     @override
     def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,8 +225,3 @@ class NNUNetDataset(SupervisedDataset):
         preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - the name is nnU-Net's
         folders = [self._folder, *([Path(preprocessed) / self._folder.resolve().name] if preprocessed else [])]
         return next((path for path in (folder / "splits_final.json" for folder in folders) if path.is_file()), None)
-
-    def _present(self, case_ids: Sequence[str]) -> Self:
-        """Select those of the cases that this dataset holds: a prefix or a subset may have left some out."""
-        present = set(self.case_ids)
-        return self.subset([case_id for case_id in case_ids if case_id in present])

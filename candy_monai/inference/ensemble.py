@@ -97,7 +97,7 @@ class EnsemblePredictor(CasePredictor):
 
     def _mean_bricks(self, case: PreparedCase) -> Iterator[Brick]:
         """Yield the mean probabilities of members that cut an image into the same bricks."""
-        image, preprocessor = case.cases[0].image, self.members[0].preprocessor
+        image, paints = case.cases[0].image, self.members[0].paints
         on_disk = self.goes_to_disk(case)
         streams = [member.bricks(image, case_id=case.case_id, on_disk=on_disk) for member in self.members]
         for bricks in zip(*streams, strict=True):

@@ -14,8 +14,13 @@ import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
+from candy_monai.data.fingerprint import Fingerprint
+from candy_monai.data.folds import Fold, resolve_groups, write_splits
+from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.planning import Plan
+from candy_monai.data.store import StoredPrecision
+from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.evaluation.evaluator import Evaluator
@@ -37,6 +42,9 @@ from candy_monai.training.segmentation import SegmentationTrainer
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
 
+SPLITS = "splits_final.json"
+"""The folds of a run, in nnU-Net's format, in the experiment folder and the store."""
+
 START_UP_S = 8.0
 """Seconds that pass before this function is called, mostly to import PyTorch and MONAI."""
 
@@ -53,8 +61,11 @@ def train_dataset(
     device: str = "auto",
     out: PathLike = "experiments",
     store: PathLike | None = None,
+    store_precision: StoredPrecision = "float32",
     splits: PathLike | None = None,
     groups: str | None = None,
+    stratify: str | None = None,
+    num_folds: int | None = None,
     note: str = "",
     trainer: str | None = None,
     frontend: type[Frontend] | None = None,
@@ -73,8 +84,12 @@ def train_dataset(
         device: A PyTorch device, or ``auto``.
         out: The folder for experiments.
         store: The folder for what is derived from datasets; None for ``<out>/.store``.
+        store_precision: Type of the stored images; float16 halves them.
         splits: A ``splits_final.json``; None for the dataset's own, or nnU-Net's default folds.
-        groups: Regular expression on case ids; cases with the same match stay on one side of a fold.
+        groups: Regular expression on case ids, or a CSV file of id and group; cases with the same group stay on one
+            side of a fold.
+        stratify: The same for a property that every fold shall have its share of.
+        num_folds: How many folds there are; None for 5, or as many as there are cases.
         note: Your words about this run.
         trainer: ``FILE:Class``, a `SegmentationTrainer` of your own instead of the bundle's.
         frontend: A dashboard to report to.
@@ -103,7 +118,9 @@ def train_dataset(
             checked = checked_dataset(dataset, store_of(store, out))
             for warning in checked.warnings:
                 say(f"Warning: {warning}")
-            training, validation = checked.dataset.fold(fold=fold, splits=splits, groups=groups)
+            folds = () if fold == "all" else _folds(checked.dataset, num_folds, groups, stratify, splits)
+            sides = checked.dataset.fold(fold=fold) if fold == "all" else checked.dataset.sides(folds, fold)
+            training, validation = (side.case_ids for side in sides)
             _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
             prepared = prepare_dataset(
                 checked,
@@ -111,15 +128,22 @@ def train_dataset(
                 store=store,
                 out=out,
                 device=str(own_device),
+                precision=store_precision,
                 memory_factor=trainer_class.memory_factor,
                 check_plan=trainer_class.check_plan,
                 on_progress=say,
             )
+            if folds and processes.is_first:
+                write_splits(prepared.store_folder / SPLITS, folds)
+            if isinstance(fold, int) and folds != checked.dataset.folds():  # of the usual ones the check has told
+                for warning in _missing_labels(folds[fold], fold, prepared.fingerprint):
+                    say(f"Warning: {warning}")
         run = PlannedRun(
             prepared=prepared,
+            folds=folds,
             plan=prepared.plan if num_epochs is None else dataclasses.replace(prepared.plan, num_epochs=num_epochs),
-            training=training.case_ids,
-            validation=validation.case_ids,
+            training=training,
+            validation=validation,
             trainer_class=trainer_class,
             seed=processes.broadcast(draw_seed() if seed is None else seed),
             device=own_device,
@@ -153,6 +177,7 @@ class PlannedRun:
     processes: Processes = dataclasses.field(default_factory=Processes)
     amp: Precision = None
     time_limit_s: float | None = None
+    folds: tuple[Fold, ...] = ()
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
@@ -212,6 +237,8 @@ class PlannedRun:
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
+        if self.folds:
+            write_splits(folder / SPLITS, self.folds)
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
         images = {case.case_id: case.images for case in cases}
         references = {case.case_id: case.label for case in cases if case.label is not None}
@@ -260,6 +287,19 @@ class PlannedRun:
             "training": list(self.training),
             "validation": list(self.validation),
         }
+
+
+def _folds(
+    dataset: NNUNetDataset, k: int | None, groups: str | None, stratify: str | None, splits: PathLike | None
+) -> tuple[Fold, ...]:
+    strata = None if stratify is None else resolve_groups(stratify, dataset.case_ids, what="stratify")
+    return dataset.folds(k=k, groups=groups, stratify_by=strata, splits=splits)
+
+
+def _missing_labels(fold: Fold, number: int, fingerprint: Fingerprint) -> list[str]:
+    """Say which labels no training case of a fold has."""
+    ids = {case.case_id: frozenset(case.class_voxels) for case in fingerprint.cases}
+    return labels_absent_from_folds([fold], ids, names_by_id(fingerprint.labels), first=number)
 
 
 def _step_as_text(plan: Plan) -> str:

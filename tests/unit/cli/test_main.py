@@ -153,7 +153,8 @@ def test_wrong_arguments_exit_with_2_and_say_what_is_wrong_in_two_lines(calls, a
 def test_train_passes_on_every_option(calls, capsys):
     options = (
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
-        "--splits f.json --note words --trainer mine.py:Mine --groups ^p --frontend notion"
+        "--splits f.json --note words --trainer mine.py:Mine --groups ^p "
+        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert calls.train == {
@@ -167,10 +168,13 @@ def test_train_passes_on_every_option(calls, capsys):
         "device": "cpu",
         "out": Path("o"),
         "store": Path("s"),
+        "store_precision": "float16",
         "splits": Path("f.json"),
         "note": "words",
         "trainer": "mine.py:Mine",
         "groups": "^p",
+        "stratify": "kinds.csv",
+        "num_folds": 4,
         "frontend": NotionFrontend,
     }
     assert capsys.readouterr().out == "Experiment: experiments/UNetTrainer/20251101-14-a3f2\n"
@@ -190,10 +194,13 @@ def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
         "device": "cuda:1",
         "out": Path("experiments"),
         "store": None,
+        "store_precision": "float32",
         "splits": None,
         "note": "",
         "trainer": None,
         "groups": None,
+        "stratify": None,
+        "num_folds": None,
         "frontend": None,
     }
 

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from candy_monai.data.io import load_image
+from candy_monai.data.folds import read_splits
+from candy_monai.data.io import load_image, save_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
@@ -79,6 +80,42 @@ def test_nothing_is_written_into_the_dataset(phantom, tmp_path):
         train_dataset(phantom, num_epochs=1, device="cpu", out=phantom / "experiments", on_progress=_quiet)
 
 
+def test_the_folds_are_written_to_the_store_and_the_experiment(experiment, phantom):
+    folds = read_splits(experiment / "splits_final.json")
+    assert folds == NNUNetDataset(phantom).folds()
+    (in_store,) = (experiment.parents[1] / ".store").glob("*/splits_final.json")
+    assert read_splits(in_store) == folds
+    assert not (phantom / "splits_final.json").exists()
+
+
+def test_folds_are_grouped_or_stratified_by_a_table(phantom, tmp_path):
+    ids = NNUNetDataset(phantom).case_ids
+    table = tmp_path / "kinds.csv"
+    table.write_text("".join(f"{case_id},{'ab'[index % 2]}\n" for index, case_id in enumerate(ids)))
+    options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    grouped = train_dataset(phantom, groups=str(table), **options)
+    assert [set(fold.validation) for fold in read_splits(grouped / "splits_final.json")] in (
+        [set(ids[::2]), set(ids[1::2])],
+        [set(ids[1::2]), set(ids[::2])],
+    )
+    stratified = train_dataset(phantom, stratify=str(table), num_folds=3, **options)
+    for fold in read_splits(stratified / "splits_final.json"):
+        assert sorted(ids.index(case_id) % 2 for case_id in fold.validation) == [0, 1]
+
+
+def test_a_label_that_the_chosen_folds_leave_out_of_training_is_said(tmp_path):
+    phantom = write_phantom_dataset(tmp_path / "d", num_cases=3, shape=(24, 24, 16))
+    for case in NNUNetDataset(phantom).cases[1:]:
+        save_image(load_image(case.label, is_label=True).clamp_max(1), case.label)
+    ids, said = NNUNetDataset(phantom).case_ids, []
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps([{"train": ids[1:], "val": ids[:1]}]))
+    train_dataset(
+        phantom, splits=splits, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=said.append
+    )
+    assert any("fold 0: no training case has the label 'core' (id 2)" in text for text in said)
+
+
 def test_a_single_case_trains_without_validation(tmp_path):
     phantom = write_phantom_dataset(tmp_path / "one", num_cases=1, shape=(24, 24, 16))
     folder = train_dataset(phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=_quiet)
@@ -136,16 +173,34 @@ def test_volumes_for_a_network_of_pictures_are_refused_before_they_are_preproces
     assert not list(tmp_path.rglob("store.json"))
 
 
-def test_overlapping_regions_are_refused_before_training(tmp_path):
-    phantom = write_phantom_dataset(tmp_path / "regions", num_cases=4, shape=(24, 24, 16))
-    description = json.loads((phantom / "dataset.json").read_text())
-    names = [name for name in description["labels"] if name != "background"]
-    description["labels"] = {"background": 0, "whole": [1, 2], names[0]: 1}
-    description["regions_class_order"] = [2, 1]
-    (phantom / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(BadInputError, match="overlapping regions"):
-        train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
-    assert not (tmp_path / "out" / "UNetTrainer").exists()
+@pytest.fixture(scope="module")
+def regions(tmp_path_factory):
+    """Return a phantom of the regions whole (shell and core) and core, of which the last case has ignored voxels."""
+    folder = write_phantom_dataset(tmp_path_factory.mktemp("regions") / "d", num_cases=4, shape=(24, 24, 16))
+    description = json.loads((folder / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    description["regions_class_order"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    path = NNUNetDataset(folder).cases[-1].label
+    label = load_image(path, is_label=True)
+    label[0, :3] = 3
+    save_image(label, path)
+    return folder
+
+
+def test_overlapping_regions_with_ignored_voxels_are_trained_scored_and_painted(regions, tmp_path):
+    folder = train_dataset(
+        regions, fold="all", num_epochs=2, overrides=TINY, device="cpu", out=tmp_path, seed=0, on_progress=_quiet
+    )
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val dice whole", "val dice core", "val bce loss"} <= set(header)
+    summary = json.loads((folder / "validation.json").read_text())
+    assert set(summary["mean"]) == {"1", "2"}
+    predictor = load_predictor(folder)
+    assert predictor.num_classes == 2
+    image = NNUNetDataset(regions).load_image(0)
+    assert set(predictor.predict(image).unique().tolist()) <= {0, 1, 2}
+    assert (folder / "actual (preview).png").exists()
 
 
 def test_a_dataset_with_problems_is_refused_whole_and_nothing_is_written(tmp_path):
