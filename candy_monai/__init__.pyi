@@ -14,10 +14,11 @@ from candy_monai.data.datasets import ComposeDataset as ComposeDataset
 from candy_monai.data.datasets import DatasetFromMemory as DatasetFromMemory
 from candy_monai.data.datasets import MergedDataset as MergedDataset
 from candy_monai.data.datasets import SimpleDataset as SimpleDataset
+from candy_monai.data.explanation import explain as explain
+from candy_monai.data.fingerprint import CaseFingerprint as CaseFingerprint
+from candy_monai.data.fingerprint import Fingerprint as Fingerprint
 from candy_monai.data.geometric import crop as crop
 from candy_monai.data.geometric import ensure_num_dimensions as ensure_num_dimensions
-from candy_monai.data.inspection import CaseFingerprint as CaseFingerprint
-from candy_monai.data.inspection import Fingerprint as Fingerprint
 from candy_monai.data.inspection import inspect as inspect
 from candy_monai.data.io import load_image as load_image
 from candy_monai.data.io import save_image as save_image
@@ -62,6 +63,7 @@ from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.windows import SWMetadata as SWMetadata
 from candy_monai.inference.writing import Prediction as Prediction
 from candy_monai.metrics.overlap import dice_per_class as dice_per_class
+from candy_monai.metrics.overlap import dice_per_region as dice_per_region
 from candy_monai.metrics.overlap import iou_per_class as iou_per_class
 from candy_monai.metrics.overlap import labels_from_logits as labels_from_logits
 from candy_monai.metrics.overlap import mean_dice as mean_dice
@@ -73,6 +75,7 @@ from candy_monai.nn.losses import DiceCELossWithLogits as DiceCELossWithLogits
 from candy_monai.nn.losses import as_loss as as_loss
 from candy_monai.nn.padding import Pad2d as Pad2d
 from candy_monai.nn.padding import Pad3d as Pad3d
+from candy_monai.nn.regions import RegionLoss as RegionLoss
 from candy_monai.nn.schedules import AbsoluteLinearLR as AbsoluteLinearLR
 from candy_monai.nn.schedules import PolyLRScheduler as PolyLRScheduler
 from candy_monai.plotting.overlay import overlay as overlay
