@@ -45,8 +45,10 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         out=args.out,
         store=args.store,
-        splits=args.splits,
+        num_folds=args.num_folds,
         groups=args.groups,
+        stratify=args.stratify,
+        splits=args.splits,
         device=args.device,
     )
     print(_as_text(json.loads(summary.read_text(encoding="utf-8"))))
@@ -61,6 +63,7 @@ def _options(args: argparse.Namespace) -> list[str]:
         "--epochs": args.epochs,
         "--budget": None if args.budget is None else f"{args.budget}s",
         "--seed": args.seed,
+        "--store-precision": args.store_precision,
         "--trainer": None if args.trainer is None else _absolute(args.trainer),
         "--note": args.note or None,
     }

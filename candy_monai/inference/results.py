@@ -51,7 +51,9 @@ def build_prediction(
             labels=_placed(labels, case),
             probabilities=_placed(probabilities, case),
         )
-    painter = _painter(geometry, size, preprocessor, paints, axis=axis, are_probabilities=are_probabilities, device=device)
+    painter = _painter(
+        geometry, size, preprocessor, paints, axis=axis, are_probabilities=are_probabilities, device=device
+    )
     for brick in bricks:
         painter.add(brick.place, brick.scores() if painter.resamples or are_probabilities else brick.sums)
     return Prediction(case_id=case.case_id, labels=_placed(_painted(painter, geometry, preprocessor), case))

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
 from candy_monai.files import atomic_write_text, check_writable
-from candy_monai.recipes.prepare import checked_dataset, store_of
+from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
 from candy_monai.recipes.train import VALIDATION_SCORES
 
 SUMMARY = "crossval.json"
@@ -37,8 +36,10 @@ def cross_validate(
     jobs: int = 1,
     out: PathLike = "experiments",
     store: PathLike | None = None,
-    splits: PathLike | None = None,
+    num_folds: int | None = None,
     groups: str | None = None,
+    stratify: str | None = None,
+    splits: PathLike | None = None,
     device: str = "auto",
     on_progress: Callable[[str], None] = print,
 ) -> Path:
@@ -53,8 +54,10 @@ def cross_validate(
             of its own.
         out: The folder for experiments.
         store: The folder for what is derived from datasets, shared by all folds; None for ``<out>/.store``.
+        num_folds: How many folds to make; None for 5, or one a case.
+        groups: Regular expression or CSV file: cases of a group stay on one side of a fold.
+        stratify: Regular expression or CSV file: each fold gets its share of each kind of case.
         splits: A ``splits_final.json``; None for the dataset's own, or nnU-Net's default folds.
-        groups: Regular expression on case ids; cases with the same match stay on one side of a fold.
         device: A PyTorch device, or ``auto``.
         on_progress: Told what is being done.
 
@@ -73,11 +76,12 @@ def cross_validate(
     checked = checked_dataset(dataset, store_folder).dataset
     folder = Path(out) / f"crossval-{checked.folder.resolve().name}"
     shared = ["--store", str(store_folder), "--device", device, *options]
-    shared += [] if splits is None else ["--splits", str(splits)]
-    shared += [] if groups is None else ["--groups", groups]
+    choice = {"--num-folds": num_folds, "--groups": groups, "--stratify": stratify, "--splits": splits}
+    shared += [text for name, value in choice.items() if value is not None for text in (name, str(value))]
+    folds = chosen_folds(checked, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits)
     runs = [
         FoldRun(number=number, folder=folder / f"fold_{number}", dataset=Path(dataset), options=tuple(shared))
-        for number in range(_count_folds(checked, splits, groups))
+        for number in range(len(folds))
     ]
     failed = _run_all(runs, jobs, device, on_progress)
     summary = _summarised(runs)
@@ -192,17 +196,6 @@ def _environment(slot: int, jobs: int, device: str) -> dict[str, str]:
     if jobs > 1 and num_gpus > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_gpus)
     return environment
-
-
-def _count_folds(dataset: NNUNetDataset, splits: PathLike | None, groups: str | None) -> int:
-    dataset.fold(fold=0, splits=splits, groups=groups)  # what is wrong with the folds is said as it is
-    count = 1
-    while True:
-        try:
-            dataset.fold(fold=count, splits=splits, groups=groups)
-        except SettingsError:
-            return count
-        count += 1
 
 
 def _summarised(runs: Sequence[FoldRun]) -> dict[str, Any]:

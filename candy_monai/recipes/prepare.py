@@ -10,6 +10,7 @@ from pathlib import Path
 from candy_monai.aliases import PathLike
 from candy_monai.data.cache import check_once, inspect_once
 from candy_monai.data.fingerprint import Fingerprint
+from candy_monai.data.folds import Fold, resolve_groups
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.planning import Plan, plan
 from candy_monai.data.store import CaseStore, StoredPrecision, store_bytes, store_name
@@ -83,6 +84,31 @@ def checked_dataset(folder: PathLike, store: Path) -> Checked:
     if not len(dataset):
         raise DatasetError(folder, ["imagesTr: no case; training needs at least one image with its label"])
     return Checked(dataset=dataset, warnings=tuple(report.warnings))
+
+
+def chosen_folds(
+    dataset: NNUNetDataset,
+    *,
+    num_folds: int | None = None,
+    groups: str | None = None,
+    stratify: str | None = None,
+    splits: PathLike | None = None,
+) -> tuple[Fold, ...]:
+    """Return the folds that a user chose by the command line's options; by default the dataset's own, or nnU-Net's.
+
+    Args:
+        dataset: The dataset.
+        num_folds: How many to make; None for 5, or one a case.
+        groups: Regular expression or CSV file: cases of a group stay on one side of a fold.
+        stratify: Regular expression or CSV file: each fold gets its share of each kind of case.
+        splits: A ``splits_final.json`` that says the folds.
+
+    Raises:
+        SettingsError: If the options contradict each other or do not fit the cases.
+        DatasetError: If the split file names unknown cases or has a case on both sides.
+    """
+    strata = None if stratify is None else resolve_groups(stratify, dataset.case_ids, what="stratify")
+    return dataset.folds(k=num_folds, groups=groups, stratify_by=strata, splits=splits)
 
 
 def prepare_dataset(

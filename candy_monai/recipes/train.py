@@ -15,8 +15,7 @@ import torch
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
 from candy_monai.data.fingerprint import Fingerprint
-from candy_monai.data.folds import Fold, resolve_groups, write_splits
-from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.folds import Fold, write_splits
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import StoredPrecision
@@ -32,7 +31,14 @@ from candy_monai.network import Precision
 from candy_monai.processes import Processes
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
-from candy_monai.recipes.prepare import Prepared, checked_dataset, device_memory, prepare_dataset, store_of
+from candy_monai.recipes.prepare import (
+    Prepared,
+    checked_dataset,
+    chosen_folds,
+    device_memory,
+    prepare_dataset,
+    store_of,
+)
 from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed, usable_s
 from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
@@ -118,7 +124,11 @@ def train_dataset(
             checked = checked_dataset(dataset, store_of(store, out))
             for warning in checked.warnings:
                 say(f"Warning: {warning}")
-            folds = () if fold == "all" else _folds(checked.dataset, num_folds, groups, stratify, splits)
+            folds = (
+                ()
+                if fold == "all"
+                else chosen_folds(checked.dataset, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits)
+            )
             sides = checked.dataset.fold(fold=fold) if fold == "all" else checked.dataset.sides(folds, fold)
             training, validation = (side.case_ids for side in sides)
             _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
@@ -287,13 +297,6 @@ class PlannedRun:
             "training": list(self.training),
             "validation": list(self.validation),
         }
-
-
-def _folds(
-    dataset: NNUNetDataset, k: int | None, groups: str | None, stratify: str | None, splits: PathLike | None
-) -> tuple[Fold, ...]:
-    strata = None if stratify is None else resolve_groups(stratify, dataset.case_ids, what="stratify")
-    return dataset.folds(k=k, groups=groups, stratify_by=strata, splits=splits)
 
 
 def _missing_labels(fold: Fold, number: int, fingerprint: Fingerprint) -> list[str]:

@@ -210,7 +210,7 @@ def test_metrics_that_cannot_be_told_apart_are_refused(metrics, message):
 class Thresholding:
     """Stands in for a predictor of one class."""
 
-    num_classes, num_channels, plan = 1, 1, SimpleNamespace(ignore_label=7)
+    num_classes, num_channels, plan = 1, 1, SimpleNamespace(ignore_label=7, regions=())
 
     def predict(self, image):
         if isinstance(image, torch.Tensor):
