@@ -1,28 +1,46 @@
-"""Decides when a run has stopped getting better. Knows epochs and scores, nothing else."""
+"""Decides when a run has stopped getting better. Knows epochs and what is expected of them, nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
+
+Tolerance = int | Literal["forecast"] | None
+
+FORECAST_PATIENCE = 3
+"""Epochs in a row that must promise nothing: one forecast among many may err by chance."""
 
 
 class EarlyStopping:
-    """Stop after a number of validated epochs without a better validation score.
+    """Stop after a number of validated epochs without a better score, or without the prospect of one.
 
     Args:
-        tolerance: How many epochs in a row may pass without improvement; None never stops.
+        tolerance: How many epochs in a row may pass without improvement; ``"forecast"`` stops when improvement is no
+            longer expected; None never stops.
+        confidence: With ``"forecast"``: how sure the forecast must be.
+        margin: With ``"forecast"``: an improvement of less than this share of the range of the scores so far is none.
+
+    Attributes:
+        tolerance: How many epochs in a row may be stale; None for any number.
     """
 
-    def __init__(self, tolerance: int | None) -> None:
-        self.tolerance = tolerance
+    def __init__(self, tolerance: Tolerance, *, confidence: float = 0.9, margin: float = 0.01) -> None:
+        self._by_forecast = tolerance == "forecast"
+        self.tolerance = FORECAST_PATIENCE if tolerance == "forecast" else tolerance
+        self.confidence = confidence
+        self.margin = margin
         self.num_stale_epochs = 0
 
-    def update(self, *, improved: bool) -> None:
+    def update(self, *, improved: bool, chance: float | None = None) -> None:
         """Count one more validated epoch.
 
         Args:
             improved: Whether the epoch's validation score is the best so far.
+            chance: The chance that a later epoch beats the best so far by more than the margin; None if unknown.
         """
-        self.num_stale_epochs = 0 if improved else self.num_stale_epochs + 1
+        hopeless = chance is not None and 1 - chance >= self.confidence
+        stale = hopeless if self._by_forecast else not improved
+        self.num_stale_epochs = self.num_stale_epochs + 1 if stale else 0
 
     @property
     def triggered(self) -> bool:
@@ -30,8 +48,18 @@ class EarlyStopping:
         return self.tolerance is not None and self.num_stale_epochs >= self.tolerance
 
     @property
+    def reason(self) -> str:
+        """Why the run stops, once it does."""
+        if self._by_forecast:
+            return (
+                f"the forecast is {self.confidence:.0%} sure that no later epoch beats the best score by more than "
+                f"{self.margin:.1%} of the range of the scores so far"
+            )
+        return f"the validation score has not improved for {self.tolerance} epochs"
+
+    @property
     def remaining(self) -> int | None:
-        """How many more epochs may pass without improvement; None for any number."""
+        """How many more stale epochs may pass; None for any number."""
         return None if self.tolerance is None else self.tolerance - self.num_stale_epochs
 
     def state_dict(self) -> dict[str, int]:

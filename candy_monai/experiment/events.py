@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from candy_monai.forecasting.best_score import Forecast
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
@@ -81,6 +83,7 @@ class EpochFinished:
         best_epoch: Its epoch; 0 before the first.
         early_stop_tolerance: Epochs that may still pass without improvement; None for any number.
         preview: The case to look at; None if there is none.
+        forecast: Of the run's best score; None if it was not asked for, or the epoch was not validated.
     """
 
     epoch: int
@@ -91,6 +94,7 @@ class EpochFinished:
     best_epoch: int
     early_stop_tolerance: int | None
     preview: Preview | None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,11 @@ from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
 from candy_monai.experiment.pace import epochs_in_time
 from candy_monai.experiment.progress import Progress
+from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, State, save_state
 from candy_monai.files import atomic_write_text
+from candy_monai.forecasting.best_score import Forecast
 
 
 class Experiment:
@@ -38,6 +40,9 @@ class Experiment:
         settings: What ``train`` was told, the drawn seed among it.
         writes: Whether this is the process of a run that writes; the others only keep count.
         clock: Tells seconds.
+
+    Attributes:
+        forecast: Of the best score, after the last validated epoch; None before the first.
 
     Raises:
         ExperimentError: If another process has the folder.
@@ -55,7 +60,10 @@ class Experiment:
         self.settings = settings
         self.progress = Progress()
         self.history = History()
-        self.early_stopping = EarlyStopping(settings.early_stop_tolerance)
+        self.early_stopping = EarlyStopping(
+            settings.early_stop_tolerance, confidence=settings.early_stop_confidence, margin=settings.early_stop_margin
+        )
+        self.forecast: Forecast | None = None
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
         self._writes = writes
@@ -171,8 +179,18 @@ class Experiment:
         if score is None:
             return False
         improved = progress.offer(score, epoch=progress.epoch)
-        self.early_stopping.update(improved=improved)
+        self.forecast = self._predict()
+        scores = self.history.metrics().get("val score", ())
+        chance = chance_of_gain(self.forecast, scores, margin=self.settings.early_stop_margin)
+        self.early_stopping.update(improved=improved, chance=chance)
         return improved
+
+    def _predict(self) -> Forecast | None:
+        settings = self.settings
+        if not settings.val_score_prediction and settings.early_stop_tolerance != "forecast":
+            return None
+        degree = settings.val_score_prediction_degree
+        return predict_safely(self.history.metrics(), self.expected_epochs(), degree=degree)
 
     def save_epoch(self, weights: RunWeights, state: State, *, score: float | None, is_best: bool) -> None:
         """Write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
@@ -236,6 +254,7 @@ class Experiment:
             best_epoch=self.progress.best_epoch,
             early_stop_tolerance=self.early_stopping.remaining,
             preview=preview,
+            forecast=None if score is None else self.forecast,
         )
 
     def finished(self) -> RunFinished:

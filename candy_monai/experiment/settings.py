@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.experiment.early_stopping import Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class TrainSettings:
     num_checkpoints: int = 5
     ema: bool = True
     seed: int | None = None
-    early_stop_tolerance: int | None = 5
+    early_stop_tolerance: Tolerance = 5
+    early_stop_confidence: float = 0.9
+    early_stop_margin: float = 0.01
     val_score_prediction: bool = True
     val_score_prediction_degree: int = 5
     save_preview: bool = True
@@ -44,7 +47,7 @@ class TrainSettings:
         for name in ("ema", "val_score_prediction", "save_preview", "deterministic", "compile_model"):
             _of_type(name, getattr(self, name), bool, "true or false")
         _of_type("note", self.note, str, "text")
-        for name in ("preview_quality", "time_limit_s"):
+        for name in ("preview_quality", "time_limit_s", "early_stop_confidence", "early_stop_margin"):
             if getattr(self, name) is not None:
                 _of_type(name, getattr(self, name), (int, float), "a number")
         if self.seed is not None:
@@ -54,7 +57,8 @@ class TrainSettings:
         _at_least("num_epochs", self.num_epochs, 1)
         _at_least("accumulate", self.accumulate, 1)
         _at_least("num_checkpoints", self.num_checkpoints, 0)
-        _at_least("early_stop_tolerance", self.early_stop_tolerance, 1)
+        if self.early_stop_tolerance != "forecast":
+            _at_least("early_stop_tolerance", self.early_stop_tolerance, 1, otherwise="'forecast' or None")
         _at_least("val_score_prediction_degree", self.val_score_prediction_degree, 1)
         _at_least("validate_every", self.validate_every, 1)
         _at_least("num_validation_cases", self.num_validation_cases, 1)
@@ -62,6 +66,10 @@ class TrainSettings:
             raise SettingsError(f"preview_quality must be positive (million voxels), got {self.preview_quality}")
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise SettingsError(f"time_limit_s must be positive, got {self.time_limit_s}")
+        if not 0 < self.early_stop_confidence < 1:
+            raise SettingsError(f"early_stop_confidence must lie between 0 and 1, got {self.early_stop_confidence}")
+        if not self.early_stop_margin >= 0:
+            raise SettingsError(f"early_stop_margin must not be negative, got {self.early_stop_margin}")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
         if self.save_every is not None:
@@ -128,11 +136,12 @@ class SaveInterval:
         )
 
 
-def _at_least(name: str, value: int | None, minimum: int) -> None:
+def _at_least(name: str, value: int | str | None, minimum: int, *, otherwise: str = "") -> None:
     if value is None:
         return
+    or_else = f", {otherwise}" if otherwise else ""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise SettingsError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+        raise SettingsError(f"{name} must be a whole number of at least {minimum}{or_else}, got {value!r}")
 
 
 def _of_type(name: str, value: object, kind: type | tuple[type, ...], words: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ _LEAST_POINTS = 6
 _DRAWS = 400
 _PLACES = 96  # epochs ahead at which curves are drawn; the noise of those between is accounted for
 _QUANTILES = (0.1, 0.9)
+LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 _DEGREES = (1, 2, 5)
 _RATES = np.geomspace(0.3, 300.0, 25)  # c: from a curve that hardly bends to one over in a hundredth of the run
 _FAVOUR = (1.0, 3.0, 2.0)  # settles, overshoots, drifts: most runs end lower than their first part promises
@@ -44,16 +46,40 @@ class Forecast:
         score: The best score of the whole run, never below the best so far; when abstaining, the best so far, or NaN.
         interval: Where the best score lies with 80 % confidence; None when abstaining.
         reason: Why there is no forecast; None when there is one.
+        quantiles: The best score's quantiles at 5 %, 10 % ... 95 %; empty when abstaining.
     """
 
     epoch: int
     score: float
     interval: tuple[float, float] | None
     reason: str | None
+    quantiles: tuple[float, ...] = ()
+
+    def chance_above(self, score: float) -> float:
+        """Return the chance that the run's best score exceeds ``score``, as far as the quantiles tell: 0 to 1.
+
+        Args:
+            score: Any score; the best so far, for the chance that it is beaten.
+
+        Raises:
+            ValueError: If the forecast abstains.
+        """
+        if not self.quantiles:
+            raise ValueError(f"there is no forecast: {self.reason}")
+        below = np.interp(score, self.quantiles, LEVELS, left=0.0, right=1.0)
+        # Many quantiles are alike where the best is over: all of them are not above it.
+        last = int(np.searchsorted(self.quantiles, score, side="right")) - 1
+        return float(1 - max(below, LEVELS[last] if last >= 0 else 0.0))
 
 
 def forecast(
-    scores: Sequence[float] | Array, horizon: int, *, degree: int = 5, ceiling: float | None = None
+    scores: Sequence[float] | Array,
+    horizon: int,
+    *,
+    degree: int = 5,
+    ceiling: float | None = None,
+    learning_rates: Sequence[float] | Array | None = None,
+    method: Literal["combined", "quotient"] = "combined",
 ) -> Forecast:
     """Foretell the best score of a run from its scores so far. Takes milliseconds and always says the same.
 
@@ -84,11 +110,13 @@ def forecast(
     epochs = (np.flatnonzero(finite) + 1).astype(np.float64)
     ends, when = _draw(epochs, values[finite], now, horizon, degree, best, top)
     low, score, high = np.quantile(ends, (_QUANTILES[0], 0.5, _QUANTILES[1]))
+    quantiles = np.quantile(ends, LEVELS)
     return Forecast(
         epoch=int(np.clip(round(float(np.median(when))), now, horizon)),
         score=float(score),
         interval=(float(low), float(high)),
         reason=None,
+        quantiles=tuple(quantiles.tolist()),
     )
 
 

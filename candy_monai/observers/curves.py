@@ -29,7 +29,8 @@ class CurvesObserver(ThrottledObserver):
 
         if self._folder is None:
             return
-        save_figure(progress_figure(event.metrics), self._folder / "progress.png")
+        progress = progress_figure(event.metrics, forecast=event.forecast, num_epochs=event.num_epochs)
+        save_figure(progress, self._folder / "progress.png")
         for name, values in event.metrics.items():
             if self._drawn.get(name) != values:
                 save_figure(curve_figure(name, values), self._folder / f"{_file_name(name)}.png")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing_extensions import override
 
 from candy_monai.experiment.events import EpochFinished
-from candy_monai.experiment.score_prediction import forecast_messages, predict_maximum, seconds_until
+from candy_monai.experiment.score_prediction import forecast_messages, seconds_until
 from candy_monai.observers.base import Observer
 
 
@@ -17,28 +17,23 @@ class ForecastObserver(Observer):
 
     Args:
         log: Writes one message.
-        degree: Upper bound of the forecast's polynomial degree, and the epochs before the first forecast.
         clock: Tells the time.
     """
 
     name = "forecasting the best score"
 
-    def __init__(
-        self, log: Callable[[str], None], *, degree: int, clock: Callable[[], datetime] = datetime.now
-    ) -> None:
+    def __init__(self, log: Callable[[str], None], *, clock: Callable[[], datetime] = datetime.now) -> None:
         self._log = log
-        self._degree = degree
         self._clock = clock
         self._abstained = False
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
-        if event.score is None or not self._degree <= event.epoch < event.num_epochs:
+        prediction = event.forecast
+        if prediction is None or event.epoch >= event.num_epochs:
             return
-        prediction = predict_maximum(event.metrics, event.num_epochs, degree=self._degree)
         seconds_left = seconds_until(prediction.epoch, event.epoch, event.metrics)
-        messages = forecast_messages(prediction, seconds_left, now=self._clock())
         if prediction.reason is None or not self._abstained:
-            for message in messages:
+            for message in forecast_messages(prediction, seconds_left, best=event.best_score, now=self._clock()):
                 self._log(message)
         self._abstained = prediction.reason is not None

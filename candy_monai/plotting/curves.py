@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from candy_monai.errors import BadInputError
 from candy_monai.plotting.figures import FAINT, INK, new_figure, prepare_axes, save_figure
+from candy_monai.plotting.forecasts import ScoreForecast, draw_forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,27 +35,7 @@ _HIGHER = (
 )
 _LOWER = ("loss", "error", "hausdorff", "distance", "hd95", "perplexity")
 _MOST_PANELS = 12
-_TRAINING_COLOR, _VALIDATION_COLOR, _FORECAST_COLOR = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-)
-
-
-class ScoreForecast(Protocol):
-    """What is expected of a run: the best score to come, when, and between which values."""
-
-    @property
-    def epoch(self) -> int:
-        """When the best score is expected, counted from 1."""
-
-    @property
-    def score(self) -> float:
-        """The best score expected."""
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Between which values it lies; ``None`` if there is no forecast."""
+_TRAINING_COLOR, _VALIDATION_COLOR = "#0072b2", "#d55e00"
 
 
 def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | None = None) -> Figure:
@@ -84,7 +64,9 @@ def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | Non
     return figure
 
 
-def progress_figure(metrics: Mapping[str, Sequence[float]], *, forecast: ScoreForecast | None = None) -> Figure:
+def progress_figure(
+    metrics: Mapping[str, Sequence[float]], *, forecast: ScoreForecast | None = None, num_epochs: int = 0
+) -> Figure:
     """Draw a run at a glance: the score, what was trained and validated, the learning rate, the time.
 
     Training and validation of the same metric share a panel; all panels share the epochs.
@@ -93,6 +75,7 @@ def progress_figure(metrics: Mapping[str, Sequence[float]], *, forecast: ScoreFo
         metrics: Each metric's values over the epochs, as in ``metrics.csv``: ``val dice`` is the validation of
             ``dice``. At most twelve panels are drawn.
         forecast: Drawn into the panel of the score if it has an interval.
+        num_epochs: Epochs planned, as far as which a forecast is drawn.
     """
     panels = _panels(list(metrics))
     columns = 1 if len(panels) < 2 else 2 if len(panels) < 7 else 3
@@ -103,7 +86,7 @@ def progress_figure(metrics: Mapping[str, Sequence[float]], *, forecast: ScoreFo
         return figure
     longest = max(1, *(len(values) for values in metrics.values()))
     expected = forecast is not None and forecast.interval is not None and _SCORE in metrics
-    last = max(longest, forecast.epoch) if forecast is not None and expected else longest
+    last = max(longest, forecast.epoch, num_epochs) if forecast is not None and expected else longest
     # Placed by hand: matplotlib's own layouts cost more than all the drawing.
     width, height = figure.get_size_inches()
     left, right, top, bottom, across, between = 0.75, 0.2, 0.4, 0.5, 0.75, 0.55
@@ -152,8 +135,9 @@ def _panel(
         drawn.append(numbers)
     if names[0] == _SCORE:
         _mark_best(axes, _SCORE, epochs, drawn[0])
-    if forecast is not None and forecast.interval is not None and math.isfinite(forecast.score):
-        _draw_forecast(axes, forecast)
+    if forecast is not None and forecast.interval is not None and np.isfinite(drawn[0]).any():
+        now, best = len(metrics[_SCORE]), float(np.nanmax(drawn[0]))
+        draw_forecast(axes, forecast, now=now, best=best, horizon=last)
         drawn.append(np.array([*forecast.interval, forecast.score]))
     _finish(axes, title, np.array([1.0, float(last)]), drawn)
     if len(names) > 1:
@@ -167,32 +151,6 @@ def _panel(
             labelcolor=INK,
             handlelength=1.2,
         )
-
-
-def _draw_forecast(axes: Axes, forecast: ScoreForecast) -> None:
-    assert forecast.interval is not None
-    low, high = forecast.interval
-    axes.errorbar(
-        [forecast.epoch],
-        [forecast.score],
-        yerr=[[max(0.0, forecast.score - low)], [max(0.0, high - forecast.score)]],
-        fmt="D",
-        color=_FORECAST_COLOR,
-        markersize=5,
-        capsize=3,
-        linewidth=1.2,
-        zorder=4,
-    )
-    axes.annotate(
-        f"forecast {forecast.score:.3f}",
-        (forecast.epoch, forecast.score),
-        xytext=(-8, -12),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-        color=_FORECAST_COLOR,
-    )
 
 
 def _draw(

@@ -284,8 +284,7 @@ class Lifecycle(Continuity):
 
     def _conclude(self, run: Experiment) -> None:
         if run.early_stopping.triggered:
-            tolerance = run.settings.early_stop_tolerance
-            self.log(f"Early stopping triggered because the validation score has not improved for {tolerance} epochs")
+            self.log(f"Early stopping triggered because {run.early_stopping.reason}")
         elif run.is_out_of_time:
             self.log(f"Stopped after epoch {run.progress.epoch}: another would exceed the time limit")
         if run.progress.best_epoch:

@@ -85,7 +85,7 @@ class Reporting:
         self._frontend = frontend(load_secrets(path_to_secrets))
         self._deliveries = ()
 
-    def predict_maximum_validation_score(self, num_epochs: int, *, degree: int = 5) -> tuple[int, float]:
+    def predict_maximum_validation_score(self, num_epochs: int, degree: int = 5) -> tuple[int, float]:
         """Forecast the best validation score of the run by quotient regression.
 
         Args:

@@ -112,7 +112,7 @@ def watchers(
 
         group.append(screen_observer())
     if settings.val_score_prediction:
-        group.append(ForecastObserver(report, degree=settings.val_score_prediction_degree))
+        group.append(ForecastObserver(report))
     group += [
         BackgroundObserver(rendering, patience_s=RENDERING_PATIENCE_S, newest_epoch_only=True),
         *others,
@@ -141,5 +141,5 @@ def run_started(run: Experiment, trainer: str, network: nn.Module, example_shape
         num_params=num_parameters(network),
         num_macs=count_macs(network, example_shape),
         num_epochs=settings.num_epochs,
-        early_stop_tolerance=settings.early_stop_tolerance,
+        early_stop_tolerance=run.early_stopping.tolerance,
     )

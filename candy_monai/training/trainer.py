@@ -60,7 +60,9 @@ class Trainer(Lifecycle):
         num_checkpoints: int = 5,
         ema: bool = True,
         seed: int | None = None,
-        early_stop_tolerance: int | None = 5,
+        early_stop_tolerance: int | Literal["forecast"] | None = 5,
+        early_stop_confidence: float = 0.9,
+        early_stop_margin: float = 0.01,
         val_score_prediction: bool = True,
         val_score_prediction_degree: int = 5,
         save_preview: bool = True,
@@ -84,7 +86,11 @@ class Trainer(Lifecycle):
             num_checkpoints: Evenly spaced checkpoints to keep, the last epoch's among them.
             ema: Keep a moving average of the weights; it is then what is scored and saved as the best.
             seed: Seeds every generator; None draws one and records it.
-            early_stop_tolerance: Stop after so many validated epochs without a better score; None to go on to the end.
+            early_stop_tolerance: Stop after so many validated epochs without a better score; ``"forecast"`` to stop
+                when no better score is to be expected; None to go on to the end.
+            early_stop_confidence: With ``"forecast"``: how sure it must be, in three validated epochs in a row.
+            early_stop_margin: With ``"forecast"``: what is not worth going on for, as a share of the range of the
+                scores so far.
             val_score_prediction: Forecast the best validation score.
             val_score_prediction_degree: Upper bound of the forecast's polynomial degree, and the epochs it waits for.
             save_preview: Draw previews of the worst validated case.
@@ -115,6 +121,8 @@ class Trainer(Lifecycle):
             ema=ema,
             seed=seed,
             early_stop_tolerance=early_stop_tolerance,
+            early_stop_confidence=early_stop_confidence,
+            early_stop_margin=early_stop_margin,
             val_score_prediction=val_score_prediction,
             val_score_prediction_degree=val_score_prediction_degree,
             save_preview=save_preview,

@@ -25,3 +25,24 @@ def test_the_count_survives_a_restart():
     after.load_state_dict(before.state_dict())
     after.update(improved=False)
     assert after.triggered
+
+
+def test_by_forecast_it_stops_after_three_epochs_in_a_row_without_prospect():
+    stopping = EarlyStopping("forecast", confidence=0.9)
+    stopped_at = []
+    for epoch, chance in enumerate([None, 0.05, 0.1, 0.3, 0.1, 0.08, 0.02], start=1):
+        stopping.update(improved=False, chance=chance)
+        if stopping.triggered:
+            stopped_at.append(epoch)
+    assert stopped_at == [7]
+    assert "90% sure" in stopping.reason
+
+
+def test_by_forecast_an_improvement_alone_does_not_keep_a_run_going_nor_does_its_lack_stop_it():
+    stopping = EarlyStopping("forecast")
+    for _ in range(100):
+        stopping.update(improved=False, chance=0.5)
+    assert not stopping.triggered
+    for _ in range(3):
+        stopping.update(improved=True, chance=0.0)
+    assert stopping.triggered

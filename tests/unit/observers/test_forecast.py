@@ -2,16 +2,20 @@ from datetime import datetime
 
 import pytest
 
+from candy_monai.experiment.score_prediction import predict_safely
 from candy_monai.observers.forecast import ForecastObserver
 from tests.events import epoch_finished
 
 
 def _epoch(scores, *, num_epochs=50, validated=True):
+    metrics = {"val score": scores, "epoch duration": [2.0] * len(scores)}
     return epoch_finished(
         len(scores),
         num_epochs=num_epochs,
-        metrics={"val score": scores, "epoch duration": [2.0] * len(scores)},
+        metrics=metrics,
         score=scores[-1] if validated else None,
+        best_score=max(scores),
+        forecast=predict_safely(metrics, num_epochs, degree=5) if validated else None,
     )
 
 
@@ -22,7 +26,7 @@ def messages():
 
 @pytest.fixture
 def observer(messages):
-    return ForecastObserver(messages.append, degree=5, clock=lambda: datetime(2026, 11, 1, 15, 0))
+    return ForecastObserver(messages.append, clock=lambda: datetime(2026, 11, 1, 15, 0))
 
 
 def test_it_says_the_score_its_epoch_and_the_time_until_then(observer, messages):
@@ -30,11 +34,7 @@ def test_it_says_the_score_its_epoch_and_the_time_until_then(observer, messages)
     assert messages[0].startswith("Maximum validation score ")
     epoch = int(messages[0].rsplit(" ", 1)[1])
     assert messages[1].startswith(f"Estimated time of completion in {2.0 * (epoch - 14):.1f} seconds at 11-01 15:0")
-
-
-def test_it_waits_for_as_many_epochs_as_its_degree(observer, messages):
-    observer.receive(_epoch([0.1, 0.2, 0.3, 0.4]))
-    assert messages == []
+    assert messages[2].startswith("Stopping now would cost ")
 
 
 def test_it_says_nothing_after_the_last_epoch_or_without_validation(observer, messages):

@@ -22,6 +22,7 @@ class Expected:
     epoch: int
     score: float
     interval: tuple[float, float] | None
+    reason: str | None = None
 
 
 def _titles(figure: Figure, side: str = "left") -> list[str]:
