@@ -61,6 +61,8 @@ _MODULE_OF = {
     "quotient_bounds": "forecasting.quotient",
     "quotient_derivative": "forecasting.quotient",
     "quotient_regression": "forecasting.quotient",
+    "ScoreHistory": "forecasting.reading",
+    "read_scores": "forecasting.reading",
     "Frontend": "frontends.base",
     "create_hybrid_frontend": "frontends.hybrid",
     "NotionFrontend": "frontends.notion",

@@ -52,6 +52,8 @@ from candy_monai.forecasting.best_score import forecast as forecast
 from candy_monai.forecasting.quotient import quotient_bounds as quotient_bounds
 from candy_monai.forecasting.quotient import quotient_derivative as quotient_derivative
 from candy_monai.forecasting.quotient import quotient_regression as quotient_regression
+from candy_monai.forecasting.reading import ScoreHistory as ScoreHistory
+from candy_monai.forecasting.reading import read_scores as read_scores
 from candy_monai.frontends.base import Frontend as Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
 from candy_monai.frontends.notion import NotionFrontend as NotionFrontend

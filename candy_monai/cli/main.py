@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from candy_monai.cli import config, crossval, demo, evaluate, inspect, predict, preprocess, resume, train
+from candy_monai.cli import config, crossval, demo, evaluate, forecast, inspect, predict, preprocess, resume, train
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
 from candy_monai.errors import did_you_mean
@@ -26,6 +26,7 @@ COMMANDS = {
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,
+    "forecast": forecast,
     "config": config,
 }
 """The commands, in the order in which one would first use them."""

@@ -1,0 +1,203 @@
+"""Reads a run's scores from what training tools leave behind: a ``metrics.csv``, nnU-Net's log, a folder of either.
+
+Owns the formats. What the scores foretell is `candy_monai.forecasting.best_score`'s business.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError, did_you_mean
+
+_OWN_SCORE, _OWN_RATE, _OWN_DURATION = "val score", "learning rate", "epoch duration"
+_NNUNET_SCORE = "Pseudo dice"
+_NNUNET_EPOCHS = 1000
+"""What nnU-Net trains unless it is told otherwise."""
+_LOWER_IS_BETTER = re.compile(r"loss|error|distance|hausdorff|hd95", re.IGNORECASE)
+_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?: (.*)")
+_LARGEST_EPOCH = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreHistory:
+    """The scores of a run by epoch, with what else helps to forecast them.
+
+    Attributes:
+        scores: One for each epoch from the first on, higher is better; NaN where there is none.
+        name: What the score is: the column's name, with a minus where it is the negative of it.
+        learning_rates: As many; empty if they are unknown.
+        durations_s: As many seconds; empty if they are unknown.
+        horizon: The planned number of epochs; None if it is unknown.
+        first_epoch: The number that the source gives to the first epoch, 0 or 1.
+        source: The file.
+    """
+
+    scores: tuple[float, ...]
+    name: str
+    learning_rates: tuple[float, ...] = ()
+    durations_s: tuple[float, ...] = ()
+    horizon: int | None = None
+    first_epoch: int = 1
+    source: Path
+
+
+def read_scores(path: PathLike, *, column: str | None = None) -> ScoreHistory:
+    """Read the scores of a run.
+
+    Args:
+        path: A ``metrics.csv`` (ours or Lightning's), a ``training_log_*.txt`` of nnU-Net, or the folder that holds
+            them. All logs in a folder of nnU-Net are one run: it begins a new file when it resumes.
+        column: The score's column in a CSV; by default ``val score``. A column whose name says that lower is better, as
+            ``val_loss`` does, is negated. In a log of nnU-Net: ``Pseudo dice`` (the mean over the classes) or
+            ``val_loss``.
+
+    Raises:
+        BadInputError: If there is no such file, or it holds no scores.
+    """
+    path = Path(path)
+    if path.is_dir():
+        metrics, logs = path / "metrics.csv", sorted(path.glob("training_log_*.txt"))
+        if metrics.is_file():
+            return _read_csv(metrics, column)
+        if logs:
+            return _read_nnunet(logs, column)
+        raise BadInputError(f"{path}: holds neither a metrics.csv nor a training_log_*.txt; name the file itself")
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such file or folder")
+    return _read_csv(path, column) if path.suffix.lower() == ".csv" else _read_nnunet([path], column)
+
+
+def _read_csv(path: Path, column: str | None) -> ScoreHistory:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else ()) if name]
+    if not rows:
+        raise BadInputError(f"{path}: holds no epoch yet")
+    name = column or _OWN_SCORE
+    if name not in names:
+        others = [other for other in names if other not in ("epoch", "step")]
+        hint = did_you_mean(name, others) if column else " Choose one with --column (column= in Python)."
+        raise BadInputError(f"{path}: has no column {name!r}, only {', '.join(map(repr, others))}.{hint}")
+    epochs = list(map(float, range(1, len(rows) + 1)))
+    if "epoch" in names:
+        epochs = [_number(path, "epoch", row["epoch"]) for row in rows]
+    if not any(map(math.isfinite, epochs)):
+        raise BadInputError(f"{path}: the column 'epoch' holds no number")
+    first = 0 if min(epoch for epoch in epochs if math.isfinite(epoch)) < 1 else 1
+
+    def read(wanted: str) -> tuple[float, ...]:
+        if wanted not in names:
+            return ()
+        return _by_epoch(path, zip(epochs, (_number(path, wanted, row[wanted]) for row in rows), strict=True), first)
+
+    scores, rates, durations = map(read, (name, _OWN_RATE, _OWN_DURATION))
+    return ScoreHistory(
+        scores=_higher_is_better(name, scores),
+        name=_score_name(name),
+        learning_rates=rates,
+        durations_s=durations,
+        horizon=_planned(path.parent / "experiment.json"),
+        first_epoch=first,
+        source=path,
+    )
+
+
+def _read_nnunet(paths: Sequence[Path], column: str | None) -> ScoreHistory:
+    name = column or _NNUNET_SCORE
+    if name not in (_NNUNET_SCORE, "val_loss"):
+        raise BadInputError(f"{paths[0]}: a log of nnU-Net has the scores 'Pseudo dice' and 'val_loss', not {name!r}")
+    found: dict[str, dict[float, float]] = {name: {}, "Current learning rate:": {}, "Epoch time:": {}}
+    epoch = math.nan
+    for path in paths:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            match = _LINE.match(line)
+            text = match[1].strip() if match else ""
+            if re.fullmatch(r"Epoch \d+", text):
+                epoch = float(text.split()[1])
+            for key, values in found.items():
+                if text.startswith(f"{key} ") and math.isfinite(epoch):
+                    values[epoch] = _nnunet_number(text[len(key) :].strip())
+    if not found[name]:
+        raise BadInputError(f"{paths[-1]}: holds no line '{name} ...' of nnU-Net; is it its training_log?")
+    last = max(found[name])
+    scores, rates, durations = (
+        _by_epoch(paths[-1], [*((e, v) for e, v in values.items() if e <= last), (last, values.get(last, math.nan))], 0)
+        for values in found.values()
+    )
+    return ScoreHistory(
+        scores=_higher_is_better(name, scores),
+        name=_score_name(name),
+        learning_rates=rates,
+        durations_s=durations,
+        horizon=max(len(scores), _nnunet_horizon(paths[-1].parent / "debug.json")),
+        first_epoch=0,
+        source=paths[-1],
+    )
+
+
+def _by_epoch(path: Path, values: Iterable[tuple[float, float]], first: int) -> tuple[float, ...]:
+    """Lay values out by epoch; of several for one epoch the last counts, and an empty one never does."""
+    known: dict[int, float] = {}
+    for epoch, value in values:
+        if not math.isfinite(epoch):
+            continue
+        if not 0 <= epoch <= _LARGEST_EPOCH or epoch % 1:
+            raise BadInputError(f"{path}: {epoch:g} is no number of an epoch")
+        if math.isfinite(value) or int(epoch) not in known:
+            known[int(epoch)] = value
+    return tuple(known.get(epoch, math.nan) for epoch in range(first, max(known) + 1))
+
+
+def _number(path: Path, name: str, cell: str | None) -> float:
+    if cell is None or not cell.strip():
+        return math.nan
+    try:
+        return float(cell)
+    except ValueError:
+        raise BadInputError(f"{path}: the column {name!r} holds {cell!r}, which is no number") from None
+
+
+def _nnunet_number(text: str) -> float:
+    """Read a number, a list of numbers as their mean, or a time; newer versions write ``np.float32(0.9)``."""
+    plain = re.sub(r"np\.float\d+\(([^)]*)\)", r"\1", text).removesuffix(" s").replace("nan", "None")
+    try:
+        value = ast.literal_eval(plain)
+    except (ValueError, SyntaxError):  # a line that was cut off by a crash
+        return math.nan
+    numbers = [float(v) for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan
+
+
+def _higher_is_better(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(-value for value in values) if _LOWER_IS_BETTER.search(name) else values
+
+
+def _score_name(name: str) -> str:
+    return f"-{name}" if _LOWER_IS_BETTER.search(name) else name
+
+
+def _planned(description: Path) -> int | None:
+    settings = _json(description).get("settings")
+    epochs = settings.get("num_epochs") if isinstance(settings, Mapping) else None
+    return epochs if isinstance(epochs, int) else None
+
+
+def _nnunet_horizon(debug: Path) -> int:
+    text = str(_json(debug).get("num_epochs", ""))
+    return int(text) if text.isdigit() else _NNUNET_EPOCHS
+
+
+def _json(path: Path) -> Mapping[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
