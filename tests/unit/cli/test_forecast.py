@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from candy_monai.cli.main import main
+
+SCORES = 0.85 * (1 - np.exp(-np.arange(1, 41) / 15)) + 0.01 * np.random.default_rng(0).standard_normal(40)
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """Return an experiment of which 40 of 100 epochs are over, at two seconds each."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "20251101-14-a3f2"
+    folder.mkdir()
+    rows = "".join(f"{epoch},{score!r},0.01,2.0\n" for epoch, score in enumerate(SCORES.tolist(), start=1))
+    (folder / "metrics.csv").write_text("epoch,val score,learning rate,epoch duration\n" + rows)
+    (folder / "experiment.json").write_text(json.dumps({"settings": {"num_epochs": 100}}))
+    return folder
+
+
+def forecast(*arguments) -> int:
+    return main(["forecast", *map(str, arguments)])
+
+
+def test_an_experiment_gets_score_epoch_interval_time_and_a_picture_in_its_folder(experiment, capsys):
+    assert forecast(experiment) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "40 of 100 epochs",
+        "Maximum 0.",
+        "in 80 % of runs",
+        "Stopping now would cost 0.",
+        "Time until then: ",
+    ):
+        assert text in shown
+    assert (experiment / "forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_says_the_same_in_plain_values_and_draws_nothing(experiment, capsys):
+    assert forecast(experiment, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["best_so_far"] == SCORES.max()
+    assert content["best_so_far"] <= content["interval"][0] <= content["score"] <= content["interval"][1] <= 1
+    assert 40 <= content["epoch"] <= 100
+    assert content["seconds_left"] == 2.0 * (content["epoch"] - 40)
+    assert content["cost_of_stopping_now"] == pytest.approx(content["score"] - content["best_so_far"])
+    assert 0 <= content["chance_of_improving"] <= 1
+    assert not (experiment / "forecast.png").exists()
+
+
+def test_a_run_about_which_nothing_can_be_said_says_why_and_is_no_error(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("epoch,val score\n1,0.5\n2,0.6\n")
+    picture = tmp_path / "a.png"
+    assert forecast(tmp_path / "a.csv", "--epochs", 10, "--picture", picture) == 0
+    assert "No forecast: too few points" in capsys.readouterr().out
+    assert picture.is_file()
+
+
+def test_a_reason_is_part_of_the_json_too(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("epoch,val score\n1,\n2,\n")
+    assert forecast(tmp_path / "a.csv", "--epochs", 10, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["reason"] == "there is no finite score yet"
+    assert content["score"] is content["interval"] is content["best_so_far"] is None
+
+
+def test_epochs_are_numbered_as_nnunet_numbers_them(tmp_path, capsys):
+    log = tmp_path / "training_log_2026_1_1_00_00_00.txt"
+    lines = (
+        f"2026-01-01 00:00:00.0: Epoch {i}\n2026-01-01 00:00:01.0: Pseudo dice [{s}]\n" for i, s in enumerate(SCORES)
+    )
+    log.write_text("".join(lines))
+    assert forecast(log, "--json", "--epochs", 100) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["best_so_far_epoch"] == int(SCORES.argmax())  # the first epoch is 0
+
+
+def test_a_file_that_does_not_say_how_long_the_run_is_needs_to_be_told(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("epoch,val score\n1,0.5\n2,0.6\n")
+    assert forecast(tmp_path / "a.csv") == 2
+    assert "add --epochs N" in capsys.readouterr().err
+
+
+def test_a_missing_file_exits_with_2(tmp_path, capsys):
+    assert forecast(tmp_path / "none.csv") == 2
+    assert "no such file" in capsys.readouterr().err
