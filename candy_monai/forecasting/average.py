@@ -90,7 +90,7 @@ class _Average:
 
 
 def draw_best(
-    epochs: Array, values: Array, now: int, horizon: int, *, degree: int, best: float, top: float
+    epochs: Array, values: Array, now: int, axis: Array, *, degree: int, best: float, top: float
 ) -> tuple[Array, Array]:
     """Draw the run's best score and its epoch many times over, from the average of all quotients.
 
@@ -98,7 +98,7 @@ def draw_best(
         epochs: Those with a score, from 1.
         values: Their scores, all finite.
         now: Epochs over.
-        horizon: Epochs planned.
+        axis: How much of the whole run's learning is done after each planned epoch, rising to 1.
         degree: Upper bound of the degree of both polynomials.
         best: The best score so far.
         top: The largest score that the metric can have.
@@ -106,14 +106,15 @@ def draw_best(
     Returns:
         The best scores, none below ``best`` or above ``top``, and their epochs; ``now`` where nothing better came.
     """
-    average = _fitted(epochs / horizon, values, degree)
-    places = np.unique(np.linspace(now + 1, horizon, min(_PLACES, horizon - now)).round())
+    horizon = len(axis)
+    average = _fitted(axis[epochs.astype(int) - 1], values, degree)
+    places = np.unique(np.linspace(now + 1, horizon, min(_PLACES, horizon - now)).round()).astype(int)
     per_place = (horizon - now) / len(places)
     generator = np.random.default_rng(0)
     models = generator.choice(len(average.shares), size=_DRAWS, p=average.shares)
     normal = generator.standard_normal((_DRAWS, 3))
     numerators = average.means[models] + np.einsum("dij,dj->di", average.factors[models], normal)
-    curves = average.level + np.einsum("dti,di->dt", average.models.basis(places / horizon)[models], numerators)
+    curves = average.level + np.einsum("dti,di->dt", average.models.basis(axis[places - 1])[models], numerators)
     # The best of `per_place` epochs' noise at once: the largest of that many normal numbers.
     noise = ndtri(generator.uniform(1e-6, 1 - 1e-6, curves.shape) ** (1 / per_place))
     # The size of the noise is itself known from few epochs only.

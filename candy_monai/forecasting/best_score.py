@@ -3,12 +3,9 @@
 Owns the forecast and when to abstain. Knows nothing of training: scores in (higher is better), a statement out. Epochs
 are counted from 1.
 
-The curve is modelled as a quotient of two polynomials in ``t``, the share of the run. The denominator is
-``1 + c t + (c t)**2 / 2! + ...`` up to some degree: it has no pole ahead and runs from a hyperbola to nearly an
-exponential. The numerator lets the curve settle, overshoot or drift. For each ``c`` on a grid the numerator is a linear
-regression with a normal posterior; degrees and forms are weighed by how well they foretell the held-out end of the
-curve, the ``c`` of each by evidence. Draws from the average, with the noise of the epochs to come, give the
-distribution of the run's best score.
+Two things are put together. The average of many quotients of polynomials (`candy_monai.forecasting.average`) says what
+this curve promises. What the promise has been worth in real runs, given how the curve looks otherwise, was learned from
+such runs (`candy_monai.forecasting.gain`): by the middle of a run half of them are past their best.
 """
 
 from __future__ import annotations
@@ -21,13 +18,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.forecasting.average import draw_best, noise_of
+from candy_monai.forecasting.average import noise_of
+from candy_monai.forecasting.gain import Gain
+from candy_monai.forecasting.signs import SeenCurve, promises, seen_curve, signs_of
 
 Array = NDArray[np.float64]
 
-_LEAST_POINTS = 6
-_QUANTILES = (0.1, 0.9)
 LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+"""Of the quantiles that a forecast holds."""
+
+_LEAST_POINTS = 6
+_CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,10 @@ class Forecast:
         """
         if not self.quantiles:
             raise ValueError(f"there is no forecast: {self.reason}")
-        below = np.interp(score, self.quantiles, LEVELS, left=0.0, right=1.0)
-        # Many quantiles are alike where the best is over: all of them are not above it.
+        below = float(np.interp(score, self.quantiles, LEVELS, left=0.0, right=1.0))
+        # Where the best is over, many quantiles are alike, and none of these is above it.
         last = int(np.searchsorted(self.quantiles, score, side="right")) - 1
-        return float(1 - max(below, LEVELS[last] if last >= 0 else 0.0))
+        return 1 - max(below, LEVELS[last] if last >= 0 else 0.0)
 
 
 def forecast(
@@ -84,64 +85,66 @@ def forecast(
             ``degree`` epochs are over.
         ceiling: The largest score that the metric can have. By default 0 if no score is positive (a negative loss), 1
             if all lie between 0 and 1 (Dice), else none.
+        learning_rates: That of each epoch so far, where known: what a decay has left to give shows in it.
+        method: ``"combined"`` weighs the quotients' promise by what real runs taught; ``"quotient"`` takes it as it is.
 
     Raises:
-        ValueError: If ``horizon`` or ``degree`` is less than 1, or a score exceeds ``ceiling``.
+        ValueError: If ``horizon`` or ``degree`` is less than 1, the method is unknown, or a score exceeds ``ceiling``.
     """
     if horizon < 1 or degree < 1:
         raise ValueError(f"horizon and degree must be at least 1, got {horizon} and {degree}")
-    values = np.asarray(scores, dtype=np.float64).ravel()
-    finite = np.isfinite(values)
-    if not finite.any():
+    if method not in ("combined", "quotient"):
+        raise ValueError(f"method must be 'combined' or 'quotient', got {method!r}")
+    curve = seen_curve(scores, horizon, ceiling=ceiling, learning_rates=learning_rates)
+    if not curve.values.size:
         return Forecast(epoch=0, score=math.nan, interval=None, reason="there is no finite score yet")
-    best_epoch = int(np.nanargmax(np.where(finite, values, np.nan))) + 1
-    best = float(values[best_epoch - 1])
-    top = _ceiling(values[finite], ceiling)
-    reason = _why_not(values, finite, horizon, max(_LEAST_POINTS, degree + 1))
+    reason = why_not(curve, max(_LEAST_POINTS, degree + 1))
     if reason is not None:
-        return Forecast(epoch=best_epoch, score=best, interval=None, reason=reason)
-    now = len(values)
-    epochs = (np.flatnonzero(finite) + 1).astype(np.float64)
-    ends, when = draw_best(epochs, values[finite], now, horizon, degree=degree, best=best, top=top)
-    low, score, high = np.quantile(ends, (_QUANTILES[0], 0.5, _QUANTILES[1]))
-    quantiles = np.quantile(ends, LEVELS)
+        best_epoch = int(curve.epochs[curve.values.argmax()])
+        return Forecast(epoch=best_epoch, score=curve.best, interval=None, reason=reason)
+    promised, when = promises(curve, degree=degree)
+    if method == "quotient":
+        return _stated(curve, np.quantile(promised, LEVELS), when, promised > curve.best)
+    gains = Gain.expected(signs_of(curve, promised)).quantiles(LEVELS)
+    quantiles = np.minimum(curve.best + curve.range * gains, curve.top)
+    return _stated(curve, quantiles, when, promised > curve.best)
+
+
+def _stated(curve: SeenCurve, quantiles: Array, when: Array, improved: NDArray[np.bool_]) -> Forecast:
+    """Put a distribution into words; the epoch is when the draws that improve do."""
+    at = dict(zip(LEVELS, quantiles.tolist(), strict=True))
+    low, high = at[0.1], at[0.9]
+    if low <= curve.best:  # a chance of more than 10 % that the best is over: the interval begins there
+        low, high = curve.best, at[_CONFIDENCE]
+    comes = at[0.5] > curve.best and bool(improved.any())
+    epoch = round(float(np.median(when[improved]))) if comes else curve.now
     return Forecast(
-        epoch=int(np.clip(round(float(np.median(when))), now, horizon)),
-        score=float(score),
-        interval=(float(low), float(high)),
+        epoch=int(np.clip(epoch, curve.now, curve.horizon)),
+        score=at[0.5],
+        interval=(low, high),
         reason=None,
-        quantiles=tuple(quantiles.tolist()),
+        quantiles=tuple(at.values()),
     )
 
 
-def _ceiling(values: Array, ceiling: float | None) -> float:
-    if ceiling is not None:
-        if values.max() > ceiling:
-            raise ValueError(f"a score of {values.max()} exceeds ceiling={ceiling}")
-        return ceiling
-    if values.max() <= 0:
-        return 0.0
-    return 1.0 if values.min() >= 0 and values.max() <= 1 else math.inf
-
-
-def _why_not(values: Array, finite: NDArray[np.bool_], horizon: int, least: int) -> str | None:
+def why_not(curve: SeenCurve, least: int) -> str | None:
     """Say why a forecast would be worth nothing, or None."""
-    if len(values) >= horizon:
-        return f"no epoch is left: {len(values)} of {horizon} are over"
-    if finite.sum() < least:
-        return f"too few points: {finite.sum()} finite scores, {least} are needed"
-    if finite.mean() < 0.5 or not finite[-3:].any():
-        return f"{(~finite).sum()} of {len(values)} scores are not finite"
-    seen = values[finite]
-    noise, spread = noise_of(seen), float(np.ptp(seen))
-    if spread <= 1e-6 * max(1e-3, float(np.abs(seen).max())):
+    values, now = curve.values, curve.now
+    if now >= curve.horizon:
+        return f"no epoch is left: {now} of {curve.horizon} are over"
+    if len(values) < least:
+        return f"too few points: {len(values)} finite scores, {least} are needed"
+    if len(values) < 0.5 * now or curve.epochs[-1] <= now - 3:
+        return f"{now - len(values)} of {now} scores are not finite"
+    noise = noise_of(values)
+    if curve.range <= 1e-6 * max(1e-3, float(np.abs(values).max())):
         return "the curve is flat"
-    third = max(2, len(seen) // 3)
-    change = float(np.median(seen[-third:]) - np.median(seen[:third]))
+    third = max(2, len(values) // 3)
+    change = float(np.median(values[-third:]) - np.median(values[:third]))
     # A pure noise has a standard deviation equal to the noise that its neighbours' differences show.
-    if seen.std() < 1.3 * noise and abs(change) < 2.5 * noise / math.sqrt(third):
+    if values.std() < 1.3 * noise and abs(change) < 2.5 * noise / math.sqrt(third):
         return "the curve is flat: it moves no more than its noise"
-    climbed = float(seen.max() - seen[0])
-    if climbed < max(3 * noise, 0.1 * spread) and -change > max(3 * noise, 0.3 * spread):
+    climbed = curve.best - float(values[0])
+    if climbed < max(3 * noise, 0.1 * curve.range) and -change > max(3 * noise, 0.3 * curve.range):
         return "the curve diverges: it has been falling almost from the start"
     return None

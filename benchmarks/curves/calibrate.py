@@ -1,0 +1,200 @@
+"""Learn from the tuning curves what the signs of a curve say about its future: writes forecasting/experience.py.
+
+Every tuning run gives two curves, its Dice and its negative loss, and each is cut after many epochs. Three straight lines
+in the signs, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
+fitted to what came after each cut by the pinball loss of all quantiles: the middle one is the error that the back-test
+reports. Some made-up curves that saturate or peak are among them, so that what is known of ideal curves is not unlearned.
+``--check`` fits without each dataset in turn and reports on the one left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from forecast import SHARES, Curve, load_curves, seen
+
+from candy_monai.forecasting.best_score import why_not
+from candy_monai.forecasting.gain import LEAST_SPREAD, headroom, promise, standardised
+from candy_monai.forecasting.signs import NAMES, promises, seen_curve, signs_of
+
+TARGET = Path(__file__).parents[2] / "candy_monai" / "forecasting" / "experience.py"
+LEVELS = torch.arange(0.5, 20, dtype=torch.float64) / 20
+CUTS = 8
+STEPS = 300
+RIDGE = 5e-4
+MOST_GAIN = 1.5
+MADE_UP = "made up"
+MADE_UP_CURVES, MADE_UP_WEIGHT = 80, 0.3
+NO_GAIN = 0.004
+"""A gain of less than this share of the run's range is none."""
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """What was seen at each cut of each curve, and what came: ``gain`` in ranges seen, ``size`` the range seen."""
+
+    signs: Array
+    gain: Array
+    size: Array
+    run: list[str]
+    dataset: list[str]
+    share: list[float]
+
+
+def cut(curves: list[Curve]) -> Cuts:
+    rows = []
+    for curve in curves:
+        horizon, scores = len(curve.scores), curve.scores
+        places = {seen(curve, share): share for share in SHARES}
+        for now in sorted({*range(6, horizon - 1, max(1, horizon // CUTS)), *places}):
+            known = seen_curve(scores[:now], horizon, learning_rates=curve.learning_rates[:now])
+            if now >= horizon or why_not(known, 6) is not None:
+                continue
+            signs = signs_of(known, promises(known, degree=5)[0])
+            gain = (float(np.nanmax(scores)) - known.best) / known.range
+            rows.append((signs, gain, known.range / curve.range, curve.run, curve.dataset, places.get(now, math.nan)))
+    signs, gain, size, names, datasets, shares = map(list, zip(*rows, strict=True))
+    return Cuts(
+        signs=np.array(signs), gain=np.array(gain), size=np.array(size), run=names, dataset=datasets, share=shares
+    )
+
+
+def made_up_curves(count: int) -> list[Curve]:
+    """Return curves that saturate, peak or drift, with noise, some under a schedule that calms them."""
+    generator = np.random.default_rng(0)
+    curves = []
+    for number in range(count):
+        horizon = int(generator.choice([30, 50, 80, 100]))
+        t = np.arange(1, horizon + 1) / horizon
+        slowness = float(np.exp(generator.uniform(math.log(0.03), math.log(0.6))))
+        shapes = [1 - np.exp(-t / slowness), t / (t + slowness), t / slowness * np.exp(1 - t / slowness)]
+        shape = shapes[number % 3] - (generator.uniform(0, 0.4) * t if number % 5 == 0 else 0)
+        noise = float(np.exp(generator.uniform(math.log(0.003), math.log(0.05)))) * generator.standard_normal(horizon)
+        decays = number % 2 == 0
+        scores = generator.uniform(0.4, 0.95) * (shape / np.ptp(shape) + noise * (1.2 - t if decays else 1.0))
+        rates = 1 - t + 1 / horizon if decays else np.ones(horizon)
+        name = f"{MADE_UP} {number}"
+        curves.append(Curve(name=name, run=name, dataset=MADE_UP, scores=scores, learning_rates=rates))
+    return curves
+
+
+def distribution(weights: Tensor, standard: Tensor, promised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    none, middle, spread = (standard @ weights.T + promised).unbind(1)
+    return none, middle, softplus(spread) + LEAST_SPREAD
+
+
+def quantiles(weights: Tensor, standard: Tensor, promised: Tensor, room: Tensor) -> Tensor:
+    """Return the quantiles at `LEVELS` as `Gain.quantiles` does, but so that they can be differentiated."""
+    none, middle, spread = (value[:, None] for value in distribution(weights, standard, promised))
+    among = (LEVELS - none.sigmoid()) / (1 - none.sigmoid() + 1e-9)
+    deviation = torch.special.ndtri(among.clamp(1e-4, 1 - 1e-4)).clamp(-3, 3)
+    gain = (middle + spread * deviation).exp().clamp(max=MOST_GAIN)
+    return torch.where(among > 1e-4, gain / (1 + gain / room[:, None].clamp(min=1e-6)), 0.0)
+
+
+def fitted(cuts: Cuts, chosen: Array) -> tuple[Array, Array, Array]:
+    """Return means, scales and weights fitted to the chosen cuts; every run counts the same."""
+    signs = cuts.signs[chosen]
+    means, scales = np.nanmean(signs, 0), np.nanstd(signs, 0) + 1e-6
+    standard, promised = torch.tensor(standardised(signs, means, scales)), torch.tensor(promise(signs))
+    room = torch.tensor(headroom(signs))
+    gain, size = torch.tensor(cuts.gain[chosen]), torch.tensor(cuts.size[chosen])
+    runs = [run for run, used in zip(cuts.run, chosen, strict=True) if used]
+    number = Counter(runs)
+    real = sum(not run.startswith(MADE_UP) for run in number)
+    weight = [(MADE_UP_WEIGHT / MADE_UP_CURVES if run.startswith(MADE_UP) else 1 / real) / number[run] for run in runs]
+    share = torch.tensor(weight, dtype=torch.float64)
+    weights = torch.zeros(3, standard.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    none_came = (gain * size < NO_GAIN).double()
+    for _ in range(STEPS):
+        miss = (gain[:, None] - quantiles(weights, standard, promised, room)) * size[:, None]
+        pinball = torch.maximum(LEVELS * miss, (LEVELS - 1) * miss).mean(1)
+        none, middle, spread = distribution(weights, standard, promised)
+        # A little likelihood: where a quantile is 0 the pinball loss has no slope.
+        likelihood = binary_cross_entropy_with_logits(none, none_came, reduction="none") + 0.3 * (1 - none_came) * (
+            spread.log() + 0.5 * (((gain + 1e-4).log() - middle) / spread) ** 2
+        )
+        loss = (share * (pinball + 0.02 * likelihood)).sum() + RIDGE * (weights[:, :-1] ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return means, scales, weights.detach().numpy()
+
+
+def check(cuts: Cuts) -> dict[str, dict[str, float]]:
+    """Fit without each dataset in turn; return the errors on what was left out, and those of the best so far."""
+    datasets = np.array(cuts.dataset)
+    middle = np.zeros(len(datasets))
+    for dataset in sorted({*cuts.dataset} - {MADE_UP}):
+        means, scales, weights = fitted(cuts, datasets != dataset)
+        left_out = datasets == dataset
+        signs = cuts.signs[left_out]
+        values = quantiles(
+            torch.tensor(weights),
+            torch.tensor(standardised(signs, means, scales)),
+            torch.tensor(promise(signs)),
+            torch.tensor(headroom(signs)),
+        )
+        middle[left_out] = values[:, 9:11].mean(1)
+    result = {}
+    for share in SHARES:
+        at = (np.array(cuts.share) == share) & (datasets != MADE_UP)
+        error = np.abs(middle - cuts.gain)[at] * cuts.size[at]
+        so_far = cuts.gain[at] * cuts.size[at]
+        result[f"{share:.0%}"] = {
+            "error": round(float(error.mean()), 4),
+            "best_so_far": round(float(so_far.mean()), 4),
+            "ratio": round(float(error.mean() / so_far.mean()), 3),
+            "worst_dataset": round(
+                max(float((error - so_far)[datasets[at] == name].mean()) for name in set(datasets[at])), 4
+            ),
+        }
+    return result
+
+
+def write(means: Array, scales: Array, weights: Array, num_curves: int) -> None:
+    def row(values: Array) -> str:
+        return "(" + ", ".join(f"{value:.5g}" for value in values) + ")"
+
+    lines = [f"    {row(line)},  # {what}" for line, what in zip(weights, ("none", "middle", "spread"), strict=True)]
+    TARGET.write_text(
+        '"""What the signs of a curve say about its future, learned from real runs.\n\n'
+        f"Written by ``benchmarks/curves/calibrate.py`` from {num_curves} tuning runs; not to be edited by hand. One number "
+        "a sign, in\nthe order of `candy_monai.forecasting.signs.NAMES`, and a constant at the end of each "
+        'line of weights.\n"""\n\n'
+        f"MEANS = {row(means)}\nSCALES = {row(scales)}\nWEIGHTS = (\n" + "\n".join(lines) + "\n)\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only report how well it does on datasets left out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cuts = cut([*load_curves("tuning", both=True), *made_up_curves(MADE_UP_CURVES)])
+    num_runs = len({run for run in cuts.run if not run.startswith(MADE_UP)})
+    facts = {"benchmark": "calibrate", "runs": num_runs, "cuts": len(cuts.run), "signs": len(NAMES)}
+    print(json.dumps({**facts, "left_out": check(cuts)}))
+    if not arguments.check:
+        write(*fitted(cuts, np.ones(len(cuts.run), bool)), num_runs)
+
+
+if __name__ == "__main__":
+    main()

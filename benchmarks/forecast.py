@@ -1,0 +1,251 @@
+"""How good is the forecast of the best score on real training curves? Prints one JSON line, or a table with --table.
+
+At 25, 50 and 75 % of each curve in ``benchmarks/curves`` every method sees the scores so far and says the run's best
+score. Errors of the score are shares of the whole run's score range, those of the epoch shares of the run's length; a
+method that abstains counts as "best so far". The epoch to be foretold is that of the best score to come, or the present
+one when the best is over. Only the curves of datasets that nothing was tuned on are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from candy_monai.experiment.history import load_metrics
+from candy_monai.forecasting.best_score import Forecast, forecast
+
+CURVES = Path(__file__).parent / "curves"
+SHARES = (0.25, 0.5, 0.75)
+CONFIDENCE = 0.8
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The scores and learning rates of one run by epoch."""
+
+    name: str
+    run: str
+    dataset: str
+    scores: Array
+    learning_rates: Array
+
+    @property
+    def range(self) -> float:
+        """Best minus worst score."""
+        return float(np.nanmax(self.scores) - np.nanmin(self.scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a method said about one curve at one point, against what came."""
+
+    error: float
+    epoch_error: float
+    covered: bool | None
+    abstained: bool
+
+
+Method = Callable[[Array, Array, int], Forecast]
+
+
+def load_curves(part: str, *, both: bool = False) -> list[Curve]:
+    """Return the curves of one part, ``tuning`` or ``reporting``; those without any variation are left out.
+
+    Args:
+        part: Which datasets.
+        both: Return the Dice and the negative loss of each run, instead of the one that was its score.
+    """
+    index = json.loads((CURVES / "index.json").read_text())
+    curves = []
+    for name, entry in index.items():
+        if entry["part"] != part:
+            continue
+        metrics = {key: np.array(values) for key, values in load_metrics(CURVES / f"{name}.csv").items()}
+        views = {f"{name} dice": metrics["val dice"], f"{name} loss": -metrics["val combined loss"]}
+        for view, scores in views.items() if both else ((name, metrics["val score"]),):
+            if np.isfinite(scores).any() and np.nanmax(scores) - np.nanmin(scores) > 1e-6:
+                rates = metrics["learning rate"]
+                curves.append(Curve(name=view, run=name, dataset=entry["dataset"], scores=scores, learning_rates=rates))
+    return curves
+
+
+def ours(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    return forecast(scores, horizon, learning_rates=learning_rates)
+
+
+def ours_without_rates(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    return forecast(scores, horizon)
+
+
+def quotient_only(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    return forecast(scores, horizon, method="quotient")
+
+
+def best_so_far(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    return _said(float(np.nanmax(scores)), len(scores))
+
+
+def last_value(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    known = scores[np.isfinite(scores)]
+    return _said(float(known[-1]), len(scores))
+
+
+def exponential(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    """Fit ``a + b exp(-t / tau)`` by least squares; its best over the epochs to come."""
+    return _best_of_family(scores, horizon, lambda t, tau: np.exp(-t / tau), np.geomspace(0.5, 5 * horizon, 60))
+
+
+def power_law(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    """Fit ``a + b t ** -c`` by least squares; its best over the epochs to come."""
+    return _best_of_family(scores, horizon, lambda t, c: t**-c, np.geomspace(0.05, 5, 60))
+
+
+def plain_quotient(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    """Fit polynomials up to degree 5 to the raw epochs by linear least squares; the ratio of the leading coefficients.
+
+    This is what is had by solving ``P(x) - y Q(x) = 0`` as it stands, and taking the asymptote for the maximum.
+    """
+    x, known = np.arange(1, len(scores) + 1.0), np.isfinite(scores)
+    x, y = x[known], scores[known]
+    powers = x[:, None] ** np.arange(6)
+    solution = np.linalg.lstsq(np.hstack([powers, -y[:, None] * powers[:, 1:]]), y, rcond=None)[0]
+    if len(y) < 6 or not solution[10]:
+        return best_so_far(scores, learning_rates, horizon)
+    return _said(float(solution[5] / solution[10]), horizon)
+
+
+METHODS: dict[str, Method] = {
+    "forecast": ours,
+    "without learning rates": ours_without_rates,
+    "quotients alone": quotient_only,
+    "best so far": best_so_far,
+    "last value": last_value,
+    "exponential": exponential,
+    "power law": power_law,
+    "plain degree 5": plain_quotient,
+}
+
+
+def _said(score: float, epoch: int) -> Forecast:
+    return Forecast(epoch=epoch, score=score, interval=None, reason=None)
+
+
+def _best_of_family(scores: Array, horizon: int, shape: Callable[[Array, float], Array], grid: Array) -> Forecast:
+    epochs, known = np.arange(1, len(scores) + 1.0), np.isfinite(scores)
+    best: tuple[float, Array, float] | None = None
+    for parameter in grid:
+        system = np.stack([np.ones(known.sum()), shape(epochs[known], parameter)], axis=1)
+        solution = np.linalg.lstsq(system, scores[known], rcond=None)[0]
+        loss = float(((system @ solution - scores[known]) ** 2).sum())
+        if best is None or loss < best[0]:
+            best = loss, solution, parameter
+    assert best is not None
+    _, (level, size), parameter = best
+    ahead = np.arange(len(scores), horizon + 1.0)
+    curve = level + size * shape(ahead, parameter)
+    return _said(max(float(curve.max()), float(np.nanmax(scores))), int(ahead[curve.argmax()]))
+
+
+def seen(curve: Curve, share: float) -> int:
+    """Return how many epochs of the curve are seen at this share of it."""
+    return max(1, math.floor(share * len(curve.scores) + 0.5))
+
+
+def outcome(method: Method, curve: Curve, now: int) -> Outcome:
+    """Let a method foretell the rest of a curve after ``now`` epochs."""
+    horizon = len(curve.scores)
+    said = method(curve.scores[:now], curve.learning_rates[:now], horizon)
+    truth, so_far = float(np.nanmax(curve.scores)), float(np.nanmax(curve.scores[:now]))
+    score, epoch = (said.score, said.epoch) if said.reason is None else (so_far, now)
+    when = max(now, int(np.nanargmax(curve.scores)) + 1)
+    low, high = said.interval or (math.nan, math.nan)
+    slack = 1e-9 * max(1.0, abs(truth))
+    return Outcome(
+        error=abs(score - truth) / curve.range,
+        epoch_error=abs(epoch - when) / horizon,
+        covered=None if said.interval is None else low - slack <= truth <= high + slack,
+        abstained=said.reason is not None,
+    )
+
+
+def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | list[float] | None]:
+    """Summarise one method at one share: mean errors, coverage with what chance allows, abstentions."""
+    covered = [o.covered for o in outcomes if o.covered is not None]
+    band = [float(binom.ppf(q, len(covered), CONFIDENCE)) / len(covered) for q in (0.025, 0.975)] if covered else []
+    return {
+        "error": round(float(np.mean([o.error for o in outcomes])), 4),
+        "epoch_error": round(float(np.mean([o.epoch_error for o in outcomes])), 3),
+        "coverage": round(float(np.mean(covered)), 3) if covered else None,
+        "band": [round(limit, 3) for limit in band],
+        "intervals": len(covered),
+        "abstained": round(float(np.mean([o.abstained for o in outcomes])), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("reporting", "tuning"), default="reporting")
+    parser.add_argument("--table", action="store_true", help="print tables for people instead of the JSON line")
+    arguments = parser.parse_args()
+    curves = load_curves(arguments.part)
+    everything = {
+        name: {share: [outcome(method, curve, seen(curve, share)) for curve in curves] for share in SHARES}
+        for name, method in METHODS.items()
+    }
+    started = time.perf_counter()
+    for curve in curves:
+        ours(curve.scores[: seen(curve, 0.5)], curve.learning_rates[: seen(curve, 0.5)], len(curve.scores))
+    milliseconds = 1000 * (time.perf_counter() - started) / len(curves)
+    if arguments.table:
+        print_tables(curves, everything)
+        return
+    result = {name: {f"{s:.0%}": figures(by_share[s]) for s in SHARES} for name, by_share in everything.items()}
+    print(
+        json.dumps(
+            {
+                "benchmark": "forecast",
+                "part": arguments.part,
+                "curves": len(curves),
+                "datasets": len({curve.dataset for curve in curves}),
+                "milliseconds": round(milliseconds, 1),
+                "methods": result,
+            }
+        )
+    )
+
+
+def print_tables(curves: Sequence[Curve], everything: dict[str, dict[float, list[Outcome]]]) -> None:
+    """Print the figures of each method, and of the forecast against the best so far by dataset, as Markdown."""
+    heads = [f"{kind} at {share:.0%}" for kind in ("score", "epoch") for share in SHARES]
+    print("| method | " + " | ".join(heads) + " | coverage | abstains |")
+    print("|---|" + "---|" * (len(heads) + 2))
+    for name, by_share in everything.items():
+        numbers = [figures(by_share[share]) for share in SHARES]
+        cells = [f"{n['error']:.3f}" for n in numbers] + [f"{n['epoch_error']:.2f}" for n in numbers]
+        covered = ", ".join(f"{n['coverage']:.2f}" if n["coverage"] is not None else "" for n in numbers).strip(", ")
+        abstained = ", ".join(f"{n['abstained']:.2f}" for n in numbers)
+        print(f"| {name} | {' | '.join(cells)} | {covered} | {abstained} |")
+    print(f"\ncoverage by chance: {', '.join(str(figures(everything['forecast'][s])['band']) for s in SHARES)}\n")
+    print("| dataset | curves | " + " | ".join(f"{s:.0%}: forecast, best so far" for s in SHARES) + " |")
+    print("|---|---|" + "---|" * len(SHARES))
+    for dataset in sorted({curve.dataset for curve in curves}):
+        own = [index for index, curve in enumerate(curves) if curve.dataset == dataset]
+        cells = []
+        for share in SHARES:
+            pair = (np.mean([everything[name][share][i].error for i in own]) for name in ("forecast", "best so far"))
+            cells.append(", ".join(f"{value:.3f}" for value in pair))
+        print(f"| {dataset} | {len(own)} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""By how much the best score so far will yet be beaten: a distribution, read from the signs by what real runs taught.
+
+There is a chance that it is not beaten at all, for half of all runs are past their best by their middle; a gain, if
+there is one, is log-normal. Both are what the quotients promise, corrected by three straight lines in the signs that
+were fitted to real curves (``benchmarks/curves/calibrate.py``) and are kept in `candy_monai.forecasting.experience`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, ndtri
+
+from candy_monai.forecasting.experience import MEANS, SCALES, WEIGHTS
+from candy_monai.forecasting.signs import NAMES, headroom_of
+
+Array = NDArray[np.float64]
+
+FARTHEST_SIGN = 3.0  # standard deviations; beyond them no run was seen, so nothing is extrapolated
+FARTHEST_DEVIATION = 3.0
+LEAST_SPREAD = 0.05
+_MOST_MIDDLE = float(np.log(1.5))
+_EARLY = 2.4  # how much wider the distribution is the earlier before the middle of the run it is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A gain over the best score so far, in ranges of the scores so far.
+
+    Attributes:
+        none: The chance that there is none, 0 to 1.
+        middle: The logarithm of its median if there is one.
+        spread: The standard deviation of its logarithm.
+        headroom: What is left to the largest score that the metric can have; the nearer, the slower a gain grows.
+        widening: Stretches the distribution about its median, which stays.
+    """
+
+    none: float
+    middle: float
+    spread: float
+    headroom: float = np.inf
+    widening: float = 1.0
+
+    @classmethod
+    def expected(cls, signs: Array) -> Gain:
+        """Read the distribution from the signs; a sign that is NaN counts as an ordinary one."""
+        standard = standardised(signs, np.array(MEANS), np.array(SCALES))
+        none, middle, spread = np.array(WEIGHTS) @ standard + promise(signs)
+        share = float(signs[NAMES.index("share")])
+        return cls(
+            none=float(expit(none)),
+            middle=float(middle),
+            spread=float(np.logaddexp(0.0, spread)) + LEAST_SPREAD,
+            headroom=float(headroom(signs)),
+            widening=1 + _EARLY * max(0.0, 0.5 - share),
+        )
+
+    def quantiles(self, levels: Sequence[float] | Array) -> Array:
+        """Return the gain's quantiles at ``levels`` between 0 and 1."""
+        among_gains = (np.asarray(levels, dtype=np.float64) - self.none) / max(1 - self.none, 1e-9)
+        deviation = _normal(among_gains)
+        centre = float(_normal(np.array((0.5 - self.none) / max(1 - self.none, 1e-9)))) if self.none < 0.5 else 0.0
+        deviation = centre + self.widening * (deviation - centre)
+        middle = min(self.middle, _MOST_MIDDLE - self.spread * centre)
+        gains = np.exp(middle + self.spread * deviation)
+        return np.where(among_gains > 0, gains / (1 + gains / max(self.headroom, 1e-9)), 0.0)
+
+
+def standardised(signs: Array, means: Array, scales: Array) -> Array:
+    """Bring signs ``(..., signs)`` to mean 0 and standard deviation 1, and append a 1 for the constant."""
+    standard = np.clip(np.nan_to_num((signs - means) / scales), -FARTHEST_SIGN, FARTHEST_SIGN)
+    return np.concatenate([standard, np.ones_like(standard[..., :1])], axis=-1)
+
+
+def promise(signs: Array) -> Array:
+    """Return what the quotients say of the three numbers, before any correction: ``(..., 3)``."""
+    none, middle, spread = np.moveaxis(signs[..., -3:], -1, 0)
+    return np.stack([none, middle, np.log(np.expm1(np.maximum(spread, 0.1)))], axis=-1)
+
+
+def headroom(signs: Array) -> Array:
+    """Return the headroom in ranges of the scores so far: ``(...)``."""
+    return headroom_of(signs[..., NAMES.index("headroom")])
+
+
+def _normal(share: Array) -> Array:
+    deviation = ndtri(np.clip(share, 1e-6, 1 - 1e-6))
+    return np.clip(deviation, -FARTHEST_DEVIATION, FARTHEST_DEVIATION)

@@ -1,0 +1,195 @@
+"""What a curve shows of its future, as a few numbers that know neither the score's unit nor the run's length.
+
+Owns the numbers. What they are signs of was learned from real runs: `candy_monai.forecasting.experience`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candy_monai.forecasting.average import draw_best, noise_of
+
+Array = NDArray[np.float64]
+
+NAMES = (
+    "learning left",
+    "rise",
+    "late rise by time",
+    "rises or falls",
+    "late rise",
+    "noise",
+    "since best",
+    "below best",
+    "late records",
+    "headroom",
+    "scores",
+    "share",
+    "rate decayed",
+    "promised none",
+    "promised middle",
+    "promised spread",
+)
+"""The signs, in the order of their values. The last three are what the quotients promise."""
+
+_UNBOUNDED = 10.0  # headroom that no run uses up, in ranges of the scores so far
+_NEAR_TOP = 0.05
+_TINY = 0.01
+_NONE = 0.002  # a gain of less than this share of the range is none
+_MOST_DECAY = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenCurve:
+    """The part of a curve that is known.
+
+    Attributes:
+        epochs: Those with a finite score, from 1.
+        values: Their scores.
+        now: Epochs over.
+        horizon: Epochs planned.
+        top: The largest score that the metric can have.
+        axis: How much of the whole run's learning is done after each planned epoch, rising to 1.
+        rate_left: The learning rate now as a share of the largest so far; NaN if unknown.
+    """
+
+    epochs: Array
+    values: Array
+    now: int
+    horizon: int
+    top: float
+    axis: Array
+    rate_left: float = math.nan
+
+    @property
+    def best(self) -> float:
+        """The best score so far."""
+        return float(self.values.max())
+
+    @property
+    def range(self) -> float:
+        """Best minus worst score so far."""
+        return float(np.ptp(self.values))
+
+
+def seen_curve(
+    scores: Sequence[float] | Array,
+    horizon: int,
+    *,
+    ceiling: float | None = None,
+    learning_rates: Sequence[float] | Array | None = None,
+) -> SeenCurve:
+    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments."""
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    finite = np.isfinite(values)
+    return SeenCurve(
+        epochs=np.flatnonzero(finite) + 1.0,
+        values=values[finite],
+        now=len(values),
+        horizon=horizon,
+        top=_ceiling(values[finite], ceiling) if finite.any() else math.inf,
+        axis=learning_axis(learning_rates, len(values), horizon),
+        rate_left=_rate_left(learning_rates),
+    )
+
+
+def promises(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
+    """Return draws of the run's best score and of its epoch from the average of quotients."""
+    return draw_best(curve.epochs, curve.values, curve.now, curve.axis, degree=degree, best=curve.best, top=curve.top)
+
+
+def signs_of(curve: SeenCurve, promised: Array) -> Array:
+    """Return the signs in the order of `NAMES`; NaN for a learning rate that is unknown.
+
+    Args:
+        curve: What is known, with a range above 0.
+        promised: Draws of the run's best score, from `promises`.
+    """
+    values, count, size = curve.values, len(curve.values), curve.range
+    quarter = max(2, count // 4)
+    last, before = values[-quarter:].mean(), values[-2 * quarter : -quarter].mean()
+    # How fast the score rises with the logarithm of what was learned, and how much of that logarithm is left.
+    done = np.log(curve.axis[curve.epochs.astype(int) - 1])
+    to_come = -math.log(curve.axis[curve.now - 1])
+    rise = _slope(done[count // 2 :], values[count // 2 :]) / size
+    late = _slope(done[-max(3, quarter) :], values[-max(3, quarter) :]) / size
+    return np.array(
+        [
+            math.log(to_come),
+            math.log(max(rise, 0.0) * to_come + _TINY),
+            math.log(max(late, 0.0) * to_come + _TINY),
+            math.tanh(3 * rise),
+            math.asinh((last - before) / size / (5 * _TINY)),
+            math.log(noise_of(values) / size + _TINY / 2),
+            1 - float(curve.epochs[int(values.argmax())]) / curve.now,
+            math.log(max(0.0, curve.best - last) / size + _TINY),
+            math.log(max(0.0, curve.best - values[:-quarter].max()) / size + _TINY),
+            math.log(min((curve.top - curve.best) / size, _UNBOUNDED) + _NEAR_TOP),
+            math.log(count),
+            curve.now / curve.horizon,
+            1 - curve.rate_left,
+            *_promise(promised, curve),
+        ]
+    )
+
+
+def headroom_of(sign: Array) -> Array:
+    """Return the headroom that the sign stands for, in ranges of the scores so far."""
+    return np.asarray(np.maximum(0.0, np.exp(sign) - _NEAR_TOP))
+
+
+def _promise(promised: Array, curve: SeenCurve) -> tuple[float, float, float]:
+    """Return the log odds of no gain, and the middle and the spread of the logarithm of a gain."""
+    gains = (promised - curve.best) / curve.range
+    none = float(np.clip((gains <= _NONE).mean(), 0.02, 0.98))
+    some = gains[gains > _NONE]
+    if len(some) < 10:  # too few for a quantile
+        some = np.append(some, np.full(10, _TINY))
+    low, middle, high = np.log(np.quantile(some, (0.2, 0.5, 0.8)))
+    return math.log(none / (1 - none)), float(middle), float(high - low) / 1.68 + 0.05
+
+
+def _slope(places: Array, values: Array) -> float:
+    deviations = places - places.mean()
+    return float(deviations @ values / max(float(deviations @ deviations), 1e-12))
+
+
+def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, horizon: int) -> Array:
+    """Return how much of a run's learning is done after each planned epoch, rising to 1.
+
+    Learning goes by the sum of the learning rates. Those to come are continued as a power of the time that is left: a
+    linear or polynomial decay is met exactly, a constant rate too, a cosine nearly. Without rates all epochs count alike.
+
+    Args:
+        learning_rates: That of each epoch so far; None, or one missing, if they are not known.
+        now: Epochs over.
+        horizon: Epochs planned.
+    """
+    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:now]
+    if not 0 < now < horizon or len(rates) < now or not (np.isfinite(rates) & (rates > 0)).all():
+        return np.arange(1, max(now, horizon) + 1) / horizon
+    left = 1 - np.arange(now - 1, horizon) / horizon  # when each epoch begins, from the present one on
+    decay = math.log(rates[-1] / rates.max()) / math.log(left[0]) if now > 1 else 0.0
+    ahead = rates[-1] * (left[1:] / left[0]) ** float(np.clip(decay, 0.0, _MOST_DECAY))
+    done = np.cumsum(np.concatenate([rates, ahead]))
+    return np.asarray(done / done[-1])
+
+
+def _ceiling(values: Array, ceiling: float | None) -> float:
+    if ceiling is not None:
+        if values.max() > ceiling:
+            raise ValueError(f"a score of {values.max()} exceeds ceiling={ceiling}")
+        return ceiling
+    if values.max() <= 0:
+        return 0.0
+    return 1.0 if values.min() >= 0 and values.max() <= 1 else math.inf
+
+
+def _rate_left(learning_rates: Sequence[float] | Array | None) -> float:
+    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()
+    rates = rates[np.isfinite(rates)]
+    return float(rates[-1] / rates.max()) if rates.size and rates.max() > 0 else math.nan
