@@ -1,10 +1,10 @@
-"""Learn from the tuning curves what the signs of a curve say about its future: writes forecasting/experience.py.
+"""Learn from real curves what the signs of a curve say about its future: writes forecasting/experience.py.
 
-Every tuning run gives two curves, its Dice and its negative loss, and each is cut after many epochs. Three straight lines
-in the signs, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
+Every run gives two curves, its Dice and its negative loss, and each is cut after many epochs. Three straight lines in
+the signs, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
 fitted to what came after each cut by the pinball loss of all quantiles: the middle one is the error that the back-test
-reports. Some made-up curves that saturate or peak are among them, so that what is known of ideal curves is not unlearned.
-``--check`` fits without each dataset in turn and reports on the one left out.
+reports. Some made-up curves that saturate or peak are among them, so that what is known of ideal curves is not
+unlearned. For the back-test the same is done without each dataset in turn, into ``left_out.json``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from forecast import SHARES, Curve, load_curves, seen
+from forecast import LEFT_OUT, SHARES, Curve, load_curves, seen
 
 from candy_monai.forecasting.best_score import why_not
 from candy_monai.forecasting.gain import LEAST_SPREAD, headroom, promise, standardised
@@ -41,6 +42,14 @@ MADE_UP_CURVES, MADE_UP_WEIGHT = 80, 0.3
 NO_GAIN = 0.004
 """A gain of less than this share of the run's range is none."""
 Array = NDArray[np.float64]
+
+
+class Experience(NamedTuple):
+    """What was learned, in the order of the signs."""
+
+    means: list[float]
+    scales: list[float]
+    weights: list[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +115,8 @@ def quantiles(weights: Tensor, standard: Tensor, promised: Tensor, room: Tensor)
     return torch.where(among > 1e-4, gain / (1 + gain / room[:, None].clamp(min=1e-6)), 0.0)
 
 
-def fitted(cuts: Cuts, chosen: Array) -> tuple[Array, Array, Array]:
-    """Return means, scales and weights fitted to the chosen cuts; every run counts the same."""
+def fitted(cuts: Cuts, chosen: Array) -> Experience:
+    """Fit to the chosen cuts; every run counts the same."""
     signs = cuts.signs[chosen]
     means, scales = np.nanmean(signs, 0), np.nanstd(signs, 0) + 1e-6
     standard, promised = torch.tensor(standardised(signs, means, scales)), torch.tensor(promise(signs))
@@ -135,65 +144,45 @@ def fitted(cuts: Cuts, chosen: Array) -> tuple[Array, Array, Array]:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return means, scales, weights.detach().numpy()
+    numbers = (np.round(values, 5).tolist() for values in (means, scales, weights.detach().numpy()))
+    return Experience(*numbers)
 
 
-def check(cuts: Cuts) -> dict[str, dict[str, float]]:
-    """Fit without each dataset in turn; return the errors on what was left out, and those of the best so far."""
+def learn(cuts: Cuts) -> dict[str, Experience]:
+    """Fit without each dataset in turn, for the back-test; and to all of them, under an empty name."""
     datasets = np.array(cuts.dataset)
-    middle = np.zeros(len(datasets))
-    for dataset in sorted({*cuts.dataset} - {MADE_UP}):
-        means, scales, weights = fitted(cuts, datasets != dataset)
-        left_out = datasets == dataset
-        signs = cuts.signs[left_out]
-        values = quantiles(
-            torch.tensor(weights),
-            torch.tensor(standardised(signs, means, scales)),
-            torch.tensor(promise(signs)),
-            torch.tensor(headroom(signs)),
-        )
-        middle[left_out] = values[:, 9:11].mean(1)
-    result = {}
-    for share in SHARES:
-        at = (np.array(cuts.share) == share) & (datasets != MADE_UP)
-        error = np.abs(middle - cuts.gain)[at] * cuts.size[at]
-        so_far = cuts.gain[at] * cuts.size[at]
-        result[f"{share:.0%}"] = {
-            "error": round(float(error.mean()), 4),
-            "best_so_far": round(float(so_far.mean()), 4),
-            "ratio": round(float(error.mean() / so_far.mean()), 3),
-            "worst_dataset": round(
-                max(float((error - so_far)[datasets[at] == name].mean()) for name in set(datasets[at])), 4
-            ),
-        }
-    return result
+    return {name: fitted(cuts, datasets != name) for name in ("", *sorted({*cuts.dataset} - {MADE_UP}))}
 
 
-def write(means: Array, scales: Array, weights: Array, num_curves: int) -> None:
-    def row(values: Array) -> str:
+def write(experience: Experience, num_runs: int) -> None:
+    def row(values: list[float]) -> str:
         return "(" + ", ".join(f"{value:.5g}" for value in values) + ")"
 
-    lines = [f"    {row(line)},  # {what}" for line, what in zip(weights, ("none", "middle", "spread"), strict=True)]
+    lines = [
+        f"    {row(line)},  # {what}"
+        for line, what in zip(experience.weights, ("none", "middle", "spread"), strict=True)
+    ]
     TARGET.write_text(
         '"""What the signs of a curve say about its future, learned from real runs.\n\n'
-        f"Written by ``benchmarks/curves/calibrate.py`` from {num_curves} tuning runs; not to be edited by hand. One number "
+        f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand. One number "
         "a sign, in\nthe order of `candy_monai.forecasting.signs.NAMES`, and a constant at the end of each "
         'line of weights.\n"""\n\n'
-        f"MEANS = {row(means)}\nSCALES = {row(scales)}\nWEIGHTS = (\n" + "\n".join(lines) + "\n)\n"
+        f"MEANS = {row(experience.means)}\nSCALES = {row(experience.scales)}\nWEIGHTS = (\n"
+        + "\n".join(lines)
+        + "\n)\n"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only report how well it does on datasets left out")
-    arguments = parser.parse_args()
+    parser.parse_args()
     torch.set_num_threads(1)
-    cuts = cut([*load_curves("tuning", both=True), *made_up_curves(MADE_UP_CURVES)])
+    cuts = cut([*load_curves(both=True), *made_up_curves(MADE_UP_CURVES)])
     num_runs = len({run for run in cuts.run if not run.startswith(MADE_UP)})
-    facts = {"benchmark": "calibrate", "runs": num_runs, "cuts": len(cuts.run), "signs": len(NAMES)}
-    print(json.dumps({**facts, "left_out": check(cuts)}))
-    if not arguments.check:
-        write(*fitted(cuts, np.ones(len(cuts.run), bool)), num_runs)
+    learned = learn(cuts)
+    write(learned.pop(""), num_runs)
+    LEFT_OUT.write_text(json.dumps({name: experience._asdict() for name, experience in learned.items()}) + "\n")
+    print(json.dumps({"benchmark": "calibrate", "runs": num_runs, "cuts": len(cuts.run), "signs": len(NAMES)}))
 
 
 if __name__ == "__main__":

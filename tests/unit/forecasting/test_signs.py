@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from candy_monai.forecasting.signs import NAMES, learning_axis, promises, seen_curve, signs_of
+
+SCORES = 0.8 * (1 - np.exp(-np.arange(1, 21) / 8))
+
+
+def signs(scores=SCORES, horizon=60, **known):
+    curve = seen_curve(scores, horizon, **known)
+    return dict(zip(NAMES, signs_of(curve, promises(curve, degree=5)[0]), strict=True))
+
+
+def test_without_learning_rates_all_epochs_count_alike():
+    assert learning_axis(None, 2, 4).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert learning_axis([0.1, math.nan], 2, 4).tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_constant_learning_rate_is_the_same_as_none():
+    assert learning_axis([0.1, 0.1], 2, 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_a_linear_decay_is_continued_to_its_end():
+    # rates 4, 3, 2, 1 in the four epochs: shares of their sum, 10
+    assert learning_axis([4.0, 3.0], 2, 4) == pytest.approx([0.4, 0.7, 0.9, 1.0])
+
+
+def test_a_polynomial_decay_is_continued_to_its_end():
+    rates = 0.01 * (1 - np.arange(50) / 50) ** 0.9
+    assert learning_axis(rates[:20], 20, 50) == pytest.approx(np.cumsum(rates) / rates.sum(), abs=1e-9)
+
+
+def test_a_warm_up_does_not_look_like_a_schedule_that_grows_for_ever():
+    axis = learning_axis([0.001, 0.005, 0.01, 0.01], 4, 8)
+    assert (np.diff(axis) > 0).all()
+    assert np.diff(axis)[3:] == pytest.approx(np.diff(axis)[3])
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (7.0, -50.0)])
+def test_the_signs_know_neither_unit_nor_origin_of_the_score(scale, shift):
+    expected = signs(ceiling=1.0)
+    scaled = signs(scale * SCORES + shift, ceiling=scale + shift)
+    assert list(scaled.values()) == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-4, nan_ok=True)
+
+
+def test_a_learning_rate_that_is_unknown_is_nan_and_one_that_halved_says_so():
+    assert math.isnan(signs()["rate decayed"])
+    assert signs(learning_rates=[0.1] * 10 + [0.05] * 10)["rate decayed"] == pytest.approx(0.5)
+
+
+def test_how_long_ago_the_best_was_is_a_share_of_what_was_seen():
+    peaked = np.concatenate([np.linspace(0, 0.8, 10), np.linspace(0.79, 0.5, 10)])
+    assert signs(peaked)["since best"] == pytest.approx(0.5)
+    assert signs()["since best"] == 0.0
+
+
+def test_a_missing_score_is_no_epoch_less():
+    scores = SCORES.copy()
+    scores[[3, 9]] = math.nan
+    curve = seen_curve(scores, 60)
+    assert (curve.now, len(curve.values), curve.epochs[-1]) == (20, 18, 20)
