@@ -164,8 +164,8 @@ def write(experience: Experience, num_runs: int) -> None:
     ]
     TARGET.write_text(
         '"""What the signs of a curve say about its future, learned from real runs.\n\n'
-        f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand. One number "
-        "a sign, in\nthe order of `candy_monai.forecasting.signs.NAMES`, and a constant at the end of each "
+        f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand. One "
+        "number a sign, in\nthe order of `candy_monai.forecasting.signs.NAMES`, and a constant at the end of each "
         'line of weights.\n"""\n\n'
         f"MEANS = {row(experience.means)}\nSCALES = {row(experience.scales)}\nWEIGHTS = (\n"
         + "\n".join(lines)

@@ -2,8 +2,10 @@
 
 How a run is made is drawn from its name (dataset and number): network, loss, optimizer, learning rate, schedule, number
 of training and validation samples, augmentation, moving average, score and length. A curve is kept as
-``<dataset>-<number>.csv`` in the format of ``metrics.csv``; ``index.json`` says how each was made and which datasets are
-for tuning and which for reporting. Runs whose file exists are passed over, so that the work can be done in parts.
+``<dataset>-<number>.csv`` in the format of ``metrics.csv``. ``index.json`` says how each was made, and which datasets
+were looked at while the forecast was made (tuning) and which were not (reporting). Runs that are in the index are
+passed over, so that the work can be done in parts; numbers 00 and 01 were drawn from lower learning rates and fewer
+steps than the rest.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ PART_OF = {
     "Dataset127_BUSIMini": "reporting",
     "Dataset131_EMIDECMini": "reporting",
 }
-"""Whether a dataset's curves may be looked at while the forecast is made, or only to say how good it is."""
+"""Whether a dataset's curves were looked at while the forecast was made, or only to say how good it is."""
 VOLUMES = ("Dataset004_Hippocampus", "Dataset027_ACDC", "Dataset056_PICAI2ch")
 COLUMNS = ("val score", "val dice", "val combined loss", "combined loss", "learning rate")
 

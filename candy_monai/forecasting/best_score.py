@@ -29,6 +29,8 @@ LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 _LEAST_POINTS = 6
 _CONFIDENCE = 0.8
+_POINT = 0.4
+"""The quantile that is the forecast: just below the middle, which lets down fewer runs and errs no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +118,14 @@ def _stated(curve: SeenCurve, quantiles: Array, when: Array, improved: NDArray[n
     low, high = at[0.1], at[0.9]
     if low <= curve.best:  # a chance of more than 10 % that the best is over: the interval begins there
         low, high = curve.best, at[_CONFIDENCE]
-    comes = at[0.5] > curve.best and bool(improved.any())
+    # No more than what growth with the logarithm of time, by the whole range so far for each factor e, would give.
+    most = curve.best + curve.range * curve.left_to_learn
+    score = float(np.clip(min(at[_POINT], most), low, high))
+    comes = score > curve.best and bool(improved.any())
     epoch = round(float(np.median(when[improved]))) if comes else curve.now
     return Forecast(
         epoch=int(np.clip(epoch, curve.now, curve.horizon)),
-        score=at[0.5],
+        score=score,
         interval=(low, high),
         reason=None,
         quantiles=tuple(at.values()),

@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 FARTHEST_SIGN = 3.0  # standard deviations; beyond them no run was seen, so nothing is extrapolated
 FARTHEST_DEVIATION = 3.0
 LEAST_SPREAD = 0.05
+_LARGEST = 50.0  # of a logarithm, so that nothing overflows
 _MOST_MIDDLE = float(np.log(1.5))
 _EARLY = 2.4  # how much wider the distribution is the earlier before the middle of the run it is asked for
 
@@ -65,7 +66,7 @@ class Gain:
         centre = float(_normal(np.array((0.5 - self.none) / max(1 - self.none, 1e-9)))) if self.none < 0.5 else 0.0
         deviation = centre + self.widening * (deviation - centre)
         middle = min(self.middle, _MOST_MIDDLE - self.spread * centre)
-        gains = np.exp(middle + self.spread * deviation)
+        gains = np.exp(np.minimum(middle + self.spread * deviation, _LARGEST))
         return np.where(among_gains > 0, gains / (1 + gains / max(self.headroom, 1e-9)), 0.0)
 
 

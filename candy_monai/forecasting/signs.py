@@ -71,6 +71,11 @@ class SeenCurve:
         return float(self.values.max())
 
     @property
+    def left_to_learn(self) -> float:
+        """The logarithm of how many times as much will have been learned in the end as now."""
+        return -math.log(float(self.axis[self.now - 1]))
+
+    @property
     def range(self) -> float:
         """Best minus worst score so far."""
         return float(np.ptp(self.values))
@@ -87,7 +92,7 @@ def seen_curve(
     values = np.asarray(scores, dtype=np.float64).ravel()
     finite = np.isfinite(values)
     return SeenCurve(
-        epochs=np.flatnonzero(finite) + 1.0,
+        epochs=(np.flatnonzero(finite) + 1).astype(np.float64),
         values=values[finite],
         now=len(values),
         horizon=horizon,
@@ -112,9 +117,9 @@ def signs_of(curve: SeenCurve, promised: Array) -> Array:
     values, count, size = curve.values, len(curve.values), curve.range
     quarter = max(2, count // 4)
     last, before = values[-quarter:].mean(), values[-2 * quarter : -quarter].mean()
-    # How fast the score rises with the logarithm of what was learned, and how much of that logarithm is left.
+    # How fast the score rises with the logarithm of what was learned.
     done = np.log(curve.axis[curve.epochs.astype(int) - 1])
-    to_come = -math.log(curve.axis[curve.now - 1])
+    to_come = curve.left_to_learn
     rise = _slope(done[count // 2 :], values[count // 2 :]) / size
     late = _slope(done[-max(3, quarter) :], values[-max(3, quarter) :]) / size
     return np.array(
@@ -162,7 +167,8 @@ def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, hori
     """Return how much of a run's learning is done after each planned epoch, rising to 1.
 
     Learning goes by the sum of the learning rates. Those to come are continued as a power of the time that is left: a
-    linear or polynomial decay is met exactly, a constant rate too, a cosine nearly. Without rates all epochs count alike.
+    linear or polynomial decay is met exactly, a constant rate too, a cosine nearly. Without rates all epochs count
+    alike.
 
     Args:
         learning_rates: That of each epoch so far; None, or one missing, if they are not known.

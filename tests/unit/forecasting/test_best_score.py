@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candy_monai.forecasting.best_score import forecast
+from candy_monai.forecasting.best_score import Forecast, forecast
 
 T = np.arange(1, 101) / 100
 
@@ -33,19 +33,22 @@ def test_a_curve_that_has_shown_its_best_is_foretold_within_two_hundredths(curve
     assert result.score == pytest.approx(scores.max(), abs=0.02)
 
 
+@pytest.mark.parametrize(("method", "share"), [("combined", 0.75), ("quotient", 0.5)])
 @pytest.mark.parametrize("tau", [0.1, 0.2, 0.3])
-def test_of_slow_curves_most_intervals_cover_the_best_and_the_error_halves_that_of_the_best_so_far(tau):
+def test_of_slow_curves_most_intervals_cover_the_best_and_the_error_is_well_below_that_of_the_best_so_far(
+    tau, method, share
+):
     results, best, so_far = [], [], []
     for seed in range(10):
         scores = noisy(saturating(tau), seed)
-        results.append(forecast(scores[:30], 100))
+        results.append(forecast(scores[:30], 100, method=method))
         best.append(scores.max())
         so_far.append(scores[:30].max())
     covered = [r.interval[0] <= b <= r.interval[1] for r, b in zip(results, best, strict=True)]
     errors = [abs(r.score - b) for r, b in zip(results, best, strict=True)]
     # of ten intervals of 80 %, fewer than 6 cover with a probability of 3 %
     assert sum(covered) >= 6
-    assert np.mean(errors) < 0.5 * np.mean(np.subtract(best, so_far))
+    assert np.mean(errors) < share * np.mean(np.subtract(best, so_far))
 
 
 def test_a_peak_long_passed_is_the_best_there_will_be_and_the_time_left_is_none():
@@ -151,6 +154,36 @@ def test_no_forecast_is_made_before_more_epochs_than_the_degree():
     scores = saturating(0.3)[:7]
     assert "8 are needed" in forecast(scores, 100, degree=7).reason
     assert forecast(scores, 100, degree=5).reason is None
+
+
+def test_a_method_that_is_unknown_is_refused():
+    with pytest.raises(ValueError, match="'combined' or 'quotient'"):
+        forecast([0.1, 0.2], 10, method="exponential")
+
+
+def test_a_decaying_learning_rate_promises_less_than_a_constant_one():
+    scores, left = noisy(saturating(0.2), 0)[:50], 1 - np.arange(50) / 100
+    decaying = forecast(scores, 100, learning_rates=0.01 * left, method="quotient")
+    constant = forecast(scores, 100, learning_rates=np.full(50, 0.01), method="quotient")
+    assert decaying.score < constant.score
+
+
+def test_the_chance_of_a_better_score_falls_from_one_below_the_quantiles_to_none_above_them():
+    result = forecast(noisy(saturating(0.2), 0)[:30], 100)
+    chances = [result.chance_above(score) for score in np.linspace(0.5, 1.0, 50)]
+    assert (chances[0], chances[-1]) == (1.0, 0.0)
+    assert (np.diff(chances) <= 1e-12).all()
+
+
+def test_of_a_best_that_is_over_the_chance_of_better_is_what_the_quantiles_say():
+    # ten of nineteen quantiles, up to 50 %, are the best so far
+    over = Forecast(epoch=9, score=0.8, interval=(0.8, 0.9), reason=None, quantiles=(0.8,) * 10 + (0.9,) * 9)
+    assert over.chance_above(0.8) == pytest.approx(0.5)
+
+
+def test_where_there_is_no_forecast_no_chance_is_told():
+    with pytest.raises(ValueError, match="no forecast: too few"):
+        forecast([0.1, 0.2], 10).chance_above(0.3)
 
 
 @pytest.mark.parametrize("arguments", [{"horizon": 0}, {"horizon": 10, "degree": 0}])
