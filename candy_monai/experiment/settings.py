@@ -62,6 +62,11 @@ class TrainSettings:
         _at_least("val_score_prediction_degree", self.val_score_prediction_degree, 1)
         _at_least("validate_every", self.validate_every, 1)
         _at_least("num_validation_cases", self.num_validation_cases, 1)
+        _one_of("amp", self.amp, (None, "bf16", "fp16", "auto"))
+        _one_of("non_finite", self.non_finite, ("stop", "skip"))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
         if not self.preview_quality > 0:
             raise SettingsError(f"preview_quality must be positive (million voxels), got {self.preview_quality}")
         if self.time_limit_s is not None and not self.time_limit_s > 0:
@@ -74,8 +79,6 @@ class TrainSettings:
             raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
         if self.save_every is not None:
             SaveInterval.parse(self.save_every)
-        _one_of("amp", self.amp, (None, "bf16", "fp16", "auto"))
-        _one_of("non_finite", self.non_finite, ("stop", "skip"))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

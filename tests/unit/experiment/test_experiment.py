@@ -211,3 +211,29 @@ def test_no_epoch_is_begun_that_would_end_after_the_time_limit(tmp_path):
 def test_the_first_epoch_is_trained_however_little_time_there_is(tmp_path):
     experiment = Experiment(tmp_path, TrainSettings(num_epochs=3, time_limit_s=1e-9))
     assert not experiment.is_complete
+
+
+def _validate_epoch(experiment, score):
+    experiment.history.record("val score", score)
+    _run_epoch(experiment, score)
+
+
+def test_by_forecast_a_run_that_has_long_passed_its_peak_stops_and_one_that_still_rises_goes_on(tmp_path):
+    settings = {"num_epochs": 100, "early_stop_tolerance": "forecast", "val_score_prediction": False}
+    peaked, rising = _experiment(tmp_path, **settings), _experiment(tmp_path, **settings)
+    for epoch in range(1, 51):
+        if not peaked.is_complete:
+            _validate_epoch(peaked, 0.08 * epoch * 2.718 ** (1 - epoch / 10))  # its peak is at epoch 10
+        _validate_epoch(rising, 0.8 * epoch / 100)
+    assert peaked.is_complete
+    assert 10 < peaked.progress.epoch < 50
+    assert not rising.is_complete
+
+
+def test_the_forecast_of_a_run_goes_to_those_who_watch(tmp_path):
+    experiment = _experiment(tmp_path, num_epochs=50)
+    for epoch in range(1, 11):
+        _validate_epoch(experiment, 1 - 0.8**epoch)
+    assert experiment.epoch_finished(0.9, None).forecast == experiment.forecast
+    assert experiment.forecast.score > 1 - 0.8**10
+    assert experiment.epoch_finished(None, None).forecast is None
