@@ -155,21 +155,16 @@ def learn(cuts: Cuts) -> dict[str, Experience]:
 
 
 def write(experience: Experience, num_runs: int) -> None:
-    def row(values: list[float]) -> str:
-        return "(" + ", ".join(f"{value:.5g}" for value in values) + ")"
+    def row(values: list[float], indent: str = "") -> str:
+        return "(\n" + "".join(f"{indent}    {value:.5g},\n" for value in values) + f"{indent})"
 
-    lines = [
-        f"    {row(line)},  # {what}"
-        for line, what in zip(experience.weights, ("none", "middle", "spread"), strict=True)
-    ]
+    lines = "".join(f"    {row(line, '    ')},\n" for line in experience.weights)
     TARGET.write_text(
         '"""What the signs of a curve say about its future, learned from real runs.\n\n'
         f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand. One "
-        "number a sign, in\nthe order of `candy_monai.forecasting.signs.NAMES`, and a constant at the end of each "
-        'line of weights.\n"""\n\n'
-        f"MEANS = {row(experience.means)}\nSCALES = {row(experience.scales)}\nWEIGHTS = (\n"
-        + "\n".join(lines)
-        + "\n)\n"
+        "number a sign,\nin the order of `candy_monai.forecasting.signs.NAMES`. The weights are those of the chance of "
+        'no gain, of its middle\nand of its spread, each with a constant at its end.\n"""\n\n'
+        f"MEANS = {row(experience.means)}\nSCALES = {row(experience.scales)}\nWEIGHTS = (\n{lines})\n"
     )
 
 

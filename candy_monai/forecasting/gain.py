@@ -24,7 +24,7 @@ FARTHEST_DEVIATION = 3.0
 LEAST_SPREAD = 0.05
 _LARGEST = 50.0  # of a logarithm, so that nothing overflows
 _MOST_MIDDLE = float(np.log(1.5))
-_EARLY = 2.4  # how much wider the distribution is the earlier before the middle of the run it is asked for
+_EARLY = 4.0  # how much wider the distribution is the earlier before the middle of the run it is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
