@@ -284,3 +284,11 @@ def test_a_metric_of_the_user_s_own_must_return_one_number():
 def test_options_that_cannot_work_are_refused(metrics, options):
     with pytest.raises(BadInputError):
         Evaluator(*metrics, **options)
+
+
+def test_regions_are_measured_as_unions_of_ids_under_their_places():
+    reference = torch.tensor([[[0, 1, 2, 2, 3]]])
+    prediction = torch.tensor([[[0, 2, 2, 0, 1]]])
+    (case,) = Evaluator("dice", regions=[(1, 2), (2,)], ignore_label=3).evaluate(prediction, reference)
+    assert case.classes[1]["dice"] == pytest.approx(2 * 2 / (2 + 3))  # the ignored voxel counts for nothing
+    assert case.classes[2]["dice"] == pytest.approx(2 * 1 / (2 + 2))
