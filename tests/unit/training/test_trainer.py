@@ -555,7 +555,8 @@ def test_the_state_for_recovery_loads_as_plain_values_and_holds_the_average(tmp_
     trainer = small_trainer(tmp_path)
     trainer.train(2)
     state = load_state(trainer.experiment_folder())
-    assert {"optimizer", "scheduler", "ema", "generators", "early_stopping", "history", "progress"} <= state.keys()
+    assert {"optimizer", "scheduler", "ema", "processes", "early_stopping", "history", "progress"} <= state.keys()
+    assert {"generators", "epoch_generators"} <= state["processes"][0].keys()
     assert state["progress"]["step"] == 4
 
 
