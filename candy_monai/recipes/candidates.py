@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from candy_monai.data.planning import DEFAULT_MEMORY_BYTES, Plan
 from candy_monai.data.topology import Topology, training_bytes
 from candy_monai.network import Precision
 from candy_monai.recipes.speed import Speed
 
-FEWEST_STEPS = 400
+FEWEST_STEPS = 200
 """With fewer steps than this, cheaper ones are better."""
 
 STEPS_TO_WIDEN = 3000
@@ -39,7 +39,6 @@ def choose(
     *,
     measure: Callable[[Plan, Sequence[Precision] | None], Speed],
     num_steps: Callable[[Speed], float],
-    chosen: Collection[str] = (),
     memory_bytes: int | None = None,
 ) -> tuple[Plan, Speed]:
     """Return the plan, or the relative of it, that makes best use of a time, and its speed.
@@ -48,19 +47,18 @@ def choose(
         plan: The plan that follows from the data.
         measure: Returns the speed of a plan on this machine, in one of these precisions or the fastest of all.
         num_steps: How many steps fit at a speed, now.
-        chosen: Names of the plan's entries that the user fixed.
         memory_bytes: Memory that a wider network may use; None for what a plan assumes.
     """
-    if "patch_shape" not in chosen:
+    if "patch_shape" not in plan.chosen:
         plan = without_margin(plan)
     speed = measure(plan, None)
-    while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan, chosen=chosen)) is not None:
+    while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan)) is not None:
         measured = measure(relative, [speed.amp])
         if measured.step_s > _WORTHWHILE * speed.step_s:
             break
         plan, speed = relative, measured
     while num_steps(speed) > STEPS_TO_WIDEN:
-        relative = wider(plan, chosen=chosen, memory_bytes=memory_bytes)
+        relative = wider(plan, memory_bytes=memory_bytes)
         if relative is None or num_steps(measured := measure(relative, [speed.amp])) < STEPS_WHEN_WIDE:
             break
         plan, speed = relative, measured
@@ -83,40 +81,38 @@ def without_margin(plan: Plan) -> Plan:
     return dataclasses.replace(plan, patch_shape=tuple(map(min, patch, plan.patch_shape)))
 
 
-def lighter(plan: Plan, *, chosen: Collection[str] = ()) -> Plan | None:
+def lighter(plan: Plan) -> Plan | None:
     """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network.
 
     The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
 
     Args:
         plan: The plan.
-        chosen: Names of the plan's entries that the user fixed.
 
     Returns:
         None when nothing can give way.
     """
-    if "batch_size" not in chosen and plan.batch_size > _SMALLEST_BATCH:
+    if "batch_size" not in plan.chosen and plan.batch_size > _SMALLEST_BATCH:
         return dataclasses.replace(plan, batch_size=max(_SMALLEST_BATCH, plan.batch_size // 2))
     patch = tuple(_shortened(plan, axis) for axis in range(plan.num_dims))
-    if "patch_shape" not in chosen and patch != plan.patch_shape:
+    if "patch_shape" not in plan.chosen and patch != plan.patch_shape:
         return dataclasses.replace(plan, patch_shape=patch)
-    if "filters" not in chosen and plan.filters[0] >= 2 * _NARROWEST:
+    if "filters" not in plan.chosen and plan.filters[0] >= 2 * _NARROWEST:
         return dataclasses.replace(plan, filters=tuple(width // 2 for width in plan.filters))
     return None
 
 
-def wider(plan: Plan, *, chosen: Collection[str] = (), memory_bytes: int | None = None) -> Plan | None:
+def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
     """Return the plan with a network of twice the width.
 
     Args:
         plan: The plan.
-        chosen: Names of the plan's entries that the user fixed.
         memory_bytes: Memory of a training step; None for what a plan assumes.
 
     Returns:
         None when that is wider than nnU-Net's, or does not fit into the memory.
     """
-    if "filters" in chosen or 2 * plan.filters[0] > _WIDEST:
+    if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
         return None
     filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)
     needed = training_bytes(

@@ -198,7 +198,6 @@ class PlannedRun:
                 dataclasses.replace(self, plan=plan)._trainer(), precisions=precisions
             ),
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
-            chosen=self.plan.chosen,
             memory_bytes=device_memory(str(self.device)),
         )
         seconds = seconds_left()
