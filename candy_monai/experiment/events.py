@@ -76,7 +76,7 @@ class EpochFinished:
 
     Attributes:
         epoch: The epoch, counted from 1.
-        num_epochs: Epochs planned.
+        num_epochs: Epochs that the run will have, as far as can be told now.
         metrics: Every metric over all epochs so far.
         score: This epoch's validation score; None if it was not validated.
         best_score: The best score so far; minus infinity before the first.

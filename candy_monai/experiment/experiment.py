@@ -247,7 +247,7 @@ class Experiment:
         """
         return EpochFinished(
             epoch=self.progress.epoch,
-            num_epochs=self.settings.num_epochs,
+            num_epochs=self.expected_epochs(),
             metrics=self.history.metrics(),
             score=score,
             best_score=self.progress.best_score,

@@ -39,7 +39,7 @@ from candy_monai.recipes.prepare import (
     prepare_dataset,
     store_of,
 )
-from candy_monai.recipes.speed import final_validation_s, fit_to_time, measure_speed, usable_s
+from candy_monai.recipes.speed import TIMES_FASTER, fit_to_time, measure_speed, usable_s
 from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.saved_run import Continuation
@@ -210,9 +210,9 @@ class PlannedRun:
         )
         on_progress(
             f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
-            f"{plan.num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
+            f"about {plan.num_epochs // TIMES_FASTER} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
-        limit = seconds - final_validation_s(speed, num_cases)
+        limit = usable_s(speed, seconds, num_cases)
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, limit = self.processes.broadcast((plan, speed.amp, limit))
         return dataclasses.replace(self, plan=plan, amp=amp, time_limit_s=limit)

@@ -249,7 +249,9 @@ class Lifecycle(Continuity):
         count = self._processes.count
         where = f"{self.device()}" if count == 1 else f"{count} processes, the first on {self.device()}"
         self.log(f"Experiment {run.experiment_id} in {run.folder}")
-        self.log(f"{type(self).__name__} on {where}, {run.settings.num_epochs} epochs, seed {run.settings.seed}")
+        limit = run.settings.time_limit_s
+        extent = f"{run.settings.num_epochs} epochs" + ("" if limit is None else f" or {limit:.0f} s")
+        self.log(f"{type(self).__name__} on {where}, {extent}, seed {run.settings.seed}")
         if saved is not None:
             within = f", batch {run.progress.batch}" if run.progress.batch else ""
             self.log(f"Continued after epoch {run.progress.epoch}{within}")
@@ -286,7 +288,7 @@ class Lifecycle(Continuity):
         if run.early_stopping.triggered:
             self.log(f"Early stopping triggered because {run.early_stopping.reason}")
         elif run.is_out_of_time:
-            self.log(f"Stopped after epoch {run.progress.epoch}: another would exceed the time limit")
+            self.log(f"The time is up after epoch {run.progress.epoch}: another would exceed the time limit")
         if run.progress.best_epoch:
             self.log(f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}")
         self._notify(run.finished())

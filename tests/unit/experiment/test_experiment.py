@@ -208,6 +208,14 @@ def test_no_epoch_is_begun_that_would_end_after_the_time_limit(tmp_path):
     assert experiment.is_out_of_time
 
 
+def test_those_who_watch_hear_how_many_epochs_the_time_holds(tmp_path):
+    now = [0.0]
+    experiment = Experiment(tmp_path, TrainSettings(num_epochs=100, time_limit_s=35.0), clock=lambda: now[0])
+    now[0] += 10.0
+    experiment.finish_epoch(None)
+    assert experiment.epoch_finished(None, None).num_epochs == 3
+
+
 def test_the_first_epoch_is_trained_however_little_time_there_is(tmp_path):
     experiment = Experiment(tmp_path, TrainSettings(num_epochs=3, time_limit_s=1e-9))
     assert not experiment.is_complete

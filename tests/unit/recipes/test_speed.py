@@ -4,15 +4,16 @@ import itertools
 import pytest
 
 from candy_monai.errors import SettingsError
-from candy_monai.recipes.speed import VALIDATION_SHARE, Speed, fit_to_time
+from candy_monai.recipes.speed import TIMES_FASTER, VALIDATION_SHARE, Speed, fit_to_time
 from tests.plans import small_plan
 
 SPEED = Speed(amp=None, step_s=0.5, case_s=0.1)
 
 
 def _seconds(plan, speed, num_cases):
-    validations = plan.num_epochs / plan.validate_every
-    training = plan.num_epochs * plan.iterations_per_epoch * speed.step_s
+    num_epochs = plan.num_epochs // TIMES_FASTER
+    validations = num_epochs / plan.validate_every
+    training = num_epochs * plan.iterations_per_epoch * speed.step_s
     return training + validations * plan.num_validation_cases * speed.case_s + 2 * num_cases * speed.case_s
 
 
@@ -20,12 +21,18 @@ def _seconds(plan, speed, num_cases):
     ("seconds", "case_s"),
     [*itertools.product([30, 60, 120, 600, 3600], [0.01, 0.1, 2.0]), (600, 30.0), (3600, 30.0)],
 )
-def test_the_planned_work_takes_no_longer_than_the_time_and_uses_most_of_it(seconds, case_s):
+def test_the_work_expected_takes_no_longer_than_the_time_and_uses_most_of_it(seconds, case_s):
     speed = dataclasses.replace(SPEED, case_s=case_s)
     num_cases = 5
     plan = fit_to_time(small_plan(), speed, seconds=seconds, num_cases=num_cases, num_training_cases=20)
     assert _seconds(plan, speed, num_cases) <= seconds
     assert _seconds(plan, speed, num_cases) >= 0.6 * seconds
+
+
+def test_a_plan_has_epochs_for_a_machine_that_was_busy_while_it_was_measured():
+    slow = dataclasses.replace(SPEED, step_s=TIMES_FASTER * SPEED.step_s, case_s=0.0)
+    plan = fit_to_time(small_plan(), slow, seconds=600, num_cases=0, num_training_cases=20)
+    assert plan.num_epochs * plan.iterations_per_epoch * SPEED.step_s >= 0.9 * 600
 
 
 def test_validation_during_training_takes_only_its_share():
@@ -49,7 +56,7 @@ def test_a_run_too_short_to_see_a_case_often_does_not_mirror():
 def test_without_validation_all_the_time_is_trained():
     speed = dataclasses.replace(SPEED, case_s=0.0)  # what is measured where there is no case
     plan = fit_to_time(small_plan(), speed, seconds=100, num_cases=0, num_training_cases=1)
-    assert plan.num_epochs * plan.iterations_per_epoch * SPEED.step_s >= 70
+    assert plan.num_epochs // TIMES_FASTER * plan.iterations_per_epoch * SPEED.step_s >= 70
 
 
 def test_what_the_user_chose_is_kept():
