@@ -15,7 +15,7 @@ from candy_monai.data.topology import Topology, training_bytes
 from candy_monai.network import Precision
 from candy_monai.recipes.speed import Speed
 
-FEWEST_STEPS = 200
+FEWEST_STEPS = 400
 """With fewer steps than this, cheaper ones are better."""
 
 STEPS_TO_WIDEN = 3000
