@@ -246,7 +246,7 @@ class PlannedRun:
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
-        if self.folds:
+        if self.folds and self.processes.is_first:
             write_splits(folder / SPLITS, self.folds)
         cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
         images = {case.case_id: case.images for case in cases}
