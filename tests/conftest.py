@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,5 +30,19 @@ def _own_config_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files of tests need not survive a power failure; that they are flushed is looked at where it matters."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("candy_monai.files._flush_to_disk", lambda _path: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)  # the tests run side by side
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no curves: they take most of a short run's time, and tests of something else need none."""
+    monkeypatch.setattr("candy_monai.observers.curves.CurvesObserver.draw", lambda *_arguments: None)

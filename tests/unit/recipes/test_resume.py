@@ -18,6 +18,8 @@ from candy_monai.training.segmentation import SegmentationTrainer
 from tests.toys import small_trainer
 from tests.unit.training.test_saved_run import assert_same_run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
 
 

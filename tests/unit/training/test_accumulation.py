@@ -7,6 +7,8 @@ from torch import nn
 from candy_monai.training.accumulation import Group
 from tests.toys import SmallTrainer, Squares, loaders
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_groups_take_each_batch_once_and_only_the_last_may_be_smaller(num_batches, size):

@@ -20,6 +20,8 @@ from candy_monai.observers.base import Observer
 from candy_monai.training.interruption import Interrupted
 from tests.toys import SmallTrainer, Squares, small_trainer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUIET = {"early_stop_tolerance": None, "save_preview": False, "seed": 5}
 
 
@@ -89,9 +91,18 @@ def assert_same(first, second, where="state"):
         assert first == second or (first != first and second != second), where
 
 
-@pytest.mark.parametrize("ema", [True, False])
-@pytest.mark.parametrize("crash", [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 6}, {"case": 2}, {"case": 7}])
-@pytest.mark.parametrize("save_every", [None, 1])
+@pytest.mark.parametrize(
+    ("crash", "save_every", "ema"),
+    [
+        ({"step": 1}, None, True),
+        ({"step": 2}, 1, False),
+        ({"step": 3}, 1, True),
+        ({"step": 6}, None, False),
+        ({"case": 2}, 1, True),
+        ({"case": 7}, None, True),
+        ({"case": 7}, 1, False),
+    ],
+)
 def test_a_run_that_crashed_and_went_on_is_the_uninterrupted_run_to_the_bit(tmp_path, crash, save_every, ema):
     whole = small_trainer(tmp_path / "whole", cls=WithDropout)
     whole.train(4, ema=ema, **QUIET)
@@ -153,8 +164,15 @@ class _Asking(Observer):
         self.events.append(event)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("phase", "done"), [("training", 1), ("training", 2), ("validation", 2), ("validation", 4)])
+@pytest.mark.parametrize(
+    ("number", "phase", "done"),
+    [
+        (signal.SIGTERM, "training", 1),
+        (signal.SIGINT, "training", 2),
+        (signal.SIGTERM, "validation", 2),
+        (signal.SIGINT, "validation", 4),
+    ],
+)
 def test_a_signal_finishes_the_step_saves_tells_the_observers_and_the_run_can_go_on(tmp_path, number, phase, done):
     whole = small_trainer(tmp_path / "whole", cls=WithDropout)
     whole.train(3, **QUIET)
