@@ -8,6 +8,19 @@ from pathlib import Path
 
 from candy_monai.errors import ExperimentError
 
+_held: set[int] = set()
+"""The handles of this process's locks."""
+
+
+def _let_go() -> None:
+    """Close the locks' handles in a forked child: a worker that outlives a killed run must not keep its folder."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):  # where processes can be forked
+    os.register_at_fork(after_in_child=_let_go)
+
 
 class FolderLock:
     """A lock on a folder that the operating system drops with the process that holds it, however that ends.
@@ -39,9 +52,11 @@ class FolderLock:
             os.close(handle)
         else:
             self._handle = handle
+            _held.add(handle)
 
     def release(self) -> None:
         """Let others have the folder."""
-        if self._handle is not None:
+        if self._handle in _held:  # otherwise this is a forked child, which has none
             os.close(self._handle)
-            self._handle = None
+            _held.discard(self._handle)
+        self._handle = None
