@@ -21,9 +21,13 @@ from candy_monai.network import Precision
 from candy_monai.training.segmentation import SegmentationTrainer
 
 WARM_UP_STEPS = 1
-TIMED_STEPS = 3
+TIMED_STEPS = 2
 LONG_ENOUGH_S = 3.0
 """After so long one timed step is enough: what is measured is missing from a short time."""
+ROUNDS = 3
+"""Each precision is timed so often, by turns: what else the machine does for a moment must not decide between them."""
+ROUNDS_S = 6.0
+"""After so long no other round is begun."""
 TARGET_EPOCHS = 25
 SHORTEST_EPOCH_S = 4.0
 VALIDATION_SHARE = 0.05
@@ -64,8 +68,13 @@ def measure_speed(trainer: SegmentationTrainer, *, precisions: Sequence[Precisio
     training, validation = trainer.dataloader(), trainer.validation_dataloader()
     image = unpack(next(iter(training))).images[0]
     cases = [unpack(batch) for batch in itertools.islice(validation or (), 3)]
-    at_hand: Sequence[Precision] = ("bf16", None) if _may_have_bf16(trainer.device()) else (None,)
-    speeds = [_timed(trainer, amp, image, cases) for amp in precisions or at_hand]
+    to_time = precisions or _precisions_at_hand(trainer.device())
+    speeds: list[Speed] = []
+    started = time.perf_counter()
+    for _ in range(ROUNDS):
+        speeds += [_timed(trainer, amp, image, cases) for amp in to_time]
+        if time.perf_counter() - started > ROUNDS_S:
+            break
     return min(speeds, key=lambda speed: speed.step_s)
 
 
@@ -157,6 +166,10 @@ def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: l
     case_s = (time.perf_counter() - started) / max(1, len(cases))
     # The fastest is the machine's own speed. If something else goes on slowing it down, the run is shortened for it.
     return Speed(amp=amp, step_s=min(durations[WARM_UP_STEPS:]), case_s=case_s)
+
+
+def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
+    return ("bf16", None) if _may_have_bf16(device) else (None,)
 
 
 def _may_have_bf16(device: torch.device) -> bool:

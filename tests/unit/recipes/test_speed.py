@@ -1,10 +1,12 @@
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from candy_monai.errors import SettingsError
-from candy_monai.recipes.speed import TIMES_FASTER, VALIDATION_SHARE, Speed, fit_to_time
+from candy_monai.recipes.speed import TIMES_FASTER, VALIDATION_SHARE, Speed, fit_to_time, measure_speed
 from tests.plans import small_plan
 
 SPEED = Speed(amp=None, step_s=0.5, case_s=0.1)
@@ -65,3 +67,15 @@ def test_what_the_user_chose_is_kept():
     fitted = fit_to_time(plan, SPEED, seconds=120, num_cases=5, num_training_cases=20)
     assert (fitted.validate_every, fitted.num_validation_cases) == (3, None)
     assert fitted.mirror_axes == plan.mirror_axes
+
+
+def test_a_moment_s_other_work_does_not_decide_between_precisions(monkeypatch):
+    batch = (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long))
+    trainer = SimpleNamespace(dataloader=lambda: [batch], validation_dataloader=lambda: None, device=lambda: None)
+    durations = {"bf16": iter([0.9, 0.1, 0.1]), None: iter([0.3, 0.3, 0.3])}  # busy during the very first steps
+    monkeypatch.setattr(
+        "candy_monai.recipes.speed._timed",
+        lambda _trainer, amp, *_: Speed(amp=amp, step_s=next(durations[amp]), case_s=0.1),
+    )
+    measured = measure_speed(trainer, precisions=["bf16", None])
+    assert (measured.amp, measured.step_s) == ("bf16", 0.1)
