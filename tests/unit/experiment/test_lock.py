@@ -17,11 +17,14 @@ def test_a_folder_is_held_until_it_is_released(tmp_path):
 
 def test_a_forked_worker_that_lives_on_does_not_keep_the_folder(tmp_path):
     lock = FolderLock(tmp_path)
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(tell, b"forked")
         time.sleep(30)
         os._exit(0)
     try:
+        os.read(told, 6)
         with pytest.raises(ExperimentError):
             FolderLock(tmp_path)
         lock.release()
