@@ -165,7 +165,7 @@ def save_secret(name: str, value: Secret) -> Path:
     file = secrets_file().resolve()  # a linked file stays a link
     stored = _stored_secrets(file) if file.exists() else {}
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _replace_privately(file, yaml.safe_dump({**stored, key: value}, allow_unicode=True))
+    _replace_privately(file, yaml.safe_dump({**stored, key: value}))
     return file
 
 

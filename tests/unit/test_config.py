@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from candy_monai.config import (
@@ -259,6 +259,7 @@ def test_an_empty_secret_is_refused(home):
         save_secret("key", "")
 
 
+@example(value="\x85")  # a line break to YAML
 @given(value=st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.integers() | st.booleans())
 def test_any_secret_survives_saving_and_loading(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("config")
