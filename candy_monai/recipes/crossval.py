@@ -20,8 +20,8 @@ from candy_monai.aliases import PathLike
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
 from candy_monai.files import atomic_write_text, check_writable
+from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
-from candy_monai.recipes.train import VALIDATION_SCORES
 
 SUMMARY = "crossval.json"
 _POLL_S = 0.2

@@ -18,8 +18,9 @@ from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
+from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
-from candy_monai.recipes.train import VALIDATION_SCORES, PlannedRun, bundle_trainer, load_trainer_class
+from candy_monai.recipes.train import bundle_trainer, load_trainer_class
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 

@@ -1,0 +1,168 @@
+"""A run that follows a plan, from its first step to the scores of its best weights. Chooses no dataset and no fold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from candy_monai.data.folds import Fold, write_splits
+from candy_monai.data.planning import Plan
+from candy_monai.evaluation.evaluator import Evaluator
+from candy_monai.experiment.folder import read_description
+from candy_monai.frontends.base import Frontend
+from candy_monai.inference.predictor import Predictor, load_predictor
+from candy_monai.network import Precision
+from candy_monai.processes import Processes
+from candy_monai.recipes.candidates import choose
+from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
+from candy_monai.recipes.prepare import (
+    Prepared,
+    device_memory,
+)
+from candy_monai.recipes.speed import TIMES_FASTER, fit_to_time, measure_speed, usable_s
+from candy_monai.training.saved_run import Continuation
+from candy_monai.training.segmentation import SegmentationTrainer
+
+VALIDATION_SCORES = "validation.json"
+"""The scores of the best weights on whole cases, in the experiment folder; written last."""
+
+SPLITS = "splits_final.json"
+"""The folds of a run, in nnU-Net's format, in the experiment folder and the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """Everything that decides a run, before its first step."""
+
+    prepared: Prepared
+    plan: Plan
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    trainer_class: type[SegmentationTrainer]
+    seed: int
+    device: torch.device
+    out: Path
+    frontend: type[Frontend] | None = None
+    processes: Processes = dataclasses.field(default_factory=Processes)
+    amp: Precision = None
+    time_limit_s: float | None = None
+    folds: tuple[Fold, ...] = ()
+
+    def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
+        """Return this run with as many steps as fit into the time."""
+        num_cases = len(self.validation)
+        plan, speed = choose(
+            self.plan,
+            measure=lambda plan, precisions: measure_speed(
+                dataclasses.replace(self, plan=plan)._trainer(), precisions=precisions
+            ),
+            num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
+            memory_bytes=device_memory(str(self.device)),
+        )
+        seconds = seconds_left()
+        plan = fit_to_time(
+            plan,
+            speed,
+            seconds=seconds,
+            num_cases=num_cases,
+            num_training_cases=math.ceil(len(self.training) / self.processes.count),
+        )
+        on_progress(
+            f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
+            f"about {plan.num_epochs // TIMES_FASTER} epochs of {plan.iterations_per_epoch} steps fit into the budget"
+        )
+        limit = usable_s(speed, seconds, num_cases)
+        # Each process has measured by itself; the first one's word counts for all.
+        plan, amp, limit = self.processes.broadcast((plan, speed.amp, limit))
+        return dataclasses.replace(self, plan=plan, amp=amp, time_limit_s=limit)
+
+    def train(self, note: str) -> Path:
+        """Train, score the best weights on whole cases from their files, and return the experiment folder."""
+        trainer = self._trainer()
+        self._prepare(trainer)
+        trainer.train(
+            self.plan.num_epochs,
+            note=note,
+            seed=self.seed,
+            amp=self.amp,
+            early_stop_tolerance=None,
+            validate_every=self.plan.validate_every,
+            time_limit_s=self.time_limit_s,
+        )
+        return self._scored(trainer)
+
+    def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
+        """Go on with this run where it was last saved, and end as `train` does."""
+        trainer = self._trainer()
+        self._prepare(trainer)
+        trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
+        return self._scored(trainer)
+
+    def _prepare(self, trainer: SegmentationTrainer) -> None:
+        trainer.facts["dataset"] = self._facts()
+        if self.frontend is not None:
+            trainer.set_frontend(self.frontend)
+
+    def _scored(self, trainer: SegmentationTrainer) -> Path:
+        folder = trainer.experiment_folder()
+        if self.folds and self.processes.is_first:
+            write_splits(folder / SPLITS, self.folds)
+        cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
+        images = {case.case_id: case.images for case in cases}
+        references = {case.case_id: case.label for case in cases if case.label is not None}
+        if cases and self.processes.is_first:
+            result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))
+            result.save(folder / VALIDATION_SCORES)
+            dice = result.mean_metrics["dice"]
+            trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {dice:.4f}")
+        return folder
+
+    def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:
+        network = read_description(folder)["network"]
+        assert isinstance(network, dict)
+        return load_predictor(
+            folder, network=trainer.build_network(tuple(network["example_shape"])), device=self.device
+        )
+
+    def _trainer(self) -> SegmentationTrainer:
+        store = self.prepared.store
+        trainer = self.trainer_class(
+            self.out,
+            patch_loader(
+                store,
+                self.training,
+                self.plan,
+                seed=self.seed,
+                device=self.device,
+                num_processes=self.processes.count,
+            ),
+            case_loader(store, evenly(self.validation, self.plan.num_validation_cases), device=self.device),
+            device=self.device,
+        )
+        trainer.use_plan(self.plan)
+        return trainer
+
+    def _facts(self) -> dict[str, object]:
+        description = self.prepared.dataset.description
+        return {
+            "name": description.name,
+            "folder": str(self.prepared.dataset.folder.resolve()),
+            "store": str(self.prepared.store_folder.parent.resolve()),
+            "digest": self.prepared.fingerprint.digest,
+            "channel_names": list(description.channel_names),
+            "labels": dict(description.labels),
+            "file_ending": description.file_ending,
+            "training": list(self.training),
+            "validation": list(self.validation),
+        }
+
+
+def _step_as_text(plan: Plan) -> str:
+    """Say what a step trains: the choices that a time decides."""
+    patch = "x".join(map(str, plan.patch_shape))
+    return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
