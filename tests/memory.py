@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import torch
 from monai.data import MetaTensor
 
+from candy_monai.data.io import Scan
+
 
 class MemoryDataset:
     """Cases in memory; their files exist only where a test writes them."""
@@ -26,8 +28,8 @@ class MemoryDataset:
             has_regions=region_order is not None,
         )
 
-    def load(self, idx):
-        return self._cases[self.cases[idx].case_id]
+    def read(self, idx):
+        return tuple(Scan.of(tensor) for tensor in self._cases[self.cases[idx].case_id])
 
 
 def case(image, label, affine=None):

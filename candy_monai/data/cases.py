@@ -10,9 +10,8 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
-from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
@@ -23,6 +22,9 @@ from candy_monai.data.names import stem_of
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 Item = TypeVar("Item", covariant=True)
 Transform = Callable[[Any], Tensor]
@@ -250,6 +252,8 @@ def ids_of(entries: Sequence[Any]) -> tuple[str, ...]:
 
 def _named(tensor: Tensor, case_id: str) -> Tensor:
     """Write the id where ``collate_cases`` finds it; a plain tensor has no place for it."""
+    from monai.data import MetaTensor
+
     if isinstance(tensor, MetaTensor):
         tensor.meta["case_id"] = case_id
     return tensor

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.cases import SupervisedDataset
+from candy_monai.data.io import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
@@ -43,31 +44,31 @@ class DescribedDataset:
             file_ending="",
         )
 
-    def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
+    def read(self, idx: int) -> tuple[Scan, Scan]:
         """Return a case's image, float32, and its label ids, int64, in memory."""
         with self._lock:
             image, label = self._dataset.load(idx)
         ids = without_metadata(label).detach().cpu()
         if ids.is_floating_point() and not torch.equal(ids, ids.round()):
             raise BadInputError("the label holds values that are not whole numbers, expected ids of classes")
-        loaded = _on_cpu(image, torch.float32), _on_cpu(label, torch.int64)
+        read = _on_cpu(image, torch.float32), _on_cpu(label, torch.int64)
         digest = hashlib.blake2b(digest_size=8)
-        for tensor in loaded:
-            digest.update(repr((tuple(tensor.shape), tensor.affine.tolist())).encode())
-            digest.update(tensor.as_tensor().contiguous().numpy().tobytes())
+        for scan in read:
+            digest.update(repr((tuple(scan.values.shape), scan.geometry.affine.tolist())).encode())
+            digest.update(scan.values.contiguous().numpy().tobytes())
         self._digests[idx] = digest.digest()
-        return loaded
+        return read
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with any voxel, id or position; loads what was not loaded yet."""
         digest = hashlib.blake2b(digest_size=8)
         for idx, case in sorted(enumerate(self.cases), key=lambda entry: entry[1].case_id):
             if idx not in self._digests:
-                self.load(idx)
+                self.read(idx)
             digest.update(case.case_id.encode() + b"\0" + self._digests[idx])
         return digest.hexdigest()
 
 
-def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> MetaTensor:
-    values = without_metadata(tensor).detach().to("cpu", dtype)
-    return MetaTensor(values, meta=dict(tensor.meta)) if isinstance(tensor, MetaTensor) else MetaTensor(values)
+def _on_cpu(tensor: Tensor, dtype: torch.dtype) -> Scan:
+    scan = Scan.of(tensor)
+    return dataclasses.replace(scan, values=scan.values.detach().to("cpu", dtype))

@@ -14,9 +14,8 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.described import DescribedDataset
 
 if TYPE_CHECKING:
-    from monai.data import MetaTensor
-
     from candy_monai.data.cases import SupervisedDataset
+    from candy_monai.data.io import Scan
     from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 
 _WHOLE_FILE_BYTES = 1 << 20
@@ -36,7 +35,7 @@ class CaseSource(Protocol):
     def cases(self) -> tuple[NNUNetCase, ...]:
         """The cases with their files."""
 
-    def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
+    def read(self, idx: int) -> tuple[Scan, Scan]:
         """Return a case's image and label as they are stored."""
 
 

@@ -24,7 +24,6 @@ from candy_monai.data.fingerprint import (
     IntensityStatistics,
     Orientation,
 )
-from candy_monai.data.io import geometry_of
 from candy_monai.data.workers import case_workers
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
@@ -136,9 +135,9 @@ def _case_or_problem(source: CaseSource, index: int, num_samples: int, num_place
 
 def _seen(source: CaseSource, index: int, num_samples: int, num_places: int) -> _Seen:
     case_id = source.cases[index].case_id
-    image_tensor, label_tensor = source.load(index)
-    geometry = geometry_of(image_tensor)
-    image, label = image_tensor.numpy(), label_tensor.numpy()[0]
+    image_scan, label_scan = source.read(index)
+    geometry = image_scan.geometry
+    image, label = image_scan.values.numpy(), label_scan.values.numpy()[0]
     names = source.description.channel_names
     if image.shape[1:] != label.shape or len(image) != len(names):
         raise BadInputError(

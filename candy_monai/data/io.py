@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from torch import Tensor
 
-from candy_monai.aliases import Device, PathLike
+from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data import formats
 from candy_monai.data.formats import Geometry
 from candy_monai.data.names import image_suffix
@@ -23,9 +24,54 @@ from candy_monai.errors import BadInputError, CandyError, ImageReadError
 from candy_monai.files import atomic_path
 
 if TYPE_CHECKING:
+    from monai.data import MetaTensor
     from numpy.typing import NDArray
 
-__all__ = ["Geometry", "geometry_of", "image_suffix", "load_image", "read_geometry", "save_image"]
+__all__ = ["Geometry", "Scan", "geometry_of", "image_suffix", "load_image", "read_geometry", "read_scan", "save_image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A decoded file without MONAI's metadata: checking and preprocessing can spare the seconds of importing MONAI.
+
+    Attributes:
+        values: ``(C, *spatial)``: float32 of an image, int64 ids of a label map.
+        geometry: The grid that they lie on.
+        file_name: The file, or of several channels the first one's; empty where there is none.
+    """
+
+    values: Tensor
+    geometry: Geometry
+    file_name: str
+
+    @classmethod
+    def of(cls, image: Tensor) -> Scan:
+        """Return a loaded ``(C, *spatial)`` tensor as a scan; one without metadata lies on a grid of 1 mm."""
+        from monai.data import MetaTensor
+
+        if not isinstance(image, MetaTensor):
+            shape = tuple(image.shape[1:])
+            return cls(values=image, geometry=_plain_geometry(shape, num_channels=len(image)), file_name="")
+        name = str(image.meta.get("filename_or_obj", ""))
+        return cls(values=image.as_tensor(), geometry=geometry_of(image), file_name=name)
+
+    def tensor(self, device: Device = "cpu") -> MetaTensor:
+        """Return it with its geometry as MONAI's metadata, as `load_image` describes it."""
+        from monai.data import MetaTensor
+
+        geometry = self.geometry
+        return MetaTensor(
+            self.values.to(device),
+            affine=torch.from_numpy(geometry.affine.copy()),
+            meta={
+                "filename_or_obj": self.file_name,
+                "original_affine": torch.from_numpy(geometry.affine.copy()),
+                "original_channel_dim": 0,
+                "spatial_shape": geometry.spatial_shape,
+                "file_shape": geometry.file_shape,
+                "is_picture": geometry.is_picture,
+            },
+        )
 
 
 def load_image(
@@ -52,23 +98,18 @@ def load_image(
             ``is_label`` says so.
         MissingExtraError: If the format needs a package that is not installed.
     """
+    scan = read_scan(path, is_label=is_label)
+    tensor = scan.tensor(device)
+    return _isotropic(tensor, scan.geometry, is_label=is_label) if align_spacing else tensor
+
+
+def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
+    """Decode an image or a label map; arguments and errors are those of `load_image`."""
     path = Path(path)
     with _readable(path, "a label map" if is_label else "an image"):
         array, geometry = formats.read(path, _known_suffix(path), is_label=is_label)
         values = _label_ids(array) if is_label else _intensities(array)
-    tensor = MetaTensor(
-        torch.from_numpy(values).to(device),
-        affine=torch.from_numpy(geometry.affine.copy()),
-        meta={
-            "filename_or_obj": str(path),
-            "original_affine": torch.from_numpy(geometry.affine.copy()),
-            "original_channel_dim": 0,
-            "spatial_shape": geometry.spatial_shape,
-            "file_shape": geometry.file_shape,
-            "is_picture": geometry.is_picture,
-        },
-    )
-    return _isotropic(tensor, geometry, is_label=is_label) if align_spacing else tensor
+    return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=str(path))
 
 
 def read_geometry(path: PathLike) -> Geometry:
@@ -95,7 +136,7 @@ def geometry_of(image: MetaTensor) -> Geometry:
     )
 
 
-def save_image(image: torch.Tensor, path: PathLike, *, like: PathLike | MetaTensor | None = None) -> None:
+def save_image(image: Tensor, path: PathLike, *, like: PathLike | MetaTensor | None = None) -> None:
     """Write an image or a label map where a given scan is; the file appears whole or not at all.
 
     Integers are stored in the smallest type that holds them, so labels stay ids. One channel leaves no axis of its own:
@@ -112,6 +153,8 @@ def save_image(image: torch.Tensor, path: PathLike, *, like: PathLike | MetaTens
     Raises:
         BadInputError: If the shape is not that of ``like``, or the format cannot hold the image.
     """
+    from monai.data import MetaTensor
+
     path, suffix = Path(path), image_suffix(path)
     if suffix not in formats.READABLE:
         raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {_KNOWN}")
@@ -122,7 +165,7 @@ def save_image(image: torch.Tensor, path: PathLike, *, like: PathLike | MetaTens
         like = image
     geometry = None if like is None else geometry_of(like) if isinstance(like, MetaTensor) else read_geometry(like)
     array = _channel_first(_compact(image), geometry, suffix, path)
-    geometry = geometry or _plain_geometry(array)
+    geometry = geometry or _plain_geometry(array.shape[1:], num_channels=len(array))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path, durable=False) as temporary:
@@ -201,12 +244,13 @@ def _affine_4x4(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return full
 
 
-def _plain_geometry(array: NDArray[np.generic]) -> Geometry:
-    shape = array.shape[1:]
-    return Geometry(spatial_shape=shape, num_channels=len(array), affine=np.eye(4), is_picture=False, file_shape=shape)
+def _plain_geometry(shape: Shape, *, num_channels: int) -> Geometry:
+    return Geometry(
+        spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=False, file_shape=shape
+    )
 
 
-def _compact(image: torch.Tensor) -> NDArray[np.generic]:
+def _compact(image: Tensor) -> NDArray[np.generic]:
     """Return the samples in the smallest type that keeps them: half precision widened, integers narrowed."""
     image = image.detach().cpu()
     if image.dtype in (torch.float16, torch.bfloat16):

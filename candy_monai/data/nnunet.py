@@ -6,19 +6,20 @@ pairs files, ``nnunet_checks`` finds what is wrong with the images; their public
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
-from candy_monai.data.io import load_image
+from candy_monai.data.io import Scan, load_image, read_scan
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
     DatasetDescription,
@@ -29,6 +30,9 @@ from candy_monai.data.nnunet_description import (
 )
 from candy_monai.data.nnunet_files import find_cases, list_cases
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 __all__ = [
     "DatasetDescription",
@@ -123,18 +127,11 @@ class NNUNetDataset(SupervisedDataset):
         """
         case: NNUNetCase = self._images[idx]
         parts = [self._load(path, is_label=False) for path in case.images]
-        shapes = [tuple(part.shape[1:]) for part in parts]
-        if len(set(shapes)) > 1:
-            found = ", ".join(f"{path.name} {shape}" for path, shape in zip(case.images, shapes, strict=True))
-            raise ImageReadError(f"{case.case_id}: the channels have different shapes: {found}; resample to one grid")
-        channels = sum(len(part) for part in parts)
-        if channels != self.num_channels:
-            raise ImageReadError(
-                f"{case.images[0]}: found {channels} channels, expected {self.num_channels}: "
-                f"{', '.join(self.description.channel_names)} (dataset.json)"
-            )
+        self._check_channels(case, parts)
         if len(parts) == 1:
             return parts[0]
+        from monai.data import MetaTensor
+
         return MetaTensor(torch.cat([part.as_tensor() for part in parts]), meta=parts[0].meta)
 
     @override
@@ -149,6 +146,18 @@ class NNUNetDataset(SupervisedDataset):
         if case.label is None:
             raise DatasetError(self._folder, [f"{case.case_id}: has no label; use load_image for images alone"])
         return self._load(case.label, is_label=True)
+
+    def read(self, idx: int) -> tuple[Scan, Scan]:
+        """Return what ``load`` does as plain scans on the CPU, which needs no MONAI; errors are the same."""
+        own = all(getattr(type(self), name) is getattr(NNUNetDataset, name) for name in ("load_image", "load_label"))
+        case: NNUNetCase = self._images[idx]
+        if self._align_spacing or case.label is None or not own:
+            image, label = (tensor.cpu() for tensor in self.load(idx))
+            return Scan.of(image), Scan.of(label)
+        parts = [read_scan(path) for path in case.images]
+        self._check_channels(case, [part.values for part in parts])
+        image_scan = dataclasses.replace(parts[0], values=torch.cat([part.values for part in parts]))
+        return image_scan, read_scan(case.label, is_label=True)
 
     def fold(  # one option more than the base
         self,
@@ -213,6 +222,18 @@ class NNUNetDataset(SupervisedDataset):
         image = image if self._image_transform is None else self._image_transform(image)
         label = label if self._label_transform is None else self._label_transform(label)
         return super()._transformed(image, label)
+
+    def _check_channels(self, case: NNUNetCase, parts: Sequence[Tensor]) -> None:
+        shapes = [tuple(part.shape[1:]) for part in parts]
+        if len(set(shapes)) > 1:
+            found = ", ".join(f"{path.name} {shape}" for path, shape in zip(case.images, shapes, strict=True))
+            raise ImageReadError(f"{case.case_id}: the channels have different shapes: {found}; resample to one grid")
+        channels = sum(len(part) for part in parts)
+        if channels != self.num_channels:
+            raise ImageReadError(
+                f"{case.images[0]}: found {channels} channels, expected {self.num_channels}: "
+                f"{', '.join(self.description.channel_names)} (dataset.json)"
+            )
 
     def _load(self, path: Path, *, is_label: bool) -> MetaTensor:
         return load_image(path, is_label=is_label, align_spacing=self._align_spacing, device=self._device)

@@ -20,7 +20,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.alignment import displacement, misfit
 from candy_monai.data.folds import Fold, choose_folds, read_splits
 from candy_monai.data.formats import TIFFS, spacing_file
-from candy_monai.data.io import Geometry, geometry_of, load_image
+from candy_monai.data.io import Geometry, Scan, read_scan
 from candy_monai.data.names import image_suffix
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
 from candy_monai.data.nnunet_files import find_cases
@@ -37,7 +37,6 @@ from candy_monai.data.workers import case_workers
 from candy_monai.errors import BadInputError, CandyError
 
 if TYPE_CHECKING:
-    from monai.data import MetaTensor
     from numpy.typing import NDArray
 
 _TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether they are, and correct a wrong header"
@@ -146,12 +145,12 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
     problems: list[str] = []
     warnings: list[str] = []
     parts = [(path, image) for path in case.images if (image := _loaded(path, problems, is_label=False)) is not None]
-    arrays = [image.numpy() for _, image in parts]
+    arrays = [image.values.numpy() for _, image in parts]
     for (path, _), values in zip(parts, arrays, strict=True):
         if not np.isfinite(values.sum()) and not np.isfinite(values).all():  # the sum alone decides almost always
             count = int((~np.isfinite(values)).sum())
             problems.append(f"{_short(path)}: {count} values are NaN or infinite; replace them")
-    channels = sum(len(image) for _, image in parts)
+    channels = sum(len(image.values) for _, image in parts)
     if len(parts) == len(case.images) and channels != description.num_channels:
         names = ", ".join(description.channel_names)
         problems.append(f"{_short(case.images[0])}: {channels} channels, expected {description.num_channels}: {names}")
@@ -160,7 +159,7 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
     compared = list(parts)
     if case.label is not None and label is not None:
         compared.append((case.label, label))
-        ids = _ids(label.numpy())
+        ids = _ids(label.values.numpy())
         _check_ids(case.label, ids, description, problems)
     without_spacing = tuple(path for path, part in compared if _lacks_spacing(path, part, is_label=path == case.label))
     for part in compared[1:]:
@@ -169,7 +168,7 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
         )
     facts = None
     if parts and not problems:
-        facts = _facts_of(case.case_id, geometry_of(parts[0][1]), arrays, ids)
+        facts = _facts_of(case.case_id, parts[0][1].geometry, arrays, ids)
     return _CaseFindings(
         problems=tuple(problems), warnings=tuple(warnings), without_spacing=without_spacing, facts=facts
     )
@@ -190,9 +189,9 @@ def _facts_of(
     )
 
 
-def _lacks_spacing(path: Path, image: MetaTensor, *, is_label: bool) -> bool:
+def _lacks_spacing(path: Path, image: Scan, *, is_label: bool) -> bool:
     """Tell whether a file says nothing of its own about space, so that the shape is all that can be compared."""
-    return image_suffix(path) in TIFFS and image.ndim == 4 and spacing_file(path, is_label=is_label) is None
+    return image_suffix(path) in TIFFS and image.values.ndim == 4 and spacing_file(path, is_label=is_label) is None
 
 
 def _spacing_warnings(paths: Sequence[Path]) -> list[str]:
@@ -208,24 +207,24 @@ def _facts(findings: Sequence[_CaseFindings]) -> list[CaseFacts]:
     return [finding.facts for finding in findings if finding.facts is not None]
 
 
-def _loaded(path: Path, problems: list[str], *, is_label: bool) -> MetaTensor | None:
+def _loaded(path: Path, problems: list[str], *, is_label: bool) -> Scan | None:
     try:
-        return load_image(path, is_label=is_label)
+        return read_scan(path, is_label=is_label)
     except CandyError as error:
         problems.append(str(error))
         return None
 
 
 def _compare(
-    first: tuple[Path, MetaTensor],
-    second: tuple[Path, MetaTensor],
+    first: tuple[Path, Scan],
+    second: tuple[Path, Scan],
     problems: list[str],
     warnings: list[str],
     *,
     shape_alone: bool,
 ) -> None:
     """Compare two files of one case, whose voxels are taken for the same places, as nnU-Net takes them."""
-    one, other = geometry_of(first[1]), geometry_of(second[1])
+    one, other = first[1].geometry, second[1].geometry
     names = f"{_short(second[0])}: "
     against = f"the image {first[0].name} has"
     if problem := misfit(other, one, against=against):

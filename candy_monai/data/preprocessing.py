@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.ndimage
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.aliases import Shape
@@ -21,7 +20,7 @@ from candy_monai.data.fingerprint import Orientation
 from candy_monai.data.formats import Geometry
 from candy_monai.data.grid import axis_order, coarse_axis, resampled_shape
 from candy_monai.data.inspection import axis_codes, bounding_box
-from candy_monai.data.io import geometry_of
+from candy_monai.data.io import Scan
 from candy_monai.data.normalization import normalize
 from candy_monai.data.planning import Plan
 from candy_monai.data.resampling import resample_image, resample_label, resample_scores
@@ -108,28 +107,30 @@ class Preprocessor:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def apply(self, image: MetaTensor, label: Tensor | None = None) -> PreprocessedCase:
+    def apply(self, image: Scan | Tensor, label: Tensor | None = None) -> PreprocessedCase:
         """Preprocess a case.
 
         Args:
-            image: ``(C, *spatial)`` as loaded, with its affine. A plain tensor counts as lying on the plan's grid.
+            image: ``(C, *spatial)`` as loaded or as read, with its affine. A plain tensor counts as lying on the plan's
+                grid.
             label: ``(1, *spatial)`` integer ids on the same grid.
 
         Raises:
             BadInputError: If channels or axes are not those of the plan, the label's shape differs, or intensities are
                 NaN or infinite.
         """
-        name, values = self._checked(image, label)
-        order, flips, codes, affine, spacing = self._axes(image)
+        scan = image if isinstance(image, Scan) else Scan.of(image)
+        values = self._checked(scan, label)
+        order, flips, codes, affine, spacing = self._axes(None if _is_plain(image) else scan.geometry)
         values = _reoriented(values, order, flips)
         mask = (values != 0).any(0).cpu().numpy()
         box: tuple[slice, ...] = bounding_box(mask) or tuple(slice(0, size) for size in mask.shape)
         crop = (slice(None), *box)
         shape = resampled_shape(tuple(side.stop - side.start for side in box), spacing, self._plan.spacing_mm)
         geometry = CaseGeometry(
-            file_name=name,
+            file_name=scan.file_name,
             affine=tuple(tuple(float(entry) for entry in row) for row in affine),
-            shape=tuple(image.shape[1:]),
+            shape=tuple(scan.values.shape[1:]),
             axis_codes=codes,
             order=order,
             flips=flips,
@@ -153,9 +154,7 @@ class Preprocessor:
 
     def shape_on_grid(self, geometry: Geometry) -> Shape:
         """Return the shape that a case on this grid gets if nothing is cropped."""
-        image = MetaTensor(torch.empty(1, *geometry.spatial_shape, device="meta"), affine=torch.tensor(geometry.affine))
-        image.meta["is_picture"] = geometry.is_picture
-        order, _, _, _, spacing = self._axes(image)
+        order, _, _, _, spacing = self._axes(geometry)
         return resampled_shape([geometry.spatial_shape[axis] for axis in order], spacing, self._plan.spacing_mm)
 
     def restore(self, scores: Tensor, geometry: CaseGeometry, *, probabilities: bool = False) -> Tensor:
@@ -234,10 +233,9 @@ class Preprocessor:
         whole[0][_box(geometry)] = cropped
         return _unreoriented(whole, geometry)
 
-    def _checked(self, image: Tensor, label: Tensor | None) -> tuple[str, Tensor]:
-        """Return the file's name and the plain intensities, once all is as the plan expects it."""
-        name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
-        where, plan = name or "the image", self._plan
+    def _checked(self, scan: Scan, label: Tensor | None) -> Tensor:
+        """Return the intensities, once all is as the plan expects it."""
+        where, image, plan = scan.file_name or "the image", scan.values, self._plan
         if image.ndim != plan.num_dims + 1 or len(image) != len(plan.channel_names):
             raise BadInputError(
                 f"{where}: found shape {tuple(image.shape)}, expected {len(plan.channel_names)} channels "
@@ -247,21 +245,23 @@ class Preprocessor:
             raise BadInputError(
                 f"{where}: the label has shape {tuple(label.shape[1:])}, the image {tuple(image.shape[1:])}"
             )
-        values = without_metadata(image).float()
+        values = image.float()
         if not bool(torch.isfinite(values).all()):
             count = int((~torch.isfinite(values)).sum())
             raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
-        return name, values
+        return values
 
     def _axes(
-        self, image: Tensor
+        self, geometry: Geometry | None
     ) -> tuple[tuple[int, ...], tuple[int, ...], Orientation | None, NDArray[np.float64], tuple[float, ...]]:
-        """Return order and flips, the file's axis codes and affine, and the spacing after reorientation."""
+        """Return order and flips, the file's axis codes and affine, and the spacing after reorientation.
+
+        None stands for the plan's own grid.
+        """
         plan = self._plan
         order: tuple[int, ...] = tuple(range(plan.num_dims))
-        if not isinstance(image, MetaTensor):
+        if geometry is None:
             return order, (), plan.orientation, np.eye(4), plan.spacing_mm or (1.0,) * plan.num_dims
-        geometry = geometry_of(image)
         flips: tuple[int, ...] = ()
         codes = None if geometry.is_picture or plan.num_dims < 3 else axis_codes(geometry.affine)
         if codes is not None and plan.orientation is not None:
@@ -289,6 +289,10 @@ class Preprocessor:
         expected = (self._plan.num_classes, *geometry.resampled_shape)
         if tuple(scores.shape) != expected:
             raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
+
+
+def _is_plain(image: Scan | Tensor) -> bool:
+    return isinstance(image, Tensor) and not hasattr(image, "affine")
 
 
 def _reoriented(tensor: Tensor, order: tuple[int, ...], flips: tuple[int, ...]) -> Tensor:

@@ -120,8 +120,8 @@ class CaseStore:
             if paths.is_complete():
                 return None
             try:
-                image, label = dataset.load(index)
-                case = preprocessor.apply(image, label.to(torch.int16))
+                image, label = dataset.read(index)
+                case = preprocessor.apply(image, label.values.to(torch.int16))
             except CandyError as error:
                 return f"{case_ids[index]}: {error}"
             _write(case, paths, plan, precision)

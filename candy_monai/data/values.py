@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from monai.data import MetaTensor
 from torch import Tensor
 
 
 def without_metadata(tensor: Tensor) -> Tensor:
     """Return a plain tensor, which shares its memory with the one given."""
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)  # knows MONAI's type without importing it
 
 
 def frozen(value: object) -> object:

@@ -9,6 +9,7 @@ import torch
 
 from candy_monai.data.folds import kfold
 from candy_monai.data.nnunet import NNUNetDataset, check_dataset, list_cases, read_description
+from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
 from tests.folders import AFFINE, SHAPE, describe, label_of, make, write
 
@@ -294,6 +295,28 @@ def test_transforms_apply_to_the_image_the_label_and_then_to_both(tmp_path):
     assert seen == [(15.0, 4)]
     assert dataset.load(1)[1].max() == 2
     assert dataset.subset(["b"])[0][0].mean() == 15
+
+
+@pytest.mark.parametrize("align_spacing", [False, True])
+def test_what_is_read_is_what_is_loaded(tmp_path, align_spacing):
+    folder = tmp_path / "Dataset900_Phantom"
+    write_phantom_dataset(folder, num_cases=1, num_dims=3, num_channels=2)
+    dataset = NNUNetDataset(folder, align_spacing=align_spacing)
+    for scan, tensor in zip(dataset.read(0), dataset.load(0), strict=True):
+        assert torch.equal(scan.values, tensor.as_tensor())
+        assert scan.values.dtype == tensor.dtype
+        assert np.allclose(scan.geometry.affine, tensor.affine.numpy())
+        assert scan.geometry.spatial_shape == tensor.shape[1:]
+        assert scan.file_name == tensor.meta["filename_or_obj"]
+
+
+def test_a_subclass_that_loads_in_its_own_way_is_read_in_that_way(tmp_path):
+    class Doubled(NNUNetDataset):
+        def load_image(self, idx):
+            return super().load_image(idx) * 2
+
+    dataset = Doubled(make(tmp_path))
+    assert torch.equal(dataset.read(0)[0].values, 2 * NNUNetDataset(dataset.folder).read(0)[0].values)
 
 
 # --- folds

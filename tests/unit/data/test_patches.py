@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
 from monai.transforms import RandFlipd
 from torch.utils.data import DataLoader
 
+from candy_monai.data.io import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases, cut
@@ -57,8 +57,8 @@ class MemoryDataset:
             name="Made up", channel_names=("MRI",), labels={"background": 0, "large": 1, "small": 2}, file_ending=".nii"
         )
 
-    def load(self, idx):
-        return tuple(MetaTensor(tensor, affine=torch.eye(4, dtype=torch.float64)) for tensor in self._pairs[idx])
+    def read(self, idx):
+        return tuple(Scan.of(tensor) for tensor in self._pairs[idx])
 
 
 def pair(shape, *, foreground=True, seed=0):

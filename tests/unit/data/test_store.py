@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -40,12 +41,12 @@ class CountingDataset:
         self._dataset, self.loaded, self._breaks_on = dataset, [], breaks_on
         self.description, self.cases = dataset.description, dataset.cases
 
-    def load(self, idx):
+    def read(self, idx):
         case_id = self.cases[idx].case_id
         if case_id == self._breaks_on:
             raise KeyboardInterrupt
         self.loaded.append(case_id)
-        return self._dataset.load(idx)
+        return self._dataset.read(idx)
 
 
 def digest_of(folder):
@@ -154,9 +155,9 @@ def test_the_datasets_folder_is_never_written_to(dataset, made_plan, tmp_path):
 
 def test_every_case_that_cannot_be_preprocessed_is_named(dataset, made_plan, tmp_path):
     class Broken(CountingDataset):
-        def load(self, idx):
-            image, label = super().load(idx)
-            return (image * float("nan") if idx in (1, 3) else image), label
+        def read(self, idx):
+            image, label = super().read(idx)
+            return (replace(image, values=image.values * math.nan) if idx in (1, 3) else image), label
 
     with pytest.raises(DatasetError) as caught:
         CaseStore.build(Broken(dataset), made_plan, tmp_path)
@@ -171,9 +172,9 @@ def test_an_unknown_case_is_refused_with_a_suggestion(dataset, made_plan, tmp_pa
 
 def test_labels_beyond_255_are_kept(made_plan, dataset, tmp_path):
     class Many(CountingDataset):
-        def load(self, idx):
-            image, label = super().load(idx)
-            return image, torch.where(label > 0, 300, 0)
+        def read(self, idx):
+            image, label = super().read(idx)
+            return image, replace(label, values=torch.where(label.values > 0, 300, 0))
 
     store = CaseStore.build(Many(dataset), made_plan, tmp_path)
     assert set(np.unique(store.load(store.case_ids[0]).label)) == {0, 300}
