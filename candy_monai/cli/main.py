@@ -6,6 +6,7 @@ Each command is a module beside this one with ``add_parser`` and ``run``. Heavy 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong arguments or bad input, 130 interrupted.
     """
+    _share_processors()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _parsed(arguments)
@@ -53,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return report(error, debug=args.debug)
     return code
+
+
+def _share_processors() -> None:
+    """Let threads that wait for each other sleep soon, unless the user said otherwise; read when PyTorch is imported.
+
+    By default GNU's OpenMP has them spin for milliseconds. Where other programs run too, a thread often waits for one
+    that has lost its processor, and a training step takes several times as long as it need.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 class _Parser(argparse.ArgumentParser):
