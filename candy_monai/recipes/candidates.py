@@ -40,6 +40,7 @@ def choose(
     measure: Callable[[Plan, Sequence[Precision] | None], Speed],
     num_steps: Callable[[Speed], float],
     memory_bytes: int | None = None,
+    may_resize: bool = True,
 ) -> tuple[Plan, Speed]:
     """Return the plan, or the relative of it, that makes best use of a time, and its speed.
 
@@ -48,17 +49,19 @@ def choose(
         measure: Returns the speed of a plan on this machine, in one of these precisions or the fastest of all.
         num_steps: How many steps fit at a speed, now.
         memory_bytes: Memory that a wider network may use; None for what a plan assumes.
+        may_resize: Whether the network is as wide as the plan says, so that another width is another network.
     """
+    fixed = () if may_resize else ("filters",)
     if "patch_shape" not in plan.chosen:
         plan = without_margin(plan)
     speed = measure(plan, None)
-    while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan)) is not None:
+    while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan, fixed=fixed)) is not None:
         measured = measure(relative, [speed.amp])
         if measured.step_s > _WORTHWHILE * speed.step_s:
             break
         plan, speed = relative, measured
     while num_steps(speed) > STEPS_TO_WIDEN:
-        relative = wider(plan, memory_bytes=memory_bytes)
+        relative = wider(plan, memory_bytes=memory_bytes) if may_resize else None
         if relative is None or num_steps(measured := measure(relative, [speed.amp])) < STEPS_WHEN_WIDE:
             break
         plan, speed = relative, measured
@@ -81,23 +84,25 @@ def without_margin(plan: Plan) -> Plan:
     return dataclasses.replace(plan, patch_shape=tuple(map(min, patch, plan.patch_shape)))
 
 
-def lighter(plan: Plan) -> Plan | None:
+def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
     """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network.
 
     The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
 
     Args:
         plan: The plan.
+        fixed: Entries that stay, besides those that the user chose.
 
     Returns:
         None when nothing can give way.
     """
-    if "batch_size" not in plan.chosen and plan.batch_size > _SMALLEST_BATCH:
+    fixed = (*fixed, *plan.chosen)
+    if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:
         return dataclasses.replace(plan, batch_size=max(_SMALLEST_BATCH, plan.batch_size // 2))
     patch = tuple(_shortened(plan, axis) for axis in range(plan.num_dims))
-    if "patch_shape" not in plan.chosen and patch != plan.patch_shape:
+    if "patch_shape" not in fixed and patch != plan.patch_shape:
         return dataclasses.replace(plan, patch_shape=patch)
-    if "filters" not in plan.chosen and plan.filters[0] >= 2 * _NARROWEST:
+    if "filters" not in fixed and plan.filters[0] >= 2 * _NARROWEST:
         return dataclasses.replace(plan, filters=tuple(width // 2 for width in plan.filters))
     return None
 

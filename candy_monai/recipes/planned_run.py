@@ -24,7 +24,7 @@ from candy_monai.recipes.prepare import (
     Prepared,
     device_memory,
 )
-from candy_monai.recipes.speed import TIMES_FASTER, fit_to_time, measure_speed, usable_s
+from candy_monai.recipes.speed import TIMES_FASTER, fit_to_time, measure_speed, num_scored, usable_s
 from candy_monai.training.saved_run import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -33,6 +33,10 @@ VALIDATION_SCORES = "validation.json"
 
 SPLITS = "splits_final.json"
 """The folds of a run, in nnU-Net's format, in the experiment folder and the store."""
+
+
+FEWEST_USEFUL_STEPS = 50
+"""With fewer steps in its budget a run says that it will have learned little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class PlannedRun:
     processes: Processes = dataclasses.field(default_factory=Processes)
     amp: Precision = None
     time_limit_s: float | None = None
+    num_scored: int | None = None
     folds: tuple[Fold, ...] = ()
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
@@ -63,6 +68,7 @@ class PlannedRun:
             ),
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
             memory_bytes=device_memory(str(self.device)),
+            may_resize=self.trainer_class.follows_filters,
         )
         seconds = seconds_left()
         plan = fit_to_time(
@@ -72,14 +78,18 @@ class PlannedRun:
             num_cases=num_cases,
             num_training_cases=math.ceil(len(self.training) / self.processes.count),
         )
+        num_epochs = plan.num_epochs // TIMES_FASTER
         on_progress(
             f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
-            f"about {plan.num_epochs // TIMES_FASTER} epochs of {plan.iterations_per_epoch} steps fit into the budget"
+            f"about {num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
+        if num_epochs * plan.iterations_per_epoch < FEWEST_USEFUL_STEPS:
+            on_progress("Warning: so few steps teach a network little; give a longer budget")
         limit = usable_s(speed, seconds, num_cases)
+        scored = num_scored(speed, seconds, num_cases)
         # Each process has measured by itself; the first one's word counts for all.
-        plan, amp, limit = self.processes.broadcast((plan, speed.amp, limit))
-        return dataclasses.replace(self, plan=plan, amp=amp, time_limit_s=limit)
+        plan, amp, limit, scored = self.processes.broadcast((plan, speed.amp, limit, scored))
+        return dataclasses.replace(self, plan=plan, amp=amp, time_limit_s=limit, num_scored=scored)
 
     def train(self, note: str) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
@@ -112,14 +122,18 @@ class PlannedRun:
         folder = trainer.experiment_folder()
         if self.folds and self.processes.is_first:
             write_splits(folder / SPLITS, self.folds)
-        cases = [case for case in self.prepared.dataset.cases if case.case_id in set(self.validation)]
+        chosen = set(evenly(self.validation, self.num_scored))
+        cases = [case for case in self.prepared.dataset.cases if case.case_id in chosen]
         images = {case.case_id: case.images for case in cases}
         references = {case.case_id: case.label for case in cases if case.label is not None}
         if cases and self.processes.is_first:
             result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))
             result.save(folder / VALIDATION_SCORES)
             dice = result.mean_metrics["dice"]
-            trainer.log(f"The best weights on {len(cases)} whole cases, in their own geometry: Dice {dice:.4f}")
+            number = str(len(cases))
+            if len(cases) < len(self.validation):
+                number += f" of {len(self.validation)} validation cases (the budget holds no more), as"
+            trainer.log(f"The best weights on {number} whole cases, in their own geometry: Dice {dice:.4f}")
         return folder
 
     def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:

@@ -34,9 +34,13 @@ VALIDATION_SHARE = 0.05
 """Share of the time that validation during training may take."""
 TIMES_FASTER = 4
 """A plan has epochs for a machine so much faster than a few steps suggested. It is the time that ends the run."""
+FINAL_SHARE = 0.25
+"""Share of the time that scoring the validation cases at the end may take; where all would take more, some are."""
 RESERVE_SHARE = 0.03
 """Share of the time that is kept back, for pictures and what else surrounds the epochs."""
 EPOCH_OVERHEAD_S = 0.3
+_FROM_FILES = 2
+"""Scoring a case from its file takes so many times what scoring a preprocessed one does."""
 PASSES_TO_MIRROR = 200
 """How often each case must be seen before mirroring pays."""
 
@@ -99,15 +103,15 @@ def fit_to_time(
         plan: The plan.
         speed: What was measured.
         seconds: What is left for training and validation, the final one included.
-        num_cases: Validation cases; all of them are scored once more at the end, by whole-image prediction.
+        num_cases: Validation cases; those that `num_scored` allows are scored once more at the end, from their files.
         num_training_cases: Training cases.
 
     Raises:
-        SettingsError: If the time is too short for anything.
+        SettingsError: If the time is too short for a single step.
     """
-    final_s = final_validation_s(speed, num_cases)
+    final_s = final_validation_s(speed, seconds, num_cases)
     usable = usable_s(speed, seconds, num_cases)
-    if usable < 5 * speed.step_s:
+    if usable < speed.step_s:
         raise SettingsError(
             f"the time is too short: after preparing, {max(0.0, seconds):.0f} s are left, one step takes "
             f"{speed.step_s:.1f} s and the final validation about {final_s:.0f} s; give more, or set --epochs"
@@ -133,12 +137,20 @@ def fit_to_time(
 
 def usable_s(speed: Speed, seconds: float, num_cases: int) -> float:
     """Return the seconds that are left for training and the validation on the way."""
-    return seconds * (1 - RESERVE_SHARE) - final_validation_s(speed, num_cases)
+    return seconds * (1 - RESERVE_SHARE) - final_validation_s(speed, seconds, num_cases)
 
 
-def final_validation_s(speed: Speed, num_cases: int) -> float:
-    """Return the seconds that scoring all validation cases from their files takes, reading and restoring included."""
-    return 2 * num_cases * speed.case_s
+def final_validation_s(speed: Speed, seconds: float, num_cases: int) -> float:
+    """Return the seconds that scoring validation cases from their files takes, reading and restoring included."""
+    return _FROM_FILES * num_scored(speed, seconds, num_cases) * speed.case_s
+
+
+def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
+    """Return how many of the validation cases are scored at the end: all, unless that took more than its share."""
+    most = FINAL_SHARE * max(0.0, seconds)
+    if _FROM_FILES * num_cases * speed.case_s <= most:
+        return num_cases
+    return max(1, int(most / (_FROM_FILES * speed.case_s)))
 
 
 def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:

@@ -49,6 +49,7 @@ class SegmentationTrainer(Trainer):
         inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch.
+        follows_filters: Whether the network is as wide as its plan's ``filters``; if not, a budget tries no others.
     """
 
     num_classes: int = 1
@@ -63,6 +64,7 @@ class SegmentationTrainer(Trainer):
     inferer: Inferer | None = None
     plan: Plan | None = None
     memory_factor: float = 1.0
+    follows_filters: bool = False
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:

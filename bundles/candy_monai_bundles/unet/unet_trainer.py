@@ -28,6 +28,7 @@ class UNetTrainer(SegmentationTrainer):
     """
 
     bundle = "unet"
+    follows_filters = True
     num_dims: int = 2
     filters: Sequence[int] | None = None
     kernel_sizes: Sequence[Sequence[int]] | None = None

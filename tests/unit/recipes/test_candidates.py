@@ -107,3 +107,9 @@ def test_a_relative_that_is_hardly_faster_on_this_machine_is_not_taken():
         _plan(), measure=lambda _plan, _precisions: Speed(amp=None, step_s=1.0, case_s=0.1), num_steps=lambda _: 10.0
     )
     assert plan == _plan()
+
+
+def test_a_network_that_is_not_as_wide_as_the_plan_says_is_tried_in_one_width():
+    few, many = _chosen_for(1e-3, _plan(), may_resize=False)[0], _chosen_for(1e9, _plan(), may_resize=False)[0]
+    assert few.filters == many.filters == _plan().filters
+    assert few.patch_shape == (32, 32, 32)

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from candy_monai.errors import SettingsError
-from candy_monai.recipes.speed import TIMES_FASTER, VALIDATION_SHARE, Speed, fit_to_time, measure_speed
+from candy_monai.recipes.speed import TIMES_FASTER, VALIDATION_SHARE, Speed, fit_to_time, measure_speed, num_scored
 from tests.plans import small_plan
 
 SPEED = Speed(amp=None, step_s=0.5, case_s=0.1)
 
 
-def _seconds(plan, speed, num_cases):
+def _seconds(plan, speed):
     num_epochs = plan.num_epochs // TIMES_FASTER
     validations = num_epochs / plan.validate_every
     training = num_epochs * plan.iterations_per_epoch * speed.step_s
-    return training + validations * plan.num_validation_cases * speed.case_s + 2 * num_cases * speed.case_s
+    return training + validations * plan.num_validation_cases * speed.case_s
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,9 @@ def test_the_work_expected_takes_no_longer_than_the_time_and_uses_most_of_it(sec
     speed = dataclasses.replace(SPEED, case_s=case_s)
     num_cases = 5
     plan = fit_to_time(small_plan(), speed, seconds=seconds, num_cases=num_cases, num_training_cases=20)
-    assert _seconds(plan, speed, num_cases) <= seconds
-    assert _seconds(plan, speed, num_cases) >= 0.6 * seconds
+    final = 2 * num_scored(speed, seconds, num_cases) * speed.case_s
+    assert _seconds(plan, speed) + final <= seconds
+    assert _seconds(plan, speed) + final >= 0.6 * seconds
 
 
 def test_a_plan_has_epochs_for_a_machine_that_was_busy_while_it_was_measured():
@@ -44,8 +45,21 @@ def test_validation_during_training_takes_only_its_share():
 
 
 def test_a_time_in_which_nothing_can_be_trained_is_refused_with_the_figures():
-    with pytest.raises(SettingsError, match=r"2 s are left, one step takes 0\.5 s"):
-        fit_to_time(small_plan(), SPEED, seconds=2, num_cases=5, num_training_cases=20)
+    with pytest.raises(SettingsError, match=r"0 s are left, one step takes 0\.5 s"):
+        fit_to_time(small_plan(), SPEED, seconds=0.4, num_cases=5, num_training_cases=20)
+
+
+def test_a_time_for_a_single_step_is_trained_in():
+    plan = fit_to_time(small_plan(), SPEED, seconds=0.9, num_cases=5, num_training_cases=20)
+    assert (plan.num_epochs // TIMES_FASTER, plan.iterations_per_epoch) == (1, 1)
+
+
+def test_where_scoring_all_cases_would_take_too_much_of_the_time_some_are_scored():
+    slow = dataclasses.replace(SPEED, case_s=10.0)
+    assert num_scored(slow, 400, 5) == 5
+    assert num_scored(slow, 90, 5) == 1
+    assert num_scored(slow, 200, 5) == 2
+    assert num_scored(SPEED, 90, 0) == 0
 
 
 def test_a_run_too_short_to_see_a_case_often_does_not_mirror():
