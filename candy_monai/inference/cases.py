@@ -243,7 +243,7 @@ class CasePredictor(ABC):
             needed = self.estimate(read_geometry(case.files[0]))
             if needed is not None:
                 fits_on_disk_only(needed, self.memory)
-        return self.prepare(case.case_id, case.load(num_channels=self.num_channels))
+        return self.prepare(case.case_id, case.load(num_channels=self.num_channels, num_dims=self.num_dims))
 
     def _predicted(self, case: InputCase, probabilities: bool) -> Prediction:
         return self._finished(self.run(self._read(case), probabilities=probabilities))

@@ -50,23 +50,29 @@ class InputCase:
     read: Callable[[], MetaTensor] | None = None
     problem: str | None = None
 
-    def load(self, *, num_channels: int) -> MetaTensor:
+    def load(self, *, num_channels: int, num_dims: int | None = None) -> MetaTensor:
         """Read the case.
 
         Args:
             num_channels: Channels that the network expects.
+            num_dims: Spatial axes that the network expects; None if unknown.
 
         Returns:
             ``(C, *spatial)`` float32 with its geometry.
 
         Raises:
-            BadInputError: If it cannot be read, or has another number of channels.
+            BadInputError: If it cannot be read, or has another number of channels or axes.
         """
         if self.problem is not None:
             raise BadInputError(self.problem)
         image = self.read() if self.read is not None else load_channels(self.files)
+        name = image.meta.get("filename_or_obj") or self.case_id
+        if num_dims is not None and image.ndim != num_dims + 1:
+            raise BadInputError(
+                f"{name}: has {image.ndim - 1} spatial axes (shape {tuple(image.shape[1:])}), the network expects "
+                f"{num_dims}: predict {'its slices one by one' if num_dims == 2 else 'whole volumes'}"
+            )
         if len(image) != num_channels:
-            name = image.meta.get("filename_or_obj") or self.case_id
             raise BadInputError(
                 f"{name}: has {len(image)} channels, the network expects {num_channels}: one file with all "
                 "of them, or files that end in _0000, _0001 and so on beside each other"

@@ -82,6 +82,12 @@ def test_an_image_of_another_number_of_channels_is_refused(experiment):
         _Small(experiment).predict(torch.randn(2, 9, 11, 7))
 
 
+def test_an_image_of_another_number_of_axes_is_refused(experiment):
+    picture = MetaTensor(torch.randn(1, 9, 11))
+    with pytest.raises(BadInputError, match=r"has 2 spatial axes \(shape \(9, 11\)\), the network expects 3"):
+        _Small(experiment).predict(picture)
+
+
 @pytest.mark.parametrize("checkpoint", ["best", "latest", "checkpoint_1.pth"])
 def test_any_weight_file_of_the_experiment_can_be_chosen(experiment, checkpoint):
     _Small(experiment, checkpoint=checkpoint)
