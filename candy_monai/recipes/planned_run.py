@@ -130,9 +130,8 @@ class PlannedRun:
             result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))
             result.save(folder / VALIDATION_SCORES)
             dice = result.mean_metrics["dice"]
-            number = str(len(cases))
-            if len(cases) < len(self.validation):
-                number += f" of {len(self.validation)} validation cases (the budget holds no more), as"
+            few = f"{len(cases)} of {len(self.validation)} (the budget holds no more)"
+            number = few if len(cases) < len(self.validation) else str(len(cases))
             trainer.log(f"The best weights on {number} whole cases, in their own geometry: Dice {dice:.4f}")
         return folder
 

@@ -23,11 +23,11 @@ from candy_monai.training.segmentation import SegmentationTrainer
 WARM_UP_STEPS = 1
 TIMED_STEPS = 2
 LONG_ENOUGH_S = 3.0
-"""After so long one timed step is enough: what is measured is missing from a short time."""
+"""After so long no other step or case is timed, and a warm-up counts: what is measured is missing from a short time."""
 ROUNDS = 3
 """Each precision is timed so often, by turns: what else the machine does for a moment must not decide between them."""
 ROUNDS_S = 6.0
-"""After so long no other round is begun."""
+"""After so long nothing else is timed."""
 TARGET_EPOCHS = 25
 SHORTEST_EPOCH_S = 4.0
 VALIDATION_SHARE = 0.05
@@ -75,8 +75,8 @@ def measure_speed(trainer: SegmentationTrainer, *, precisions: Sequence[Precisio
     to_time = precisions or _precisions_at_hand(trainer.device())
     speeds: list[Speed] = []
     started = time.perf_counter()
-    for _ in range(ROUNDS):
-        speeds += [_timed(trainer, amp, image, cases) for amp in to_time]
+    for amp in itertools.chain.from_iterable(itertools.repeat(to_time, ROUNDS)):
+        speeds.append(_timed(trainer, amp, image, cases))
         if time.perf_counter() - started > ROUNDS_S:
             break
     return min(speeds, key=lambda speed: speed.step_s)
@@ -158,8 +158,8 @@ def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: l
     toolbox.model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(trainer.dataloader()))
     durations: list[float] = []
-    for step in range(WARM_UP_STEPS + TIMED_STEPS):
-        if step > WARM_UP_STEPS and sum(durations) > LONG_ENOUGH_S:
+    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+        if sum(durations) > LONG_ENOUGH_S:
             break
         started = time.perf_counter()
         trainer.train_batch(next(batches), toolbox)
@@ -169,15 +169,18 @@ def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: l
     toolbox.model.eval()
     if toolbox.ema is not None:
         toolbox.ema.eval()
-    started = time.perf_counter()
+    started, num_timed, cases_s = time.perf_counter(), 0, 0.0
     with torch.no_grad():
         for case in cases:
             image, label = case.images[0].to(trainer.device()), case.labels[0].to(trainer.device())
             trainer.validate_case(image, label, toolbox)
-    _wait(trainer.device())
-    case_s = (time.perf_counter() - started) / max(1, len(cases))
+            _wait(trainer.device())
+            num_timed, cases_s = num_timed + 1, time.perf_counter() - started
+            if cases_s > LONG_ENOUGH_S:
+                break
     # The fastest is the machine's own speed. If something else goes on slowing it down, the run is shortened for it.
-    return Speed(amp=amp, step_s=min(durations[WARM_UP_STEPS:]), case_s=case_s)
+    step_s = min(durations[WARM_UP_STEPS:] or durations)
+    return Speed(amp=amp, step_s=step_s, case_s=cases_s / max(1, num_timed))
 
 
 def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:

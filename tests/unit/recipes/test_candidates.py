@@ -85,6 +85,18 @@ def test_a_short_time_is_spent_on_cheaper_steps_until_there_are_enough():
     assert speed == _measured(plan, None)
 
 
+def test_a_very_short_time_is_not_spent_on_measuring_what_is_bound_to_be_too_slow():
+    measured = []
+
+    def measure(plan, precisions):
+        measured.append(plan)
+        return _measured(plan, precisions)
+
+    choose(_plan(), measure=measure, num_steps=lambda speed: 1e-3 / speed.step_s)
+    assert len(measured) == 2
+    assert lighter(measured[1]) is None
+
+
 def test_a_time_with_steps_enough_is_spent_on_the_plan_itself():
     seconds = FEWEST_STEPS * _cost(_plan()) / 1e6
     assert _chosen_for(seconds, _plan())[0] == _plan()

@@ -1,11 +1,13 @@
 import dataclasses
 import itertools
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from candy_monai.errors import SettingsError
+from candy_monai.recipes import speed as speed_module
 from candy_monai.recipes.speed import TIMES_FASTER, VALIDATION_SHARE, Speed, fit_to_time, measure_speed, num_scored
 from tests.plans import small_plan
 
@@ -93,3 +95,23 @@ def test_a_moment_s_other_work_does_not_decide_between_precisions(monkeypatch):
     )
     measured = measure_speed(trainer, precisions=["bf16", None])
     assert (measured.amp, measured.step_s) == ("bf16", 0.1)
+
+
+def test_what_is_slow_is_timed_once(monkeypatch):
+    clock = iter(float(second) for second in range(0, 1000, 5))  # every look at the clock is five seconds later
+    monkeypatch.setattr(speed_module.time, "perf_counter", lambda: next(clock))
+    batch = (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long))
+    seen = Counter()
+    toolbox = SimpleNamespace(model=torch.nn.Identity(), ema=None)
+    trainer = SimpleNamespace(
+        dataloader=lambda: [batch],
+        validation_dataloader=lambda: [batch] * 3,
+        device=lambda: torch.device("cpu"),
+        build_toolbox=lambda *_: (toolbox, None),
+        train_batch=lambda *_: seen.update(["batch"]),
+        step=lambda _: None,
+        validate_case=lambda *_: seen.update(["case"]),
+    )
+    measured = measure_speed(trainer, precisions=["bf16", None])
+    assert seen == {"batch": 1, "case": 1}
+    assert (measured.amp, measured.step_s, measured.case_s) == ("bf16", 5.0, 5.0)
