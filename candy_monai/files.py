@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
+
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -31,10 +35,10 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes private files; the result is an ordinary one
         if durable:
-            _flush_to_disk(temporary)
+            flush_to_disk(temporary)
         temporary.replace(target)
         if durable:
-            _flush_to_disk(target.parent)
+            flush_to_disk(target.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -44,6 +48,40 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
     """Replace the file's content by ``text`` (UTF-8) in one step."""
     with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def flushed_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new, empty file; on a clean exit its data are on the disk, and it is removed if the block raises.
+
+    A crash leaves half of it under this name: for files that are not looked at before something else confirms them.
+    """
+    path.unlink(missing_ok=True)  # never written over: another name may be a link to it
+    try:
+        with path.open("xb") as file:
+            yield file
+        flush_to_disk(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's data, or a folder's entries, are on the disk.
+
+    Raises:
+        OSError: If a file's data cannot be written. That a file system knows no such request is no error.
+    """
+    is_folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not is_folder and error.errno not in _NOT_SUPPORTED:  # Windows opens no folder
+            raise
 
 
 def check_writable(folder: PathLike) -> None:
@@ -58,15 +96,6 @@ def check_writable(folder: PathLike) -> None:
         raise BadInputError(f"{folder}: {existing} is a file, and a folder is needed")
     if not os.access(existing, os.W_OK):
         raise BadInputError(f"{folder}: {existing} may not be written to")
-
-
-def _flush_to_disk(path: Path) -> None:
-    with suppress(OSError):  # Windows opens no folder, and some file systems refuse to flush one
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _umask() -> int:

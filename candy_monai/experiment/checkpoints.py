@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.errors import ExperimentError
-from candy_monai.files import atomic_path
+from candy_monai.files import atomic_path, flush_to_disk, flushed_file
 
 LATEST = "checkpoint_latest.pth"
 BEST = "checkpoint_best.pth"
@@ -79,10 +79,16 @@ class Checkpoints:
             _link(staged_path(self._folder, same[0]), path)
             digest = self.records[same[0]].digest
         else:
-            save_weights(path, weights)
+            with flushed_file(path) as file:
+                torch.save(dict(weights), file)
             digest = digest_of(path)
         same.append(name)
         self.records[name] = CheckpointRecord(epoch=epoch, score=score, kind=kind, digest=digest)
+
+    def confirm_staged(self) -> None:
+        """Wait until the names of the staged files are on the disk, as their contents are. Comes before the state."""
+        if self._staged:
+            flush_to_disk(self._folder)
 
     def publish(self) -> None:
         """Put what was staged in its place. To be called once the state that names it is on disk."""
@@ -147,11 +153,6 @@ def save_tensors(path: Path, content: Mapping[str, object]) -> None:
     """Write tensors and plain values to ``path`` in one step; the same content makes the same bytes."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(content), file)  # into an open file: with a path, the temporary name would become a part of it
-
-
-def save_weights(path: Path, weights: Weights) -> None:
-    """Write a plain state_dict to ``path`` in one step."""
-    save_tensors(path, weights)
 
 
 def load_tensors(path: Path) -> Any:

@@ -9,9 +9,10 @@ import dataclasses
 import errno
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
@@ -25,7 +26,9 @@ from candy_monai.experiment.pace import epochs_in_time
 from candy_monai.experiment.progress import Progress
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.snapshot import Snapshots
 from candy_monai.experiment.state import RunWeights, State, save_state
+from candy_monai.experiment.writer import Writer
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
 
@@ -68,6 +71,7 @@ class Experiment:
         self._log = RunLog(folder / LOGS)
         self._writes = writes
         self._lock = FolderLock(folder) if writes else None
+        self._writer, self._snapshots = Writer(), Snapshots()
         self._clock = clock
         self._epoch_started = self._counted_until = clock()
 
@@ -91,6 +95,7 @@ class Experiment:
             (folder / LOGS).touch()
             run = Experiment(folder, settings)
             run.save_point(weights, state)
+            run.wait_until_saved()
             run.close()
 
         return publish_folder(parent, fill)
@@ -112,7 +117,9 @@ class Experiment:
             self.history.save_csv(self.folder / METRICS)
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Let other processes have the folder, once nothing is being written."""
+        self._writer.join()
+        self._snapshots = Snapshots()  # as large as the run's weights and optimizer
         if self._lock is not None:
             self._lock.release()
 
@@ -193,7 +200,9 @@ class Experiment:
         return predict_safely(self.history.metrics(), self.expected_epochs(), degree=degree)
 
     def save_epoch(self, weights: RunWeights, state: State, *, score: float | None, is_best: bool) -> None:
-        """Write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
+        """Begin to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
+
+        Returns when everything is copied. It is written on a thread of its own; `wait_until_saved` says when, and how.
 
         Args:
             weights: The weights at the end of the epoch.
@@ -202,40 +211,64 @@ class Experiment:
             is_best: Whether ``checkpoint_best.pth`` becomes ``weights.scored``.
 
         Raises:
-            ExperimentError: If the disk is full; the state of the epoch before is whole.
+            ExperimentError: If what was saved before could not be written.
         """
         if not self._writes:
             return
+        self.wait_until_saved()
         epoch, kind = self.progress.epoch, weights.kind
         raw_score = score if kind == "raw" else None
-        with self._disk_has_room():
-            self.checkpoints.stage(LATEST, weights.raw, epoch=epoch, score=raw_score, kind="raw")
-            names = [BEST] if is_best else []
-            if self.checkpoints.is_due(epoch, is_last=self.is_complete):
-                names.append(checkpoint_name(epoch))
+        names = [BEST] if is_best else []
+        if self.checkpoints.is_due(epoch, is_last=self.is_complete):
+            names.append(checkpoint_name(epoch))
+        copied, content = self._copied(weights, state)
+
+        def write() -> None:
+            self.checkpoints.stage(LATEST, copied.raw, epoch=epoch, score=raw_score, kind="raw")
             for name in names:
-                self.checkpoints.stage(name, weights.scored, epoch=epoch, score=score, kind=kind)
-            self._commit(weights, state, weights.to_dict(raw=False, scored=not names))
+                self.checkpoints.stage(name, copied.scored, epoch=epoch, score=score, kind=kind)
+            self.checkpoints.confirm_staged()
+            self._commit(content, copied.to_dict(raw=False, scored=not names))
             self.checkpoints.publish()
-            self.history.save_csv(self.folder / METRICS)
+            history = History()
+            history.load_state_dict(content["history"])
+            history.save_csv(self.folder / METRICS)
+
+        self._begin_to(write)
 
     def save_point(self, weights: RunWeights, state: State) -> None:
-        """Write ``state.pt`` with all weights in it: within an epoch, or before the first.
+        """Begin to write ``state.pt`` with all weights in it: within an epoch, or before the first.
 
         Raises:
-            ExperimentError: If the disk is full; the state before is whole.
+            ExperimentError: If what was saved before could not be written.
         """
         if not self._writes:
             return
+        self.wait_until_saved()
         # Of a copy: the clock of this process goes on from where it was.
         progress = dataclasses.replace(self.progress, epoch_s=self.epoch_s)
-        with self._disk_has_room():
-            self._commit(weights, {"progress": progress.state_dict(), **state}, weights.to_dict(raw=True, scored=True))
+        copied, content = self._copied(weights, {"progress": progress.state_dict(), **state})
+        self._begin_to(lambda: self._commit(content, copied.to_dict(raw=True, scored=True)))
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing is being written at this moment."""
+        return not self._writer.is_busy
+
+    def wait_until_saved(self) -> None:
+        """Return when what was saved is on disk.
+
+        Raises:
+            ExperimentError: If the disk is full; the last state that was saved before is whole.
+            OSError: If it could not be written for another reason.
+        """
+        self._writer.wait()
 
     def describe(self, facts: Json) -> None:
         """Write ``experiment.json`` anew, with the settings as they are now."""
         if not self._writes:
             return
+        self.wait_until_saved()
         _write_description(self.folder, {"format": FORMAT, "id": self.experiment_id, **facts}, self.settings)
 
     def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:
@@ -262,18 +295,28 @@ class Experiment:
         progress = self.progress
         return RunFinished(epoch=progress.epoch, best_score=progress.best_score, best_epoch=progress.best_epoch)
 
-    def _commit(self, weights: RunWeights, state: State, inside: Mapping[str, object]) -> None:
+    def _copied(self, weights: RunWeights, state: State) -> tuple[RunWeights, dict[str, Any]]:
+        """Copy what is to be written: all but what is known only when the weight files are."""
         own = {
             "settings": self.settings.as_dict(),
             "progress": self.progress.state_dict(),
             "history": self.history.state_dict(),
             "early_stopping": self.early_stopping.state_dict(),
-            "checkpoints": self.checkpoints.state_dict(),
             "is_complete": self.is_complete,
             "kind": weights.kind,
-            "weights": inside,
         }
-        save_state(self.folder, {**own, **state})
+        raw, scored, content = self._snapshots.of((weights.raw, weights.scored, {**own, **state}))
+        return RunWeights(raw=raw, scored=scored, kind=weights.kind), content
+
+    def _commit(self, content: State, weights: Json) -> None:
+        save_state(self.folder, {**content, "checkpoints": self.checkpoints.state_dict(), "weights": weights})
+
+    def _begin_to(self, write: Callable[[], None]) -> None:
+        def work() -> None:
+            with self._disk_has_room():
+                write()
+
+        self._writer.start(work)
 
     @contextmanager
     def _disk_has_room(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ class ConsoleObserver(Observer):
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._bar: Progress | None = None
-        self._phase = ""
+        self._shown = (0, "")
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
@@ -42,7 +42,7 @@ class ConsoleObserver(Observer):
     def on_step_finished(self, event: StepFinished) -> None:
         if not self._console.is_terminal:
             return
-        if self._bar is None or self._phase != event.phase:
+        if self._bar is None or self._shown != (event.epoch, event.phase):
             self._restart_bar(event)
         assert self._bar is not None
         self._bar.update(self._bar.task_ids[0], completed=event.done)
@@ -77,7 +77,7 @@ class ConsoleObserver(Observer):
         self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
         self._bar.add_task(f"Epoch {event.epoch} {event.phase}", total=event.total)
         self._bar.start()
-        self._phase = event.phase
+        self._shown = (event.epoch, event.phase)
 
     def _stop_bar(self) -> None:
         if self._bar is not None:

@@ -17,7 +17,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from candy_monai.device import HasDevice
+from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import SaveInterval
 from candy_monai.experiment.state import RunWeights
 from candy_monai.network import NetworkAdapter, adapter_of, plain_network, plain_weights
@@ -72,6 +74,7 @@ class Continuity(Overridables, Reporting, HasDevice):
         self._schedule_epochs = 0
         self._epoch_generators: GeneratorStates | None = None
         self._saved_at = (0, 0.0)
+        self._untold: EpochFinished | None = None
 
     def _batches_left(self, run: Experiment) -> Iterator[object]:
         if not run.progress.batch:
@@ -114,16 +117,37 @@ class Continuity(Overridables, Reporting, HasDevice):
     def _after_group(self, run: Experiment, toolbox: TrainerToolbox, agreed: Agreement) -> None:
         """Save the run within its epoch, and end it, as it was agreed."""
         if agreed.save or agreed.stop:
+            self._tell_of_saved_epoch(run, wait=True)
             run.save_point(weights_of(toolbox), self._state(run, toolbox))
             self._saved_at = (run.progress.batch, time.monotonic())
+        self._tell_of_saved_epoch(run, wait=agreed.stop)
         if agreed.stop:
             self._stop.obey()
+
+    def _tell_of_saved_epoch(self, run: Experiment, *, wait: bool) -> None:
+        """Tell those who watch of the last epoch once it is on disk: nothing is reported that a crash could take back.
+
+        Args:
+            run: The experiment.
+            wait: Wait for what is being written; otherwise it is said now only if it is there already.
+
+        Raises:
+            ExperimentError, OSError: If it could not be written.
+        """
+        if not (wait or run.is_saved):
+            return
+        run.wait_until_saved()
+        event, self._untold = self._untold, None
+        if event is not None:
+            self.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
+            self._notify(event)
 
     def _stop_validating_if_asked(self, run: Experiment, toolbox: TrainerToolbox, back_to: Moment) -> None:
         """End the run within a validation if a signal asked for it, saved as it was before the validation.
 
         With several processes, which are not at the same case, it goes on to the validation's end.
         """
+        self._tell_of_saved_epoch(run, wait=False)
         if not self._stop.is_pending or self._processes.count > 1:
             return
         run.history.roll_back(back_to.recorded)
@@ -133,6 +157,7 @@ class Continuity(Overridables, Reporting, HasDevice):
     def _stop_after_epoch_if_asked(self, run: Experiment) -> None:
         (stop,) = self._processes.any_of([self._stop.is_pending])
         if stop and not run.is_complete:
+            self._tell_of_saved_epoch(run, wait=True)
             self._stop.obey()
 
     def _moment(self, run: Experiment) -> Moment:

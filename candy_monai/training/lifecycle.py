@@ -18,7 +18,6 @@ from candy_monai.data.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.delivery import deliveries
 from candy_monai.network import NetworkAdapter, channels_last_pays, choose_precision, plain_network
@@ -134,6 +133,8 @@ class Lifecycle(Continuity):
                 self._conclude(run)
             except BaseException as error:
                 with suppress(Exception):  # a report that fails must not hide the error
+                    self._tell_of_saved_epoch(run, wait=True)
+                with suppress(Exception):
                     what = ": ".join(filter(None, (type(error).__name__, str(error))))
                     self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
                 self._notify(RunInterrupted(error))
@@ -158,7 +159,7 @@ class Lifecycle(Continuity):
             self._dataloader, self._validation_dataloader = whole
 
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:
-        self._experiment, self._saved, self._epoch_generators = None, None, None
+        self._experiment, self._saved, self._epoch_generators, self._untold = None, None, None, None
         settings = self._decided(settings)
         image, label = first_sample(self._dataloader)
         self.check_sample(image, label)
@@ -265,7 +266,8 @@ class Lifecycle(Continuity):
             self.log(f"If this run is interrupted, going on may not give the same numbers: {reason}")
 
     def _finish_epoch(self, run: Experiment, toolbox: TrainerToolbox, score: float | None) -> None:
-        """Save the epoch, then say it: nothing is reported that a crash could take back."""
+        """Begin to save the epoch; it is told when it is saved, while the next one is trained."""
+        self._tell_of_saved_epoch(run, wait=True)
         run.history.absorb(self._processes.gathered(run.history.pending()))
         improved = run.finish_epoch(score)
         self._share_clock(run)
@@ -274,8 +276,7 @@ class Lifecycle(Continuity):
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
         run.save_epoch(weights_of(toolbox), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())
-        self.log(f"Epoch {run.progress.epoch}: {last_epoch_as_text(run.history.metrics())}", on_screen=False)
-        self._notify(run.epoch_finished(score, self._preview))
+        self._untold = run.epoch_finished(score, self._preview)
         self._stop_after_epoch_if_asked(run)
 
     def _keep_to_the_time(self, run: Experiment, toolbox: TrainerToolbox) -> None:
@@ -285,6 +286,7 @@ class Lifecycle(Continuity):
         self.end_schedule_in((run.expected_epochs() - run.progress.epoch) * steps_an_epoch, toolbox.scheduler)
 
     def _conclude(self, run: Experiment) -> None:
+        self._tell_of_saved_epoch(run, wait=True)
         if run.early_stopping.triggered:
             self.log(f"Early stopping triggered because {run.early_stopping.reason}")
         elif run.is_out_of_time:

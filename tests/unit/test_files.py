@@ -1,9 +1,10 @@
+import errno
 import os
 
 import pytest
 
 from candy_monai.errors import BadInputError
-from candy_monai.files import atomic_path, atomic_write_text, check_writable
+from candy_monai.files import atomic_path, atomic_write_text, check_writable, flush_to_disk, flushed_file
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -27,6 +28,44 @@ def test_a_write_that_succeeds_replaces_the_file_and_leaves_nothing_else(tmp_pat
     atomic_write_text(target, "zwei: ä")
     assert target.read_text(encoding="utf-8") == "zwei: ä"
     assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+def test_a_file_that_was_begun_and_not_finished_is_removed(tmp_path):
+    with pytest.raises(RuntimeError, match="disk full"):
+        _begin(tmp_path / "weights")
+    assert os.listdir(tmp_path) == []
+
+
+def _begin(path):
+    with flushed_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError("disk full")
+
+
+def test_another_name_of_a_file_that_is_written_anew_keeps_its_content(tmp_path):
+    (tmp_path / "weights").write_bytes(b"old")
+    os.link(tmp_path / "weights", tmp_path / "other name")
+    with flushed_file(tmp_path / "weights") as file:
+        file.write(b"new")
+    assert (tmp_path / "weights").read_bytes() == b"new"
+    assert (tmp_path / "other name").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("number", "is_error"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_data_that_do_not_reach_the_disk_are_an_error_and_a_disk_that_cannot_be_asked_is_none(
+    tmp_path, monkeypatch, number, is_error
+):
+    def refuse(_handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    (tmp_path / "a.txt").write_text("a")
+    if is_error:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            flush_to_disk(tmp_path / "a.txt")
+    else:
+        flush_to_disk(tmp_path / "a.txt")
+    flush_to_disk(tmp_path)
 
 
 def test_the_temporary_file_keeps_the_whole_suffix_by_which_writers_choose_a_format(tmp_path):

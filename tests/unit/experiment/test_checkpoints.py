@@ -10,7 +10,7 @@ from candy_monai.experiment.checkpoints import (
     evenly_spaced_epochs,
     is_leftover,
     load_weights,
-    save_weights,
+    save_tensors,
 )
 
 
@@ -49,14 +49,14 @@ def test_each_file_s_epoch_score_kind_and_digest_are_known(tmp_path):
 
 def test_the_digest_tells_other_weights_and_not_another_name(tmp_path):
     for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
-        save_weights(tmp_path / f"{name}.pth", {"w": torch.tensor(value)})
+        save_tensors(tmp_path / f"{name}.pth", {"w": torch.tensor(value)})
     same, again, other = (digest_of(tmp_path / f"{name}.pth") for name in "abc")
     assert same == again
     assert same != other
 
 
 def test_a_tensor_damaged_on_disk_is_noticed_when_it_is_loaded(tmp_path):
-    save_weights(tmp_path / "w.pth", {"w": torch.ones(1000)})
+    save_tensors(tmp_path / "w.pth", {"w": torch.ones(1000)})
     content = bytearray((tmp_path / "w.pth").read_bytes())
     content[content.index(torch.ones(4).numpy().tobytes()) + 3] ^= 1
     (tmp_path / "w.pth").write_bytes(content)
@@ -76,7 +76,7 @@ def test_other_files_are_not_taken_for_leftovers(name):
 
 def test_weights_come_back_as_they_were(tmp_path):
     weights = {"conv.weight": torch.randn(3, 2), "steps": torch.tensor(7)}
-    save_weights(tmp_path / "w.pth", weights)
+    save_tensors(tmp_path / "w.pth", weights)
     loaded = load_weights(tmp_path / "w.pth")
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)

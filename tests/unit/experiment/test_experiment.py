@@ -1,5 +1,6 @@
 import errno
 import json
+import threading
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ def _run_epoch(experiment, score):
     improved = experiment.finish_epoch(score)
     weights = _weights(float(experiment.progress.epoch))
     experiment.save_epoch(weights, {"optimizer": {}}, score=score, is_best=improved)
+    experiment.wait_until_saved()
 
 
 def test_a_folder_is_born_with_its_description_its_log_and_a_first_state(tmp_path):
@@ -149,6 +151,51 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_state_before_is_wh
     assert weights.raw["w"] == 1.0
 
 
+def test_training_goes_on_while_an_epoch_is_written_and_it_is_saved_as_it_was(tmp_path, monkeypatch):
+    experiment = _experiment(tmp_path)
+    may_write, save = threading.Event(), torch.save
+
+    def slowly(*arguments):
+        assert may_write.wait(10)
+        save(*arguments)
+
+    monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", slowly)
+    weights, momentum = _weights(1.0), torch.tensor([1.0, 2.0])
+    experiment.history.record("loss", 0.5)
+    experiment.finish_epoch(0.2)
+    experiment.save_epoch(weights, {"optimizer": {"momentum": momentum}}, score=0.2, is_best=True)
+    assert not experiment.is_saved
+    assert load_state(experiment.folder)["progress"]["epoch"] == 0
+    for tensor in (weights.raw["w"], weights.scored["w"], momentum):  # the next step
+        tensor.zero_()
+    experiment.history.record("loss", 9.0)
+    experiment.progress.batch = 1
+    may_write.set()
+    experiment.wait_until_saved()
+    assert experiment.is_saved
+    experiment.close()
+    reopened, saved = _reopened(experiment.folder)
+    assert (saved.raw["w"], saved.scored["w"]) == (1.0, 1.5)
+    assert load_state(experiment.folder)["optimizer"]["momentum"].tolist() == [1.0, 2.0]
+    assert (reopened.progress.epoch, reopened.progress.batch) == (1, 0)
+    assert reopened.history.pending() == {}
+    assert (experiment.folder / "metrics.csv").read_text().splitlines()[1].startswith("1,0.5,")
+
+
+def test_what_could_not_be_written_is_said_by_every_later_save(tmp_path, monkeypatch):
+    experiment = _experiment(tmp_path)
+
+    def refuse(*_arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("candy_monai.experiment.experiment.save_state", refuse)
+    experiment.save_point(_weights(1.0), {"optimizer": {}})
+    for again in (experiment.wait_until_saved, lambda: experiment.save_point(_weights(2.0), {"optimizer": {}})):
+        with pytest.raises(OSError, match="Input/output error"):
+            again()
+    experiment.close()
+
+
 def test_a_weight_file_that_was_changed_afterwards_is_refused_by_name(tmp_path):
     experiment = _experiment(tmp_path)
     _run_epoch(experiment, 0.2)
@@ -172,7 +219,7 @@ def test_within_an_epoch_the_weights_are_in_the_state_and_the_files_stay_those_o
     experiment.progress.batch = 3
     experiment.history.record("loss", torch.tensor(0.25))
     experiment.save_point(_weights(7.0), {"optimizer": {}})
-    experiment.close()
+    experiment.close()  # waits for what is being written
     reopened, weights = _reopened(experiment.folder)
     assert (reopened.progress.epoch, reopened.progress.batch) == (1, 3)
     assert (weights.raw["w"], weights.scored["w"]) == (7.0, 7.5)

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import math
 import os
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+import candy_monai.experiment.experiment
 from candy_monai.errors import BadInputError, ExperimentError, NonFiniteLossError, SettingsError
-from candy_monai.experiment.events import RunFinished, RunInterrupted
+from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted, StepFinished
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
@@ -346,6 +348,59 @@ def test_an_error_in_the_run_reaches_the_user_the_log_and_those_who_watch(tmp_pa
     assert "Interrupted in epoch 2: RuntimeError: the user's own error" in _log(trainer)
     assert any(isinstance(event, RunInterrupted) for event in listener.events)
     assert not any(isinstance(event, RunFinished) for event in listener.events)
+
+
+class _Slow(Observer):
+    """Lets ``state.pt`` be written only once a step of the second epoch is made, and notes what is told when."""
+
+    def __init__(self, monkeypatch, *, error=None):
+        self.told, self._may_write, self._error = [], threading.Event(), error
+        self._save = candy_monai.experiment.experiment.save_state
+        monkeypatch.setattr("candy_monai.experiment.experiment.save_state", self._slowly)
+
+    def _slowly(self, folder, state):
+        if state["progress"]["epoch"]:
+            assert self._may_write.wait(10)
+            if self._error is not None:
+                raise self._error
+        self._save(folder, state)
+
+    def receive(self, event):
+        if isinstance(event, StepFinished) and (event.epoch, event.phase, event.done) == (2, "training", 1):
+            self.told.append("step")
+            self._may_write.set()
+        elif isinstance(event, EpochFinished):
+            self.told.append(event.epoch)
+
+
+def test_an_epoch_is_told_when_it_is_on_disk_and_the_next_is_trained_meanwhile(tmp_path, monkeypatch):
+    slow = _Slow(monkeypatch)
+    trainer = small_trainer(tmp_path, observers=[slow])
+    trainer.train(3)
+    assert slow.told == ["step", 1, 2, 3]
+    assert [line.split(": ")[0][-7:] for line in _log(trainer).splitlines() if "combined loss" in line] == [
+        "Epoch 1",
+        "Epoch 2",
+        "Epoch 3",
+    ]
+
+
+def test_an_epoch_that_cannot_be_written_ends_the_run_and_is_not_told(tmp_path, monkeypatch):
+    slow = _Slow(monkeypatch, error=OSError(errno.ENOSPC, "No space left on device"))
+    trainer = small_trainer(tmp_path, observers=[slow])
+    with pytest.raises(ExperimentError, match="the disk is full"):
+        trainer.train(3)
+    assert slow.told == ["step"]
+    assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 0
+    assert "Interrupted in epoch 2: ExperimentError" in _log(trainer)
+
+
+def test_an_epoch_that_was_saved_before_an_error_is_told(tmp_path, monkeypatch):
+    listener = _Listener()
+    with pytest.raises(RuntimeError, match="the user's own error"):
+        small_trainer(tmp_path, cls=_Failing, observers=[listener]).train(5)
+    kinds = [type(event) for event in listener.events if isinstance(event, EpochFinished | RunInterrupted)]
+    assert kinds == [EpochFinished, RunInterrupted]
 
 
 def test_an_error_inside_the_report_of_an_error_does_not_hide_the_first(tmp_path, monkeypatch):

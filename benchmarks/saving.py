@@ -1,0 +1,141 @@
+"""What does it cost to save an epoch, compared with one plain ``torch.save`` of the same tensors? Prints one JSON line.
+
+A U-Net of some 30 million parameters with AdamW and a moving average is saved by turns: by `torch.save` of its weights,
+their average and the optimizer's state into one file; by the same and a flush to the disk; and as a run saves an epoch
+that is its best so far, and one that is not. Of a run's saves it is measured how long training is held up, and how long
+it takes until everything is on disk; of all, how much processor time they take. The files are those that every save
+replaces, as in a run. The figures are medians in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.state import RunWeights
+from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.seeding import GeneratorStates
+from candy_monai_bundles.unet import UNetTrainer
+
+
+class Large(UNetTrainer):
+    """A U-Net of the size that is trained on a GPU."""
+
+    num_dims = 3
+    num_classes = 3
+    filters = (40, 80, 160, 320, 512, 512)
+
+
+class Subject:
+    """What is saved: a network after a step of AdamW, its moving average, the optimizer."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network: nn.Module = Large("", None, None).build_network((1, 64, 64, 64))  # type: ignore[arg-type]
+        self.ema = ExponentialMovingAverage(self.network)
+        self.optimizer = torch.optim.AdamW(self.network.parameters())
+        for parameter in self.network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        self.optimizer.step()
+        self.ema.update_parameters(self.network)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights, average and optimizer."""
+        of_optimizer = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.network.parameters(), *self.ema.module.parameters(), *of_optimizer]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def content(self) -> dict[str, object]:
+        """Return everything for one plain file."""
+        weights = {"raw": self.network.state_dict(), "ema": self.ema.module.state_dict()}
+        return {**weights, "optimizer": self.optimizer.state_dict()}
+
+    def weights(self) -> RunWeights:
+        """Return the weights as a run hands them on."""
+        return RunWeights(raw=dict(self.network.state_dict()), scored=dict(self.ema.module.state_dict()), kind="ema")
+
+    def state(self) -> dict[str, object]:
+        """Return what a run saves besides the weights."""
+        own = [{"generators": GeneratorStates.capture().state_dict(), "epoch_generators": None, "pending": {}}]
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": {}, "processes": own}
+
+
+def measure(save: Callable[[], Callable[[], None]]) -> dict[str, float]:
+    """Return the seconds until ``save`` returned, until the rest that it returned is done, and of the processor."""
+    processor, started = time.process_time(), time.perf_counter()
+    rest = save()
+    held_up = time.perf_counter() - started
+    rest()
+    whole = time.perf_counter() - started
+    return {"held_up_s": held_up, "whole_s": whole, "processor_s": time.process_time() - processor}
+
+
+def main() -> None:
+    """Save by turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--folder", help="where to write; a temporary folder without")
+    arguments = parser.parse_args()
+    subject = Subject()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
+        settings = TrainSettings(num_epochs=10**6, seed=0, num_checkpoints=0, early_stop_tolerance=None)
+        settings = TrainSettings(**{**settings.as_dict(), "val_score_prediction": False})
+        folder = Experiment.publish(Path(scratch), settings, {}, subject.weights(), subject.state())
+        run = Experiment(folder, settings)
+
+        def plain(*, flush: bool) -> Callable[[], None]:
+            path = Path(scratch) / "plain.pth"
+            torch.save(subject.content(), path)
+            if flush:
+                handle = os.open(path, os.O_RDONLY)
+                os.fsync(handle)
+                os.close(handle)
+            return lambda: None
+
+        def epoch(*, is_best: bool) -> Callable[[], None]:
+            run.history.record("combined loss", 0.5)
+            run.finish_epoch(0.5)
+            run.save_epoch(subject.weights(), subject.state(), score=0.5, is_best=is_best)
+            return run.wait_until_saved
+
+        ways: dict[str, Callable[[], Callable[[], None]]] = {
+            "plain": lambda: plain(flush=False),
+            "plain_flushed": lambda: plain(flush=True),
+            "best_epoch": lambda: epoch(is_best=True),
+            "other_epoch": lambda: epoch(is_best=False),
+        }
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for turn in range(arguments.turns + 1):
+            for name, way in ways.items():
+                seconds = measure(way)
+                if turn:  # the first makes the files
+                    measured[name].append(seconds)
+        run.close()
+    medians = {
+        name: {what: round(statistics.median(one[what] for one in turns), 3) for what in turns[0]}
+        for name, turns in measured.items()
+    }
+    plain_s = medians["plain"]["whole_s"]
+    ratios = {
+        f"{name} {what}": round(medians[name][f"{what}_s"] / plain_s, 2)
+        for name in ("best_epoch", "other_epoch")
+        for what in ("held_up", "whole")
+    }
+    size = {"parameters": sum(p.numel() for p in subject.network.parameters()), "bytes": subject.num_bytes}
+    print(json.dumps({"benchmark": "saving", **size, **medians, "times_plain": ratios}))
+
+
+if __name__ == "__main__":
+    main()
