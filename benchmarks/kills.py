@@ -1,22 +1,34 @@
 """Is a killed run continued to the very same result? Prints one JSON line.
 
-A small run with augmentation, a moving average and saves within epochs is killed (SIGKILL) at each of its file
-operations (opening, flushing, linking, renaming, removing), or at random moments; every killed run is continued, and
-weights, state and metrics are compared with those of a run that was never interrupted.
+A small run with augmentation, dropout, a moving average and saves within epochs is killed (SIGKILL)
+
+- at each of its file operations, as Python sees them: opening, flushing, linking, renaming, removing;
+- at each of its system calls that write, flush, rename, link or remove, by the thread that saves and by the one that
+  trains, where ``strace`` can be had (``--syscalls``);
+- at random moments, the run that goes on again as well (``--random``).
+
+Every killed run is continued, and weights, state and metrics are compared with those of a run that was never
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,9 +39,19 @@ from torch.utils.data import DataLoader
 from candy_monai import DatasetFromMemory, JointTransform, SeededSampler, SegmentationTrainer
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.state import load_state
+from candy_monai.experiment.writer import Writer
+from candy_monai.observers.curves import CurvesObserver
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.truncate"}
-SETTINGS = {"seed": 5, "early_stop_tolerance": None, "save_preview": False, "save_every": 1}
+CALLS = "write,pwrite64,writev,fsync,fdatasync,ftruncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
+PATIENCE_S = 600.0
+SETTINGS = {
+    "seed": 5,
+    "early_stop_tolerance": None,
+    "save_preview": False,
+    "val_score_prediction": False,
+    "save_every": 1,
+}
 
 
 class KilledTrainer(SegmentationTrainer):
@@ -81,7 +103,7 @@ def killed_at(count: int | None) -> Callable[[], int]:
 
     def meet(path: object) -> None:
         nonlocal done
-        if "KilledTrainer" in str(path) and not str(path).endswith(".png"):
+        if "KilledTrainer" in str(path):
             done = next(counter)
             if done == count:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -101,8 +123,82 @@ def killed_at(count: int | None) -> Callable[[], int]:
     return lambda: done
 
 
+@dataclass(frozen=True)
+class Call:
+    """A system call of a run.
+
+    Attributes:
+        save: The save that is begun before it, counted from 1; 0 before the first.
+        count: Its number among those that one thread makes from there on.
+    """
+
+    save: int
+    count: int
+
+
+def traced(options: list[str]) -> None:
+    """Let ``strace`` watch this process from now on, its threads and children as well."""
+    command = ["strace", "-f", "-qq", "-e", f"trace={CALLS}", *options, "-p", str(os.getpid())]
+    tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while "TracerPid:\t0" in Path("/proc/self/status").read_text():
+        if tracer.poll() is not None:
+            raise RuntimeError("strace cannot trace this process")
+        time.sleep(0.005)
+
+
+def killed_at_call(call: Call) -> None:
+    """Kill this process at a system call."""
+    options = ["-o", os.devnull, "-e", f"inject={CALLS}:signal=KILL:when={call.count}"]
+    begun, start = itertools.count(1), Writer.start
+
+    def counted(self: Writer, work: Callable[[], None]) -> None:
+        self.wait()
+        if next(begun) == call.save:
+            traced(options)
+        start(self, work)
+
+    Writer.start = counted  # type: ignore[method-assign]
+    if call.save == 0:
+        traced(options)
+
+
+def calls_noted(to: Path) -> Callable[[], list[tuple[int, int]]]:
+    """Note this process's system calls in a file; return what reads from it where it can be killed, as in `Call`."""
+    savers: list[int] = []
+    start = Writer.start
+
+    def noted(self: Writer, work: Callable[[], None]) -> None:
+        def named() -> None:
+            savers.append(threading.get_native_id())
+            work()
+
+        start(self, named)
+
+    Writer.start = noted  # type: ignore[method-assign]
+    traced(["-o", str(to)])
+
+    def calls() -> list[tuple[int, int]]:
+        lines = (line.split(maxsplit=1) for line in to.read_text().splitlines())
+        by_thread = collections.Counter(int(thread) for thread, what in lines if not what.startswith(("<", "+", "-")))
+        threads = [os.getpid(), *savers]
+        return [(save, n) for save, thread in enumerate(threads) for n in range(1, by_thread[thread] + 1)]
+
+    return calls
+
+
+def why_no_calls() -> str | None:
+    """Say why no process can be killed at a system call; None where it can."""
+    if shutil.which("strace") is None:
+        return "there is no strace here"
+    return None if in_a_child(lambda: traced(["-o", os.devnull])) == 0 else "strace may not trace processes here"
+
+
 def in_a_child(work: Callable[[], None], *, kill_after_s: float | None = None) -> int:
-    """Run in a forked process, which has everything imported, and return its exit code; negative for a signal."""
+    """Run in a forked process, which has everything imported, and return its exit code; negative for a signal.
+
+    Raises:
+        TimeoutError: If it does not end.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -115,8 +211,15 @@ def in_a_child(work: Callable[[], None], *, kill_after_s: float | None = None) -
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"process {child} did not end")
 
 
 def result_of(folder: Path) -> dict[str, object]:
@@ -144,51 +247,148 @@ def same(first: object, second: object) -> bool:
     return bool(first == second or (first != first and second != second))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """How a run is killed.
+
+    Attributes:
+        kind: ``operation``, ``call`` or ``moment``.
+        name: Which one.
+        prepare: Called in the run's process before it begins.
+        seconds: Kill it after so many, and the run that goes on another time.
+    """
+
+    kind: str
+    name: str
+    prepare: Callable[[], object] | None = None
+    seconds: float | None = None
+
+
+class Harness:
+    """Kills runs in a folder, continues them, and keeps count.
+
+    Args:
+        folder: Where the runs go.
+        num_epochs: Epochs of each run.
+        num_workers: Processes that load its batches.
+    """
+
+    def __init__(self, folder: Path, num_epochs: int, num_workers: int) -> None:
+        self._folder, self._num_epochs, self._num_workers = folder, num_epochs, num_workers
+        self.kills: collections.Counter[str] = collections.Counter()
+        self.not_reached = 0
+        self.different: list[str] = []
+        self.unreadable: list[str] = []
+        self.hung: list[str] = []
+        started = time.monotonic()
+        counted = self._told("whole", lambda: killed_at(None))
+        assert isinstance(counted, int)
+        self.num_operations, self.whole_s = counted, time.monotonic() - started
+        whole = experiment_in(folder / "whole")
+        assert whole is not None
+        self._expected = result_of(whole)
+
+    def calls(self) -> list[Call]:
+        """Return every system call of a run that it can be killed at."""
+        calls = self._told("noted", lambda: calls_noted(self._folder / "trace"))
+        assert isinstance(calls, list)
+        return [Call(*pair) for pair in calls]
+
+    def kill(self, kill: Kill) -> None:
+        """Kill a run, then let it go on to its end and compare it with the one that was not killed."""
+        name = f"{kill.kind} {kill.name}"
+        try:
+            for _ in range(1 if kill.seconds is None else 2):
+                if self._run(name, kill.prepare, kill.seconds) == 0:
+                    self.not_reached += 1
+                else:
+                    self.kills[kill.kind] += 1
+            code = self._run(name)
+        except TimeoutError:
+            self.hung.append(name)
+            return
+        experiment = experiment_in(self._folder / name)
+        try:
+            if code or experiment is None:
+                self.unreadable.append(name)
+            elif not same(result_of(experiment), self._expected):
+                self.different.append(name)
+            else:
+                shutil.rmtree(self._folder / name)
+        except ExperimentError:
+            self.unreadable.append(name)
+
+    def _run(self, name: str, prepare: Callable[[], object] | None = None, seconds: float | None = None) -> int:
+        """Train a run or go on with it in a process of its own, and return its exit code."""
+
+        def work() -> None:
+            if prepare is not None:
+                prepare()
+            train(self._folder / name, self._num_epochs, self._num_workers)
+
+        return in_a_child(work, kill_after_s=seconds)
+
+    def _told(self, name: str, watch: Callable[[], Callable[[], object]]) -> object:
+        """Train a run in a process of its own, and return what a watcher that is set up there has seen."""
+
+        def work() -> None:
+            seen = watch()
+            train(self._folder / name, self._num_epochs, self._num_workers)
+            (self._folder / f"{name}.json").write_text(json.dumps(seen()))
+
+        assert in_a_child(work) == 0
+        return json.loads((self._folder / f"{name}.json").read_text())
+
+
 def main() -> None:
     """Kill, continue, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--every", type=int, default=1, help="kill at each so many file operations")
-    parser.add_argument("--random", type=int, default=0, metavar="N", help="also kill at so many random moments")
+    parser.add_argument("--every", type=int, default=1, help="kill at each so many file operations; 0 for none")
+    parser.add_argument("--syscalls", type=int, default=0, metavar="N", help="also kill at each N system calls")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="also kill N runs at random moments, twice")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments, and of the order of all")
     parser.add_argument("--workers", type=int, default=0, help="processes that load the batches")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kill after so many")
     arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
+    CurvesObserver.draw = lambda *_arguments: None  # type: ignore[method-assign]  # most of so short a run's time
+    torch.optim.AdamW([torch.zeros(1)])  # imports half of PyTorch, once for all
+    skipped = why_no_calls() if arguments.syscalls else "not asked for"
+    generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-
-        def run(name: str, *, count: int | None = None, seconds: float | None = None) -> int:
-            def work() -> None:
-                seen = killed_at(count)
-                train(folder / name, arguments.epochs, arguments.workers)
-                (folder / f"{name}.count").write_text(str(seen()))
-
-            return in_a_child(work, kill_after_s=seconds)
-
-        started = time.monotonic()
-        assert run("whole") == 0
-        whole_s = time.monotonic() - started
-        whole_folder = experiment_in(folder / "whole")
-        assert whole_folder is not None
-        expected = result_of(whole_folder)
-        total = int((folder / "whole.count").read_text())
-        kills: list[tuple[str, dict[str, float]]] = [
-            (f"operation {count}", {"count": count}) for count in range(1, total + 1, arguments.every)
+        harness = Harness(Path(scratch), arguments.epochs, arguments.workers)
+        counts = range(1, harness.num_operations + 1, arguments.every) if arguments.every else ()
+        calls = [] if skipped else harness.calls()
+        kills = [
+            *(Kill(kind="operation", name=str(count), prepare=partial(killed_at, count)) for count in counts),
+            *(
+                Kill(kind="call", name=f"{call.save}.{call.count}", prepare=partial(killed_at_call, call))
+                for call in calls[:: arguments.syscalls or 1]
+            ),
+            *(
+                Kill(kind="moment", name=str(index), seconds=generator.uniform(0, harness.whole_s))
+                for index in range(arguments.random)
+            ),
         ]
-        generator = random.Random(0)
-        kills += [(f"moment {i}", {"seconds": generator.uniform(0, whole_s)}) for i in range(arguments.random)]
-        different, unreadable = [], []
-        for name, kill in kills:
-            run(name, **kill)  # type: ignore[arg-type]
-            code = run(name)
-            experiment = experiment_in(folder / name)
-            try:
-                if code or experiment is None:
-                    unreadable.append(name)
-                elif not same(result_of(experiment), expected):
-                    different.append(name)
-            except ExperimentError:
-                unreadable.append(name)
-    result = {"benchmark": "kills", "operations": total, "kills": len(kills), "workers": arguments.workers}
-    print(json.dumps({**result, "different": different, "unreadable": unreadable}))
+        generator.shuffle(kills)  # so that those left out when the time is up are of all kinds
+        begun = 0
+        while begun < len(kills) and time.monotonic() < until:
+            harness.kill(kills[begun])
+            begun += 1
+    result = {
+        "benchmark": "kills",
+        "workers": arguments.workers,
+        "operations": harness.num_operations,
+        "system_calls": skipped or len(calls),
+        "kills": dict(harness.kills),
+        "not_reached": harness.not_reached,
+        "left_out": len(kills) - begun,
+        "different": harness.different,
+        "unreadable": harness.unreadable,
+        "hung": harness.hung,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
