@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +13,6 @@ from typing import BinaryIO
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
-
-_NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -60,27 +59,50 @@ def flushed_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("xb") as file:
             yield file
-        flush_to_disk(path)
+            flush_and_forget(file)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def flush_and_forget(file: BinaryIO) -> None:
+    """Wait until a file's data are on the disk, and take them out of the system's cache.
+
+    For what is large and not read again soon: in the cache it would take the place of what is, such as a dataset.
+
+    Raises:
+        OSError: If the data cannot be written.
+    """
+    file.flush()
+    _flush(file.fileno())
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def flush_to_disk(path: Path) -> None:
     """Wait until a file's data, or a folder's entries, are on the disk.
 
     Raises:
-        OSError: If a file's data cannot be written. That a file system knows no such request is no error.
+        OSError: If a file's data cannot be written.
     """
     is_folder = path.is_dir()
     try:
         handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
-            os.fsync(handle)
+            _flush(handle)
         finally:
             os.close(handle)
+    except OSError:
+        if not is_folder:  # Windows opens no folder
+            raise
+
+
+def _flush(handle: int) -> None:
+    try:
+        os.fsync(handle)
     except OSError as error:
-        if not is_folder and error.errno not in _NOT_SUPPORTED:  # Windows opens no folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # some file systems know no such request
             raise
 
 

@@ -33,7 +33,7 @@ def _own_config_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Files of tests need not survive a power failure; that they are flushed is looked at where it matters."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("candy_monai.files.flush_to_disk", lambda _path: None)
+        patched.setattr("candy_monai.files._flush", lambda _handle: None)
         yield
 
 

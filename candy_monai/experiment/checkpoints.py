@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.errors import ExperimentError
-from candy_monai.files import atomic_path, flush_to_disk, flushed_file
+from candy_monai.files import atomic_path, flush_and_forget, flush_to_disk, flushed_file
 
 LATEST = "checkpoint_latest.pth"
 BEST = "checkpoint_best.pth"
@@ -153,6 +153,7 @@ def save_tensors(path: Path, content: Mapping[str, object]) -> None:
     """Write tensors and plain values to ``path`` in one step; the same content makes the same bytes."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(content), file)  # into an open file: with a path, the temporary name would become a part of it
+        flush_and_forget(file)
 
 
 def load_tensors(path: Path) -> Any:
