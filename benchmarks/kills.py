@@ -128,11 +128,13 @@ class Call:
     """A system call of a run.
 
     Attributes:
-        save: The save that is begun before it, counted from 1; 0 before the first.
-        count: Its number among those that one thread makes from there on.
+        save: The save whose thread makes it, counted from 1; 0 for the thread that trains.
+        name: Its name.
+        count: Its number among those of its name by its thread.
     """
 
     save: int
+    name: str
     count: int
 
 
@@ -148,7 +150,7 @@ def traced(options: list[str]) -> None:
 
 def killed_at_call(call: Call) -> None:
     """Kill this process at a system call."""
-    options = ["-o", os.devnull, "-e", f"inject={CALLS}:signal=KILL:when={call.count}"]
+    options = ["-o", os.devnull, "-e", f"inject={call.name}:signal=KILL:when={call.count}"]
     begun, start = itertools.count(1), Writer.start
 
     def counted(self: Writer, work: Callable[[], None]) -> None:
@@ -162,7 +164,7 @@ def killed_at_call(call: Call) -> None:
         traced(options)
 
 
-def calls_noted(to: Path) -> Callable[[], list[tuple[int, int]]]:
+def calls_noted(to: Path) -> Callable[[], list[tuple[int, str, int]]]:
     """Note this process's system calls in a file; return what reads from it where it can be killed, as in `Call`."""
     savers: list[int] = []
     start = Writer.start
@@ -177,11 +179,16 @@ def calls_noted(to: Path) -> Callable[[], list[tuple[int, int]]]:
     Writer.start = noted  # type: ignore[method-assign]
     traced(["-o", str(to)])
 
-    def calls() -> list[tuple[int, int]]:
+    def calls() -> list[tuple[int, str, int]]:
         lines = (line.split(maxsplit=1) for line in to.read_text().splitlines())
-        by_thread = collections.Counter(int(thread) for thread, what in lines if not what.startswith(("<", "+", "-")))
-        threads = [os.getpid(), *savers]
-        return [(save, n) for save, thread in enumerate(threads) for n in range(1, by_thread[thread] + 1)]
+        made = collections.Counter((int(thread), what.split("(")[0]) for thread, what in lines if what[0] not in "<+-")
+        saves = {thread: save for save, thread in enumerate((os.getpid(), *savers))}
+        return [
+            (saves[thread], name, n)
+            for (thread, name), count in made.items()
+            if thread in saves
+            for n in range(1, count + 1)
+        ]
 
     return calls
 
@@ -363,7 +370,7 @@ def main() -> None:
         kills = [
             *(Kill(kind="operation", name=str(count), prepare=partial(killed_at, count)) for count in counts),
             *(
-                Kill(kind="call", name=f"{call.save}.{call.count}", prepare=partial(killed_at_call, call))
+                Kill(kind="call", name=f"{call.name} {call.save}.{call.count}", prepare=partial(killed_at_call, call))
                 for call in calls[:: arguments.syscalls or 1]
             ),
             *(
