@@ -32,68 +32,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from killed_run import experiment_in, result_of, same, train
 
-from candy_monai import DatasetFromMemory, JointTransform, SeededSampler, SegmentationTrainer
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.state import load_state
 from candy_monai.experiment.writer import Writer
 from candy_monai.observers.curves import CurvesObserver
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.truncate"}
 CALLS = "write,pwrite64,writev,fsync,fdatasync,ftruncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
 PATIENCE_S = 600.0
-SETTINGS = {
-    "seed": 5,
-    "early_stop_tolerance": None,
-    "save_preview": False,
-    "val_score_prediction": False,
-    "save_every": 1,
-}
-
-
-class KilledTrainer(SegmentationTrainer):
-    """Two convolutions and dropout."""
-
-    learning_rate = 0.02
-
-    def build_network(self, example_shape: tuple[int, ...]) -> nn.Module:
-        """Build a network that draws random numbers in every step."""
-        channels = example_shape[0]
-        layers = nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 3, padding=1)
-        return nn.Sequential(*layers)
-
-
-def make_trainer(out: Path, num_workers: int) -> KilledTrainer:
-    """Return a trainer over noisy squares that are flipped and made noisier at random."""
-    generator = torch.Generator().manual_seed(0)
-    labels = [torch.zeros(1, 16, 16, dtype=torch.int64) for _ in range(6)]
-    for index, label in enumerate(labels):
-        label[:, 3 + index % 3 : 12, 3:12] = 1
-    images = [label.float() + 0.3 * torch.randn(label.shape, generator=generator) for label in labels]
-    change = Compose([RandFlipd(["image", "label"], prob=0.5), RandGaussianNoised("image", prob=0.5)])
-    training = DatasetFromMemory(images, labels, transform=JointTransform(change))
-    loader = DataLoader(training, batch_size=2, sampler=SeededSampler(training, seed=3), num_workers=num_workers)
-    validation = DatasetFromMemory(images[:3], labels[:3])
-    return KilledTrainer(out, loader, DataLoader(validation), console=False)
-
-
-def train(out: Path, num_epochs: int, num_workers: int) -> None:
-    """Train a new run, or go on with the one that is there."""
-    trainer = make_trainer(out, num_workers)
-    experiment = experiment_in(out)
-    if experiment is None:
-        trainer.train(num_epochs, **SETTINGS)
-    else:
-        trainer.recover_from(experiment).continue_training()
-
-
-def experiment_in(out: Path) -> Path | None:
-    """Return the published experiment; None before there is one."""
-    found = [path for path in (out / "KilledTrainer").glob("*") if not path.name.startswith(".")]
-    return found[0] if found else None
 
 
 def killed_at(count: int | None) -> Callable[[], int]:
@@ -227,31 +174,6 @@ def in_a_child(work: Callable[[], None], *, kill_after_s: float | None = None) -
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     raise TimeoutError(f"process {child} did not end")
-
-
-def result_of(folder: Path) -> dict[str, object]:
-    """Return everything of a run that no clock decides."""
-    state = load_state(folder)
-    for row in state["history"]["rows"]:
-        row.pop("epoch duration")
-    state["progress"].pop("total_s")
-    files = {path.name: path.read_bytes() for path in folder.glob("checkpoint*")}
-    rows = [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
-    leftovers = [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    return {"state": state, "files": files, "rows": rows, "leftovers": leftovers}
-
-
-def same(first: object, second: object) -> bool:
-    """Compare nested values to the bit."""
-    if isinstance(first, Tensor):
-        return isinstance(second, Tensor) and torch.equal(first, second)
-    if isinstance(first, dict):
-        return (
-            isinstance(second, dict) and first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-        )
-    if isinstance(first, list | tuple):
-        return isinstance(second, list | tuple) and len(first) == len(second) and all(map(same, first, second))
-    return bool(first == second or (first != first and second != second))
 
 
 @dataclass(frozen=True, kw_only=True)
