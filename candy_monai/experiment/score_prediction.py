@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from candy_monai.experiment.history import EPOCH_DURATION
-from candy_monai.forecasting.best_score import Forecast, forecast
+from candy_monai.forecasting.best_score import Forecast, forecast, points_needed
 
 Columns = Mapping[str, Sequence[float]]
 
@@ -24,10 +24,9 @@ def predict_safely(metrics: Columns, num_epochs: int, *, degree: int) -> Forecas
     """Do the same during a run, which no failing forecast may end.
 
     Returns:
-        None before ``degree`` epochs are over; a forecast that abstains if it failed.
+        None while there are too few epochs for one; a forecast that abstains if it failed.
     """
-    scores = metrics.get("val score", ())
-    if len(scores) < degree:
+    if len(metrics.get("val score", ())) < points_needed(degree):
         return None
     try:
         return predict_maximum(metrics, num_epochs, degree=degree)

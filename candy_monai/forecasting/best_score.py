@@ -100,7 +100,7 @@ def forecast(
     curve = seen_curve(scores, horizon, ceiling=ceiling, learning_rates=learning_rates)
     if not curve.values.size:
         return Forecast(epoch=0, score=math.nan, interval=None, reason="there is no finite score yet")
-    reason = why_not(curve, max(_LEAST_POINTS, degree + 1))
+    reason = why_not(curve, points_needed(degree))
     if reason is not None:
         best_epoch = int(curve.epochs[curve.values.argmax()])
         return Forecast(epoch=best_epoch, score=curve.best, interval=None, reason=reason)
@@ -130,6 +130,11 @@ def _stated(curve: SeenCurve, quantiles: Array, when: Array, improved: NDArray[n
         reason=None,
         quantiles=tuple(at.values()),
     )
+
+
+def points_needed(degree: int) -> int:
+    """Return how many finite scores a forecast needs at least."""
+    return max(_LEAST_POINTS, degree + 1)
 
 
 def why_not(curve: SeenCurve, least: int) -> str | None:

@@ -93,10 +93,14 @@ def size_of_model(event: RunStarted) -> str:
 
 
 def epoch_table(event: EpochFinished) -> Table:
-    """Return the metrics of an epoch, titled with its number and the best score so far."""
+    """Return the metrics of an epoch, titled with its number, the best score so far and what is forecast."""
     title = f"Epoch {event.epoch} of {event.num_epochs}"
     if event.best_epoch:
         title += f" · best val score {event.best_score:.4f} at epoch {event.best_epoch}"
+    if event.forecast is not None and event.forecast.reason is None and event.epoch < event.num_epochs:
+        better = event.forecast.score > event.best_score
+        when = f"{event.forecast.score:.4f} expected at epoch {event.forecast.epoch}"
+        title += f" · {when if better else 'no better one expected'}"
     return metrics_table(event.metrics, title=title)
 
 

@@ -1,15 +1,31 @@
-"""Says after each epoch what the best validation score will be and when. Fits nothing itself."""
+"""Says after each epoch what the best validation score will be and when. Fits nothing itself.
+
+Every forecast goes to the log. On the screen, where three lines an epoch would bury the rest, are the first one and
+those that change what was last said there.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime
+from typing import Protocol
 
 from typing_extensions import override
 
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.score_prediction import forecast_messages, seconds_until
 from candy_monai.observers.base import Observer
+
+NOTABLE = 0.05
+"""A change of the forecast by more than this share of the range of the scores so far is shown on the screen."""
+
+
+class Log(Protocol):
+    """Writes one message."""
+
+    def __call__(self, msg: str, *, on_screen: bool = True) -> None:
+        """Write it to the log and, if wanted, on the screen."""
 
 
 class ForecastObserver(Observer):
@@ -22,18 +38,28 @@ class ForecastObserver(Observer):
 
     name = "forecasting the best score"
 
-    def __init__(self, log: Callable[[str], None], *, clock: Callable[[], datetime] = datetime.now) -> None:
+    def __init__(self, log: Log, *, clock: Callable[[], datetime] = datetime.now) -> None:
         self._log = log
         self._clock = clock
         self._abstained = False
+        self._shown_score = math.nan
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
         prediction = event.forecast
         if prediction is None or event.epoch >= event.num_epochs:
             return
+        abstains = prediction.reason is not None
+        if abstains and self._abstained:
+            return
+        on_screen = abstains or self._is_news(event, prediction.score)
+        if on_screen:
+            self._shown_score = math.nan if abstains else prediction.score
         seconds_left = seconds_until(prediction.epoch, event.epoch, event.metrics)
-        if prediction.reason is None or not self._abstained:
-            for message in forecast_messages(prediction, seconds_left, best=event.best_score, now=self._clock()):
-                self._log(message)
-        self._abstained = prediction.reason is not None
+        for message in forecast_messages(prediction, seconds_left, best=event.best_score, now=self._clock()):
+            self._log(message, on_screen=on_screen)
+        self._abstained = abstains
+
+    def _is_news(self, event: EpochFinished, score: float) -> bool:
+        scores = [value for value in event.metrics["val score"] if math.isfinite(value)]
+        return not abs(score - self._shown_score) <= NOTABLE * (max(scores) - min(scores))

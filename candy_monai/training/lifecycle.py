@@ -228,12 +228,13 @@ class Lifecycle(Continuity):
         }
 
     def _watchers(self, settings: TrainSettings, run: Experiment) -> ObserverGroup:
-        def report(message: str) -> None:  # also after the run, when the trainer may be in another
-            with suppress(Exception):  # its folder may be gone by then
+        def report(msg: str, *, on_screen: bool = True) -> None:
+            # Also after the run, when the trainer may be in another, and its folder may be gone.
+            with suppress(Exception):
                 if self._experiment is run:
-                    self.log(message)
+                    self.log(msg, on_screen=on_screen)
                 else:
-                    run.log(message)
+                    run.log(msg)
 
         self._deliveries = deliveries(self._frontend, report, after=self._deliveries)
         return watchers(

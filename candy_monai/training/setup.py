@@ -17,7 +17,7 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.network import count_macs, num_parameters
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
-from candy_monai.observers.forecast import ForecastObserver
+from candy_monai.observers.forecast import ForecastObserver, Log
 from candy_monai.training.overridables import Overridables
 
 RENDERING_PATIENCE_S = 60.0
@@ -96,7 +96,7 @@ def watchers(
     save_preview: Callable[[Preview], None],
     console: bool,
     others: Sequence[Observer],
-    report: Callable[[str], None],
+    report: Log,
 ) -> ObserverGroup:
     """Return those who watch the run: the console at once, pictures on a thread of their own, and the others."""
     from candy_monai.observers.curves import CurvesObserver

@@ -36,13 +36,14 @@ def test_a_run_without_scores_has_no_forecast():
     assert predict_maximum({}, 10, degree=5).reason is not None
 
 
-def test_there_is_no_forecast_before_as_many_epochs_as_its_degree():
-    assert predict_safely({"val score": [0.1] * 4}, 10, degree=5) is None
-    assert predict_safely({"val score": [0.1] * 5}, 10, degree=5) is not None
+@pytest.mark.parametrize(("degree", "needed"), [(1, 6), (5, 6), (8, 9)])
+def test_there_is_no_forecast_before_there_are_enough_epochs_for_its_degree(degree, needed):
+    assert predict_safely({"val score": [0.1] * (needed - 1)}, 10, degree=degree) is None
+    assert predict_safely({"val score": [0.1] * needed}, 10, degree=degree) is not None
 
 
 def test_a_forecast_that_fails_abstains_and_says_why():
-    prediction = predict_safely({"val score": [0.1, 0.2]}, 0, degree=1)
+    prediction = predict_safely({"val score": [0.1, 0.2] * 3}, 0, degree=1)
     assert prediction.interval is None
     assert prediction.reason.startswith("it failed (ValueError: ")
 

@@ -1,10 +1,12 @@
 import io
 import math
 
+import pytest
 from rich.console import Console
 
 from candy_monai.experiment.events import MessageLogged, StepFinished
-from candy_monai.observers.console import ConsoleObserver, metrics_table
+from candy_monai.forecasting.best_score import Forecast
+from candy_monai.observers.console import ConsoleObserver, epoch_table, metrics_table
 from tests.events import epoch_finished, run_started
 
 
@@ -40,6 +42,20 @@ def test_very_small_and_very_large_numbers_keep_their_digits():
     shown = _shown(_epoch({"learning rate": [1.25e-05], "loss": [1.5e7]}))
     assert "1.250e-05" in shown
     assert "1.500e+07" in shown
+
+
+@pytest.mark.parametrize(
+    ("score", "reason", "said"),
+    [
+        (0.6, None, " · 0.6000 expected at epoch 7"),
+        (0.5, None, " · no better one expected"),
+        (0.5, "the curve is flat", ""),
+    ],
+)
+def test_the_title_of_the_table_says_what_is_forecast(score, reason, said):
+    expected = Forecast(epoch=7, score=score, interval=None, reason=reason)
+    event = epoch_finished(2, num_epochs=9, best_score=0.5, best_epoch=1, forecast=expected)
+    assert epoch_table(event).title == f"Epoch 2 of 9 · best val score 0.5000 at epoch 1{said}"
 
 
 def test_a_message_with_brackets_is_shown_verbatim():

@@ -3,6 +3,7 @@ from datetime import datetime
 import pytest
 
 from candy_monai.experiment.score_prediction import predict_safely
+from candy_monai.forecasting.best_score import Forecast
 from candy_monai.observers.forecast import ForecastObserver
 from tests.events import epoch_finished
 
@@ -25,8 +26,24 @@ def messages():
 
 
 @pytest.fixture
-def observer(messages):
-    return ForecastObserver(messages.append, clock=lambda: datetime(2026, 11, 1, 15, 0))
+def shown():
+    return []
+
+
+@pytest.fixture
+def observer(messages, shown):
+    def log(msg, *, on_screen=True):
+        messages.append(msg)
+        if on_screen:
+            shown.append(msg)
+
+    return ForecastObserver(log, clock=lambda: datetime(2026, 11, 1, 15, 0))
+
+
+def _expecting(score, *, epoch=10):
+    expected = Forecast(epoch=40, score=score, interval=(0.5, 0.9), reason=None)
+    metrics = {"val score": [0.0] * (epoch - 1) + [0.5], "epoch duration": [2.0] * epoch}
+    return epoch_finished(epoch, num_epochs=50, metrics=metrics, score=0.5, best_score=0.5, forecast=expected)
 
 
 def test_it_says_the_score_its_epoch_and_the_time_until_then(observer, messages):
@@ -44,8 +61,29 @@ def test_it_says_nothing_after_the_last_epoch_or_without_validation(observer, me
     assert messages == []
 
 
-def test_a_reason_for_no_forecast_is_said_once(observer, messages):
+def test_a_reason_for_no_forecast_is_said_once(observer, messages, shown):
     for count in (8, 9, 10):
         observer.receive(_epoch([0.5] * count))
-    assert len(messages) == 1
+    assert len(messages) == len(shown) == 1
     assert messages[0].startswith("No forecast of the best validation score: ")
+
+
+def test_it_says_nothing_while_there_are_too_few_epochs_for_a_forecast(observer, messages):
+    for count in range(1, 6):
+        observer.receive(_epoch([0.1 * count + 0.1 for count in range(count)]))
+    assert messages == []
+
+
+def test_each_forecast_is_logged_but_only_the_first_and_those_that_change_much_are_shown(observer, messages, shown):
+    # the scores range over 0.5, so a change of more than 0.025 is one
+    for score in (0.70, 0.71, 0.72, 0.73, 0.74):
+        observer.receive(_expecting(score))
+    scores = [[line.split()[3] for line in lines if line.startswith("Maximum")] for lines in (messages, shown)]
+    assert scores == [["0.7000", "0.7100", "0.7200", "0.7300", "0.7400"], ["0.7000", "0.7300"]]
+
+
+def test_a_forecast_after_a_reason_for_none_is_shown_again(observer, shown):
+    observer.receive(_expecting(0.7))
+    observer.receive(_epoch([0.5] * 8))
+    observer.receive(_expecting(0.7))
+    assert len(shown) == 3 + 1 + 3
