@@ -237,7 +237,7 @@ def write_index(index: dict[str, Settings]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--curves", type=int, default=19, help="runs for each dataset")
+    parser.add_argument("--curves", type=int, default=22, help="runs for each dataset")
     parser.add_argument("--reverse", action="store_true", help="from the last run to the first: for a second process")
     parser.add_argument("--minutes", type=float, default=10.0, help="begin no run later than this")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "small-cases")
