@@ -24,9 +24,9 @@ def predict_safely(metrics: Columns, num_epochs: int, *, degree: int) -> Forecas
     """Do the same during a run, which no failing forecast may end.
 
     Returns:
-        None while there are too few epochs for one; a forecast that abstains if it failed.
+        None while there are too few scores for one; a forecast that abstains if it failed.
     """
-    if len(metrics.get("val score", ())) < points_needed(degree):
+    if np.isfinite(metrics.get("val score", ())).sum() < points_needed(degree):
         return None
     try:
         return predict_maximum(metrics, num_epochs, degree=degree)

@@ -39,6 +39,7 @@ def test_a_run_without_scores_has_no_forecast():
 @pytest.mark.parametrize(("degree", "needed"), [(1, 6), (5, 6), (8, 9)])
 def test_there_is_no_forecast_before_there_are_enough_epochs_for_its_degree(degree, needed):
     assert predict_safely({"val score": [0.1] * (needed - 1)}, 10, degree=degree) is None
+    assert predict_safely({"val score": [math.nan, 0.1] * (needed - 1)}, 30, degree=degree) is None
     assert predict_safely({"val score": [0.1] * needed}, 10, degree=degree) is not None
 
 

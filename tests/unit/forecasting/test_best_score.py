@@ -134,7 +134,7 @@ def test_the_unit_of_the_score_does_not_matter(scale):
         ([], 10, "no finite score"),
         ([math.nan] * 8, 10, "no finite score"),
         ([0.1, 0.2, 0.3, 0.35, 0.4], 10, "too few"),
-        ([math.nan, math.nan, 0.1] * 7, 30, "not finite"),
+        ([0.1, 0.2, math.nan, math.nan, math.nan, math.nan] * 4, 30, "not finite"),
         ([0.5] * 10, 20, "flat"),
         (list(0.5 + 0.01 * np.random.default_rng(0).standard_normal(30)), 100, "flat"),
         (list(-np.exp(np.arange(20) / 4)), 100, "diverges"),
@@ -190,3 +190,13 @@ def test_where_there_is_no_forecast_no_chance_is_told():
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="at least 1"):
         forecast([0.1, 0.2], **arguments)
+
+
+def test_a_run_that_validates_every_third_epoch_gets_a_forecast():
+    scores = noisy(saturating(0.3), 0)[:36]
+    sparse = np.where(np.arange(1, 37) % 3 == 0, scores, math.nan)
+    found = forecast(sparse, 100)
+    assert found.reason is None
+    assert np.nanmax(sparse) <= found.score
+    assert found.score == pytest.approx(forecast(scores, 100).score, abs=0.05)
+    assert "not finite" in forecast([*sparse, *[math.nan] * 9], 100).reason
