@@ -149,7 +149,8 @@ class NNUNetDataset(SupervisedDataset):
 
     def read(self, idx: int) -> tuple[Scan, Scan]:
         """Return what ``load`` does as plain scans on the CPU, which needs no MONAI; errors are the same."""
-        own = all(getattr(type(self), name) is getattr(NNUNetDataset, name) for name in ("load_image", "load_label"))
+        loaders = ("load", "load_image", "load_label")
+        own = all(getattr(type(self), name) is getattr(NNUNetDataset, name) for name in loaders)
         case: NNUNetCase = self._images[idx]
         if self._align_spacing or case.label is None or not own:
             image, label = (tensor.cpu() for tensor in self.load(idx))

@@ -315,8 +315,15 @@ def test_a_subclass_that_loads_in_its_own_way_is_read_in_that_way(tmp_path):
         def load_image(self, idx):
             return super().load_image(idx) * 2
 
-    dataset = Doubled(make(tmp_path))
-    assert torch.equal(dataset.read(0)[0].values, 2 * NNUNetDataset(dataset.folder).read(0)[0].values)
+    class DoubledInOne(NNUNetDataset):
+        def load(self, idx):
+            image, label = super().load(idx)
+            return image * 2, label
+
+    folder = make(tmp_path)
+    expected = 2 * NNUNetDataset(folder).read(0)[0].values
+    assert torch.equal(Doubled(folder).read(0)[0].values, expected)
+    assert torch.equal(DoubledInOne(folder).read(0)[0].values, expected)
 
 
 # --- folds
