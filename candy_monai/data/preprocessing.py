@@ -69,6 +69,11 @@ class CaseGeometry:
         """The shape after cropping, before resampling."""
         return tuple(stop - start for start, stop in self.crop)
 
+    @property
+    def is_resampled(self) -> bool:
+        """Whether resampling changed the shape."""
+        return self.cropped_shape != self.resampled_shape
+
     def to_dict(self) -> dict[str, object]:
         """Return plain values that JSON stores and ``from_dict`` reads."""
         return asdict(self)

@@ -55,10 +55,13 @@ class CellLayout:
 
     Args:
         grid: The windows.
+        in_layers: Whether cells are wanted layer by layer across the slowest axis, by a consumer that keeps what is
+            finished until a layer is complete.
     """
 
-    def __init__(self, grid: WindowGrid) -> None:
+    def __init__(self, grid: WindowGrid, *, in_layers: bool = False) -> None:
         self._grid = grid
+        self._in_layers = in_layers
         axes = range(len(grid.size))
         starts = [sorted({int(place[axis].start) for place in grid.slices}) for axis in axes]
         self._cuts = [sorted({cut for start in starts[a] for cut in (start, start + grid.window[a])}) for a in axes]
@@ -80,10 +83,34 @@ class CellLayout:
         grid = self._grid
         return sorted(range(len(grid.size)), key=lambda a: grid.padded_size[a] / grid.window[a], reverse=True)
 
-    @property
+    @cached_property
     def order(self) -> list[Slices]:
         """All windows, in the order in which they are to be run."""
-        return sorted(self._grid.slices, key=lambda place: [place[axis].start for axis in self.axes])
+        layers = sorted(self._grid.slices, key=self._starts)
+        if self._in_layers:
+            return layers
+        return min(layers, self._last_layers_together(layers), key=self._most_unfinished_voxels)
+
+    def most_voxels_held(self) -> int:
+        """Return the voxels of all cells that are held at the same time, at the worst moment."""
+        if not self._in_layers:
+            return self._most_unfinished_voxels(self.order)
+        grid, slowest = self._grid, self.axes[0]
+        return math.prod(grid.padded_size) // grid.padded_size[slowest] * grid.window[slowest]
+
+    def _starts(self, place: Slices) -> list[int]:
+        return [place[axis].start for axis in self.axes]
+
+    def _last_layers_together(self, layers: list[Slices]) -> list[Slices]:
+        """Run the last layer, which ends with the image and mostly overlaps the one before, side by side with that."""
+        last = layers[-1][self.axes[0]].start
+        before = max((place[self.axes[0]].start for place in layers if place[self.axes[0]].start < last), default=last)
+
+        def key(place: Slices) -> list[int]:
+            first, *others = self._starts(place)
+            return [min(first, before), *others, first]
+
+        return sorted(layers, key=key)
 
     def cells(self, window: Slices) -> Iterator[tuple[_CellIndex, Slices]]:
         """Yield the cells that a window covers, each with its place inside the window."""
@@ -117,11 +144,10 @@ class CellLayout:
             total += importance[tuple(slice(s.start - c, s.stop - c) for s, c in zip(place, corner, strict=True))]
         return total
 
-    def most_unfinished_voxels(self) -> int:
-        """Return the voxels of all cells that are unfinished at the same time, at the worst moment."""
+    def _most_unfinished_voxels(self, order: list[Slices]) -> int:
         unfinished: dict[_CellIndex, int] = {}
         held = most = 0
-        for window in self.order:
+        for window in order:
             for cell, inside in self.cells(window):
                 voxels = math.prod(int(side.stop - side.start) for side in inside)
                 left = unfinished.pop(cell, None)
@@ -134,11 +160,6 @@ class CellLayout:
                     held -= voxels
         return most
 
-    def most_voxels_in_layers(self) -> int:
-        """Return the same for a consumer that keeps what is finished until the layer across the image is complete."""
-        grid, slowest = self._grid, self.axes[0]
-        return math.prod(grid.padded_size) // grid.padded_size[slowest] * grid.window[slowest]
-
 
 def memory_cell(shape: Shape, device: torch.device) -> Tensor:
     """Make room for a cell in the device's memory."""
@@ -147,7 +168,13 @@ def memory_cell(shape: Shape, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def blended_bricks(
-    image: Tensor, network: Network, grid: WindowGrid, *, batch_size: int, new_cell: CellFactory = memory_cell
+    image: Tensor,
+    network: Network,
+    grid: WindowGrid,
+    *,
+    batch_size: int,
+    new_cell: CellFactory = memory_cell,
+    in_layers: bool = False,
 ) -> Iterator[Brick]:
     """Run a network over all windows of one image and yield each part of the result as soon as it is final.
 
@@ -157,6 +184,7 @@ def blended_bricks(
         grid: The windows.
         batch_size: Windows in one call of the network.
         new_cell: Makes room for unfinished scores.
+        in_layers: Whether the bricks are wanted layer by layer; see `CellLayout`.
 
     Yields:
         Bricks that fill the image once, without any overlap.
@@ -164,7 +192,7 @@ def blended_bricks(
     Raises:
         ValueError: If the network returns another resolution.
     """
-    layout, padded = CellLayout(grid), grid.padded(image[None])[0]
+    layout, padded = CellLayout(grid, in_layers=in_layers), grid.padded(image[None])[0]
     importance = compute_importance_map(grid.window, mode="gaussian", device=image.device)
     order = layout.order
     room = padded.new_empty((min(batch_size, len(order)), len(padded), *grid.window))

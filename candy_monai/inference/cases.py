@@ -16,6 +16,7 @@ from pathlib import Path
 from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike, Shape
+from candy_monai.allocation import give_back_freed_memory
 from candy_monai.data.formats import Geometry
 from candy_monai.data.io import read_geometry
 from candy_monai.data.preprocessing import PreprocessedCase
@@ -89,6 +90,8 @@ class CasePredictor(ABC):
     def __init__(self, *, largest_component: bool = False, memory: int | None = None) -> None:
         self.largest_component = largest_component
         self.memory = memory
+        if memory is not None:
+            give_back_freed_memory()  # an estimate holds for what is used, not for what the process keeps
         self.listener = PredictionListener()
 
     @property
@@ -114,19 +117,20 @@ class CasePredictor(ABC):
         """Work out what a case on this grid takes; None where the network does not tell."""
 
     @abstractmethod
-    def estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
-        """Work out the same from a file's spatial shape and that of its preprocessed case."""
+    def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
+        """Work out the same once the case is prepared."""
 
-    def goes_to_disk(self, case: PreparedCase) -> bool:
+    def goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
         """Tell whether a case's unfinished scores must be kept on disk.
+
+        Args:
+            case: The case.
+            probabilities: Whether probabilities are asked for.
 
         Raises:
             BadInputError: If even then it takes more memory than allowed.
         """
-        if self.memory is None:
-            return False
-        needed = self.estimate_shapes(case.shape, tuple(case.cases[0].image.shape[1:]))
-        return needed is not None and fits_on_disk_only(needed, self.memory)
+        return self.memory is not None and self._keeps_to_memory(self.estimate_prepared(case), probabilities)
 
     def predict(self, image: Input) -> MetaTensor:
         """Predict the label map of one image.
@@ -202,7 +206,7 @@ class CasePredictor(ABC):
         cases = input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims)
         paths = {case.case_id: Path(target) / f"{case.case_id}{written_suffix(case)}" for case in cases}
         check_target(cases, list(paths.values()), Path(target), source)
-        self.listener.on_started(len(cases), *self._largest(cases))
+        self.listener.on_started(len(cases), *self._largest(cases, probabilities))
         failures: dict[str, Exception] = {}
         with Writer(failures) as writer:
             for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities), start=1):
@@ -226,27 +230,31 @@ class CasePredictor(ABC):
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming: Future[PreparedCase] | None = None
             for index, case in enumerate(cases):
-                future = coming or reader.submit(self._read, case)
+                future = coming or reader.submit(self._read, case, probabilities)
                 coming = None
                 try:
                     prepared = future.result()
                     if index + 1 < len(cases) and self._may_read_ahead(cases[index + 1]):
-                        coming = reader.submit(self._read, cases[index + 1])
+                        coming = reader.submit(self._read, cases[index + 1], probabilities)
                     outcome: Prediction | Exception = self._finished(self.run(prepared, probabilities=probabilities))
                 except Exception as error:  # one bad case must not cost the others
                     outcome = error
                 yield case, outcome
                 prepared = outcome = None  # type: ignore[assignment]  # not to be held while the next one is predicted
 
-    def _read(self, case: InputCase) -> PreparedCase:
+    def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
         if self.memory is not None and case.files and case.problem is None:
-            needed = self.estimate(read_geometry(case.files[0]))
-            if needed is not None:
-                fits_on_disk_only(needed, self.memory)
+            self._keeps_to_memory(self.estimate(read_geometry(case.files[0])), probabilities)
         return self.prepare(case.case_id, case.load(num_channels=self.num_channels, num_dims=self.num_dims))
 
     def _predicted(self, case: InputCase, probabilities: bool) -> Prediction:
-        return self._finished(self.run(self._read(case), probabilities=probabilities))
+        return self._finished(self.run(self._read(case, probabilities), probabilities=probabilities))
+
+    def _keeps_to_memory(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
+        """Tell whether what a case needs must go to disk in part; raises if even then it is too much."""
+        if needed is None or self.memory is None:
+            return False
+        return fits_on_disk_only(needed.with_probabilities() if probabilities else needed, self.memory)
 
     def _finished(self, prediction: Prediction) -> Prediction:
         if self.largest_component:
@@ -264,7 +272,7 @@ class CasePredictor(ABC):
             return True
         return self.num_channels * num_voxels <= READ_AHEAD_VOXELS
 
-    def _largest(self, cases: Sequence[InputCase]) -> tuple[str | None, MemoryEstimate | None]:
+    def _largest(self, cases: Sequence[InputCase], probabilities: bool) -> tuple[str | None, MemoryEstimate | None]:
         """Return the case of the most voxels, by the files' headers, and what it takes; nothing for small ones."""
         largest: tuple[str, Geometry] | None = None
         for case in cases:
@@ -276,7 +284,8 @@ class CasePredictor(ABC):
                 largest = case.case_id, geometry
         if largest is None or (self.memory is None and _num_voxels(largest[1]) < ESTIMATED_VOXELS):
             return None, None  # to work it out takes a second, which such a folder may be done in
-        return largest[0], self.estimate(largest[1])
+        needed = self.estimate(largest[1])
+        return largest[0], needed.with_probabilities() if needed is not None and probabilities else needed
 
 
 def _num_voxels(geometry: Geometry) -> int:

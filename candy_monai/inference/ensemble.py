@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from monai.data import MetaTensor
 from typing_extensions import override
 
-from candy_monai.aliases import Shape
 from candy_monai.data.formats import Geometry
 from candy_monai.data.planning import Plan
 from candy_monai.errors import BadInputError
@@ -71,12 +72,13 @@ class EnsemblePredictor(CasePredictor):
         for member in self.members:
             member.listener = PredictionListener()
         self.members[0].listener = self.listener
+        on_disk = self.goes_to_disk(case, probabilities=probabilities)
         if not self._side_by_side:
-            return self._averaged_on_the_file_s_grid(case, probabilities)
+            return self._averaged_on_the_file_s_grid(case, on_disk=on_disk, probabilities=probabilities)
         first, image = self.members[0], case.cases[0].image
         return build_prediction(
             case,
-            self._mean_bricks(case),
+            self._mean_bricks(case, on_disk=on_disk),
             first.preprocessor,
             axis=first.slowest_axis(image.shape[1:]),
             paints=first.paints,
@@ -87,30 +89,39 @@ class EnsemblePredictor(CasePredictor):
 
     @override
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
-        needed = self.members[0].estimate(geometry)
-        return None if needed is None else needed.with_members(len(self.members))
+        return self._estimated(member.estimate(geometry) for member in self.members)
 
     @override
-    def estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
-        needed = self.members[0].estimate_shapes(file_shape, shape)
-        return None if needed is None else needed.with_members(len(self.members))
+    def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
+        return self._estimated(member.estimate_prepared(own) for member, own in self._own_cases(case))
 
-    def _mean_bricks(self, case: PreparedCase) -> Iterator[Brick]:
+    def _estimated(self, of_members: Iterable[MemoryEstimate | None]) -> MemoryEstimate | None:
+        estimates = list(of_members)
+        known = [needed for needed in estimates if needed is not None]
+        if len(known) < len(estimates):
+            return None
+        most = functools.reduce(MemoryEstimate.or_more, known)
+        return most.with_members(len(known)) if self._side_by_side else most.with_probabilities()
+
+    def _own_cases(self, case: PreparedCase) -> Iterator[tuple[Predictor, PreparedCase]]:
+        """Yield each member with the case as that member sees it."""
+        for index, member in enumerate(self.members):
+            yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
+
+    def _mean_bricks(self, case: PreparedCase, *, on_disk: bool) -> Iterator[Brick]:
         """Yield the mean probabilities of members that cut an image into the same bricks."""
-        image, paints = case.cases[0].image, self.members[0].paints
-        on_disk = self.goes_to_disk(case)
-        streams = [member.bricks(image, case_id=case.case_id, on_disk=on_disk) for member in self.members]
+        paints = self.members[0].paints
+        streams = [member.bricks(case, on_disk=on_disk) for member in self.members]
         for bricks in zip(*streams, strict=True):
             mean = as_probabilities(bricks[0].scores(), paints=paints)
             for brick in bricks[1:]:
                 mean += as_probabilities(brick.scores(), paints=paints)
             yield Brick(place=bricks[0].place, sums=mean.div_(len(bricks)))
 
-    def _averaged_on_the_file_s_grid(self, case: PreparedCase, probabilities: bool) -> Prediction:
+    def _averaged_on_the_file_s_grid(self, case: PreparedCase, *, on_disk: bool, probabilities: bool) -> Prediction:
         total: torch.Tensor | None = None
-        for member, preprocessed in zip(self.members, case.cases, strict=True):
-            own = PreparedCase(case_id=case.case_id, image=case.image, shape=case.shape, cases=(preprocessed,))
-            part = member.run(own, probabilities=True).probabilities
+        for member, own in self._own_cases(case):
+            part = member.predicted(own, on_disk=on_disk, probabilities=True).probabilities
             assert part is not None
             total = part.as_tensor() if total is None else total.add_(part.as_tensor())
         assert total is not None

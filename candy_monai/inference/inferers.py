@@ -98,15 +98,25 @@ class WindowInferer(Inferer):
         """
         return self._assembled(inputs, network, lambda brick: label_ids(brick.sums)[None])
 
-    def bricks(self, image: Tensor, network: Callable[[Tensor], NetworkOutput]) -> Iterator[Brick]:
+    def bricks(
+        self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
+    ) -> Iterator[Brick]:
         """Yield the parts of one image's scores as they become final, for a consumer of your own.
 
         Args:
             image: ``(C, *spatial)``.
             network: Windows to scores of the windows' size.
+            in_layers: Whether they are wanted layer by layer along `slowest_axis`, instead of as few as possible being
+                held at a time.
         """
-        grid, batch_size = self.grid(image.shape[1:]), self._batch_size(image.device)
-        return blended_bricks(image, _main(network), grid, batch_size=batch_size, new_cell=self.new_cell)
+        return blended_bricks(
+            image,
+            _main(network),
+            self.grid(image.shape[1:]),
+            batch_size=self._batch_size(image.device),
+            new_cell=self.new_cell,
+            in_layers=in_layers,
+        )
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Return the windows over an image of this spatial size."""
@@ -117,7 +127,7 @@ class WindowInferer(Inferer):
         return len(self.grid(size))
 
     def slowest_axis(self, size: Sequence[int]) -> int:
-        """Return the spatial axis along which `bricks` come, layer by layer."""
+        """Return the spatial axis along which the layers of `bricks` follow each other."""
         return CellLayout(self.grid(size)).axes[0]
 
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
@@ -176,9 +186,11 @@ class WholeOrWindowsInferer(WindowInferer):
         self.divisor = tuple(divisor)
 
     @override
-    def bricks(self, image: Tensor, network: Callable[[Tensor], NetworkOutput]) -> Iterator[Brick]:
+    def bricks(
+        self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
+    ) -> Iterator[Brick]:
         if not self.runs_whole(image.shape[1:]):
-            yield from super().bricks(image, network)
+            yield from super().bricks(image, network, in_layers=in_layers)
             return
         size = image.shape[1:]
         sides = zip(size, self._padded(size), strict=True)

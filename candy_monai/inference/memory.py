@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ _CHANNEL_BLOCK = 16
 _DECODING = 3.0  # copies of an image while it is decoded and turned into float32
 _PREPROCESSING = 2.5  # copies while it is normalised and its mask is made
 _RESAMPLING = 2.0  # copies of the image on the plan's grid while it is made
-_UNSEEN = 1.2  # of a call: what libraries hold beside the tensors
+_WRITING = 2  # copies of probabilities while they are written, which goes on beside the next case
+_UNSEEN = 1.05  # of a call: what libraries hold beside the tensors
 _PAINTED_AT_ONCE, _PAINTING = 2**22, 6  # voxels of the planes that `LabelPainter` works on, and copies of them
 
 
@@ -42,7 +43,7 @@ class NetworkMemory:
     num_channels: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MemoryEstimate:
     """What predicting one case takes above what the process held before, in bytes.
 
@@ -52,6 +53,8 @@ class MemoryEstimate:
         network: One call of the network.
         cells: Unfinished scores.
         labels: The label map and what is made of it.
+        all_scores: All classes at full size, where they are held: for probabilities.
+        on_demand: What ``all_scores`` would be if probabilities were asked for.
     """
 
     preparing: int
@@ -59,20 +62,34 @@ class MemoryEstimate:
     network: int
     cells: int
     labels: int
+    all_scores: int = 0
+    on_demand: int = 0
 
     @property
     def total(self) -> int:
         """The most that is held at a time."""
-        return max(self.preparing, self.image + self.network + self.cells + self.labels)
+        return max(self.preparing, self._predicting + self.cells)
+
+    @property
+    def without_cells(self) -> int:
+        """The same with the unfinished scores on disk."""
+        return max(self.preparing, self._predicting)
+
+    @property
+    def _predicting(self) -> int:
+        return self.image + self.network + self.labels + self.all_scores
+
+    def with_probabilities(self) -> MemoryEstimate:
+        """Return what it takes to predict probabilities, too."""
+        return replace(self, all_scores=self.on_demand)
 
     def with_members(self, count: int) -> MemoryEstimate:
         """Return what an ensemble takes whose members go through the image side by side."""
         return replace(self, cells=count * self.cells)
 
-    @property
-    def without_cells(self) -> int:
-        """The same with the unfinished scores on disk."""
-        return max(self.preparing, self.image + self.network + self.labels)
+    def or_more(self, other: MemoryEstimate) -> MemoryEstimate:
+        """Return the larger of each of two cases' numbers."""
+        return MemoryEstimate(*map(max, astuple(self), astuple(other)))
 
 
 def network_memory(network: nn.Module, input_shape: Sequence[int]) -> NetworkMemory | None:
@@ -116,9 +133,8 @@ def estimate(
     resampled = tuple(sorted(file_shape)) != tuple(sorted(shape))
     cells = 0
     if grid is not None:
-        layout = CellLayout(grid)
-        voxels = layout.most_voxels_in_layers() if resampled else layout.most_unfinished_voxels()
-        cells = network.num_channels * voxels * _FLOAT
+        cells = network.num_channels * CellLayout(grid, in_layers=resampled).most_voxels_held() * _FLOAT
+    whole, restored = (network.num_channels * math.prod(size) * _FLOAT for size in (shape, file_shape))
     painting = _PAINTING * _FLOAT * min(_PAINTED_AT_ONCE, math.prod(file_shape))
     id_bytes = 1 if network.num_channels <= 256 else 2
     return MemoryEstimate(
@@ -127,6 +143,7 @@ def estimate(
         network=int(_UNSEEN * network.num_bytes),
         cells=cells,
         labels=2 * id_bytes * math.prod(file_shape) + (painting if resampled else 0),
+        on_demand=max(2 * whole, whole + restored) + _WRITING * restored,
     )
 
 
@@ -173,7 +190,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._watch(tensor)
         most = self._now
         if func is torch.ops.aten.convolution.default:
-            most += _convolution_bytes(args[0], args[1], made[0])
+            most += _convolution_bytes(args[0], made[0])
         self.most = max(self.most, most)
         return result
 
@@ -195,9 +212,10 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._now -= size
 
 
-def _convolution_bytes(image: Tensor, kernel: Tensor, result: Tensor) -> int:
-    """Return what oneDNN adds: a copy of each side with channels in blocks; none of the result of 1 x 1 kernels."""
-    copied = (image, result) if kernel[0, 0].numel() > 1 else (image,)
-    return sum(
-        tensor[:, 0].numel() * -(-tensor.shape[1] // _CHANNEL_BLOCK) * _CHANNEL_BLOCK * _FLOAT for tensor in copied
+def _convolution_bytes(image: Tensor, result: Tensor) -> int:
+    """Return what oneDNN adds: copies of both sides with channels in blocks, the image's until the result is made."""
+    before, after = (
+        tensor[:, 0].numel() * -(-tensor.shape[1] // _CHANNEL_BLOCK) * _CHANNEL_BLOCK * _FLOAT
+        for tensor in (image, result)
     )
+    return max(before + after - result.nbytes, after)

@@ -137,10 +137,21 @@ class Predictor(CasePredictor, HasDevice):
 
     @override
     def run(self, case: PreparedCase, *, probabilities: bool = False) -> Prediction:
+        on_disk = self.goes_to_disk(case, probabilities=probabilities)
+        return self.predicted(case, on_disk=on_disk, probabilities=probabilities)
+
+    def predicted(self, case: PreparedCase, *, on_disk: bool, probabilities: bool) -> Prediction:
+        """Predict a preprocessed case.
+
+        Args:
+            case: The case.
+            on_disk: Whether to keep unfinished logits in temporary files.
+            probabilities: Whether to return them.
+        """
         image = case.cases[0].image
         return build_prediction(
             case,
-            self.bricks(image, case_id=case.case_id, on_disk=self.goes_to_disk(case)),
+            self.bricks(case, on_disk=on_disk),
             self.preprocessor,
             axis=self.slowest_axis(image.shape[1:]),
             paints=self.paints,
@@ -156,14 +167,14 @@ class Predictor(CasePredictor, HasDevice):
         regions = self.description.get("regions")
         return tuple(region["paints"] for region in regions) if isinstance(regions, list) else ()
 
-    def bricks(self, image: Tensor, *, case_id: str = "", on_disk: bool = False) -> Iterator[Brick]:
-        """Run the network on one preprocessed image and yield parts of its logits as they become final.
+    def bricks(self, case: PreparedCase, *, on_disk: bool = False) -> Iterator[Brick]:
+        """Run the network on a preprocessed case and yield parts of its logits as they become final.
 
         Args:
-            image: ``(C, *spatial)``.
-            case_id: What the listener is told about.
+            case: The case; the first one where it was preprocessed in several ways.
             on_disk: Whether to keep unfinished logits in temporary files.
         """
+        image, geometry = case.cases[0].image, case.cases[0].geometry
         inferer, size = self._inferer, tuple(image.shape[1:])
         if not isinstance(inferer, WindowInferer):
             logits = self.logits(image)
@@ -177,10 +188,10 @@ class Predictor(CasePredictor, HasDevice):
             nonlocal done
             scores = self._network(windows)
             done += len(windows)
-            self.listener.on_windows(case_id, done, total)
+            self.listener.on_windows(case.case_id, done, total)
             return scores
 
-        yield from inferer.bricks(self._on_device(image), counted)
+        yield from inferer.bricks(self._on_device(image), counted, in_layers=geometry.is_resampled)
 
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
@@ -196,7 +207,11 @@ class Predictor(CasePredictor, HasDevice):
             return None
         if self.preprocessor is not None:
             shape = self.preprocessor.shape_on_grid(geometry)
-        return self.estimate_shapes(geometry.spatial_shape, shape)
+        return self._estimate_shapes(geometry.spatial_shape, shape)
+
+    @override
+    def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
+        return self._estimate_shapes(case.shape, tuple(case.cases[0].image.shape[1:]))
 
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which `bricks` come."""
@@ -250,8 +265,7 @@ class Predictor(CasePredictor, HasDevice):
             raise SettingsError(f"{self._folder}: trained without a plan that names the axes: give mirror=(0, 1, ...)")
         return self.plan.mirror_axes if mirror and self.plan is not None else ()
 
-    @override
-    def estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
+    def _estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
         inferer = self._inferer
         if not isinstance(inferer, WindowInferer):
             return None

@@ -42,8 +42,9 @@ def build_prediction(
     geometry, size = preprocessed.geometry, tuple(preprocessed.image.shape[1:])
     if with_probabilities:
         scores = _assembled(bricks, size)
-        probabilities = scores if are_probabilities else as_probabilities(scores, paints=paints)
         labels = _labels(scores, geometry, preprocessor, paints, are_probabilities=are_probabilities)
+        probabilities = scores if are_probabilities else as_probabilities(scores, paints=paints)
+        del scores
         if preprocessor is not None:
             probabilities = preprocessor.restore(probabilities, geometry, probabilities=True)
         return Prediction(

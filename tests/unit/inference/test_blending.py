@@ -45,8 +45,39 @@ def test_a_brick_comes_as_soon_as_no_further_window_covers_it():
 def test_unfinished_cells_are_as_thick_as_a_window_s_overlap_however_long_the_image():
     window = (8, 8, 8)
     short, long = (CellLayout(WindowGrid(size=(size, 24, 24), window=window)) for size in (40, 400))
-    assert long.most_unfinished_voxels() == short.most_unfinished_voxels()
-    assert long.most_unfinished_voxels() < 8 * 24 * 24
+    assert long.most_voxels_held() == short.most_voxels_held()
+    assert long.most_voxels_held() < 8 * 24 * 24
+
+
+def _held(grid, order, *, until_planes_are_complete=False):
+    """Count the voxels that a window has covered and that are not yet done, at the worst moment."""
+    most, run, left = 0, torch.zeros(grid.size), torch.zeros(grid.size)
+    for place in order:
+        left[place] += 1
+    for place in order:
+        run[place] = 1
+        undone = left > 0
+        if until_planes_are_complete:
+            undone |= undone.any(0).any(0)
+        most = max(most, int((run * undone).count_nonzero()))
+        left[place] -= 1
+    return most
+
+
+def test_the_last_layer_is_run_beside_the_one_that_it_mostly_overlaps():
+    grid = WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
+    layout, in_layers = CellLayout(grid), CellLayout(grid, in_layers=True)
+    assert sorted(map(str, layout.order)) == sorted(map(str, grid.slices))
+    assert [place[2].start for place in in_layers.order[-12:]] == 6 * [16] + 6 * [18]
+    assert {place[2].start for place in layout.order[-4:]} == {16, 18}
+    assert layout.most_voxels_held() <= _held(grid, layout.order) < 0.9 * _held(grid, in_layers.order)
+
+
+def test_in_layers_a_window_s_thickness_is_held_at_most():
+    grid = WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
+    layout = CellLayout(grid, in_layers=True)
+    assert layout.most_voxels_held() == 12 * 16 * 8
+    assert layout.most_voxels_held() == _held(grid, layout.order, until_planes_are_complete=True)
 
 
 def test_the_longest_axis_is_the_one_along_which_the_image_is_worked_off():

@@ -111,8 +111,7 @@ def test_mirrors_come_from_the_plan(experiment, predictor):
 
 def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(experiment, predictor, monkeypatch):
     image = _scan()
-    (case,) = predictor.prepare("a", _loaded(image)).cases
-    needed = predictor.estimate_shapes(image.shape, case.geometry.resampled_shape)
+    needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
     assert needed.cells > 0
     made = []
     where = "candy_monai.inference.predictor.disk_cell"

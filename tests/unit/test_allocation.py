@@ -1,0 +1,54 @@
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C library's settings are GNU's")
+
+WORK = """
+import resource
+import torch
+from candy_monai.allocation import give_back_freed_memory, keep_freed_memory
+
+def fetched():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(5_000_000)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
+
+def held():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+"""
+TENSOR = 4 * 5_000_000
+
+
+def number(code: str, **environment: str) -> int:
+    """Run code in a process of its own and return the number that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", WORK + code], capture_output=True, text=True, check=True, env=environment
+    )
+    return int(done.stdout)
+
+
+def test_memory_that_is_kept_is_not_fetched_again():
+    assert number("keep_freed_memory(); fetched(); print(fetched())") < 2 * TENSOR
+
+
+@pytest.mark.parametrize("code", ["keep_freed_memory(); give_back_freed_memory()", "give_back_freed_memory()"])
+def test_memory_that_is_given_back_is_fetched_each_time(code):
+    assert number(f"{code}; fetched(); print(fetched())") >= 9 * TENSOR
+
+
+def test_what_the_user_chose_for_the_allocator_stays():
+    assert number("keep_freed_memory(); fetched(); print(fetched())", MALLOC_MMAP_THRESHOLD_="1000000") >= 9 * TENSOR
+
+
+def test_blocks_that_live_on_leave_no_holes_when_memory_is_given_back():
+    holes = """
+blocks = [torch.ones(500_000) for _ in range(80)]
+before, kept = held(), blocks[::8]
+del blocks
+print(before - held())
+"""
+    assert number("give_back_freed_memory()" + holes) > 0.95 * 70 * 4 * 500_000
