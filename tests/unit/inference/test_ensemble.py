@@ -1,10 +1,12 @@
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from candy_monai.errors import BadInputError
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.scratch import disk_cell
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -41,6 +43,22 @@ def test_members_with_other_windows_are_averaged_on_the_file_s_grid(tmp_path):
     prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
     assert torch.allclose(prediction.probabilities.as_tensor(), mean, atol=1e-5)
     assert torch.equal(prediction.labels.as_tensor(), mean.argmax(0, keepdim=True).to(torch.uint8))
+
+
+def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_path, monkeypatch):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6))]
+    image = torch.randn(1, 170, 130, generator=torch.Generator().manual_seed(0))
+    several, alike = EnsemblePredictor(members), EnsemblePredictor([members[0], members[0]])
+    needed, needed_alike = (e.estimate_prepared(e.prepare("a", MetaTensor(image))) for e in (several, alike))
+    assert needed.without_cells > needed_alike.without_cells + 3 * 170 * 130 * 4
+    made = []
+    where = "candy_monai.inference.predictor.disk_cell"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or disk_cell(*arguments))
+    bounded = EnsemblePredictor(members, memory=needed.without_cells + needed.cells // 2)
+    assert torch.equal(bounded.predict(image).as_tensor(), several.predict(image).as_tensor())
+    assert made
+    with pytest.raises(BadInputError, match="allow more memory"):
+        EnsemblePredictor(members, memory=needed_alike.without_cells).predict(image)
 
 
 def test_members_that_predict_other_things_are_refused_by_name(tmp_path):

@@ -21,6 +21,11 @@ def test_in_place_work_and_views_take_nothing_more():
     assert network_memory(network, (1, 3, 8, 8)).num_bytes == 4 * 3 * 64
 
 
+def test_a_convolution_takes_copies_with_channels_in_blocks_of_sixteen():
+    assert network_memory(nn.Conv2d(16, 20, 1), (1, 16, 8, 8)).num_bytes == 4 * 64 * (16 + 20 + 32)
+    assert network_memory(nn.Conv2d(16, 2, 1), (1, 16, 8, 8)).num_bytes == 4 * 64 * (16 + 16 + 16)
+
+
 def test_a_network_that_needs_values_has_no_estimate():
     class Curious(nn.Module):
         def forward(self, images):
@@ -45,6 +50,19 @@ def test_unfinished_scores_grow_with_the_classes():
 
 def test_a_case_that_is_resampled_holds_whole_layers():
     assert _estimate(file_shape=(80, 64, 64)).cells == 4 * 8 * 16 * 64 * 64
+
+
+def test_probabilities_take_all_classes_at_both_sizes():
+    needed = _estimate(file_shape=(80, 64, 64))
+    with_probabilities = needed.with_probabilities()
+    assert with_probabilities.all_scores > 4 * 8 * (80 + 64) * 64 * 64
+    assert with_probabilities.total - needed.total >= with_probabilities.all_scores
+    assert with_probabilities.without_cells == with_probabilities.total - needed.cells
+
+
+def test_of_two_cases_the_larger_numbers_count():
+    one, other = _needs(5, other=1), _needs(3, other=2)
+    assert one.or_more(other) == other.or_more(one) == _needs(5, other=2)
 
 
 def _needs(cells, other=100 * _MB):

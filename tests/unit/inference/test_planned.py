@@ -127,6 +127,15 @@ def test_a_case_for_which_disk_does_not_help_is_refused(experiment):
         Predictor(experiment, network=_network(), memory=1000).predict(_scan())
 
 
+def test_probabilities_count_towards_the_memory(experiment, predictor):
+    image = _scan()
+    needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
+    bounded = Predictor(experiment, network=_network(), memory=needed.total)
+    assert torch.equal(bounded.predict(image).as_tensor(), predictor.predict(image).as_tensor())
+    with pytest.raises(BadInputError, match="allow more memory"):
+        bounded.predict_image(image, probabilities=True)
+
+
 def test_an_ensemble_of_twins_predicts_what_each_of_them_does(predictor, experiment):
     twins = EnsemblePredictor([predictor, Predictor(experiment, network=_network())])
     image = _scan()
