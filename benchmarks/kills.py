@@ -29,7 +29,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -229,36 +230,43 @@ class Harness:
     def _run(self, name: str, kill: Kill | None = None) -> int:
         """Train a run or go on with it, and return the exit code."""
 
-        def prepare() -> None:
-            if kill is not None and kill.prepare is not None and self._is_rank(kill.rank):
+        @contextmanager
+        def around() -> Iterator[None]:
+            if kill is None or not self._is_rank(kill.rank):
+                yield
+                return
+            if kill.prepare is not None:
                 kill.prepare()
-            if kill is not None and kill.seconds is not None and self._is_rank(kill.rank):
-                killed_after(kill.seconds)
+            with nullcontext() if kill.seconds is None else killed_after(kill.seconds):
+                yield
 
-        return self._launch(name, prepare, lambda: None)
+        return self._launch(name, around)
 
     def _told(self, name: str, watch: Callable[[], Callable[[], object]]) -> object:
         """Train a run, and return what a watcher that is set up in the process that writes has seen."""
-        seen: list[Callable[[], object]] = []
 
-        def note() -> None:
-            if seen:
-                (self._folder / f"{name}.json").write_text(json.dumps(seen[0]()))
+        @contextmanager
+        def around() -> Iterator[None]:
+            if not self._is_rank(0):
+                yield
+                return
+            seen = watch()
+            yield
+            (self._folder / f"{name}.json").write_text(json.dumps(seen()))
 
-        assert self._launch(name, lambda: seen.append(watch()) if self._is_rank(0) else None, note) == 0
+        assert self._launch(name, around) == 0
         return json.loads((self._folder / f"{name}.json").read_text())
 
     def _is_rank(self, rank: int) -> bool:
         return int(os.environ.get("RANK", "0")) == rank
 
-    def _launch(self, name: str, before: Callable[[], None], after: Callable[[], None]) -> int:
+    def _launch(self, name: str, around: Callable[[], AbstractContextManager[None]]) -> int:
         out, notes = self._folder / name, self._folder / f"{name} processes"
         experiment = experiment_in(out)  # found once: processes begin one after the other
 
         def work() -> None:
-            before()
-            train(out, experiment, self._num_epochs, self._num_workers)
-            after()
+            with around():
+                train(out, experiment, self._num_epochs, self._num_workers)
 
         if self._num_processes == 1:
             return in_a_child(work)
