@@ -47,10 +47,9 @@ def make_trainer(out: Path, num_workers: int) -> KilledTrainer:
     return KilledTrainer(out, loader, DataLoader(validation), console=False)
 
 
-def train(out: Path, num_epochs: int, num_workers: int) -> None:
+def train(out: Path, experiment: Path | None, num_epochs: int, num_workers: int) -> None:
     """Train a new run, or go on with the one that is there."""
     trainer = make_trainer(out, num_workers)
-    experiment = experiment_in(out)
     if experiment is None:
         trainer.train(num_epochs, **SETTINGS)
     else:

@@ -7,6 +7,9 @@ A small run with augmentation, dropout, a moving average and saves within epochs
   trains, where ``strace`` can be had (``--syscalls``);
 - at random moments, the run that goes on again as well (``--random``).
 
+With ``--processes 2`` the run is one of two processes under ``torchrun``'s agent: the first, which writes, is killed at
+its operations and calls, and either at random moments; the agent has to end the other one.
+
 Every killed run is continued, and weights, state and metrics are compared with those of a run that was never
 interrupted.
 """
@@ -26,13 +29,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from killed_run import experiment_in, result_of, same, train
+from launched import by_processes, in_a_child, killed_after, still_running
 
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.writer import Writer
@@ -40,7 +45,6 @@ from candy_monai.observers.curves import CurvesObserver
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.truncate"}
 CALLS = "write,pwrite64,writev,fsync,fdatasync,ftruncate,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
-PATIENCE_S = 600.0
 
 
 def killed_at(count: int | None) -> Callable[[], int]:
@@ -147,35 +151,6 @@ def why_no_calls() -> str | None:
     return None if in_a_child(lambda: traced(["-o", os.devnull])) == 0 else "strace may not trace processes here"
 
 
-def in_a_child(work: Callable[[], None], *, kill_after_s: float | None = None) -> int:
-    """Run in a forked process, which has everything imported, and return its exit code; negative for a signal.
-
-    Raises:
-        TimeoutError: If it does not end.
-    """
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(child, signal.SIGKILL)
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError(f"process {child} did not end")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Kill:
     """How a run is killed.
@@ -185,12 +160,14 @@ class Kill:
         name: Which one.
         prepare: Called in the run's process before it begins.
         seconds: Kill it after so many, and the run that goes on another time.
+        rank: Which of several processes is killed.
     """
 
     kind: str
     name: str
     prepare: Callable[[], object] | None = None
     seconds: float | None = None
+    rank: int = 0
 
 
 class Harness:
@@ -200,15 +177,18 @@ class Harness:
         folder: Where the runs go.
         num_epochs: Epochs of each run.
         num_workers: Processes that load its batches.
+        num_processes: Processes that train it.
     """
 
-    def __init__(self, folder: Path, num_epochs: int, num_workers: int) -> None:
+    def __init__(self, folder: Path, num_epochs: int, num_workers: int, num_processes: int) -> None:
         self._folder, self._num_epochs, self._num_workers = folder, num_epochs, num_workers
+        self._num_processes = num_processes
         self.kills: collections.Counter[str] = collections.Counter()
         self.not_reached = 0
         self.different: list[str] = []
         self.unreadable: list[str] = []
         self.hung: list[str] = []
+        self.left_running: list[str] = []
         started = time.monotonic()
         counted = self._told("whole", lambda: killed_at(None))
         assert isinstance(counted, int)
@@ -228,7 +208,7 @@ class Harness:
         name = f"{kill.kind} {kill.name}"
         try:
             for _ in range(1 if kill.seconds is None else 2):
-                if self._run(name, kill.prepare, kill.seconds) == 0:
+                if self._run(name, kill) == 0:
                     self.not_reached += 1
                 else:
                     self.kills[kill.kind] += 1
@@ -247,26 +227,53 @@ class Harness:
         except ExperimentError:
             self.unreadable.append(name)
 
-    def _run(self, name: str, prepare: Callable[[], object] | None = None, seconds: float | None = None) -> int:
-        """Train a run or go on with it in a process of its own, and return its exit code."""
+    def _run(self, name: str, kill: Kill | None = None) -> int:
+        """Train a run or go on with it, and return the exit code."""
 
-        def work() -> None:
-            if prepare is not None:
-                prepare()
-            train(self._folder / name, self._num_epochs, self._num_workers)
+        @contextmanager
+        def around() -> Iterator[None]:
+            if kill is None or not self._is_rank(kill.rank):
+                yield
+                return
+            if kill.prepare is not None:
+                kill.prepare()
+            with nullcontext() if kill.seconds is None else killed_after(kill.seconds):
+                yield
 
-        return in_a_child(work, kill_after_s=seconds)
+        return self._launch(name, around)
 
     def _told(self, name: str, watch: Callable[[], Callable[[], object]]) -> object:
-        """Train a run in a process of its own, and return what a watcher that is set up there has seen."""
+        """Train a run, and return what a watcher that is set up in the process that writes has seen."""
 
-        def work() -> None:
+        @contextmanager
+        def around() -> Iterator[None]:
+            if not self._is_rank(0):
+                yield
+                return
             seen = watch()
-            train(self._folder / name, self._num_epochs, self._num_workers)
+            yield
             (self._folder / f"{name}.json").write_text(json.dumps(seen()))
 
-        assert in_a_child(work) == 0
+        assert self._launch(name, around) == 0
         return json.loads((self._folder / f"{name}.json").read_text())
+
+    def _is_rank(self, rank: int) -> bool:
+        return int(os.environ.get("RANK", "0")) == rank
+
+    def _launch(self, name: str, around: Callable[[], AbstractContextManager[None]]) -> int:
+        out, notes = self._folder / name, self._folder / f"{name} processes"
+        experiment = experiment_in(out)  # found once: processes begin one after the other
+
+        def work() -> None:
+            with around():
+                train(out, experiment, self._num_epochs, self._num_workers)
+
+        if self._num_processes == 1:
+            return in_a_child(work)
+        code = in_a_child(lambda: by_processes(work, self._num_processes, notes=notes))
+        if still_running(notes):
+            self.left_running.append(name)
+        return code
 
 
 def main() -> None:
@@ -278,6 +285,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=0, metavar="N", help="also kill N runs at random moments, twice")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments, and of the order of all")
     parser.add_argument("--workers", type=int, default=0, help="processes that load the batches")
+    parser.add_argument("--processes", type=int, default=1, help="processes that train the run")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kill after so many")
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
@@ -286,7 +294,7 @@ def main() -> None:
     skipped = why_no_calls() if arguments.syscalls else "not asked for"
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        harness = Harness(Path(scratch), arguments.epochs, arguments.workers)
+        harness = Harness(Path(scratch), arguments.epochs, arguments.workers, arguments.processes)
         counts = range(1, harness.num_operations + 1, arguments.every) if arguments.every else ()
         calls = [] if skipped else harness.calls()
         kills = [
@@ -296,7 +304,12 @@ def main() -> None:
                 for call in calls[:: arguments.syscalls or 1]
             ),
             *(
-                Kill(kind="moment", name=str(index), seconds=generator.uniform(0, harness.whole_s))
+                Kill(
+                    kind="moment",
+                    name=str(index),
+                    seconds=generator.uniform(0, harness.whole_s),
+                    rank=generator.randrange(arguments.processes),
+                )
                 for index in range(arguments.random)
             ),
         ]
@@ -308,6 +321,7 @@ def main() -> None:
     result = {
         "benchmark": "kills",
         "workers": arguments.workers,
+        "processes": arguments.processes,
         "operations": harness.num_operations,
         "system_calls": skipped or len(calls),
         "kills": dict(harness.kills),
@@ -316,6 +330,7 @@ def main() -> None:
         "different": harness.different,
         "unreadable": harness.unreadable,
         "hung": harness.hung,
+        "left_running": harness.left_running,
     }
     print(json.dumps(result))
 

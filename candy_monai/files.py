@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_BYTES_ON_THE_WAY = 16 << 20
 
 
 @contextmanager
@@ -50,34 +56,56 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
 
 
 @contextmanager
-def flushed_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new, empty file; on a clean exit its data are on the disk, and it is removed if the block raises.
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new, empty file, and leave it open for `finish_file`; it is removed if the block raises.
 
-    A crash leaves half of it under this name: for files that are not looked at before something else confirms them.
+    The disk takes in what is written while more is written, so that little is left to wait for in the end. A crash
+    leaves half of it under this name: for files that are not looked at before something else confirms them.
     """
     path.unlink(missing_ok=True)  # never written over: another name may be a link to it
+    file = cast(BinaryIO, io.BufferedWriter(_SteadyFile(path, "xb")))
     try:
-        with path.open("xb") as file:
-            yield file
-            flush_and_forget(file)
+        yield file
     except BaseException:
+        with suppress(OSError):  # the disk is full
+            file.close()
         path.unlink(missing_ok=True)
         raise
 
 
-def flush_and_forget(file: BinaryIO) -> None:
-    """Wait until a file's data are on the disk, and take them out of the system's cache.
+def finish_file(file: BinaryIO) -> None:
+    """Wait until a file's data are on the disk, take them out of the system's cache, and close it.
 
     For what is large and not read again soon: in the cache it would take the place of what is, such as a dataset.
 
     Raises:
         OSError: If the data cannot be written.
     """
-    file.flush()
-    _flush(file.fileno())
+    with file:
+        file.flush()
+        _flush(file.fileno())
+        _forget(file.fileno())
+
+
+class _SteadyFile(io.FileIO):
+    """A file that is on its way to the disk while more is written to it."""
+
+    _written = _sent = 0
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        count = super().write(data)
+        self._written += count
+        if self._written - self._sent >= _BYTES_ON_THE_WAY:
+            _forget(self.fileno(), self._sent, self._written - self._sent)
+            self._sent = self._written
+        return count
+
+
+def _forget(handle: int, begin: int = 0, count: int = 0) -> None:
+    """Take what is on the disk out of the system's cache, and let the rest be written, without waiting for it."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(handle, begin, count, os.POSIX_FADV_DONTNEED)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -53,6 +53,11 @@ def inspect_once(dataset: CaseSource, folder: PathLike, *, num_workers: int | No
     return fingerprint
 
 
+def has_been_used(folder: PathLike) -> bool:
+    """Say whether a folder holds what was found out about any dataset."""
+    return any(Path(folder).glob("*.fingerprint-*.json"))
+
+
 def check_once(dataset: PathLike, folder: PathLike, *, num_workers: int | None = None) -> DatasetReport:
     """Return what ``check_dataset`` finds, without decoding a dataset again that was found sound and has not changed.
 

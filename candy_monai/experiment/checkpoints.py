@@ -12,20 +12,21 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import Tensor
 
 from candy_monai.errors import ExperimentError
-from candy_monai.files import atomic_path, flush_and_forget, flush_to_disk, flushed_file
+from candy_monai.files import atomic_path, finish_file, flush_to_disk, new_file
 
 LATEST = "checkpoint_latest.pth"
 BEST = "checkpoint_best.pth"
 
+_NAME = re.compile(r"checkpoint_(latest|best|\d+)\.pth")
 _LEFTOVER = re.compile(r"\..+(\.next|-[a-z0-9_]{8}(\.\w+)*)")
 
 Weights = Mapping[str, Tensor]
@@ -62,6 +63,7 @@ class Checkpoints:
         self._folder = folder
         self._due = evenly_spaced_epochs(num_epochs, num_checkpoints)
         self._staged: dict[WeightsKind, list[str]] = {}
+        self._unflushed: list[BinaryIO] = []
         self.records: dict[str, CheckpointRecord] = {}
 
     def is_due(self, epoch: int, *, is_last: bool) -> bool:
@@ -71,6 +73,8 @@ class Checkpoints:
     def stage(self, name: str, weights: Weights, *, epoch: int, score: float | None, kind: WeightsKind) -> None:
         """Write one weight file under its hidden name and remember what it holds; `publish` puts it in its place.
 
+        It is on the disk after `confirm_staged`.
+
         Files of one kind that are staged together hold the same weights: all but the first are links to it.
         """
         path = staged_path(self._folder, name)
@@ -79,14 +83,21 @@ class Checkpoints:
             _link(staged_path(self._folder, same[0]), path)
             digest = self.records[same[0]].digest
         else:
-            with flushed_file(path) as file:
-                torch.save(dict(weights), file)
-            digest = digest_of(path)
+            with new_file(path) as file:
+                _save(weights, file)
+                digest = digest_of(path)
+            self._unflushed.append(file)
         same.append(name)
         self.records[name] = CheckpointRecord(epoch=epoch, score=score, kind=kind, digest=digest)
 
     def confirm_staged(self) -> None:
-        """Wait until the names of the staged files are on the disk, as their contents are. Comes before the state."""
+        """Wait until the staged files are on the disk, contents and names. Comes before the state takes its place.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        while self._unflushed:
+            finish_file(self._unflushed.pop(0))
         if self._staged:
             flush_to_disk(self._folder)
 
@@ -95,6 +106,11 @@ class Checkpoints:
         for name in [name for names in self._staged.values() for name in names]:
             staged_path(self._folder, name).replace(self._folder / name)
         self._staged = {}
+
+    def close(self) -> None:
+        """Close what a save that failed has left open."""
+        while self._unflushed:
+            self._unflushed.pop().close()
 
     def reconcile(self) -> None:
         """Finish what a crash interrupted: put staged files that the state names in their place, remove all others.
@@ -124,7 +140,14 @@ class Checkpoints:
         return {name: dataclasses.asdict(record) for name, record in self.records.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember what a saved state says about each file."""
+        """Remember what a saved state says about each file.
+
+        Raises:
+            ExperimentError: If it names a file that is none of ours, which may lie outside the folder.
+        """
+        for name in state:
+            if not _NAME.fullmatch(name):
+                raise ExperimentError(f"{self._folder}: its state names {name!r}, which is no checkpoint of a run")
         self.records = {name: CheckpointRecord(**record) for name, record in state.items()}
 
 
@@ -149,11 +172,29 @@ def evenly_spaced_epochs(num_epochs: int, num_checkpoints: int) -> frozenset[int
     return frozenset(round(i * num_epochs / count) for i in range(1, count + 1))
 
 
-def save_tensors(path: Path, content: Mapping[str, object]) -> None:
-    """Write tensors and plain values to ``path`` in one step; the same content makes the same bytes."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(content), file)  # into an open file: with a path, the temporary name would become a part of it
-        flush_and_forget(file)
+def save_tensors(path: Path, content: Mapping[str, object], *, confirm: Callable[[], None] | None = None) -> None:
+    """Write tensors and plain values to ``path`` in one step; the same content makes the same bytes.
+
+    Args:
+        path: The file.
+        content: What it is to hold.
+        confirm: Called when all is written and has not yet taken its place; if it raises, the old file stays.
+    """
+    with atomic_path(path) as temporary, new_file(temporary) as file:
+        _save(content, file)
+        if confirm is not None:
+            confirm()
+        finish_file(file)
+
+
+def _save(content: Mapping[str, object], file: BinaryIO) -> None:
+    try:
+        torch.save(dict(content), file)  # into an open file: with a path, its name would become a part of it
+    except RuntimeError as error:
+        # Whatever the disk said, PyTorch's writer goes on to finish the archive, and says that this has failed.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_tensors(path: Path) -> Any:

@@ -119,6 +119,7 @@ class Experiment:
     def close(self) -> None:
         """Let other processes have the folder, once nothing is being written."""
         self._writer.join()
+        self.checkpoints.close()
         self._snapshots = Snapshots()  # as large as the run's weights and optimizer
         if self._lock is not None:
             self._lock.release()
@@ -227,7 +228,6 @@ class Experiment:
             self.checkpoints.stage(LATEST, copied.raw, epoch=epoch, score=raw_score, kind="raw")
             for name in names:
                 self.checkpoints.stage(name, copied.scored, epoch=epoch, score=score, kind=kind)
-            self.checkpoints.confirm_staged()
             self._commit(content, copied.to_dict(raw=False, scored=not names))
             self.checkpoints.publish()
             history = History()
@@ -309,7 +309,8 @@ class Experiment:
         return RunWeights(raw=raw, scored=scored, kind=weights.kind), content
 
     def _commit(self, content: State, weights: Json) -> None:
-        save_state(self.folder, {**content, "checkpoints": self.checkpoints.state_dict(), "weights": weights})
+        state = {**content, "checkpoints": self.checkpoints.state_dict(), "weights": weights}
+        save_state(self.folder, state, confirm=self.checkpoints.confirm_staged)
 
     def _begin_to(self, write: Callable[[], None]) -> None:
         def work() -> None:
@@ -323,7 +324,7 @@ class Experiment:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise ExperimentError(
                 f"{self.folder}: the disk is full ({error.strerror}). The last saved state is whole: make room, then "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,15 @@ class RunWeights:
         return {**found, "scored": dict(self.scored)} if scored and self.kind == "ema" else found
 
 
-def save_state(folder: Path, state: State) -> None:
-    """Replace ``state.pt`` in one step."""
-    save_tensors(folder / STATE, {"format": FORMAT, **state})
+def save_state(folder: Path, state: State, *, confirm: Callable[[], None]) -> None:
+    """Replace ``state.pt`` in one step.
+
+    Args:
+        folder: The experiment folder.
+        state: What it is to hold.
+        confirm: Waits until all that the state names is on the disk; the new state takes its place after that.
+    """
+    save_tensors(folder / STATE, {"format": FORMAT, **state}, confirm=confirm)
 
 
 def load_state(folder: Path) -> dict[str, Any]:

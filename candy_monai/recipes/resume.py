@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
-from candy_monai.data.cache import inspect_once
+from candy_monai.data.cache import has_been_used, inspect_once
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 from candy_monai.device import auto_device
@@ -19,7 +19,7 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
-from candy_monai.recipes.prepare import Prepared, checked_dataset
+from candy_monai.recipes.prepare import Prepared, checked_dataset, store_of
 from candy_monai.recipes.train import bundle_trainer, load_trainer_class
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -56,7 +56,7 @@ def resume_training(
         The experiment folder.
 
     Raises:
-        BadInputError: If the run was not begun by a plan, or its dataset is not where it was.
+        BadInputError: If the run was not begun by a plan, or its dataset or its store is not where it was.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
     """
     if frontend is not None:
@@ -64,7 +64,7 @@ def resume_training(
     folder = Path(experiment)
     saved = SavedRun.load(folder)
     facts, plan = saved.description.get("dataset"), saved.description.get("plan")
-    if not isinstance(facts, dict) or not isinstance(plan, dict):
+    if not _are_facts(facts) or not isinstance(plan, dict):
         raise BadInputError(
             f"{folder}: was trained from Python, so only its script knows the data: "
             f"call recover_from({folder.name!r}).continue_training() on its trainer"
@@ -98,7 +98,7 @@ def _planned_run(
     source = Path(dataset if dataset is not None else facts["folder"])
     if not source.is_dir():
         raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
-    store_folder = Path(store if store is not None else facts["store"])
+    store_folder = Path(store) if store is not None else _store_that_was(facts, saved.folder)
     with processes.one_after_the_first():
         checked = checked_dataset(source, store_folder)
         prepared = Prepared(
@@ -121,6 +121,22 @@ def _planned_run(
         processes=processes,
         out=saved.folder.resolve().parents[1],
     )
+
+
+def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:
+    """Say whether an experiment's description tells which cases of which dataset it was trained on."""
+    return isinstance(facts, dict) and all(
+        isinstance(facts.get(name), kind)
+        for name, kind in {"folder": str, "store": str, "training": list, "validation": list}.items()
+    )
+
+
+def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
+    """Return where the store was, if it still is, or is beside the experiments: no file names where else to write."""
+    store = Path(facts["store"])
+    if store == store_of(None, folder.resolve().parents[1]) or has_been_used(store):
+        return store
+    raise BadInputError(f"{store}: the store is not there any more; say where it is, or is to be (--store)")
 
 
 def _trainer_class(saved: SavedRun, trainer: str | None) -> type[SegmentationTrainer]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,8 +57,9 @@ class SavedRun:
             ExperimentError: If the folder is no experiment, or its state is damaged or of another format.
         """
         description, state = read_description(folder), load_state(folder)
-        settings = TrainSettings(**state["settings"])
-        return cls(folder=folder, description=description, settings=settings, is_finished=state["is_complete"])
+        with _refusing_what_does_not_fit(folder):
+            settings = TrainSettings(**state["settings"])
+            return cls(folder=folder, description=description, settings=settings, is_finished=state["is_complete"])
 
     def continued(self, num_epochs: int | None, *, schedule: Continuation | None, force: bool) -> Self:
         """Return this run with the number of epochs that it goes on to.
@@ -115,43 +117,32 @@ class SavedRun:
         """
         run = Experiment(self.folder, self.settings, writes=processes.is_first)
         try:
-            if processes.is_first:
-                run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
+            with _refusing_what_does_not_fit(self.folder):
+                if processes.is_first:
+                    run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
             processes.broadcast(None)  # the others read when the files are in step
-            state = load_state(self.folder)
-            if not processes.is_first:
-                run.restore(state)
-            if self.schedule is not None and self.is_finished:
-                run.early_stopping.num_stale_epochs = 0
-            schedule_epochs = self._fill(toolbox, state, run, rebuild)
+            with _refusing_what_does_not_fit(self.folder):
+                state = load_state(self.folder)
+                if not processes.is_first:
+                    run.restore(state)
+                if self.schedule is not None and self.is_finished:
+                    run.early_stopping.num_stale_epochs = 0
+                _load_weights(toolbox, stored_weights(state, run.checkpoints, self.folder), state["ema"])
+                toolbox.criterion.load_state_dict(state["criterion"])
+                schedule_epochs = self._schedule(toolbox, state, run, rebuild)
+                own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
+                run.history.absorb([own["pending"]])
+                epoch_start = own["epoch_generators"]
+                return ReopenedRun(
+                    run=run,
+                    schedule_epochs=schedule_epochs,
+                    scaler=state["scaler"],
+                    generators=GeneratorStates(**own["generators"]),
+                    epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
+                )
         except BaseException:
             run.close()
             raise
-        own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
-        run.history.absorb([own["pending"]])
-        epoch_start = own["epoch_generators"]
-        return ReopenedRun(
-            run=run,
-            schedule_epochs=schedule_epochs,
-            scaler=state["scaler"],
-            generators=GeneratorStates(**own["generators"]),
-            epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
-        )
-
-    def _fill(
-        self,
-        toolbox: TrainerToolbox,
-        state: Mapping[str, Any],
-        run: Experiment,
-        rebuild: Rebuild,
-    ) -> int:
-        try:
-            _load_weights(toolbox, stored_weights(state, run.checkpoints, self.folder), state["ema"])
-            toolbox.criterion.load_state_dict(state["criterion"])
-            return self._schedule(toolbox, state, run, rebuild)
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = " ".join(str(error).split())[:300]
-            raise ExperimentError(f"{self.folder}: what was saved does not fit this trainer: {first}") from error
 
     def _schedule(
         self,
@@ -199,6 +190,18 @@ class ReopenedRun:
     scaler: dict[str, Any]
     generators: GeneratorStates
     epoch_generators: GeneratorStates | None
+
+
+@contextmanager
+def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
+    """Turn whatever a state does that is not of this trainer, or of no trainer at all, into an error that says so."""
+    try:
+        yield
+    except ExperimentError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ExperimentError(f"{folder}: what was saved does not fit this trainer: {first}") from error
 
 
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:

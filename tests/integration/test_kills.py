@@ -12,12 +12,17 @@ HARNESS = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and finds its files in /proc")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_at_any_moment_goes_on_to_the_very_same_result(workers):
-    options = ["--every", "17", "--syscalls", "20", "--random", "3"]
-    if workers:
-        options = ["--every", "40", "--syscalls", "60", "--random", "3"]
-    command = [sys.executable, str(HARNESS), "--epochs", "2", "--workers", str(workers), *options]
+@pytest.mark.parametrize(
+    ("shape", "kills"),
+    [
+        ([], ["--every", "17", "--syscalls", "20", "--random", "3"]),
+        (["--workers", "2"], ["--every", "40", "--syscalls", "60", "--random", "3"]),
+        (["--processes", "2"], ["--every", "40", "--syscalls", "40", "--random", "4"]),
+    ],
+    ids=["alone", "workers", "torchrun"],
+)
+def test_a_run_killed_at_any_moment_goes_on_to_the_very_same_result(shape, kills):
+    command = [sys.executable, str(HARNESS), "--epochs", "2", *shape, *kills]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -25,4 +30,5 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_very_same_result(workers):
     assert result["kills"]["moment"] >= 1
     if isinstance(result["system_calls"], int):  # otherwise it says why there are none
         assert result["kills"]["call"] >= 2
-    assert (result["different"], result["unreadable"], result["hung"]) == ([], [], [])
+    for problem in ("different", "unreadable", "hung", "left_running"):
+        assert result[problem] == [], problem

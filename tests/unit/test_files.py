@@ -10,9 +10,9 @@ from candy_monai.files import (
     atomic_path,
     atomic_write_text,
     check_writable,
-    flush_and_forget,
+    finish_file,
     flush_to_disk,
-    flushed_file,
+    new_file,
 )
 
 _really_flush = files._flush  # the other tests do not wait for the disk
@@ -48,7 +48,7 @@ def test_a_file_that_was_begun_and_not_finished_is_removed(tmp_path):
 
 
 def _begin(path):
-    with flushed_file(path) as file:
+    with new_file(path) as file:
         file.write(b"half")
         raise RuntimeError("disk full")
 
@@ -56,10 +56,25 @@ def _begin(path):
 def test_another_name_of_a_file_that_is_written_anew_keeps_its_content(tmp_path):
     (tmp_path / "weights").write_bytes(b"old")
     os.link(tmp_path / "weights", tmp_path / "other name")
-    with flushed_file(tmp_path / "weights") as file:
+    with new_file(tmp_path / "weights") as file:
         file.write(b"new")
+        finish_file(file)
     assert (tmp_path / "weights").read_bytes() == b"new"
     assert (tmp_path / "other name").read_bytes() == b"old"
+
+
+def test_each_part_of_a_large_file_is_handed_to_the_disk_once_while_the_next_is_written(tmp_path, monkeypatch):
+    handed = []
+    monkeypatch.setattr(files, "_BYTES_ON_THE_WAY", 1000)
+    monkeypatch.setattr(files, "_forget", lambda _handle, *part: handed.append(part))
+    with new_file(tmp_path / "weights") as file:
+        for size in (20_000, 100, 30_000, 50):
+            file.write(bytes(size))
+            file.flush()
+        assert handed == [(0, 20_000), (20_000, 30_100)]
+        finish_file(file)
+    assert handed == [(0, 20_000), (20_000, 30_100), ()]
+    assert (tmp_path / "weights").read_bytes() == bytes(50_150)
 
 
 @pytest.mark.parametrize(("number", "is_error"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
@@ -71,11 +86,11 @@ def test_data_that_do_not_reach_the_disk_are_an_error_and_a_disk_that_cannot_be_
 
     monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr("candy_monai.files._flush", _really_flush)
-    (tmp_path / "a.txt").write_text("a")
-    with (tmp_path / "a.txt").open("ab") as file:
-        for flush in (lambda: flush_to_disk(tmp_path / "a.txt"), lambda: flush_and_forget(file)):
+    with new_file(tmp_path / "a.txt") as file:
+        for flush in (lambda: flush_to_disk(tmp_path / "a.txt"), lambda: finish_file(file)):
             with pytest.raises(OSError, match=os.strerror(number)) if is_error else nullcontext():
                 flush()
+    assert file.closed
     flush_to_disk(tmp_path)
 
 

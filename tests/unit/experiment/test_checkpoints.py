@@ -1,3 +1,7 @@
+import errno
+import io
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given
@@ -41,6 +45,7 @@ def test_each_file_s_epoch_score_kind_and_digest_are_known(tmp_path):
     checkpoints = Checkpoints(tmp_path, num_epochs=2, num_checkpoints=1)
     checkpoints.stage("checkpoint_best.pth", {"w": torch.ones(2)}, epoch=2, score=0.75, kind="ema")
     assert not (tmp_path / "checkpoint_best.pth").exists()
+    checkpoints.confirm_staged()
     checkpoints.publish()
     record = checkpoints.state_dict()["checkpoint_best.pth"]
     digest = digest_of(tmp_path / "checkpoint_best.pth")
@@ -104,3 +109,38 @@ def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "w.pth")
     with pytest.raises(ExperimentError, match="found list"):
         load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../checkpoint_best.pth", "logs.txt", "checkpoint_1.pth\n"])
+def test_a_state_that_names_a_file_other_than_a_checkpoint_is_refused_before_anything_is_moved(tmp_path, name):
+    folder = tmp_path / "run"
+    staged = folder / f".{name}.next"
+    staged.parent.mkdir(parents=True)
+    torch.save({"w": torch.ones(1)}, staged)
+    record = {"epoch": 1, "score": None, "kind": "raw", "digest": digest_of(staged)}
+    checkpoints = Checkpoints(folder, num_epochs=1, num_checkpoints=1)
+    with pytest.raises(ExperimentError, match="no checkpoint of a run"):
+        checkpoints.load_state_dict({name: record})
+    assert checkpoints.records == {}
+    assert staged.exists()
+
+
+class _FullDisk(io.BytesIO):
+    def write(self, data, /):
+        if self.tell() + len(data) > 5000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("size", [100, 1500])
+def test_a_disk_that_is_full_is_said_to_be_full_whatever_pytorch_says_of_it(tmp_path, monkeypatch, size):
+    checkpoints = Checkpoints(tmp_path, num_epochs=1, num_checkpoints=1)
+
+    @contextmanager
+    def new_file(_path):
+        yield _FullDisk()
+
+    monkeypatch.setattr("candy_monai.experiment.checkpoints.new_file", new_file)
+    weights = {str(index): torch.ones(size) for index in range(9)}
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.stage("checkpoint_best.pth", weights, epoch=1, score=None, kind="raw")

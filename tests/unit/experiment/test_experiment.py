@@ -1,6 +1,9 @@
 import errno
 import json
+import re
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from candy_monai.errors import ExperimentError
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights, weight_file
+from candy_monai.files import finish_file
 
 
 def _experiment(parent, **settings):
@@ -96,7 +100,7 @@ def test_a_crash_before_and_after_the_commit_leaves_weights_and_state_of_one_epo
     experiment = _experiment(tmp_path)
     _run_epoch(experiment, 0.2)
 
-    def crash(*_arguments):
+    def crash(*_arguments, **_options):
         raise OSError("power failure")
 
     if moment == "publish":
@@ -185,7 +189,7 @@ def test_training_goes_on_while_an_epoch_is_written_and_it_is_saved_as_it_was(tm
 def test_what_could_not_be_written_is_said_by_every_later_save(tmp_path, monkeypatch):
     experiment = _experiment(tmp_path)
 
-    def refuse(*_arguments):
+    def refuse(*_arguments, **_options):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("candy_monai.experiment.experiment.save_state", refuse)
@@ -292,3 +296,67 @@ def test_the_forecast_of_a_run_goes_to_those_who_watch(tmp_path):
     assert experiment.epoch_finished(0.9, None).forecast == experiment.forecast
     assert experiment.forecast.score > 1 - 0.8**10
     assert experiment.epoch_finished(None, None).forecast is None
+
+
+def test_weights_are_on_the_disk_before_the_state_that_names_them_takes_its_place(tmp_path, monkeypatch):
+    experiment, done = _experiment(tmp_path, num_checkpoints=0), []
+    replace = Path.replace
+
+    def finish(file):
+        done.append(f"on disk: {re.sub('-.*[.]', '-*.', Path(file.name).name)}")
+        finish_file(file)
+
+    def placed(self, target):
+        done.append(f"in place: {Path(target).name}")
+        return replace(self, target)
+
+    monkeypatch.setattr("candy_monai.experiment.checkpoints.finish_file", finish)
+    monkeypatch.setattr(Path, "replace", placed)
+    _run_epoch(experiment, 0.2)
+    experiment.close()
+    assert done == [
+        "on disk: .checkpoint_latest.pth.next",
+        "on disk: .checkpoint_best.pth.next",
+        "on disk: .state-*.pt",
+        "in place: state.pt",
+        "in place: checkpoint_latest.pth",
+        "in place: checkpoint_best.pth",
+        "in place: metrics.csv",
+    ]
+
+
+def test_weights_that_do_not_reach_the_disk_take_the_whole_epoch_back(tmp_path, monkeypatch):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.2)
+    written = []
+
+    def fail(file):
+        written.append(file)
+        file.close()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("candy_monai.experiment.checkpoints.finish_file", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        _run_epoch(experiment, 0.3)
+    experiment.close()
+    assert [Path(file.name).name for file in written] == [".checkpoint_latest.pth.next"]
+    reopened, weights = _reopened(experiment.folder)
+    assert (reopened.progress.epoch, weights.raw["w"], weights.scored["w"]) == (1, 1.0, 1.5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit of Unix")
+def test_a_file_that_may_not_grow_is_reported_as_a_full_disk_and_the_last_state_is_whole(tmp_path):
+    import resource
+
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        with pytest.raises(ExperimentError, match="the disk is full"):
+            _run_epoch(experiment, 0.3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    experiment.close()
+    reopened, weights = _reopened(experiment.folder)
+    assert (reopened.progress.epoch, weights.raw["w"], weights.scored["w"]) == (1, 1.0, 1.5)

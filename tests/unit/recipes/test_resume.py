@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -92,6 +93,30 @@ def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phant
     finally:
         phantom.rename(phantom.with_name("phantom"))
     assert load_state(crashed)["progress"]["epoch"] == 2
+
+
+def _described(folder, **facts):
+    path = folder / "experiment.json"
+    description = json.loads(path.read_text())
+    description["dataset"].update(facts)
+    path.write_text(json.dumps(description))
+
+
+def test_nothing_is_written_to_a_folder_that_only_the_description_calls_a_store(phantom, crashed, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for folder in (precious, tmp_path / "new"):
+        _described(crashed, store=str(folder))
+        with pytest.raises(BadInputError, match="not there any more.*--store"):
+            resume_training(crashed, device="cpu", on_progress=_quiet)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "precious"]
+        assert not list(precious.iterdir())
+
+
+def test_a_description_that_names_no_cases_is_refused(crashed):
+    _described(crashed, training=None)
+    with pytest.raises(BadInputError, match=crashed.name):
+        resume_training(crashed, device="cpu", on_progress=_quiet)
 
 
 def test_a_run_that_was_begun_from_python_says_how_to_go_on(tmp_path):

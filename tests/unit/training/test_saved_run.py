@@ -321,6 +321,48 @@ def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path)
         wider.continue_training(force=True)
 
 
+def _broken(folder, *path, value):
+    """Write a state in which one value, found by names, is another or gone."""
+    state = load_state(folder)
+    inner = state
+    for name in path[:-1]:
+        inner = inner[name]
+    if value is None:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    torch.save(state, folder / "state.pt")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("settings",), None),
+        (("settings", "exec"), "print()"),
+        (("settings", "num_epochs"), "many"),
+        (("progress",), None),
+        (("progress", "epoch"), "../../1"),
+        (("history",), [1, 2]),
+        (("checkpoints",), {"/tmp/checkpoint_best.pth": {}}),
+        (("checkpoints",), {"checkpoint_best.pth": {"epoch": 1}}),
+        (("weights",), {"raw": 3}),
+        (("optimizer",), {"state": 1}),
+        (("processes",), []),
+        (("processes", 0, "generators"), {"exec": 1}),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_refused_by_the_folder_s_name(tmp_path, path, value):
+    halted = crashing(small_trainer(tmp_path), step=3)
+    with pytest.raises(Crash):
+        halted.train(3, **QUIET)
+    folder = halted.experiment_folder()
+    _broken(folder, *path, value=value)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ExperimentError, match=folder.name):
+        small_trainer(tmp_path).recover_from(folder).continue_training()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_run_that_is_still_being_trained_is_refused(tmp_path):
     class Nosy(SmallTrainer):
         def validate_case(self, *arguments):

@@ -358,12 +358,12 @@ class _Slow(Observer):
         self._save = candy_monai.experiment.experiment.save_state
         monkeypatch.setattr("candy_monai.experiment.experiment.save_state", self._slowly)
 
-    def _slowly(self, folder, state):
+    def _slowly(self, folder, state, **options):
         if state["progress"]["epoch"]:
             assert self._may_write.wait(10)
             if self._error is not None:
                 raise self._error
-        self._save(folder, state)
+        self._save(folder, state, **options)
 
     def receive(self, event):
         if isinstance(event, StepFinished) and (event.epoch, event.phase, event.done) == (2, "training", 1):
