@@ -1,4 +1,4 @@
-"""How good is the forecast of the best score on real training curves? Prints one JSON line, or a table with --table.
+"""How good is the forecast of the best score on real training curves? Prints one JSON line, or tables with --table.
 
 At 25, 50 and 75 % of each curve in ``benchmarks/curves`` every method sees the scores so far and says the run's best
 score. Errors of the score are shares of the whole run's score range, those of the epoch shares of the run's length; a
@@ -15,9 +15,10 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from candy_monai.experiment.history import load_metrics
+from candy_monai.experiment.score_prediction import chance_of_gain
 from candy_monai.forecasting import gain
 from candy_monai.forecasting.best_score import Forecast, forecast
 
@@ -63,6 +65,7 @@ class Outcome:
 
 
 Method = Callable[[Array, Array, int], Forecast]
+"""Foretells from the scores so far, the learning rates of the whole run and its length."""
 
 
 def load_curves(part: str | None = None, *, both: bool = False) -> list[Curve]:
@@ -87,6 +90,10 @@ def load_curves(part: str | None = None, *, both: bool = False) -> list[Curve]:
 
 
 def ours(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
+    return forecast(scores, horizon, learning_rates=learning_rates[: len(scores)])
+
+
+def ours_with_schedule(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
     return forecast(scores, horizon, learning_rates=learning_rates)
 
 
@@ -133,6 +140,7 @@ def plain_quotient(scores: Array, learning_rates: Array, horizon: int) -> Foreca
 
 METHODS: dict[str, Method] = {
     "forecast": ours,
+    "with the schedule's future": ours_with_schedule,
     "without learning rates": ours_without_rates,
     "quotients alone": quotient_only,
     "best so far": best_so_far,
@@ -169,19 +177,17 @@ def seen(curve: Curve, share: float) -> int:
 
 
 @contextmanager
-def learned_without(dataset: str) -> Iterator[None]:
-    """Let the forecast know only what was learned from the other datasets."""
-    experience = json.loads(LEFT_OUT.read_text()).get(dataset)
-    known = {} if experience is None else {name.upper(): values for name, values in experience.items()}
-    with mock.patch.multiple(gain, **known):
+def learned(experience: Mapping[str, Sequence[object]]) -> Iterator[None]:
+    """Let the forecast know only this, by the names of `candy_monai.forecasting.experience` in lower case."""
+    with mock.patch.multiple(gain, **{name.upper(): values for name, values in experience.items()}):
         yield
 
 
 def outcome(method: Method, curve: Curve, now: int) -> Outcome:
     """Let a method foretell the rest of a curve after ``now`` epochs."""
     horizon = len(curve.scores)
-    with learned_without(curve.dataset):
-        said = method(curve.scores[:now], curve.learning_rates[:now], horizon)
+    with learned(json.loads(LEFT_OUT.read_text()).get(curve.dataset, {})):
+        said = method(curve.scores[:now], curve.learning_rates, horizon)
     truth, so_far = float(np.nanmax(curve.scores)), float(np.nanmax(curve.scores[:now]))
     score, epoch = (said.score, said.epoch) if said.reason is None else (so_far, now)
     when = max(now, int(np.nanargmax(curve.scores)) + 1)
@@ -193,6 +199,45 @@ def outcome(method: Method, curve: Curve, now: int) -> Outcome:
         covered=None if said.interval is None else low - slack <= truth <= high + slack,
         abstained=said.reason is not None,
     )
+
+
+def stopped_by_forecast(curve: Curve) -> int:
+    """Return after how many epochs a run ends with ``early_stop_tolerance="forecast"``."""
+    sure = 0
+    with learned(json.loads(LEFT_OUT.read_text()).get(curve.dataset, {})):
+        for now in range(6, len(curve.scores)):
+            scores = curve.scores[:now]
+            chance = chance_of_gain(ours(scores, curve.learning_rates, len(curve.scores)), scores.tolist(), margin=0.01)
+            sure = sure + 1 if chance is not None and chance < 0.1 else 0
+            if sure == 3:
+                return now
+    return len(curve.scores)
+
+
+def stopped_by_patience(curve: Curve, epochs: int) -> int:
+    """Return after how many epochs a run ends that waits so many for a better score."""
+    best, at = -math.inf, 0
+    for epoch, score in enumerate(curve.scores.tolist(), start=1):
+        if score > best:
+            best, at = score, epoch
+        elif epoch - at >= epochs:
+            return epoch
+    return len(curve.scores)
+
+
+def print_stopping(curves: Sequence[Curve]) -> None:
+    """Print what share of the planned epochs was trained, and what share of the score's range that cost."""
+    rules = {"forecast": stopped_by_forecast}
+    rules |= {f"{wait} epochs without improvement": partial(stopped_by_patience, epochs=wait) for wait in (10, 15)}
+    print("\n| stopped by | epochs | lost | more than 1 % lost |\n|---|---|---|---|")
+    for name, rule in rules.items():
+        ends = [rule(curve) for curve in curves]
+        lost = [
+            float(np.nanmax(c.scores) - np.nanmax(c.scores[:end])) / c.range
+            for c, end in zip(curves, ends, strict=True)
+        ]
+        epochs = np.mean([end / len(curve.scores) for curve, end in zip(curves, ends, strict=True)])
+        print(f"| {name} | {epochs:.0%} | {np.mean(lost):.3f} | {np.mean(np.array(lost) > 0.01):.0%} |")
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | list[float] | None]:
@@ -213,18 +258,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=("reporting", "tuning", "all"), default="reporting")
     parser.add_argument("--table", action="store_true", help="print tables for people instead of the JSON line")
+    parser.add_argument("--both", action="store_true", help="the Dice and the negative loss of every run")
     arguments = parser.parse_args()
-    curves = load_curves(None if arguments.part == "all" else arguments.part)
+    curves = load_curves(None if arguments.part == "all" else arguments.part, both=arguments.both)
     everything = {
         name: {share: [outcome(method, curve, seen(curve, share)) for curve in curves] for share in SHARES}
         for name, method in METHODS.items()
     }
     started = time.perf_counter()
     for curve in curves:
-        ours(curve.scores[: seen(curve, 0.5)], curve.learning_rates[: seen(curve, 0.5)], len(curve.scores))
+        ours(curve.scores[: seen(curve, 0.5)], curve.learning_rates, len(curve.scores))
     milliseconds = 1000 * (time.perf_counter() - started) / len(curves)
     if arguments.table:
         print_tables(curves, everything)
+        print_stopping(curves)
+        print(f"\n{milliseconds:.1f} ms a forecast")
         return
     result = {name: {f"{s:.0%}": figures(by_share[s]) for s in SHARES} for name, by_share in everything.items()}
     print(

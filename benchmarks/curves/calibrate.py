@@ -4,7 +4,8 @@ Every run gives two curves, its Dice and its negative loss, and each is cut afte
 the signs, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
 fitted to what came after each cut by the pinball loss of all quantiles: the middle one is the error that the back-test
 reports. Some made-up curves that saturate or peak are among them, so that what is known of ideal curves is not
-unlearned. For the back-test the same is done without each dataset in turn, into ``left_out.json``.
+unlearned. How wide the distribution must be for its intervals to hold the best in 80 % of runs is then read off runs of
+datasets that were left out. For the back-test all of it is done without each dataset in turn, into ``left_out.json``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,22 +27,28 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from forecast import LEFT_OUT, SHARES, Curve, load_curves, seen
+from forecast import CONFIDENCE, LEFT_OUT, SHARES, Curve, learned, load_curves, seen
 
-from candy_monai.forecasting.best_score import why_not
-from candy_monai.forecasting.gain import LEAST_SPREAD, headroom, promise, standardised
+from candy_monai.forecasting.best_score import LEVELS as STATED_LEVELS
+from candy_monai.forecasting.best_score import interval_of, why_not
+from candy_monai.forecasting.gain import LEAST_SPREAD, Gain, headroom, promise, standardised
 from candy_monai.forecasting.signs import NAMES, promises, seen_curve, signs_of
 
 TARGET = Path(__file__).parents[2] / "candy_monai" / "forecasting" / "experience.py"
-LEVELS = torch.arange(0.5, 20, dtype=torch.float64) / 20
+LEVELS = torch.arange(0.5, 10, dtype=torch.float64) / 10
 CUTS = 8
-STEPS = 300
+STEPS, STEP = 120, 0.05
 RIDGE = 5e-4
 MOST_GAIN = 1.5
 MADE_UP = "made up"
 MADE_UP_CURVES, MADE_UP_WEIGHT = 80, 0.3
 NO_GAIN = 0.004
 """A gain of less than this share of the run's range is none."""
+LEAST_RANGE = 0.1
+"""Of a score: a run that moves by less counts no more for it."""
+WIDTHS = np.linspace(0.4, 3.0, 14)
+NEAR = 0.13
+"""How far from a share of the run the cuts are that say how wide the distribution must be there."""
 Array = NDArray[np.float64]
 
 
@@ -50,36 +58,37 @@ class Experience(NamedTuple):
     means: list[float]
     scales: list[float]
     weights: list[list[float]]
+    widening: list[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """What was seen at each cut of each curve, and what came: ``gain`` in ranges seen, ``size`` the range seen."""
+    """What was seen at each cut of each curve, and what came: ``gain`` in ranges seen, ``size`` the range seen.
+
+    ``size`` is a share of the whole run's range.
+    """
 
     signs: Array
     gain: Array
     size: Array
     run: list[str]
-    dataset: list[str]
-    share: list[float]
+    dataset: Array
 
 
 def cut(curves: list[Curve]) -> Cuts:
     rows = []
     for curve in curves:
         horizon, scores = len(curve.scores), curve.scores
-        places = {seen(curve, share): share for share in SHARES}
+        places = {seen(curve, share) for share in SHARES}
         for now in sorted({*range(6, horizon - 1, max(1, horizon // CUTS)), *places}):
             known = seen_curve(scores[:now], horizon, learning_rates=curve.learning_rates[:now])
             if now >= horizon or why_not(known, 6) is not None:
                 continue
             signs = signs_of(known, promises(known, degree=5)[0])
             gain = (float(np.nanmax(scores)) - known.best) / known.range
-            rows.append((signs, gain, known.range / curve.range, curve.run, curve.dataset, places.get(now, math.nan)))
-    signs, gain, size, names, datasets, shares = map(list, zip(*rows, strict=True))
-    return Cuts(
-        signs=np.array(signs), gain=np.array(gain), size=np.array(size), run=names, dataset=datasets, share=shares
-    )
+            rows.append((signs, gain, known.range / max(curve.range, LEAST_RANGE), curve.run, curve.dataset))
+    signs, gain, size, names, datasets = map(list, zip(*rows, strict=True))
+    return Cuts(signs=np.array(signs), gain=np.array(gain), size=np.array(size), run=names, dataset=np.array(datasets))
 
 
 def made_up_curves(count: int) -> list[Curve]:
@@ -128,7 +137,7 @@ def fitted(cuts: Cuts, chosen: Array) -> Experience:
     weight = [(MADE_UP_WEIGHT / MADE_UP_CURVES if run.startswith(MADE_UP) else 1 / real) / number[run] for run in runs]
     share = torch.tensor(weight, dtype=torch.float64)
     weights = torch.zeros(3, standard.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([weights], lr=0.03)
+    optimizer = torch.optim.Adam([weights], lr=STEP)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     none_came = (gain * size < NO_GAIN).double()
     for _ in range(STEPS):
@@ -145,13 +154,51 @@ def fitted(cuts: Cuts, chosen: Array) -> Experience:
         optimizer.step()
         schedule.step()
     numbers = (np.round(values, 5).tolist() for values in (means, scales, weights.detach().numpy()))
-    return Experience(*numbers)
+    return Experience(*numbers, widening=[[1.0] * len(SHARES)] * 2)
+
+
+def widened(cuts: Cuts, without: dict[str, Experience], experience: Experience) -> Experience:
+    """Set the widening so that intervals hold what they say, losses and other scores apart.
+
+    Args:
+        cuts: All of them.
+        without: For each dataset that may be used, what was learned without it.
+        experience: What is returned, with another widening.
+    """
+    covered: dict[tuple[int, int], list[Array]] = {(kind, place): [] for kind in (0, 1) for place in range(len(SHARES))}
+    kinds, shares = (cuts.signs[:, NAMES.index(name)] for name in ("loss", "share"))
+    for dataset, known in without.items():
+        with learned(known._asdict()):
+            for (kind, place), found in covered.items():
+                near = (cuts.dataset == dataset) & (kinds == kind) & (abs(shares - SHARES[place]) < NEAR)
+                found += [_holds(Gain.expected(cuts.signs[i]), cuts.gain[i]) for i in np.flatnonzero(near)]
+    best = {key: abs(np.mean(found, axis=0) - CONFIDENCE).argmin() for key, found in covered.items()}
+    widening = [[round(float(WIDTHS[best[kind, place]]), 3) for place in range(len(SHARES))] for kind in (0, 1)]
+    return experience._replace(widening=widening)
+
+
+def _holds(expected: Gain, gain: float) -> Array:
+    """Say of each of `WIDTHS` whether the interval then holds the gain."""
+    intervals = [interval_of(replace(expected, widening=w).quantiles(STATED_LEVELS), 0.0) for w in WIDTHS.tolist()]
+    return np.array([low - 1e-9 <= gain <= high + 1e-9 for low, high in intervals])
 
 
 def learn(cuts: Cuts) -> dict[str, Experience]:
     """Fit without each dataset in turn, for the back-test; and to all of them, under an empty name."""
-    datasets = np.array(cuts.dataset)
-    return {name: fitted(cuts, datasets != name) for name in ("", *sorted({*cuts.dataset} - {MADE_UP}))}
+    names = sorted({*cuts.dataset.tolist()} - {MADE_UP})
+
+    @cache
+    def without(left_out: frozenset[str]) -> Experience:
+        return fitted(cuts, ~np.isin(cuts.dataset, [*left_out]))
+
+    return {
+        name: widened(
+            cuts,
+            {other: without(frozenset({name, other} - {""})) for other in names if other != name},
+            without(frozenset({name} - {""})),
+        )
+        for name in ("", *names)
+    }
 
 
 def write(experience: Experience, num_runs: int) -> None:
@@ -163,8 +210,10 @@ def write(experience: Experience, num_runs: int) -> None:
         '"""What the signs of a curve say about its future, learned from real runs.\n\n'
         f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand. One "
         "number a sign,\nin the order of `candy_monai.forecasting.signs.NAMES`. The weights are those of the chance of "
-        'no gain, of its middle\nand of its spread, each with a constant at its end.\n"""\n\n'
+        "no gain, of its middle\nand of its spread, each with a constant at its end; the widening is that at a "
+        'quarter, a half and three\nquarters of a run, of other scores and of losses.\n"""\n\n'
         f"MEANS = {row(experience.means)}\nSCALES = {row(experience.scales)}\nWEIGHTS = (\n{lines})\n"
+        f"WIDENING = ({', '.join(str(tuple(line)) for line in experience.widening)})\n"
     )
 
 
@@ -174,9 +223,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cuts = cut([*load_curves(both=True), *made_up_curves(MADE_UP_CURVES)])
     num_runs = len({run for run in cuts.run if not run.startswith(MADE_UP)})
-    learned = learn(cuts)
-    write(learned.pop(""), num_runs)
-    LEFT_OUT.write_text(json.dumps({name: experience._asdict() for name, experience in learned.items()}) + "\n")
+    experience = learn(cuts)
+    write(experience.pop(""), num_runs)
+    LEFT_OUT.write_text(json.dumps({name: known._asdict() for name, known in experience.items()}) + "\n")
     print(json.dumps({"benchmark": "calibrate", "runs": num_runs, "cuts": len(cuts.run), "signs": len(NAMES)}))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
-from candy_monai.forecasting.experience import MEANS, SCALES, WEIGHTS
+from candy_monai.forecasting.experience import MEANS, SCALES, WEIGHTS, WIDENING
 from candy_monai.forecasting.signs import NAMES, headroom_of
 
 Array = NDArray[np.float64]
@@ -24,7 +24,7 @@ FARTHEST_DEVIATION = 3.0
 LEAST_SPREAD = 0.05
 _LARGEST = 50.0  # of a logarithm, so that nothing overflows
 _MOST_MIDDLE = float(np.log(1.5))
-_EARLY = 4.0  # how much wider the distribution is the earlier before the middle of the run it is asked for
+_SHARES = (0.25, 0.5, 0.75)  # of the run, where it was learned how wide the distribution must be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Gain:
         middle: The logarithm of its median if there is one.
         spread: The standard deviation of its logarithm.
         headroom: What is left to the largest score that the metric can have; the nearer, the slower a gain grows.
-        widening: Stretches the distribution about its median, which stays.
+        widening: Stretches the distribution about its median, which stays, so that intervals hold what they say.
     """
 
     none: float
@@ -50,13 +50,13 @@ class Gain:
         """Read the distribution from the signs; a sign that is NaN counts as an ordinary one."""
         standard = standardised(signs, np.array(MEANS), np.array(SCALES))
         none, middle, spread = np.array(WEIGHTS) @ standard + promise(signs)
-        share = float(signs[NAMES.index("share")])
+        widening = WIDENING[int(signs[NAMES.index("loss")] > 0.5)]
         return cls(
             none=float(expit(none)),
             middle=float(middle),
             spread=float(np.logaddexp(0.0, spread)) + LEAST_SPREAD,
             headroom=float(headroom(signs)),
-            widening=1 + _EARLY * max(0.0, 0.5 - share),
+            widening=float(np.interp(signs[NAMES.index("share")], _SHARES, widening)),
         )
 
     def quantiles(self, levels: Sequence[float] | Array) -> Array:

@@ -30,6 +30,7 @@ NAMES = (
     "scores",
     "share",
     "rate decayed",
+    "loss",
     "promised none",
     "promised middle",
     "promised spread",
@@ -41,6 +42,7 @@ _NEAR_TOP = 0.05
 _TINY = 0.01
 _NONE = 0.002  # a gain of less than this share of the range is none
 _MOST_DECAY = 3.0
+_LEAST_RATE = 1e-6  # of the largest: a schedule may end at 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def seen_curve(
         horizon=horizon,
         top=_ceiling(values[finite], ceiling) if finite.any() else math.inf,
         axis=learning_axis(learning_rates, len(values), horizon),
-        rate_left=_rate_left(learning_rates),
+        rate_left=_rate_left(learning_rates, len(values)),
     )
 
 
@@ -137,6 +139,7 @@ def signs_of(curve: SeenCurve, promised: Array) -> Array:
             math.log(count),
             curve.now / curve.horizon,
             1 - curve.rate_left,
+            float(curve.top == 0),  # no score is positive: losses are less noisy than what is counted
             *_promise(promised, curve),
         ]
     )
@@ -171,15 +174,18 @@ def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, hori
     alike.
 
     Args:
-        learning_rates: That of each epoch so far; None, or one missing, if they are not known.
+        learning_rates: That of each epoch so far, and of as many to come as are known; None, or one missing, if they
+            are not.
         now: Epochs over.
         horizon: Epochs planned.
     """
-    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:now]
-    if not 0 < now < horizon or len(rates) < now or not (np.isfinite(rates) & (rates > 0)).all():
+    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:horizon]
+    if not 0 < now < horizon or len(rates) < now or not np.isfinite(rates).all() or rates[:now].min() <= 0:
         return np.arange(1, max(now, horizon) + 1) / horizon
-    left = 1 - np.arange(now - 1, horizon) / horizon  # when each epoch begins, from the present one on
-    decay = math.log(rates[-1] / rates.max()) / math.log(left[0]) if now > 1 else 0.0
+    rates = np.maximum(rates, _LEAST_RATE * rates.max())
+    known = len(rates)
+    left = 1 - np.arange(known - 1, horizon) / horizon  # when each epoch begins, from the last known one on
+    decay = math.log(rates[-1] / rates.max()) / math.log(left[0]) if known > 1 else 0.0
     ahead = rates[-1] * (left[1:] / left[0]) ** float(np.clip(decay, 0.0, _MOST_DECAY))
     done = np.cumsum(np.concatenate([rates, ahead]))
     return np.asarray(done / done[-1])
@@ -195,7 +201,7 @@ def _ceiling(values: Array, ceiling: float | None) -> float:
     return 1.0 if values.min() >= 0 and values.max() <= 1 else math.inf
 
 
-def _rate_left(learning_rates: Sequence[float] | Array | None) -> float:
-    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()
+def _rate_left(learning_rates: Sequence[float] | Array | None, now: int) -> float:
+    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:now]
     rates = rates[np.isfinite(rates)]
     return float(rates[-1] / rates.max()) if rates.size and rates.max() > 0 else math.nan

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candy_monai.forecasting.best_score import Forecast, forecast
+from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, interval_of
 
 T = np.arange(1, 101) / 100
 
@@ -166,6 +166,20 @@ def test_a_decaying_learning_rate_promises_less_than_a_constant_one():
     decaying = forecast(scores, 100, learning_rates=0.01 * left, method="quotient")
     constant = forecast(scores, 100, learning_rates=np.full(50, 0.01), method="quotient")
     assert decaying.score < constant.score
+
+
+def test_a_drop_of_the_learning_rate_that_is_planned_promises_less_than_none():
+    scores = noisy(saturating(0.2), 0)[:50]
+    dropping = forecast(scores, 100, learning_rates=[0.01] * 50 + [0.001] * 50, method="quotient")
+    constant = forecast(scores, 100, learning_rates=[0.01] * 100, method="quotient")
+    assert dropping.score < constant.score
+    assert constant == forecast(scores, 100, learning_rates=[0.01] * 50, method="quotient")
+
+
+def test_an_interval_leaves_a_tenth_at_either_end_or_a_fifth_above_where_the_best_may_be_over():
+    quantiles = np.array(LEVELS)
+    assert interval_of(quantiles, 0.0) == (0.1, 0.9)
+    assert interval_of(np.maximum(quantiles, 0.3), 0.3) == (0.3, 0.8)
 
 
 def test_the_chance_of_a_better_score_falls_from_one_below_the_quantiles_to_none_above_them():

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candy_monai.forecasting.experience import MEANS, SCALES, WEIGHTS
+from candy_monai.forecasting import gain
+from candy_monai.forecasting.experience import MEANS, SCALES, WEIGHTS, WIDENING
 from candy_monai.forecasting.gain import Gain, standardised
 from candy_monai.forecasting.signs import NAMES
 
@@ -63,6 +64,15 @@ def test_no_signs_give_anything_but_a_distribution(signs, rate_known):
 def test_what_was_learned_has_a_number_for_each_sign():
     assert len(MEANS) == len(SCALES) == len(NAMES)
     assert [len(line) for line in WEIGHTS] == [len(NAMES) + 1] * 3
+    assert [len(line) for line in WIDENING] == [3, 3]
+
+
+@pytest.mark.parametrize(("share", "loss", "widening"), [(0.1, 0, 2.0), (0.375, 0, 1.5), (0.75, 0, 0.5), (0.5, 1, 3.0)])
+def test_how_wide_it_is_depends_on_the_share_of_the_run_and_on_whether_it_is_a_loss(share, loss, widening, monkeypatch):
+    monkeypatch.setattr(gain, "WIDENING", ((2.0, 1.0, 0.5), (4.0, 3.0, 2.0)))
+    signs = np.array(MEANS)
+    signs[[NAMES.index("share"), NAMES.index("loss")]] = share, loss
+    assert Gain.expected(signs).widening == pytest.approx(widening)
 
 
 def test_a_sign_that_is_unknown_counts_as_an_ordinary_one_and_none_as_further_off_than_three_deviations():

@@ -40,6 +40,36 @@ def test_a_warm_up_does_not_look_like_a_schedule_that_grows_for_ever():
     assert np.diff(axis)[3:] == pytest.approx(np.diff(axis)[3])
 
 
+def test_a_drop_that_is_planned_is_foreseen():
+    rates = [1.0, 1.0, 0.1, 0.1]
+    assert learning_axis(rates, 2, 4) == pytest.approx(np.cumsum(rates) / 2.2)
+    assert learning_axis(rates[:2], 2, 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_what_is_planned_beyond_the_horizon_is_no_part_of_the_run():
+    assert learning_axis([1.0] * 8, 2, 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_of_a_plan_that_is_known_in_part_the_rest_is_continued():
+    assert learning_axis([4.0, 3.0, 2.0], 1, 4) == pytest.approx([0.4, 0.7, 0.9, 1.0])
+
+
+def test_a_schedule_may_end_at_zero():
+    axis = learning_axis([1.0, 1.0, 0.0, 0.0], 2, 4)
+    assert axis == pytest.approx([0.5, 1.0, 1.0, 1.0], abs=1e-5)
+    assert axis[1] < 1
+    assert math.isfinite(signs(learning_rates=[0.1] * 20 + [0.0] * 40)["learning left"])
+
+
+def test_a_plan_does_not_look_like_a_decay_that_has_begun():
+    assert signs(learning_rates=[0.1] * 20 + [0.01] * 40)["rate decayed"] == 0.0
+
+
+@pytest.mark.parametrize(("scores", "expected"), [(SCORES, 0.0), (SCORES - 0.9, 1.0)], ids=["dice", "negative loss"])
+def test_scores_of_which_none_is_positive_are_losses(scores, expected):
+    assert signs(scores)["loss"] == expected
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (7.0, -50.0)])
 def test_the_signs_know_neither_unit_nor_origin_of_the_score(scale, shift):
     expected = signs(ceiling=1.0)
