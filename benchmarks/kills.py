@@ -210,6 +210,9 @@ class Harness:
             for _ in range(1 if kill.seconds is None else 2):
                 if self._run(name, kill) == 0:
                     self.not_reached += 1
+                elif (self._folder / f"{name} raised").exists():
+                    self.unreadable.append(name)
+                    return
                 else:
                     self.kills[kill.kind] += 1
             code = self._run(name)
@@ -237,8 +240,12 @@ class Harness:
                 return
             if kill.prepare is not None:
                 kill.prepare()
-            with nullcontext() if kill.seconds is None else killed_after(kill.seconds):
-                yield
+            try:
+                with nullcontext() if kill.seconds is None else killed_after(kill.seconds):
+                    yield
+            except BaseException:  # it was to be killed, and nothing else
+                (self._folder / f"{name} raised").touch()
+                raise
 
         return self._launch(name, around)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def by_processes(work: Callable[[], None], count: int, *, notes: Path) -> None:
     elastic_launch(config, one)()
 
 
-def still_running(notes: Path) -> Iterable[int]:
+def still_running(notes: Path) -> list[int]:
     """Remove the notes of a launch, and return those of its processes that have not ended."""
     numbers = [int(note.name) for note in notes.glob("*")]
     for number in numbers:
@@ -88,6 +88,8 @@ def killed_after(seconds: float) -> Iterator[None]:
         if os.getppid() == victim:
             os.kill(victim, signal.SIGKILL)
         os._exit(0)
-    yield
-    os.kill(killer, signal.SIGKILL)
-    os.waitpid(killer, 0)
+    try:
+        yield
+    finally:
+        os.kill(killer, signal.SIGKILL)
+        os.waitpid(killer, 0)

@@ -24,6 +24,7 @@ def keep_freed_memory() -> None:
     For processes that are ours alone: they hold up to a gigabyte that they do not use.
     """
     if not any(name in os.environ for name in _OF_THE_USER):
+        give_back_freed_memory.cache_clear()
         _set({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED})
 
 

@@ -63,7 +63,7 @@ def parse_memory(text: str) -> int:
     """
     match = _MEMORY.fullmatch(text.strip().upper())
     amount = float(match["number"]) if match and match["number"].count(".") <= 1 and match["number"] != "." else 0.0
-    if match is None or amount <= 0:
+    if match is None or not 0 < amount < math.inf:
         raise SettingsError(f"{text!r} is no size of memory: expected for example 500M, 1G or 1.5G")
     return int(amount * 1000 ** (" KMGT".index(match["unit"])))
 

@@ -195,9 +195,11 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
         yield
     except (CandyError, MemoryError):
         raise
+    except PermissionError as error:
+        raise ImageReadError(f"{path}: may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # each decoder has its own set, down to zlib.error and struct.error
         found = " ".join(str(error).split()) or type(error).__name__
-        size = f"{path.stat().st_size} bytes"
+        size = f"{path.stat().st_size} bytes" if path.exists() else "unknown size"
         raise ImageReadError(
             f"{path}: found a file of {size} that does not decode ({found}), expected {expected}; "
             "it may be truncated or misnamed: copy or export it again"

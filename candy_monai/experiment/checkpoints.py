@@ -252,3 +252,4 @@ def _link(existing: Path, new: Path) -> None:
         os.link(existing, new)
     except OSError:  # the file system knows no links
         shutil.copyfile(existing, new)
+        flush_to_disk(new)

@@ -119,10 +119,12 @@ class Experiment:
     def close(self) -> None:
         """Let other processes have the folder, once nothing is being written."""
         self._writer.join()
-        self.checkpoints.close()
         self._snapshots = Snapshots()  # as large as the run's weights and optimizer
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            self.checkpoints.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     @property
     def experiment_id(self) -> str:
@@ -324,10 +326,14 @@ class Experiment:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno == errno.EFBIG:
+                what, then = "a file would be larger than it may be", "raise the limit, or move it to another disk"
+            elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what, then = "the disk is full", "make room"
+            else:
                 raise
             raise ExperimentError(
-                f"{self.folder}: the disk is full ({error.strerror}). The last saved state is whole: make room, then "
+                f"{self.folder}: {what} ({error.strerror}). The last saved state is whole: {then}, then "
                 "continue this run"
             ) from error
 

@@ -99,7 +99,10 @@ def weight_file(folder: Path, name: str) -> Path:
     """Return where a weight file of this name is: in its place, or where a crash left it that came after its state."""
     staged = staged_path(folder, name)
     if staged.exists():
-        record = load_state(folder)["checkpoints"].get(name)
-        if record is not None and holds(staged, record["digest"]):
-            return staged
+        try:
+            record = load_state(folder)["checkpoints"].get(name)
+            if record is not None and holds(staged, record["digest"]):
+                return staged
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ExperimentError(f"{folder / STATE}: is not the state of a run ({error!r})") from error
     return folder / name

@@ -59,7 +59,8 @@ class PredictionError(CandyError):
         self.written = tuple(written)
         lines = "".join(f"\n  - {case_id}: {_reason(error)}" for case_id, error in failures.items())
         count = len(failures) + len(written)
-        super().__init__(f"{len(failures)} of {count} cases could not be predicted; the others are done:{lines}")
+        others = "the others are done" if written else "none is done"
+        super().__init__(f"{len(failures)} of {count} cases could not be predicted; {others}:{lines}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +85,8 @@ class CasePredictor(ABC):
 
     Args:
         largest_component: Keep only the largest connected part of each class.
-        memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
+        memory: Bytes that a case may take above what the process holds before; None for as many as it needs. The C
+            library then gives freed memory back at once, in this process and from now on.
     """
 
     def __init__(self, *, largest_component: bool = False, memory: int | None = None) -> None:
@@ -205,7 +207,7 @@ class CasePredictor(ABC):
         self.listener = listener or PredictionListener()
         cases = input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims)
         paths = {case.case_id: Path(target) / f"{case.case_id}{written_suffix(case)}" for case in cases}
-        check_target(cases, list(paths.values()), Path(target), source)
+        check_target(cases, list(paths.values()), Path(target), source, probabilities=probabilities)
         self.listener.on_started(len(cases), *self._largest(cases, probabilities))
         failures: dict[str, Exception] = {}
         with Writer(failures) as writer:
@@ -215,6 +217,8 @@ class CasePredictor(ABC):
                 else:
                     writer.write(outcome, case, paths[case.case_id])
                     del outcome
+                    if self.memory is not None:
+                        writer.wait()
                 self.listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
         written = [path for case_id, path in paths.items() if case_id not in failures]
         if len(cases) == 1 and failures:

@@ -121,9 +121,10 @@ class EnsemblePredictor(CasePredictor):
     def _averaged_on_the_file_s_grid(self, case: PreparedCase, *, on_disk: bool, probabilities: bool) -> Prediction:
         total: torch.Tensor | None = None
         for member, own in self._own_cases(case):
-            part = member.predicted(own, on_disk=on_disk, probabilities=True).probabilities
+            part = member.run_within(own, on_disk=on_disk, probabilities=True).probabilities
             assert part is not None
             total = part.as_tensor() if total is None else total.add_(part.as_tensor())
+            del part  # or it would be held while the next one is made
         assert total is not None
         mean = total.div_(len(self.members))
         painter = self.members[0].plain_painter(case.shape)

@@ -203,7 +203,9 @@ class WholeOrWindowsInferer(WindowInferer):
 
     def runs_whole(self, size: Sequence[int]) -> bool:
         """Tell whether an image of this spatial size is run at once."""
-        return math.prod(self._padded(size)) <= WHOLE_IMAGE_LIMIT * math.prod(self.window_shape)
+        padded = self._padded(size)
+        # Of an image of one divisor a single voxel is left at the bottom, which no instance norm can do with.
+        return padded != self.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.window_shape)
 
     @override
     def num_windows(self, size: Sequence[int]) -> int:

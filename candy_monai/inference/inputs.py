@@ -184,7 +184,10 @@ def find_inputs(path: PathLike, *, num_channels: int) -> list[InputCase]:
         raise BadInputError(f"{path}: no such file or folder")
     if path.is_file():
         return [_single_case(path, num_channels)]
-    files = sorted(file for file in path.iterdir() if _is_image(file))
+    try:
+        files = sorted(file for file in path.iterdir() if _is_image(file))
+    except OSError as error:
+        raise BadInputError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions") from error
     if not files:
         raise BadInputError(f"{path}: no image in this folder")
     return _grouped(files, num_channels=num_channels)
@@ -252,7 +255,8 @@ def _grouped(files: Sequence[Path], *, num_channels: int) -> list[InputCase]:
             case_id, channel = stem_of(file), 0
         if channel in cases.setdefault(case_id, {}):
             problems.setdefault(case_id, []).append(
-                f"{file.name}: channel {channel:04d} of case {case_id} is there twice"
+                f"{file}: channel {channel:04d} of case {case_id} is also in {cases[case_id][channel].name}; "
+                "move one of them away"
             )
         cases[case_id][channel] = file
     for case_id, channels in cases.items():
@@ -289,7 +293,8 @@ def _single_case(path: Path, num_channels: int) -> InputCase:
 
 
 def _is_image(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and image_suffix(path) in READABLE
+    is_file = path.is_file() or path.is_symlink()  # to read a link that leads nowhere says so
+    return is_file and not path.name.startswith(".") and image_suffix(path) in READABLE
 
 
 def _case_and_channel(path: Path) -> tuple[str, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _CHANNEL_BLOCK = 16
 _DECODING = 3.0  # copies of an image while it is decoded and turned into float32
 _PREPROCESSING = 2.5  # copies while it is normalised and its mask is made
 _RESAMPLING = 2.0  # copies of the image on the plan's grid while it is made
-_WRITING = 2  # copies of probabilities while they are written, which goes on beside the next case
+_WRITING = 3  # copies of probabilities while they are written
 _UNSEEN = 1.05  # of a call: what libraries hold beside the tensors
 _PAINTED_AT_ONCE, _PAINTING = 2**22, 6  # voxels of the planes that `LabelPainter` works on, and copies of them
 
@@ -37,13 +37,15 @@ class NetworkMemory:
     Attributes:
         num_bytes: The most that is held at a time, outputs included and weights not.
         num_channels: Channels of its output.
+        output_bytes: What that takes.
     """
 
     num_bytes: int
     num_channels: int
+    output_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """What predicting one case takes above what the process held before, in bytes.
 
@@ -51,6 +53,7 @@ class MemoryEstimate:
         preparing: While the case is read and preprocessed.
         image: The preprocessed case.
         network: One call of the network.
+        output: The part of that which it returns.
         cells: Unfinished scores.
         labels: The label map and what is made of it.
         all_scores: All classes at full size, where they are held: for probabilities.
@@ -62,6 +65,7 @@ class MemoryEstimate:
     network: int
     cells: int
     labels: int
+    output: int = 0
     all_scores: int = 0
     on_demand: int = 0
 
@@ -85,11 +89,12 @@ class MemoryEstimate:
 
     def with_members(self, count: int) -> MemoryEstimate:
         """Return what an ensemble takes whose members go through the image side by side."""
-        return replace(self, cells=count * self.cells)
+        return replace(self, cells=count * self.cells, network=self.network + (count - 1) * self.output)
 
     def or_more(self, other: MemoryEstimate) -> MemoryEstimate:
         """Return the larger of each of two cases' numbers."""
-        return MemoryEstimate(*map(max, astuple(self), astuple(other)))
+        mine, its = asdict(self), asdict(other)
+        return MemoryEstimate(**{name: max(mine[name], its[name]) for name in mine})
 
 
 def network_memory(network: nn.Module, input_shape: Sequence[int]) -> NetworkMemory | None:
@@ -107,7 +112,8 @@ def network_memory(network: nn.Module, input_shape: Sequence[int]) -> NetworkMem
         with torch.no_grad(), _LiveBytes() as live:
             output = copied(torch.empty(*input_shape, device="meta"))
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        return NetworkMemory(num_bytes=live.most, num_channels=tensors[0].shape[1])
+        scores = tensors[0]
+        return NetworkMemory(num_bytes=live.most, num_channels=scores.shape[1], output_bytes=scores.nbytes)
     except Exception:  # any network may do what meta tensors cannot
         return None
 
@@ -119,6 +125,8 @@ def estimate(
     num_channels: int,
     network: NetworkMemory,
     grid: WindowGrid | None,
+    is_resampled: bool,
+    is_mirrored: bool = False,
 ) -> MemoryEstimate:
     """Work out what predicting one case takes.
 
@@ -128,22 +136,24 @@ def estimate(
         num_channels: The image's channels.
         network: One call, for as many windows as are run at once.
         grid: The windows; None where the image is run whole.
+        is_resampled: Whether scores are brought to the file's grid by resampling.
+        is_mirrored: Whether the scores of mirror images are averaged.
     """
     raw, image = (num_channels * math.prod(size) * _FLOAT for size in (file_shape, shape))
-    resampled = tuple(sorted(file_shape)) != tuple(sorted(shape))
     cells = 0
     if grid is not None:
-        cells = network.num_channels * CellLayout(grid, in_layers=resampled).most_voxels_held() * _FLOAT
+        cells = network.num_channels * CellLayout(grid, in_layers=is_resampled).most_voxels_held() * _FLOAT
     whole, restored = (network.num_channels * math.prod(size) * _FLOAT for size in (shape, file_shape))
     painting = _PAINTING * _FLOAT * min(_PAINTED_AT_ONCE, math.prod(file_shape))
     id_bytes = 1 if network.num_channels <= 256 else 2
     return MemoryEstimate(
-        preparing=int(max(_DECODING * raw, _PREPROCESSING * raw + (_RESAMPLING * image if resampled else 0))),
+        preparing=int(max(_DECODING * raw, _PREPROCESSING * raw + (_RESAMPLING * image if is_resampled else 0))),
         image=image,
-        network=int(_UNSEEN * network.num_bytes),
+        network=int(_UNSEEN * network.num_bytes) + (2 * network.output_bytes if is_mirrored else 0),
+        output=network.output_bytes,
         cells=cells,
-        labels=2 * id_bytes * math.prod(file_shape) + (painting if resampled else 0),
-        on_demand=max(2 * whole, whole + restored) + _WRITING * restored,
+        labels=2 * id_bytes * math.prod(file_shape) + (painting if is_resampled else 0),
+        on_demand=max(2 * whole, whole + restored, _WRITING * restored) + restored,
     )
 
 
@@ -168,8 +178,10 @@ def fits_on_disk_only(needed: MemoryEstimate, memory: int) -> bool:
 
 
 def in_units(num_bytes: float) -> str:
-    """Write a number of bytes for people: ``0.5 GB``, ``12 MB``."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.0f} MB"
+    """Write a number of bytes for people: ``0.5 GB``, ``12 MB``, ``3 kB``."""
+    if num_bytes >= 1e8:
+        return f"{num_bytes / 1e9:.1f} GB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

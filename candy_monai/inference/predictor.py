@@ -138,15 +138,15 @@ class Predictor(CasePredictor, HasDevice):
     @override
     def run(self, case: PreparedCase, *, probabilities: bool = False) -> Prediction:
         on_disk = self.goes_to_disk(case, probabilities=probabilities)
-        return self.predicted(case, on_disk=on_disk, probabilities=probabilities)
+        return self.run_within(case, on_disk=on_disk, probabilities=probabilities)
 
-    def predicted(self, case: PreparedCase, *, on_disk: bool, probabilities: bool) -> Prediction:
-        """Predict a preprocessed case.
+    def run_within(self, case: PreparedCase, *, on_disk: bool, probabilities: bool = False) -> Prediction:
+        """Predict a preprocessed case, wherever unfinished logits are to be.
 
         Args:
             case: The case.
-            on_disk: Whether to keep unfinished logits in temporary files.
-            probabilities: Whether to return them.
+            on_disk: Whether to keep them in temporary files.
+            probabilities: Whether to return the probability of each class, too.
         """
         image = case.cases[0].image
         return build_prediction(
@@ -207,11 +207,14 @@ class Predictor(CasePredictor, HasDevice):
             return None
         if self.preprocessor is not None:
             shape = self.preprocessor.shape_on_grid(geometry)
-        return self._estimate_shapes(geometry.spatial_shape, shape)
+        is_resampled = sorted(geometry.spatial_shape) != sorted(shape)
+        return self._estimate_shapes(geometry.spatial_shape, shape, is_resampled=is_resampled)
 
     @override
     def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
-        return self._estimate_shapes(case.shape, tuple(case.cases[0].image.shape[1:]))
+        first = case.cases[0]
+        shape = tuple(first.image.shape[1:])
+        return self._estimate_shapes(case.shape, shape, is_resampled=first.geometry.is_resampled)
 
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which `bricks` come."""
@@ -265,7 +268,7 @@ class Predictor(CasePredictor, HasDevice):
             raise SettingsError(f"{self._folder}: trained without a plan that names the axes: give mirror=(0, 1, ...)")
         return self.plan.mirror_axes if mirror and self.plan is not None else ()
 
-    def _estimate_shapes(self, file_shape: Shape, shape: Shape) -> MemoryEstimate | None:
+    def _estimate_shapes(self, file_shape: Shape, shape: Shape, *, is_resampled: bool) -> MemoryEstimate | None:
         inferer = self._inferer
         if not isinstance(inferer, WindowInferer):
             return None
@@ -273,9 +276,17 @@ class Predictor(CasePredictor, HasDevice):
         if once is None:
             return None
         grid = None if inferer.num_windows(shape) == 1 else inferer.grid(shape)
-        needed = estimate(file_shape=file_shape, shape=shape, num_channels=self.num_channels, network=once, grid=grid)
+        needed = estimate(
+            file_shape=file_shape,
+            shape=shape,
+            num_channels=self.num_channels,
+            network=once,
+            grid=grid,
+            is_resampled=is_resampled,
+            is_mirrored=bool(self._mirror_axes),
+        )
         on_host = self.device().type == "cpu"
-        return needed if on_host else dataclasses.replace(needed, network=0, cells=0)
+        return needed if on_host else dataclasses.replace(needed, network=0, output=0, cells=0)
 
     def _network_memory(self, input_shape: Shape) -> NetworkMemory | None:
         known = self._known_memory

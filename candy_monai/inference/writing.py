@@ -48,14 +48,15 @@ class Writer:
 
     def write(self, prediction: Prediction, case: InputCase, path: Path) -> None:
         """Have a prediction written; waits for the one before."""
-        self._wait()
+        self.wait()
         self._pending = self._pool.submit(self._write, prediction, case, path)
 
     def __exit__(self, *_: object) -> None:
-        self._wait()
+        self.wait()
         self._pool.shutdown()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -71,20 +72,45 @@ def _write(prediction: Prediction, case: InputCase, path: Path) -> None:
     like = case.files[0] if case.files else prediction.labels
     save_image(prediction.labels.as_tensor(), path, like=like)
     if prediction.probabilities is not None:
-        name = f"{case.case_id}_probabilities.nii.gz"
-        save_image(prediction.probabilities.as_tensor(), path.with_name(name), like=prediction.labels)
+        save_image(prediction.probabilities.as_tensor(), _beside(path, case), like=prediction.labels)
 
 
-def check_target(cases: Sequence[InputCase], paths: Sequence[Path], target: Path, source: Inputs) -> None:
-    """Refuse to write over the images or each other, and make the folder."""
-    images = {file.resolve() for case in cases for file in case.files}
+def check_target(
+    cases: Sequence[InputCase], paths: Sequence[Path], target: Path, source: Inputs, *, probabilities: bool = False
+) -> None:
+    """Refuse to write beside the images or over each other, and make the folder.
+
+    Args:
+        cases: The cases.
+        paths: Where their label maps go.
+        target: The folder.
+        source: Where the cases come from.
+        probabilities: Whether probabilities are written, too.
+
+    Raises:
+        BadInputError: If the folder holds images to predict, cannot be made, or two files would be the same.
+    """
+    folders = {file.resolve().parent for case in cases for file in case.files}
     is_source = isinstance(source, str | Path) and target.resolve() == Path(source).resolve()
-    if is_source or any(path.resolve() in images for path in paths):
-        raise BadInputError(f"{target}: holds the images to predict; choose another folder for the label maps")
-    if len(set(paths)) < len(cases):
-        raise BadInputError("several cases have the same name, so their label maps would overwrite each other")
+    if is_source or target.resolve() in folders:
+        raise BadInputError(
+            f"{target}: holds the images to predict, and a label map would be taken for one of them the next time; "
+            "choose another folder for the label maps"
+        )
+    written = [*paths, *(map(_beside, paths, cases) if probabilities else ())]
+    twice = sorted({path.name for path in written if written.count(path) > 1})
+    if twice:
+        raise BadInputError(f"{target}: several cases would be written to {twice[0]}; give them different names")
     check_writable(target)
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{target}: the folder cannot be made ({error.strerror}); choose another") from error
+
+
+def _beside(path: Path, case: InputCase) -> Path:
+    """Return where the probabilities of a case go."""
+    return path.with_name(f"{case.case_id}_probabilities.nii.gz")
 
 
 def written_suffix(case: InputCase) -> str:

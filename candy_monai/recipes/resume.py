@@ -16,6 +16,7 @@ from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.folder import DESCRIPTION
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
@@ -64,7 +65,9 @@ def resume_training(
     folder = Path(experiment)
     saved = SavedRun.load(folder)
     facts, plan = saved.description.get("dataset"), saved.description.get("plan")
-    if not _are_facts(facts) or not isinstance(plan, dict):
+    if facts is not None and not _are_facts(facts):
+        raise BadInputError(f"{folder / DESCRIPTION}: does not name the dataset, the store and the cases of the run")
+    if facts is None or not isinstance(plan, dict):
         raise BadInputError(
             f"{folder}: was trained from Python, so only its script knows the data: "
             f"call recover_from({folder.name!r}).continue_training() on its trainer"
@@ -132,10 +135,12 @@ def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
-    """Return where the store was, if it still is, or is beside the experiments: no file names where else to write."""
-    store = Path(facts["store"])
-    if store == store_of(None, folder.resolve().parents[1]) or has_been_used(store):
+    """Return where the store is that was used, or the one beside the experiments: no file says where else to write."""
+    store, beside = Path(facts["store"]), store_of(None, folder.resolve().parent.parent)
+    if store == beside or has_been_used(store):
         return store
+    if has_been_used(beside):  # both were moved
+        return beside
     raise BadInputError(f"{store}: the store is not there any more; say where it is, or is to be (--store)")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import optim
 
 from candy_monai.errors import ExperimentError, SettingsError
@@ -27,6 +28,7 @@ Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
 
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment")
+_PLACES = ("folder", "store")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,7 @@ class SavedRun:
         Raises:
             ExperimentError: If anything differs; every difference is listed.
         """
-        saved = {name: value for name, value in self.description.items() if name not in _ABOUT_THE_RUN}
-        found = differences(saved, facts)
+        found = differences(_what_was_trained(self.description), _what_was_trained(facts))
         if found and not self.force:
             lines = "".join(f"\n  - {line}" for line in found)
             raise ExperimentError(
@@ -192,12 +193,21 @@ class ReopenedRun:
     epoch_generators: GeneratorStates | None
 
 
+def _what_was_trained(facts: Mapping[str, object]) -> dict[str, object]:
+    """Leave out what is about the run alone, and where the data are: what they hold is compared by its digest."""
+    kept = {name: value for name, value in facts.items() if name not in _ABOUT_THE_RUN}
+    dataset = kept.get("dataset")
+    if isinstance(dataset, dict):
+        kept["dataset"] = {name: value for name, value in dataset.items() if name not in _PLACES}
+    return kept
+
+
 @contextmanager
 def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
     """Turn whatever a state does that is not of this trainer, or of no trainer at all, into an error that says so."""
     try:
         yield
-    except ExperimentError:
+    except (ExperimentError, torch.OutOfMemoryError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(f"{type(error).__name__}: {error}".split())[:300]

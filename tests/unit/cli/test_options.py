@@ -111,7 +111,7 @@ def test_a_size_of_memory_has_a_unit_of_powers_of_1000(text, num_bytes):
     assert parse_memory(text) == num_bytes
 
 
-@pytest.mark.parametrize("text", ["1", "G", "0G", "-1G", "1.2.3G", ".G", "1 X", "many"])
+@pytest.mark.parametrize("text", ["1", "G", "0G", "-1G", "1.2.3G", ".G", "1 X", "many", "9" * 400 + "G"])
 def test_what_is_no_size_of_memory_is_refused(text):
     with pytest.raises(SettingsError, match="is no size of memory"):
         parse_memory(text)

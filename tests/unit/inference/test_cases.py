@@ -229,6 +229,32 @@ def test_bad_inputs_are_named_and_the_good_ones_are_done(predictor, mixed_folder
     assert [case_id for case_id, error in seen.items() if error is None] == ["good_1", "good_2"]
 
 
+def test_probabilities_that_would_replace_a_label_map_are_refused_before_anything_is_written(predictor, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "a_probabilities"):
+        _save(tmp_path / "in" / f"{name}.nii.gz", _volume((5, 4, 3)))
+    with pytest.raises(BadInputError, match=r"several cases would be written to a_probabilities\.nii\.gz"):
+        predictor.predict_to_files(tmp_path / "in", tmp_path / "out", probabilities=True)
+    assert not (tmp_path / "out").exists()
+    assert len(predictor.predict_to_files(tmp_path / "in", tmp_path / "out")) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_named(predictor, tmp_path, monkeypatch):
+    _save(tmp_path / "a.nii.gz", _volume((5, 4, 3)))
+
+    def refused(folder, **_options):
+        raise OSError(30, "Read-only file system", str(folder))
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", refused)
+    with pytest.raises(BadInputError, match="out: the folder cannot be made .Read-only file system"):
+        predictor.predict_to_files(tmp_path / "a.nii.gz", tmp_path / "out")
+
+
+def test_where_every_case_fails_none_is_said_to_be_done():
+    error = PredictionError({"a": ValueError("x"), "b": ValueError("y")}, [])
+    assert "2 of 2 cases could not be predicted; none is done" in str(error)
+
+
 def test_a_lone_bad_input_is_its_own_error(predictor, mixed_folder, tmp_path):
     with pytest.raises(BadInputError, match=r"empty\.nii\.gz"):
         predictor.predict_to_files(mixed_folder / "empty.nii.gz", tmp_path / "out")

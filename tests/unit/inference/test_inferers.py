@@ -31,6 +31,15 @@ def test_a_small_image_is_run_at_once_with_every_axis_fitting_the_network():
     assert torch.equal(logits, image)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_an_image_of_which_one_voxel_would_be_left_is_padded_to_a_window(size):
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.InstanceNorm2d(1), torch.nn.Upsample(scale_factor=8))
+    inferer = WholeOrWindowsInferer((16, 16), divisor=(8, 8))
+    assert inferer.num_windows(size) == 1
+    assert inferer.input_shape(size, torch.device("cpu")) == (1, 16, 16)
+    assert inferer(torch.randn(1, 1, *size), network).shape == (1, 1, *size)
+
+
 def test_a_large_image_is_run_in_windows_of_the_asked_shape():
     seen = []
 

@@ -77,8 +77,25 @@ def test_a_lone_zero_is_a_channel(tmp_path):
 def test_a_numbered_case_and_a_channel_that_would_be_written_to_one_file_are_an_error(tmp_path):
     _touch(tmp_path, "scan_0001.nii.gz", "scan_0001_0000.nii.gz")
     (case,) = find_inputs(tmp_path, num_channels=1)
-    with pytest.raises(BadInputError, match="channel 0000 of case scan_0001 is there twice"):
+    with pytest.raises(BadInputError, match="channel 0000 of case scan_0001 is also in scan_0001.nii.gz"):
         case.load(num_channels=1)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz")
+    (tmp_path / "b_0000.nii.gz").symlink_to(tmp_path / "gone")
+    assert _ids(tmp_path, 1) == ["a", "b"]
+    with pytest.raises(BadInputError, match=r"b_0000\.nii\.gz: no such file"):
+        find_inputs(tmp_path, num_channels=1)[1].load(num_channels=1)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    with pytest.raises(BadInputError, match="the folder cannot be read .Permission denied.; check its permissions"):
+        find_inputs(tmp_path, num_channels=1)
 
 
 @pytest.mark.parametrize("channel", ["0000", "0001"])

@@ -34,10 +34,18 @@ def test_a_network_that_needs_values_has_no_estimate():
     assert network_memory(Curious(), (1, 1, 4, 4)) is None
 
 
-def _estimate(size=(64, 64, 64), file_shape=None, num_classes=8):
+def _estimate(size=(64, 64, 64), file_shape=None, num_classes=8, **options):
     needed = network_memory(nn.Conv3d(1, num_classes, 1), (1, 1, 16, 16, 16))
     grid = WindowGrid(size=size, window=(16, 16, 16))
-    return estimate(file_shape=file_shape or size, shape=size, num_channels=1, network=needed, grid=grid)
+    return estimate(
+        file_shape=file_shape or size,
+        shape=size,
+        num_channels=1,
+        network=needed,
+        grid=grid,
+        is_resampled=file_shape is not None,
+        **options,
+    )
 
 
 def test_unfinished_scores_do_not_grow_with_the_longest_axis():
@@ -60,6 +68,13 @@ def test_probabilities_take_all_classes_at_both_sizes():
     assert with_probabilities.without_cells == with_probabilities.total - needed.cells
 
 
+def test_mirror_images_and_members_hold_their_outputs_too():
+    plain, mirrored = _estimate(), _estimate(is_mirrored=True)
+    assert mirrored.network - plain.network == 2 * 4 * 8 * 16**3
+    assert plain.with_members(3).network - plain.network == 2 * 4 * 8 * 16**3
+    assert plain.with_members(3).cells == 3 * plain.cells
+
+
 def test_of_two_cases_the_larger_numbers_count():
     one, other = _needs(5, other=1), _needs(3, other=2)
     assert one.or_more(other) == other.or_more(one) == _needs(5, other=2)
@@ -80,4 +95,9 @@ def test_a_case_that_fits_in_no_way_is_refused_with_what_it_needs():
 
 
 def test_sizes_are_written_for_people():
-    assert [in_units(size) for size in (1_234_000_000, 140 * _MB, 3 * _MB)] == ["1.2 GB", "0.1 GB", "3 MB"]
+    assert [in_units(size) for size in (1_234_000_000, 140 * _MB, 3 * _MB, 1000)] == [
+        "1.2 GB",
+        "0.1 GB",
+        "3 MB",
+        "1 kB",
+    ]

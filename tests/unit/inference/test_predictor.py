@@ -112,6 +112,13 @@ def test_an_image_is_never_overwritten_by_its_prediction(experiment, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_no_label_map_is_put_where_it_would_be_taken_for_an_image(experiment, tmp_path):
+    path, _ = _scan(tmp_path / "a_0000.nii.gz")
+    with pytest.raises(BadInputError, match="would be taken for one of them the next time"):
+        _Small(experiment).predict_to_files(path, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("padding", [Pad2d(16, mode="reflect"), Pad2d((8, 32), value=0.5)], ids=repr)
 def test_a_padding_of_ours_is_found_in_the_experiment_and_reproduces_validation(tmp_path, padding):
     class Padded(SmallTrainer):

@@ -89,7 +89,7 @@ def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phant
         other = write_phantom_dataset(tmp_path / "other", num_cases=6, shape=(24, 26, 16), seed=9)
         with pytest.raises(ExperimentError, match=r"dataset\.digest"):
             resume_training(crashed, dataset=other, device="cpu", on_progress=_quiet)
-        resume_training(crashed, dataset=phantom, device="cpu", on_progress=_quiet, force=True)
+        resume_training(crashed, dataset=phantom, device="cpu", on_progress=_quiet)
     finally:
         phantom.rename(phantom.with_name("phantom"))
     assert load_state(crashed)["progress"]["epoch"] == 2
@@ -103,6 +103,7 @@ def _described(folder, **facts):
 
 
 def test_nothing_is_written_to_a_folder_that_only_the_description_calls_a_store(phantom, crashed, tmp_path):
+    (crashed.parents[1] / ".store").rename(tmp_path / "out" / "elsewhere")
     precious = tmp_path / "precious"
     precious.mkdir()
     for folder in (precious, tmp_path / "new"):
@@ -113,9 +114,16 @@ def test_nothing_is_written_to_a_folder_that_only_the_description_calls_a_store(
         assert not list(precious.iterdir())
 
 
+def test_experiments_that_moved_together_with_their_store_find_it(crashed, tmp_path):
+    moved = (tmp_path / "out").rename(tmp_path / "moved") / "UNetTrainer" / crashed.name
+    resume_training(moved, device="cpu", on_progress=_quiet)
+    assert load_state(moved)["progress"]["epoch"] == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_description_that_names_no_cases_is_refused(crashed):
     _described(crashed, training=None)
-    with pytest.raises(BadInputError, match=crashed.name):
+    with pytest.raises(BadInputError, match=r"experiment.json: does not name .* the cases of the run"):
         resume_training(crashed, device="cpu", on_progress=_quiet)
 
 
