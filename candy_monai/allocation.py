@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in malloc.h
@@ -35,18 +34,7 @@ def give_back_freed_memory() -> None:
     _set({_MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _LARGE_BYTES})
 
 
-def give_back_unused_memory() -> None:
-    """Give back what is free now, holes between blocks included, and change nothing for later. Takes milliseconds."""
-    if (trim := _c_library_s("malloc_trim")) is not None:
-        trim(0)
-
-
 def _set(options: dict[int, int]) -> None:
-    if (mallopt := _c_library_s("mallopt")) is not None:
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         for option, value in options.items():
             mallopt(option, value)
-
-
-@cache
-def _c_library_s(name: str) -> Callable[..., int] | None:
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

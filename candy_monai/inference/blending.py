@@ -18,7 +18,6 @@ from monai.data.utils import compute_importance_map
 from torch import Tensor
 
 from candy_monai.aliases import Shape
-from candy_monai.allocation import give_back_unused_memory
 from candy_monai.inference.windows import Slices, WindowGrid
 
 Network = Callable[[Tensor], Tensor]
@@ -28,9 +27,6 @@ CellFactory = Callable[[Shape, torch.device], Tensor]
 """Makes room for a cell ``(K, *cell)``, float32."""
 
 _CellIndex = tuple[int, ...]
-
-_TIDIED_EVERY = 8
-"""Calls of the network on a CPU after which freed memory is given back: between cells it leaves more and more holes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,8 +216,6 @@ def blended_bricks(
                 elif brick := _brick(grid, layout.place(cell), sums, partial(layout.weights, cell, importance)):
                     yield brick
         del scores, part  # or they would still be held while the network makes the next ones
-        if image.device.type == "cpu" and (first // batch_size) % _TIDIED_EVERY == _TIDIED_EVERY - 1:
-            give_back_unused_memory()
 
 
 def _brick(grid: WindowGrid, place: Slices, sums: Tensor, weights: Callable[[], Tensor]) -> Brick | None:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(
 WORK = """
 import resource
 import torch
-from candy_monai.allocation import give_back_freed_memory, give_back_unused_memory, keep_freed_memory
+from candy_monai.allocation import give_back_freed_memory, keep_freed_memory
 
 def fetched():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -55,16 +55,3 @@ del blocks
 print(before - held())
 """
     assert number("give_back_freed_memory()" + holes) > 0.95 * 70 * 4 * 500_000
-
-
-def test_holes_can_be_given_back_once():
-    holes = """
-keep_freed_memory()
-blocks = [torch.ones(500_000) for _ in range(80)]
-before, kept = held(), blocks[::8]
-del blocks
-in_vain = before - held()
-give_back_unused_memory()
-print(before - held() - 10 * in_vain)
-"""
-    assert number(holes) > 0.9 * 70 * 4 * 500_000
