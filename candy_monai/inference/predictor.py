@@ -333,30 +333,3 @@ class Predictor(CasePredictor, HasDevice):
         network = self.description.get("network")
         shape = network.get("example_shape") if isinstance(network, dict) else None
         return tuple(shape) if isinstance(shape, list) else ()
-
-
-def load_predictor(
-    experiment: PathLike,
-    *,
-    network: nn.Module | None = None,
-    checkpoint: str = "best",
-    device: Device = "cpu",
-    **options: Any,
-) -> Predictor:
-    """Return the predictor of an experiment: its bundle's where it belongs to one, else a plain `Predictor`.
-
-    Args:
-        experiment: The experiment folder.
-        network: The network to load the weights into, for trainers that belong to no bundle.
-        checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
-        device: Where to predict.
-        options: Further keywords of `Predictor`, such as ``mirror`` and ``memory``.
-
-    Raises:
-        ExperimentError: If the folder is no experiment, or its network cannot be built again.
-    """
-    bundle = read_description(experiment).get("bundle")
-    predictor = find_bundle(bundle).predictor if isinstance(bundle, str) else Predictor
-    if not issubclass(predictor, Predictor):
-        raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
-    return predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

@@ -15,7 +15,8 @@ from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import read_description
 from candy_monai.frontends.base import Frontend
-from candy_monai.inference.predictor import Predictor, load_predictor
+from candy_monai.inference.loading import load_predictor
+from candy_monai.inference.predictor import Predictor
 from candy_monai.network import Precision
 from candy_monai.processes import Processes
 from candy_monai.recipes.candidates import choose

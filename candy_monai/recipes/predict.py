@@ -11,7 +11,8 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.folder import read_description
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.predictor import Predictor, load_predictor
+from candy_monai.inference.loading import load_predictor
+from candy_monai.inference.predictor import Predictor
 from candy_monai.recipes.train import load_trainer_class
 from candy_monai.training.segmentation import SegmentationTrainer
 

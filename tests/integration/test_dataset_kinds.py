@@ -15,7 +15,7 @@ from PIL import Image
 from candy_monai.data.io import load_image, read_geometry
 from candy_monai.data.nnunet import NNUNetDataset, check_dataset
 from candy_monai.data.nnunet_description import NNUNetCase
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.inference.loading import load_predictor
 from candy_monai.recipes.train import train_dataset
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.notion import NotionFrontend
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.inference.loading import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.train import load_trainer_class, train_dataset
 
