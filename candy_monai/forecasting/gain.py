@@ -66,8 +66,9 @@ class Gain:
         centre = float(_normal(np.array((0.5 - self.none) / max(1 - self.none, 1e-9)))) if self.none < 0.5 else 0.0
         deviation = centre + self.widening * (deviation - centre)
         middle = min(self.middle, _MOST_MIDDLE - self.spread * centre)
-        gains = np.exp(np.minimum(middle + self.spread * deviation, _LARGEST))
-        return np.where(among_gains > 0, gains / (1 + gains / max(self.headroom, 1e-9)), 0.0)
+        gains = np.exp(np.clip(middle + self.spread * deviation, -_LARGEST, _LARGEST))
+        # Half the harmonic mean of gain and headroom; each step is monotone, so that rounding keeps the order.
+        return np.where(among_gains > 0, 1 / (1 / gains + 1 / max(self.headroom, 1e-9)), 0.0)
 
 
 def standardised(signs: Array, means: Array, scales: Array) -> Array:

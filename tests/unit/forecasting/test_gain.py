@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from candy_monai.forecasting import gain
@@ -51,6 +51,7 @@ def test_quantiles_rise_from_zero_to_no_more_than_the_headroom(none, middle, spr
 
 
 @given(signs=st.lists(st.floats(-50, 50), min_size=len(NAMES), max_size=len(NAMES)), rate_known=st.booleans())
+@example(signs=[0.0] * 15 + [8.0, 10.390625], rate_known=False)  # gains that round to the headroom, out of order once
 @settings(max_examples=60, deadline=None)
 def test_no_signs_give_anything_but_a_distribution(signs, rate_known):
     values = np.array(signs)
