@@ -50,9 +50,9 @@ def ours(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
 
 def ours_on_disk(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     from candy_monai.inference.inferers import WindowInferer
-    from candy_monai.inference.scratch import disk_cell
+    from candy_monai.inference.scratch import room_on_disk
 
-    return WindowInferer(WINDOW, overlap=0.5, new_cell=disk_cell).labels(images, model)
+    return WindowInferer(WINDOW, overlap=0.5, new_room=room_on_disk).labels(images, model)
 
 
 def nnunet(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:

@@ -9,13 +9,31 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in malloc.h
 _LARGEST_KEPT = 1 << 25  # bytes of a block; the library allows no more
 _MOST_UNUSED = 1 << 30
+_MOST_UNUSED_MEANWHILE = 1 << 29
 _LARGE_BYTES = 1 << 20
 _OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
+
+
+class _Process:
+    """What holds for this process.
+
+    Attributes:
+        is_settled: Whether somebody chose for good.
+        num_keeping: How many keep freed memory meanwhile.
+        lock: To be held while one of these is changed.
+    """
+
+    is_settled = any(name in os.environ for name in _OF_THE_USER)
+    num_keeping = 0
+    lock = threading.Lock()
 
 
 def keep_freed_memory() -> None:
@@ -25,16 +43,48 @@ def keep_freed_memory() -> None:
     """
     if not any(name in os.environ for name in _OF_THE_USER):
         give_back_freed_memory.cache_clear()
-        _set({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED})
+        _settle({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED})
 
 
 @cache
 def give_back_freed_memory() -> None:
     """Have blocks from 1 MB given back as soon as they are freed: a process then holds what it uses, and is slower."""
-    _set({_MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _LARGE_BYTES})
+    _settle({_MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _LARGE_BYTES})
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Have blocks up to 32 MB used again meanwhile, and give back in the end what is not used any more.
+
+    For many passes of a network in a process that is not ours alone. Changes nothing where one of the functions above
+    or the user chose. Afterwards the library stands where it gets to by itself once a block of 32 MB has been freed.
+    """
+    with _Process.lock:
+        _Process.num_keeping += 1
+        if _Process.num_keeping == 1 and not _Process.is_settled:
+            _set({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED_MEANWHILE})
+    try:
+        yield
+    finally:
+        with _Process.lock:
+            _Process.num_keeping -= 1
+            if not _Process.num_keeping and not _Process.is_settled:
+                _set({_TRIM_THRESHOLD: 2 * _LARGEST_KEPT})
+                _call("malloc_trim", 0)
+
+
+def _settle(options: dict[int, int]) -> None:
+    with _Process.lock:
+        _Process.is_settled = True
+        _set(options)
 
 
 def _set(options: dict[int, int]) -> None:
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        for option, value in options.items():
-            mallopt(option, value)
+    for option, value in options.items():
+        _call("mallopt", option, value)
+
+
+def _call(name: str, *arguments: int) -> None:
+    """Call a function of GNU's C library; do nothing where there is another."""
+    if sys.platform == "linux" and (function := getattr(ctypes.CDLL(None), name, None)):
+        function(*arguments)

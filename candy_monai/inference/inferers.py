@@ -18,7 +18,8 @@ from candy_monai.aliases import Shape
 from candy_monai.data.restoration import label_ids
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import SettingsError
-from candy_monai.inference.blending import Brick, CellFactory, CellLayout, Network, blended_bricks, memory_cell
+from candy_monai.inference.blending import Brick, Network, RoomFactory, blended_bricks, room_in_memory
+from candy_monai.inference.cells import CellLayout
 from candy_monai.inference.windows import WindowGrid, check_window
 from candy_monai.nn.deep_supervision import main_output
 
@@ -43,7 +44,7 @@ class WindowInferer(Inferer):
         window_shape: The window, one number a spatial axis. Images smaller than it are padded with zeros.
         overlap: Share of a window that its neighbour covers too, 0 to below 1.
         batch_size: Windows in one call of the network; None for 4 on a GPU and 1 on a CPU, which gains nothing by more.
-        new_cell: Makes room for unfinished scores; by default in the memory of the image's device.
+        new_room: Makes room for unfinished scores; by default in the memory of the image's device.
 
     Raises:
         SettingsError: If an argument is out of range.
@@ -60,12 +61,12 @@ class WindowInferer(Inferer):
         *,
         overlap: float = 0.5,
         batch_size: int | None = None,
-        new_cell: CellFactory | None = None,
+        new_room: RoomFactory | None = None,
     ) -> None:
         self.window_shape = tuple(window_shape)
         self.overlap = overlap
         self.batch_size = batch_size
-        self.new_cell = new_cell or memory_cell
+        self.new_room = new_room or room_in_memory
         check_window(self.window_shape, overlap=overlap, batch_size=1 if batch_size is None else batch_size)
 
     @override
@@ -103,18 +104,20 @@ class WindowInferer(Inferer):
     ) -> Iterator[Brick]:
         """Yield the parts of one image's scores as they become final, for a consumer of your own.
 
+        What a part holds is valid until the next one is asked for: copy what you keep.
+
         Args:
             image: ``(C, *spatial)``.
             network: Windows to scores of the windows' size.
             in_layers: Whether they are wanted layer by layer along `slowest_axis`, instead of as few as possible being
-                held at a time.
+                held at a time. Then a part is valid until its layer is complete.
         """
         return blended_bricks(
             image,
             _main(network),
             self.grid(image.shape[1:]),
             batch_size=self._batch_size(image.device),
-            new_cell=self.new_cell,
+            new_room=self.new_room,
             in_layers=in_layers,
         )
 
@@ -134,10 +137,10 @@ class WindowInferer(Inferer):
         """Return what the network is given at a time, without channels: ``(B, *spatial)``."""
         return (min(self._batch_size(device), self.num_windows(size)), *self.window_shape)
 
-    def with_cells(self, new_cell: CellFactory) -> Self:
+    def with_room(self, new_room: RoomFactory) -> Self:
         """Return the same inferer with room for unfinished scores somewhere else."""
         other = copy.copy(self)
-        other.new_cell = new_cell
+        other.new_room = new_room
         return other
 
     def _batch_size(self, device: torch.device) -> int:
@@ -170,7 +173,7 @@ class WholeOrWindowsInferer(WindowInferer):
         divisor: What each axis must be a multiple of.
         overlap: Share of a window that its neighbour covers too, 0 to below 1.
         batch_size: Windows in one call of the network; see `WindowInferer`.
-        new_cell: Makes room for unfinished scores.
+        new_room: Makes room for unfinished scores.
     """
 
     def __init__(
@@ -180,9 +183,9 @@ class WholeOrWindowsInferer(WindowInferer):
         divisor: Sequence[int],
         overlap: float = 0.5,
         batch_size: int | None = None,
-        new_cell: CellFactory | None = None,
+        new_room: RoomFactory | None = None,
     ) -> None:
-        super().__init__(window_shape, overlap=overlap, batch_size=batch_size, new_cell=new_cell)
+        super().__init__(window_shape, overlap=overlap, batch_size=batch_size, new_room=new_room)
         self.divisor = tuple(divisor)
 
     @override

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.errors import BadInputError
-from candy_monai.inference.blending import CellLayout
+from candy_monai.inference.cells import CellLayout
 from candy_monai.inference.windows import WindowGrid
 from candy_monai.network import meta_copy
 
@@ -142,7 +142,7 @@ def estimate(
     raw, image = (num_channels * math.prod(size) * _FLOAT for size in (file_shape, shape))
     cells = 0
     if grid is not None:
-        cells = network.num_channels * CellLayout(grid, in_layers=is_resampled).most_voxels_held() * _FLOAT
+        cells = network.num_channels * CellLayout(grid, in_layers=is_resampled).num_voxels * _FLOAT
     whole, restored = (network.num_channels * math.prod(size) * _FLOAT for size in (shape, file_shape))
     painting = _PAINTING * _FLOAT * min(_PAINTED_AT_ONCE, math.prod(file_shape))
     id_bytes = 1 if network.num_channels <= 256 else 2

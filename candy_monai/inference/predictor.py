@@ -30,7 +30,7 @@ from candy_monai.inference.inferers import WindowInferer, build_inferer, inferer
 from candy_monai.inference.memory import MemoryEstimate, NetworkMemory, estimate, network_memory
 from candy_monai.inference.mirroring import mirrored
 from candy_monai.inference.results import build_prediction, untouched
-from candy_monai.inference.scratch import disk_cell
+from candy_monai.inference.scratch import room_on_disk
 from candy_monai.inference.writing import Prediction
 from candy_monai.network import NetworkAdapter, choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
@@ -181,7 +181,7 @@ class Predictor(CasePredictor, HasDevice):
             yield Brick(place=tuple(slice(0, extent) for extent in size), sums=logits.float())
             return
         if on_disk:
-            inferer = inferer.with_cells(disk_cell)
+            inferer = inferer.with_room(room_on_disk)
         total, done = inferer.num_windows(size), 0
 
         def counted(windows: Tensor) -> Tensor:

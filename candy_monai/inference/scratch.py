@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from candy_monai.aliases import Shape
 from candy_monai.allocation import give_back_freed_memory
 
 
-def disk_cell(shape: Shape, device: torch.device) -> Tensor:
-    """Make room for a cell in a temporary file that is mapped into memory.
+def room_on_disk(count: int, device: torch.device) -> Tensor:
+    """Make room for unfinished scores in a temporary file that is mapped into memory.
 
     The operating system keeps in memory what it has room for. The file is deleted as soon as it is mapped, so nothing
     is left behind even by a crash. ``TMPDIR`` chooses the disk.
 
     Args:
-        shape: The cell's shape.
-        device: Where the scores come from; the cell itself is always read and written by the CPU.
+        count: How many.
+        device: Where the scores come from; they are always read and written by the CPU.
 
     Raises:
         ValueError: If the scores do not come from the CPU.
@@ -29,10 +27,9 @@ def disk_cell(shape: Shape, device: torch.device) -> Tensor:
     if device.type != "cpu":
         raise ValueError(f"scores on {device} cannot be summed on disk")
     give_back_freed_memory()  # or what the disk spares would be held for nothing
-    with tempfile.NamedTemporaryFile(prefix="candy-monai-", suffix=".cell", delete=False) as file:
+    with tempfile.NamedTemporaryFile(prefix="candy-monai-", suffix=".scores", delete=False) as file:
         path = Path(file.name)
     try:
-        count = math.prod(shape)
-        return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32).view(shape)
+        return torch.from_file(str(path), shared=True, size=count, dtype=torch.float32)
     finally:
         path.unlink()

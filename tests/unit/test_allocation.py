@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(
 WORK = """
 import resource
 import torch
-from candy_monai.allocation import give_back_freed_memory, keep_freed_memory
+from candy_monai.allocation import freed_memory_kept, give_back_freed_memory, keep_freed_memory
 
 def fetched():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -55,3 +55,50 @@ del blocks
 print(before - held())
 """
     assert number("give_back_freed_memory()" + holes) > 0.95 * 70 * 4 * 500_000
+
+
+def test_memory_that_is_kept_meanwhile_is_not_fetched_again_and_given_back_in_the_end():
+    meanwhile = """
+with freed_memory_kept():
+    fetched()
+    print(fetched())
+"""
+    assert number(meanwhile) < 2 * TENSOR
+    afterwards = """
+before = held()
+with freed_memory_kept():
+    blocks = [torch.ones(5_000_000) for _ in range(6)]
+    last = torch.ones(1000)  # nothing above it is ever given back by itself
+    del blocks
+print(held() - before)
+"""
+    assert number(afterwards) < TENSOR
+
+
+def test_of_two_that_keep_freed_memory_the_last_one_gives_it_back():
+    nested = """
+with freed_memory_kept():
+    with freed_memory_kept():
+        fetched()
+    print(fetched())
+"""
+    assert number(nested) < 2 * TENSOR
+
+
+@pytest.mark.parametrize("code", ["pass", "fetched()"])
+def test_memory_that_is_to_be_given_back_is_not_kept_meanwhile_either(code):
+    meanwhile = f"""
+with freed_memory_kept():
+    {code}
+    give_back_freed_memory()
+    fetched()
+    before = fetched()
+with freed_memory_kept():
+    print(min(before, fetched()))
+"""
+    assert number(meanwhile) >= 9 * TENSOR
+
+
+def test_what_is_kept_for_good_stays_kept():
+    code = "keep_freed_memory()\nwith freed_memory_kept():\n    fetched()\nprint(fetched())"
+    assert number(code) < 2 * TENSOR

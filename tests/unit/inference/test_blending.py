@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from candy_monai.inference.blending import CellLayout, blended_bricks
+from candy_monai.inference.blending import blended_bricks
 from candy_monai.inference.windows import WindowGrid
 
 
 def _bricks(image, network, grid, **options):
-    return list(blended_bricks(image, network, grid, **{"batch_size": 1, **options}))
+    bricks = blended_bricks(image, network, grid, **{"batch_size": 1, **options})
+    return [replace(brick, sums=brick.sums.clone()) for brick in bricks]
 
 
 @pytest.mark.parametrize("size", [(7, 5), (30, 17), (16, 16, 5), (20, 9, 33)])
@@ -42,49 +45,6 @@ def test_a_brick_comes_as_soon_as_no_further_window_covers_it():
     assert ends[-1] == (40, 9)
 
 
-def test_unfinished_cells_are_as_thick_as_a_window_s_overlap_however_long_the_image():
-    window = (8, 8, 8)
-    short, long = (CellLayout(WindowGrid(size=(size, 24, 24), window=window)) for size in (40, 400))
-    assert long.most_voxels_held() == short.most_voxels_held()
-    assert long.most_voxels_held() < 8 * 24 * 24
-
-
-def _held(grid, order, *, until_planes_are_complete=False):
-    """Count the voxels that a window has covered and that are not yet done, at the worst moment."""
-    most, run, left = 0, torch.zeros(grid.size), torch.zeros(grid.size)
-    for place in order:
-        left[place] += 1
-    for place in order:
-        run[place] = 1
-        undone = left > 0
-        if until_planes_are_complete:
-            undone |= undone.any(0).any(0)
-        most = max(most, int((run * undone).count_nonzero()))
-        left[place] -= 1
-    return most
-
-
-def test_the_last_layer_is_run_beside_the_one_that_it_mostly_overlaps():
-    grid = WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
-    layout, in_layers = CellLayout(grid), CellLayout(grid, in_layers=True)
-    assert sorted(map(str, layout.order)) == sorted(map(str, grid.slices))
-    assert [place[2].start for place in in_layers.order[-12:]] == 6 * [16] + 6 * [18]
-    assert {place[2].start for place in layout.order[-4:]} == {16, 18}
-    assert layout.most_voxels_held() <= _held(grid, layout.order) < 0.9 * _held(grid, in_layers.order)
-
-
-def test_in_layers_a_window_s_thickness_is_held_at_most():
-    grid = WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
-    layout = CellLayout(grid, in_layers=True)
-    assert layout.most_voxels_held() == 12 * 16 * 8
-    assert layout.most_voxels_held() == _held(grid, layout.order, until_planes_are_complete=True)
-
-
-def test_the_longest_axis_is_the_one_along_which_the_image_is_worked_off():
-    order = CellLayout(WindowGrid(size=(8, 16, 64), window=(8, 8, 8))).order
-    assert [place[2].start for place in order] == sorted(place[2].start for place in order)
-
-
 def test_windows_come_in_batches_and_the_last_one_may_be_smaller():
     grid = WindowGrid(size=(8, 24), window=(8, 8), overlap=0.5)
     sizes = []
@@ -102,3 +62,31 @@ def test_half_precision_is_summed_in_float32():
     grid = WindowGrid(size=(8, 24), window=(8, 8), overlap=0.5)
     bricks = _bricks(torch.ones(1, 8, 24), lambda windows: windows.bfloat16(), grid)
     assert {brick.sums.dtype for brick in bricks} == {torch.float32}
+
+
+def test_in_layers_a_brick_stays_as_it_is_until_its_layer_is_complete():
+    torch.manual_seed(0)
+    image, grid = torch.randn(2, 12, 16, 26), WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
+    expected = {str(brick.place): brick.sums for brick in _bricks(image, torch.sin, grid)}
+    kept, planes = [], torch.zeros(26)
+    for brick in blended_bricks(image, torch.sin, grid, batch_size=1, in_layers=True):
+        kept.append(brick)
+        along = brick.place[2]
+        planes[along] += brick.sums[0, :, :, 0].numel()
+        if planes[along.start] == 12 * 16:
+            for part in [part for part in kept if part.place[2] == along]:
+                assert torch.allclose(part.sums, expected[str(part.place)], atol=1e-6)
+    assert bool((planes == 12 * 16).all())
+
+
+def test_all_unfinished_scores_lie_in_one_block_that_is_made_once():
+    made = []
+
+    def new_room(count, device):
+        made.append(torch.empty(count, device=device))
+        return made[-1]
+
+    grid = WindowGrid(size=(24, 40), window=(8, 8))
+    for brick in blended_bricks(torch.zeros(1, 24, 40), torch.clone, grid, batch_size=1, new_room=new_room):
+        assert brick.sums.untyped_storage().data_ptr() == made[0].untyped_storage().data_ptr()
+    assert len(made) == 1

@@ -6,7 +6,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.scratch import disk_cell
+from candy_monai.inference.scratch import room_on_disk
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -52,8 +52,8 @@ def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_
     needed, needed_alike = (e.estimate_prepared(e.prepare("a", MetaTensor(image))) for e in (several, alike))
     assert needed.without_cells > needed_alike.without_cells + 3 * 170 * 130 * 4
     made = []
-    where = "candy_monai.inference.predictor.disk_cell"
-    monkeypatch.setattr(where, lambda *arguments: made.append(1) or disk_cell(*arguments))
+    where = "candy_monai.inference.predictor.room_on_disk"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or room_on_disk(*arguments))
     bounded = EnsemblePredictor(members, memory=needed.without_cells + needed.cells // 2)
     assert torch.equal(bounded.predict(image).as_tensor(), several.predict(image).as_tensor())
     assert made

@@ -12,7 +12,7 @@ from candy_monai.inference.cases import PredictionListener
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import input_case
 from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.scratch import disk_cell
+from candy_monai.inference.scratch import room_on_disk
 from candy_monai.training.segmentation import SegmentationTrainer
 from tests.plans import small_plan
 from tests.toys import Squares, small_trainer
@@ -114,8 +114,8 @@ def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(exper
     needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
     assert needed.cells > 0
     made = []
-    where = "candy_monai.inference.predictor.disk_cell"
-    monkeypatch.setattr(where, lambda *arguments: made.append(1) or disk_cell(*arguments))
+    where = "candy_monai.inference.predictor.room_on_disk"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or room_on_disk(*arguments))
     for memory, goes in ((None, False), (2 * needed.total, False), (needed.without_cells + needed.cells // 2, True)):
         bounded = Predictor(experiment, network=_network(), memory=memory)
         assert torch.equal(bounded.predict(image).as_tensor(), predictor.predict(image).as_tensor())
