@@ -16,8 +16,7 @@ from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in malloc.h
 _LARGEST_KEPT = 1 << 25  # bytes of a block; the library allows no more
-_MOST_UNUSED = 1 << 30
-_MOST_UNUSED_MEANWHILE = 1 << 29
+_MOST_UNUSED = 1 << 29
 _LARGE_BYTES = 1 << 20
 _OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
 
@@ -26,7 +25,7 @@ class _Process:
     """What holds for this process.
 
     Attributes:
-        is_settled: Whether somebody chose for good.
+        is_settled: Whether the user chose, or freed memory is to be given back at once.
         num_keeping: How many keep freed memory meanwhile.
         lock: To be held while one of these is changed.
     """
@@ -36,33 +35,30 @@ class _Process:
     lock = threading.Lock()
 
 
-def keep_freed_memory() -> None:
-    """Have blocks up to 32 MB used again instead of given back, unless the user chose something for the allocator.
-
-    For processes that are ours alone: they hold up to a gigabyte that they do not use.
-    """
-    if not any(name in os.environ for name in _OF_THE_USER):
-        give_back_freed_memory.cache_clear()
-        _settle({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED})
-
-
 @cache
 def give_back_freed_memory() -> None:
-    """Have blocks from 1 MB given back as soon as they are freed: a process then holds what it uses, and is slower."""
-    _settle({_MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _LARGE_BYTES})
+    """Have blocks from 1 MB given back as soon as they are freed: a process then holds what it uses, and is slower.
+
+    What fits into a hole that smaller blocks have left by then still goes there.
+    """
+    with _Process.lock:
+        _Process.is_settled = True
+        _set({_MMAP_THRESHOLD: _LARGE_BYTES, _TRIM_THRESHOLD: _LARGE_BYTES})
+        _call("malloc_trim", 0)
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Have blocks up to 32 MB used again meanwhile, and give back in the end what is not used any more.
 
-    For many passes of a network in a process that is not ours alone. Changes nothing where one of the functions above
-    or the user chose. Afterwards the library stands where it gets to by itself once a block of 32 MB has been freed.
+    For many passes of a network: the process then holds up to half a gigabyte that it does not use. Changes nothing
+    where the user chose something for the allocator, or memory is to be given back at once. Afterwards the library
+    stands where it gets to by itself once a block of 32 MB has been freed.
     """
     with _Process.lock:
         _Process.num_keeping += 1
         if _Process.num_keeping == 1 and not _Process.is_settled:
-            _set({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED_MEANWHILE})
+            _set({_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: _MOST_UNUSED})
     try:
         yield
     finally:
@@ -71,12 +67,6 @@ def freed_memory_kept() -> Iterator[None]:
             if not _Process.num_keeping and not _Process.is_settled:
                 _set({_TRIM_THRESHOLD: 2 * _LARGEST_KEPT})
                 _call("malloc_trim", 0)
-
-
-def _settle(options: dict[int, int]) -> None:
-    with _Process.lock:
-        _Process.is_settled = True
-        _set(options)
 
 
 def _set(options: dict[int, int]) -> None:

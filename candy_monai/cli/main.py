@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from candy_monai.allocation import keep_freed_memory
+from candy_monai.allocation import freed_memory_kept
 from candy_monai.cli import config, crossval, demo, evaluate, forecast, inspect, predict, preprocess, resume, train
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
@@ -34,6 +34,7 @@ COMMANDS = {
 """The commands, in the order in which one would first use them."""
 
 
+@freed_memory_kept()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -44,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 the run failed, 2 wrong arguments or bad input, 130 interrupted.
     """
     _share_processors()
-    keep_freed_memory()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _parsed(arguments)

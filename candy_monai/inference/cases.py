@@ -16,7 +16,7 @@ from pathlib import Path
 from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike, Shape
-from candy_monai.allocation import give_back_freed_memory
+from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.data.formats import Geometry
 from candy_monai.data.io import read_geometry
 from candy_monai.data.preprocessing import PreprocessedCase
@@ -231,7 +231,7 @@ class CasePredictor(ABC):
         self, cases: Sequence[InputCase], probabilities: bool
     ) -> Iterator[tuple[InputCase, Prediction | Exception]]:
         """Yield each case's prediction or why there is none, and read the next case meanwhile."""
-        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        with freed_memory_kept(), ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming: Future[PreparedCase] | None = None
             for index, case in enumerate(cases):
                 future = coming or reader.submit(self._read, case, probabilities)

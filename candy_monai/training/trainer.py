@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Metrics, PathLike, Scalar
+from candy_monai.allocation import freed_memory_kept
 from candy_monai.config import load_settings
 from candy_monai.data.batches import unpack
 from candy_monai.errors import ExperimentError
@@ -140,6 +141,7 @@ class Trainer(Lifecycle):
         )
         self._train(settings)
 
+    @freed_memory_kept()
     def _train(self, settings: TrainSettings, saved: SavedRun | None = None) -> None:
         with self._running(settings, saved) as (run, toolbox):
             while not run.is_complete:
