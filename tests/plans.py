@@ -1,4 +1,4 @@
-"""A plan of a phantom dataset, made once."""
+"""Plans to test with: a made-up one of small cubes, and that of a phantom dataset."""
 
 from __future__ import annotations
 
@@ -7,8 +7,37 @@ import tempfile
 from pathlib import Path
 
 from candy_monai.data.inspection import inspect
+from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.planning import Plan, plan
+
+PLAN = Plan(
+    dataset_name="Made up",
+    num_dims=3,
+    orientation=("R", "A", "S"),
+    spacing_mm=(1.0, 1.0, 1.0),
+    median_shape=(8, 8, 8),
+    channel_names=("MRI",),
+    normalization=(ChannelNormalization(scheme="nonorm"),),
+    class_names=("background", "a", "b"),
+    num_classes=3,
+    ignore_label=None,
+    regions=(),
+    patch_shape=(8, 8, 8),
+    batch_size=2,
+    filters=(4, 8),
+    kernel_sizes=((3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (2, 2, 2)),
+    deep_supervision=False,
+    mirror_axes=(0, 1, 2),
+    foreground_share=0.33,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    iterations_per_epoch=1,
+    num_epochs=1,
+    validate_every=1,
+    num_validation_cases=None,
+)
 
 
 @functools.cache

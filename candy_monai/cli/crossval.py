@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_dataset, new_command, parse_overrides, whole_number
 from candy_monai.cli.train import add_training
 
@@ -52,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
     )
     print(_as_text(json.loads(summary.read_text(encoding="utf-8"))))
-    print(f"Summary: {summary}")
-    return 0
+    return done("Summary", summary)
 
 
 def _options(args: argparse.Namespace) -> list[str]:

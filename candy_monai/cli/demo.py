@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_device, as_argument, new_command, parse_duration, resolve_device, whole_number
 
 if TYPE_CHECKING:
@@ -52,5 +53,4 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.recipes.demo import run_demo
 
     picture = run_demo(args.out, budget_s=args.budget, device=resolve_device(args.device), seed=args.seed)
-    print(f"Picture: {picture}")
-    return 0
+    return done("Picture", picture)

@@ -1,7 +1,8 @@
-"""How a command ends: the exit code of each kind of error, and what is printed about it. Catches nothing itself."""
+"""How a command ends: its exit code, and what is printed about its result or its error. Catches nothing itself."""
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -37,6 +38,18 @@ def report(error: BaseException, *, debug: bool) -> int:
     if not debug:
         say("run again with --debug to see where it happened")
     return FAILED
+
+
+def done(what: str, where: object) -> int:
+    """Print where the result is, once however many processes torchrun started, and return the exit code.
+
+    Args:
+        what: What the result is.
+        where: Its folder or file.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{what}: {where}")
+    return DONE
 
 
 def say(message: str) -> None:

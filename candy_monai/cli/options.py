@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable
@@ -119,11 +118,6 @@ def resolve_device(name: str) -> str:
     if reason := why_absent(device):
         raise SettingsError(f"--device {name}: {reason}; use --device auto or --device cpu")
     return name
-
-
-def is_first_process() -> bool:
-    """Say whether this is the process that prints, of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def as_argument(parse: Callable[[str], T]) -> Callable[[str], T]:

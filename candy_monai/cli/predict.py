@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from candy_monai.cli.errors import DONE
 from candy_monai.cli.options import add_device, as_argument, new_command, parse_memory, resolve_device
 
 if TYPE_CHECKING:
@@ -78,4 +79,4 @@ def run(args: argparse.Namespace) -> int:
             args.input, args.output, probabilities=args.probabilities, listener=progress
         )
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
-    return 0
+    return DONE

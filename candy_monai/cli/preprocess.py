@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import say
+from candy_monai.cli.errors import done, say
 from candy_monai.cli.options import (
     add_dataset,
     add_device,
@@ -58,5 +58,4 @@ def run(args: argparse.Namespace) -> int:
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     Console().print(plan_table(prepared.plan))
-    print(f"Store: {prepared.store_folder}")
-    return 0
+    return done("Store", prepared.store_folder)

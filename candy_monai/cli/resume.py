@@ -6,14 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.options import (
-    add_device,
-    add_frontend,
-    is_first_process,
-    new_command,
-    resolve_device,
-    whole_number,
-)
+from candy_monai.cli.errors import done
+from candy_monai.cli.options import add_device, add_frontend, new_command, resolve_device, whole_number
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -70,6 +64,4 @@ def run(args: argparse.Namespace) -> int:
         device=resolve_device(args.device),
         force=args.force,
     )
-    if is_first_process():
-        print(f"Experiment: {folder}")
-    return 0
+    return done("Experiment", folder)

@@ -46,10 +46,12 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
 
 def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
     """Say of each label how large it is and where; of very many, of the first ones."""
+    from candy_monai.data.values import as_ids
+
     cases, rows = fingerprint.cases, []
     total = sum(sum(case.class_voxels.values()) for case in cases)
     for name, ids in list(fingerprint.labels.items())[:_MOST_LABELS]:
-        wanted = (ids,) if isinstance(ids, int) else tuple(ids)
+        wanted = as_ids(ids)
         voxels = [sum(case.class_voxels.get(label_id, 0) for label_id in wanted) for case in cases]
         share = f"{100 * sum(voxels) / total:.2g} % of the voxels"
         number = sum(count > 0 for count in voxels)
@@ -102,9 +104,7 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(
-            Text(name), Text(value)
-        )  # names from a dataset may hold brackets, which rich would read as markup
+        table.add_row(Text(name), Text(value))  # Text: brackets in a dataset's names are no markup
     return table
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from candy_monai.cli.errors import done
 from candy_monai.cli.options import (
     add_dataset,
     add_device,
@@ -13,7 +14,6 @@ from candy_monai.cli.options import (
     add_out,
     add_set,
     as_argument,
-    is_first_process,
     new_command,
     parse_duration,
     parse_fold,
@@ -120,6 +120,4 @@ def run(args: argparse.Namespace) -> int:
         frontend=frontend,
         trainer=args.trainer,
     )
-    if is_first_process():
-        print(f"Experiment: {folder}")
-    return 0
+    return done("Experiment", folder)

@@ -31,7 +31,7 @@ from candy_monai.data.formats import READABLE
 from candy_monai.data.io import load_image
 from candy_monai.data.names import image_suffix, stem_of
 from candy_monai.data.sampling import at
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import holds_whole_numbers, without_metadata
 from candy_monai.errors import BadInputError, DatasetError
 
 __all__ = [
@@ -345,6 +345,6 @@ def _image(tensor: Tensor, device: torch.device) -> MetaTensor:
 
 def _label(tensor: Tensor, image_ndim: int | None, device: torch.device) -> MetaTensor:
     """Return label ids with a channel axis, which they lack when they have one axis less than the image."""
-    if tensor.is_floating_point() and not bool((without_metadata(tensor) == without_metadata(tensor).round()).all()):
+    if not holds_whole_numbers(tensor):
         raise BadInputError("found label values that are not whole numbers, expected ids of classes")
     return _copied(tensor[None] if tensor.ndim + 1 == image_ndim else tensor, torch.int64, device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from candy_monai.data.cases import SupervisedDataset
 from candy_monai.data.io import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import holds_whole_numbers
 from candy_monai.errors import BadInputError
 
 
@@ -48,8 +48,7 @@ class DescribedDataset:
         """Return a case's image, float32, and its label ids, int64, in memory."""
         with self._lock:
             image, label = self._dataset.load(idx)
-        ids = without_metadata(label).detach().cpu()
-        if ids.is_floating_point() and not torch.equal(ids, ids.round()):
+        if not holds_whole_numbers(label):
             raise BadInputError("the label holds values that are not whole numbers, expected ids of classes")
         read = _on_cpu(image, torch.float32), _on_cpu(label, torch.int64)
         digest = hashlib.blake2b(digest_size=8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from candy_monai.data.grid import coarse_axis
 from candy_monai.data.overrides import SETTABLE
-from candy_monai.data.topology import Topology, training_bytes
+from candy_monai.data.values import named
 
 if TYPE_CHECKING:
     from candy_monai.data.fingerprint import Fingerprint
@@ -113,7 +113,7 @@ def _num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
         return f"One sigmoid for each region ({', '.join(plan.class_names)}), since regions overlap."
     if plan.num_classes == 1:
         return "A single sigmoid for the one foreground label."
-    return f"The labels of dataset.json, background included ({_few(plan.class_names)})."
+    return f"The labels of dataset.json, background included ({named(plan.class_names, limit=6)})."
 
 
 def _loss(plan: Plan, _fingerprint: Fingerprint) -> str:
@@ -135,17 +135,9 @@ def _patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
 
 
 def _batch_size(plan: Plan, fingerprint: Fingerprint) -> str:
-    cost = training_bytes(
-        plan.patch_shape,
-        Topology(kernel_sizes=plan.kernel_sizes, strides=plan.strides),
-        plan.filters,
-        batch_size=plan.batch_size,
-        num_inputs=len(plan.channel_names),
-        num_outputs=plan.num_classes,
-    )
     return (
         f"As many patches as memory, speed and a twentieth of the dataset's voxels ({len(fingerprint.cases)} cases) "
-        f"allow, at least 2; a step takes about {cost / 2**20:.0f} MiB."
+        f"allow, at least 2; a step takes about {plan.step_bytes / 2**20:.0f} MiB."
     )
 
 
@@ -198,10 +190,6 @@ def _foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
 
 def _constant(text: str) -> Callable[[Plan, Fingerprint], str]:
     return lambda _plan, _fingerprint: text
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _remedy(name: str, value: str) -> str:

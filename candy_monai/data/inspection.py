@@ -24,6 +24,7 @@ from candy_monai.data.fingerprint import (
     IntensityStatistics,
     Orientation,
 )
+from candy_monai.data.geometric import bounding_box
 from candy_monai.data.workers import case_workers
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
@@ -106,17 +107,6 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
     return codes
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Return the smallest box around the true voxels of a spatial mask; ``None`` when there is none."""
-    box = []
-    for axis in range(mask.ndim):
-        hits = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if not len(hits):
-            return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(box)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
     fingerprint: CaseFingerprint
@@ -195,7 +185,7 @@ def _places(
 
 def _labels(description: DatasetDescription, seen: Sequence[_Seen]) -> Mapping[str, int | tuple[int, ...]]:
     if description.labels:
-        return {name: ids if isinstance(ids, int) else tuple(ids) for name, ids in description.labels.items()}
+        return dict(description.labels)
     found = {index for case in seen for index in case.fingerprint.class_voxels}
     return {"background": 0} | {f"class_{index}": index for index in sorted(found - {0})}
 

@@ -28,7 +28,7 @@ from candy_monai.data.nnunet_description import (
     parse_description,
     read_description,
 )
-from candy_monai.data.nnunet_files import find_cases, list_cases
+from candy_monai.data.nnunet_files import find_cases
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ __all__ = [
     "NNUNetDataset",
     "Split",
     "check_dataset",
-    "list_cases",
     "read_description",
 ]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from candy_monai.aliases import PathLike
 from candy_monai.data.formats import READABLE
 from candy_monai.data.names import image_suffix, stem_of
+from candy_monai.data.values import as_ids
 from candy_monai.errors import DatasetError, did_you_mean
 
 Split = Literal["Tr", "Ts"]
@@ -83,8 +84,7 @@ class DatasetDescription:
     @property
     def label_ids(self) -> tuple[int, ...]:
         """Every id that a label file may hold, ascending; the ignore label is not among them."""
-        ids = {i for value in self.labels.values() for i in (value if isinstance(value, tuple) else (value,))}
-        return tuple(sorted(ids))
+        return tuple(sorted({label_id for label in self.labels.values() for label_id in as_ids(label)}))
 
 
 def read_description(folder: PathLike) -> DatasetDescription:
@@ -206,7 +206,7 @@ def _label_problems(
         return []
     problems = []
     plain = [ids for ids in labels.values() if isinstance(ids, int)]
-    ids = sorted({i for value in labels.values() for i in (value if isinstance(value, tuple) else (value,))})
+    ids = sorted({label_id for label in labels.values() for label_id in as_ids(label)})
     if 0 not in plain:
         problems.append('no label has the id 0, expected "background": 0')
     elif ids != list(range(len(ids))):

@@ -9,15 +9,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from candy_monai.aliases import PathLike
 from candy_monai.data.formats import PICTURES, TIFFS
 from candy_monai.data.names import split_channel
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split
-from candy_monai.errors import DatasetError, did_you_mean
+from candy_monai.errors import did_you_mean
 
 
-def list_cases(folder: PathLike, description: DatasetDescription, *, split: Split = "Tr") -> tuple[NNUNetCase, ...]:
-    """Pair images and labels by case id.
+def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:
+    """Pair images and labels by case id, and collect what is wrong.
 
     Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Hidden files and
     files of other kinds are passed over. Several channel names with a single picture ``_0000`` mean that this file
@@ -29,19 +28,8 @@ def list_cases(folder: PathLike, description: DatasetDescription, *, split: Spli
         split: ``"Tr"`` for training cases, ``"Ts"`` for test cases, whose labels may be missing.
 
     Returns:
-        The cases, sorted by id.
-
-    Raises:
-        DatasetError: If a case lacks a file or has one too many; lists every one.
+        The whole cases, sorted by id, and a problem for every file that is missing or one too many.
     """
-    cases, problems = find_cases(Path(folder), description, split)
-    if problems:
-        raise DatasetError(folder, problems)
-    return cases
-
-
-def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:
-    """Pair files as ``list_cases`` does, and collect what is wrong; only whole cases are returned."""
     listed = description.listed.get(split)
     if listed is not None:
         missing = [

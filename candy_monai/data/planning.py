@@ -19,8 +19,8 @@ from candy_monai.data.grid import coarse_axis, majority_orientation, median_shap
 from candy_monai.data.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.overrides import Wishes, parsed_overrides
 from candy_monai.data.sizing import LIGHT_BELOW_BYTES, fit_network
-from candy_monai.data.topology import Topology, check_levels, rounded_up
-from candy_monai.data.values import frozen
+from candy_monai.data.topology import Topology, check_levels, rounded_up, training_bytes
+from candy_monai.data.values import as_ids, frozen
 from candy_monai.errors import BadInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -114,9 +114,26 @@ class Plan:
         _check(self)
 
     @property
+    def topology(self) -> Topology:
+        """The network's kernels and strides."""
+        return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides)
+
+    @property
     def divisor(self) -> Shape:
         """What each axis of the network's input must be a multiple of: the product of its strides."""
-        return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides).divisor
+        return self.topology.divisor
+
+    @property
+    def step_bytes(self) -> int:
+        """Memory of a training step, as ``candy_monai.data.topology.training_bytes`` estimates it."""
+        return training_bytes(
+            self.patch_shape,
+            self.topology,
+            self.filters,
+            batch_size=self.batch_size,
+            num_inputs=len(self.channel_names),
+            num_outputs=self.num_classes,
+        )
 
     @property
     def num_levels(self) -> int:
@@ -218,7 +235,7 @@ def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...],
     """Return what the output's channels mean, how many there are, and the regions."""
     names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
     if fingerprint.region_order is None:
-        ordered = tuple(sorted(names, key=lambda name: _ids(fingerprint.labels[name])))
+        ordered = tuple(sorted(names, key=lambda name: as_ids(fingerprint.labels[name])))
         num_classes = wishes.get("num_classes", len(ordered))
         if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
             raise SettingsError(
@@ -226,18 +243,14 @@ def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...],
                 "leave it out, or say 1 where there is one foreground label"
             )
         return ordered, num_classes, ()
-    foreground = [name for name in names if _ids(fingerprint.labels[name]) != (0,)]
+    foreground = [name for name in names if as_ids(fingerprint.labels[name]) != (0,)]
     if wishes.get("num_classes", len(foreground)) != len(foreground):
         raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
     regions = tuple(
-        Region(name=name, ids=_ids(fingerprint.labels[name]), paints=paints)
+        Region(name=name, ids=as_ids(fingerprint.labels[name]), paints=paints)
         for name, paints in zip(foreground, fingerprint.region_order, strict=True)
     )
     return tuple(foreground), len(regions), regions
-
-
-def _ids(ids: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) -> tuple[ChannelNormalization, ...]:

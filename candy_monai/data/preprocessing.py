@@ -18,8 +18,9 @@ from torch import Tensor
 from candy_monai.aliases import Shape
 from candy_monai.data.fingerprint import Orientation
 from candy_monai.data.formats import Geometry
+from candy_monai.data.geometric import bounding_box
 from candy_monai.data.grid import axis_order, coarse_axis, resampled_shape
-from candy_monai.data.inspection import axis_codes, bounding_box
+from candy_monai.data.inspection import axis_codes
 from candy_monai.data.io import Scan
 from candy_monai.data.normalization import normalize
 from candy_monai.data.planning import Plan

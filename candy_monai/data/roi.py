@@ -23,7 +23,8 @@ from candy_monai.data.cases import PairTransform, SupervisedDataset
 from candy_monai.data.datasets import DerivedDataset
 from candy_monai.data.draws import DrawOrder, PatchDraw, start_anywhere, start_around
 from candy_monai.data.fingerprint import CaseFingerprint, Fingerprint
-from candy_monai.data.inspection import bounding_box, inspect
+from candy_monai.data.geometric import bounding_box
+from candy_monai.data.inspection import inspect
 from candy_monai.data.patches import cut
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.data.values import listed, without_metadata

@@ -5,13 +5,13 @@ Owns the search. What a topology is and costs is in ``candy_monai.data.topology`
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from candy_monai.aliases import Shape
+from candy_monai.data.grid import median_shape
 from candy_monai.data.overrides import Wishes
 from candy_monai.data.topology import (
     Topology,
@@ -85,8 +85,6 @@ class _Search:
         if strides is None:
             topology = self._pooled(patch, self.wishes.get("filters") or kernels)
             return Topology(kernel_sizes=kernels or topology.kernel_sizes, strides=topology.strides)
-        if any(len(stride) != len(patch) for stride in strides):
-            raise SettingsError(f"strides need {len(patch)} entries a level, got {strides}")
         return Topology(kernel_sizes=kernels or kernels_of(strides, patch, self.spacing_mm), strides=strides)
 
     def _pooled(self, patch: Shape, by_level: Sequence[object] | None) -> Topology:
@@ -118,7 +116,7 @@ def fit_network(
         num_inputs: Image channels.
         num_outputs: Channels of the network's output.
         memory_bytes: Memory of a training step.
-        wishes: What the user fixed.
+        wishes: What the user fixed, with one value for each spatial axis.
 
     Raises:
         SettingsError: If a wish cannot be met.
@@ -130,11 +128,9 @@ def fit_network(
         light=memory_bytes < LIGHT_BELOW_BYTES,
         wishes=wishes,
     )
-    median = tuple(math.ceil(size) for size in np.median(shapes, axis=0))
+    median = median_shape(shapes)
     least = wishes.get("batch_size", _SMALLEST_BATCH)
     start = wishes.get("patch_shape", _largest_patch(median, spacing_mm))
-    if len(start) != len(median):
-        raise SettingsError(f"patch_shape has {len(start)} entries for {len(median)} spatial axes: {start}")
     network = search.network(start, least)
     while "patch_shape" not in wishes and search.cost(network, least) > memory_bytes:
         smaller = _smaller(search, network, median)
@@ -145,12 +141,7 @@ def fit_network(
         return network
     most = _largest_batch(network.patch_shape, shapes, light=search.light)
     fitting = [size for size in range(most, least, -1) if search.cost(network, size) <= memory_bytes]
-    return Network(
-        patch_shape=network.patch_shape,
-        batch_size=fitting[0] if fitting else least,
-        filters=network.filters,
-        topology=network.topology,
-    )
+    return dataclasses.replace(network, batch_size=fitting[0] if fitting else least)
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:

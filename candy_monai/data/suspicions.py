@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from candy_monai.data.folds import Fold
-from candy_monai.data.values import named
+from candy_monai.data.values import as_ids, named
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
     """Name each foreground id; an id of several regions has the names of all."""
     names: dict[int, str] = {}
     for name, ids in labels.items():
-        for label_id in ids if isinstance(ids, tuple) else (ids,):
+        for label_id in as_ids(ids):
             names[label_id] = f"{names[label_id]}, {name}" if label_id in names else name
     return {label_id: name for label_id, name in names.items() if label_id}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from candy_monai.data.values import holds_whole_numbers
 from candy_monai.errors import BadInputError
 
 _COUNTABLE = 1 << 16
@@ -88,7 +89,7 @@ def _process() -> int | str:
 
 
 def _refuse_new_ids(before: Tensor, after: Tensor) -> None:
-    if after.is_floating_point() and not torch.equal(after, after.round()):
+    if not holds_whole_numbers(after):
         invented: list[float] = [float(after[after != after.round()][0])]
     else:
         invented = sorted(_ids(after) - _ids(before) - {0})  # padding may bring the background

@@ -11,9 +11,9 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.io import geometry_of
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import holds_whole_numbers, without_metadata
 from candy_monai.errors import BadInputError
-from candy_monai.metrics.overlap import count_overlap
+from candy_monai.metrics.overlap import count_overlap, is_any_of
 from candy_monai.metrics.surface import SURFACE_METRICS, surface_metrics
 
 _HIGHEST_ID = 65_535
@@ -130,8 +130,7 @@ class Measure:
         as_classes = replace(self, num_classes=2, ignore_label=_IGNORED, include_background=False)
         parts = []
         for ids in regions:
-            united = torch.tensor(tuple(ids), device=reference.device)
-            inside, expected = (torch.isin(labels, united).long() for labels in (prediction, reference))
+            inside, expected = (is_any_of(labels, ids).long() for labels in (prediction, reference))
             if self.ignore_label is not None:
                 expected = expected.masked_fill(reference == self.ignore_label, _IGNORED)
             part = replace(case, prediction=_like(inside, case.prediction), reference=_like(expected, case.reference))
@@ -185,7 +184,7 @@ def _label_ids(case: ComparedCase) -> tuple[Tensor, Tensor]:
 
 def _ids(case: ComparedCase, which: str) -> Tensor:
     ids = without_metadata(getattr(case, which)).detach()
-    if ids.is_floating_point() and not torch.equal(ids, ids.round()):
+    if not holds_whole_numbers(ids):
         raise BadInputError(f"{case.case_id}: the {which} holds values that are not whole numbers, expected label ids")
     return ids.long()
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
-from candy_monai.aliases import PathLike
+from candy_monai.aliases import PathLike, Shape
 from candy_monai.errors import ExperimentError
 
 FORMAT = 2
@@ -98,6 +98,23 @@ def read_description(folder: PathLike) -> dict[str, object]:
     if not isinstance(description, dict) or found not in READABLE_FORMATS:
         raise ExperimentError(f"{path}: format {found!r}, this version reads formats {READABLE_FORMATS}")
     return description
+
+
+def example_shape(folder: PathLike, description: Json) -> Shape:
+    """Return the shape ``(C, *spatial)`` that a run's network was built for.
+
+    Args:
+        folder: The experiment folder, for messages.
+        description: What ``experiment.json`` says.
+
+    Raises:
+        ExperimentError: If it does not say that.
+    """
+    network = description.get("network")
+    shape = network.get("example_shape") if isinstance(network, dict) else None
+    if not isinstance(shape, list) or not shape:
+        raise ExperimentError(f"{folder}: {DESCRIPTION} does not say the shape the network was built for")
+    return tuple(int(extent) for extent in shape)
 
 
 def environment() -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -58,22 +58,8 @@ class _Hybrid(Frontend):
             part.log_to(write)
 
     @override
-    def on_experiment_created(
-        self,
-        experiment_id: str,
-        trainer: str,
-        model: str,
-        note: str,
-        num_params: float,
-        num_macs: float,
-        num_epochs: int,
-        early_stop_tolerance: int | None,
-    ) -> None:
-        self._each(
-            lambda part: part.on_experiment_created(
-                experiment_id, trainer, model, note, num_params, num_macs, num_epochs, early_stop_tolerance
-            )
-        )
+    def on_experiment_created(self, *facts: Any, **named_facts: Any) -> None:
+        self._each(lambda part: part.on_experiment_created(*facts, **named_facts))
 
     @override
     def on_experiment_updated(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 from torch import Tensor
 
-Network = Callable[[Tensor], Tensor]
+from candy_monai.inference.blending import Network
 
 
 def mirrored(network: Network, axes: Sequence[int]) -> Network:

@@ -22,7 +22,7 @@ from candy_monai.data.restoration import LabelPainter
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
-from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.folder import example_shape, read_description
 from candy_monai.experiment.state import weight_file
 from candy_monai.inference.blending import Brick, Network
 from candy_monai.inference.cases import CasePredictor, PreparedCase
@@ -93,6 +93,7 @@ class Predictor(CasePredictor, HasDevice):
         self.preprocessor = None if self.plan is None else Preprocessor(self.plan)
         self._mirror_axes = self._chosen_axes(mirror)
         self._padding = padding
+        self._known_memory: dict[Shape, NetworkMemory | None] = {}
         self.model = self._load(network, weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint)))
 
     def build_network(self, example_shape: Shape) -> nn.Module:
@@ -236,16 +237,12 @@ class Predictor(CasePredictor, HasDevice):
     @property
     @override
     def num_channels(self) -> int:
-        network = self.description.get("network")
-        shape = network.get("example_shape") if isinstance(network, dict) else None
-        if not isinstance(shape, list) or not shape:
-            raise ExperimentError(f"{self._folder}: experiment.json does not say the shape the network was built for")
-        return int(shape[0])
+        return self._example_shape[0]
 
     @property
     @override
     def num_dims(self) -> int | None:
-        return len(self._example_shape()) - 1 or None
+        return len(self._example_shape) - 1
 
     @cached_property
     def _network(self) -> Network:
@@ -295,13 +292,9 @@ class Predictor(CasePredictor, HasDevice):
             known[input_shape] = network_memory(plain_network(self.model), (batch_size, self.num_channels, *size))
         return known[input_shape]
 
-    @cached_property
-    def _known_memory(self) -> dict[Shape, NetworkMemory | None]:
-        return {}
-
     def _load(self, network: nn.Module | None, weights_file: Path) -> nn.Module:
         if network is None:
-            network = self.build_network(self._example_shape())
+            network = self.build_network(self._example_shape)
         weights = load_weights(weights_file)
         try:
             network.load_state_dict(weights)
@@ -329,7 +322,6 @@ class Predictor(CasePredictor, HasDevice):
             )
         return None
 
+    @property
     def _example_shape(self) -> Shape:
-        network = self.description.get("network")
-        shape = network.get("example_shape") if isinstance(network, dict) else None
-        return tuple(shape) if isinstance(shape, list) else ()
+        return example_shape(self._folder, self.description)

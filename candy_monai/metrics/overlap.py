@@ -6,8 +6,10 @@ Distances between surfaces are MONAI's. What happens to absent classes is stated
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -39,6 +41,14 @@ class OverlapCounts:
     def iou(self) -> Tensor:
         """The intersection over union of each class, float32; NaN where it is in neither."""
         return self.common / (self.predicted + self.referenced - self.common)
+
+
+class Counting(TypedDict, total=False):
+    """What counts and what is a case: the options of `dice_per_class`, for the functions that pass them on."""
+
+    include_background: bool
+    ignore_index: int | None
+    batched: bool | None
 
 
 def dice_per_class(
@@ -102,11 +112,7 @@ def dice_per_region(
     """
     scores = []
     for ids in regions:
-        united = torch.tensor(tuple(ids), device=reference.device)
-        masks = [
-            torch.isin(labels.detach().as_subclass(Tensor), united).to(torch.uint8)
-            for labels in (prediction, reference)
-        ]
+        masks = [is_any_of(labels.detach(), ids).to(torch.uint8) for labels in (prediction, reference)]
         if ignore_index is not None:
             masks[1].masked_fill_(reference.as_subclass(Tensor) == ignore_index, _IGNORED)
         ignored = None if ignore_index is None else _IGNORED
@@ -114,24 +120,14 @@ def dice_per_region(
     return torch.stack(scores, dim=-1)
 
 
-def iou_per_class(
-    prediction: Tensor,
-    reference: Tensor,
-    num_classes: int,
-    *,
-    include_background: bool = False,
-    ignore_index: int | None = None,
-    batched: bool | None = None,
-) -> Tensor:
+def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the intersection over union of each class and case; nothing is read back from the device.
 
     Args:
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
         num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        include_background: Whether class 0 is among the results.
-        ignore_index: Voxels with this id in the reference count for nothing.
-        batched: Whether the first axis is cases; see `dice_per_class`.
+        **options: ``include_background``, ``ignore_index`` and ``batched``, as for `dice_per_class`.
 
     Returns:
         ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
@@ -139,34 +135,17 @@ def iou_per_class(
     Raises:
         ValueError: If the shapes differ or are not those of label ids.
     """
-    return count_overlap(
-        prediction,
-        reference,
-        num_classes,
-        include_background=include_background,
-        ignore_index=ignore_index,
-        batched=batched,
-    ).iou
+    return count_overlap(prediction, reference, num_classes, **options).iou
 
 
-def mean_dice(
-    prediction: Tensor,
-    reference: Tensor,
-    num_classes: int,
-    *,
-    include_background: bool = False,
-    ignore_index: int | None = None,
-    batched: bool | None = None,
-) -> Tensor:
+def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the mean Dice of each case over the classes that it or its reference contains.
 
     Args:
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
         num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        include_background: Whether class 0 counts.
-        ignore_index: Voxels with this id in the reference count for nothing.
-        batched: Whether the first axis is cases; see `dice_per_class`.
+        **options: ``include_background``, ``ignore_index`` and ``batched``, as for `dice_per_class`.
 
     Returns:
         No dimension for one case, ``(B,)`` for a batch; NaN where there is nothing to measure.
@@ -174,14 +153,7 @@ def mean_dice(
     Raises:
         ValueError: If the shapes differ or are not those of label ids.
     """
-    return dice_per_class(
-        prediction,
-        reference,
-        num_classes,
-        include_background=include_background,
-        ignore_index=ignore_index,
-        batched=batched,
-    ).nanmean(-1)
+    return count_overlap(prediction, reference, num_classes, **options).dice.nanmean(-1)
 
 
 def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1) -> Tensor:
@@ -216,19 +188,7 @@ def count_overlap(
     ignore_index: int | None = None,
     batched: bool | None = None,
 ) -> OverlapCounts:
-    """Count the voxels of each class and case; nothing is read back from the device.
-
-    Args:
-        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
-        reference: Ids of the same shape.
-        num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        include_background: Whether class 0 is among the results.
-        ignore_index: Voxels with this id in the reference count for nothing.
-        batched: Whether the first axis is cases; see `dice_per_class`.
-
-    Raises:
-        ValueError: If the shapes differ or are not those of label ids.
-    """
+    """Count the voxels of each class and case; arguments and errors are those of `dice_per_class`."""
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if prediction.shape != reference.shape:
@@ -253,6 +213,23 @@ def count_overlap(
     scored = totals[..., 0 if include_background else 1 : classes]
     common, in_prediction, in_reference = scored if several else scored[:, 0]
     return OverlapCounts(common=common, predicted=in_prediction, referenced=in_reference)
+
+
+def is_any_of(labels: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return where a label is one of some ids, as a plain Boolean tensor.
+
+    Unlike ``torch.isin`` with a tensor of ids it copies nothing to the device, so that no training step waits for it.
+
+    Args:
+        labels: Of any shape.
+        ids: Those to look for.
+    """
+    plain = labels.as_subclass(Tensor)
+    if not plain.is_floating_point() and plain.dtype != torch.bool:
+        held = torch.iinfo(plain.dtype)
+        ids = [label_id for label_id in ids if held.min <= label_id <= held.max]  # PyTorch would wrap the others
+    nowhere = torch.zeros_like(plain, dtype=torch.bool)
+    return functools.reduce(torch.Tensor.logical_or_, (torch.eq(plain, label_id) for label_id in ids), nowhere)
 
 
 def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:

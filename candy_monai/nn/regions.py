@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Scalar
+from candy_monai.metrics.overlap import is_any_of
 from candy_monai.nn.losses import split_loss
 
 
@@ -27,7 +28,7 @@ def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_ind
         ``(B, regions, *spatial)`` of the labels' type.
     """
     plain = labels.as_subclass(Tensor)
-    masks = torch.cat([torch.isin(plain, torch.tensor(tuple(ids), device=plain.device)) for ids in regions], dim=1)
+    masks = torch.cat([is_any_of(plain, ids) for ids in regions], dim=1)
     result = masks.to(plain.dtype)
     return result if ignore_index is None else torch.where(plain == ignore_index, plain, result)
 

@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from candy_monai.data.geometric import bounding_box
 from candy_monai.errors import BadInputError
 from candy_monai.plotting import drawing
 from candy_monai.plotting.colors import class_color, colorize
@@ -36,13 +37,12 @@ from candy_monai.plotting.overlay import blend_pixels
 from candy_monai.plotting.rays import Camera
 from candy_monai.plotting.scores import Dice
 from candy_monai.plotting.slices import PLANES, Plane, telling_slices
-from candy_monai.plotting.surfaces import bounding_box, camera_for, render_surface
+from candy_monai.plotting.surfaces import camera_for, render_surface
 
 _OPACITY = 0.3
 _MOST_CHANNELS = 4
 _CAPTION_SIZE = 15
 _LEGEND_SIZE = 17
-_TITLE_SIZE = 20
 _MOST_SCORES_LISTED = 24
 
 

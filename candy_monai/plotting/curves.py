@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candy_monai.errors import BadInputError
-from candy_monai.plotting.figures import FAINT, INK, new_figure, prepare_axes, save_figure
+from candy_monai.plotting.figures import FAINT, INK, new_figure, prepare_axes, show_epochs
 from candy_monai.plotting.forecasts import ScoreForecast, draw_forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["ScoreForecast", "curve_figure", "progress_figure", "save_figure"]
 
 _SCORE, _RATE, _DURATION, _EPOCH = "val score", "learning rate", "epoch duration", "epoch"
 _VALIDATION = "val "
@@ -178,11 +176,8 @@ def _mark_best(axes: Axes, name: str, epochs: NDArray[np.float64], numbers: NDAr
 
 
 def _finish(axes: Axes, name: str, epochs: NDArray[np.float64], drawn: Sequence[NDArray[np.float64]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     first, last = (float(epochs.min()), float(epochs.max())) if epochs.size else (1.0, 1.0)
-    axes.set_xlim(first - 0.5, last + max(0.5, 0.02 * (last - first)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    show_epochs(axes, first, last)
     numbers = np.concatenate(drawn) if drawn else np.empty(0)
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from candy_monai.aliases import PathLike
 from candy_monai.files import atomic_path
@@ -71,6 +72,18 @@ def prepare_axes(axes: Axes, title: str) -> None:
     axes.tick_params(colors=FAINT, labelsize=8.5, length=3, color=RULE)
     axes.grid(visible=True, color=RULE, linewidth=0.6, alpha=0.7)
     axes.set_axisbelow(True)
+
+
+def show_epochs(axes: Axes, first: float, last: float) -> None:
+    """Let the horizontal axis show these epochs, with whole numbers below it.
+
+    Args:
+        axes: Changed.
+        first: The first epoch.
+        last: The last one.
+    """
+    axes.set_xlim(first - 0.5, last + max(0.5, 0.02 * (last - first)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def pixels_of(figure: Figure) -> Pixels:

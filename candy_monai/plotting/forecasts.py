@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from candy_monai.plotting.figures import FAINT, INK, RULE, new_figure
+from candy_monai.plotting.figures import FAINT, RULE, new_figure, prepare_axes, show_epochs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +106,9 @@ def forecast_figure(
             draw_forecast(axes, shifted, now=int(epochs[-1]), best=float(values[best]), horizon=horizon + shift)
     if forecast.reason is not None:
         axes.text(0.98, 0.05, f"no forecast: {forecast.reason}", transform=axes.transAxes, ha="right", color=FAINT)
-    _dress(axes, name, last=horizon + shift, first=first_epoch)
+    prepare_axes(axes, " ".join(name.split()))
+    show_epochs(axes, first_epoch, horizon + shift)
+    axes.set_xlabel("epoch", color=FAINT, fontsize=9)
     if forecast.interval is not None:
         low, high = forecast.interval
         says = f"best {forecast.score:.4f} at epoch {forecast.epoch + shift}, {low:.4f} to {high:.4f} (80 %)"
@@ -122,19 +124,3 @@ class _Shifted:
         self.score = forecast.score
         self.interval = forecast.interval
         self.reason = forecast.reason
-
-
-def _dress(axes: Axes, name: str, *, first: int, last: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(" ".join(name.split()), loc="left", fontsize=10.5, color=INK, fontweight="bold", parse_math=False)
-    axes.set_xlabel("epoch", color=FAINT, fontsize=9)
-    axes.set_xlim(first - 0.5, last + max(0.5, 0.02 * (last - first)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(RULE)
-    axes.tick_params(colors=FAINT, labelsize=8.5, length=3, color=RULE)
-    axes.grid(visible=True, color=RULE, linewidth=0.6, alpha=0.7)
-    axes.set_axisbelow(True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from candy_monai.data.geometric import bounding_box
 from candy_monai.plotting.colors import colorize
 from candy_monai.plotting.display import Pixels
 from candy_monai.plotting.rays import Camera, first_hits, scout
@@ -69,7 +70,7 @@ def render_surface(
         ``(size, size, 3)``; all white if there is no foreground.
     """
     camera = camera or camera_for([ids], spacing_mm)
-    box = bounding_box(ids)
+    box = bounding_box(ids != 0)
     if box is None or camera is None:
         return np.full((size, size, 3), 255, dtype=np.uint8)
     camera = replace(camera, size=size)
@@ -85,7 +86,7 @@ def render_surface(
     return np.rint(color.clip(0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def _start(box: tuple[slice, slice, slice]) -> NDArray[np.intp]:
+def _start(box: tuple[slice, ...]) -> NDArray[np.intp]:
     return np.array([side.start for side in box])
 
 
@@ -100,22 +101,6 @@ def _coarse_points(
         coarse, stride, places = ids, 1, np.nonzero(ids)
     points = ((np.stack(places, axis=1) * stride + 0.5) * np.array(spacing_mm)).astype(np.float32)
     return points, coarse[places], float(max(spacing_mm)) * stride
-
-
-def bounding_box(ids: NDArray[np.integer] | NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    """Return the smallest box that holds all of the foreground; ``None`` if there is none.
-
-    Args:
-        ids: ``(X, Y, Z)``; all but 0 is foreground.
-    """
-    filled = ids != 0
-    slices = []
-    for axis in range(3):
-        along = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
-        if along.size == 0:
-            return None
-        slices.append(slice(int(along[0]), int(along[-1]) + 1))
-    return slices[0], slices[1], slices[2]
 
 
 def _paint(

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 
 from candy_monai.data.planning import DEFAULT_MEMORY_BYTES, Plan
-from candy_monai.data.topology import Topology, training_bytes
 from candy_monai.network import Precision
 from candy_monai.recipes.speed import Speed
 
@@ -125,16 +124,8 @@ def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
     if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
         return None
     filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)
-    needed = training_bytes(
-        plan.patch_shape,
-        Topology(kernel_sizes=plan.kernel_sizes, strides=plan.strides),
-        filters,
-        batch_size=plan.batch_size,
-        num_inputs=len(plan.channel_names),
-        num_outputs=plan.num_classes,
-    )
-    fits = needed <= (DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes)
-    return dataclasses.replace(plan, filters=filters) if fits else None
+    wide = dataclasses.replace(plan, filters=filters)
+    return wide if wide.step_bytes <= (DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes) else None
 
 
 def _work(plan: Plan) -> float:

@@ -135,27 +135,25 @@ class FoldRun:
 
 def _run_all(runs: Sequence[FoldRun], jobs: int, device: str, on_progress: Callable[[str], None]) -> list[FoldRun]:
     """Run what is not finished, and return what failed."""
-    waiting, failed = [], []
+    waiting = [run for run in runs if run.scores is None]
     for run in runs:
-        if run.scores is None:
-            waiting.append(run)
-        else:
+        if run not in waiting:
             on_progress(f"Fold {run.number} is finished already: {run.experiment}")
+    failed: list[FoldRun] = []
     running: dict[int, tuple[FoldRun, subprocess.Popen[bytes]]] = {}
     with _ended_with_us(running):
         while waiting or running:
-            for slot in range(jobs):
-                if slot not in running and waiting:
-                    run = waiting.pop(0)
-                    on_progress(f"Fold {run.number}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
-                    running[slot] = run, _started(run, _environment(slot, jobs, device))
+            free = sorted(set(range(jobs)) - running.keys())
+            for slot in free[: len(waiting)]:
+                run = waiting.pop(0)
+                on_progress(f"Fold {run.number}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
+                running[slot] = run, _started(run, _environment(slot, jobs, device))
             time.sleep(_POLL_S)
-            for slot, (run, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[slot]
-                    if process.returncode or run.scores is None:
-                        failed.append(run)
-                    on_progress(f"Fold {run.number}: {'failed' if run in failed else 'done'}")
+            for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
+                run, process = running.pop(slot)
+                has_failed = bool(process.returncode) or run.scores is None
+                failed += [run] if has_failed else []
+                on_progress(f"Fold {run.number}: {'failed' if has_failed else 'done'}")
     return failed
 
 

@@ -13,7 +13,7 @@ import torch
 from candy_monai.data.folds import Fold, write_splits
 from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.folder import example_shape, read_description
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
@@ -21,10 +21,7 @@ from candy_monai.network import Precision
 from candy_monai.processes import Processes
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
-from candy_monai.recipes.prepare import (
-    Prepared,
-    device_memory,
-)
+from candy_monai.recipes.prepare import Prepared, device_memory
 from candy_monai.recipes.speed import TIMES_FASTER, fit_to_time, measure_speed, num_scored, usable_s
 from candy_monai.training.saved_run import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -137,11 +134,8 @@ class PlannedRun:
         return folder
 
     def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:
-        network = read_description(folder)["network"]
-        assert isinstance(network, dict)
-        return load_predictor(
-            folder, network=trainer.build_network(tuple(network["example_shape"])), device=self.device
-        )
+        network = trainer.build_network(example_shape(folder, read_description(folder)))
+        return load_predictor(folder, network=network, device=self.device)
 
     def _trainer(self) -> SegmentationTrainer:
         store = self.prepared.store

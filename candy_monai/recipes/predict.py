@@ -7,8 +7,7 @@ from typing import Any
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.planning import Plan
-from candy_monai.errors import BadInputError
-from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.folder import example_shape, read_description
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.loading import load_predictor
@@ -58,10 +57,6 @@ def load_experiments(
 def _own_predictor(folder: PathLike, trainer_class: type[SegmentationTrainer], options: dict[str, Any]) -> Predictor:
     """Ask a trainer of the user's own for the network, the padding and the inferer."""
     description = read_description(folder)
-    network = description.get("network")
-    shape = network.get("example_shape") if isinstance(network, dict) else None
-    if not isinstance(shape, list):
-        raise BadInputError(f"{folder}: experiment.json does not say the shape the network was built for")
     trainer = trainer_class("unused", None, None, console=False)  # type: ignore[arg-type]  # it trains nothing
     plan = description.get("plan")
     if isinstance(plan, dict):
@@ -70,7 +65,7 @@ def _own_predictor(folder: PathLike, trainer_class: type[SegmentationTrainer], o
         trainer.num_classes = classes
     return Predictor(
         folder,
-        network=trainer.build_network(tuple(shape)),
+        network=trainer.build_network(example_shape(folder, description)),
         padding=trainer.build_padding_module(),
         inferer=trainer.inferer if description.get("inferer") == "custom" else None,
         **options,

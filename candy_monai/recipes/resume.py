@@ -14,14 +14,13 @@ from candy_monai.config import load_secrets
 from candy_monai.data.cache import has_been_used, inspect_once
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
-from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.folder import DESCRIPTION
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset, store_of
-from candy_monai.recipes.train import bundle_trainer, load_trainer_class
+from candy_monai.recipes.train import bundle_trainer, device_of_this_process, load_trainer_class
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -77,7 +76,7 @@ def resume_training(
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
     processes = Processes.from_environment()
-    own_device = processes.device_of(torch.device(auto_device() if device == "auto" else device))
+    own_device = device_of_this_process(device, processes)
     trainer_class = _trainer_class(saved, trainer)
     with processes.connected(own_device):
         run = _planned_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,8 @@ import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
-from candy_monai.data.fingerprint import Fingerprint
 from candy_monai.data.folds import Fold, write_splits
+from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.store import StoredPrecision
 from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
@@ -23,12 +23,7 @@ from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
 from candy_monai.recipes.planned_run import SPLITS, PlannedRun
-from candy_monai.recipes.prepare import (
-    checked_dataset,
-    chosen_folds,
-    prepare_dataset,
-    store_of,
-)
+from candy_monai.recipes.prepare import Prepared, checked_dataset, chosen_folds, prepare_dataset, store_of
 from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -97,7 +92,7 @@ def train_dataset(
         frontend(load_secrets())  # nor should a missing secret be said an hour later
     check_writable(out)
     processes = Processes.from_environment()
-    own_device = processes.device_of(torch.device(auto_device() if device == "auto" else device))
+    own_device = device_of_this_process(device, processes)
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
     say = on_progress if processes.is_first else _in_silence
     with processes.connected(own_device):
@@ -106,14 +101,12 @@ def train_dataset(
             checked = checked_dataset(dataset, store_of(store, out))
             for warning in checked.warnings:
                 say(f"Warning: {warning}")
-            folds = (
-                ()
-                if fold == "all"
-                else chosen_folds(checked.dataset, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits)
-            )
-            sides = checked.dataset.fold(fold=fold) if fold == "all" else checked.dataset.sides(folds, fold)
-            training, validation = (side.case_ids for side in sides)
-            _check_fold(fold, len(training), len(validation), num_cases=len(checked.dataset))
+            folds: tuple[Fold, ...] = ()
+            if fold != "all":
+                folds = chosen_folds(
+                    checked.dataset, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits
+                )
+            training, validation = _sides(checked.dataset, folds, fold)
             prepared = prepare_dataset(
                 checked,
                 overrides=overrides,
@@ -127,9 +120,8 @@ def train_dataset(
             )
             if folds and processes.is_first:
                 write_splits(prepared.store_folder / SPLITS, folds)
-            if isinstance(fold, int) and folds != checked.dataset.folds():  # of the usual ones the check has told
-                for warning in _missing_labels(folds[fold], fold, prepared.fingerprint):
-                    say(f"Warning: {warning}")
+            for warning in _labels_not_learned(prepared, folds, fold):
+                say(f"Warning: {warning}")
         run = PlannedRun(
             prepared=prepared,
             folds=folds,
@@ -153,10 +145,13 @@ def _in_silence(_message: str) -> None:
     """Say nothing: what all processes do, the first one says."""
 
 
-def _missing_labels(fold: Fold, number: int, fingerprint: Fingerprint) -> list[str]:
-    """Say which labels no training case of a fold has."""
+def _labels_not_learned(prepared: Prepared, folds: Sequence[Fold], fold: int | Literal["all"]) -> list[str]:
+    """Say which labels no training case of a fold has that the user chose; of the usual folds the check has told."""
+    if fold == "all" or folds == prepared.dataset.folds():
+        return []
+    fingerprint = prepared.fingerprint
     ids = {case.case_id: frozenset(case.class_voxels) for case in fingerprint.cases}
-    return labels_absent_from_folds([fold], ids, names_by_id(fingerprint.labels), first=number)
+    return labels_absent_from_folds([folds[fold]], ids, names_by_id(fingerprint.labels), first=fold)
 
 
 def _check_length(num_epochs: int | None, budget_s: float | None, overrides: Mapping[str, str]) -> None:
@@ -170,12 +165,23 @@ def _check_length(num_epochs: int | None, budget_s: float | None, overrides: Map
         raise SettingsError(f"a budget decides {' and '.join(fixed)}: leave out the budget, or --set {fixed[0]}=...")
 
 
-def _check_fold(fold: int | str, num_training: int, num_validation: int, *, num_cases: int) -> None:
-    if num_training == 0 or (num_validation == 0 and num_cases > 1):
+def _sides(
+    dataset: NNUNetDataset, folds: Sequence[Fold], fold: int | Literal["all"]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the ids of the cases to train and to validate on, unless there are none."""
+    sides = dataset.fold(fold=fold) if fold == "all" else dataset.sides(folds, fold)
+    training, validation = (side.case_ids for side in sides)
+    if not training or (not validation and len(dataset) > 1):
         raise BadInputError(
-            f"fold {fold} has {num_training} training and {num_validation} validation cases of {num_cases}: each side "
-            "needs one at least; choose other splits or groups, or --fold all to train on everything"
+            f"fold {fold} has {len(training)} training and {len(validation)} validation cases of {len(dataset)}: each "
+            "side needs one at least; choose other splits or groups, or --fold all to train on everything"
         )
+    return training, validation
+
+
+def device_of_this_process(device: str, processes: Processes) -> torch.device:
+    """Return where this process trains, by a device's name or ``auto``."""
+    return processes.device_of(torch.device(auto_device() if device == "auto" else device))
 
 
 def bundle_trainer(name: str) -> type[SegmentationTrainer]:

@@ -8,7 +8,7 @@ from candy_monai.data.cases import SupervisedDataset
 from candy_monai.data.datasets import DatasetFromMemory
 from candy_monai.data.digest import dataset_digest
 from candy_monai.data.fingerprint import Fingerprint
-from candy_monai.data.inspection import bounding_box, inspect
+from candy_monai.data.inspection import inspect
 from candy_monai.errors import BadInputError, DatasetError
 from tests.memory import MemoryDataset, case, ramp_case
 
@@ -90,13 +90,6 @@ def test_mixed_numbers_of_axes_are_a_problem_of_the_dataset():
     cases = {"a": ramp_case(), "b": case(torch.ones(1, 4, 4), torch.zeros(1, 4, 4))}
     with pytest.raises(DatasetError, match=r"\[2, 3\] spatial axes"):
         inspect(MemoryDataset(cases))
-
-
-def test_a_bounding_box_is_as_tight_as_can_be():
-    mask = np.zeros((4, 5), dtype=bool)
-    mask[1, 2] = mask[3, 3] = True
-    assert bounding_box(mask) == (slice(1, 4), slice(2, 4))
-    assert bounding_box(np.zeros((2, 2), dtype=bool)) is None
 
 
 @pytest.mark.realdata

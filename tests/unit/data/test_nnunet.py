@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from candy_monai.data.folds import kfold
-from candy_monai.data.nnunet import NNUNetDataset, check_dataset, list_cases, read_description
+from candy_monai.data.nnunet import NNUNetDataset, check_dataset, read_description
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
 from tests.folders import AFFINE, SHAPE, describe, label_of, make, write
@@ -149,7 +149,7 @@ def test_every_missing_and_superfluous_file_is_listed_with_its_case(tmp_path):
     write(tmp_path / "imagesTr" / "d_0002.nii.gz", np.zeros(SHAPE))
     write(tmp_path / "imagesTr" / "plain.nii.gz", np.zeros(SHAPE))
     with pytest.raises(DatasetError) as error:
-        list_cases(tmp_path, read_description(tmp_path))
+        NNUNetDataset(tmp_path)
     problems = error.value.problems
     assert len(problems) == 5
     for expected in (

@@ -13,40 +13,13 @@ from torch.utils.data import DataLoader
 
 from candy_monai.data.io import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
-from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases, cut
-from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 from candy_monai.data.transforms import JointTransform
 from candy_monai.errors import BadInputError
+from tests import plans
 
-PLAN = Plan(
-    dataset_name="Made up",
-    num_dims=3,
-    orientation=("R", "A", "S"),
-    spacing_mm=(1.0, 1.0, 1.0),
-    median_shape=(16, 16, 16),
-    channel_names=("MRI",),
-    normalization=(ChannelNormalization(scheme="nonorm"),),
-    class_names=("background", "large", "small"),
-    num_classes=3,
-    ignore_label=None,
-    regions=(),
-    patch_shape=(8, 8, 8),
-    batch_size=2,
-    filters=(4, 8),
-    kernel_sizes=((3, 3, 3), (3, 3, 3)),
-    strides=((1, 1, 1), (2, 2, 2)),
-    deep_supervision=False,
-    mirror_axes=(0, 1, 2),
-    foreground_share=0.33,
-    learning_rate=1e-3,
-    weight_decay=0.0,
-    iterations_per_epoch=1,
-    num_epochs=1,
-    validate_every=1,
-    num_validation_cases=None,
-)
+PLAN = replace(plans.PLAN, median_shape=(16, 16, 16), class_names=("background", "large", "small"))
 
 
 class MemoryDataset:

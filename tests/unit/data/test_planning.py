@@ -79,6 +79,16 @@ def test_a_plan_is_a_pure_function():
     assert plan(HIPPOCAMPUS) == plan(HIPPOCAMPUS)
 
 
+def test_a_step_of_a_larger_batch_or_a_wider_network_takes_more_memory():
+    made = plan(HIPPOCAMPUS)
+    more, wide = (
+        replace(made, batch_size=2 * made.batch_size),
+        replace(made, filters=tuple(2 * n for n in made.filters)),
+    )
+    assert made.step_bytes < more.step_bytes < 2 * made.step_bytes  # the weights are there once
+    assert made.step_bytes < wide.step_bytes
+
+
 def test_a_plan_survives_json():
     regions = {"background": 0, "whole": (1, 2), "core": (2,)}
     made = plan(fingerprint([(40, 40, 40)], labels=regions, region_order=(1, 2), channels=("CT", "PET")))

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.folder import publish_folder, read_description
+from candy_monai.experiment.folder import example_shape, publish_folder, read_description
 
 
 def _clock():
@@ -64,3 +64,13 @@ def test_a_description_of_another_format_is_refused_by_name(tmp_path, text):
     (tmp_path / "experiment.json").write_text(text)
     with pytest.raises(ExperimentError, match=r"experiment\.json"):
         read_description(tmp_path)
+
+
+def test_the_shape_that_the_network_was_built_for_is_a_tuple():
+    assert example_shape("runs/a", {"network": {"example_shape": [1, 32, 48]}}) == (1, 32, 48)
+
+
+@pytest.mark.parametrize("description", [{}, {"network": None}, {"network": {}}, {"network": {"example_shape": []}}])
+def test_a_description_without_that_shape_is_refused_by_the_folder_s_name(description):
+    with pytest.raises(ExperimentError, match="runs/a: experiment.json does not say the shape"):
+        example_shape("runs/a", description)

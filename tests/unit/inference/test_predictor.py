@@ -8,6 +8,7 @@ from monai.inferers import SimpleInferer
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.inference.cases import PredictionListener
 from candy_monai.inference.predictor import Predictor
+from candy_monai.network import plain_weights
 from candy_monai.nn.padding import Pad2d
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -90,7 +91,17 @@ def test_an_image_of_another_number_of_axes_is_refused(experiment):
 
 @pytest.mark.parametrize("checkpoint", ["best", "latest", "checkpoint_1.pth"])
 def test_any_weight_file_of_the_experiment_can_be_chosen(experiment, checkpoint):
-    _Small(experiment, checkpoint=checkpoint)
+    predictor = _Small(experiment, checkpoint=checkpoint)
+    name = checkpoint if checkpoint.endswith(".pth") else f"checkpoint_{checkpoint}.pth"
+    weights = plain_weights(predictor.model)
+    stored = torch.load(experiment / name, weights_only=True)
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[key], stored[key]) for key in stored)
+
+
+def test_the_best_weights_are_not_the_latest_so_that_the_choice_matters(experiment):
+    best, latest = (torch.load(experiment / f"checkpoint_{name}.pth", weights_only=True) for name in ("best", "latest"))
+    assert not all(torch.equal(best[key], latest[key]) for key in best)
 
 
 def test_a_weight_file_that_is_not_there_is_named(experiment):

@@ -173,6 +173,12 @@ def test_the_dice_of_a_region_is_that_of_the_union_of_its_ids():
     assert float(core) == pytest.approx(2 * 1 / (2 + 2))
 
 
+def test_an_id_that_the_labels_type_cannot_hold_is_in_no_voxel():
+    ids = torch.tensor([[[0, 1, 1]]], dtype=torch.uint8)
+    (score,) = dice_per_region(ids, ids, [(257,)])  # 257 wraps to 1 in a byte
+    assert score.isnan()
+
+
 def test_ignored_voxels_count_in_no_region_and_an_absent_region_has_no_score():
     reference = torch.tensor([[[0, 1, 3, 3]]])
     prediction = torch.tensor([[[0, 1, 1, 1]]])

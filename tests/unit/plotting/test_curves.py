@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from candy_monai.errors import BadInputError
-from candy_monai.plotting.curves import curve_figure, progress_figure, save_figure
+from candy_monai.plotting.curves import curve_figure, progress_figure
+from candy_monai.plotting.figures import save_figure
 
 NAN = math.nan
 

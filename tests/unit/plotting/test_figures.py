@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from candy_monai.plotting.figures import figure_of, new_figure, save_figure
+from candy_monai.plotting.figures import figure_of, new_figure, save_figure, show_epochs
 
 
 def test_a_figure_of_a_picture_shows_its_pixels() -> None:
@@ -37,3 +37,10 @@ def test_pyplot_is_never_imported() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_epochs_are_shown_with_room_on_both_sides_and_whole_numbers_below() -> None:
+    axes = new_figure(4.0, 3.0).add_axes((0.1, 0.1, 0.8, 0.8))
+    show_epochs(axes, 1, 3)
+    assert axes.get_xlim() == (0.5, 3.5)
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
