@@ -16,6 +16,7 @@ _MODULE_OF = {
     "Shape3d": "aliases",
     "load_secrets": "config",
     "load_settings": "config",
+    "collate_cases": "data.batches",
     "SupervisedDataset": "data.cases",
     "UnsupervisedDataset": "data.cases",
     "BinarizedDataset": "data.datasets",

@@ -7,6 +7,7 @@ from candy_monai.aliases import Shape2d as Shape2d
 from candy_monai.aliases import Shape3d as Shape3d
 from candy_monai.config import load_secrets as load_secrets
 from candy_monai.config import load_settings as load_settings
+from candy_monai.data.batches import collate_cases as collate_cases
 from candy_monai.data.cases import SupervisedDataset as SupervisedDataset
 from candy_monai.data.cases import UnsupervisedDataset as UnsupervisedDataset
 from candy_monai.data.datasets import BinarizedDataset as BinarizedDataset

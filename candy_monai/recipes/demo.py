@@ -9,6 +9,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.io import load_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.device import auto_device
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.inference.loading import load_predictor
 from candy_monai.recipes.train import train_dataset
@@ -51,7 +52,7 @@ def run_demo(
         note="candy-monai demo",
         on_progress=on_progress,
     )
-    predictor = load_predictor(experiment, device="cpu" if device == "auto" else device)
+    predictor = load_predictor(experiment, device=auto_device() if device == "auto" else device)
     predictions = out / "predictions"
     written = predictor.predict_to_files(dataset / "imagesTs", predictions)
     unseen = NNUNetDataset(dataset, split="Ts")
