@@ -1,5 +1,7 @@
+import ctypes
 import errno
 import os
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -63,18 +65,44 @@ def test_another_name_of_a_file_that_is_written_anew_keeps_its_content(tmp_path)
     assert (tmp_path / "other name").read_bytes() == b"old"
 
 
-def test_each_part_of_a_large_file_is_handed_to_the_disk_once_while_the_next_is_written(tmp_path, monkeypatch):
-    handed = []
-    monkeypatch.setattr(files, "_BYTES_ON_THE_WAY", 1000)
-    monkeypatch.setattr(files, "_forget", lambda _handle, *part: handed.append(part))
+def test_of_a_large_file_the_cache_holds_the_last_two_portions(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(files, "_BYTES_ON_THE_WAY", 10_000)
+    monkeypatch.setattr(files, "_forget", lambda _handle, *part: done.append(("forget", *part)))
+    monkeypatch.setattr(files, "_wait_for", lambda _handle, *part: done.append(("wait", *part)))
+    content = os.urandom(20_150) + os.urandom(10_100)
     with new_file(tmp_path / "weights") as file:
-        for size in (20_000, 100, 30_000, 50):
-            file.write(bytes(size))
-            file.flush()
-        assert handed == [(0, 20_000), (20_000, 30_100)]
+        file.write(content[:20_150])
+        file.write(content[20_150:])
+        file.flush()
+        assert done == [
+            ("forget", 0, 10_000),
+            ("forget", 10_000, 10_000),
+            ("wait", 0, 10_000),
+            ("forget", 0, 10_000),
+            ("forget", 20_000, 10_000 + 150),
+            ("wait", 10_000, 10_000),
+            ("forget", 10_000, 10_000),
+        ]
         finish_file(file)
-    assert handed == [(0, 20_000), (20_000, 30_100), ()]
-    assert (tmp_path / "weights").read_bytes() == bytes(50_150)
+    assert done[-1] == ("forget",)
+    assert (tmp_path / "weights").read_bytes() == content
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux waits for a part of a file")
+@pytest.mark.parametrize(("number", "is_error"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.ENOSYS, False)])
+def test_a_part_that_does_not_reach_the_disk_is_an_error(tmp_path, monkeypatch, number, is_error):
+    def refuse(*_part):
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(files, "_BYTES_ON_THE_WAY", 10_000)
+    monkeypatch.setattr(files, "_sync_file_range", refuse)
+    refused = pytest.raises(OSError, match=os.strerror(number)) if is_error else nullcontext()
+    with refused, new_file(tmp_path / "weights") as file:
+        file.write(bytes(30_000))
+        finish_file(file)
+    assert (tmp_path / "weights").exists() is not is_error
 
 
 @pytest.mark.parametrize(("number", "is_error"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
