@@ -25,6 +25,7 @@ from candy_monai.optional import require
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nibabel.spatialimages import SpatialImage
     from numpy.typing import NDArray
 
     from candy_monai.aliases import Shape
@@ -131,6 +132,15 @@ def _read_nifti(path: Path, suffix: str) -> tuple[NDArray[np.generic], Geometry]
         image = (nibabel.Nifti2Image if is_nifti2 else nibabel.Nifti1Image).from_bytes(data)
     else:
         image = nibabel.load(path)
+    return nibabel_array(image)
+
+
+def nibabel_array(image: SpatialImage) -> tuple[NDArray[np.generic], Geometry]:
+    """Return the samples of an image of nibabel's, channel first, and its geometry.
+
+    Raises:
+        ValueError: If its axes are not 2 or 3 in space and at most one of channels.
+    """
     array = np.asanyarray(image.dataobj)
     geometry = _nifti_geometry(array.shape, image.affine, channels=_fields(array.dtype))
     if array.dtype.names:  # RGB samples are stored as records
