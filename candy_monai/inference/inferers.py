@@ -252,7 +252,8 @@ def _with_metadata_of(inputs: MetaTensor, result: Tensor) -> Tensor:
     placed = MetaTensor(result)
     placed.copy_meta_from(inputs)
     placed.applied_operations = copy.deepcopy(inputs.applied_operations)  # inverting takes them from the list
-    return placed
+    whole: Tensor = placed
+    return whole
 
 
 def _main(network: Callable[[Tensor], NetworkOutput]) -> Network:
