@@ -36,7 +36,7 @@ import json, sys, time
 from itertools import combinations
 from pathlib import Path
 import torch
-from candy_monai.inference.inputs import find_inputs
+from candy_monai.inference.found import find_inputs
 from candy_monai.inference.loading import load_predictor
 predictor = load_predictor(sys.argv[1])
 cases = [predictor.prepare(c.case_id, c.load(num_channels=1)).cases[0].image

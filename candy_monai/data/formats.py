@@ -20,11 +20,13 @@ import nibabel
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from candy_monai.data.names import image_suffix
 from candy_monai.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nibabel.spatialimages import SpatialImage
     from numpy.typing import NDArray
 
     from candy_monai.aliases import Shape
@@ -85,7 +87,7 @@ def read(path: Path, suffix: str, *, is_label: bool) -> tuple[NDArray[np.generic
 def read_header(path: Path, suffix: str) -> Geometry:
     """Read a file's geometry without decoding its samples. ``suffix`` must be one of ``READABLE``."""
     if suffix in NIFTIS:
-        image = nibabel.load(path)
+        image = _open_nifti(path)
         return _nifti_geometry(image.shape, image.affine, channels=_fields(image.get_data_dtype()))
     if suffix in ITK_FORMATS:
         return _itk_header(path, suffix)
@@ -127,10 +129,33 @@ def _read_nifti(path: Path, suffix: str) -> tuple[NDArray[np.generic], Geometry]
     if suffix == ".nii.gz":
         # Decompressing in one go is faster than nibabel's streaming and verifies the checksum at the file's end.
         data = gzip.decompress(path.read_bytes())
-        is_nifti2 = 540 in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
-        image = (nibabel.Nifti2Image if is_nifti2 else nibabel.Nifti1Image).from_bytes(data)
+        image = _nifti_kind(data[:4]).from_bytes(data)
     else:
-        image = nibabel.load(path)
+        image = _open_nifti(path)
+    return nibabel_array(image)
+
+
+def _open_nifti(path: Path) -> SpatialImage:
+    """Read a file's header; for a suffix such as ``.Nii`` nibabel itself looks for a file of another name."""
+    suffix = path.name[-len(image_suffix(path)) :]
+    if suffix in (suffix.lower(), suffix.upper()):
+        return nibabel.load(path)
+    with (gzip.open if image_suffix(path) == ".nii.gz" else open)(path, "rb") as file:
+        kind = _nifti_kind(file.read(4))
+    return kind.from_file_map({"image": nibabel.FileHolder(str(path))})
+
+
+def _nifti_kind(start: bytes) -> Any:  # a class of nibabel's, which has no types
+    is_nifti2 = 540 in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
+    return nibabel.Nifti2Image if is_nifti2 else nibabel.Nifti1Image
+
+
+def nibabel_array(image: SpatialImage) -> tuple[NDArray[np.generic], Geometry]:
+    """Return the samples of an image of nibabel's, channel first, and its geometry.
+
+    Raises:
+        ValueError: If its axes are not 2 or 3 in space and at most one of channels.
+    """
     array = np.asanyarray(image.dataobj)
     geometry = _nifti_geometry(array.shape, image.affine, channels=_fields(array.dtype))
     if array.dtype.names:  # RGB samples are stored as records

@@ -25,9 +25,20 @@ from candy_monai.files import atomic_path
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
+    from nibabel.spatialimages import SpatialImage
     from numpy.typing import NDArray
 
-__all__ = ["Geometry", "Scan", "geometry_of", "image_suffix", "load_image", "read_geometry", "read_scan", "save_image"]
+__all__ = [
+    "Geometry",
+    "Scan",
+    "geometry_of",
+    "image_suffix",
+    "load_image",
+    "read_geometry",
+    "read_scan",
+    "save_image",
+    "scan_of_nibabel",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +121,19 @@ def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
         array, geometry = formats.read(path, _known_suffix(path), is_label=is_label)
         values = _label_ids(array) if is_label else _intensities(array)
     return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=str(path))
+
+
+def scan_of_nibabel(image: SpatialImage) -> Scan:
+    """Decode an image of nibabel's as its file is decoded: axes after the third are channels.
+
+    Raises:
+        ImageReadError: If its samples cannot be read, or its axes are not those of an image.
+    """
+    path = Path(image.get_filename() or "nibabel image")
+    with _readable(path, "an image"):
+        array, geometry = formats.nibabel_array(image)
+        values = _intensities(array)
+    return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=image.get_filename() or "")
 
 
 def read_geometry(path: PathLike) -> Geometry:

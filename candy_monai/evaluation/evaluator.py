@@ -15,7 +15,7 @@ from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.measuring import ComparedCase, Measure, MeasuredCase, Metric, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
 from candy_monai.evaluation.results import SUMMARY_NAMES, EvalCase, EvalResult
-from candy_monai.inference.inputs import find_inputs
+from candy_monai.inference.found import find_inputs
 from candy_monai.inference.predictor import Predictor
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai.data import MetaTensor
@@ -20,9 +20,10 @@ from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.data.formats import Geometry
 from candy_monai.data.io import read_geometry
 from candy_monai.data.preprocessing import PreprocessedCase
-from candy_monai.errors import CandyError
+from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.inference.components import keep_largest_components
-from candy_monai.inference.inputs import Input, InputCase, Inputs, input_case, input_cases
+from candy_monai.inference.found import GIVEN_SHAPE, InputCase
+from candy_monai.inference.inputs import Input, Inputs, input_case, input_cases
 from candy_monai.inference.memory import MemoryEstimate, fits_on_disk_only
 from candy_monai.inference.writing import Prediction, Writer, check_target, written_suffix
 
@@ -87,12 +88,17 @@ class CasePredictor(ABC):
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take above what the process holds before; None for as many as it needs. The C
             library then gives freed memory back at once, in this process and from now on.
+
+    Raises:
+        SettingsError: If ``memory`` is no number of bytes.
     """
 
     def __init__(self, *, largest_component: bool = False, memory: int | None = None) -> None:
         self.largest_component = largest_component
         self.memory = memory
         if memory is not None:
+            if not isinstance(memory, int) or isinstance(memory, bool) or memory <= 0:
+                raise SettingsError(f"memory {memory!r}: expected a number of bytes above 0, or None")
             give_back_freed_memory()  # an estimate holds for what is used, not for what the process keeps
         self.listener = PredictionListener()
 
@@ -159,14 +165,16 @@ class CasePredictor(ABC):
         Raises:
             BadInputError: As for `predict`.
         """
-        return self._predicted(input_case(image, num_dims=self.num_dims), probabilities)
+        case = input_case(image, num_channels=self.num_channels, num_dims=self.num_dims)
+        return self._predicted(case, probabilities)
 
     def stream(self, source: Inputs, *, probabilities: bool = False) -> Iterator[Prediction]:
         """Predict cases one after the other and hold one of them at a time.
 
         Args:
-            source: One image of any kind, a folder, a dataset, or a list of images. Files of a list are grouped by case
-                as those of a folder.
+            source: One image of any kind, a folder, a dataset, a list of images, or a generator, which is asked for an
+                image when it is its turn. Files of a list are grouped by case as those of a folder. Items of datasets
+                of MONAI's or PyTorch's may be dictionaries with an ``image``, or pairs of image and label.
             probabilities: As for `predict_image`.
 
         Yields:
@@ -205,7 +213,9 @@ class CasePredictor(ABC):
             PredictionError: If some of several cases could not be predicted; the others are written.
         """
         self.listener = listener or PredictionListener()
-        cases = input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims)
+        cases = list(input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims))
+        if not cases:
+            raise BadInputError("nothing to predict: the dataset is empty")
         paths = {case.case_id: Path(target) / f"{case.case_id}{written_suffix(case)}" for case in cases}
         check_target(cases, list(paths.values()), Path(target), source, probabilities=probabilities)
         self.listener.on_started(len(cases), *self._largest(cases, probabilities))
@@ -228,18 +238,18 @@ class CasePredictor(ABC):
         return written
 
     def _outcomes(
-        self, cases: Sequence[InputCase], probabilities: bool
+        self, cases: Iterable[InputCase], probabilities: bool
     ) -> Iterator[tuple[InputCase, Prediction | Exception]]:
         """Yield each case's prediction or why there is none, and read the next case meanwhile."""
         with freed_memory_kept(), ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming: Future[PreparedCase] | None = None
-            for index, case in enumerate(cases):
+            for case, following in _with_the_next(cases):
                 future = coming or reader.submit(self._read, case, probabilities)
                 coming = None
                 try:
                     prepared = future.result()
-                    if index + 1 < len(cases) and self._may_read_ahead(cases[index + 1]):
-                        coming = reader.submit(self._read, cases[index + 1], probabilities)
+                    if following is not None and self._may_read_ahead(following):
+                        coming = reader.submit(self._read, following, probabilities)
                     outcome: Prediction | Exception = self._finished(self.run(prepared, probabilities=probabilities))
                 except Exception as error:  # one bad case must not cost the others
                     outcome = error
@@ -263,7 +273,15 @@ class CasePredictor(ABC):
     def _finished(self, prediction: Prediction) -> Prediction:
         if self.largest_component:
             keep_largest_components(prediction.labels.as_tensor()[0])
-        return prediction
+        given = prediction.labels.meta.get(GIVEN_SHAPE)
+        if given is None:
+            return prediction
+        many = prediction.probabilities
+        return replace(
+            prediction,
+            labels=_reshaped(prediction.labels, given),
+            probabilities=None if many is None else _reshaped(many, given),
+        )
 
     def _may_read_ahead(self, case: InputCase) -> bool:
         if self.memory is not None:
@@ -290,6 +308,21 @@ class CasePredictor(ABC):
             return None, None  # to work it out takes a second, which such a folder may be done in
         needed = self.estimate(largest[1])
         return largest[0], needed.with_probabilities() if needed is not None and probabilities else needed
+
+
+def _with_the_next(cases: Iterable[InputCase]) -> Iterator[tuple[InputCase, InputCase | None]]:
+    coming = iter(cases)
+    case = next(coming, None)
+    while case is not None:
+        following = next(coming, None)
+        yield case, following
+        case = following
+
+
+def _reshaped(image: MetaTensor, spatial_shape: Shape) -> MetaTensor:
+    """Give a part of a prediction the axes that its image had."""
+    meta = {key: value for key, value in image.meta.items() if key != GIVEN_SHAPE}
+    return MetaTensor(image.as_tensor().reshape(len(image), *spatial_shape), meta=meta)
 
 
 def _num_voxels(geometry: Geometry) -> int:

@@ -160,7 +160,7 @@ class WindowInferer(Inferer):
                 result[place] = values
         if result is None:
             raise ValueError(f"there is no image in a batch of shape {tuple(inputs.shape)}")
-        return MetaTensor(result, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else result
+        return _with_metadata_of(inputs, result) if isinstance(inputs, MetaTensor) else result
 
 
 class WholeOrWindowsInferer(WindowInferer):
@@ -248,6 +248,15 @@ def inferer_from_dict(description: Mapping[str, object]) -> WindowInferer:
     if not (isinstance(shape, list) and isinstance(overlap, int | float) and isinstance(batch_size, int | None)):
         raise SettingsError(f"this inferer cannot be built from its description: {dict(description)}")
     return WindowInferer([int(side) for side in shape], overlap=float(overlap), batch_size=batch_size)
+
+
+def _with_metadata_of(inputs: MetaTensor, result: Tensor) -> Tensor:
+    """Return a result that MONAI's transforms can decollate and invert as they can the inputs, and independently."""
+    placed = MetaTensor(result)
+    placed.copy_meta_from(inputs)
+    placed.applied_operations = copy.deepcopy(inputs.applied_operations)  # inverting takes them from the list
+    whole: Tensor = placed
+    return whole
 
 
 def _main(network: Callable[[Tensor], NetworkOutput]) -> Network:

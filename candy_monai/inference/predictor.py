@@ -66,7 +66,8 @@ class Predictor(CasePredictor, HasDevice):
 
     Raises:
         ExperimentError: If the folder is no experiment, or weights and network do not fit.
-        SettingsError: If mirroring is asked for and there is no plan to name the axes.
+        SettingsError: If ``mirror`` names no axes of the image, or there is no plan to name them; or if ``memory`` is
+            no number of bytes.
     """
 
     def __init__(
@@ -260,7 +261,10 @@ class Predictor(CasePredictor, HasDevice):
 
     def _chosen_axes(self, mirror: bool | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(mirror, bool):
-            return tuple(mirror)
+            axes, num_dims = tuple(mirror), self.num_dims
+            if len(set(axes)) < len(axes) or not all(0 <= axis < (num_dims or 3) for axis in axes):
+                raise SettingsError(f"mirror {axes}: expected different axes of 0 to {(num_dims or 3) - 1}")
+            return axes
         if mirror and self.plan is None:
             raise SettingsError(f"{self._folder}: trained without a plan that names the axes: give mirror=(0, 1, ...)")
         return self.plan.mirror_axes if mirror and self.plan is not None else ()

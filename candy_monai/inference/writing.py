@@ -10,10 +10,12 @@ from typing import Self
 
 from monai.data import MetaTensor
 
+from candy_monai.data.formats import READABLE
 from candy_monai.data.io import image_suffix, save_image
 from candy_monai.errors import BadInputError
 from candy_monai.files import check_writable
-from candy_monai.inference.inputs import InputCase, Inputs
+from candy_monai.inference.found import InputCase
+from candy_monai.inference.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,6 +103,11 @@ def check_target(
     twice = sorted({path.name for path in written if written.count(path) > 1})
     if twice:
         raise BadInputError(f"{target}: several cases would be written to {twice[0]}; give them different names")
+    if image_suffix(target) in READABLE and not target.is_dir():
+        raise BadInputError(
+            f"{target}: looks like a file, and label maps are written into a folder under their images' names; "
+            "name a folder"
+        )
     check_writable(target)
     try:
         target.mkdir(parents=True, exist_ok=True)

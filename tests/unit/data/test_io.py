@@ -319,3 +319,14 @@ def test_a_format_of_two_files_is_not_written_and_leaves_none(tmp_path, suffix, 
     with pytest.raises(BadInputError, match=f"write {instead}, which holds both"):
         save_image(torch.zeros(1, 3, 4, 5), tmp_path / f"a{suffix}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".NII", ".Nii", ".NII.GZ", ".Nii.Gz", ".nii.GZ"])
+def test_a_nifti_suffix_may_be_written_in_capitals_in_part(tmp_path, suffix, kind):
+    data = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    written = tmp_path / f"a{suffix.lower()}"
+    nibabel.save(kind(data, np.diag([1.0, 2, 3, 1])), written)
+    path = written.rename(tmp_path / f"b{suffix}")
+    assert np.array_equal(load_image(path)[0].numpy(), data)
+    assert read_geometry(path).spacing_mm == (1, 2, 3)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from monai.data import MetaTensor
+from monai.data import CacheDataset, Dataset, MetaTensor
+from monai.transforms import LoadImaged
 from scipy.spatial.transform import Rotation
+from torch.utils.data import TensorDataset
 
 from candy_monai.data.datasets import DatasetFromMemory
 from candy_monai.errors import BadInputError
@@ -171,6 +173,87 @@ def test_a_stream_predicts_lists_folders_and_datasets_one_case_at_a_time(predict
     assert [prediction.case_id for prediction in predictor.stream(files)] == ["case0", "case1"]
 
 
+def test_a_flat_scan_is_one_slice_to_a_network_of_volumes_and_comes_back_flat(predictor, tmp_path):
+    data = _volume((6, 5))
+    scan = _save(tmp_path / "a.nii.gz", data, OBLIQUE)
+    (written,) = predictor.predict_to_files(scan, tmp_path / "out", probabilities=True)
+    read = nibabel.load(written)
+    assert np.array_equal(np.asarray(read.dataobj), data)
+    assert np.allclose(read.affine, OBLIQUE, atol=1e-5)
+    prediction = predictor.predict_image(scan, probabilities=True)
+    assert (prediction.labels.shape, prediction.probabilities.shape) == ((1, 6, 5), (3, 6, 5))
+
+
+def test_a_volume_of_one_slice_is_flat_to_a_network_of_pictures_and_comes_back_as_a_volume(experiments, tmp_path):
+    data = _volume((6, 5, 1))
+    predictor = Predictor(experiments[2, 1], network=_Threshold())
+    (written,) = predictor.predict_to_files(_save(tmp_path / "a.nii.gz", data, OBLIQUE), tmp_path / "out")
+    assert nibabel.load(written).shape == (6, 5, 1)
+    assert np.array_equal(nibabel.load(written).get_fdata(), data)
+    assert predictor.predict(torch.from_numpy(data)[None]).shape == (1, 6, 5, 1)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 2), (6, 5, 4, 1, 2)])
+def test_a_nibabel_image_has_the_channels_that_its_file_has(experiments, tmp_path, shape):
+    predictor = Predictor(experiments[3, 2], network=_Threshold())
+    data = _volume(shape)
+    file = _save(tmp_path / "a.nii.gz", data)
+    for image in (file, nibabel.load(file), nibabel.Nifti1Image(data, np.eye(4))):
+        assert np.array_equal(predictor.predict(image)[0].numpy(), data[..., 0].reshape(6, 5, 4))
+
+
+def test_items_of_monai_and_pytorch_datasets_are_cases(predictor, tmp_path):
+    data = _volume((5, 4, 3))
+    file = _save(tmp_path / "a_0000.nii.gz", data)
+    tensor = torch.from_numpy(data[None]).float()
+    loaded = LoadImaged("image", ensure_channel_first=True)
+    for source in (
+        Dataset([{"image": str(file), "label": "not read"}]),
+        Dataset([{"image": file}], transform=loaded),
+        CacheDataset([{"image": file}], transform=loaded, progress=False),
+        TensorDataset(tensor[None], torch.zeros(1)),
+        [{"image": file}],
+        [{"image": tensor}],
+    ):
+        (prediction,) = predictor.stream(source)
+        assert np.array_equal(prediction.labels[0].numpy(), data), source
+    with pytest.raises(BadInputError, match="found a dictionary of 'img', expected one with an 'image'"):
+        list(predictor.stream(Dataset([{"img": file}])))
+
+
+def test_a_generator_is_asked_for_an_image_when_it_is_its_turn(predictor):
+    asked = []
+
+    def images():
+        for number in range(4):
+            asked.append(number)
+            yield torch.full((1, 5, 4, 3), float(number % 3))
+
+    predictions = predictor.stream(images())
+    for number, prediction in enumerate(predictions):
+        assert prediction.labels.unique().tolist() == [number % 3]
+        assert len(asked) <= number + 2  # the next one is read meanwhile
+    assert asked == [0, 1, 2, 3]
+
+
+def test_a_folder_in_place_of_one_image_is_refused_with_what_predicts_folders(predictor, tmp_path):
+    with pytest.raises(BadInputError, match="found a folder, expected one image; stream"):
+        predictor.predict(tmp_path)
+
+
+def test_a_target_that_looks_like_a_file_is_refused(predictor, tmp_path):
+    scan = _save(tmp_path / "a.nii.gz", _volume((5, 4, 3)))
+    with pytest.raises(BadInputError, match="out.nii.gz: looks like a file"):
+        predictor.predict_to_files(scan, tmp_path / "out.nii.gz")
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 0, 4, 4), (np.zeros((4, 4, 0)), (1.0, 1.0, 1.0))])
+def test_an_image_without_voxels_is_refused(predictor, image):
+    with pytest.raises(BadInputError, match="is empty"):
+        predictor.predict(image)
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [
@@ -191,7 +274,8 @@ def test_the_channels_of_a_case_are_grouped(experiments, tmp_path):
     predictor = Predictor(experiments[3, 2], network=_Threshold())
     data = _volume((5, 4, 3))
     files = [_save(tmp_path / f"a_{channel:04d}.nii.gz", data * (1 - channel)) for channel in (0, 1)]
-    assert np.array_equal(predictor.predict(files)[0].numpy(), data)
+    for given in (files, files[::-1], *files):  # one file brings the others
+        assert np.array_equal(predictor.predict(given)[0].numpy(), data)
     (prediction,) = predictor.stream(reversed(files))
     assert (prediction.case_id, np.array_equal(prediction.labels[0].numpy(), data)) == ("a", True)
 
@@ -282,9 +366,9 @@ def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch
     for name in "abcd":
         _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
     started = {}
-    from candy_monai.inference import inputs
+    from candy_monai.inference import found
 
-    load_image = inputs.load_image
+    load_image = found.load_image
 
     def slow_load(file):
         started[file.name[0]] = time.perf_counter()
@@ -298,7 +382,7 @@ def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch
         return run(case, **options)
 
     ended = {}
-    monkeypatch.setattr(inputs, "load_image", slow_load)
+    monkeypatch.setattr(found, "load_image", slow_load)
     predictor.run = slow_run
     predictor.predict_to_files(folder, tmp_path / "out")
     assert all(started[later] < ended[earlier] for earlier, later in ("ab", "bc", "cd"))

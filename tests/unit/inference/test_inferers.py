@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import sliding_window_inference
+from monai.transforms import SpatialPad
 
 from candy_monai.errors import SettingsError
 from candy_monai.inference.inferers import WholeOrWindowsInferer, WindowInferer
@@ -92,6 +93,14 @@ def test_a_monai_script_gets_its_metadata_back():
     inferer = WindowInferer((8, 8, 8))
     for result in (inferer(images, torch.nn.Identity()), inferer.labels(images, torch.nn.Identity())):
         assert torch.equal(result.affine, affine)
+
+
+def test_what_monai_s_transforms_did_to_a_batch_can_be_undone_on_its_results():
+    pad = SpatialPad((9, 10))
+    images = list_data_collate([pad(MetaTensor(torch.randn(1, 7, 8), affine=torch.eye(4))) for _ in range(2)])
+    inferer = WindowInferer((8, 8))
+    for results in (inferer(images, torch.nn.Identity()), inferer.labels(images, torch.nn.Identity())):
+        assert [tuple(pad.inverse(result).shape) for result in decollate_batch(results)] == [(1, 7, 8)] * 2
 
 
 def test_the_first_of_several_outputs_counts_and_arguments_are_passed_on():

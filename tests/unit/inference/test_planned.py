@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.cases import PredictionListener
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import input_case
@@ -109,6 +109,12 @@ def test_mirrors_come_from_the_plan(experiment, predictor):
     assert not torch.allclose(plain, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("axes", [(3,), (-1,), (0, 0)])
+def test_mirror_axes_that_the_image_does_not_have_are_refused(experiment, axes):
+    with pytest.raises(SettingsError, match="expected different axes of 0 to 2"):
+        Predictor(experiment, network=_network(), mirror=axes)
+
+
 def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(experiment, predictor, monkeypatch):
     image = _scan()
     needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
@@ -125,6 +131,12 @@ def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(exper
 def test_a_case_for_which_disk_does_not_help_is_refused(experiment):
     with pytest.raises(BadInputError, match="allow more memory"):
         Predictor(experiment, network=_network(), memory=1000).predict(_scan())
+
+
+@pytest.mark.parametrize("memory", [0, -1, True, "1G"])
+def test_memory_that_is_no_number_of_bytes_is_refused(experiment, memory):
+    with pytest.raises(SettingsError, match="expected a number of bytes above 0"):
+        Predictor(experiment, network=_network(), memory=memory)
 
 
 def test_probabilities_count_towards_the_memory(experiment, predictor):

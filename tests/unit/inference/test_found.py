@@ -1,7 +1,7 @@
 import pytest
 
 from candy_monai.errors import BadInputError
-from candy_monai.inference.inputs import find_inputs
+from candy_monai.inference.found import find_inputs
 
 
 def _touch(folder, *names):
