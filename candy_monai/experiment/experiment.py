@@ -273,8 +273,7 @@ class Experiment:
         """Return when what was saved is on disk.
 
         Raises:
-            ExperimentError: If the disk is full; the last state that was saved before is whole.
-            OSError: If it could not be written for another reason.
+            ExperimentError: If it could not be written; the last state that was saved before is whole.
         """
         self._writer.wait()
 
@@ -343,9 +342,9 @@ class Experiment:
             elif error.errno in (errno.ENOSPC, errno.EDQUOT):
                 what, then = "the disk is full", "make room"
             else:
-                raise
+                what, then = "it cannot be written to", "mend that"
             raise ExperimentError(
-                f"{self.folder}: {what} ({error.strerror}). The last saved state is whole: {then}, then "
+                f"{self.folder}: {what} ({error.strerror or error}). The last saved state is whole: {then}, then "
                 "continue this run"
             ) from error
 

@@ -135,7 +135,7 @@ class Continuity(Overridables, Reporting, HasDevice):
             wait: Wait for what is being written; otherwise it is said now only if it is there already.
 
         Raises:
-            ExperimentError, OSError: If it could not be written.
+            ExperimentError: If it could not be written.
         """
         if not (wait or run.is_saved):
             return
