@@ -17,7 +17,7 @@ Generator = torch.Generator | np.random.Generator | np.random.RandomState | rand
 
 _MOST_OBJECTS = 200_000
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-_GLOBAL = (torch.default_generator, np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
+_GLOBAL = (torch.default_generator, np.random.mtrand._rand, random._inst)
 """Saved by `candy_monai.seeding`."""
 _LEAVES = (str, bytes, int, float, complex, type(None), Tensor, np.ndarray, type, types.ModuleType, random.SystemRandom)
 
@@ -65,12 +65,10 @@ class OwnGenerators:
 def _walk(parts: Mapping[str, object]) -> Iterator[tuple[str, Generator]]:
     """Yield each generator once, in the order of the objects, nearer ones first."""
     waiting, seen = list(parts.items()), {id(generator) for generator in _GLOBAL}
-    keep_alive = []  # what is made on the way must not leave its id to another object
-    for place, value in waiting:  # grows meanwhile
+    for place, value in waiting:  # grows meanwhile, and keeps everything alive whose id was seen
         if isinstance(value, _LEAVES) or id(value) in seen:
             continue
         seen.add(id(value))
-        keep_alive.append(value)
         if isinstance(value, _GENERATORS):
             yield place, value
         elif len(waiting) < _MOST_OBJECTS:
