@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import random
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from candy_monai.own_generators import OwnGenerators
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _DETERMINISTIC_WORKSPACE = ":4096:8"
@@ -96,23 +98,25 @@ def _undo_determinism() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorStates:
-    """The states of the global generators at one moment, as plain values and tensors.
+    """The states of random generators at one moment, as plain values and tensors.
 
     Attributes:
         python: Python's ``random`` state, its tuples turned into lists.
         numpy: NumPy's legacy global state: name, keys as a tensor, position, and the cached Gaussian.
         torch: PyTorch's CPU generator.
         cuda: One tensor for each CUDA device, empty without CUDA.
+        own: Generators of the user's own, by their places.
     """
 
     python: list[Any]
     numpy: list[Any]
     torch: Tensor
     cuda: list[Tensor]
+    own: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def capture(cls) -> GeneratorStates:
-        """Read the states of every global generator."""
+    def capture(cls, own: OwnGenerators | None = None) -> GeneratorStates:
+        """Read the states of every global generator, and of the user's own."""
         version, internal, gauss = random.getstate()
         name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         return cls(
@@ -126,10 +130,11 @@ class GeneratorStates:
             ],
             torch=torch.get_rng_state(),
             cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            own={} if own is None else own.states(),
         )
 
-    def restore(self) -> None:
-        """Put every global generator back to this state; CUDA states are skipped where the devices differ."""
+    def restore(self, own: OwnGenerators | None = None) -> None:
+        """Put every generator back to this state; CUDA states are skipped where the devices differ."""
         version, internal, gauss = self.python
         random.setstate((version, tuple(internal), gauss))
         name, keys, position, has_gauss, cached = self.numpy
@@ -137,7 +142,9 @@ class GeneratorStates:
         torch.set_rng_state(self.torch)
         if self.cuda and torch.cuda.is_available() and torch.cuda.device_count() == len(self.cuda):
             torch.cuda.set_rng_state_all(self.cuda)
+        if own is not None:
+            own.restore(self.own)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors that load with ``weights_only=True``."""
-        return {"python": self.python, "numpy": self.numpy, "torch": self.torch, "cuda": self.cuda}
+        return {"python": self.python, "numpy": self.numpy, "torch": self.torch, "cuda": self.cuda, "own": self.own}

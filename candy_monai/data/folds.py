@@ -215,8 +215,13 @@ def read_splits(path: PathLike) -> tuple[Fold, ...]:
 
 def write_splits(path: PathLike, folds: Sequence[Fold]) -> None:
     """Write folds in nnU-Net's format; the file appears whole or not at all."""
+    atomic_write_text(path, splits_as_text(folds))
+
+
+def splits_as_text(folds: Sequence[Fold]) -> str:
+    """Return what a file of folds in nnU-Net's format holds."""
     content = [{"train": list(fold.train), "val": list(fold.validation)} for fold in folds]
-    atomic_write_text(path, json.dumps(content, indent=4) + "\n")
+    return json.dumps(content, indent=4) + "\n"
 
 
 def pick_fold(folds: Sequence[Fold], fold: int) -> Fold:

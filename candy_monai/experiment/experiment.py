@@ -9,9 +9,10 @@ import dataclasses
 import errno
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from candy_monai.errors import ExperimentError
@@ -76,7 +77,15 @@ class Experiment:
         self._epoch_started = self._counted_until = clock()
 
     @staticmethod
-    def publish(parent: Path, settings: TrainSettings, facts: Json, weights: RunWeights, state: State) -> Path:
+    def publish(
+        parent: Path,
+        settings: TrainSettings,
+        facts: Json,
+        weights: RunWeights,
+        state: State,
+        *,
+        files: Mapping[str, str] = MappingProxyType({}),
+    ) -> Path:
         """Publish a new folder that holds its description and a first state.
 
         Args:
@@ -85,6 +94,7 @@ class Experiment:
             facts: More for ``experiment.json``: trainer, network, plan, dataset.
             weights: The weights before the first step.
             state: The states of optimizer, scheduler and the rest.
+            files: More texts that the folder is born with, by their files' names.
 
         Returns:
             The folder.
@@ -93,6 +103,8 @@ class Experiment:
         def fill(folder: Path, experiment_id: str) -> None:
             _write_description(folder, {"format": FORMAT, "id": experiment_id, **facts}, settings)
             (folder / LOGS).touch()
+            for name, text in files.items():
+                atomic_write_text(folder / name, text)
             run = Experiment(folder, settings)
             run.save_point(weights, state)
             run.wait_until_saved()
@@ -261,8 +273,7 @@ class Experiment:
         """Return when what was saved is on disk.
 
         Raises:
-            ExperimentError: If the disk is full; the last state that was saved before is whole.
-            OSError: If it could not be written for another reason.
+            ExperimentError: If it could not be written; the last state that was saved before is whole.
         """
         self._writer.wait()
 
@@ -331,9 +342,9 @@ class Experiment:
             elif error.errno in (errno.ENOSPC, errno.EDQUOT):
                 what, then = "the disk is full", "make room"
             else:
-                raise
+                what, then = "it cannot be written to", "mend that"
             raise ExperimentError(
-                f"{self.folder}: {what} ({error.strerror}). The last saved state is whole: {then}, then "
+                f"{self.folder}: {what} ({error.strerror or error}). The last saved state is whole: {then}, then "
                 "continue this run"
             ) from error
 

@@ -71,10 +71,13 @@ def publish_folder(
             staging.rename(target)
         except FileExistsError:  # another process took the name in between
             continue
-        except OSError as error:
+        except (OSError, ExperimentError) as error:
+            reason = error.__cause__ if isinstance(error, ExperimentError) else error
             if target.exists():
                 continue
-            raise ExperimentError(f"{parent}: cannot make the experiment's folder ({error.strerror})") from error
+            if not isinstance(reason, OSError):
+                raise
+            raise ExperimentError(f"{parent}: cannot make the experiment's folder ({reason.strerror})") from reason
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from candy_monai.data.folds import Fold, write_splits
+from candy_monai.data.folds import Fold, splits_as_text
 from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import example_shape, read_description
@@ -113,13 +113,13 @@ class PlannedRun:
 
     def _prepare(self, trainer: SegmentationTrainer) -> None:
         trainer.facts["dataset"] = self._facts()
+        if self.folds:
+            trainer.files[SPLITS] = splits_as_text(self.folds)
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
-        if self.folds and self.processes.is_first:
-            write_splits(folder / SPLITS, self.folds)
         chosen = set(evenly(self.validation, self.num_scored))
         cases = [case for case in self.prepared.dataset.cases if case.case_id in chosen]
         images = {case.case_id: case.images for case in cases}
@@ -167,6 +167,7 @@ class PlannedRun:
             "file_ending": description.file_ending,
             "training": list(self.training),
             "validation": list(self.validation),
+            **({} if self.num_scored is None else {"num_scored": self.num_scored}),
         }
 
 

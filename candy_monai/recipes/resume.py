@@ -118,6 +118,7 @@ def _planned_run(
         training=tuple(facts["training"]),
         validation=tuple(facts["validation"]),
         trainer_class=trainer,
+        num_scored=facts.get("num_scored"),
         seed=seed,
         device=device,
         processes=processes,

@@ -23,6 +23,7 @@ from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import SaveInterval
 from candy_monai.experiment.state import RunWeights
 from candy_monai.network import NetworkAdapter, adapter_of, plain_network, plain_weights
+from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.accumulation import Group
@@ -73,17 +74,19 @@ class Continuity(Overridables, Reporting, HasDevice):
         self._scaler = GradScaler("cpu", enabled=False)
         self._schedule_epochs = 0
         self._epoch_generators: GeneratorStates | None = None
+        self._own_generators = OwnGenerators()
         self._saved_at = (0, 0.0)
         self._untold: EpochFinished | None = None
 
     def _batches_left(self, run: Experiment) -> Iterator[object]:
         if not run.progress.batch:
-            self._epoch_generators = GeneratorStates.capture()
+            self._epoch_generators = self._captured()
         return batches_from(
             self._dataloader,
             epoch=run.progress.epoch,
             first=run.progress.batch,
             epoch_start=self._epoch_generators,
+            own=self._own_generators,
         )
 
     @contextmanager
@@ -132,7 +135,7 @@ class Continuity(Overridables, Reporting, HasDevice):
             wait: Wait for what is being written; otherwise it is said now only if it is there already.
 
         Raises:
-            ExperimentError, OSError: If it could not be written.
+            ExperimentError: If it could not be written.
         """
         if not (wait or run.is_saved):
             return
@@ -151,7 +154,7 @@ class Continuity(Overridables, Reporting, HasDevice):
         if not self._stop.is_pending or self._processes.count > 1:
             return
         run.history.roll_back(back_to.recorded)
-        back_to.generators.restore()
+        back_to.generators.restore(self._own_generators)
         self._after_group(run, toolbox, Agreement(usable=True, save=True, stop=True))
 
     def _stop_after_epoch_if_asked(self, run: Experiment) -> None:
@@ -160,8 +163,11 @@ class Continuity(Overridables, Reporting, HasDevice):
             self._tell_of_saved_epoch(run, wait=True)
             self._stop.obey()
 
+    def _captured(self) -> GeneratorStates:
+        return GeneratorStates.capture(self._own_generators)
+
     def _moment(self, run: Experiment) -> Moment:
-        return Moment(recorded=run.history.mark(), generators=GeneratorStates.capture())
+        return Moment(recorded=run.history.mark(), generators=self._captured())
 
     def _share_buffers(self, toolbox: TrainerToolbox) -> None:
         """Let every process score the same network: batch statistics are those of the first."""
@@ -187,7 +193,7 @@ class Continuity(Overridables, Reporting, HasDevice):
         """
         epoch_start = self._epoch_generators
         own = {
-            "generators": GeneratorStates.capture().state_dict(),
+            "generators": self._captured().state_dict(),
             "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
             "pending": {} if run is None else run.history.pending(),
         }
@@ -197,6 +203,7 @@ class Continuity(Overridables, Reporting, HasDevice):
             "schedule_epochs": self._schedule_epochs,
             "scaler": self._scaler.state_dict(),
             "criterion": toolbox.criterion.state_dict(),
+            "extra": self.get_extra_state(),
             "ema": None if toolbox.ema is None else _without_weights(toolbox.ema),
             "processes": self._processes.gathered(own),
         }

@@ -23,6 +23,7 @@ from candy_monai.frontends.delivery import deliveries
 from candy_monai.network import NetworkAdapter, channels_last_pays, choose_precision, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.observers.base import Observer, ObserverGroup
+from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
@@ -32,6 +33,7 @@ from candy_monai.training.setup import (
     bundle_of,
     check_loaders,
     describe_loader,
+    describe_parts,
     first_sample,
     length,
     run_started,
@@ -53,6 +55,7 @@ class Lifecycle(Continuity):
 
     Attributes:
         facts: More plain values for ``experiment.json``, by name.
+        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Lifecycle(Continuity):
         self._console = console
         self._extra_observers = tuple(observers)
         self.facts: dict[str, object] = {}
+        self.files: dict[str, str] = {}
         self._padding: nn.Module | None = None
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
@@ -164,7 +168,15 @@ class Lifecycle(Continuity):
         image, label = first_sample(self._dataloader)
         self.check_sample(image, label)
         toolbox, example_shape = self.build_toolbox(settings, image)
-        facts = self._facts_of_run(example_shape)
+        self._own_generators = OwnGenerators()  # those of the run before would be found in it
+        self._own_generators = OwnGenerators.of(
+            loader=self._dataloader,
+            validation_loader=self._validation_dataloader,
+            network=plain_network(toolbox.model),
+            criterion=toolbox.criterion,
+            trainer=vars(self),
+        )
+        facts = self._facts_of_run(toolbox, example_shape)
         if saved is None:
             run, generators = self._created(settings, toolbox, facts)
         else:
@@ -175,7 +187,8 @@ class Lifecycle(Continuity):
             self._observers = self._watchers(run.settings, run)
         self._announce(run, saved)
         self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
-        generators.restore()  # the last before the first step: what a process imports for the first time may draw, too
+        # The last before the first step: what a process imports for the first time may draw, too.
+        generators.restore(self._own_generators)
         if saved is not None and saved.schedule is not None:
             run.save_point(weights_of(toolbox), self._state(run, toolbox))
             run.describe(facts)
@@ -198,11 +211,11 @@ class Lifecycle(Continuity):
         if not self._processes.is_first:  # the same dropout in all processes would be no help
             assert settings.seed is not None
             set_seed((settings.seed + self._processes.rank) % 2**32, deterministic=settings.deterministic)
-        generators, state = GeneratorStates.capture(), self._state(None, toolbox)
+        generators, state = self._captured(), self._state(None, toolbox)
         parent = self._trainer_folder / type(self).__name__
         folder = None
         if self._processes.is_first:
-            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state)
+            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state, files=self.files)
         folder = self._processes.broadcast(folder)
         assert folder is not None
         return Experiment(folder, settings, writes=self._processes.is_first), generators
@@ -213,16 +226,19 @@ class Lifecycle(Continuity):
             toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs), self._processes
         )
         self._scaler.load_state_dict(reopened.scaler)
+        if reopened.extra:
+            self.set_extra_state(reopened.extra)
         self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
         return reopened.run, reopened.generators
 
-    def _facts_of_run(self, example_shape: Shape) -> dict[str, object]:
+    def _facts_of_run(self, toolbox: TrainerToolbox, example_shape: Shape) -> dict[str, object]:
         return {
             "trainer": type(self).__name__,
             "bundle": bundle_of(self),
             "padding": padding_to_dict(self._padding),
             "processes": self._processes.count,
             "data": self._data,
+            "parts": describe_parts(toolbox, self._dataloader, self._validation_dataloader),
             **self.describe(example_shape),
             **self.facts,
         }

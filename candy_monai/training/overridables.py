@@ -135,6 +135,16 @@ class Overridables(ABC):
             BadInputError: If such labels cannot be trained on.
         """
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what else of this trainer a resumed run needs, tensors and plain values; here, nothing.
+
+        Random generators among its attributes are saved all the same.
+        """
+        return {}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_extra_state` returned when the run was saved."""
+
     def describe(self, example_shape: Shape) -> dict[str, object]:
         """Return more for ``experiment.json``, as plain values: here, how to build the network again."""
         arguments = self.network_arguments(example_shape)

@@ -9,12 +9,13 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.data.sampling import PositionedSampler, follows_position
+from candy_monai.own_generators import OwnGenerators
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.setup import batches
 
 
 def batches_from(
-    loader: DataLoader[Any], *, epoch: int, first: int, epoch_start: GeneratorStates | None
+    loader: DataLoader[Any], *, epoch: int, first: int, epoch_start: GeneratorStates | None, own: OwnGenerators
 ) -> Iterator[object]:
     """Yield an epoch's batches, leaving out those that were trained on before an interruption.
 
@@ -27,6 +28,7 @@ def batches_from(
         first: Batches to leave out.
         epoch_start: The generators at the epoch's start; needed where ``first`` is not 0. The present states are put
             back before the first batch is yielded.
+        own: The user's own generators.
     """
     sampler: object = loader.sampler
     for part in (sampler, loader.dataset):
@@ -36,8 +38,8 @@ def batches_from(
     if not first or epoch_start is None:
         yield from iterator
         return
-    present = GeneratorStates.capture()
-    epoch_start.restore()
+    present = GeneratorStates.capture(own)
+    epoch_start.restore(own)
     if isinstance(sampler, PositionedSampler) and loader.batch_size is not None:
         sampler.start_at(first * loader.batch_size)
         following = list(itertools.islice(iterator, 1))  # the loader draws from the generators when it starts
@@ -45,7 +47,7 @@ def batches_from(
         following = []
         for _ in itertools.islice(iterator, first):
             pass
-    present.restore()
+    present.restore(own)
     yield from following
     yield from iterator
 

@@ -97,7 +97,10 @@ class SavedRun:
         Raises:
             ExperimentError: If anything differs; every difference is listed.
         """
-        found = differences(_what_was_trained(self.description), _what_was_trained(facts))
+        saved, present = _what_was_trained(self.description), _what_was_trained(facts)
+        if "parts" not in saved:  # written down by later versions only
+            present.pop("parts", None)
+        found = differences(saved, present)
         if found and not self.force:
             lines = "".join(f"\n  - {line}" for line in found)
             raise ExperimentError(
@@ -138,6 +141,7 @@ class SavedRun:
                     run=run,
                     schedule_epochs=schedule_epochs,
                     scaler=state["scaler"],
+                    extra=state.get("extra", {}),
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
                 )
@@ -182,6 +186,7 @@ class ReopenedRun:
         run: The experiment, its folder held.
         schedule_epochs: The epochs that the schedule is made for.
         scaler: The state of half precision's gradient scaler, empty in any other.
+        extra: What the trainer said besides.
         generators: The random generators as they were saved; restore them last.
         epoch_generators: As they were when the interrupted epoch began; None between two epochs.
     """
@@ -189,6 +194,7 @@ class ReopenedRun:
     run: Experiment
     schedule_epochs: int
     scaler: dict[str, Any]
+    extra: dict[str, Any]
     generators: GeneratorStates
     epoch_generators: GeneratorStates | None
 

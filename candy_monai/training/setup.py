@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.aliases import Shape
 from candy_monai.data.batches import unpack
+from candy_monai.data.digest import CaseSource, dataset_digest
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.network import count_macs, num_parameters
+from candy_monai.network import count_macs, num_parameters, plain_network
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 from candy_monai.observers.forecast import ForecastObserver, Log
 from candy_monai.training.overridables import Overridables
+from candy_monai.training.toolbox import TrainerToolbox
 
 RENDERING_PATIENCE_S = 60.0
 
@@ -58,6 +61,46 @@ def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
     case_ids = getattr(loader.dataset, "case_ids", None)
     digest = None if case_ids is None else hashlib.sha256("\0".join(case_ids).encode()).hexdigest()[:16]
     return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": digest}
+
+
+def describe_parts(
+    toolbox: TrainerToolbox, training: DataLoader[Any], validation: DataLoader[Any] | None
+) -> dict[str, object]:
+    """Return what a run is made of, in plain values that are the same whenever it is put together in the same way.
+
+    Args:
+        toolbox: Before the first step.
+        training: The training loader.
+        validation: The validation loader.
+    """
+    network, optimizer = plain_network(toolbox.model), toolbox.optimizer
+    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(network))  # functions are shown with where they are in memory
+    digest = hashlib.sha256(layers.encode()).hexdigest()[:16]
+    numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
+    rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    return {
+        "network": f"{type(network).__name__} of {num_parameters(network)} parameters, layers {digest}",
+        "optimizer": {
+            "kind": type(optimizer).__name__,
+            "lr": rates,
+            **{name: [group[name] for group in optimizer.param_groups] for name in numbers},
+        },
+        "scheduler": type(toolbox.scheduler).__name__,
+        "criterion": type(toolbox.criterion).__name__,
+        "ema": None if toolbox.ema is None else type(toolbox.ema).__name__,
+        "training data": _content_of(training),
+        "validation data": None if validation is None else _content_of(validation),
+    }
+
+
+def _content_of(loader: DataLoader[Any]) -> str | None:
+    """Return a digest of the files of a dataset that knows them; None of any other."""
+    if not isinstance(loader.dataset, CaseSource):
+        return None
+    try:
+        return dataset_digest(loader.dataset)
+    except OSError:  # loading says more about what is wrong
+        return None
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[object]:

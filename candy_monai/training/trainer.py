@@ -51,6 +51,7 @@ class Trainer(Lifecycle):
 
     Attributes:
         facts: More plain values for ``experiment.json``, by name.
+        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def train(

@@ -107,7 +107,7 @@ def test_a_crash_before_and_after_the_commit_leaves_weights_and_state_of_one_epo
         monkeypatch.setattr(experiment.checkpoints, "publish", crash)
     else:
         monkeypatch.setattr("candy_monai.experiment.experiment.save_state", crash)
-    with pytest.raises(OSError, match="power failure"):
+    with pytest.raises(ExperimentError, match="power failure"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     epoch = 2 if moment == "publish" else 1
@@ -155,6 +155,23 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_state_before_is_wh
     assert weights.raw["w"] == 1.0
 
 
+def test_where_no_folder_can_be_made_nothing_is_said_of_a_run_to_continue(tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
+    with pytest.raises(ExperimentError, match="cannot make the experiment's folder .No space left on device.$"):
+        _experiment(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_born_with_the_texts_that_belong_in_it(tmp_path):
+    settings = TrainSettings(num_epochs=1)
+    files = {"splits_final.json": "[]"}
+    folder = Experiment.publish(tmp_path, settings, {}, _weights(0.0), {"optimizer": {}}, files=files)
+    assert (folder / "splits_final.json").read_text() == "[]"
+
+
 def test_training_goes_on_while_an_epoch_is_written_and_it_is_saved_as_it_was(tmp_path, monkeypatch):
     experiment = _experiment(tmp_path)
     may_write, save = threading.Event(), torch.save
@@ -195,7 +212,7 @@ def test_what_could_not_be_written_is_said_by_every_later_save(tmp_path, monkeyp
     monkeypatch.setattr("candy_monai.experiment.experiment.save_state", refuse)
     experiment.save_point(_weights(1.0), {"optimizer": {}})
     for again in (experiment.wait_until_saved, lambda: experiment.save_point(_weights(2.0), {"optimizer": {}})):
-        with pytest.raises(OSError, match="Input/output error"):
+        with pytest.raises(ExperimentError, match="Input/output error"):
             again()
     experiment.close()
 
@@ -336,7 +353,7 @@ def test_weights_that_do_not_reach_the_disk_take_the_whole_epoch_back(tmp_path, 
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.finish_file", fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(ExperimentError, match="Input/output error"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     assert [Path(file.name).name for file in written] == [".checkpoint_latest.pth.next"]

@@ -64,7 +64,14 @@ def test_a_planned_run_goes_on_from_its_folder_alone_to_the_same_result(phantom,
     whole = _train(phantom, tmp_path / "whole")
     assert resume_training(crashed, device="cpu", on_progress=_quiet) == crashed
     assert_same_run(whole, crashed)
-    assert (whole / "validation.json").read_text() == (crashed / "validation.json").read_text()
+    for name in ("validation.json", "splits_final.json"):
+        assert (whole / name).read_text() == (crashed / name).read_text()
+
+
+def test_as_many_cases_are_scored_in_the_end_as_a_budget_had_left_room_for(crashed):
+    _described(crashed, num_scored=1)
+    resume_training(crashed, device="cpu", on_progress=_quiet)
+    assert len(json.loads((crashed / "validation.json").read_text())["metric_per_case"]) == 1
 
 
 def test_a_finished_run_is_said_to_be_finished_and_left_as_it_is(phantom, tmp_path, capsys):

@@ -2,8 +2,11 @@ import csv
 import json
 import math
 import os
+import random
+import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
@@ -11,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from candy_monai.data.datasets import DatasetFromMemory
+from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.sampling import SeededSampler
 from candy_monai.data.transforms import JointTransform
 from candy_monai.errors import ExperimentError, SettingsError
@@ -307,6 +312,95 @@ def test_another_dataset_or_network_is_refused_with_the_difference_and_can_be_fo
     assert len(more.metrics()["val score"]) == 3
 
 
+class Smoother(SmallTrainer):
+    """Has weights of the same shapes, and computes something else by them."""
+
+    def build_network(self, example_shape):
+        first, _, second = super().build_network(example_shape)
+        return nn.Sequential(first, nn.SiLU(), second)
+
+
+class Sgd(SmallTrainer):
+    """Steps in another way."""
+
+    def build_optimizer(self, params):
+        return torch.optim.SGD(params, lr=self.learning_rate)
+
+
+class Faster(SmallTrainer):
+    """Learns at another rate."""
+
+    learning_rate = 0.5
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (Smoother, r"parts\.network: .*layers"),
+        (Sgd, r"parts\.optimizer\.kind: 'AdamW' -> 'SGD'"),
+        (Faster, r"parts\.optimizer\.lr: \[0\.02\] -> \[0\.5\]"),
+    ],
+)
+def test_another_network_of_the_same_shapes_or_another_optimizer_is_refused(tmp_path, other, words):
+    halted = crashing(small_trainer(tmp_path), step=3)
+    with pytest.raises(Crash):
+        halted.train(3, **QUIET)
+    same_name = type("SmallTrainer", (other,), {})
+    with pytest.raises(ExperimentError, match=words):
+        small_trainer(tmp_path, cls=same_name).recover_from(halted.experiment_id()).continue_training()
+
+
+def test_files_of_the_same_names_with_other_content_are_refused(tmp_path):
+    def trainer():
+        return small_trainer(tmp_path / "out", NNUNetDataset(phantom), cls=ThreeClasses)
+
+    phantom = write_phantom_dataset(tmp_path / "data", num_cases=2, num_dims=2, shape=(16, 16))
+    halted = crashing(trainer(), step=2)
+    with pytest.raises(Crash):
+        halted.train(2, **QUIET)
+    shutil.rmtree(phantom)
+    write_phantom_dataset(phantom, num_cases=2, num_dims=2, shape=(16, 16), seed=1)
+    with pytest.raises(ExperimentError, match=r"parts\.training data: "):
+        trainer().recover_from(halted.experiment_id()).continue_training()
+
+
+def test_a_run_of_a_version_that_did_not_describe_its_parts_goes_on(tmp_path):
+    halted = crashing(small_trainer(tmp_path), step=3)
+    with pytest.raises(Crash):
+        halted.train(2, **QUIET)
+    path = halted.experiment_folder() / "experiment.json"
+    description = json.loads(path.read_text())
+    del description["parts"]
+    path.write_text(json.dumps(description))
+    small_trainer(tmp_path).recover_from(halted.experiment_id()).continue_training()
+
+
+def test_what_a_trainer_adds_to_the_state_is_handed_back(tmp_path):
+    class Counting(SmallTrainer):
+        weight, seen = 1.0, 0
+
+        def backward(self, images, labels, toolbox):
+            self.seen += 1
+            self.weight *= 0.9
+            return super().backward(images * self.weight, labels, toolbox)
+
+        def get_extra_state(self):
+            return {"weight": torch.tensor(self.weight, dtype=torch.float64), "seen": self.seen}
+
+        def set_extra_state(self, state):
+            self.weight, self.seen = float(state["weight"]), state["seen"]
+
+    whole = small_trainer(tmp_path / "whole", cls=Counting)
+    whole.train(3, save_every=1, **QUIET)
+    crashed = crashing(small_trainer(tmp_path / "crashed", cls=Counting), step=4)
+    with pytest.raises(Crash):
+        crashed.train(3, save_every=1, **QUIET)
+    again = small_trainer(tmp_path / "crashed", cls=Counting).recover_from(crashed.experiment_id())
+    again.continue_training()
+    assert_same_run(whole.experiment_folder(), again.experiment_folder())
+    assert again.seen == 6
+
+
 def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path):
     class Wider(SmallTrainer):
         def build_network(self, example_shape):
@@ -411,3 +505,58 @@ def test_a_run_in_half_precision_with_accumulated_batches_goes_on_to_the_bit(tmp
     resumed.recover_from(halted.experiment_id()).continue_training()
     assert load_state(resumed.experiment_folder())["scaler"]["scale"] > 1
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
+
+
+class DrawingTransform:
+    """Makes images brighter by a generator that is handed in."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __call__(self, image, label):
+        draw = getattr(self.generator, "random", None) or self.generator.random_sample
+        return image + 0.1 * float(draw()), label
+
+
+class ThreeClasses(SmallTrainer):
+    """For phantoms."""
+
+    num_classes = 3
+
+
+class WithItsOwnGenerators(SmallTrainer):
+    """Draws from generators that nobody else knows."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.rng = np.random.default_rng(0)
+        self.others = {"python": random.Random(0), "torch": [torch.Generator().manual_seed(0)]}
+
+    def backward(self, images, labels, toolbox):
+        (generator,) = self.others["torch"]
+        noise = self.rng.standard_normal() + self.others["python"].gauss(0, 1) + torch.randn((), generator=generator)
+        return super().backward(images + 0.1 * float(noise), labels, toolbox)
+
+
+def drawing_trainer(folder):
+    """Return a trainer whose loader, dataset and itself hold generators, none of them the global ones."""
+    squares = Squares(count=6)
+    data = DatasetFromMemory(
+        [image for image, _ in squares.samples],
+        [label for _, label in squares.samples],
+        transform=DrawingTransform(np.random.RandomState(0)),
+    )
+    loader = DataLoader(data, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(0))
+    return WithItsOwnGenerators(folder, loader, DataLoader(data), console=False)
+
+
+@pytest.mark.parametrize("crash", [{"step": 5}, {"case": 9}], ids=["in a step", "in a validation"])
+@pytest.mark.parametrize("save_every", [None, 1])
+def test_generators_of_the_user_s_own_go_on_where_they_were(tmp_path, crash, save_every):
+    whole = drawing_trainer(tmp_path / "whole")
+    whole.train(3, save_every=save_every, **QUIET)
+    crashed = crashing(drawing_trainer(tmp_path / "crashed"), **crash)
+    with pytest.raises(Crash):
+        crashed.train(3, save_every=save_every, **QUIET)
+    drawing_trainer(tmp_path / "crashed").recover_from(crashed.experiment_id()).continue_training()
+    assert_same_run(whole.experiment_folder(), crashed.experiment_folder())
