@@ -62,6 +62,7 @@ def _options(args: argparse.Namespace) -> list[str]:
         "--bundle": args.bundle,
         "--epochs": args.epochs,
         "--budget": None if args.budget is None else f"{args.budget}s",
+        "--save-every": args.save_every,
         "--seed": args.seed,
         "--store-precision": args.store_precision,
         "--trainer": None if args.trainer is None else _absolute(args.trainer),

@@ -34,6 +34,9 @@ def report(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, CandyError):
         say(f"error: {error}")
         return BAD_INPUT if isinstance(error, BadInputError) else FAILED
+    if _is_another_process_s(error):
+        say("error: another process of this run has ended; its own message says why")
+        return FAILED
     say(f"error: {_unexpected(error)}")
     if not debug:
         say("run again with --debug to see where it happened")
@@ -55,6 +58,14 @@ def done(what: str, where: object) -> int:
 def say(message: str) -> None:
     """Print a message to standard error, under the program's name."""
     print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _is_another_process_s(error: BaseException) -> bool:
+    """Tell whether this process, one of several under torchrun, only noticed that another one was gone."""
+    text = str(error)
+    return os.environ.get("WORLD_SIZE", "1") != "1" and any(
+        f"Connection {what} by peer" in text for what in ("closed", "reset")
+    )
 
 
 def _unexpected(error: BaseException) -> str:

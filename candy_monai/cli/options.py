@@ -48,6 +48,19 @@ def parse_duration(text: str) -> float:
     return total
 
 
+def parse_save_interval(text: str) -> int | str:
+    """Read how often to save within an epoch: a number of steps, or a time such as ``10m`` or ``90s``.
+
+    Raises:
+        SettingsError: If it is neither.
+    """
+    from candy_monai.experiment.settings import SaveInterval
+
+    value = int(text) if text.strip().isdecimal() else text
+    SaveInterval.parse(value)
+    return value
+
+
 def parse_memory(text: str) -> int:
     """Read a size of memory such as ``500M`` or ``1.5G``.
 

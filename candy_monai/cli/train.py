@@ -18,6 +18,7 @@ from candy_monai.cli.options import (
     parse_duration,
     parse_fold,
     parse_overrides,
+    parse_save_interval,
     resolve_device,
     whole_number,
 )
@@ -59,6 +60,12 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         type=as_argument(parse_duration),
         metavar="TIME",
         help="train for as long as fits into this time, preparing included: 90s, 10m, 1h30m",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=as_argument(parse_save_interval),
+        metavar="STEPS|TIME",
+        help="save within epochs, too: after so many steps, or as often as 10m or 90s says (default: at their ends)",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**32 - 1), metavar="N", help="seeds the run (default: drawn, and recorded)"
@@ -106,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         fold=args.fold,
         num_epochs=args.epochs,
         budget_s=args.budget,
+        save_every=args.save_every,
         seed=args.seed,
         overrides=overrides,
         device=resolve_device(args.device),

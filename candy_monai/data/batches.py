@@ -62,7 +62,8 @@ def unpack(batch: object) -> Batch:
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
-    return Batch(without_metadata(images), without_metadata(labels), _ids_in(case_ids))
+    known = _ids_in(case_ids) or _ids_in_metadata(images)
+    return Batch(without_metadata(images), without_metadata(labels), known)
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
@@ -96,6 +97,12 @@ def _ids_in(entry: object) -> tuple[str, ...]:
     if isinstance(entry, tuple | list) and all(isinstance(case_id, str) for case_id in entry):
         return tuple(entry)
     return ()
+
+
+def _ids_in_metadata(images: Tensor) -> tuple[str, ...]:
+    """Return what MONAI's collate leaves of our datasets' ids; PyTorch's leaves the first one's alone."""
+    found = _ids_in(images.meta.get("case_id")) if isinstance(images, MetaTensor) else ()
+    return found if len(found) == len(images) else ()
 
 
 def _case_id(sample: object, case: Batch) -> str | None:

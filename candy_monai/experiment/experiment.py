@@ -6,20 +6,26 @@ Owns what survives a crash. Knows no Trainer, no network and no data: it is hand
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from candy_monai.errors import ExperimentError
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
-from candy_monai.experiment.folder import DESCRIPTION, FORMAT, LOGS, METRICS, Json, environment, publish_folder
+from candy_monai.experiment.folder import (
+    DESCRIPTION,
+    FORMAT,
+    LOGS,
+    METRICS,
+    Json,
+    disk_failures_of,
+    environment,
+    publish_folder,
+)
 from candy_monai.experiment.history import EPOCH_DURATION, History
 from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
@@ -327,26 +333,10 @@ class Experiment:
 
     def _begin_to(self, write: Callable[[], None]) -> None:
         def work() -> None:
-            with self._disk_has_room():
+            with disk_failures_of(self.folder):
                 write()
 
         self._writer.start(work)
-
-    @contextmanager
-    def _disk_has_room(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno == errno.EFBIG:
-                what, then = "a file would be larger than it may be", "raise the limit, or move it to another disk"
-            elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what, then = "the disk is full", "make room"
-            else:
-                what, then = "it cannot be written to", "mend that"
-            raise ExperimentError(
-                f"{self.folder}: {what} ({error.strerror or error}). The last saved state is whole: {then}, then "
-                "continue this run"
-            ) from error
 
 
 def _write_description(folder: Path, facts: Json, settings: TrainSettings) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -139,3 +141,27 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
+
+
+@contextmanager
+def disk_failures_of(folder: Path) -> Iterator[None]:
+    """Say of a disk that fails while a block writes which run it is and what is to be done.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ExperimentError: Instead of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        what, then = "it cannot be written to", "mend that"
+        if error.errno == errno.EFBIG:
+            what, then = "a file would be larger than it may be", "raise the limit, or move it to another disk"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, then = "the disk is full", "make room"
+        reason = error.strerror or error
+        raise ExperimentError(
+            f"{folder}: {what} ({reason}). The last saved state is whole: {then}, then continue this run"
+        ) from error

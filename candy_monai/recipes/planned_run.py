@@ -53,6 +53,7 @@ class PlannedRun:
     processes: Processes = dataclasses.field(default_factory=Processes)
     amp: Precision = None
     time_limit_s: float | None = None
+    save_every: int | str | None = None
     num_scored: int | None = None
     folds: tuple[Fold, ...] = ()
 
@@ -101,6 +102,7 @@ class PlannedRun:
             early_stop_tolerance=None,
             validate_every=self.plan.validate_every,
             time_limit_s=self.time_limit_s,
+            save_every=self.save_every,
         )
         return self._scored(trainer)
 

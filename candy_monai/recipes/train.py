@@ -19,6 +19,7 @@ from candy_monai.data.store import StoredPrecision
 from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.experiment.settings import SaveInterval
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
@@ -39,6 +40,7 @@ def train_dataset(
     fold: int | Literal["all"] = 0,
     num_epochs: int | None = None,
     budget_s: float | None = None,
+    save_every: int | str | None = None,
     seed: int | None = None,
     overrides: Mapping[str, str] | None = None,
     device: str = "auto",
@@ -62,6 +64,7 @@ def train_dataset(
         fold: The fold to validate on; ``all`` trains on everything and validates on the same.
         num_epochs: Epochs to train; None for the plan's, or for what fits the budget.
         budget_s: Seconds for everything, preparing and the final validation included; None for no bound.
+        save_every: Save within epochs, too: after so many steps, or as often as ``"10m"`` or ``"90s"`` says.
         seed: Seeds everything; None draws one and records it.
         overrides: Values of the plan, by name, as text.
         device: A PyTorch device, or ``auto``.
@@ -87,6 +90,8 @@ def train_dataset(
     started = time.monotonic() - START_UP_S
     overrides = overrides or {}
     _check_length(num_epochs, budget_s, overrides)
+    if save_every is not None:
+        SaveInterval.parse(save_every)
     parsed_overrides(overrides)  # a slip of the pen is better said before the data are read
     if frontend is not None:
         frontend(load_secrets())  # nor should a missing secret be said an hour later
@@ -129,6 +134,7 @@ def train_dataset(
             training=training,
             validation=validation,
             trainer_class=trainer_class,
+            save_every=save_every,
             seed=processes.broadcast(draw_seed() if seed is None else seed),
             device=own_device,
             out=Path(out),

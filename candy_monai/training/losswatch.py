@@ -66,9 +66,11 @@ class LossWatch:
                 raise NonFiniteLossError(f"{self._describe(loss, step, case_ids)}; {_ADVICE}")
 
     def _describe(self, loss: float, step: int, case_ids: tuple[str, ...]) -> str:
-        cases = f" (cases {', '.join(case_ids)})" if case_ids else ""
+        cases = f" (cases {', '.join(case_ids)})" if case_ids else f" ({_UNKNOWN})"
         return f"the loss became {loss} in epoch {self._epoch} at step {step}{cases}"
 
+
+_UNKNOWN = "of cases that the loader does not name: DataLoader(..., collate_fn=collate_cases) would"
 
 _ADVICE = (
     "check these images for NaN or extreme values and try a smaller learning rate, "

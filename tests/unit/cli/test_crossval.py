@@ -3,11 +3,19 @@ from candy_monai.cli.main import _parsed
 
 
 def test_every_option_that_was_typed_reaches_the_folds():
-    args = _parsed(["crossval", "D", "--epochs", "3", "--seed", "1", "--set", "a=1", "--set", "b=2", "--note", "mine"])
+    typed = ["crossval", "D", "--epochs", "3", "--seed", "1", "--set", "a=1", "--set", "b=2", "--note", "mine"]
+    args = _parsed([*typed, "--save-every", "90s"])
     options = _options(args)
     assert options[:2] == ["--bundle", "unet"]
     pairs = set(zip(options[::2], options[1::2], strict=True))
-    assert {("--epochs", "3"), ("--seed", "1"), ("--set", "a=1"), ("--set", "b=2"), ("--note", "mine")} <= pairs
+    assert {
+        ("--epochs", "3"),
+        ("--seed", "1"),
+        ("--set", "a=1"),
+        ("--set", "b=2"),
+        ("--note", "mine"),
+        ("--save-every", "90s"),
+    } <= pairs
 
 
 def test_a_budget_is_passed_on_in_seconds():

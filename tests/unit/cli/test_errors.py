@@ -1,6 +1,6 @@
 import pytest
 
-from candy_monai.cli.errors import DONE, done
+from candy_monai.cli.errors import DONE, FAILED, done, report
 
 
 @pytest.mark.parametrize(
@@ -12,3 +12,11 @@ def test_of_several_processes_the_first_says_where_the_result_is(monkeypatch, ca
         monkeypatch.setenv("RANK", rank)
     assert done("Experiment", "runs/a") == DONE
     assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(("count", "is_told_apart"), [("2", True), ("1", False)])
+def test_a_process_that_only_noticed_the_end_of_another_says_so(monkeypatch, capsys, count, is_told_apart):
+    monkeypatch.setenv("WORLD_SIZE", count)
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2048")
+    assert report(lost, debug=False) == FAILED
+    assert ("another process of this run has ended" in capsys.readouterr().err) is is_told_apart

@@ -154,7 +154,7 @@ def test_wrong_arguments_exit_with_2_and_say_what_is_wrong_in_two_lines(calls, a
 def test_train_passes_on_every_option(calls, capsys):
     options = (
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
-        "--splits f.json --note words --trainer mine.py:Mine --groups ^p "
+        "--save-every 10m --splits f.json --note words --trainer mine.py:Mine --groups ^p "
         "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16"
     )
     assert main(["train", "data", *options.split()]) == 0
@@ -164,6 +164,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "fold": 3,
         "num_epochs": None,
         "budget_s": 5400.0,
+        "save_every": "10m",
         "seed": 7,
         "overrides": {"a": "1", "b": "x=y"},
         "device": "cpu",
@@ -189,6 +190,7 @@ def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
         "bundle": "unet",
         "fold": 0,
         "num_epochs": None,
+        "save_every": None,
         "budget_s": None,
         "seed": None,
         "overrides": {},

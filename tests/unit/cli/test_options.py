@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candy_monai.cli.options import parse_duration, parse_fold, parse_memory, parse_overrides, resolve_device
+from candy_monai.cli.options import (
+    parse_duration,
+    parse_fold,
+    parse_memory,
+    parse_overrides,
+    parse_save_interval,
+    resolve_device,
+)
 from candy_monai.errors import SettingsError
 
 
@@ -109,6 +116,17 @@ def test_a_device_that_pytorch_does_not_know_is_an_error(name):
 )
 def test_a_size_of_memory_has_a_unit_of_powers_of_1000(text, num_bytes):
     assert parse_memory(text) == num_bytes
+
+
+@pytest.mark.parametrize(("text", "value"), [("50", 50), ("10m", "10m"), ("90s", "90s")])
+def test_to_save_within_epochs_is_said_in_steps_or_as_a_time(text, value):
+    assert parse_save_interval(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "often", "1.5", "0m"])
+def test_what_is_neither_steps_nor_a_time_is_refused(text):
+    with pytest.raises(SettingsError, match="a number of batches, or a time"):
+        parse_save_interval(text)
 
 
 @pytest.mark.parametrize("text", ["1", "G", "0G", "-1G", "1.2.3G", ".G", "1 X", "many", "9" * 400 + "G"])

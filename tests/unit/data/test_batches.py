@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import monai.data
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -34,6 +35,23 @@ def test_every_usual_form_of_a_batch_is_understood(batch, case_ids):
     assert images is IMAGES
     assert labels is LABELS
     assert found == case_ids
+
+
+def _samples(*case_ids):
+    ids = zip(IMAGES, LABELS, case_ids, strict=True)
+    return [(MetaTensor(image, meta={"case_id": case_id}), label) for image, label, case_id in ids]
+
+
+@pytest.mark.parametrize(
+    ("loader", "size", "case_ids"), [(monai.data.DataLoader, 2, ("x", "y")), (DataLoader, 1, ("x",))]
+)
+def test_the_ids_of_our_datasets_are_read_from_the_metadata_that_a_collate_leaves(loader, size, case_ids):
+    samples = _samples("x", "y")
+    assert unpack(next(iter(loader(samples, batch_size=size)))).case_ids == case_ids
+
+
+def test_of_a_batch_that_tells_its_first_id_only_none_is_known():
+    assert unpack((MetaTensor(IMAGES, meta={"case_id": "x"}), LABELS)).case_ids == ()
 
 
 def test_metadata_are_left_behind():
@@ -89,4 +107,5 @@ def test_a_plain_loader_yields_what_can_be_unpacked(num_workers, collate):
     images, labels, case_ids = unpack(next(iter(loader)))
     assert torch.equal(images, IMAGES)
     assert torch.equal(labels, LABELS)
-    assert case_ids == (("case_0000", "case_0001") if collate else ())
+    if collate:  # else it depends on whether MONAI has taught PyTorch how to collate its tensors
+        assert case_ids == ("case_0000", "case_0001")

@@ -123,12 +123,12 @@ def test_a_single_case_trains_without_validation(tmp_path):
     assert not (folder / "validation.json").exists()
 
 
-def test_training_on_everything_validates_on_the_same(phantom, tmp_path):
-    folder = train_dataset(
-        phantom, fold="all", num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=_quiet
-    )
-    dataset = json.loads((folder / "experiment.json").read_text())["dataset"]
-    assert dataset["training"] == dataset["validation"]
+def test_training_on_everything_validates_on_the_same_and_saves_as_often_as_asked(phantom, tmp_path):
+    options = {"num_epochs": 1, "save_every": 2, "overrides": TINY, "device": "cpu", "on_progress": _quiet}
+    folder = train_dataset(phantom, fold="all", out=tmp_path, **options)
+    description = json.loads((folder / "experiment.json").read_text())
+    assert description["dataset"]["training"] == description["dataset"]["validation"]
+    assert description["settings"]["save_every"] == 2
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,10 @@ def test_training_on_everything_validates_on_the_same(phantom, tmp_path):
         ({"num_epochs": 1, "budget_s": 60}, "not both"),
         ({"num_epochs": 1, "overrides": {"num_epochs": "3"}}, "not both"),
         ({"budget_s": 60, "overrides": {"iterations_per_epoch": "3"}}, "a budget decides iterations_per_epoch"),
+        ({"save_every": "often"}, "save_every must be"),
     ],
 )
-def test_two_answers_to_how_long_to_train_contradict_each_other(phantom, tmp_path, options, words):
+def test_settings_that_contradict_each_other_or_themselves_are_refused(phantom, tmp_path, options, words):
     with pytest.raises(SettingsError, match=words):
         train_dataset(phantom, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
