@@ -81,7 +81,7 @@ def blended_bricks(
     Raises:
         ValueError: If the network returns another resolution.
     """
-    # On a CPU half a network's time may go into fetching memory anew for each window.
+    # On a CPU a third of a network's time may go into fetching memory anew for each window.
     with freed_memory_kept() if image.device.type == "cpu" else nullcontext():
         yield from _blended(image, network, grid, CellLayout(grid, in_layers=in_layers), batch_size, new_room)
 
