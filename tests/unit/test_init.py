@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -100,3 +100,13 @@ def test_a_submodule_can_be_imported_from_the_package():
 
 def test_the_version_is_the_installed_one():
     assert candy_monai.__version__ == version("candy-monai")
+
+
+def test_type_checkers_can_follow_an_editable_installation():
+    found = distribution("candy-monai")
+    paths = [found.locate_file(file) for file in found.files or () if file.name.endswith(".pth")]
+    if not paths:
+        pytest.skip("candy-monai is not installed in editable mode")
+    lines = [line for path in paths for line in Path(str(path)).read_text(encoding="utf-8").splitlines() if line]
+    assert lines
+    assert all(Path(line).is_dir() for line in lines)  # an "import" line runs a finder, which type checkers do not
