@@ -1,8 +1,13 @@
+from __future__ import annotations
+
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import AsDiscreted, Compose, EnsureTyped, Invertd, Orientationd
 
-from candy_monai.data.resampling import resample_scores
-from candy_monai.data.restoration import LabelPainter, label_ids
+from candy_monai.transforms import CropForegroundIfAnyd, PaintLabels, PaintLabelsd, ResampleToSpacingd
+from candy_monai.transforms.painting import LabelPainter, label_ids
+from candy_monai.transforms.resampling import resample_scores
 
 
 def _parts(source, axis, cuts):
@@ -55,3 +60,40 @@ def test_of_equal_scores_the_first_class_wins():
 def test_blocks_do_not_show():
     scores = torch.randn(3, 70_001, generator=torch.Generator().manual_seed(0))
     assert torch.equal(label_ids(scores), scores.argmax(0).to(torch.uint8))
+
+
+def test_painting_then_inverting_gives_what_inverting_scores_and_then_choosing_gives():
+    affine = torch.diag(torch.tensor([-1.0, 1.4, 2.1, 1.0], dtype=torch.float64))
+    image = torch.rand(1, 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    image[:, :2] = 0.0
+    preprocessing = Compose(
+        [
+            Orientationd("image", "RAS", labels=None),
+            CropForegroundIfAnyd("image", "image"),
+            ResampleToSpacingd("image", (1.2, 1.2, 1.2)),
+        ]
+    )
+    seen = preprocessing({"image": MetaTensor(image, affine=affine)})["image"]
+    logits = torch.randn(4, *seen.shape[1:], generator=torch.Generator().manual_seed(1))
+    painted = Compose(
+        [PaintLabelsd("pred", "image"), EnsureTyped("pred", track_meta=True), Invertd("pred", preprocessing, "image")]
+    )
+    chosen = Compose(
+        [
+            EnsureTyped("pred", track_meta=True),
+            Invertd("pred", preprocessing, "image", nearest_interp=False),
+            AsDiscreted("pred", argmax=True),
+        ]
+    )
+    one, other = (pipeline({"pred": logits.clone(), "image": seen})["pred"] for pipeline in (painted, chosen))
+    assert one.dtype == torch.uint8
+    assert one.shape == image.shape
+    assert (one.as_tensor() == other.as_tensor()).float().mean() > 0.999
+    assert torch.equal(one.affine, affine)
+
+
+def test_regions_and_single_channels_are_painted_above_their_threshold():
+    regions = torch.tensor([[[0.9, 0.9, 0.1, 0.4]], [[0.9, 0.1, 0.9, 0.5]]])
+    assert PaintLabels((1, 2), threshold=0.5)(regions).flatten().tolist() == [2, 1, 2, 0]
+    assert PaintLabels()(torch.tensor([[[-0.1, 0.1]]])).flatten().tolist() == [0, 1]
+    assert PaintLabels()(torch.tensor([[[-1.0, 1.0]]]), (1, 4)).flatten().tolist() == [0, 0, 1, 1]

@@ -1,0 +1,28 @@
+"""MONAI transforms for what MONAI's own do not do right or fast enough; each says what was measured.
+
+They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
+"""
+
+from candy_monai.transforms.cropping import CropForegroundIfAny, CropForegroundIfAnyd
+from candy_monai.transforms.degradation import RandBlur, RandBlurd, RandLowResolution, RandLowResolutiond
+from candy_monai.transforms.normalization import NormalizeForeground, NormalizeForegroundd
+from candy_monai.transforms.painting import PaintLabels, PaintLabelsd
+from candy_monai.transforms.resampling import ResampleToSpacing, ResampleToSpacingd
+from candy_monai.transforms.warping import RandWarp, RandWarpd
+
+__all__ = [
+    "CropForegroundIfAny",
+    "CropForegroundIfAnyd",
+    "NormalizeForeground",
+    "NormalizeForegroundd",
+    "PaintLabels",
+    "PaintLabelsd",
+    "RandBlur",
+    "RandBlurd",
+    "RandLowResolution",
+    "RandLowResolutiond",
+    "RandWarp",
+    "RandWarpd",
+    "ResampleToSpacing",
+    "ResampleToSpacingd",
+]

@@ -1,0 +1,114 @@
+"""Normalise channels each by its own scheme, over the voxels that are not blank."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
+"""The names of all schemes, which are those of nnU-Net's dataset format."""
+
+_SMALLEST_SCALE = 1e-8
+
+
+class NormalizeForeground(Transform):
+    """Normalise every channel by a scheme of its own; statistics may be those of the foreground alone.
+
+    The foreground is where any channel differs from 0, its holes filled: a dark ventricle within a skull-stripped brain
+    belongs to it. MONAI's ``NormalizeIntensity(nonzero=True)`` takes each channel's own non-zero voxels, which leaves
+    holes out and normalises a channel that is blank somewhere otherwise than its neighbour (a mean difference of 0.26
+    on prostate images, 18 to 45 % of whose box is blank); it has one scheme for all channels, and changes its input.
+
+    Args:
+        channels: One entry a channel: ``{"scheme": "zscore", "nonzero_only": True}`` for mean 0 and standard deviation
+            1, over the foreground only with ``nonzero_only``, outside of which the result is 0; ``{"scheme": "ct",
+            "lower": ..., "upper": ..., "mean": ..., "std": ...}`` to clip and standardise by given numbers;
+            ``rescale_to_0_1`` for the channel's range; ``rgb_to_0_1`` to divide by 255; ``nonorm``.
+
+    Raises:
+        ValueError: If a scheme is unknown.
+    """
+
+    def __init__(self, channels: Sequence[Mapping[str, Any]]) -> None:
+        self.channels = tuple(dict(channel) for channel in channels)
+        for index, channel in enumerate(self.channels):
+            if channel.get("scheme") not in SCHEMES:
+                raise ValueError(
+                    f"channel {index}: unknown scheme {channel.get('scheme')!r}: expected one of {SCHEMES}"
+                )
+
+    def __call__(self, img: Any) -> Tensor:
+        """Return a new float32 image ``(C, *spatial)``; the input is left alone.
+
+        Raises:
+            ValueError: If the number of channels differs.
+        """
+        img = convert_to_tensor(img, track_meta=get_track_meta())
+        values = (img.as_tensor() if isinstance(img, MetaTensor) else img).float()
+        if len(values) != len(self.channels):
+            raise ValueError(f"found an image of {len(values)} channels, expected {len(self.channels)}")
+        mask = None
+        if any(_over_foreground(channel) for channel in self.channels):
+            blank = (values == 0).all(0).cpu().numpy()
+            mask = torch.from_numpy(np.asarray(scipy.ndimage.binary_fill_holes(~blank))).to(values.device)
+        result = torch.stack([_normalized(*each, mask) for each in zip(values, self.channels, strict=True)])
+        return MetaTensor(result).copy_meta_from(img) if isinstance(img, MetaTensor) else result
+
+
+class NormalizeForegroundd(MapTransform):
+    """Dictionary form of `NormalizeForeground`.
+
+    Args:
+        keys: The images.
+        channels: One entry a channel.
+        allow_missing_keys: Whether a key may be missing.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, channels: Sequence[Mapping[str, Any]], *, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.normalizer = NormalizeForeground(channels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the items with those of the keys normalised."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.normalizer(d[key])
+        return d
+
+
+def _over_foreground(channel: Mapping[str, Any]) -> bool:
+    return channel["scheme"] == "zscore" and bool(channel.get("nonzero_only", False))
+
+
+def _normalized(values: Tensor, how: Mapping[str, Any], mask: Tensor | None) -> Tensor:
+    scheme = how["scheme"]
+    if scheme == "ct":
+        clipped = values.clamp(how["lower"], how["upper"])
+        return clipped.sub_(how["mean"]).div_(max(how["std"], _SMALLEST_SCALE))
+    if scheme == "zscore":
+        return _standardized(values, mask if _over_foreground(how) else None)
+    if scheme == "rescale_to_0_1":
+        low, high = torch.aminmax(values)
+        return (values - low).div_((high - low).clamp_min(_SMALLEST_SCALE))
+    return values / 255.0 if scheme == "rgb_to_0_1" else values
+
+
+def _standardized(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Bring one channel to mean 0 and deviation 1 within the mask and to 0 outside; a constant one becomes 0."""
+    inside = values if mask is None else values[mask]
+    if not inside.numel():
+        return torch.zeros_like(values)
+    std, mean = torch.std_mean(inside, correction=0)
+    result = (values - mean).div_(std.clamp_min(_SMALLEST_SCALE))
+    return result if mask is None else result.masked_fill_(~mask, 0.0)
