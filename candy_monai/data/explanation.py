@@ -218,6 +218,9 @@ _REASONS: dict[str, Callable[[Plan, Fingerprint], str]] = {
     "spacing_mm": _spacing,
     "median_shape": _median_shape,
     "normalization": _normalization,
+    "resampling": _constant(
+        "Images by clamped splines and labels by majority on each case's exact extent; stock is MONAI's Spacingd."
+    ),
     "num_classes": _num_classes,
     "loss": _loss,
     "patch_shape": _patch_shape,

@@ -20,6 +20,7 @@ class Wishes(TypedDict, total=False):
     orientation: tuple[str, ...]
     spacing_mm: tuple[float, ...]
     normalization: tuple[str, ...]
+    resampling: str
     num_classes: int
     patch_shape: Shape
     batch_size: int
@@ -141,6 +142,10 @@ def _schemes(value: object) -> tuple[str, ...]:
     return tuple(_word(part) for part in _parts(value))
 
 
+def _resampling(value: object) -> str:
+    return {"extent": "extent", "stock": "stock"}[_word(value)]
+
+
 def _parts(value: object) -> list[object]:
     if isinstance(value, str):
         return [part.strip() for part in value.strip().strip("()[]").split(",") if part.strip()]
@@ -164,6 +169,7 @@ _CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
     "orientation": ("codes of three axes, for example RAS", _orientation),
     "spacing_mm": ("positive numbers in mm, for example 0.5,0.5,3", _lengths),
     "normalization": ("names of schemes, for example ct or zscore,nonorm", _schemes),
+    "resampling": ("extent or stock", _resampling),
     "num_classes": (_WHOLE_NUMBER, _positive),
     "patch_shape": (_SIZES, _whole),
     "batch_size": (_WHOLE_NUMBER, _positive),

@@ -81,6 +81,7 @@ class Plan:
         validate_every: Epochs from one validation to the next.
         num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` takes all.
         chosen: Names of the entries that the user chose, sorted; the others follow from the data.
+        resampling: ``extent`` keeps each case's extent, by `ResampleToSpacingd`; ``stock`` takes MONAI's ``Spacingd``.
     """
 
     dataset_name: str
@@ -109,6 +110,7 @@ class Plan:
     validate_every: int
     num_validation_cases: int | None
     chosen: tuple[str, ...] = ()
+    resampling: str = "extent"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -228,6 +230,7 @@ def plan(
         validate_every=wishes.get("validate_every", 5),
         num_validation_cases=wishes.get("num_validation_cases", 16),
         chosen=tuple(sorted(wishes)),
+        resampling=wishes.get("resampling", "extent"),
     )
 
 

@@ -1,0 +1,210 @@
+"""Build pipelines from plain data, which may come from a stranger: nothing but known transforms is ever called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai.transforms
+import torch
+import yaml
+from monai.transforms import Compose, Transform
+
+import candy_monai.transforms
+from candy_monai.aliases import PathLike
+from candy_monai.data.pipelines.description import Entry
+from candy_monai.errors import SettingsError, did_you_mean
+
+_PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
+_FUNCTIONS: dict[str, Callable[..., object]] = {
+    f"torch.{function.__name__}": function for function in (torch.ne, torch.eq, torch.gt, torch.ge, torch.lt, torch.le)
+}
+# These write files, or find what they call by a name that is given as text.
+_REFUSED = ("SaveImage", "WriteFileMapping", "TorchIO", "RandTorchIO", "TorchVision", "CuCIM", "RandCuCIM")
+_LOADING = {
+    "keys",
+    "allow_missing_keys",
+    "ensure_channel_first",
+    "image_only",
+    "reader",
+    "reverse_indexing",
+    "simple_keys",
+}
+_READERS = ("NibabelReader", "PILReader", "ITKReader", "NrrdReader", "NumpyReader", "PydicomReader")
+
+
+class Pipeline(Compose):
+    """MONAI's ``Compose`` that knows the plain data it was built from, and prints them.
+
+    Args:
+        transforms: The steps.
+        entries: One entry of MONAI's config language for each of them.
+    """
+
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry]) -> None:
+        super().__init__(list(transforms))
+        self.entries = tuple(entries)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{index}: {_as_call(entry)}" for index, entry in enumerate(self.entries))
+
+
+def build_pipeline(
+    entries: Sequence[Entry],
+    *,
+    name: str,
+    transforms: Mapping[str, Sequence[Callable[[Any], Any]]] | None = None,
+    instead: Mapping[str, Callable[..., Any]] | None = None,
+    trust: bool = False,
+) -> Pipeline:
+    """Build a pipeline from its description.
+
+    Args:
+        entries: A list in MONAI's config language: ``{"_target_": "monai.transforms.RandFlipd", "keys": "image"}``.
+            ``monai.transforms.`` may be left out.
+        name: What messages call the list.
+        transforms: Lists of transforms that an entry may refer to: ``"@preprocessing"`` for the one of that name.
+        instead: What is built in place of a target, by its name.
+        trust: Build whatever MONAI's ``ConfigParser`` would, which may run any code that is installed.
+
+    Raises:
+        SettingsError: With the position of the entry that is none of a transform of MONAI's or ours, is no known
+            function, holds an expression or a reference, or whose arguments do not fit.
+    """
+    if not isinstance(entries, list | tuple):
+        raise SettingsError(f"{name}: found {type(entries).__name__}, expected a list of transforms")
+    if trust:
+        return Pipeline(_trusted(entries, name), entries)
+    build = _Builder(transforms or {}, instead or {})
+    return Pipeline([build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)], entries)
+
+
+def read_entries(path: PathLike) -> list[Entry]:
+    """Read a list of transforms in MONAI's config language from a JSON or YAML file.
+
+    Raises:
+        SettingsError: If the file cannot be read, or holds no list of mappings.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
+    if not isinstance(found, list) or not found:
+        raise SettingsError(
+            f"{path}: expected a list of transforms, each like "
+            '{"_target_": "monai.transforms.RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}'
+        )
+    return found
+
+
+class _Builder:
+    def __init__(
+        self, transforms: Mapping[str, Sequence[Callable[[Any], Any]]], instead: Mapping[str, Callable[..., Any]]
+    ) -> None:
+        self._transforms = transforms
+        self._instead = instead
+
+    def step(self, entry: object, where: str) -> Callable[[Any], Any]:
+        """Build one entry of a list, which must be a transform."""
+        if not isinstance(entry, Mapping) or "_target_" not in entry:
+            raise SettingsError(f'{where}: found {entry!r}, expected a transform: {{"_target_": "RandFlipd", ...}}')
+        built: Callable[[Any], Any] = self._component(entry, where)
+        if not callable(built) or isinstance(built, functools.partial):
+            raise SettingsError(f"{where}: {entry['_target_']} is no transform")
+        return built
+
+    def _value(self, value: object, where: str) -> Any:
+        if isinstance(value, Mapping):
+            if "_target_" in value:
+                return self._component(value, where)
+            return {key: self._value(part, f"{where}.{key}") for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._value(part, f"{where}[{index}]") for index, part in enumerate(value)]
+        if isinstance(value, str):
+            if value[:1] == "@" and value[1:] in self._transforms:
+                return list(self._transforms[value[1:]])
+            if set(value) & set("$@%"):
+                raise SettingsError(
+                    f"{where}: {value!r} holds an expression or a reference, which a list that is not trusted may not; "
+                    "write the value itself, or pass --trust for a file that you wrote"
+                )
+        return value
+
+    def _component(self, entry: Mapping[str, Any], where: str) -> Any:
+        target = entry["_target_"]
+        mode = entry.get("_mode_", "default")
+        arguments = {key: self._value(value, f"{where}.{key}") for key, value in entry.items() if key[:1] != "_"}
+        unknown = sorted(str(key) for key in entry if key[:1] == "_" and key not in ("_target_", "_mode_", "_desc_"))
+        if unknown:
+            raise SettingsError(f"{where}: {unknown[0]} is not known here; _target_, _mode_ and _desc_ are")
+        if target in _FUNCTIONS and mode == "callable":
+            return functools.partial(_FUNCTIONS[target], **arguments)
+        kind = _transform_class(target, where)
+        if mode != "default":
+            raise SettingsError(f"{where}: _mode_ {mode!r} is only for functions, as 'callable'")
+        _check_arguments(kind.__name__, arguments, where)
+        replacement: Callable[..., Any] = self._instead.get(kind.__name__, kind)
+        try:
+            inspect.signature(kind).bind(**arguments)
+            return replacement(**arguments)
+        except Exception as error:  # each constructor has its own
+            reason = " ".join(str(error).split())
+            raise SettingsError(f"{where}: {kind.__name__} cannot be built with these arguments: {reason}") from error
+
+
+def _transform_class(target: object, where: str) -> type[Transform]:
+    if not isinstance(target, str):
+        raise SettingsError(f"{where}: _target_ is {target!r}, expected the name of a transform")
+    package, _, name = target.rpartition(".")
+    module = _PACKAGES.get(package or "monai.transforms")
+    kind = getattr(module, name, None) if module is not None else None
+    if not (isinstance(kind, type) and issubclass(kind, Transform)):
+        names = [each for each in vars(module or monai.transforms) if each[:1].isupper()]
+        raise SettingsError(
+            f"{where}: {target} is no transform of MONAI's or ours, nor one of the functions "
+            f"{', '.join(_FUNCTIONS)}.{did_you_mean(name, names)} Pass --trust for others, in a file that you wrote"
+        )
+    if kind.__name__.startswith(_REFUSED):
+        raise SettingsError(f"{where}: {kind.__name__} may write files or call what a text names: pass --trust for it")
+    return kind
+
+
+def _check_arguments(name: str, arguments: Mapping[str, object], where: str) -> None:
+    """Refuse readers that MONAI would import by a name that is given as text, and would call."""
+    if not name.startswith("LoadImage"):
+        return
+    foreign = sorted(set(arguments) - _LOADING)
+    if foreign:
+        raise SettingsError(f"{where}: {name} may not be given {foreign[0]} here; {', '.join(sorted(_LOADING))} it may")
+    reader = arguments.get("reader")
+    if reader is not None and reader not in _READERS:
+        raise SettingsError(f"{where}: reader {reader!r} is none of {', '.join(_READERS)}")
+
+
+def _trusted(entries: Sequence[Entry], name: str) -> list[Callable[[Any], Any]]:
+    from monai.bundle import ConfigParser
+
+    try:
+        built: list[Callable[[Any], Any]] = ConfigParser({name: list(entries)}).get_parsed_content(name)
+    except Exception as error:
+        raise SettingsError(f"{name}: cannot be built: {' '.join(str(error).split())}") from error
+    return built
+
+
+def _as_call(entry: Mapping[str, Any]) -> str:
+    """Write an entry as a call in Python would be."""
+    arguments = (
+        f"{key}={_as_call(value) if isinstance(value, Mapping) and '_target_' in value else repr(value)}"
+        for key, value in entry.items()
+        if key[:1] != "_"
+    )
+    return f"{entry['_target_'].removeprefix('monai.transforms.')}({', '.join(arguments)})"

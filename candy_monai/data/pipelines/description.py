@@ -1,0 +1,207 @@
+"""Describe the pipelines that follow from a plan, in MONAI's config language. Builds no transform."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from candy_monai.data.normalization import ChannelNormalization
+    from candy_monai.data.planning import Plan
+
+Entry = dict[str, Any]
+"""A transform as plain data: ``{"_target_": "monai.transforms.RandFlipd", "keys": "image", ...}``."""
+
+IMAGE, LABEL, PREDICTION, CENTER = "image", "label", "pred", "center"
+MANY_CLASSES = 16
+"""From so many classes on label ids are painted class by class: the scores of all take too much memory."""
+
+_MONAI = "monai.transforms."
+_OURS = "candy_monai.transforms."
+_BOTH = [IMAGE, LABEL]
+_LONGISH = 1.5
+
+
+def describe_pipelines(plan: Plan) -> dict[str, list[Entry]]:
+    """Return the pipelines of a plan: ``preprocessing``, ``augmentation`` and ``postprocessing``.
+
+    MONAI alone builds them as they stand wherever no transform of ours is needed; with MONAI's ``ConfigParser``
+    ``@preprocessing`` means the transforms that were built of that list.
+    """
+    return {
+        "preprocessing": preprocessing(plan),
+        "augmentation": augmentation(plan),
+        "postprocessing": postprocessing(plan),
+    }
+
+
+def preprocessing(plan: Plan) -> list[Entry]:
+    """Return the steps from a case's files to what a network reads: image, and label where there is one."""
+    steps = [_loading(plan)]
+    if plan.orientation is not None:
+        steps.append(_monai("Orientationd", keys=_BOTH, axcodes="".join(plan.orientation), labels=None))
+    steps.append(
+        _monai(
+            "CropForegroundd",
+            keys=_BOTH,
+            source_key=IMAGE,
+            select_fn={"_target_": "torch.ne", "_mode_": "callable", "other": 0},
+            start_coord_key=None,
+            end_coord_key=None,
+        )
+    )
+    for step in steps:
+        step["allow_missing_keys"] = True  # a case that is predicted has no label
+    steps += _normalizing(plan.normalization)
+    if plan.spacing_mm is not None:
+        steps.append(_resampling(plan))
+    return [*steps, _monai("EnsureTyped", keys=IMAGE, dtype="float32")]
+
+
+def augmentation(plan: Plan) -> list[Entry]:
+    """Return the random changes to training patches: nnU-Net's kinds, strengths and probabilities."""
+    rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.coarse_axis]
+    in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
+    interpolation = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
+    share, zoom = 0.25, [0.5, 1.0]
+    coarser = (
+        _monai(
+            "RandSimulateLowResolutiond",
+            keys=IMAGE,
+            prob=share / 2,  # all channels are changed, where nnU-Net changes each with a probability of a half
+            downsample_mode="nearest-exact",
+            upsample_mode=interpolation,
+            zoom_range=zoom,
+        )
+        if plan.coarse_axis is None
+        else _ours(
+            "RandLowResolutiond",
+            keys=IMAGE,
+            prob=share,
+            channel_prob=0.5,
+            zoom_range=zoom,
+            fixed_axis=plan.coarse_axis,
+        )
+    )
+    return [
+        _ours(
+            "RandWarpd",
+            keys=_BOTH,
+            spatial_size=list(plan.patch_shape),
+            center_key=CENTER,
+            prob_rotate=0.2,
+            max_angle_deg=in_plane if len(rotations) == 2 else 30.0,
+            prob_scale=0.2,
+            scale=[0.7, 1.4],
+            fixed_axis=plan.coarse_axis,
+            spacing=None if plan.spacing_mm is None else list(plan.spacing_mm),
+            mode=["bilinear", "nearest"],
+            fill=[0, 0 if plan.ignore_label is None else plan.ignore_label],
+        ),
+        *(_monai("RandFlipd", keys=_BOTH, prob=0.5, spatial_axis=axis) for axis in plan.mirror_axes),
+        _monai("RandGaussianNoised", keys=IMAGE, prob=0.1, std=0.1),
+        _ours("RandBlurd", keys=IMAGE, prob=0.2, sigma=[0.5, 1.0], channel_prob=0.5),
+        _monai("RandScaleIntensityd", keys=IMAGE, prob=0.15, factors=0.25, channel_wise=True),
+        _monai(
+            "RandScaleIntensityFixedMeand", keys=IMAGE, prob=0.15, factors=0.25, preserve_range=True, channel_wise=True
+        ),
+        coarser,
+        _monai("RandAdjustContrastd", keys=IMAGE, prob=0.1, gamma=[0.7, 1.5], invert_image=True, retain_stats=True),
+        _monai("RandAdjustContrastd", keys=IMAGE, prob=0.3, gamma=[0.7, 1.5], retain_stats=True),
+        *plain_patches(),
+    ]
+
+
+def plain_patches() -> list[Entry]:
+    """Return the steps that end an augmentation: tensors without metadata, of the types that training reads."""
+    return [
+        _monai("EnsureTyped", keys=IMAGE, dtype="float32", track_meta=False),
+        _monai("EnsureTyped", keys=LABEL, dtype="int64", track_meta=False),
+    ]
+
+
+def cutting(plan: Plan) -> list[Entry]:
+    """Return the steps that cut a patch and change nothing."""
+    warp = augmentation(plan)[0]
+    return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, *plain_patches()]
+
+
+def postprocessing(plan: Plan) -> list[Entry]:
+    """Return the steps from a network's logits, at ``pred``, to label ids on the grid of the file."""
+    paints = [region.paints for region in plan.regions]
+    tracked = _monai("EnsureTyped", keys=PREDICTION, track_meta=True)  # without metadata Invertd inverts nothing
+    if plan.resampling == "extent" and (paints or plan.num_classes >= MANY_CLASSES):
+        return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, _inverting(ids=True)]
+    if plan.num_classes > 1 and not paints:
+        return [tracked, _inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]
+    # What was cropped away comes back as 0, which is no probability and a logit of a half.
+    probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), _inverting(ids=False)]
+    if paints:
+        return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, threshold=0.5)]
+    return [*probabilities, _monai("AsDiscreted", keys=PREDICTION, threshold=0.5)]
+
+
+def _loading(plan: Plan) -> Entry:
+    step = _monai("LoadImaged", keys=_BOTH, ensure_channel_first=True)
+    # MONAI's reader of pictures swaps rows and columns by default.
+    return step | ({"reader": "PILReader", "reverse_indexing": False} if plan.spacing_mm is None else {})
+
+
+def _normalizing(channels: tuple[ChannelNormalization, ...]) -> list[Entry]:
+    """Return MONAI's own step where one does for all channels, else ours."""
+    first = channels[0]
+    schemes = {channel.scheme for channel in channels}
+    if schemes == {"nonorm"}:
+        return []
+    if schemes == {"rescale_to_0_1"}:
+        return [_monai("ScaleIntensityd", keys=IMAGE, minv=0.0, maxv=1.0, channel_wise=True)]
+    if schemes == {"rgb_to_0_1"}:
+        return [_monai("ScaleIntensityRanged", keys=IMAGE, a_min=0.0, a_max=255.0, b_min=0.0, b_max=1.0)]
+    if schemes == {"zscore"} and not any(channel.nonzero_only for channel in channels):
+        return [_monai("NormalizeIntensityd", keys=IMAGE, channel_wise=True)]
+    if set(channels) == {first} and first.scheme == "ct" and first.lower < first.upper and first.std > 0:
+        scaled = [(bound - first.mean) / first.std for bound in (first.lower, first.upper)]
+        step = _monai(
+            "ScaleIntensityRanged",
+            keys=IMAGE,
+            a_min=first.lower,
+            a_max=first.upper,
+            b_min=scaled[0],
+            b_max=scaled[1],
+            clip=True,
+        )
+        return [step]
+    return [_ours("NormalizeForegroundd", keys=IMAGE, channels=[_scheme(channel) for channel in channels])]
+
+
+def _scheme(channel: ChannelNormalization) -> dict[str, object]:
+    if channel.scheme == "ct":
+        return {
+            "scheme": "ct",
+            "lower": channel.lower,
+            "upper": channel.upper,
+            "mean": channel.mean,
+            "std": channel.std,
+        }
+    nonzero_only = {"nonzero_only": True} if channel.scheme == "zscore" and channel.nonzero_only else {}
+    return {"scheme": channel.scheme, **nonzero_only}
+
+
+def _resampling(plan: Plan) -> Entry:
+    assert plan.spacing_mm is not None
+    shared = {"keys": _BOTH, "pixdim": list(plan.spacing_mm), "allow_missing_keys": True}
+    if plan.resampling == "extent":
+        return _ours("ResampleToSpacingd", mode=["cubic", "majority"], **shared)
+    return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)
+
+
+def _inverting(*, ids: bool) -> Entry:
+    transform = {"_target_": _MONAI + "Compose", "transforms": "@preprocessing"}
+    return _monai("Invertd", keys=PREDICTION, transform=transform, orig_keys=IMAGE, nearest_interp=ids)
+
+
+def _monai(name: str, **arguments: object) -> Entry:
+    return {"_target_": _MONAI + name, **arguments}
+
+
+def _ours(name: str, **arguments: object) -> Entry:
+    return {"_target_": _OURS + name, **arguments}

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from monai.transforms import Compose, RandFlipd
+
+from candy_monai.data.pipelines.building import build_pipeline, read_entries
+from candy_monai.errors import SettingsError
+
+FLIP = {"_target_": "monai.transforms.RandFlipd", "keys": ["image"], "prob": 1.0, "spatial_axis": 0}
+
+
+def built(*entries, **options):
+    return build_pipeline(list(entries), name="augmentation", **options)
+
+
+def refused(message, *entries):
+    with pytest.raises(SettingsError, match=message):
+        built(*entries)
+
+
+def test_transforms_of_monai_and_ours_are_built_and_the_pipeline_is_a_compose():
+    pipeline = built(
+        FLIP, FLIP | {"_target_": "RandFlipd"}, {"_target_": "candy_monai.transforms.RandBlurd", "keys": "image"}
+    )
+    assert isinstance(pipeline, Compose)
+    assert isinstance(pipeline.transforms[0], RandFlipd)
+    image = torch.rand(1, 3, 4)
+    assert torch.equal(built(FLIP)({"image": image})["image"], image.flip(1))
+    assert torch.equal(pickle.loads(pickle.dumps(built(FLIP)))({"image": image})["image"], image.flip(1))
+
+
+def test_it_prints_every_step_with_its_arguments():
+    select = {"_target_": "torch.ne", "_mode_": "callable", "other": 0}
+    crop = {"_target_": "monai.transforms.CropForegroundd", "keys": "image", "source_key": "image", "select_fn": select}
+    assert str(built(FLIP, crop)) == (
+        "0: RandFlipd(keys=['image'], prob=1.0, spatial_axis=0)\n"
+        "1: CropForegroundd(keys='image', source_key='image', select_fn=torch.ne(other=0))"
+    )
+
+
+def test_a_known_function_is_an_argument():
+    select = {"_target_": "torch.ne", "_mode_": "callable", "other": 0}
+    crop = built({"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": select})
+    image = torch.tensor([[[0.0, -1.0, 0.0]]])
+    assert crop({"image": image})["image"].shape == (1, 1, 1)
+
+
+def test_a_reference_means_the_transforms_that_were_built_of_that_list():
+    flips = built(FLIP)
+    invert = {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "orig_keys": "image",
+        "transform": {"_target_": "Compose", "transforms": "@preprocessing"},
+    }
+    pipeline = built(invert, transforms={"preprocessing": flips.transforms})
+    assert pipeline.transforms[0].transform.transforms[0] is flips.transforms[0]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "monai.transforms.compose.warnings.sys.exit",
+        "monai.transforms.utils.np.load",
+        "monai.data.DataLoader",
+        "torch.load",
+        "torch.ne",
+        "candy_monai.transforms.warping.np.load",
+        "RandFlip3d",
+        7,
+    ],
+)
+def test_any_other_target_is_refused_with_the_position_of_the_entry(target):
+    refused(r"augmentation\[1\]: ", FLIP, {"_target_": target, "keys": "image"})
+
+
+@pytest.mark.parametrize("text", ["$import os", "@image", "%file.json", "a@b", "image$"])
+def test_expressions_and_references_are_refused_wherever_they_stand(text):
+    refused(r"augmentation\[0\]\.keys", FLIP | {"keys": text})
+    refused(r"augmentation\[0\]\.keys\[1\]", FLIP | {"keys": ["image", text]})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"_target_": "LoadImaged", "keys": "image", "reader": "os.system", "command": "true"},
+        {"_target_": "LoadImaged", "keys": "image", "reader": "os.system"},
+        {"_target_": "SaveImaged", "keys": "image"},
+        {"_target_": "RandTorchIOd", "keys": "image", "name": "RandomMotion"},
+        {"_target_": "TorchVisiond", "keys": "image", "name": "ColorJitter"},
+        FLIP | {"_requires_": "x"},
+        FLIP | {"_mode_": "debug"},
+    ],
+)
+def test_what_writes_files_or_calls_by_name_is_refused(entry):
+    refused(r"augmentation\[0\]: ", entry)
+
+
+def test_wrong_arguments_and_what_is_no_entry_are_refused_with_the_position():
+    refused(r"augmentation\[0\]: RandFlipd cannot be built.*'probability'", FLIP | {"probability": 1})
+    refused(r"augmentation\[1\]: found 'RandFlipd', expected a transform", FLIP, "RandFlipd")
+    refused("Did you mean 'RandFlipd'", {"_target_": "RandFliped"})
+    with pytest.raises(SettingsError, match="augmentation: found dict, expected a list"):
+        build_pipeline(FLIP, name="augmentation")
+
+
+def test_a_trusted_list_is_built_as_monai_builds_it():
+    pipeline = built(FLIP | {"prob": "$0.5 + 0.5"}, trust=True)
+    assert pipeline.transforms[0].prob == 1.0
+    with pytest.raises(SettingsError, match="augmentation: cannot be built"):
+        built({"_target_": "nowhere.Nothing"}, trust=True)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.yaml", "a.yml"])
+def test_a_file_of_transforms_is_json_or_yaml(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(
+        json.dumps([FLIP])
+        if name == "a.json"
+        else "- _target_: RandFlipd\n  keys: [image]\n  prob: 1.0\n  spatial_axis: 0\n"
+    )
+    assert len(built(*read_entries(path)).transforms) == 1
+
+
+@pytest.mark.parametrize("text", ["[", "{}", "[]", "- !!python/object/apply:os.system [true]"])
+def test_a_file_that_holds_no_list_is_refused_by_name(tmp_path, text):
+    for name in ("a.json", "a.yml"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(SettingsError, match=name.replace(".", r"\.")):
+            read_entries(tmp_path / name)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_entries(tmp_path / "none.json")
