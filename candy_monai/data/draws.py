@@ -1,4 +1,4 @@
-"""In which order samples visit the cases, which of them are centred on foreground, and where their box begins.
+"""In which order samples visit the cases, and which of them are centred on foreground.
 
 Owns arithmetic alone: it opens no case, and every number follows from a seed and the sample's index.
 """
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from candy_monai.aliases import Shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,20 +89,3 @@ class DrawOrder:
         order[chosen] = rng.permutation(np.flatnonzero(turns))
         order[~chosen] = rng.permutation(np.flatnonzero(~turns))
         return order, chosen
-
-
-def start_anywhere(volume: Shape, box: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a box's first voxel in a volume; where the volume is smaller, it is centred and the start is negative."""
-    room = np.array(volume) - np.array(box)
-    return _centred_where_smaller(rng.integers(0, np.maximum(room, 0) + 1), room)
-
-
-def start_around(centre: Sequence[int] | NDArray[np.integer], volume: Shape, box: Shape) -> NDArray[np.int64]:
-    """Return the first voxel of the box around a voxel, moved into the volume; centred where the volume is smaller."""
-    room = np.array(volume) - np.array(box)
-    return _centred_where_smaller(np.clip(np.array(centre) - np.array(box) // 2, 0, np.maximum(room, 0)), room)
-
-
-def _centred_where_smaller(start: NDArray[np.integer], room: NDArray[np.integer]) -> NDArray[np.int64]:
-    first: NDArray[np.int64] = np.where(room < 0, room // 2, start).astype(np.int64)
-    return first

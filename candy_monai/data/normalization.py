@@ -1,7 +1,7 @@
-"""Bring intensities to a common scale: one pure function a scheme, and the choice of a scheme by a channel's name.
+"""How each channel's intensities are brought to a common scale: the schemes, and what selects and fills them.
 
-Owns the arithmetic and the names. Where the numbers of a scheme come from is decided by ``candy_monai.data.planning``.
-The schemes and the names that select them are those of nnU-Net's dataset format.
+The schemes and the names that select them are those of nnU-Net's dataset format. The arithmetic is MONAI's, or that of
+``candy_monai.transforms.NormalizeForeground``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+from candy_monai.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     from candy_monai.data.fingerprint import IntensityStatistics
 
 SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
 """The names of all schemes."""
-
-_SMALLEST_SCALE = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +80,6 @@ def channel_normalization(
     )
 
 
-def normalize(image: Tensor, channels: Sequence[ChannelNormalization], *, mask: Tensor | None = None) -> Tensor:
-    """Normalise every channel of a case by its own scheme.
-
-    Args:
-        image: ``(C, *spatial)``, floating.
-        channels: One entry a channel.
-        mask: Boolean ``(*spatial)``: what counts as non-zero for ``nonzero_only``. ``None`` is the channel's own
-            non-zero voxels.
-
-    Returns:
-        A new float32 tensor of the same shape.
-
-    Raises:
-        BadInputError: If the number of channels differs.
-    """
-    if len(image) != len(channels):
-        raise BadInputError(f"found an image of {len(image)} channels, expected {len(channels)}")
-    return torch.stack([_normalized(values, how, mask) for values, how in zip(image.float(), channels, strict=True)])
-
-
 def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
     """Bring a normalised image back to about its own scale, for the eye: a case's own mean and deviation are lost.
 
@@ -113,45 +91,6 @@ def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -
         A new float32 tensor of the same shape.
     """
     return torch.stack([_usual(values, how) for values, how in zip(image.float(), channels, strict=True)])
-
-
-def clip_and_standardize(values: Tensor, *, lower: float, upper: float, mean: float, std: float) -> Tensor:
-    """Clip to a range, then subtract and divide by given numbers: for intensities on an absolute scale, as in CT."""
-    return values.clamp(lower, upper).sub_(mean).div_(max(std, _SMALLEST_SCALE))
-
-
-def standardize(values: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Bring one channel to mean 0 and standard deviation 1; a constant one becomes 0.
-
-    Args:
-        values: One channel of any shape.
-        mask: Boolean, same shape: where mean and deviation are measured. Outside, the result is 0.
-    """
-    inside = values if mask is None else values[mask]
-    if not inside.numel():
-        return torch.zeros_like(values)
-    std, mean = torch.std_mean(inside, correction=0)
-    result = (values - mean).div_(std.clamp_min(_SMALLEST_SCALE))
-    return result if mask is None else result.masked_fill_(~mask, 0.0)
-
-
-def rescale(values: Tensor) -> Tensor:
-    """Map one channel's range to 0 .. 1; a constant one becomes 0."""
-    low, high = torch.aminmax(values)
-    return (values - low).div_((high - low).clamp_min(_SMALLEST_SCALE))
-
-
-def _normalized(values: Tensor, how: ChannelNormalization, mask: Tensor | None) -> Tensor:
-    if how.scheme == "ct":
-        return clip_and_standardize(values, lower=how.lower, upper=how.upper, mean=how.mean, std=how.std)
-    if how.scheme == "zscore":
-        chosen = (values != 0 if mask is None else mask) if how.nonzero_only else None
-        return standardize(values, mask=chosen)
-    if how.scheme == "rescale_to_0_1":
-        return rescale(values)
-    if how.scheme == "rgb_to_0_1":
-        return values / 255.0
-    return values
 
 
 def _usual(values: Tensor, how: ChannelNormalization) -> Tensor:

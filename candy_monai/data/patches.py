@@ -1,8 +1,7 @@
 """Training patches from a store: which case, where, and the same ones for any number of workers.
 
-Owns the choice of patches. Every random number is a function of the seed and the sample's index, so that workers,
-forked or spawned, and a resumed run produce the same samples. How patches are changed is in
-``candy_monai.data.transforms``.
+Every random number is a function of the seed and the sample's index, so that workers, forked or spawned, and a resumed
+run produce the same samples. Which random changes there are is described in ``candy_monai.data.pipelines``.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
+from monai.transforms import Randomizable, Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from candy_monai.aliases import Shape
-from candy_monai.data.augmentation import Augmentation
-from candy_monai.data.draws import DrawOrder, PatchDraw, start_anywhere, start_around
+from candy_monai.data.draws import DrawOrder, PatchDraw
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline
+from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
 from candy_monai.data.planning import Plan
 from candy_monai.data.sampling import PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.transforms import JointTransform
-from candy_monai.data.warping import source_box
 from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -53,13 +52,15 @@ class PatchDataset(Dataset[Sample]):
     Args:
         store: The preprocessed cases.
         case_ids: Those to use, for example a fold's.
-        plan: Shape, share, ignore label, and what the augmentation may do.
+        plan: Shape, share, and what the augmentation follows from.
         seed: Seeds everything.
-        augment: Whether to apply the default augmentation, or one of your own choice.
+        augmentation: What cuts a patch out of a case and changes it, in MONAI's config language or built; ``None`` for
+            what follows from the plan, an empty list to cut only.
         transform: Applied last, seeded for each sample.
 
     Raises:
         BadInputError: If a case is not in the store, or there is none.
+        SettingsError: If the augmentation cannot be built.
     """
 
     follows_position = True
@@ -71,17 +72,15 @@ class PatchDataset(Dataset[Sample]):
         plan: Plan,
         *,
         seed: int,
-        augment: bool | Augmentation = True,
+        augmentation: Sequence[Entry] | Pipeline | None = None,
         transform: JointTransform | None = None,
     ) -> None:
         self._cases = _Cases(store, case_ids)
         self._case_ids = tuple(case_ids)
         self._shape = plan.patch_shape
-        self._padding_label = 0 if plan.ignore_label is None else plan.ignore_label
         self._seed = seed
-        self._augmentation = (
-            augment if isinstance(augment, Augmentation) else Augmentation.for_plan(plan) if augment else None
-        )
+        self.augmentation = _pipeline(augmentation, plan)
+        self._random = _random_parts(self.augmentation)
         self._transform = transform
         self._order = DrawOrder(
             case_ids,
@@ -97,13 +96,14 @@ class PatchDataset(Dataset[Sample]):
     @override
     def __getitem__(self, index: int) -> Sample:
         drawn = self.draw(index)
-        rng = np.random.default_rng([self._seed, index])
         case = self._cases[drawn.case_id]
-        start = self._start(case, drawn.on_foreground, rng)
-        image, label = self._cut(case, start, rng)
-        if self._augmentation is not None:
-            image, label = self._augmentation.mirror(image, label, rng)
-            image = self._augmentation.change_intensities(image, rng)
+        rng = np.random.default_rng([self._seed, index])
+        center = self._center(case, drawn.on_foreground, rng)
+        state = np.random.RandomState(rng.integers(1 << 32, size=4))
+        for part in self._random:
+            part.R = state
+        changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
+        image, label = changed[IMAGE], changed[LABEL]
         if self._transform is not None:
             self._transform.set_random_state(int(rng.integers(1 << 32)))
             image, label = self._transform(image, label)
@@ -113,9 +113,14 @@ class PatchDataset(Dataset[Sample]):
         """Return which case a sample comes from and how, without cutting it."""
         return self._order.draw(index)
 
-    def _start(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the patch's first voxel in the case; negative where the case is smaller than the patch."""
-        volume = tuple(case.label.shape[1:])
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a worker no random state: it gets that of its sample."""
+        for part in self._random:
+            part.__dict__.pop("R", None)
+        return self.__dict__
+
+    def _center(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
+        """Draw the voxel that a patch is centred on; None for anywhere."""
         places = None
         if on_foreground:
             classes = [class_id for class_id in case.places if class_id != ANNOTATED]
@@ -123,28 +128,8 @@ class PatchDataset(Dataset[Sample]):
         elif len(case.places.get(ANNOTATED, ())):
             places = case.places[ANNOTATED]
         if places is None:
-            return start_anywhere(volume, self._shape, rng)
-        centre = np.unravel_index(int(places[int(rng.integers(len(places)))]), volume)
-        return start_around(np.array(centre), volume, self._shape)
-
-    def _cut(self, case: StoredCase, start: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        augmentation = self._augmentation
-        matrix = None if augmentation is None else augmentation.draw_matrix(rng)
-        displacement = None if augmentation is None else augmentation.draw_displacement(self._shape, rng)
-        if augmentation is None or (matrix is None and displacement is None):
-            return self._box(case, start, self._shape)
-        matrix = np.eye(len(self._shape)) if matrix is None else matrix
-        centre = start + (np.array(self._shape) - 1) / 2
-        corner, shape = source_box(
-            matrix, centre, self._shape, coarse_axis=augmentation.coarse_axis, displacement=displacement
-        )
-        image, label = self._box(case, corner, shape)
-        return augmentation.warp(image, label, matrix, list(centre - corner), self._shape, displacement=displacement)
-
-    def _box(self, case: StoredCase, start: NDArray[np.int64], shape: Shape) -> tuple[Tensor, Tensor]:
-        image = cut(case.image, start, shape, fill=0.0, dtype=np.float32)
-        label = cut(case.label, start, shape, fill=self._padding_label, dtype=np.int64)
-        return torch.from_numpy(image), torch.from_numpy(label)
+            return None
+        return np.array(np.unravel_index(int(places[int(rng.integers(len(places)))]), case.label.shape[1:]))
 
 
 class StoredCases(Dataset[Sample]):
@@ -195,31 +180,21 @@ class EpochSampler(PositionedSampler):
         return range(epoch * self._num_samples, (epoch + 1) * self._num_samples)
 
 
-def cut(
-    array: NDArray[np.generic], start: Sequence[int] | NDArray[np.int64], shape: Shape, *, fill: float, dtype: type
-) -> NDArray[Any]:
-    """Copy a box out of an array, which is read nowhere else; whatever lies outside is filled.
+def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan) -> Pipeline:
+    if isinstance(chosen, Pipeline):
+        return chosen
+    entries = augmentation(plan) if chosen is None else chosen or cutting(plan)
+    return build_pipeline(entries, name="augmentation")
 
-    Args:
-        array: ``(C, *spatial)``.
-        start: The box's first voxel; may be negative.
-        shape: The box's shape; may reach beyond the array.
-        fill: The value outside.
-        dtype: Type of the copy.
-    """
-    stops = [first + size for first, size in zip(start, shape, strict=True)]
-    inside = tuple(
-        slice(max(first, 0), max(0, min(stop, limit)))
-        for first, stop, limit in zip(start, stops, array.shape[1:], strict=True)
-    )
-    found = array[(slice(None), *inside)]
-    if found.shape[1:] == tuple(shape):
-        return np.array(found, dtype=dtype, order="C")
-    box: NDArray[Any] = np.full((len(array), *shape), fill, dtype=dtype)
-    if found.size:
-        target = tuple(slice(side.start - first, side.stop - first) for side, first in zip(inside, start, strict=True))
-        box[(slice(None), *target)] = found
-    return box
+
+def _random_parts(value: object) -> tuple[Randomizable, ...]:
+    """Return all that draws in a pipeline, however deep: `set_random_state` would give each a state of its own."""
+    if isinstance(value, list | tuple):
+        return tuple(part for entry in value for part in _random_parts(entry))
+    if isinstance(value, dict):
+        return _random_parts(list(value.values()))
+    nested = _random_parts(vars(value)) if isinstance(value, Transform) else ()
+    return (value, *nested) if isinstance(value, Randomizable) else nested
 
 
 class _Cases:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -21,14 +21,14 @@ from typing_extensions import override
 from candy_monai.aliases import Shape
 from candy_monai.data.cases import PairTransform, SupervisedDataset
 from candy_monai.data.datasets import DerivedDataset
-from candy_monai.data.draws import DrawOrder, PatchDraw, start_anywhere, start_around
+from candy_monai.data.draws import DrawOrder, PatchDraw
 from candy_monai.data.fingerprint import CaseFingerprint, Fingerprint
 from candy_monai.data.geometric import bounding_box
 from candy_monai.data.inspection import inspect
-from candy_monai.data.patches import cut
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.data.values import listed, without_metadata
 from candy_monai.errors import BadInputError
+from candy_monai.transforms.warping import cut, start_anywhere, start_around
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -291,8 +291,7 @@ def _ids(label: Tensor) -> NDArray[np.integer]:
 
 
 def _cut(tensor: Tensor, start: NDArray[np.int64], shape: Shape, *, fill: float) -> MetaTensor:
-    values: NDArray[Any] = without_metadata(tensor).detach().cpu().numpy()
-    box = torch.from_numpy(cut(values, start, shape, fill=fill, dtype=values.dtype.type)).to(tensor.device)
+    box = cut(without_metadata(tensor).detach(), start, shape, fill=fill)
     if not isinstance(tensor, MetaTensor):
         return MetaTensor(box)
     affine = tensor.affine.detach().clone()

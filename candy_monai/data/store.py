@@ -22,8 +22,9 @@ import torch
 from candy_monai.aliases import PathLike
 from candy_monai.data.digest import CaseSource, case_seed, dataset_digest
 from candy_monai.data.grid import planned_shape
+from candy_monai.data.pipelines.description import preprocessing
 from candy_monai.data.planning import Plan
-from candy_monai.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessor
+from candy_monai.data.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.data.workers import case_workers
 from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
 from candy_monai.files import atomic_path, atomic_write_text
@@ -53,14 +54,12 @@ class StoredCase:
         label: ``(1, *spatial)``, uint8 or int16.
         places: For each foreground id that occurs, sampled flat indices into ``*spatial``, at most 10 000. With an
             ignore label, ``ANNOTATED`` holds places anywhere outside of it.
-        geometry: The way back to the file's grid.
     """
 
     case_id: str
     image: NDArray[np.floating]
     label: NDArray[np.integer]
     places: Mapping[int, NDArray[np.integer]]
-    geometry: CaseGeometry
 
 
 class CaseStore:
@@ -197,7 +196,6 @@ class CaseStore:
                 class_id: places[end - count : end]
                 for (class_id, count), end in zip(index["places"], ends, strict=True)
             },
-            geometry=CaseGeometry.from_dict(index["geometry"]),
         )
 
 
@@ -217,10 +215,7 @@ def store_name(dataset: CaseSource, plan: Plan, *, precision: StoredPrecision = 
     relevant = (
         _FORMAT,
         dataset_digest(dataset),
-        plan.num_dims,
-        plan.orientation,
-        plan.spacing_mm,
-        plan.normalization,
+        preprocessing(plan),
         plan.ignore_label,
         precision,
     )
@@ -252,7 +247,8 @@ class _Paths:
 
 def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredPrecision) -> None:
     if case.label is None:
-        raise BadInputError(f"{case.geometry.file_name}: a case without label cannot be trained on")
+        name = case.image.meta["filename_or_obj"]
+        raise BadInputError(f"{name}: a case without label cannot be trained on")
     label = case.label.cpu().numpy()
     label = label.astype(_label_type(int(label.max())))
     places = _places(label[0], plan.ignore_label, case_seed(paths.index.stem))
@@ -264,7 +260,6 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
     index = {
         "sizes": [path.stat().st_size for path in paths.arrays],
         "places": [(class_id, len(found)) for class_id, found in places.items()],
-        "geometry": case.geometry.to_dict(),
     }
     atomic_write_text(paths.index, json.dumps(index), durable=False)
 

@@ -1,6 +1,6 @@
 """Random changes to an image and its label in step: a wrapper for any MONAI transform.
 
-The default augmentation of a planned run is ``candy_monai.data.augmentation``.
+The default augmentation of a planned run is described in ``candy_monai.data.pipelines``.
 """
 
 from __future__ import annotations

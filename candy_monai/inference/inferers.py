@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
-from candy_monai.data.restoration import label_ids
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import SettingsError
 from candy_monai.inference.blending import Brick, Network, RoomFactory, blended_bricks, room_in_memory
 from candy_monai.inference.cells import CellLayout
 from candy_monai.inference.windows import WindowGrid, check_window
 from candy_monai.nn.deep_supervision import main_output
+from candy_monai.transforms.painting import label_ids
 
 if TYPE_CHECKING:
     from candy_monai.data.planning import Plan

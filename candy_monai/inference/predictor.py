@@ -18,7 +18,7 @@ from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data.formats import Geometry
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import Preprocessor
-from candy_monai.data.restoration import LabelPainter
+from candy_monai.data.values import without_metadata
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
@@ -36,6 +36,7 @@ from candy_monai.network import NetworkAdapter, choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.padding import padding_from_dict
 from candy_monai.registry import find_bundle
+from candy_monai.transforms.painting import LabelPainter
 
 CHECKPOINTS = {"best": BEST, "latest": LATEST}
 
@@ -91,7 +92,7 @@ class Predictor(CasePredictor, HasDevice):
         self.plan = Plan.from_dict(plan) if isinstance(plan, dict) else None
         self.num_classes = num_classes if isinstance(num_classes, int) else None
         self._inferer = self._find_inferer() if inferer is None else inferer
-        self.preprocessor = None if self.plan is None else Preprocessor(self.plan)
+        self.preprocessor = None if self.plan is None else Preprocessor(self.plan, pipelines=self._pipelines())
         self._mirror_axes = self._chosen_axes(mirror)
         self._padding = padding
         self._known_memory: dict[Shape, NetworkMemory | None] = {}
@@ -176,7 +177,7 @@ class Predictor(CasePredictor, HasDevice):
             case: The case; the first one where it was preprocessed in several ways.
             on_disk: Whether to keep unfinished logits in temporary files.
         """
-        image, geometry = case.cases[0].image, case.cases[0].geometry
+        image = case.cases[0].image
         inferer, size = self._inferer, tuple(image.shape[1:])
         if not isinstance(inferer, WindowInferer):
             logits = self.logits(image)
@@ -193,7 +194,7 @@ class Predictor(CasePredictor, HasDevice):
             self.listener.on_windows(case.case_id, done, total)
             return scores
 
-        yield from inferer.bricks(self._on_device(image), counted, in_layers=geometry.is_resampled)
+        yield from inferer.bricks(self._on_device(image), counted, in_layers=case.cases[0].is_resampled)
 
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
@@ -216,7 +217,7 @@ class Predictor(CasePredictor, HasDevice):
     def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
         first = case.cases[0]
         shape = tuple(first.image.shape[1:])
-        return self._estimate_shapes(case.shape, shape, is_resampled=first.geometry.is_resampled)
+        return self._estimate_shapes(case.shape, shape, is_resampled=first.is_resampled)
 
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which `bricks` come."""
@@ -254,7 +255,7 @@ class Predictor(CasePredictor, HasDevice):
         return mirrored(network, self._mirror_axes)
 
     def _on_device(self, image: Tensor) -> Tensor:
-        image = image.float()
+        image = without_metadata(image).float()
         if self.device().type == "cuda":
             image = image.pin_memory()
         return image.to(self.device(), non_blocking=True)
@@ -325,6 +326,11 @@ class Predictor(CasePredictor, HasDevice):
                 f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"
             )
         return None
+
+    def _pipelines(self) -> dict[str, Any] | None:
+        """Return the pipelines that the run was trained with; those of the plan where its version kept none."""
+        pipelines = self.description.get("pipelines")
+        return pipelines if isinstance(pipelines, dict) else None
 
     @property
     def _example_shape(self) -> Shape:

@@ -8,11 +8,11 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from candy_monai.data.preprocessing import CaseGeometry, PreprocessedCase, Preprocessor
-from candy_monai.data.restoration import LabelPainter
+from candy_monai.data.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.inference.blending import Brick
 from candy_monai.inference.cases import PreparedCase
 from candy_monai.inference.writing import Prediction
+from candy_monai.transforms.painting import LabelPainter
 
 
 def build_prediction(
@@ -39,25 +39,19 @@ def build_prediction(
         device: Where the scores are.
     """
     preprocessed = case.cases[0]
-    geometry, size = preprocessed.geometry, tuple(preprocessed.image.shape[1:])
-    if with_probabilities:
-        scores = _assembled(bricks, size)
-        labels = _labels(scores, geometry, preprocessor, paints, are_probabilities=are_probabilities)
-        probabilities = scores if are_probabilities else as_probabilities(scores, paints=paints)
-        del scores
-        if preprocessor is not None:
-            probabilities = preprocessor.restore(probabilities, geometry, probabilities=True)
-        return Prediction(
-            case_id=case.case_id,
-            labels=_placed(labels, case),
-            probabilities=_placed(probabilities, case),
-        )
-    painter = _painter(
-        geometry, size, preprocessor, paints, axis=axis, are_probabilities=are_probabilities, device=device
-    )
+    undo = preprocessor or _Nothing(paints)
+    if with_probabilities or not undo.paints_in_parts:
+        scores = _assembled(bricks, tuple(preprocessed.image.shape[1:]))
+        labels = undo.restore_labels(scores, preprocessed, probabilities=are_probabilities)
+        probabilities = None
+        if with_probabilities:
+            scores = scores if are_probabilities else as_probabilities(scores, paints=paints)
+            probabilities = _placed(undo.restore(scores, preprocessed), case)
+        return Prediction(case_id=case.case_id, labels=_placed(labels, case), probabilities=probabilities)
+    painter = undo.label_painter(preprocessed, axis=axis, probabilities=are_probabilities, device=device)
     for brick in bricks:
         painter.add(brick.place, brick.scores() if painter.resamples or are_probabilities else brick.sums)
-    return Prediction(case_id=case.case_id, labels=_placed(_painted(painter, geometry, preprocessor), case))
+    return Prediction(case_id=case.case_id, labels=_placed(undo.painted_labels(painter, preprocessed), case))
 
 
 def as_probabilities(scores: Tensor, *, paints: Sequence[int] = ()) -> Tensor:
@@ -68,18 +62,33 @@ def as_probabilities(scores: Tensor, *, paints: Sequence[int] = ()) -> Tensor:
 
 def untouched(image: MetaTensor) -> PreprocessedCase:
     """Return a case that nothing preprocesses."""
-    shape = tuple(image.shape[1:])
-    geometry = CaseGeometry(
-        file_name=str(image.meta.get("filename_or_obj", "")),
-        affine=tuple(tuple(float(entry) for entry in row) for row in image.affine),
-        shape=shape,
-        axis_codes=None,
-        order=tuple(range(len(shape))),
-        flips=(),
-        crop=tuple((0, extent) for extent in shape),
-        resampled_shape=shape,
-    )
-    return PreprocessedCase(image=image.as_tensor().float(), label=None, geometry=geometry)
+    return PreprocessedCase(image=MetaTensor(image.as_tensor().float(), affine=image.affine), label=None)
+
+
+class _Nothing:
+    """Undoes for a case that nothing preprocessed what `Preprocessor` undoes for others."""
+
+    paints_in_parts = True
+
+    def __init__(self, paints: Sequence[int]) -> None:
+        self._paints = tuple(paints)
+
+    def label_painter(
+        self, case: PreprocessedCase, *, axis: int = 0, probabilities: bool, device: torch.device
+    ) -> LabelPainter:
+        size, threshold = tuple(case.image.shape[1:]), 0.5 if probabilities else 0.0
+        return LabelPainter(size, size, axis=axis, paints=self._paints, threshold=threshold, device=device)
+
+    def painted_labels(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
+        return painter.labels()[None]
+
+    def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool) -> Tensor:
+        painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
+        painter.add(tuple(slice(0, extent) for extent in scores.shape[1:]), scores)
+        return self.painted_labels(painter, case)
+
+    def restore(self, probabilities: Tensor, case: PreprocessedCase) -> Tensor:
+        return probabilities
 
 
 def _assembled(bricks: Iterable[Brick], size: tuple[int, ...]) -> Tensor:
@@ -91,43 +100,6 @@ def _assembled(bricks: Iterable[Brick], size: tuple[int, ...]) -> Tensor:
     if scores is None:
         raise ValueError("no scores came for this case")
     return scores
-
-
-def _labels(
-    scores: Tensor,
-    geometry: CaseGeometry,
-    preprocessor: Preprocessor | None,
-    paints: Sequence[int],
-    *,
-    are_probabilities: bool,
-) -> Tensor:
-    if preprocessor is not None:
-        return preprocessor.restore_labels(scores, geometry, probabilities=are_probabilities)
-    size = tuple(scores.shape[1:])
-    painter = _painter(geometry, size, None, paints, axis=0, are_probabilities=are_probabilities, device=scores.device)
-    painter.add(tuple(slice(0, extent) for extent in size), scores)
-    return _painted(painter, geometry, None)
-
-
-def _painter(
-    geometry: CaseGeometry,
-    size: tuple[int, ...],
-    preprocessor: Preprocessor | None,
-    paints: Sequence[int],
-    *,
-    axis: int,
-    are_probabilities: bool,
-    device: torch.device,
-) -> LabelPainter:
-    if preprocessor is None:
-        return LabelPainter(size, size, paints=paints, threshold=0.5 if are_probabilities else 0.0, device=device)
-    return preprocessor.label_painter(geometry, axis=axis, probabilities=are_probabilities, device=device)
-
-
-def _painted(painter: LabelPainter, geometry: CaseGeometry, preprocessor: Preprocessor | None) -> Tensor:
-    if preprocessor is None:
-        return painter.labels()[None]
-    return preprocessor.painted_labels(painter, geometry)
 
 
 def _placed(values: Tensor, case: PreparedCase) -> MetaTensor:

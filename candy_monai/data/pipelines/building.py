@@ -13,6 +13,7 @@ import monai.transforms
 import torch
 import yaml
 from monai.transforms import Compose, Transform
+from typing_extensions import override
 
 import candy_monai.transforms
 from candy_monai.aliases import PathLike
@@ -48,6 +49,18 @@ class Pipeline(Compose):
     def __init__(self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry]) -> None:
         super().__init__(list(transforms))
         self.entries = tuple(entries)
+
+    @override
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:  # MONAI's, which says only which transform failed
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if cause is error:
+                raise
+            raise cause from None
 
     def __repr__(self) -> str:
         return "\n".join(f"{index}: {_as_call(entry)}" for index, entry in enumerate(self.entries))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from candy_monai.cli.main import main
@@ -40,14 +38,3 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     assert "patch_shape" in shown.out
     assert shown.out.endswith("Store: store/Phantom-key\n")
     assert shown.err == "candy-monai: warning: label 3 never occurs\n"
-
-
-def test_it_starts_without_importing_monai(tmp_path):
-    dataset = write_phantom_dataset(tmp_path / "Dataset001_Phantom", num_cases=2, num_test_cases=0)
-    code = (
-        "import sys; from candy_monai.cli.main import main; code = main(sys.argv[1:]); "
-        "print(code, 'monai' in sys.modules, file=sys.stderr)"
-    )
-    command = [sys.executable, "-c", code, "preprocess", str(dataset), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr.endswith("0 False\n")

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from candy_monai.data.io import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
-from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases, cut
+from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases
+from candy_monai.data.pipelines.description import augmentation, cutting
 from candy_monai.data.store import CaseStore
 from candy_monai.data.transforms import JointTransform
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from tests import plans
 
 PLAN = replace(plans.PLAN, median_shape=(16, 16, 16), class_names=("background", "large", "small"))
@@ -54,7 +55,8 @@ def store(tmp_path_factory):
 
 
 def patches(store, plan=PLAN, *, case_ids=None, seed=0, augment=False, **options):
-    return PatchDataset(store, case_ids or store.case_ids, plan, seed=seed, augment=augment, **options)
+    options = {"augmentation": None if augment else [], **options}
+    return PatchDataset(store, case_ids or store.case_ids, plan, seed=seed, **options)
 
 
 def same(first, second):
@@ -165,12 +167,8 @@ def test_a_pickled_dataset_carries_no_arrays_and_gives_the_same_patches(store):
 
 def test_image_and_label_are_augmented_in_step(store):
     plan = replace(PLAN, foreground_share=1.0)
-    dataset = patches(store, plan, augment=True)
-    object.__setattr__(
-        dataset._augmentation,
-        "change_intensities",
-        lambda image, rng: image,  # leaves the image as label + 1, or 0 outside
-    )
+    spatial = [entry for entry in augmentation(plan) if "image" not in entry["keys"] or len(entry["keys"]) == 2]
+    dataset = patches(store, plan, augmentation=spatial)  # leaves the image as label + 1, or 0 outside
     agreements = []
     for index in range(60):
         sample = dataset[index]
@@ -217,13 +215,24 @@ def test_epochs_name_consecutive_samples():
         EpochSampler(0)
 
 
-@pytest.mark.parametrize(
-    ("start", "shape", "expected"),
-    [((0, 0), (2, 2), [[1, 2], [4, 5]]), ((-1, 1), (2, 3), [[9, 9, 9], [2, 3, 9]]), ((5, 5), (1, 1), [[9]])],
-)
-def test_a_box_is_cut_out_and_filled_outside(start, shape, expected):
-    array = np.arange(1, 7).reshape(1, 2, 3)
-    assert cut(array, start, shape, fill=9, dtype=np.int64)[0].tolist() == expected
+def test_the_place_of_a_patch_does_not_depend_on_how_it_is_changed(store):
+    intensities = [entry for entry in augmentation(PLAN) if not entry["_target_"].endswith(("RandWarpd", "RandFlipd"))]
+    plain, changed = patches(store), patches(store, augmentation=[*cutting(PLAN), *intensities])
+    assert all(torch.equal(plain[index]["label"], changed[index]["label"]) for index in range(30))
+    assert not all(torch.equal(plain[index]["image"], changed[index]["image"]) for index in range(30))
+
+
+def test_one_random_state_is_shared_by_all_parts_and_is_the_samples_own(store):
+    dataset = patches(store, augment=True)
+    dataset[3]
+    states = {id(part.R) for part in dataset._random}
+    assert len(states) == 1
+    assert len(dataset._random) > len(dataset.augmentation.transforms)  # those within dictionary transforms, too
+
+
+def test_a_list_that_cannot_be_built_is_refused_with_its_position(store):
+    with pytest.raises(SettingsError, match=r"augmentation\[1\]"):
+        patches(store, augmentation=[*augmentation(PLAN)[:1], {"_target_": "os.system"}])
 
 
 @pytest.mark.slow

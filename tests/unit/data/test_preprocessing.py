@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from monai.transforms import Compose
+from nibabel import aff2axcodes
 from torch.nn import functional as F
 
-from candy_monai.data.io import load_image
+from candy_monai.data.io import geometry_of, load_image, save_image
 from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.planning import Region
-from candy_monai.data.preprocessing import CaseGeometry, Preprocessor
+from candy_monai.data.preprocessing import Preprocessor
 from candy_monai.errors import BadInputError
 from tests.plans import PLAN
 
@@ -72,7 +73,7 @@ def test_labels_come_back_to_the_voxel_where_nothing_was_resampled(orientation):
     image, label = (stored_as(tensor, orientation) for tensor in case())
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image, label)
-    restored = preprocessor.restore_labels(one_hot(prepared.label), prepared.geometry, probabilities=True)
+    restored = preprocessor.restore_labels(one_hot(prepared.label), prepared, probabilities=True)
     assert torch.equal(restored.long(), label.as_tensor())
 
 
@@ -88,8 +89,8 @@ def test_the_way_back_is_exact_in_shape(shape, spacing, orientation):
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image, label)
     scores = one_hot(prepared.label)
-    assert preprocessor.restore(scores, prepared.geometry).shape == (3, *image.shape[1:])
-    assert preprocessor.restore_labels(scores, prepared.geometry).shape == label.shape
+    assert preprocessor.restore(scores, prepared).shape == (3, *image.shape[1:])
+    assert preprocessor.restore_labels(scores, prepared).shape == label.shape
 
 
 def test_restored_scores_and_restored_labels_agree():
@@ -97,8 +98,9 @@ def test_restored_scores_and_restored_labels_agree():
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image, label)
     logits = torch.randn(3, *prepared.image.shape[1:])
-    scores = preprocessor.restore(logits, prepared.geometry)
-    assert torch.equal(scores.argmax(0), preprocessor.restore_labels(logits, prepared.geometry)[0].long())
+    scores = preprocessor.restore(logits.softmax(0), prepared)
+    labels = preprocessor.restore_labels(logits.softmax(0), prepared, probabilities=True)
+    assert torch.equal(scores.argmax(0), labels[0].long())
 
 
 def test_a_coarse_axis_keeps_its_own_spacing():
@@ -116,12 +118,12 @@ def test_blank_borders_are_cropped_and_come_back_as_background():
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image, label)
     assert prepared.image.shape == (1, 6, 7, 8)
-    assert prepared.geometry.crop == ((2, 8), (0, 7), (0, 8))
+    assert prepared.image.affine[:3, 3].tolist() == [2.0, 0.0, 0.0]
     all_foreground = torch.tensor([0.0, 5.0, 1.0]).view(3, 1, 1, 1).expand(3, 6, 7, 8)
-    restored = preprocessor.restore(all_foreground, prepared.geometry).softmax(0)
+    restored = preprocessor.restore(all_foreground.softmax(0), prepared)
     assert (restored[0, :2] > 0.999).all()
     assert (restored[1, 2:, :7] > 0.9).all()
-    ids = preprocessor.restore_labels(all_foreground, prepared.geometry)
+    ids = preprocessor.restore_labels(all_foreground, prepared)
     assert int(ids.sum()) == 6 * 7 * 8
 
 
@@ -129,8 +131,8 @@ def test_outside_of_the_crop_probabilities_are_those_of_background():
     image, _ = case((4, 4, 4))
     image[:, 0] = 0.0
     preprocessor = Preprocessor(PLAN)
-    geometry = preprocessor.apply(image).geometry
-    restored = preprocessor.restore(torch.full((3, 3, 4, 4), 1 / 3), geometry, probabilities=True)
+    prepared = preprocessor.apply(image)
+    restored = preprocessor.restore(torch.full((3, 3, 4, 4), 1 / 3), prepared)
     assert restored[:, 0, 0, 0].tolist() == [1.0, 0.0, 0.0]
 
 
@@ -138,21 +140,21 @@ def test_a_single_sigmoid_is_thresholded_and_is_surely_absent_outside_of_the_cro
     image, _ = case((4, 4, 4))
     image[:, 0] = 0.0
     preprocessor = Preprocessor(replace(PLAN, num_classes=1))
-    geometry = preprocessor.apply(image).geometry
+    prepared = preprocessor.apply(image)
     logits = torch.full((1, 3, 4, 4), -0.1)
     logits[0, 0] = 0.1
-    ids = preprocessor.restore_labels(logits, geometry)
+    ids = preprocessor.restore_labels(logits, prepared)
     assert ids[0, :, 0, 0].tolist() == [0, 1, 0, 0]
-    assert preprocessor.restore(logits, geometry)[0, 0].sigmoid().max() == 0.0
+    assert preprocessor.restore(logits.sigmoid(), prepared)[0, 0].max() == 0.0
 
 
 def test_regions_are_painted_in_their_order():
     regions = (Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2))
     preprocessor = Preprocessor(replace(PLAN, num_classes=2, regions=regions))
     image, _ = case((1, 1, 4))
-    geometry = preprocessor.apply(image).geometry
+    prepared = preprocessor.apply(image)
     probabilities = torch.tensor([[0.9, 0.9, 0.1, 0.4], [0.9, 0.1, 0.9, 0.5]]).view(2, 1, 1, 4)
-    assert preprocessor.restore_labels(probabilities, geometry, probabilities=True).flatten().tolist() == [2, 1, 2, 0]
+    assert preprocessor.restore_labels(probabilities, prepared, probabilities=True).flatten().tolist() == [2, 1, 2, 0]
 
 
 def test_pictures_are_only_cropped_and_normalised(tmp_path):
@@ -161,10 +163,10 @@ def test_pictures_are_only_cropped_and_normalised(tmp_path):
     pixels = np.zeros((6, 9), dtype=np.uint8)
     pixels[1:5, 2:9] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    prepared = Preprocessor(PICTURES).apply(load_image(tmp_path / "a.png"))
+    preprocessor = Preprocessor(PICTURES)
+    prepared = preprocessor.apply(load_image(tmp_path / "a.png"))
     assert prepared.image.shape == (1, 4, 7)
-    assert prepared.geometry.shape == (6, 9)
-    assert prepared.geometry.axis_codes is None
+    assert preprocessor.restore_labels(torch.rand(3, 4, 7), prepared).shape == (1, 6, 9)
 
 
 def test_an_image_of_zeros_is_kept_whole():
@@ -190,15 +192,54 @@ def test_the_inputs_are_left_alone():
     assert torch.equal(label, before[1])
 
 
-def test_results_are_plain_tensors_without_the_files_metadata():
-    prepared = Preprocessor(PLAN).apply(*case())
-    assert type(prepared.image) is type(prepared.label) is torch.Tensor
+def test_a_plain_tensor_lies_on_the_plans_grid():
+    plan = replace(PLAN, orientation=("P", "S", "R"), spacing_mm=(1.0, 2.0, 3.0))
+    image = torch.rand(1, 4, 5, 6) + 1.0
+    prepared = Preprocessor(plan).apply(image)
+    assert torch.equal(prepared.image.as_tensor(), image)
+    assert aff2axcodes(prepared.image.affine) == ("P", "S", "R")
 
 
-def test_a_geometry_survives_json():
-    image, _ = case(affine=np.diag([-1.0, 1.0, 2.0, 1.0]))
-    geometry = Preprocessor(PLAN).apply(image).geometry
-    assert CaseGeometry.from_dict(json.loads(json.dumps(geometry.to_dict()))) == geometry
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_shape_of_a_case_that_loses_nothing_is_known_from_its_grid(orientation):
+    image = stored_as(case(affine=np.diag([1.0, 1.3, 2.2, 1.0]))[0], orientation)
+    preprocessor = Preprocessor(replace(PLAN, spacing_mm=(0.8, 1.0, 1.5)))
+    prepared = preprocessor.apply(image)
+    assert preprocessor.shape_on_grid(geometry_of(image)) == tuple(prepared.image.shape[1:])
+    assert prepared.is_resampled
+    assert prepared.shape_before_resampling == (5, 6, 7)
+
+
+def test_the_pipelines_are_monais_and_go_there_and_back_by_themselves(tmp_path):
+    image, label = case((6, 5, 4))
+    for name, tensor in (("image", image), ("label", label)):
+        save_image(tensor, tmp_path / f"{name}.nii.gz")
+    preprocessor = Preprocessor(replace(PLAN, spacing_mm=(0.7, 0.7, 0.7)))
+    files = {name: tmp_path / f"{name}.nii.gz" for name in ("image", "label")}
+    done = preprocessor.preprocessing(files)
+    expected = preprocessor.apply(image, label)
+    assert isinstance(preprocessor.preprocessing, Compose)
+    assert torch.equal(done["image"].as_tensor(), expected.image.as_tensor())
+    assert torch.equal(done["label"].as_tensor(), expected.label)
+    logits = torch.randn(3, *expected.image.shape[1:])
+    ids = preprocessor.postprocessing({"image": done["image"], "pred": logits})["pred"]
+    assert (ids.as_tensor() == preprocessor.restore_labels(logits, expected)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_with_monais_own_resampling_labels_come_back_to_the_same_grid(num_classes, probabilities):
+    image, _ = case((6, 8, 9), affine=np.diag([-1.0, 1.3, 2.2, 1.0]))
+    preprocessor = Preprocessor(replace(PLAN, resampling="stock", num_classes=num_classes))
+    prepared = preprocessor.apply(image)
+    scores = torch.full((num_classes, *prepared.image.shape[1:]), 0.1)
+    scores[-1] = 0.9
+    if not probabilities:
+        scores = scores.logit()
+    ids = preprocessor.restore_labels(scores, prepared, probabilities=probabilities)
+    assert ids.shape == image.shape
+    assert ids.dtype == torch.uint8
+    assert (ids == max(num_classes - 1, 1)).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -219,4 +260,4 @@ def test_wrong_channels_axes_and_shapes_are_refused():
     with pytest.raises(BadInputError, match="the label has shape"):
         Preprocessor(PLAN).apply(image, label[:, :-1])
     with pytest.raises(BadInputError, match="expected \\(3, 5, 6, 7\\)"):
-        Preprocessor(PLAN).restore(torch.zeros(3, 4, 4, 4), Preprocessor(PLAN).apply(image).geometry)
+        Preprocessor(PLAN).restore(torch.zeros(3, 4, 4, 4), Preprocessor(PLAN).apply(image))

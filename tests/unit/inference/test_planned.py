@@ -58,8 +58,8 @@ def _scan(shape=(37, 33, 29)):
 def test_a_scan_is_predicted_part_by_part_as_it_is_at_once(predictor):
     image = _scan()
     (case,) = predictor.prepare("a", _loaded(image)).cases
-    assert case.geometry.cropped_shape != case.geometry.resampled_shape
-    at_once = predictor.preprocessor.restore_labels(predictor.logits(case.image), case.geometry)
+    assert case.is_resampled
+    at_once = predictor.preprocessor.restore_labels(predictor.logits(case.image), case)
     by_parts = predictor.predict(image)
     differing = int((at_once != by_parts.as_tensor()).sum())
     assert differing <= 1  # a tie, at most

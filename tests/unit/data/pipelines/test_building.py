@@ -42,6 +42,11 @@ def test_it_prints_every_step_with_its_arguments():
     )
 
 
+def test_what_a_transform_raises_comes_out_as_it_was():
+    with pytest.raises(KeyError, match="image"):
+        built(FLIP)({"label": torch.rand(1, 3)})
+
+
 def test_a_known_function_is_an_argument():
     select = {"_target_": "torch.ne", "_mode_": "callable", "other": 0}
     crop = built({"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": select})
