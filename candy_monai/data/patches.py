@@ -20,6 +20,7 @@ from typing_extensions import override
 from candy_monai.data.draws import DrawOrder, PatchDraw
 from candy_monai.data.pipelines.building import Pipeline, build_pipeline
 from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
+from candy_monai.data.pipelines.tracking import untracked
 from candy_monai.data.planning import Plan
 from candy_monai.data.sampling import PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
@@ -102,7 +103,8 @@ class PatchDataset(Dataset[Sample]):
         state = np.random.RandomState(rng.integers(1 << 32, size=4))
         for part in self._random:
             part.R = state
-        changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
+        with untracked():
+            changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
         image, label = changed[IMAGE], changed[LABEL]
         if self._transform is not None:
             self._transform.set_random_state(int(rng.integers(1 << 32)))

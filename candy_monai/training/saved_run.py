@@ -98,8 +98,9 @@ class SavedRun:
             ExperimentError: If anything differs; every difference is listed.
         """
         saved, present = _what_was_trained(self.description), _what_was_trained(facts)
-        if "parts" not in saved:  # written down by later versions only
-            present.pop("parts", None)
+        for name in ("parts", "pipelines"):
+            if name not in saved:  # written down by later versions only
+                present.pop(name, None)
         found = differences(saved, present)
         if found and not self.force:
             lines = "".join(f"\n  - {line}" for line in found)
@@ -202,7 +203,9 @@ class ReopenedRun:
 def _what_was_trained(facts: Mapping[str, object]) -> dict[str, object]:
     """Leave out what is about the run alone, and where the data are: what they hold is compared by its digest."""
     kept = {name: value for name, value in facts.items() if name not in _ABOUT_THE_RUN}
-    dataset = kept.get("dataset")
+    plan, dataset = kept.get("plan"), kept.get("dataset")
+    if isinstance(plan, dict):
+        kept["plan"] = {"resampling": "extent", **plan}  # earlier versions knew no other
     if isinstance(dataset, dict):
         kept["dataset"] = {name: value for name, value in dataset.items() if name not in _PLACES}
     return kept
