@@ -32,27 +32,40 @@ class EnsemblePredictor(CasePredictor):
         members: The experiments' predictors.
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
+        channels: Which channels of the files or images are the run's; None for what the first member was told.
 
     Raises:
         BadInputError: If there are no members, or they predict other classes or from other channels.
     """
 
     def __init__(
-        self, members: Sequence[Predictor], *, largest_component: bool = False, memory: int | None = None
+        self,
+        members: Sequence[Predictor],
+        *,
+        largest_component: bool = False,
+        memory: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(largest_component=largest_component, memory=memory)
         if not members:
             raise BadInputError("an ensemble needs at least one experiment")
+        channels = members[0].channels.numbers if channels is None else channels
+        super().__init__(largest_component=largest_component, memory=memory, channels=channels)
         self.members = tuple(members)
         first = members[0]
         for member in members[1:]:
             _check_alike(first, member)
+        _ = self.channels
         self._side_by_side = all(_same_grid(first, member) for member in members)
 
     @property
     @override
     def num_channels(self) -> int:
         return self.members[0].num_channels
+
+    @property
+    @override
+    def channel_names(self) -> tuple[str, ...]:
+        return self.members[0].channel_names
 
     @property
     @override
@@ -137,8 +150,10 @@ class EnsemblePredictor(CasePredictor):
 
 
 def _check_alike(first: Predictor, other: Predictor) -> None:
+    named = (first.channel_names, other.channel_names)
     for what, mine, theirs in (
         ("channels", first.num_channels, other.num_channels),
+        ("channels", *(p.channel_names if all(map(any, named)) else () for p in (first, other))),
         ("spatial axes", first.num_dims, other.num_dims),
         ("classes", first.num_classes, other.num_classes),
         ("names of the classes", *(p.plan.class_names if p.plan else () for p in (first, other))),

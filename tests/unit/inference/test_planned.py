@@ -9,6 +9,7 @@ import torch
 
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.cases import PredictionListener
+from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import input_case
 from candy_monai.inference.predictor import Predictor
@@ -68,7 +69,7 @@ def test_a_scan_is_predicted_part_by_part_as_it_is_at_once(predictor):
 
 
 def _loaded(image):
-    return input_case(image, num_dims=3).load(num_channels=1)
+    return input_case(image, channels=RunChannels.unnamed(1), num_dims=3).load(RunChannels.unnamed(1))
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "PIL", "IRP"])
