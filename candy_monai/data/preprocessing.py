@@ -213,6 +213,7 @@ class Preprocessor:
         *,
         axis: int = 0,
         probabilities: bool = False,
+        with_probabilities: bool = False,
         device: torch.device | str = "cpu",
     ) -> LabelPainter:
         """Return what turns a case's scores into ids part by part; `painted_labels` ends it.
@@ -221,6 +222,7 @@ class Preprocessor:
             geometry: The case's geometry.
             axis: The axis of the preprocessed case along which the scores come.
             probabilities: Whether the scores are probabilities.
+            with_probabilities: Whether to keep every class's probability, too; `painted_probabilities` returns them.
             device: Where the scores are.
         """
         return LabelPainter(
@@ -228,7 +230,8 @@ class Preprocessor:
             geometry.cropped_shape,
             axis=axis,
             paints=self.paints,
-            threshold=0.5 if probabilities else 0.0,
+            are_probabilities=probabilities,
+            with_probabilities=with_probabilities,
             device=device,
         )
 
@@ -237,6 +240,20 @@ class Preprocessor:
         cropped = painter.labels()
         whole = cropped.new_zeros((1, *geometry.reoriented_shape))
         whole[0][_box(geometry)] = cropped
+        return _unreoriented(whole, geometry)
+
+    def painted_probabilities(self, painter: LabelPainter, geometry: CaseGeometry) -> Tensor:
+        """Return a painter's probabilities, ``(K, *shape)`` float32 in the file's axes.
+
+        The ids of `painted_labels` are those of the greatest. What was cropped away is background for certain.
+        """
+        cropped = painter.probabilities()
+        if geometry.cropped_shape == geometry.reoriented_shape:
+            return _unreoriented(cropped, geometry)
+        whole = cropped.new_zeros((len(cropped), *geometry.reoriented_shape))
+        if self._is_exclusive(cropped):
+            whole[0] = 1.0
+        whole[(slice(None), *_box(geometry))] = cropped
         return _unreoriented(whole, geometry)
 
     def _checked(self, scan: Scan, label: Tensor | None) -> Tensor:

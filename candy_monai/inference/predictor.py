@@ -229,7 +229,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def plain_painter(self, shape: Shape) -> LabelPainter:
         """Return what turns probabilities of this network on any grid into ids on the same grid."""
-        return LabelPainter(shape, shape, paints=self.paints, threshold=0.5)
+        return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
 
     def describe_windows(self) -> dict[str, object] | None:
         """Return how images are cut into windows, in plain values; None where that is not ours to know."""

@@ -26,7 +26,10 @@ def build_prediction(
     with_probabilities: bool = False,
     device: torch.device,
 ) -> Prediction:
-    """Paint a case's label map brick by brick, or put all scores together where probabilities are asked for.
+    """Paint a case's label map brick by brick, and every class's probability where these are asked for.
+
+    The label map is the same with and without them, and is that of the greatest probability (the first of equals; of
+    independent channels and of regions, of those above 0.5).
 
     Args:
         case: The case.
@@ -40,30 +43,37 @@ def build_prediction(
     """
     preprocessed = case.cases[0]
     geometry, size = preprocessed.geometry, tuple(preprocessed.image.shape[1:])
-    if with_probabilities:
-        scores = _assembled(bricks, size)
-        labels = _labels(scores, geometry, preprocessor, paints, are_probabilities=are_probabilities)
-        probabilities = scores if are_probabilities else as_probabilities(scores, paints=paints)
-        del scores
-        if preprocessor is not None:
-            probabilities = preprocessor.restore(probabilities, geometry, probabilities=True)
-        return Prediction(
-            case_id=case.case_id,
-            labels=_placed(labels, case),
-            probabilities=_placed(probabilities, case),
+    if preprocessor is None:
+        painter = LabelPainter(
+            size,
+            size,
+            paints=paints,
+            are_probabilities=are_probabilities,
+            with_probabilities=with_probabilities,
+            device=device,
         )
-    painter = _painter(
-        geometry, size, preprocessor, paints, axis=axis, are_probabilities=are_probabilities, device=device
-    )
+    else:
+        painter = preprocessor.label_painter(
+            geometry,
+            axis=axis,
+            probabilities=are_probabilities,
+            with_probabilities=with_probabilities,
+            device=device,
+        )
     for brick in bricks:
-        painter.add(brick.place, brick.scores() if painter.resamples or are_probabilities else brick.sums)
-    return Prediction(case_id=case.case_id, labels=_placed(_painted(painter, geometry, preprocessor), case))
-
-
-def as_probabilities(scores: Tensor, *, paints: Sequence[int] = ()) -> Tensor:
-    """Turn logits ``(K, *spatial)`` into probabilities: a softmax, or sigmoids for one channel and for regions."""
-    exclusive = len(scores) > 1 and not paints
-    return scores.softmax(0) if exclusive else scores.sigmoid()
+        if painter.resamples or are_probabilities:
+            painter.add(brick.place, brick.scores())
+        else:
+            weights = brick.weights() if with_probabilities and brick.weights is not None else None
+            painter.add(brick.place, brick.sums, weights=weights)
+    labels = painter.labels()[None] if preprocessor is None else preprocessor.painted_labels(painter, geometry)
+    probabilities = None
+    if with_probabilities:
+        whole = (
+            painter.probabilities() if preprocessor is None else preprocessor.painted_probabilities(painter, geometry)
+        )
+        probabilities = _placed(whole, case)
+    return Prediction(case_id=case.case_id, labels=_placed(labels, case), probabilities=probabilities)
 
 
 def untouched(image: MetaTensor) -> PreprocessedCase:
@@ -80,54 +90,6 @@ def untouched(image: MetaTensor) -> PreprocessedCase:
         resampled_shape=shape,
     )
     return PreprocessedCase(image=image.as_tensor().float(), label=None, geometry=geometry)
-
-
-def _assembled(bricks: Iterable[Brick], size: tuple[int, ...]) -> Tensor:
-    scores: Tensor | None = None
-    for brick in bricks:
-        if scores is None:
-            scores = brick.sums.new_empty((len(brick.sums), *size), device="cpu")
-        scores[(slice(None), *brick.place)] = brick.scores().cpu()
-    if scores is None:
-        raise ValueError("no scores came for this case")
-    return scores
-
-
-def _labels(
-    scores: Tensor,
-    geometry: CaseGeometry,
-    preprocessor: Preprocessor | None,
-    paints: Sequence[int],
-    *,
-    are_probabilities: bool,
-) -> Tensor:
-    if preprocessor is not None:
-        return preprocessor.restore_labels(scores, geometry, probabilities=are_probabilities)
-    size = tuple(scores.shape[1:])
-    painter = _painter(geometry, size, None, paints, axis=0, are_probabilities=are_probabilities, device=scores.device)
-    painter.add(tuple(slice(0, extent) for extent in size), scores)
-    return _painted(painter, geometry, None)
-
-
-def _painter(
-    geometry: CaseGeometry,
-    size: tuple[int, ...],
-    preprocessor: Preprocessor | None,
-    paints: Sequence[int],
-    *,
-    axis: int,
-    are_probabilities: bool,
-    device: torch.device,
-) -> LabelPainter:
-    if preprocessor is None:
-        return LabelPainter(size, size, paints=paints, threshold=0.5 if are_probabilities else 0.0, device=device)
-    return preprocessor.label_painter(geometry, axis=axis, probabilities=are_probabilities, device=device)
-
-
-def _painted(painter: LabelPainter, geometry: CaseGeometry, preprocessor: Preprocessor | None) -> Tensor:
-    if preprocessor is None:
-        return painter.labels()[None]
-    return preprocessor.painted_labels(painter, geometry)
 
 
 def _placed(values: Tensor, case: PreparedCase) -> MetaTensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from candy_monai.data.resampling import resample_scores
-from candy_monai.data.restoration import LabelPainter, label_ids
+from candy_monai.data.restoration import LabelPainter, label_ids, probabilities_of
 
 
 def _parts(source, axis, cuts):
@@ -55,3 +55,63 @@ def test_of_equal_scores_the_first_class_wins():
 def test_blocks_do_not_show():
     scores = torch.randn(3, 70_001, generator=torch.Generator().manual_seed(0))
     assert torch.equal(label_ids(scores), scores.argmax(0).to(torch.uint8))
+
+
+@pytest.mark.parametrize("target", [(7, 9, 5), (14, 5, 11), (7, 4, 5)])
+@pytest.mark.parametrize(("num_classes", "paints"), [(1, ()), (4, ()), (3, (3, 1, 2))])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("are_probabilities", [False, True])
+def test_labels_are_those_of_the_greatest_probability_and_the_same_without(
+    target, num_classes, paints, axis, are_probabilities
+):
+    source = (7, 9, 5)
+    scores = 3 * torch.randn(num_classes, *source, generator=torch.Generator().manual_seed(0))
+    scores = scores.sigmoid() if are_probabilities else scores
+    painters = [
+        LabelPainter(
+            source,
+            target,
+            axis=axis,
+            paints=paints,
+            are_probabilities=are_probabilities,
+            with_probabilities=with_probabilities,
+        )
+        for with_probabilities in (True, False)
+    ]
+    for place in _parts(source, axis, cuts=(1, 3)):
+        for painter in painters:
+            painter.add(place, scores[(slice(None), *place)].clone())
+    asked, plain = painters
+    assert torch.equal(asked.labels(), plain.labels())
+    probabilities = asked.probabilities()
+    assert torch.equal(label_ids(probabilities, paints=paints, threshold=0.5), plain.labels())
+    resampled = resample_scores(scores, target)
+    exclusive = num_classes > 1 and not paints
+    expected = resampled if are_probabilities else resampled.softmax(0) if exclusive else resampled.sigmoid()
+    assert torch.allclose(probabilities, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="not asked for"):
+        plain.probabilities()
+
+
+def test_scores_with_weights_become_the_probabilities_of_their_quotients():
+    scores, weights = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)), torch.rand(4, 5) + 0.1
+    painter = LabelPainter((4, 5), (4, 5), with_probabilities=True)
+    painter.add((slice(0, 4), slice(0, 5)), scores * weights, weights=weights)
+    assert torch.allclose(painter.probabilities(), scores.softmax(0), atol=1e-6)
+    assert torch.equal(painter.labels(), scores.argmax(0).to(torch.uint8))
+
+
+def test_logits_that_single_precision_cannot_tell_apart_as_probabilities_keep_their_order():
+    scores = torch.tensor([[0.0, 0.0], [1e-9, 0.0], [-1.0, -1.0]])
+    assert scores.softmax(0)[0, 0] == scores.softmax(0)[1, 0]
+    ids = label_ids(scores)
+    assert ids.tolist() == [1, 0]
+    probabilities = probabilities_of(scores, ids)
+    assert probabilities.argmax(0).tolist() == [1, 0]
+    assert torch.allclose(probabilities, scores.softmax(0), atol=1e-7)
+
+
+def test_a_logit_just_above_zero_is_more_likely_than_not():
+    scores = torch.tensor([[1e-30, 0.0, -1e-30]])
+    assert (scores.sigmoid() > 0.5).sum() == 0
+    assert (probabilities_of(scores) > 0.5).tolist() == [[True, False, False]]
