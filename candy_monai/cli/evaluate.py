@@ -54,8 +54,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.evaluation.evaluator import Evaluator
+    from candy_monai.experiment.below import refuse_run
     from candy_monai.files import check_writable
 
+    refuse_run(args.predictions)
     if args.summary is not None:
         check_writable(args.summary.parent)
     description = _description_beside(args.labels)

@@ -19,11 +19,12 @@ from typing import IO, Any
 from candy_monai.aliases import PathLike
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
+from candy_monai.experiment.below import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text, check_writable
 from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
 
-SUMMARY = "crossval.json"
+SUMMARY = CROSS_VALIDATION
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
 """How long folds that were asked to end may take to finish their step and save."""
