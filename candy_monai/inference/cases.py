@@ -26,7 +26,7 @@ from candy_monai.inference.components import keep_largest_components
 from candy_monai.inference.found import GIVEN_SHAPE, InputCase
 from candy_monai.inference.inputs import Input, Inputs, input_case, input_cases
 from candy_monai.inference.memory import MemoryEstimate, fits_on_disk_only
-from candy_monai.inference.writing import Prediction, Writer, check_target, written_suffix
+from candy_monai.inference.writing import Prediction, Writer, check_target, left_over, written_suffix
 
 READ_AHEAD_VOXELS = 1 << 25
 """A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
@@ -46,6 +46,9 @@ class PredictionListener:
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
         """A case ended, well or with an error."""
+
+    def on_left_over(self, file: Path, reason: str) -> None:
+        """A file of an earlier prediction stays in the folder for the results, and does not belong to this one."""
 
 
 class PredictionError(CandyError):
@@ -231,7 +234,8 @@ class CasePredictor(ABC):
 
         Raises:
             BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
-            PredictionError: If some of several cases could not be predicted; the others are written.
+            PredictionError: If some of several cases could not be predicted; the others are written. What an earlier
+                prediction has left of these stays, and the listener is told.
         """
         self.listener = listener or PredictionListener()
         cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
@@ -251,6 +255,8 @@ class CasePredictor(ABC):
                     if self.memory is not None:
                         writer.wait()
                 self.listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        for file, reason in left_over(paths, failures, probabilities=probabilities):
+            self.listener.on_left_over(file, reason)
         written = [path for case_id, path in paths.items() if case_id not in failures]
         if len(cases) == 1 and failures:
             raise next(iter(failures.values()))
