@@ -120,7 +120,7 @@ class Evaluator:
             cases = find_inputs(images, channels=predictor.channels)
             if problems := [case.problem for case in cases if case.problem is not None]:
                 raise BadInputError("\n  - ".join([f"{images}: cannot be predicted as it is:", *problems]))
-            images = {case.case_id: case.known_files for case in cases}
+            images = {case.case_id: case.files for case in cases}
         pairs = pair_up(images, references, names=("image", "reference"))
 
         def predicted(pair: Pair) -> ComparedCase:

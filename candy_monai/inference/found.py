@@ -51,11 +51,6 @@ class InputCase:
     problem: str | None = None
     has_run_channels: bool = False
 
-    @property
-    def known_files(self) -> tuple[Path, ...]:
-        """The files, marked as the run's channels where their names have shown that."""
-        return CaseFiles(self.files) if self.has_run_channels else self.files
-
     def load(self, channels: RunChannels, *, num_dims: int | None = None) -> MetaTensor:
         """Read the case as an image that the network takes.
 

@@ -14,6 +14,7 @@ from candy_monai.data.datasets import DatasetFromMemory, MergedDataset, SimpleDa
 from candy_monai.data.io import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
+from candy_monai.inference.channels import RunChannels
 
 
 def ids(*rows):
@@ -218,6 +219,10 @@ class Thresholding:
         from candy_monai.data.io import load_image
 
         return (load_image(image[0]) > 0).long()
+
+    @property
+    def channels(self):
+        return RunChannels.unnamed(1)
 
 
 def test_images_are_predicted_and_the_predictor_says_what_is_measured(tmp_path):
