@@ -50,13 +50,14 @@ def read_picture(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Ge
         return array[None] if axis is None else np.moveaxis(array, axis, 0), geometry
     with Image.open(path) as picture:
         geometry = _geometry_of(picture)
+        samples = _samples_of(picture, path, is_label=is_label)
         if picture.getexif().get(_ORIENTATION, 1) != 1:
             warnings.warn(
                 f"{path.parent}: pictures whose EXIF data ask for a turn; they are read as stored, as labels drawn on "
                 "them must be: turn the pictures themselves where that is wrong",
                 stacklevel=2,
             )
-        return _samples_of(picture, path, is_label=is_label), geometry
+        return samples, geometry
 
 
 def read_picture_header(path: Path) -> Geometry:

@@ -106,9 +106,11 @@ def test_without_sform_and_qform_the_voxel_size_holds_as_in_nibabel(tmp_path):
     assert read_geometry(path).spacing_mm == (3.0, 2.0, 5.0)
 
 
-def test_an_image_of_nibabels_with_a_broken_affine_is_an_error(tmp_path):
+def test_an_image_of_nibabels_with_a_broken_affine_is_an_error():
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4)), AFFINE)
+    image.affine[0] = np.nan
     with pytest.raises(ImageReadError, match="affine holds NaN"):
-        scan_of_nibabel(nibabel.Nifti1Image(np.zeros((2, 3, 4)), np.full((4, 4), np.nan)))
+        scan_of_nibabel(image)
 
 
 def scaled(path: Path, values: np.ndarray, slope: float, inter: float = 0.0) -> Path:
@@ -146,7 +148,7 @@ def test_a_label_map_of_fractions_is_an_error_that_names_the_scaling(tmp_path):
     assert "truncated" not in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.uint64, np.float64, np.longdouble])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.uint64, np.float64])
 def test_labels_of_every_number_type_are_exact(tmp_path, dtype):
     values = np.array([0, 1, 100, 127], dtype).reshape(1, 2, 2)
     if np.dtype(dtype).itemsize >= 8:
