@@ -18,6 +18,7 @@ import yaml
 from typing_extensions import override
 
 from candy_monai.errors import SettingsError
+from candy_monai.text import decode_text
 
 if TYPE_CHECKING:
     from candy_monai.aliases import PathLike
@@ -215,7 +216,7 @@ def _read(file: Path, *, private: bool = False) -> str:
     if len(content) > MAX_BYTES:
         raise SettingsError(f"{file} is larger than {MAX_BYTES >> 10} KiB: this is no settings file")
     try:
-        return content.decode("utf-8-sig")
+        return decode_text(content)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise SettingsError(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from None

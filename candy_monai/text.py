@@ -19,6 +19,10 @@ _MARKS = (
 )
 
 
+class UnreadableTextError(ValueError):
+    """A file is in another encoding than its byte order mark or UTF-8; the text says where that shows."""
+
+
 def decode_text(content: bytes) -> str:
     """Return what a text file holds: in the encoding of its byte order mark, or in UTF-8 where it has none.
 
@@ -33,14 +37,14 @@ def read_text(path: PathLike) -> str:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is in another encoding.
+        UnreadableTextError: If it is in another encoding.
     """
     content = Path(path).read_bytes()
     try:
         return decode_text(content)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"line {line} is not UTF-8 text; save the file as UTF-8") from error
+        raise UnreadableTextError(f"line {line} is not UTF-8 text; save the file as UTF-8") from error
 
 
 def read_json(path: PathLike) -> Any:

@@ -20,6 +20,7 @@ from candy_monai.aliases import Device, PathLike
 from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
 from candy_monai.data.io import Scan, load_image, read_scan
+from candy_monai.data.names import composed
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
     DatasetDescription,
@@ -88,7 +89,7 @@ class NNUNetDataset(SupervisedDataset):
             raise DatasetError(folder, problems)
         self.description = description
         self._all_ids = tuple(case.case_id for case in cases)
-        cases = tuple(case for case in cases if case.case_id.startswith(prefix))
+        cases = tuple(case for case in cases if case.case_id.startswith(composed(prefix)))
         if not cases:
             found = f"no case whose id starts with {prefix!r}" if prefix else "no case"
             raise DatasetError(folder, [f"images{split}: {found}"])
@@ -215,7 +216,7 @@ class NNUNetDataset(SupervisedDataset):
         problems = split_problems(path, self._all_ids)
         if problems:
             raise DatasetError(self._folder, problems)
-        return read_splits(path)
+        return read_splits(path, case_ids=self._all_ids)
 
     @override
     def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

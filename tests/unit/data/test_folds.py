@@ -155,7 +155,7 @@ def test_splits_are_read_as_they_were_written(tmp_path):
     assert read_splits(tmp_path / "splits_final.json") == folds
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '[{"train": ["a"]}]', '[{"train": [1], "val": [2]}]', "[3]"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '[{"train": ["a"]}]', '[{"train": [1.5], "val": [true]}]', "[3]"])
 def test_a_file_that_holds_no_splits_is_an_error_with_its_name(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(BadInputError, match=r"s\.json: found .*expected a list"):
