@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from candy_monai.aliases import PathLike
+if TYPE_CHECKING:
+    from candy_monai.aliases import PathLike
 
 # UTF-32's mark begins with UTF-16's, so that the longer ones are tried first.
 _MARKS = (
