@@ -166,7 +166,7 @@ def save_secret(name: str, value: Secret) -> Path:
     file = secrets_file().resolve()  # a linked file stays a link
     stored = _stored_secrets(file) if file.exists() else {}
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _replace_privately(file, yaml.safe_dump({**stored, key: value}))
+    _replace_privately(file, yaml.dump({**stored, key: value}, Dumper=_Dumper))
     return file
 
 
@@ -226,9 +226,14 @@ class _Loader(yaml.SafeLoader):
     """YAML's plain types only, and exponents as everybody writes them: YAML 1.1 takes ``1e-3`` for a text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a text that it would take for a number is put in quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _parsed(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:

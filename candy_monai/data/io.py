@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Geometry",
     "Scan",
+    "at_finest_spacing",
     "geometry_of",
     "image_suffix",
     "load_image",
@@ -111,7 +112,7 @@ def load_image(
     """
     scan = read_scan(path, is_label=is_label)
     tensor = scan.tensor(device)
-    return _isotropic(tensor, scan.geometry, is_label=is_label) if align_spacing else tensor
+    return at_finest_spacing(tensor, is_label=is_label) if align_spacing else tensor
 
 
 def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
@@ -277,7 +278,9 @@ def _refuse_complex(array: NDArray[np.generic]) -> None:
         raise UnusableFileError(f"{array.dtype} samples, which are complex numbers; save their magnitude")
 
 
-def _isotropic(image: MetaTensor, geometry: Geometry, *, is_label: bool) -> MetaTensor:
+def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
+    """Return a loaded ``(C, *spatial)`` tensor resampled to its finest spacing along every axis; a picture as it is."""
+    geometry = geometry_of(image)
     spacing = geometry.spacing_mm
     if geometry.is_picture or np.allclose(spacing, min(spacing), rtol=1e-5):
         return image

@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.alignment import displacement, misfit
+from candy_monai.data.alignment import displacement, misalignment, misfit, mismatch
 from candy_monai.data.folds import Fold, choose_folds, read_splits
 from candy_monai.data.formats import TIFFS, spacing_file
 from candy_monai.data.io import Geometry, Scan, read_scan
@@ -172,7 +172,12 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
     without_spacing = tuple(path for path, part in compared if _lacks_spacing(path, part, is_label=path == case.label))
     for part in compared[1:]:
         _compare(
-            compared[0], part, problems, warnings, shape_alone=bool({part[0], compared[0][0]} & {*without_spacing})
+            compared[0],
+            part,
+            problems,
+            warnings,
+            shape_alone=bool({part[0], compared[0][0]} & {*without_spacing}),
+            is_label=part[0] == case.label,
         )
     facts = None
     if parts and not problems:
@@ -230,15 +235,29 @@ def _compare(
     warnings: list[str],
     *,
     shape_alone: bool,
+    is_label: bool,
 ) -> None:
-    """Compare two files of one case, whose voxels are taken for the same places, as nnU-Net takes them."""
+    """Compare two files of one case, which are brought onto one grid as far as swapping and flipping axes does it.
+
+    A channel that lies elsewhere is a problem. A label is a warning, since nnU-Net takes its voxels for the image's.
+    """
     one, other = first[1].geometry, second[1].geometry
     names = f"{_short(second[0])}: "
     against = f"the image {first[0].name} has"
-    if problem := misfit(other, one, against=against):
-        if not shape_alone or other.spatial_shape != one.spatial_shape:
+    if shape_alone:
+        if other.spatial_shape != one.spatial_shape:
+            problems.append(f"{names}{misfit(other, one, against=against)}")
+    elif problem := mismatch(other, one, against=against):
+        if is_label and misfit(other, one, against=against) is None:
+            warnings.append(f"{names}{displacement(other, one, against=against)}; {_TAKEN_ALIKE}")
+        else:
             problems.append(f"{names}{problem}")
-    elif not shape_alone and (warning := displacement(other, one, against=against)):
+    elif misalignment(other, one, against=against):
+        warnings.append(
+            f"{names}{misfit(other, one, against=against) or displacement(other, one, against=against)}; its axes are "
+            "swapped and flipped to those of the image: correct the header where that is wrong"
+        )
+    elif warning := displacement(other, one, against=against):
         warnings.append(f"{names}{warning}; {_TAKEN_ALIKE}")
 
 
