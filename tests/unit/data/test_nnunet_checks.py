@@ -351,3 +351,19 @@ def test_a_broken_case_keeps_nothing_from_being_said_about_the_others(tmp_path):
     report = check_dataset(tmp_path)
     assert len(report.problems) == 1
     assert any("b, c hold the same image" in warning for warning in report.warnings)
+
+
+FRAMES = tuple(f"patient{patient}_frame{frame}" for patient in range(3) for frame in range(2))
+
+
+def test_patients_on_both_sides_of_the_folds_are_a_warning_with_the_groups_that_part_them(tmp_path):
+    texture(make(tmp_path, ids=FRAMES))
+    (warning,) = check_dataset(tmp_path).warnings
+    assert "of 3 patients are both in training and in validation" in warning
+    assert "--groups '^(.+?)_frame'" in warning
+
+
+def test_a_split_file_that_parts_the_patients_is_no_reason_to_warn(tmp_path):
+    texture(make(tmp_path, ids=FRAMES))
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": FRAMES[:4], "val": FRAMES[4:]}]))
+    assert check_dataset(tmp_path).warnings == ()
