@@ -29,7 +29,7 @@ from candy_monai.data.cases import (
 )
 from candy_monai.data.formats import READABLE
 from candy_monai.data.io import load_image
-from candy_monai.data.names import image_suffix, stem_of
+from candy_monai.data.names import composed, image_suffix, stem_of
 from candy_monai.data.sampling import at
 from candy_monai.data.values import holds_whole_numbers, without_metadata
 from candy_monai.errors import BadInputError, DatasetError
@@ -307,14 +307,14 @@ def image_files(folder: PathLike) -> list[Path]:
 def _paired(images: Sequence[Path], labels: Sequence[Path], where: object) -> list[Path]:
     """Return the label of each image, found by the file's name without suffix."""
     check_same_ids(ids_of(images), ids_of(labels), where)
-    label_of = {stem_of(label): label for label in labels}
-    return [label_of[stem_of(image)] for image in images]
+    label_of = {composed(stem_of(label)): label for label in labels}
+    return [label_of[composed(stem_of(image))] for image in images]
 
 
 def check_same_ids(
     first: Sequence[str], second: Sequence[str], where: object, *, names: tuple[str, str] = ("image", "label")
 ) -> None:
-    """Refuse two lists of case ids that do not pair up.
+    """Refuse two lists of case ids that do not pair up; accents may be in different forms.
 
     Args:
         first: Ids of the first kind.
@@ -326,6 +326,7 @@ def check_same_ids(
         DatasetError: With every id that is missing or there twice.
     """
     one, other = names
+    first, second = ([composed(case_id) for case_id in ids] for ids in (first, second))
     problems = [f"{case_id}: {one} without {other}" for case_id in sorted(set(first) - set(second))]
     problems += [f"{case_id}: {other} without {one}" for case_id in sorted(set(second) - set(first))]
     for what, ids in ((one, first), (other, second)):

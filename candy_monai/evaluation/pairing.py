@@ -14,6 +14,7 @@ from candy_monai.data.alignment import misalignment
 from candy_monai.data.cases import CaseDataset, ids_of
 from candy_monai.data.datasets import check_same_ids, image_files
 from candy_monai.data.io import load_image, read_geometry
+from candy_monai.data.names import composed
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 from candy_monai.metrics.overlap import is_batch
 
@@ -62,11 +63,12 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str]) -> Iterato
     """
     one, other = _Side.of(first), _Side.of(second)
     where = f"{_described(first, names[0])} and {_described(second, names[1])}"
-    share_names = one.has_ids and other.has_ids and not set(one.case_ids).isdisjoint(other.case_ids)
+    keys, others = ([composed(case_id) for case_id in side.case_ids] for side in (one, other))
+    share_names = one.has_ids and other.has_ids and not set(keys).isdisjoint(others)
     if share_names or (one.is_named and other.is_named):
         check_same_ids(one.case_ids, other.case_ids, where, names=names)
-        position = {case_id: index for index, case_id in enumerate(other.case_ids)}
-        partners = [position[case_id] for case_id in one.case_ids]
+        position = {key: index for index, key in enumerate(others)}
+        partners = [position[key] for key in keys]
     elif len(one.case_ids) != len(other.case_ids):
         raise BadInputError(
             f"found {len(one.case_ids)} {names[0]}s and {len(other.case_ids)} {names[1]}s, expected one for each"
