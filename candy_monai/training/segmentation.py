@@ -222,8 +222,14 @@ class SegmentationTrainer(Trainer):
             raise BadInputError(self._shape_advice(labels, case_ids))
         if labels.device.type != "cpu" or not labels.numel():
             return  # to look at labels on a GPU would make the step wait for it
-        where = ", ".join(case_ids) or "a batch"
-        highest = highest_id(labels, what=f"{where}: the label", ignore_index=self.ignore_index)
+        where = ", ".join(case_ids) or "a label of a batch"
+        try:
+            highest = highest_id(labels, what=where, ignore_index=self.ignore_index)
+        except BadInputError:
+            if len(case_ids) == len(labels):
+                for label, case_id in zip(labels, case_ids, strict=True):  # to name the one at fault
+                    highest_id(label, what=case_id, ignore_index=self.ignore_index)
+            raise
         if highest > self._highest_id():
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
 
