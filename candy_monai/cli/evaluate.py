@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 def _names_by_id(description: DatasetDescription) -> dict[int, str]:
     """Return a name for every id that a label map may hold; ids that only regions hold go by these."""
     names = {label_id: str(label_id) for label_id in description.label_ids}
+    if description.ignore_label is not None:  # known, and a class like any other where --ignore names another id
+        names[description.ignore_label] = "ignore"
     return names | {index: name for name, index in description.labels.items() if isinstance(index, int)}
 
 
