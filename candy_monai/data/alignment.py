@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 POSITION_TOLERANCE = 1e-2
 """Millimetres and direction cosines; what differs by less is the rounding of some tool."""
 
+HAS_NO_GRID = "has_no_grid"
+"""In the metadata of a tensor whose affine says nothing, since it was made of one without metadata."""
+
 _SPACING_TOLERANCE = 1e-3  # relative; headers store single precision, and tools round
 _MOST_VOXELS_APART = 0.5  # a voxel that is further off is another voxel
 _PARALLEL = 0.9  # cosine from which an axis runs along another; how exactly is seen once they are swapped and flipped

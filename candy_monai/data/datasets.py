@@ -19,6 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
+from candy_monai.data.alignment import HAS_NO_GRID
 from candy_monai.data.cases import (
     CaseDataset,
     PairTransform,
@@ -31,8 +32,9 @@ from candy_monai.data.formats import READABLE
 from candy_monai.data.io import load_image
 from candy_monai.data.names import composed, image_suffix, stem_of
 from candy_monai.data.sampling import at
-from candy_monai.data.values import holds_whole_numbers, without_metadata
+from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, DatasetError
+from candy_monai.label_ids import holds_whole_numbers
 
 __all__ = [
     "BinarizedDataset",
@@ -337,7 +339,8 @@ def check_same_ids(
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> MetaTensor:
     values = without_metadata(tensor).detach().to(device=device, dtype=dtype, copy=True)
-    return MetaTensor(values, meta=copy.deepcopy(tensor.meta) if isinstance(tensor, MetaTensor) else None)
+    meta = copy.deepcopy(tensor.meta) if isinstance(tensor, MetaTensor) else {HAS_NO_GRID: True}
+    return MetaTensor(values, meta=meta)
 
 
 def _image(tensor: Tensor, device: torch.device) -> MetaTensor:
