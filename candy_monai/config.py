@@ -18,6 +18,7 @@ import yaml
 from typing_extensions import override
 
 from candy_monai.errors import SettingsError
+from candy_monai.text import decode_text
 
 if TYPE_CHECKING:
     from candy_monai.aliases import PathLike
@@ -165,7 +166,7 @@ def save_secret(name: str, value: Secret) -> Path:
     file = secrets_file().resolve()  # a linked file stays a link
     stored = _stored_secrets(file) if file.exists() else {}
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _replace_privately(file, yaml.safe_dump({**stored, key: value}))
+    _replace_privately(file, yaml.dump({**stored, key: value}, Dumper=_Dumper))
     return file
 
 
@@ -215,7 +216,7 @@ def _read(file: Path, *, private: bool = False) -> str:
     if len(content) > MAX_BYTES:
         raise SettingsError(f"{file} is larger than {MAX_BYTES >> 10} KiB: this is no settings file")
     try:
-        return content.decode("utf-8-sig")
+        return decode_text(content)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise SettingsError(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from None
@@ -225,9 +226,14 @@ class _Loader(yaml.SafeLoader):
     """YAML's plain types only, and exponents as everybody writes them: YAML 1.1 takes ``1e-3`` for a text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a text that it would take for a number is put in quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _parsed(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,12 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="compare label maps with references",
         text="Compare the label maps of a folder with the references of the same names, and print the mean of each "
-        "metric by class. Class names, their number and the ignore label come from the dataset.json beside LABELS, "
-        "where there is one. Exits with 2 when names or grids do not match.",
+        "metric by class. Classes, regions and the ignore label come from the dataset.json beside LABELS, where there "
+        "is one; an id that it does not know is an error. Label maps whose axes run another way are turned to their "
+        "references. Probabilities beside label maps are left out. Exits with 2 when names, grids or ids do not match.",
         example="candy-monai evaluate predictions Dataset004_Hippocampus/labelsTs\n"
-        "candy-monai evaluate predictions labelsTs --metrics dice,hd95 --summary summary.json",
+        "candy-monai evaluate predictions labelsTs --metrics dice,hd95 --summary summary.json\n"
+        "candy-monai evaluate ten_predictions labelsTs --common",
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="a folder of label maps, or one")
     parser.add_argument("labels", metavar="LABELS", type=Path, help="the folder of the references, or one")
@@ -46,6 +49,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "--ignore", type=int, metavar="ID", help="label id whose voxels do not count (default: dataset.json's, if any)"
     )
     parser.add_argument(
+        "--common",
+        action="store_true",
+        help="compare the cases that both folders have, and name the others (default: such a case is an error)",
+    )
+    parser.add_argument(
         "--summary", type=Path, metavar="FILE", help="write everything in the form of nnU-Net's summary"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
@@ -54,27 +62,48 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.evaluation.evaluator import Evaluator
+    from candy_monai.experiment.below import refuse_run
     from candy_monai.files import check_writable
 
+    refuse_run(args.predictions)
     if args.summary is not None:
         check_writable(args.summary.parent)
     description = _description_beside(args.labels)
     evaluator = Evaluator(
         *(name.strip() for name in args.metrics.split(",")),
-        num_classes=None if description is None else max(description.label_ids) + 1,
+        class_names=None if description is None else _names_by_id(description),
+        regions=None if description is None else _regions(description),
         ignore_label=description.ignore_label if args.ignore is None and description is not None else args.ignore,
         tolerance_mm=args.tolerance,
     )
-    result = evaluator.evaluate(args.predictions, args.labels)
+    result = evaluator.evaluate(args.predictions, args.labels, common=args.common)
     if args.summary is not None:
         result.save(args.summary)
     if args.json:
         print(json.dumps(result.to_dict(), indent=2, allow_nan=False))
     else:
-        _show(result, description)
+        _show(result)
         if args.summary is not None:
             print(f"Summary: {args.summary}")
+    for note in result.notes():
+        print(note, file=sys.stderr if args.json else sys.stdout)
     return DONE
+
+
+def _names_by_id(description: DatasetDescription) -> dict[int, str]:
+    """Return a name for every id that a label map may hold; ids that only regions hold go by these."""
+    names = {label_id: str(label_id) for label_id in description.label_ids}
+    if description.ignore_label is not None:  # known, and a class like any other where --ignore names another id
+        names[description.ignore_label] = "ignore"
+    return names | {index: name for name, index in description.labels.items() if isinstance(index, int)}
+
+
+def _regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | None:
+    from candy_monai.data.values import as_ids
+
+    if not description.has_regions:
+        return None
+    return {name: as_ids(ids) for name, ids in description.labels.items() if ids != 0}
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:
@@ -84,11 +113,10 @@ def _description_beside(labels: Path) -> DatasetDescription | None:
     return read_description(folder) if (folder / "dataset.json").is_file() else None
 
 
-def _show(result: EvalResult, description: DatasetDescription | None) -> None:
+def _show(result: EvalResult) -> None:
     from candy_monai.metrics.surface import DISTANCES
 
-    labels = {} if description is None else description.labels
-    print(result.table({index: name for name, index in labels.items() if isinstance(index, int)}))
+    print(result.table())
     metric = next(iter(result.mean_metrics), None)
     if metric is None or len(result) <= _MOST_LISTED:
         return

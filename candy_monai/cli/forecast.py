@@ -59,9 +59,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import SettingsError
+    from candy_monai.experiment.below import refuse_folder_of_runs
     from candy_monai.forecasting.best_score import forecast
     from candy_monai.forecasting.reading import read_scores
 
+    if not any(next(args.source.glob(name), None) for name in ("metrics.csv", "training_log_*.txt", "experiment.json")):
+        refuse_folder_of_runs(args.source, call="candy-monai forecast {run}")
     history = read_scores(args.source, column=args.column)
     horizon = args.epochs or history.horizon
     if horizon is None:

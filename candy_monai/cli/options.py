@@ -61,6 +61,23 @@ def parse_save_interval(text: str) -> int | str:
     return value
 
 
+def parse_channels(text: str) -> tuple[int, ...]:
+    """Read which channels are a run's, such as ``1,2``.
+
+    Returns:
+        The numbers; none for ``none``.
+
+    Raises:
+        SettingsError: If it is neither.
+    """
+    if text.strip().lower() == "none":
+        return ()
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise SettingsError(f"{text!r} are no channels: expected numbers such as 1,2, or none")
+    return tuple(map(int, numbers))
+
+
 def parse_memory(text: str) -> int:
     """Read a size of memory such as ``500M`` or ``1.5G``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from rich.console import Console
@@ -70,6 +71,10 @@ class PredictionProgress(PredictionListener):
             self._print(f"[{done}/{total}] {case_id} failed")  # why is said at the end, where it is not overlooked
         elif not self._console.is_terminal:
             self._print(f"[{done}/{total}] {case_id}")
+
+    @override
+    def on_left_over(self, file: Path, reason: str) -> None:
+        self._print(f"{file} is of an earlier prediction: {reason}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

@@ -20,8 +20,9 @@ class Batch(NamedTuple):
     """One batch.
 
     Attributes:
-        images: ``(B, C, *spatial)``.
-        labels: ``(B, 1, *spatial)``.
+        images: ``(B, C, *spatial)``, float32; float64 and complex numbers stay what they are.
+        labels: ``(B, 1, *spatial)``, int64 where they are integers of any kind. Masks stay Boolean and floating numbers
+            float32 or float64, since to a trainer of the user's own they may be what is to be predicted.
         case_ids: One id for each case, or empty where the loader does not tell.
     """
 
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def unpack(batch: object) -> Batch:
-    """Return images, labels and case ids of whatever a loader yields; metadata of the tensors are left behind.
+    """Return images, labels and case ids of whatever a loader yields, in the types of `Batch`, without metadata.
 
     Args:
         batch: ``(images, labels)`` as a tuple or list, optionally with the case ids as a third entry, or a mapping with
@@ -63,7 +64,7 @@ def unpack(batch: object) -> Batch:
         if not isinstance(value, Tensor):
             raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
     known = _ids_in(case_ids) or _ids_in_metadata(images)
-    return Batch(without_metadata(images), without_metadata(labels), known)
+    return Batch(_as_intensities(without_metadata(images)), _as_labels(without_metadata(labels)), known)
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
@@ -89,6 +90,16 @@ def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:
     }
     known = [case_id for case_id in case_ids if case_id is not None]
     return {**batch, "case_id": known} if len(known) == len(cases) else batch
+
+
+def _as_intensities(images: Tensor) -> Tensor:
+    return images if images.is_complex() or images.dtype == torch.float64 else images.float()
+
+
+def _as_labels(labels: Tensor) -> Tensor:
+    if labels.dtype == torch.bool or labels.is_complex() or labels.dtype == torch.float64:
+        return labels
+    return labels.float() if labels.is_floating_point() else labels.long()
 
 
 def _ids_in(entry: object) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ from candy_monai.data.nnunet_files import find_cases
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.files import atomic_write_text
 
-_INSPECTION = 3
+_INSPECTION = 4
 """Raised when ``inspect`` changes what it finds, so that what an earlier version found is not taken for it."""
 
-_CHECK = 3
+_CHECK = 4
 """Raised when ``check_dataset`` looks for more."""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
+from candy_monai.data.alignment import HAS_NO_GRID
 from candy_monai.data.cases import (
     CaseDataset,
     PairTransform,
@@ -29,10 +30,11 @@ from candy_monai.data.cases import (
 )
 from candy_monai.data.formats import READABLE
 from candy_monai.data.io import load_image
-from candy_monai.data.names import image_suffix, stem_of
+from candy_monai.data.names import composed, image_suffix, stem_of
 from candy_monai.data.sampling import at
-from candy_monai.data.values import holds_whole_numbers, without_metadata
+from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, DatasetError
+from candy_monai.label_ids import holds_whole_numbers
 
 __all__ = [
     "BinarizedDataset",
@@ -307,14 +309,14 @@ def image_files(folder: PathLike) -> list[Path]:
 def _paired(images: Sequence[Path], labels: Sequence[Path], where: object) -> list[Path]:
     """Return the label of each image, found by the file's name without suffix."""
     check_same_ids(ids_of(images), ids_of(labels), where)
-    label_of = {stem_of(label): label for label in labels}
-    return [label_of[stem_of(image)] for image in images]
+    label_of = {composed(stem_of(label)): label for label in labels}
+    return [label_of[composed(stem_of(image))] for image in images]
 
 
 def check_same_ids(
     first: Sequence[str], second: Sequence[str], where: object, *, names: tuple[str, str] = ("image", "label")
 ) -> None:
-    """Refuse two lists of case ids that do not pair up.
+    """Refuse two lists of case ids that do not pair up; accents may be in different forms.
 
     Args:
         first: Ids of the first kind.
@@ -326,6 +328,7 @@ def check_same_ids(
         DatasetError: With every id that is missing or there twice.
     """
     one, other = names
+    first, second = ([composed(case_id) for case_id in ids] for ids in (first, second))
     problems = [f"{case_id}: {one} without {other}" for case_id in sorted(set(first) - set(second))]
     problems += [f"{case_id}: {other} without {one}" for case_id in sorted(set(second) - set(first))]
     for what, ids in ((one, first), (other, second)):
@@ -336,7 +339,8 @@ def check_same_ids(
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> MetaTensor:
     values = without_metadata(tensor).detach().to(device=device, dtype=dtype, copy=True)
-    return MetaTensor(values, meta=copy.deepcopy(tensor.meta) if isinstance(tensor, MetaTensor) else None)
+    meta = copy.deepcopy(tensor.meta) if isinstance(tensor, MetaTensor) else {HAS_NO_GRID: True}
+    return MetaTensor(values, meta=meta)
 
 
 def _image(tensor: Tensor, device: torch.device) -> MetaTensor:

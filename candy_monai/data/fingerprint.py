@@ -17,6 +17,7 @@ from candy_monai.aliases import PathLike, Shape
 from candy_monai.data.values import frozen
 from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_write_text
+from candy_monai.text import UnreadableTextError, read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,9 +142,9 @@ class Fingerprint:
             BadInputError: If there is no such file, or it is not a fingerprint.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInputError(f"{path}: cannot be read ({error.strerror}); inspect the dataset again") from error
+            return cls.from_json(read_text(path))
+        except (OSError, UnreadableTextError) as error:
+            raise BadInputError(f"{path}: cannot be read ({error}); inspect the dataset again") from error
 
     def to_json(self) -> str:
         """Return JSON text from which ``from_json`` restores an equal fingerprint."""

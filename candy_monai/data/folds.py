@@ -6,20 +6,24 @@ Pure functions of ids and a seed. Owns no dataset and no decision about which fi
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.formats import READABLE
+from candy_monai.data.names import composed, image_suffix, split_channel, stem_of
 from candy_monai.data.values import listed
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
+from candy_monai.text import read_json, read_text
 
 DEFAULT_SEED = 12345
 DEFAULT_NUM_FOLDS = 5
@@ -183,25 +187,34 @@ def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups"
         found = {case_id: match[pattern.groups > 0] for case_id, match in matches.items() if match}
     else:
         found = _read_group_table(Path(groups))
-    missing = [case_id for case_id in ids if not found.get(case_id)]
+    by_name = {composed(case_id): group for case_id, group in found.items()}
+    missing = [case_id for case_id in ids if not by_name.get(composed(case_id))]
     if missing:
         raise BadInputError(f"{what}: no group for {listed(missing)}; every case needs one")
-    return {case_id: found[case_id] for case_id in ids}
+    return {case_id: by_name[composed(case_id)] for case_id in ids}
 
 
-def read_splits(path: PathLike) -> tuple[Fold, ...]:
+def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tuple[Fold, ...]:
     """Read a split file in nnU-Net's format: a list of ``{"train": [ids], "val": [ids]}``.
+
+    A single id may stand without its list, and a single fold without the outer one. Ids are numbers or text, with their
+    accents in any form.
+
+    Args:
+        path: The file.
+        case_ids: The cases that exist. An entry that is none of them stands for the case whose file it names
+            (``labelsTr/a.nii.gz``, ``a_0000.nii.gz``), or whose number it is without leading zeros, if there is one.
 
     Raises:
         BadInputError: If the file is missing or holds anything else, or a fold has a case on both sides.
     """
+    known = _Known(case_ids or ())
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        folds = tuple(Fold(train=tuple(entry["train"]), validation=tuple(entry["val"])) for entry in content)
-        if not folds:
-            raise ValueError("an empty list")
-        if not all(isinstance(case_id, str) for fold in folds for case_id in (*fold.train, *fold.validation)):
-            raise ValueError("case ids that are not text")
+        content = read_json(path)
+        entries = [content] if isinstance(content, dict) else content
+        if not isinstance(entries, list) or not entries:
+            raise ValueError("an empty list" if entries == [] else f"a {type(content).__name__}")
+        folds = tuple(Fold(train=known.ids(entry["train"]), validation=known.ids(entry["val"])) for entry in entries)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadInputError(
             f"{path}: found {type(error).__name__}: {error}; expected a list of {{'train': [ids], 'val': [ids]}}"
@@ -211,6 +224,43 @@ def read_splits(path: PathLike) -> tuple[Fold, ...]:
         if both:
             raise BadInputError(f"{path}: fold {index} has {listed(both)} in both training and validation")
     return folds
+
+
+class _Known:
+    """The cases that exist, to find which one an entry of a split file means."""
+
+    def __init__(self, case_ids: Sequence[str]) -> None:
+        self._ids = {composed(case_id): case_id for case_id in case_ids}
+        self._numbers: dict[int, list[str]] = {}
+        for case_id in case_ids:
+            if case_id.isdecimal():
+                self._numbers.setdefault(int(case_id), []).append(case_id)
+
+    def ids(self, entries: object) -> tuple[str, ...]:
+        """Return the ids that one side of a fold names.
+
+        Raises:
+            ValueError: If it holds anything but text and whole numbers.
+        """
+        given = entries if isinstance(entries, list) else [entries]
+        if isinstance(entries, str) and self._found(entries) is None and "," in entries:
+            given = [part.strip() for part in entries.split(",")]
+        return tuple(self._id(entry) for entry in given)
+
+    def _id(self, entry: object) -> str:
+        if isinstance(entry, bool) or not isinstance(entry, str | int):
+            raise ValueError(f"{entry!r} where a case id was expected")
+        found = self._found(str(entry))
+        return composed(str(entry)) if found is None else found
+
+    def _found(self, entry: str) -> str | None:
+        name = PurePosixPath(composed(entry).strip().replace("\\", "/")).name
+        stem = stem_of(name) if image_suffix(name) in READABLE else name
+        for candidate in (composed(entry), name, stem, split_channel(stem)[0]):
+            if candidate in self._ids:
+                return self._ids[candidate]
+        numbered = self._numbers.get(int(stem), []) if stem.isdecimal() else []
+        return numbered[0] if len(numbered) == 1 else None
 
 
 def write_splits(path: PathLike, folds: Sequence[Fold]) -> None:
@@ -278,9 +328,10 @@ def _folds(ordered: Sequence[str], pieces: Sequence[Sequence[int]]) -> tuple[Fol
 
 def _read_group_table(path: Path) -> dict[str, str]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeError, csv.Error) as error:
+        rows = [
+            row for row in csv.reader(io.StringIO(read_text(path), newline="")) if any(cell.strip() for cell in row)
+        ]
+    except (OSError, ValueError, csv.Error) as error:
         raise BadInputError(f"{path}: cannot read groups ({error}); expected a CSV file: case id, group") from error
     short = [row for row in rows if len(row) < 2]
     if short:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data import formats
-from candy_monai.data.formats import Geometry
+from candy_monai.data.geometry import Geometry, UnusableFileError, affine_problem
 from candy_monai.data.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
 from candy_monai.files import atomic_path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Geometry",
     "Scan",
+    "at_finest_spacing",
     "geometry_of",
     "image_suffix",
     "load_image",
@@ -111,7 +112,7 @@ def load_image(
     """
     scan = read_scan(path, is_label=is_label)
     tensor = scan.tensor(device)
-    return _isotropic(tensor, scan.geometry, is_label=is_label) if align_spacing else tensor
+    return at_finest_spacing(tensor, is_label=is_label) if align_spacing else tensor
 
 
 def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
@@ -149,12 +150,20 @@ def read_geometry(path: PathLike) -> Geometry:
 
 
 def geometry_of(image: MetaTensor) -> Geometry:
-    """Return the grid of a loaded ``(C, *spatial)`` tensor, with whatever transforms did to it."""
+    """Return the grid of a loaded ``(C, *spatial)`` tensor, with whatever transforms did to it.
+
+    Raises:
+        BadInputError: If its affine gives no place: it holds NaN, a voxel size of 0, or axes in one plane.
+    """
     shape = tuple(image.shape[1:])
+    affine = _affine_4x4(image.affine.detach().cpu().numpy())
+    if problem := affine_problem(affine, min(len(shape), 3)):
+        name = image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
+        raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a right one")
     return Geometry(
         spatial_shape=shape,
         num_channels=len(image),
-        affine=_affine_4x4(image.affine.detach().cpu().numpy()),
+        affine=affine,
         is_picture=bool(image.meta.get("is_picture", False)),
         file_shape=_file_shape(image.meta.get("file_shape", ()), shape),
     )
@@ -198,6 +207,8 @@ def save_image(image: Tensor, path: PathLike, *, like: PathLike | MetaTensor | N
         raise BadInputError(f"{path}: {error}; choose another format, for example .nii.gz") from error
 
 
+_LARGEST_ID = 2**53  # what float64 holds exactly, in which some formats are decoded
+
 _KNOWN = "known formats: " + ", ".join(formats.READABLE)
 
 
@@ -219,6 +230,8 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
         yield
     except (CandyError, MemoryError):
         raise
+    except UnusableFileError as error:
+        raise ImageReadError(f"{path}: {error}") from error
     except PermissionError as error:
         raise ImageReadError(f"{path}: may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # each decoder has its own set, down to zlib.error and struct.error
@@ -231,22 +244,43 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
 
 
 def _intensities(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    if np.iscomplexobj(array):
-        raise ValueError(f"{array.dtype} samples, which are complex numbers")
-    return np.array(array, dtype=np.float32, order="C")  # always a copy: the decoder's array may be a mapped file
+    _refuse_complex(array)
+    with np.errstate(over="ignore"):
+        values = np.array(array, dtype=np.float32, order="C")  # always a copy: the decoder's array may be a mapped file
+    if array.dtype.kind == "f" and array.dtype.itemsize > values.dtype.itemsize:
+        lost = np.isinf(values) & np.isfinite(array)
+        if lost.any():
+            raise UnusableFileError(
+                f"{int(lost.sum())} values lie beyond single precision, for example {array[lost][0]}; images are "
+                "float32: bring them to another unit"
+            )
+    return values
 
 
 def _label_ids(array: NDArray[np.generic]) -> NDArray[np.int64]:
+    _refuse_complex(array)
     if len(array) != 1:
-        raise ValueError(f"{len(array)} channels where one channel of label ids was expected")
+        raise UnusableFileError(f"{len(array)} channels where one channel of label ids was expected")
     if array.dtype.kind not in "biu":
-        whole = np.rint(array) == array  # False for NaN, too
+        whole = np.isfinite(array) & (np.rint(array) == array)
         if not whole.all():
-            raise ValueError(f"{int((~whole).sum())} values that are not whole numbers, for example {array[~whole][0]}")
+            raise UnusableFileError(
+                f"{int((~whole).sum())} values that are not whole numbers, for example {array[~whole][0]}, expected a "
+                "label map: whole ids of classes; a mask that was scaled or resampled has to be brought back to its ids"
+            )
+    if array.size and array.dtype.kind not in "bi" and array.max() > _LARGEST_ID:
+        raise UnusableFileError(f"the label id {array.max()}, expected ids of classes, at most {_LARGEST_ID}")
     return np.array(array, dtype=np.int64, order="C")
 
 
-def _isotropic(image: MetaTensor, geometry: Geometry, *, is_label: bool) -> MetaTensor:
+def _refuse_complex(array: NDArray[np.generic]) -> None:
+    if np.iscomplexobj(array):
+        raise UnusableFileError(f"{array.dtype} samples, which are complex numbers; save their magnitude")
+
+
+def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
+    """Return a loaded ``(C, *spatial)`` tensor resampled to its finest spacing along every axis; a picture as it is."""
+    geometry = geometry_of(image)
     spacing = geometry.spacing_mm
     if geometry.is_picture or np.allclose(spacing, min(spacing), rtol=1e-5):
         return image

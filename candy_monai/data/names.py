@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
@@ -20,6 +21,22 @@ def stem_of(path: PathLike) -> str:
     """Return a file's name without its image suffix: ``a.b`` for ``a.b.nii.gz``."""
     name = Path(path).name
     return name[: len(name) - len(image_suffix(name))]
+
+
+def composed(name: str) -> str:
+    """Return a name with accents and umlauts in one form (Unicode's NFC), so that it can be compared with another.
+
+    macOS decomposes them in the names of files (``u`` and a diaeresis), keyboards and most other systems do not: two
+    names that look the same differ.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def existing_path(path: Path) -> Path:
+    """Return the file of that name in its folder, in whichever form its accents are stored; the path where none is."""
+    if path.exists() or path.name.isascii() or not path.parent.is_dir():
+        return path
+    return next((file for file in path.parent.iterdir() if composed(file.name) == composed(path.name)), path)
 
 
 def split_channel(stem: str) -> tuple[str, int | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -17,9 +16,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
+from candy_monai.data.alignment import aligned, mismatch
 from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
-from candy_monai.data.io import Scan, load_image, read_scan
+from candy_monai.data.io import Scan, at_finest_spacing, read_geometry, read_scan
+from candy_monai.data.names import composed
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
     DatasetDescription,
@@ -33,6 +34,8 @@ from candy_monai.errors import BadInputError, DatasetError, ImageReadError, Sett
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
+
+    from candy_monai.data.geometry import Geometry
 
 __all__ = [
     "DatasetDescription",
@@ -88,7 +91,7 @@ class NNUNetDataset(SupervisedDataset):
             raise DatasetError(folder, problems)
         self.description = description
         self._all_ids = tuple(case.case_id for case in cases)
-        cases = tuple(case for case in cases if case.case_id.startswith(prefix))
+        cases = tuple(case for case in cases if case.case_id.startswith(composed(prefix)))
         if not cases:
             found = f"no case whose id starts with {prefix!r}" if prefix else "no case"
             raise DatasetError(folder, [f"images{split}: {found}"])
@@ -122,20 +125,14 @@ class NNUNetDataset(SupervisedDataset):
         """Return a case's image with all its channels.
 
         Raises:
-            ImageReadError: If a file does not decode, or the channels differ in shape or number from what they should.
+            ImageReadError: If a file does not decode, or the channels differ in number from what they should, or cover
+                other places. Those whose axes run another way in the same space are turned to the first's.
         """
-        case: NNUNetCase = self._images[idx]
-        parts = [self._load(path, is_label=False) for path in case.images]
-        self._check_channels(case, parts)
-        if len(parts) == 1:
-            return parts[0]
-        from monai.data import MetaTensor
-
-        return MetaTensor(torch.cat([part.as_tensor() for part in parts]), meta=parts[0].meta)
+        return self._tensor(self._image_scan(self._images[idx]), is_label=False)
 
     @override
     def load_label(self, idx: int) -> MetaTensor:
-        """Return a case's label ids.
+        """Return a case's label ids, in the axes of its image where its own run another way in the same space.
 
         Raises:
             DatasetError: If the case has no label, which only test cases may lack.
@@ -144,7 +141,7 @@ class NNUNetDataset(SupervisedDataset):
         case: NNUNetCase = self._labels[idx]
         if case.label is None:
             raise DatasetError(self._folder, [f"{case.case_id}: has no label; use load_image for images alone"])
-        return self._load(case.label, is_label=True)
+        return self._tensor(_label_scan(case.label, read_geometry(case.images[0])), is_label=True)
 
     def read(self, idx: int) -> tuple[Scan, Scan]:
         """Return what ``load`` does as plain scans on the CPU, which needs no MONAI; errors are the same."""
@@ -154,10 +151,8 @@ class NNUNetDataset(SupervisedDataset):
         if self._align_spacing or case.label is None or not own:
             image, label = (tensor.cpu() for tensor in self.load(idx))
             return Scan.of(image), Scan.of(label)
-        parts = [read_scan(path) for path in case.images]
-        self._check_channels(case, [part.values for part in parts])
-        image_scan = dataclasses.replace(parts[0], values=torch.cat([part.values for part in parts]))
-        return image_scan, read_scan(case.label, is_label=True)
+        image = self._image_scan(case)
+        return image, _label_scan(case.label, image.geometry)
 
     def fold(  # one option more than the base
         self,
@@ -215,7 +210,7 @@ class NNUNetDataset(SupervisedDataset):
         problems = split_problems(path, self._all_ids)
         if problems:
             raise DatasetError(self._folder, problems)
-        return read_splits(path)
+        return read_splits(path, case_ids=self._all_ids)
 
     @override
     def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,20 +218,31 @@ class NNUNetDataset(SupervisedDataset):
         label = label if self._label_transform is None else self._label_transform(label)
         return super()._transformed(image, label)
 
-    def _check_channels(self, case: NNUNetCase, parts: Sequence[Tensor]) -> None:
-        shapes = [tuple(part.shape[1:]) for part in parts]
-        if len(set(shapes)) > 1:
-            found = ", ".join(f"{path.name} {shape}" for path, shape in zip(case.images, shapes, strict=True))
-            raise ImageReadError(f"{case.case_id}: the channels have different shapes: {found}; resample to one grid")
-        channels = sum(len(part) for part in parts)
+    def _image_scan(self, case: NNUNetCase) -> Scan:
+        """Return all channels on the grid of the first."""
+        parts = [read_scan(path) for path in case.images]
+        grid, against = parts[0].geometry, f"the channel {case.images[0].name} has"
+        try:
+            values = [
+                aligned(part.values, part.geometry, grid, name=path.name, against=against)
+                for path, part in zip(case.images, parts, strict=True)
+            ]
+        except BadInputError as error:
+            raise ImageReadError(f"{case.case_id}: {error}") from error
+        channels = sum(len(part) for part in values)
         if channels != self.num_channels:
             raise ImageReadError(
                 f"{case.images[0]}: found {channels} channels, expected {self.num_channels}: "
                 f"{', '.join(self.description.channel_names)} (dataset.json)"
             )
+        if len(values) == 1:
+            return parts[0]
+        geometry = dataclasses.replace(grid, num_channels=channels)
+        return dataclasses.replace(parts[0], values=torch.cat(values), geometry=geometry)
 
-    def _load(self, path: Path, *, is_label: bool) -> MetaTensor:
-        return load_image(path, is_label=is_label, align_spacing=self._align_spacing, device=self._device)
+    def _tensor(self, scan: Scan, *, is_label: bool) -> MetaTensor:
+        tensor = scan.tensor(self._device)
+        return at_finest_spacing(tensor, is_label=is_label) if self._align_spacing else tensor
 
     def _splits_file(self, given: PathLike | None) -> Path | None:
         if given is not None:
@@ -246,3 +252,16 @@ class NNUNetDataset(SupervisedDataset):
         preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - the name is nnU-Net's
         folders = [self._folder, *([Path(preprocessed) / self._folder.resolve().name] if preprocessed else [])]
         return next((path for path in (folder / "splits_final.json" for folder in folders) if path.is_file()), None)
+
+
+def _label_scan(path: Path, grid: Geometry) -> Scan:
+    """Return label ids in the axes of their image; as stored where no turn brings both together, which a check says."""
+    scan = read_scan(path, is_label=True)
+    against = "the image has"
+    if mismatch(scan.geometry, grid, against=against):
+        return scan
+    values = aligned(scan.values, scan.geometry, grid, name=path.name, against=against)
+    if values is scan.values:
+        return scan
+    turned = dataclasses.replace(grid, num_channels=1, file_shape=tuple(values.shape[1:]))
+    return dataclasses.replace(scan, values=values, geometry=turned)

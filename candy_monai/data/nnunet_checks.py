@@ -17,13 +17,14 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.alignment import displacement, misfit
+from candy_monai.data.alignment import displacement, misalignment, misfit, mismatch
 from candy_monai.data.folds import Fold, choose_folds, read_splits
 from candy_monai.data.formats import TIFFS, spacing_file
 from candy_monai.data.io import Geometry, Scan, read_scan
 from candy_monai.data.names import image_suffix
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
 from candy_monai.data.nnunet_files import find_cases
+from candy_monai.data.patients import patients_on_both_sides
 from candy_monai.data.suspicions import (
     CaseFacts,
     content_of,
@@ -38,6 +39,8 @@ from candy_monai.errors import BadInputError, CandyError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+SPLITS = "splits_final.json"
 
 _TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether they are, and correct a wrong header"
 _MOST_BINS = 1 << 16
@@ -86,13 +89,10 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
             f"dataset.json: numTraining is {description.num_training}, found {len(cases)} cases; add what is missing, "
             f'or write "numTraining": {len(cases)}'
         )
-    folds: tuple[Fold, ...] = ()
-    if (folder / "splits_final.json").is_file():
-        split_file_problems = split_problems(folder / "splits_final.json", [case.case_id for case in cases])
-        problems += split_file_problems
-        folds = () if split_file_problems else read_splits(folder / "splits_final.json")
-    elif cases and not case_problems:
-        folds = choose_folds([case.case_id for case in cases])
+    case_ids = [case.case_id for case in cases]
+    split_file_problems = split_problems(folder / SPLITS, case_ids) if (folder / SPLITS).is_file() else []
+    problems += split_file_problems
+    folds = () if case_problems or split_file_problems else usual_folds(folder, case_ids)
     with ThreadPoolExecutor(num_workers or case_workers((*cases, *test_cases), limit=4)) as pool:
         findings = list(pool.map(lambda case: _check_case(case, description), cases))
         test_findings = list(pool.map(lambda case: _check_case(case, description), test_cases))
@@ -113,13 +113,21 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
     )
     if not problems:  # otherwise a label may be missing because its case is
         warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
+    warnings += patients_on_both_sides(folds)
     return DatasetReport(problems=tuple(problems), warnings=tuple(warnings))
+
+
+def usual_folds(folder: Path, case_ids: Sequence[str]) -> tuple[Fold, ...]:
+    """Return the folds that a check looks at: those of the folder's own split file, or else nnU-Net's."""
+    if (folder / SPLITS).is_file():
+        return read_splits(folder / SPLITS, case_ids=case_ids)
+    return choose_folds(case_ids) if case_ids else ()
 
 
 def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
     """Compare a split file with the cases that exist."""
     try:
-        folds = read_splits(path)
+        folds = read_splits(path, case_ids=case_ids)
     except BadInputError as error:
         return [str(error)]
     known, problems = set(case_ids), []
@@ -164,7 +172,12 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
     without_spacing = tuple(path for path, part in compared if _lacks_spacing(path, part, is_label=path == case.label))
     for part in compared[1:]:
         _compare(
-            compared[0], part, problems, warnings, shape_alone=bool({part[0], compared[0][0]} & {*without_spacing})
+            compared[0],
+            part,
+            problems,
+            warnings,
+            shape_alone=bool({part[0], compared[0][0]} & {*without_spacing}),
+            is_label=part[0] == case.label,
         )
     facts = None
     if parts and not problems:
@@ -222,15 +235,29 @@ def _compare(
     warnings: list[str],
     *,
     shape_alone: bool,
+    is_label: bool,
 ) -> None:
-    """Compare two files of one case, whose voxels are taken for the same places, as nnU-Net takes them."""
+    """Compare two files of one case, which are brought onto one grid as far as swapping and flipping axes does it.
+
+    A channel that lies elsewhere is a problem. A label is a warning, since nnU-Net takes its voxels for the image's.
+    """
     one, other = first[1].geometry, second[1].geometry
     names = f"{_short(second[0])}: "
     against = f"the image {first[0].name} has"
-    if problem := misfit(other, one, against=against):
-        if not shape_alone or other.spatial_shape != one.spatial_shape:
+    if shape_alone:
+        if other.spatial_shape != one.spatial_shape:
+            problems.append(f"{names}{misfit(other, one, against=against)}")
+    elif problem := mismatch(other, one, against=against):
+        if is_label and misfit(other, one, against=against) is None:
+            warnings.append(f"{names}{displacement(other, one, against=against)}; {_TAKEN_ALIKE}")
+        else:
             problems.append(f"{names}{problem}")
-    elif not shape_alone and (warning := displacement(other, one, against=against)):
+    elif misalignment(other, one, against=against):
+        warnings.append(
+            f"{names}{misfit(other, one, against=against) or displacement(other, one, against=against)}; its axes are "
+            "swapped and flipped to those of the image: correct the header where that is wrong"
+        )
+    elif warning := displacement(other, one, against=against):
         warnings.append(f"{names}{warning}; {_TAKEN_ALIKE}")
 
 

@@ -6,7 +6,6 @@ Both generations are understood: v2 (``channel_names``, labels by name) and v1 o
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import Any, Literal
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.formats import READABLE
-from candy_monai.data.names import image_suffix, stem_of
-from candy_monai.data.values import as_ids
+from candy_monai.data.names import composed, existing_path, image_suffix, split_channel, stem_of
+from candy_monai.data.values import as_ids, named
 from candy_monai.errors import DatasetError, did_you_mean
+from candy_monai.text import read_json
 
 Split = Literal["Tr", "Ts"]
 
@@ -109,7 +109,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
         hint = f"; did you mean the folder {inside[0]!r} inside?" if inside else ""
         return None, [f"{file}: missing; an nnU-Net dataset needs it{hint}"]
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         return None, [f"{file}: not valid JSON ({error})"]
     if not isinstance(content, dict):
@@ -237,10 +237,12 @@ def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) 
     if ending is not None:
         problems.append(f"'file_ending' is {ending!r}, expected one of {', '.join(READABLE)}")
         return ""
-    listed = [entry["image"] for entry in content.get("training") or () if isinstance(entry, dict) and "image" in entry]
+    training = content.get("training")
+    entries = training if isinstance(training, list) else []
+    listed = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     images = folder / "imagesTr"
-    stored = sorted(images.iterdir()) if images.is_dir() else []
-    for name in (*listed, *stored):
+    stored = sorted(path.name for path in images.iterdir()) if images.is_dir() else []
+    for name in (*(image for image in listed if isinstance(image, str)), *stored):
         suffix = image_suffix(name)
         if suffix in READABLE and not Path(name).name.startswith("."):
             return suffix
@@ -261,23 +263,44 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
             cases = {"Tr": content["training"], "Ts": content.get("test") or []}
             for split, entries in cases.items():
                 pairs = [(e, None) if isinstance(e, str) else (e["image"], e.get("label")) for e in entries]
-                found = [_listed_case(folder, stem_of(image), [image], label) for image, label in pairs]
+                found = [_listed_case(folder, _listed_id(image), image, label) for image, label in pairs]
                 listed[split] = tuple(sorted(found, key=lambda case: case.case_id))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         problems.append(f"dataset.json: the list of cases lacks {error}, expected image(s) and label for each case")
-    return {} if any(_is_split_by_channel(folder, cases) for cases in listed.values()) else listed
+    if any(_is_split_by_channel(folder, cases) for cases in listed.values()):
+        return {}
+    unlabelled = [case.case_id for case in listed.get("Tr", ()) if case.label is None]
+    if unlabelled:
+        problems.append(
+            f"dataset.json: the list of training cases names no label for {named(unlabelled, limit=5)}; expected image "
+            'and label of each, as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
+        )
+    return listed
 
 
-def _listed_case(folder: Path, case_id: str, images: Sequence[str], label: str | None) -> NNUNetCase:
+def _listed_id(image: str | Sequence[str]) -> str:
+    """Return the id of a case that a list names by its image, or by one image a channel."""
+    if isinstance(image, str):
+        return stem_of(_portable(image))
+    return split_channel(stem_of(_portable(image[0])))[0]
+
+
+def _listed_case(folder: Path, case_id: str, images: str | Sequence[str], label: str | None) -> NNUNetCase:
+    paths = [images] if isinstance(images, str) else images
     return NNUNetCase(
-        case_id=case_id,
-        images=tuple(_resolved(folder, image) for image in images),
-        label=None if label is None else _resolved(folder, label),
+        case_id=composed(case_id),
+        images=tuple(_resolved(folder, image) for image in paths),
+        label=_resolved(folder, label) if label else None,
     )
 
 
 def _resolved(folder: Path, path: str) -> Path:
-    return folder / Path(os.path.expandvars(path)).expanduser()
+    return existing_path(folder / Path(os.path.expandvars(_portable(path))).expanduser())
+
+
+def _portable(path: str) -> str:
+    """Return a path as every system reads it: Windows writes backslashes between folders."""
+    return path if "/" in path else path.replace("\\", "/")
 
 
 def _is_split_by_channel(folder: Path, cases: Sequence[NNUNetCase]) -> bool:

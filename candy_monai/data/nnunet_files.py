@@ -6,11 +6,12 @@ Lists folders and opens no image. What ``dataset.json`` says is read by ``candy_
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from candy_monai.data.formats import PICTURES, TIFFS
-from candy_monai.data.names import split_channel
+from candy_monai.data.names import composed, split_channel
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split
 from candy_monai.errors import did_you_mean
 
@@ -18,9 +19,9 @@ from candy_monai.errors import did_you_mean
 def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:
     """Pair images and labels by case id, and collect what is wrong.
 
-    Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Hidden files and
-    files of other kinds are passed over. Several channel names with a single picture ``_0000`` mean that this file
-    holds all channels, as colour pictures do.
+    Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Ids have their accents
+    composed, since one name may be stored in two forms. Hidden files and files of other kinds are passed over. Several
+    channel names with a single picture ``_0000`` mean that this file holds all channels, as colour pictures do.
 
     Args:
         folder: The dataset's folder.
@@ -32,7 +33,9 @@ def find_cases(folder: Path, description: DatasetDescription, split: Split) -> t
     """
     listed = description.listed.get(split)
     if listed is not None:
-        missing = [
+        twice = sorted(case_id for case_id, count in Counter(case.case_id for case in listed).items() if count > 1)
+        missing = [f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice]
+        missing += [
             f"{case.case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}"
             for case in listed
             for path in (*case.images, *((case.label,) if case.label else ()))
@@ -73,9 +76,11 @@ def _files(folder: Path, ending: str, problems: list[str]) -> list[tuple[Path, s
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not path.name.lower().endswith(ending):
             continue
-        name = path.name[: -len(ending)]
+        name = composed(path.name[: -len(ending)])
         if name in found:
-            problems.append(f"{name}: found both {found[name].name} and {path.name} in {folder.name}; remove one")
+            alike = composed(found[name].name) == composed(path.name)
+            why = " (their accents are encoded in two ways)" if alike else ""
+            problems.append(f"{name}: found both {found[name].name} and {path.name} in {folder.name}{why}; remove one")
         found.setdefault(name, path)
     return [(path, name) for name, path in found.items()]
 

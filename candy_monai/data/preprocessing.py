@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from candy_monai.data.pipelines.description import Entry
     from candy_monai.transforms.painting import LabelPainter
 
+_CERTAINLY_NOT = -1e4
+"""A logit whose probability is 0, and which half precision still holds."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreprocessedCase:
@@ -132,32 +135,8 @@ class Preprocessor:
         shape = [geometry.spatial_shape[axis] for axis in order]
         return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.spacing_mm)
 
-    def restore(self, probabilities: Tensor, case: PreprocessedCase) -> Tensor:
-        """Bring probabilities back to the grid of the file. Whatever lies outside of the crop is background.
-
-        Args:
-            probabilities: ``(C, *resampled)``, one channel for each of the plan's classes.
-            case: The preprocessed case.
-
-        Returns:
-            ``(C, *shape)`` float32 in the file's axes.
-
-        Raises:
-            BadInputError: If the shape is not that of the preprocessed case.
-        """
-        self._check_scores(probabilities, case)
-        exclusive = len(probabilities) > 1 and not self._plan.regions
-        values = probabilities.float()
-        if exclusive:  # what was cropped away comes back as 0: let that mean a background of 1
-            values = values.clone()
-            values[0] -= 1.0
-        restored = self._undone(values, case, nearest=False)
-        if exclusive:
-            restored[0] += 1.0
-        return restored
-
     def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:
-        """Turn scores into label ids on the grid of the file.
+        """Turn scores into label ids on the grid of the file, as `postprocessing` does, in bounded memory.
 
         Args:
             scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
@@ -172,15 +151,35 @@ class Preprocessor:
             BadInputError: If the shape is not that of the preprocessed case.
         """
         self._check_scores(scores, case)
-        if self.paints_in_parts:
-            painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
-            painter.add(tuple(slice(0, extent) for extent in scores.shape[1:]), scores.float())
-            return self.painted_labels(painter, case)
-        from candy_monai.transforms.painting import id_type
+        if not self.paints_in_parts:
+            return self.restore_whole(scores, case, are_probabilities=probabilities)[0]
+        painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
+        painter.add(tuple(slice(0, extent) for extent in scores.shape[1:]), scores.float())
+        return self.painted_labels(painter, case)
 
-        logits = scores.float() if not probabilities else scores.float().logit(eps=1e-6)
-        ids: Tensor = self.postprocessing({PREDICTION: logits, IMAGE: case.image})[PREDICTION].as_tensor()
-        return ids.to(id_type(len(scores), self.paints))
+    def restore_whole(
+        self, scores: Tensor, case: PreprocessedCase, *, are_probabilities: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Bring all scores to the grid of the file, whatever preprocessing did, and make ids and probabilities of them.
+
+        Args:
+            scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
+            case: The preprocessed case.
+            are_probabilities: Whether ``scores`` are probabilities.
+
+        Returns:
+            Ids ``(1, *shape)`` as from `restore_labels`, and probabilities ``(C, *shape)`` float32.
+        """
+        from candy_monai.transforms.painting import label_ids, probabilities_of
+
+        inside = torch.ones_like(scores[:1], dtype=torch.float32)
+        restored = self._undone(torch.cat([scores.float(), inside]), case, nearest=False)
+        restored, outside = restored[:-1], restored[-1] < 0.5  # what was cropped away comes back as 0
+        restored[:, outside] = 0.0 if are_probabilities else _CERTAINLY_NOT
+        if self._is_exclusive(restored):
+            restored[0, outside] = 1.0 if are_probabilities else 0.0
+        ids = label_ids(restored, paints=self.paints, threshold=0.5 if are_probabilities else 0.0)
+        return ids[None], probabilities_of(restored, ids, paints=self.paints, are_probabilities=are_probabilities)
 
     def label_painter(
         self,
@@ -188,6 +187,7 @@ class Preprocessor:
         *,
         axis: int = 0,
         probabilities: bool = False,
+        with_probabilities: bool = False,
         device: torch.device | str = "cpu",
     ) -> LabelPainter:
         """Return what turns a case's scores into ids part by part; `painted_labels` ends it.
@@ -196,6 +196,7 @@ class Preprocessor:
             case: The preprocessed case.
             axis: The axis of the preprocessed case along which the scores come.
             probabilities: Whether the scores are probabilities.
+            with_probabilities: Whether to keep every class's probability, too; `painted_probabilities` returns them.
             device: Where the scores are.
         """
         from candy_monai.transforms.painting import LabelPainter
@@ -205,7 +206,8 @@ class Preprocessor:
             case.shape_before_resampling,
             axis=axis,
             paints=self.paints,
-            threshold=0.5 if probabilities else 0.0,
+            are_probabilities=probabilities,
+            with_probabilities=with_probabilities,
             device=device,
         )
 
@@ -220,6 +222,21 @@ class Preprocessor:
         invert = Invertd(PREDICTION, self.preprocessing, IMAGE, nearest_interp=nearest)
         undone: Tensor = invert({PREDICTION: MetaTensor(values), IMAGE: case.image})[PREDICTION].as_tensor()
         return undone.contiguous()
+
+    def painted_probabilities(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
+        """Return a painter's probabilities, ``(K, *shape)`` float32 in the file's axes.
+
+        The ids of `painted_labels` are those of the greatest. What was cropped away is background for certain.
+        """
+        values = painter.probabilities()
+        restored = self._undone(values, case, nearest=True)
+        if self._is_exclusive(values) and values[0].numel() < restored[0].numel():
+            inside = self._undone(torch.ones_like(values[:1], dtype=torch.uint8), case, nearest=True)
+            restored[0].masked_fill_(inside[0] == 0, 1.0)
+        return restored
+
+    def _is_exclusive(self, scores: Tensor) -> bool:
+        return len(scores) > 1 and not self._plan.regions
 
     def _checked(self, scan: Scan, label: Tensor | None) -> Tensor:
         """Return the intensities, once all is as the plan expects it."""

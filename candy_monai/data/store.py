@@ -39,9 +39,11 @@ StoredPrecision = Literal["float32", "float16"]
 ANNOTATED = -1
 """Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
 
-_FORMAT = 1
+_FORMAT = 2
 _INDEX = "store.json"
 _PLACES_PER_CLASS = 10_000
+_LEAST_OF_HALF = 2.0**-4
+"""The least highest value of an image for float16, whose steps end at 2 ** -24: a millionth of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +52,7 @@ class StoredCase:
 
     Attributes:
         case_id: The case.
-        image: ``(C, *spatial)``, float32 or float16.
+        image: ``(C, *spatial)``, float32 or float16; float32 in any store where values do not fit into float16.
         label: ``(1, *spatial)``, uint8 or int16.
         places: For each foreground id that occurs, sampled flat indices into ``*spatial``, at most 10 000. With an
             ignore label, ``ANNOTATED`` holds places anywhere outside of it.
@@ -103,7 +105,8 @@ class CaseStore:
                 of another content or plan are never mixed up with these.
             num_workers: Threads; decoding and resampling release Python's lock, and threads cost no start-up. ``None``
                 takes one a processor, at most 8, and fewer where cases would not fit into memory.
-            precision: Type of the stored images; float16 halves them.
+            precision: Type of the stored images; float16 halves them. An image whose values do not fit into it stays
+                float32.
             on_progress: Called with the number of cases done and of all cases, in this thread.
 
         Raises:
@@ -253,7 +256,7 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
     label = label.astype(_label_type(int(label.max())))
     places = _places(label[0], plan.ignore_label, case_seed(paths.index.stem))
     flat = np.concatenate([np.empty(0, dtype=np.int32), *places.values()])
-    arrays = (case.image.cpu().numpy().astype(precision), label, flat)
+    arrays = (_stored_image(case.image.cpu().numpy(), precision), label, flat)
     for path, array in zip(paths.arrays, arrays, strict=True):
         with atomic_path(path, durable=False) as temporary:
             np.save(temporary, array)
@@ -262,6 +265,13 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
         "places": [(class_id, len(found)) for class_id, found in places.items()],
     }
     atomic_write_text(paths.index, json.dumps(index), durable=False)
+
+
+def _stored_image(image: NDArray[np.floating], precision: StoredPrecision) -> NDArray[np.floating]:
+    """Return an image in the type asked for, and in float32 where its values do not fit: none becomes infinite or 0."""
+    highest = float(np.abs(image).max(initial=0.0))
+    fits = highest == 0.0 or _LEAST_OF_HALF <= highest <= np.finfo(np.float16).max
+    return image.astype(precision if fits else np.float32)
 
 
 def _places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:

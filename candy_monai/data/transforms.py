@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from candy_monai.data.values import holds_whole_numbers
 from candy_monai.errors import BadInputError
+from candy_monai.label_ids import holds_whole_numbers
 
 _COUNTABLE = 1 << 16
 

@@ -1,22 +1,15 @@
-"""What several modules need to know of a value: tensors without metadata, label ids, JSON, lists for messages."""
+"""What several modules need to know of a value: tensors without metadata, labels, JSON, lists for messages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 
 def without_metadata(tensor: Tensor) -> Tensor:
     """Return a plain tensor, which shares its memory with the one given."""
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)  # knows MONAI's type without importing it
-
-
-def holds_whole_numbers(tensor: Tensor) -> bool:
-    """Say whether a tensor of any type and shape holds nothing but whole numbers, as ids of classes are."""
-    plain = without_metadata(tensor)
-    return not plain.is_floating_point() or torch.equal(plain, plain.round())
 
 
 def as_ids(label: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -10,9 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from monai.data import MetaTensor
+from torch import Tensor
+
 from candy_monai.data.cases import SupervisedDataset
+from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, did_you_mean
-from candy_monai.evaluation.measuring import ComparedCase, Measure, MeasuredCase, Metric, confusion
+from candy_monai.evaluation.measuring import ComparedCase, Measure, MeasuredCase, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
 from candy_monai.evaluation.results import SUMMARY_NAMES, EvalCase, EvalResult
 from candy_monai.inference.found import find_inputs
@@ -28,12 +32,14 @@ class Evaluator:
     Args:
         metrics: What to measure: ``dice``, ``iou``, ``hd95``, ``assd``, ``surface_dice``, or functions of the user's
             own, by their ``__name__`` or in a mapping from name to function. By default ``dice`` and ``iou``.
-        num_classes: Classes, background included. ``None`` takes the ids that occur in any case, 1 where none does, or
-            in `predict_and_evaluate` what the predictor says.
+        num_classes: Classes, background included; ids from there on are refused. ``None`` takes the ids of
+            ``class_names``, without these the ids that occur in any case, 1 where none does, or in
+            `predict_and_evaluate` what the predictor says.
+        class_names: Names by id, or in order from the background; ids without a name are refused.
         ignore_label: Voxels with this id in the reference count for nothing; the user's own metrics see them.
         include_background: Whether class 0 is measured, too; it takes no part in means over classes.
-        regions: Unions of ids to measure instead of single ids, each under its place, counted from 1; `None` takes the
-            predictor's in `predict_and_evaluate`.
+        regions: Unions of ids to measure instead of single ids, each under its place, counted from 1; by name, or
+            without names. `None` takes the predictor's in `predict_and_evaluate`.
         tolerance_mm: For ``surface_dice``.
 
     Raises:
@@ -44,9 +50,10 @@ class Evaluator:
         self,
         *metrics: str | Metric | Mapping[str, Metric],
         num_classes: int | None = None,
+        class_names: Mapping[int, str] | Sequence[str] | None = None,
         ignore_label: int | None = None,
         include_background: bool = False,
-        regions: Sequence[Sequence[int]] | None = None,
+        regions: Sequence[Sequence[int]] | Mapping[str, Sequence[int] | int] | None = None,
         tolerance_mm: float = 1.0,
     ) -> None:
         if num_classes is not None and num_classes < 1:
@@ -54,35 +61,48 @@ class Evaluator:
         if not tolerance_mm >= 0:
             raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
         names, own = _sorted_out(metrics or ("dice", "iou"))
+        classes = _names_by_id(class_names, num_classes)
         self._measure = Measure(
             names=names,
             own=own,
-            num_classes=num_classes,
+            label_ids=_known_ids(classes, num_classes),
             ignore_label=ignore_label,
             include_background=include_background,
-            regions=None if regions is None else tuple(tuple(ids) for ids in regions),
+            regions=None if regions is None else _unions(regions),
             tolerance_mm=tolerance_mm,
         )
+        self._class_names = _region_names(regions) if regions is not None else classes
 
     def evaluate(
-        self, predictions: Source, references: Source, *, on_case: Callable[[str], None] | None = None
+        self,
+        predictions: Source,
+        references: Source,
+        *,
+        common: bool = False,
+        on_case: Callable[[str], None] | None = None,
     ) -> EvalResult:
         """Compare predicted label ids with references.
 
         Folders, mappings and datasets are matched by name, and so are lists of files that have names in common;
-        anything else by position. Nothing is measured before all files were found to match in name and grid.
+        anything else by position. Nothing is measured before all files were found to match in name and grid. A
+        prediction whose axes run another way is turned to its reference. Of a folder of predictions, the probabilities
+        that ``predict --probabilities`` wrote are no cases, nor are files of other formats that match no reference.
 
         Args:
-            predictions: A folder, a file, a tensor ``(1, *spatial)`` or ``(B, 1, *spatial)``, a list or a mapping from
-                case id of files or tensors ``(1, *spatial)``, or a dataset of label maps alone.
+            predictions: A folder, a file, a tensor ``(1, *spatial)`` or ``(B, 1, *spatial)``, a nibabel image, a list
+                or a mapping from case id of files, nibabel images or tensors ``(1, *spatial)``, or a dataset of label
+                maps alone.
             references: The same.
+            common: Compare the cases that both have, and name the others in the result's ``left_out``; by default a
+                case that only one of them has is an error.
             on_case: Told each case's id when it is done.
 
         Raises:
             BadInputError: If there is nothing to compare, or something does not match; every such name is listed.
         """
-        pairs = pair_up(predictions, references, names=("prediction", "reference"))
-        return _evaluated(map(_loaded, pairs), self._measure, on_case)
+        pairs = pair_up(predictions, references, names=("prediction", "reference"), common=common)
+        result = _evaluated(map(_loaded, pairs), self._measure, self._class_names, on_case)
+        return replace(result, left_out=pairs.left_out, passed_over=pairs.passed_over)
 
     def evaluate_dataset(
         self, dataset: SupervisedDataset, *, on_case: Callable[[str], None] | None = None
@@ -94,7 +114,7 @@ class Evaluator:
             return ComparedCase(case_id=dataset.case_ids[index], prediction=prediction, reference=reference)
 
         cases = map(case, range(len(dataset.case_ids)))
-        return _evaluated(cases, self._measure, on_case)
+        return _evaluated(cases, self._measure, self._class_names, on_case)
 
     def predict_and_evaluate(
         self,
@@ -102,6 +122,7 @@ class Evaluator:
         references: Source,
         predictor: Predictor,
         *,
+        common: bool = False,
         on_case: Callable[[str], None] | None = None,
     ) -> EvalResult:
         """Predict images and compare the predictions with references, each on its image's own grid.
@@ -111,37 +132,59 @@ class Evaluator:
                 id, of files, of lists of channel files, or of tensors ``(C, *spatial)``; or a dataset of images alone.
             references: As for `evaluate`.
             predictor: Predicts; says how many classes there are and which label is ignored, where this was not said.
+            common: As for `evaluate`.
             on_case: Told each case's id when it is done.
 
         Raises:
             BadInputError: As for `evaluate`.
         """
         if isinstance(images, str | os.PathLike):
-            cases = find_inputs(images, num_channels=predictor.num_channels)
+            cases = find_inputs(images, channels=predictor.channels)
             if problems := [case.problem for case in cases if case.problem is not None]:
                 raise BadInputError("\n  - ".join([f"{images}: cannot be predicted as it is:", *problems]))
             images = {case.case_id: case.files for case in cases}
-        pairs = pair_up(images, references, names=("image", "reference"))
+        pairs = pair_up(images, references, names=("image", "reference"), common=common)
 
         def predicted(pair: Pair) -> ComparedCase:
+            prediction: Tensor = predictor.predict(pair.first)
+            has_no_grid = isinstance(pair.first, Tensor) and not isinstance(pair.first, MetaTensor)
             return ComparedCase(
                 case_id=pair.case_id,
-                prediction=predictor.predict(pair.first),
+                prediction=without_metadata(prediction) if has_no_grid else prediction,
                 reference=loaded(pair.second, is_label=True),
                 files=(None, pair.files[1]),
             )
 
-        return _evaluated(map(predicted, pairs), _completed(self._measure, predictor), on_case)
+        measure = _completed(self._measure, predictor)
+        names = self._class_names or _predicted_names(predictor, measure)
+        return replace(_evaluated(map(predicted, pairs), measure, names, on_case), left_out=pairs.left_out)
 
 
-def _evaluated(cases: Iterable[ComparedCase], measure: Measure, on_case: Callable[[str], None] | None) -> EvalResult:
-    measured = []
+def _evaluated(
+    cases: Iterable[ComparedCase],
+    measure: Measure,
+    class_names: Mapping[int, str],
+    on_case: Callable[[str], None] | None,
+) -> EvalResult:
+    measured: list[MeasuredCase] = []
+    problems: list[str] = []
     for case in cases:
-        measured.append(measure(case))
+        try:
+            if problems:
+                measure.checked(case)  # to name all of them; there will be nothing to measure
+            else:
+                measured.append(measure(case.on_one_grid()))
+        except UnknownIdsError as error:
+            problems.append(str(error))
         if on_case is not None:
             on_case(case.case_id)
+    if problems:
+        raise BadInputError("\n".join(problems))
     classes = sorted({index for case in measured for index in case.classes}) or [1] * bool(measure.names)
-    return EvalResult(cases=tuple(_finished(case, classes, measure.names) for case in measured))
+    finished = tuple(_finished(case, classes, measure.names) for case in measured)
+    return EvalResult(
+        cases=finished, class_names={index: class_names[index] for index in classes if index in class_names}
+    )
 
 
 def _finished(measured: MeasuredCase, classes: Sequence[int], names: Sequence[str]) -> EvalCase:
@@ -159,14 +202,52 @@ def _finished(measured: MeasuredCase, classes: Sequence[int], names: Sequence[st
 
 def _completed(measure: Measure, predictor: Predictor) -> Measure:
     """Take from a predictor what was not said."""
-    if measure.num_classes is None and predictor.num_classes is not None:
-        measure = replace(measure, num_classes=max(2, predictor.num_classes))
     plan = predictor.plan
     if plan is not None and measure.ignore_label is None:
         measure = replace(measure, ignore_label=plan.ignore_label)
     if plan is not None and measure.regions is None and plan.regions:
         measure = replace(measure, regions=tuple(tuple(region.ids) for region in plan.regions))
+    if measure.label_ids is None and predictor.num_classes is not None:
+        known = set(range(max(2, predictor.num_classes)))
+        if plan is not None and plan.regions:  # then there are as many channels as regions, and not as ids
+            known = {0, *(label_id for region in plan.regions for label_id in (*region.ids, region.paints))}
+        measure = replace(measure, label_ids=tuple(sorted(known)))
     return measure
+
+
+def _predicted_names(predictor: Predictor, measure: Measure) -> dict[int, str]:
+    """Return the names of a plan's classes or regions by the ids or places that they are measured under."""
+    plan = predictor.plan
+    if plan is None:
+        return {}
+    if measure.regions is None:
+        return dict(enumerate(plan.class_names)) if len(plan.class_names) > 1 else {}
+    by_ids = {tuple(region.ids): region.name for region in plan.regions}
+    return {place: by_ids[ids] for place, ids in enumerate(measure.regions, start=1) if ids in by_ids}
+
+
+def _names_by_id(class_names: Mapping[int, str] | Sequence[str] | None, num_classes: int | None) -> dict[int, str]:
+    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
+    if num_classes is not None and any(index not in range(max(2, num_classes)) for index in names):
+        raise BadInputError(
+            f"num_classes={num_classes} and class_names of the ids {sorted(names)} contradict each other"
+        )
+    return names
+
+
+def _known_ids(names: Mapping[int, str], num_classes: int | None) -> tuple[int, ...] | None:
+    if num_classes is not None:
+        return tuple(range(max(2, num_classes)))
+    return tuple(sorted({0, *names})) if names else None
+
+
+def _unions(regions: Sequence[Sequence[int]] | Mapping[str, Sequence[int] | int]) -> tuple[tuple[int, ...], ...]:
+    unions = regions.values() if isinstance(regions, Mapping) else regions
+    return tuple((ids,) if isinstance(ids, int) else tuple(ids) for ids in unions)
+
+
+def _region_names(regions: Sequence[Sequence[int]] | Mapping[str, Sequence[int] | int]) -> dict[int, str]:
+    return dict(enumerate(regions, start=1)) if isinstance(regions, Mapping) else {}
 
 
 def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple[tuple[str, ...], dict[str, Metric]]:

@@ -5,22 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypeGuard
 
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from candy_monai.data.alignment import HAS_NO_GRID, aligned
 from candy_monai.data.io import geometry_of
-from candy_monai.data.values import holds_whole_numbers, without_metadata
+from candy_monai.data.values import named, without_metadata
 from candy_monai.errors import BadInputError
+from candy_monai.label_ids import highest_id, ids_in
 from candy_monai.metrics.overlap import count_overlap, is_any_of
 from candy_monai.metrics.surface import SURFACE_METRICS, surface_metrics
 
 _HIGHEST_ID = 65_535
 _IGNORED = 2
 
+Which = Literal["prediction", "reference"]
+_BOTH: tuple[Which, Which] = ("prediction", "reference")
+
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """Takes a prediction and its reference, as they were given or loaded, to one number for the case."""
+
+
+class UnknownIdsError(BadInputError):
+    """A label map holds ids that are of no class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +45,32 @@ class ComparedCase:
     def spacing_mm(self) -> tuple[float, ...]:
         """Return the spacing of the reference, or of the prediction where that has none; 1 mm where neither has."""
         for tensor in (self.reference, self.prediction):
-            if isinstance(tensor, MetaTensor):
+            if _is_placed(tensor):
                 return geometry_of(tensor).spacing_mm
         return (1.0,) * (self.reference.ndim - 1)
+
+    def named(self, which: Which) -> str:
+        """Return what to call the prediction or the reference in a message: its file, if it has one, and its case."""
+        file = self.files[which == "reference"]
+        return f"{self.case_id}: the {which}" + ("" if file is None else f" {file}")
+
+    def on_one_grid(self) -> ComparedCase:
+        """Return the case with its prediction on the grid of the reference; tensors without a grid are taken as given.
+
+        Raises:
+            BadInputError: If the grids cover other places; says what of each differs.
+        """
+        prediction, reference = self.prediction, self.reference
+        if not _is_placed(prediction) or not _is_placed(reference):
+            return self
+        if prediction.ndim not in (3, 4) or reference.ndim not in (3, 4):
+            return self
+        values = prediction.as_tensor()
+        grids = geometry_of(prediction), geometry_of(reference)
+        turned = aligned(values, *grids, name=self.named("prediction"), against="the reference has")
+        if turned is values:
+            return self
+        return replace(self, prediction=MetaTensor(turned, meta=dict(reference.meta)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +101,7 @@ class Measure:
     Attributes:
         names: Metrics of classes.
         own: The user's metrics, by name.
-        num_classes: Classes, background included; None for the ids that occur.
+        label_ids: The ids of the classes, the background's among them; others are refused. None for those that occur.
         ignore_label: Voxels with this id in the reference count for nothing.
         include_background: Whether class 0 is measured, too.
         regions: Unions of ids to measure instead of single ids.
@@ -77,7 +110,7 @@ class Measure:
 
     names: tuple[str, ...]
     own: Mapping[str, Metric]
-    num_classes: int | None
+    label_ids: tuple[int, ...] | None
     ignore_label: int | None
     include_background: bool
     regions: tuple[tuple[int, ...], ...] | None
@@ -87,7 +120,8 @@ class Measure:
         """Measure a case.
 
         Raises:
-            BadInputError: If it is no pair of label maps on one grid, or a metric of the user's returns no number.
+            BadInputError: If it is no pair of label maps on one grid, one holds an id that is of no class, or a metric
+                of the user's returns no number.
         """
         values = {name: _number(case, name, metric) for name, metric in self.own.items()}
         if not self.names:
@@ -96,14 +130,16 @@ class Measure:
         return replace(measured, values=values)
 
     def _classes_of(self, case: ComparedCase) -> MeasuredCase:
-        prediction, reference = _label_ids(case)
+        prediction, reference = self.checked(case)
+        known = self.label_ids
         overlap = count_overlap(
             prediction,
             reference,
-            _num_classes_in(prediction, reference, case.case_id) if self.num_classes is None else self.num_classes,
+            max(_highest_of(prediction, reference, case.case_id) if known is None else max(known), 1) + 1,
             include_background=True,
             ignore_index=self.ignore_label,
             batched=False,
+            check_ids=False,
         )
         is_valid = torch.ones_like(reference, dtype=torch.bool)
         if self.ignore_label is not None:
@@ -112,7 +148,7 @@ class Measure:
         columns = (overlap.common.tolist(), overlap.predicted.tolist(), overlap.referenced.tolist())
         classes, counts = {}, {}
         for index, (common, predicted, referenced) in enumerate(zip(*columns, strict=True)):
-            is_there = predicted + referenced > 0 or self.num_classes is not None
+            is_there = predicted + referenced > 0 if known is None else index in known
             if not is_there or index == self.ignore_label or (index == 0 and not self.include_background):
                 continue
             counts[index] = confusion(common, predicted, referenced, num_voxels)
@@ -126,8 +162,8 @@ class Measure:
 
     def _regions_of(self, case: ComparedCase, regions: Sequence[Sequence[int]]) -> MeasuredCase:
         """Measure each region as the only class of label maps that hold 1 inside of it."""
-        prediction, reference = _label_ids(case)
-        as_classes = replace(self, num_classes=2, ignore_label=_IGNORED, include_background=False)
+        prediction, reference = self.checked(case)
+        as_classes = replace(self, label_ids=(0, 1), ignore_label=_IGNORED, include_background=False)
         parts = []
         for ids in regions:
             inside, expected = (is_any_of(labels, ids).long() for labels in (prediction, reference))
@@ -140,6 +176,36 @@ class Measure:
             classes={place: part.classes[1] for place, part in enumerate(parts, start=1)},
             counts={place: part.counts[1] for place, part in enumerate(parts, start=1)},
         )
+
+    def checked(self, case: ComparedCase) -> tuple[Tensor, Tensor]:
+        """Return prediction and reference as int64 on one device, if they are label maps of known ids on one grid.
+
+        Raises:
+            BadInputError: If they are not.
+        """
+        prediction, reference = (_ids(case, which, self.ignore_label) for which in _BOTH)
+        if self.label_ids is not None:
+            known = {*self.label_ids, self.ignore_label}
+            problems = []
+            for which, ids in zip(_BOTH, (prediction, reference), strict=True):
+                if unknown := [str(label_id) for label_id in ids_in(ids) if label_id not in known]:
+                    problems.append(f"{case.named(which)} holds the label ids {named(unknown)}")
+            if problems:
+                expected = named([str(label_id) for label_id in sorted(id_ for id_ in known if id_ is not None)])
+                raise UnknownIdsError(
+                    f"{'; '.join(problems)}; expected are {expected}: correct the maps, or name the ids"
+                )
+        if prediction.shape != reference.shape:
+            raise BadInputError(
+                f"{case.case_id}: the prediction has shape {tuple(prediction.shape)}, its reference "
+                f"{tuple(reference.shape)}; bring both onto one grid"
+            )
+        if reference.ndim not in (3, 4) or len(reference) != 1 or not reference.numel():
+            raise BadInputError(
+                f"{case.case_id}: expected label ids (1, *spatial) with 2 or 3 spatial axes, got shape "
+                f"{tuple(reference.shape)}"
+            )
+        return prediction.to(reference.device), reference
 
     def _surfaces(
         self, prediction: Tensor, reference: Tensor, is_valid: Tensor, index: int, case: ComparedCase
@@ -161,39 +227,26 @@ def _number(case: ComparedCase, name: str, metric: Metric) -> float:
     return float(value)
 
 
+def _is_placed(tensor: Tensor) -> TypeGuard[MetaTensor]:
+    return isinstance(tensor, MetaTensor) and not tensor.meta.get(HAS_NO_GRID, False)
+
+
 def _like(ids: Tensor, tensor: Tensor) -> Tensor:
     """Give ids the metadata of the tensor that they were made of, if it has any."""
     return MetaTensor(ids, meta=dict(tensor.meta)) if isinstance(tensor, MetaTensor) else ids
 
 
-def _label_ids(case: ComparedCase) -> tuple[Tensor, Tensor]:
-    """Return prediction and reference as int64 on one device, if they are label maps on one grid."""
-    prediction, reference = _ids(case, "prediction"), _ids(case, "reference")
-    if prediction.shape != reference.shape:
-        raise BadInputError(
-            f"{case.case_id}: the prediction has shape {tuple(prediction.shape)}, its reference "
-            f"{tuple(reference.shape)}; bring both onto one grid"
-        )
-    if reference.ndim not in (3, 4) or len(reference) != 1 or not reference.numel():
-        raise BadInputError(
-            f"{case.case_id}: expected label ids (1, *spatial) with 2 or 3 spatial axes, got shape "
-            f"{tuple(reference.shape)}"
-        )
-    return prediction.to(reference.device), reference
-
-
-def _ids(case: ComparedCase, which: str) -> Tensor:
-    ids = without_metadata(getattr(case, which)).detach()
-    if not holds_whole_numbers(ids):
-        raise BadInputError(f"{case.case_id}: the {which} holds values that are not whole numbers, expected label ids")
+def _ids(case: ComparedCase, which: Which, ignore_label: int | None) -> Tensor:
+    ids = without_metadata(case.prediction if which == "prediction" else case.reference).detach()
+    highest_id(ids, what=case.named(which), ignore_index=ignore_label)
     return ids.long()
 
 
-def _num_classes_in(prediction: Tensor, reference: Tensor, case_id: str) -> int:
-    highest = max(1, int(prediction.max()), int(reference.max()))
+def _highest_of(prediction: Tensor, reference: Tensor, case_id: str) -> int:
+    highest = max(int(prediction.max()), int(reference.max()))
     if highest > _HIGHEST_ID:
         raise BadInputError(f"{case_id}: found the label id {highest}; are these label maps? If so, give num_classes")
-    return highest + 1
+    return highest
 
 
 def confusion(common: int, predicted: int, referenced: int, num_voxels: int) -> dict[str, int]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.values import named
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.files import atomic_write_text
 
@@ -55,9 +56,15 @@ class EvalResult(Sequence[EvalCase]):
 
     Attributes:
         cases: The cases; all have the same classes and metrics.
+        class_names: Names of classes, or of regions by their places, as far as there are any.
+        left_out: Cases that only the predictions or only the references have, where the common ones were asked for.
+        passed_over: Files among the predictions that are no prediction of any case.
     """
 
     cases: tuple[EvalCase, ...]
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @override
     def __len__(self) -> int:
@@ -94,6 +101,40 @@ class EvalResult(Sequence[EvalCase]):
         own = self.cases[0].values if self.cases else ()
         values = {name: mean_of_known(case.values[name] for case in self.cases) for name in own}
         return {**_foreground_mean(self.class_means), **values}
+
+    @property
+    def undefined(self) -> dict[str, int]:
+        """How many values of a class and case each metric lacks, since neither map contains the class."""
+        return self._counted(math.isnan)
+
+    @property
+    def infinite(self) -> dict[str, int]:
+        """How many values of a class and case are infinite: distances of a class that one of the maps lacks."""
+        return self._counted(math.isinf)
+
+    def _counted(self, is_one: Callable[[float], bool]) -> dict[str, int]:
+        names = self.cases[0].classes.values() if self.cases else ()
+        return {
+            name: sum(is_one(of_class[name]) for case in self.cases for of_class in case.classes.values())
+            for name in next(iter(names), {})
+        }
+
+    def notes(self) -> list[str]:
+        """Return what the means do not show: how many values are infinite, and what was left out."""
+        lines = []
+        for name, count in self.infinite.items():
+            values = [of_class[name] for case in self.cases for of_class in case.classes.values()]
+            if count:
+                finite = mean_of_known(value for value in values if math.isfinite(value))
+                lines.append(
+                    f"{name}: {count} of {len(values) - self.undefined[name]} values are infinite, of classes that "
+                    f"only one of the two maps contains; the mean of the others is {_shown(finite)}"
+                )
+        if self.left_out:
+            lines.append(f"left out, without a partner: {named(self.left_out)}")
+        if self.passed_over:
+            lines.append(f"passed over, no prediction of a case: {named(self.passed_over)}")
+        return lines
 
     def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:
         """Return the ``n`` cases with the lowest values, lowest first; each case once, those without a value never.
@@ -133,6 +174,11 @@ class EvalResult(Sequence[EvalCase]):
         return {
             "foreground_mean": _named(_foreground_mean(means)),
             "mean": {str(index): _named(metrics) for index, metrics in means.items()},
+            **(
+                {"class_names": {str(index): name for index, name in self.class_names.items()}}
+                if self.class_names
+                else {}
+            ),
             **({"mean_values": _named(own)} if own else {}),
             "metric_per_case": [
                 {
@@ -155,9 +201,9 @@ class EvalResult(Sequence[EvalCase]):
         """Return the means as a table of text, a line for each class.
 
         Args:
-            class_names: Class id to name.
+            class_names: Class id to name; by default those of the evaluation.
         """
-        names = class_names or {}
+        names = self.class_names if class_names is None else class_names
         columns = [name for name in self.mean_metrics if name in SUMMARY_NAMES]
         rows = [["class", "cases", *columns]] if columns else []
         for index, means in self.class_means.items():

@@ -90,11 +90,14 @@ def read_description(folder: PathLike) -> dict[str, object]:
     """Read ``experiment.json``.
 
     Raises:
-        ExperimentError: If the folder is no experiment, or of a newer format.
+        ExperimentError: If the folder is no experiment, or of a newer format; names the runs below it.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
-        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION})")
+        from candy_monai.experiment.below import what_is_below
+
+        below = what_is_below(folder)
+        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){below}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

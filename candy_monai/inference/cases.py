@@ -21,11 +21,12 @@ from candy_monai.data.formats import Geometry
 from candy_monai.data.io import read_geometry
 from candy_monai.data.preprocessing import PreprocessedCase
 from candy_monai.errors import BadInputError, CandyError, SettingsError
+from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.components import keep_largest_components
 from candy_monai.inference.found import GIVEN_SHAPE, InputCase
 from candy_monai.inference.inputs import Input, Inputs, input_case, input_cases
 from candy_monai.inference.memory import MemoryEstimate, fits_on_disk_only
-from candy_monai.inference.writing import Prediction, Writer, check_target, written_suffix
+from candy_monai.inference.writing import Prediction, Writer, check_target, left_over, written_suffix
 
 READ_AHEAD_VOXELS = 1 << 25
 """A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
@@ -45,6 +46,9 @@ class PredictionListener:
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
         """A case ended, well or with an error."""
+
+    def on_left_over(self, file: Path, reason: str) -> None:
+        """A file of an earlier prediction stays in the folder for the results, and does not belong to this one."""
 
 
 class PredictionError(CandyError):
@@ -88,13 +92,18 @@ class CasePredictor(ABC):
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take above what the process holds before; None for as many as it needs. The C
             library then gives freed memory back at once, in this process and from now on.
+        channels: The number of each of the run's channels in the names of files (``_0000``), and in images that hold
+            more channels; None for 0, 1, 2 and so on. Empty where such numbers belong to the names of the cases.
 
     Raises:
-        SettingsError: If ``memory`` is no number of bytes.
+        SettingsError: If ``memory`` is no number of bytes, or ``channels`` are no numbers.
     """
 
-    def __init__(self, *, largest_component: bool = False, memory: int | None = None) -> None:
+    def __init__(
+        self, *, largest_component: bool = False, memory: int | None = None, channels: Sequence[int] | None = None
+    ) -> None:
         self.largest_component = largest_component
+        self._channel_numbers = None if channels is None else _checked_numbers(channels)
         self.memory = memory
         if memory is not None:
             if not isinstance(memory, int) or isinstance(memory, bool) or memory <= 0:
@@ -106,6 +115,20 @@ class CasePredictor(ABC):
     @abstractmethod
     def num_channels(self) -> int:
         """Channels that the network expects."""
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of these channels; empty texts where they are unknown."""
+        return ("",) * self.num_channels
+
+    @property
+    def channels(self) -> RunChannels:
+        """The channels that the network expects, and where they are to be found.
+
+        Raises:
+            SettingsError: If other than one number was chosen for each channel.
+        """
+        return RunChannels(names=self.channel_names, numbers=self._channel_numbers)
 
     @property
     @abstractmethod
@@ -145,13 +168,14 @@ class CasePredictor(ABC):
 
         Args:
             image: A file; the files of one case, a channel each; a tensor ``(C, *spatial)``, with its affine when it is
-                a ``MetaTensor``; a nibabel image; or an array with its spacing, ``(array, spacing_mm)``.
+                a ``MetaTensor``; a nibabel image; an array with its spacing, ``(array, spacing_mm)``; or a list of
+                these, a channel each, which are brought onto the grid of the first.
 
         Returns:
             Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
 
         Raises:
-            BadInputError: If the image cannot be read or has another number of channels than the network expects.
+            BadInputError: If the image cannot be read, or its channels are not those of the run or lie elsewhere.
         """
         return self.predict_image(image).labels
 
@@ -165,7 +189,7 @@ class CasePredictor(ABC):
         Raises:
             BadInputError: As for `predict`.
         """
-        case = input_case(image, num_channels=self.num_channels, num_dims=self.num_dims)
+        case = input_case(image, channels=self.channels, num_dims=self.num_dims)
         return self._predicted(case, probabilities)
 
     def stream(self, source: Inputs, *, probabilities: bool = False) -> Iterator[Prediction]:
@@ -183,7 +207,7 @@ class CasePredictor(ABC):
         Raises:
             BadInputError: At a case that cannot be read.
         """
-        cases = input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims)
+        cases = input_cases(source, channels=self.channels, num_dims=self.num_dims)
         for _, outcome in self._outcomes(cases, probabilities):
             if isinstance(outcome, Exception):
                 raise outcome
@@ -210,10 +234,11 @@ class CasePredictor(ABC):
 
         Raises:
             BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
-            PredictionError: If some of several cases could not be predicted; the others are written.
+            PredictionError: If some of several cases could not be predicted; the others are written. What an earlier
+                prediction has left of these stays, and the listener is told.
         """
         self.listener = listener or PredictionListener()
-        cases = list(input_cases(source, num_channels=self.num_channels, num_dims=self.num_dims))
+        cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
         if not cases:
             raise BadInputError("nothing to predict: the dataset is empty")
         paths = {case.case_id: Path(target) / f"{case.case_id}{written_suffix(case)}" for case in cases}
@@ -230,6 +255,8 @@ class CasePredictor(ABC):
                     if self.memory is not None:
                         writer.wait()
                 self.listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        for file, reason in left_over(paths, failures, probabilities=probabilities):
+            self.listener.on_left_over(file, reason)
         written = [path for case_id, path in paths.items() if case_id not in failures]
         if len(cases) == 1 and failures:
             raise next(iter(failures.values()))
@@ -259,7 +286,7 @@ class CasePredictor(ABC):
     def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
         if self.memory is not None and case.files and case.problem is None:
             self._keeps_to_memory(self.estimate(read_geometry(case.files[0])), probabilities)
-        return self.prepare(case.case_id, case.load(num_channels=self.num_channels, num_dims=self.num_dims))
+        return self.prepare(case.case_id, case.load(self.channels, num_dims=self.num_dims))
 
     def _predicted(self, case: InputCase, probabilities: bool) -> Prediction:
         return self._finished(self.run(self._read(case, probabilities), probabilities=probabilities))
@@ -327,6 +354,13 @@ def _reshaped(image: MetaTensor, spatial_shape: Shape) -> MetaTensor:
 
 def _num_voxels(geometry: Geometry) -> int:
     return math.prod(geometry.spatial_shape)
+
+
+def _checked_numbers(channels: Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(channels)
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise SettingsError(f"channels {channels!r}: expected whole numbers, such as (1, 2)")
+    return numbers
 
 
 def _reason(error: Exception) -> str:

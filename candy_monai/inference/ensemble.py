@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from monai.data import MetaTensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.data.formats import Geometry
@@ -17,8 +18,9 @@ from candy_monai.inference.blending import Brick
 from candy_monai.inference.cases import CasePredictor, PredictionListener, PreparedCase
 from candy_monai.inference.memory import MemoryEstimate
 from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.results import as_probabilities, build_prediction
+from candy_monai.inference.results import build_prediction
 from candy_monai.inference.writing import Prediction
+from candy_monai.transforms.painting import probabilities_of
 
 
 class EnsemblePredictor(CasePredictor):
@@ -32,27 +34,40 @@ class EnsemblePredictor(CasePredictor):
         members: The experiments' predictors.
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
+        channels: Which channels of the files or images are the run's; None for what the first member was told.
 
     Raises:
         BadInputError: If there are no members, or they predict other classes or from other channels.
     """
 
     def __init__(
-        self, members: Sequence[Predictor], *, largest_component: bool = False, memory: int | None = None
+        self,
+        members: Sequence[Predictor],
+        *,
+        largest_component: bool = False,
+        memory: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(largest_component=largest_component, memory=memory)
         if not members:
             raise BadInputError("an ensemble needs at least one experiment")
+        channels = members[0].channels.numbers if channels is None else channels
+        super().__init__(largest_component=largest_component, memory=memory, channels=channels)
         self.members = tuple(members)
         first = members[0]
         for member in members[1:]:
             _check_alike(first, member)
+        _ = self.channels
         self._side_by_side = all(_same_grid(first, member) for member in members)
 
     @property
     @override
     def num_channels(self) -> int:
         return self.members[0].num_channels
+
+    @property
+    @override
+    def channel_names(self) -> tuple[str, ...]:
+        return self.members[0].channel_names
 
     @property
     @override
@@ -76,13 +91,15 @@ class EnsemblePredictor(CasePredictor):
         if not self._side_by_side:
             return self._averaged_on_the_file_s_grid(case, on_disk=on_disk, probabilities=probabilities)
         first, image = self.members[0], case.cases[0].image
+        is_resampled = case.cases[0].is_resampled
+        mean = self._mean_as_logits if is_resampled else self._mean_probabilities
         return build_prediction(
             case,
-            self._mean_bricks(case, on_disk=on_disk),
+            mean(case, on_disk=on_disk),
             first.preprocessor,
             axis=first.slowest_axis(image.shape[1:]),
             paints=first.paints,
-            are_probabilities=True,
+            are_probabilities=not is_resampled,
             with_probabilities=probabilities,
             device=first.device(),
         )
@@ -108,15 +125,39 @@ class EnsemblePredictor(CasePredictor):
         for index, member in enumerate(self.members):
             yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
 
-    def _mean_bricks(self, case: PreparedCase, *, on_disk: bool) -> Iterator[Brick]:
+    def _mean_probabilities(self, case: PreparedCase, *, on_disk: bool) -> Iterator[Brick]:
         """Yield the mean probabilities of members that cut an image into the same bricks."""
         paints = self.members[0].paints
-        streams = [member.bricks(case, on_disk=on_disk) for member in self.members]
-        for bricks in zip(*streams, strict=True):
-            mean = as_probabilities(bricks[0].scores(), paints=paints)
+        for bricks in self._bricks_of_all(case, on_disk=on_disk):
+            mean = probabilities_of(bricks[0].scores(), paints=paints)
             for brick in bricks[1:]:
-                mean += as_probabilities(brick.scores(), paints=paints)
+                mean += probabilities_of(brick.scores(), paints=paints)
             yield Brick(place=bricks[0].place, sums=mean.div_(len(bricks)))
+
+    def _mean_as_logits(self, case: PreparedCase, *, on_disk: bool) -> Iterator[Brick]:
+        """Yield the same as logits, which is what is resampled: members that agree then predict what each of them does.
+
+        All in logarithms: a probability of 0 has none.
+        """
+        paints = self.members[0].paints
+        for bricks in self._bricks_of_all(case, on_disk=on_disk):
+            first = bricks[0].scores()
+            if len(first) > 1 and not paints:
+                mean = first.log_softmax(0)
+                for brick in bricks[1:]:
+                    mean = torch.logaddexp(mean, brick.scores().log_softmax(0))
+            else:
+                yes, no = F.logsigmoid(first), F.logsigmoid(-first)
+                for brick in bricks[1:]:
+                    scores = brick.scores()
+                    yes = torch.logaddexp(yes, F.logsigmoid(scores))
+                    no = torch.logaddexp(no, F.logsigmoid(-scores))
+                mean = yes - no
+            yield Brick(place=bricks[0].place, sums=mean)
+
+    def _bricks_of_all(self, case: PreparedCase, *, on_disk: bool) -> Iterator[tuple[Brick, ...]]:
+        """Yield the bricks of one place, of every member."""
+        return zip(*(member.bricks(case, on_disk=on_disk) for member in self.members), strict=True)
 
     def _averaged_on_the_file_s_grid(self, case: PreparedCase, *, on_disk: bool, probabilities: bool) -> Prediction:
         total: torch.Tensor | None = None
@@ -137,8 +178,10 @@ class EnsemblePredictor(CasePredictor):
 
 
 def _check_alike(first: Predictor, other: Predictor) -> None:
+    named = (first.channel_names, other.channel_names)
     for what, mine, theirs in (
         ("channels", first.num_channels, other.num_channels),
+        ("channels", *(p.channel_names if all(map(any, named)) else () for p in (first, other))),
         ("spatial axes", first.num_dims, other.num_dims),
         ("classes", first.num_classes, other.num_classes),
         ("names of the classes", *(p.plan.class_names if p.plan else () for p in (first, other))),

@@ -5,18 +5,29 @@ Files are told apart by their names; a case is read when it is its turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.alignment import aligned
 from candy_monai.data.formats import READABLE
-from candy_monai.data.io import load_image
+from candy_monai.data.io import geometry_of, load_image
 from candy_monai.data.names import image_suffix, split_channel, stem_of
+from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
+from candy_monai.inference.channels import RunChannels, names_beside
+
+_FLAT = 1e-3
+"""Axes of unit length span no volume when one of their singular values is below."""
+
+_MOST_CHANNELS = 16
+"""More files of one name than that are numbered cases, not the channels of one."""
 
 GIVEN_SHAPE = "given_shape"
 """In the metadata of an image that got an axis more or less for the network: the spatial shape that its result has."""
@@ -31,39 +42,41 @@ class InputCase:
         files: One file a channel, or one file that holds them all; empty for what comes from memory.
         read: Reads a case that does not come from files of its own.
         problem: Why it cannot be predicted, where the names of its files already say so.
+        has_run_channels: Whether the files are the run's channels in their order, so that none is left to choose.
     """
 
     case_id: str
     files: tuple[Path, ...] = ()
     read: Callable[[], MetaTensor] | None = None
     problem: str | None = None
+    has_run_channels: bool = False
 
-    def load(self, *, num_channels: int, num_dims: int | None = None) -> MetaTensor:
+    def load(self, channels: RunChannels, *, num_dims: int | None = None) -> MetaTensor:
         """Read the case as an image that the network takes.
 
         A flat scan becomes a volume of one slice for a network of three axes, and such a volume flat for one of two.
 
         Args:
-            num_channels: Channels that the network expects.
+            channels: The run's channels.
             num_dims: Spatial axes that the network expects; None if unknown.
 
         Returns:
             ``(C, *spatial)`` with its geometry.
 
         Raises:
-            BadInputError: If it cannot be read, or has another number of channels or axes.
+            BadInputError: If it cannot be read, lies nowhere, or has other channels or another number of axes.
         """
         image = self.decoded()
         name = image.meta.get("filename_or_obj") or self.case_id
+        check_affine(image, name)
         image = image if num_dims is None else _with_axes(image, num_dims, name)
         if not image.numel():
             raise BadInputError(f"{name}: is empty (shape {tuple(image.shape)})")
-        if len(image) != num_channels:
-            raise BadInputError(
-                f"{name}: has {len(image)} channels, the network expects {num_channels}: one file with all "
-                "of them, or files that end in _0000, _0001 and so on beside each other"
-            )
-        return image
+        left = channels if not self.has_run_channels else dataclasses.replace(channels, numbers=None)
+        chosen = left.chosen_from(image, name)
+        if chosen is image:
+            return image
+        return MetaTensor(without_metadata(chosen), meta=dict(image.meta))
 
     def decoded(self) -> MetaTensor:
         """Return the case as it is, ``(C, *spatial)``, whatever the network expects.
@@ -91,102 +104,187 @@ def _with_axes(image: MetaTensor, num_dims: int, name: str) -> MetaTensor:
     )
 
 
-def load_channels(files: Sequence[PathLike]) -> MetaTensor:
-    """Read the files of one case, a channel each, as one image.
+class CaseFiles(tuple[Path, ...]):
+    """The files of one case, known to be the run's channels in their order whatever their names say."""
+
+
+def check_affine(image: MetaTensor, name: str) -> None:
+    """Refuse an image that lies nowhere.
 
     Raises:
-        BadInputError: If a file cannot be read, or their grids differ.
+        BadInputError: If its affine holds NaN, or makes an axis of no length or two of the same direction.
     """
-    channels = [load_image(file) for file in files]
-    if len(channels) == 1:
-        return channels[0]
-    shapes = {tuple(channel.shape[1:]) for channel in channels}
-    if len(shapes) > 1:
-        raise BadInputError(f"{files[0]}: the channels of this case have different shapes: {sorted(shapes)}")
-    return MetaTensor(torch.cat([channel.as_tensor() for channel in channels]), meta=dict(channels[0].meta))
+    affine = np.asarray(image.affine.detach().cpu().numpy(), dtype=np.float64)
+    num_dims = min(image.ndim - 1, len(affine) - 1)
+    columns = affine[:-1, :num_dims]
+    lengths = np.linalg.norm(columns, axis=0)
+    if np.isfinite(affine).all() and (lengths > 0).all():
+        cosines = np.linalg.svd(columns / lengths, compute_uv=False)
+        if cosines.min() > _FLAT:
+            return
+    rows = [[round(float(entry), 4) for entry in row] for row in affine[:-1]]
+    raise BadInputError(
+        f"{name}: the affine {rows} is none of a grid (expected finite numbers, and axes of some length in different "
+        "directions); correct the header, or give the image an affine"
+    )
 
 
-def find_inputs(path: PathLike, *, num_channels: int) -> list[InputCase]:
+def stacked(parts: Sequence[MetaTensor], names: Sequence[object]) -> MetaTensor:
+    """Return the channels of one case as one image on the grid of the first.
+
+    Axes that run another way than the first channel's are swapped and flipped, which is exact.
+
+    Args:
+        parts: ``(C, *spatial)`` each.
+        names: What to call them in messages.
+
+    Raises:
+        BadInputError: If their grids cover other places.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    for part, name in zip(parts, names, strict=True):
+        check_affine(part, str(name))
+    grid, against = geometry_of(parts[0]), f"the channel {names[0]} has"
+    values = [
+        aligned(part.as_tensor(), geometry_of(part), grid, name=str(name), against=against)
+        for part, name in zip(parts, names, strict=True)
+    ]
+    return MetaTensor(torch.cat(values), meta=dict(parts[0].meta))
+
+
+def load_channels(files: Sequence[PathLike]) -> MetaTensor:
+    """Read the files of one case, a channel each, as one image on the grid of the first.
+
+    Raises:
+        BadInputError: If a file cannot be read, or their grids cover other places.
+    """
+    return stacked([load_image(file) for file in files], [Path(file).name for file in files])
+
+
+def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     """Find the cases in a folder, or take a single file.
 
-    In a folder, ``{case}_{CCCC}`` files of one case belong together. A file without a channel number is a case of its
-    own. A number that is no channel of the network's belongs to the case's name, so ``scan_0001`` and ``scan_0002``
-    are two cases where one channel is expected, unless files of the same case show that channels are numbered. A case
-    that lacks channels is listed with its problem, so that the others can be predicted.
+    ``{case}_{CCCC}`` files of one case belong together, and must be the run's channels: a case that lacks some or has
+    others is listed with its problem, so that the others can be predicted. A file without a number is a case of its
+    own. Where a single channel is expected, ``scan_0001``, ``scan_0002`` and so on without a ``scan_0000`` are cases of
+    their own, too, unless another case has files of the same numbers.
 
     Args:
         path: A file, or a folder of files.
-        num_channels: Channels that the network expects.
+        channels: The run's channels.
 
     Raises:
-        BadInputError: If there is nothing.
+        BadInputError: If there is nothing, or a ``dataset.json`` beside it names other channels.
     """
     path = Path(path)
     if not path.exists():
         raise BadInputError(f"{path}: no such file or folder")
     if path.is_file():
-        return [single_case(path, num_channels)]
+        return group_files([path], channels=channels)
     try:
         files = sorted(file for file in path.iterdir() if _is_image(file))
     except OSError as error:
         raise BadInputError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions") from error
     if not files:
         raise BadInputError(f"{path}: no image in this folder")
-    return group_files(files, num_channels=num_channels)
+    return group_files(files, channels=channels)
 
 
-def group_files(files: Sequence[Path], *, num_channels: int) -> list[InputCase]:
-    """Group files by case, in the order of their first files."""
-    cases: dict[str, dict[int, Path]] = {}
-    problems: dict[str, list[str]] = {}
-    numbered = {case_id for case_id, channel in map(_case_and_channel, files) if channel in range(num_channels)}
+def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCase]:
+    """Group files by case, in the order of their first files; one file of a case brings the others beside it.
+
+    Args:
+        files: The files.
+        channels: The run's channels.
+
+    Raises:
+        BadInputError: If a ``dataset.json`` beside them names other channels.
+    """
+    folders = dict.fromkeys(file.parent for file in files)
+    for folder in folders:
+        if (beside := names_beside(folder)) is not None:
+            channels.refuse_other_names(*beside)
+    there: dict[str, dict[int, list[Path]]] = {}
+    for file in [*files, *_numbered_beside(files, folders)]:
+        case_id, number = split_channel(stem_of(file))
+        if number is not None and file not in (same := there.setdefault(case_id, {}).setdefault(number, [])):
+            same.append(file)
+    given = set(files)
+    cases: dict[str, InputCase] = {}
+    twice: dict[str, list[str]] = {}
     for file in files:
-        case_id, channel = _case_and_channel(file)
-        if channel is None or case_id not in numbered:
-            case_id, channel = stem_of(file), 0
-        if channel in cases.setdefault(case_id, {}):
-            problems.setdefault(case_id, []).append(
-                f"{file}: channel {channel:04d} of case {case_id} is also in {cases[case_id][channel].name}; "
-                "move one of them away"
+        case_id, number = split_channel(stem_of(file))
+        if number is None or not _are_channels(case_id, number, there, channels):
+            case = InputCase(case_id=stem_of(file), files=(file,))
+        else:
+            case = _numbered_case(case_id, there[case_id], channels, given)
+        known = cases.setdefault(case.case_id, case)
+        if known.files != case.files and file not in known.files:
+            twice.setdefault(case.case_id, []).append(
+                f"{file}: the case {case.case_id} is also in {known.files[0].name}; move one of them away"
             )
-        cases[case_id][channel] = file
-    for case_id, channels in cases.items():
-        if len(channels) > 1 or num_channels > 1:
-            problems.setdefault(case_id, []).extend(_channel_problems(case_id, set(channels), num_channels))
     return [
-        InputCase(
-            case_id=case_id,
-            files=tuple(channels[index] for index in sorted(channels)),
-            problem="; ".join(problems.get(case_id, ())) or None,
-        )
-        for case_id, channels in cases.items()
+        dataclasses.replace(case, problem="; ".join(filter(None, [*twice.get(case_id, ()), case.problem])) or None)
+        for case_id, case in cases.items()
     ]
 
 
-def _channel_problems(case_id: str, found: set[int], num_channels: int) -> list[str]:
-    if found == {0}:  # all channels may be in one file: RGB, or 4-D; its content is checked when it is read
-        return []
-    missing = sorted(set(range(num_channels)) - found)
-    extra = sorted(found - set(range(num_channels)))
-    problems = [f"case {case_id}: channel file _{index:04d} is missing" for index in missing]
-    return problems + [f"case {case_id}: channel file _{index:04d} is one too many" for index in extra]
+def _are_channels(case_id: str, number: int, there: dict[str, dict[int, list[Path]]], channels: RunChannels) -> bool:
+    """Tell whether the numbers at the ends of a case's files are channels; else they belong to the names of cases."""
+    numbers = set(there[case_id])
+    if channels.numbers is not None:
+        return channels.are_numbered
+    if len(channels) > 1:
+        return bool(numbers & set(channels.expected))
+    if len(numbers) > _MOST_CHANNELS:
+        return False
+    if 0 in numbers or len(numbers) == 1:
+        return True
+    return any(set(other) == numbers for name, other in there.items() if name != case_id)
 
 
-def single_case(path: Path, num_channels: int) -> InputCase:
-    """Return the case that a file belongs to: with the files beside it that hold its other channels, or by itself."""
-    case_id, channel = _case_and_channel(path)
-    if channel not in range(num_channels):
-        return InputCase(case_id=stem_of(path), files=(path,))
-    suffix = path.name[len(stem_of(path)) :]
-    files = tuple(path.with_name(f"{case_id}_{index:04d}{suffix}") for index in range(num_channels))
-    whole = all(file.exists() for file in files)
-    return InputCase(case_id=case_id, files=files if whole else (path,))
+def _numbered_case(case_id: str, there: dict[int, list[Path]], channels: RunChannels, given: set[Path]) -> InputCase:
+    """Return the case of numbered files, with its problem where they are not the run's channels."""
+    if set(there) == {0} and len(channels) > 1:
+        # All channels may be in one file: RGB, or 4-D; its content is checked when it is read.
+        return InputCase(case_id=case_id, files=tuple(there[0][:1]), problem=_ambiguous(case_id, there, given))
+    problems = [channels.problem(case_id, there), _ambiguous(case_id, there, given)]
+    expected = [number for number in channels.expected if number in there]
+    files = tuple(there[number][0] for number in expected) or tuple(files[0] for files in there.values())
+    problem = "; ".join(filter(None, problems)) or None
+    return InputCase(case_id=case_id, files=files, problem=problem, has_run_channels=True)
+
+
+def _ambiguous(case_id: str, there: dict[int, list[Path]], given: set[Path]) -> str | None:
+    """Return which channels are in several of the given files."""
+    problems = []
+    for number, files in there.items():
+        first, *others = [file for file in files if file in given] or files[:1]
+        problems += [
+            f"{other}: channel {number:04d} of case {case_id} is also in {first.name}; move one of them away"
+            for other in others
+        ]
+    return "; ".join(problems) or None
+
+
+def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the images beside some files that are further channels of their cases; those of the same format first."""
+    cases = {case_id for case_id, number in (split_channel(stem_of(file)) for file in files) if number is not None}
+    if not cases:
+        return
+    suffixes = {image_suffix(file) for file in files}
+    for folder in folders:
+        try:
+            found = sorted(folder.iterdir(), key=lambda file: (image_suffix(file) not in suffixes, file.name))
+        except OSError:  # files can be readable where their folder is not
+            continue
+        for file in found:
+            case_id, number = split_channel(stem_of(file))
+            if number is not None and case_id in cases and _is_image(file):
+                yield file
 
 
 def _is_image(path: Path) -> bool:
     is_file = path.is_file() or path.is_symlink()  # to read a link that leads nowhere says so
     return is_file and not path.name.startswith(".") and image_suffix(path) in READABLE
-
-
-def _case_and_channel(path: Path) -> tuple[str, int | None]:
-    return split_channel(stem_of(path))

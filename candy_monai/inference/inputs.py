@@ -24,12 +24,22 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.cases import CaseDataset
 from candy_monai.data.io import scan_of_nibabel
 from candy_monai.data.names import split_channel, stem_of
+from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.errors import BadInputError
-from candy_monai.inference.found import InputCase, find_inputs, group_files, single_case
+from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.found import CaseFiles, InputCase, find_inputs, group_files, load_channels, stacked
 
-Input: TypeAlias = PathLike | Sequence[PathLike] | Tensor | SpatialImage | tuple[NDArray[Any], Sequence[float]]
+Input: TypeAlias = (
+    PathLike
+    | Sequence[PathLike]
+    | Tensor
+    | SpatialImage
+    | tuple[NDArray[Any], Sequence[float]]
+    | list[Tensor]
+    | list[SpatialImage]
+)
 """One case: a file; the files of its channels; a tensor ``(C, *spatial)``, with its affine if it is a ``MetaTensor``; a
-nibabel image; an array with its spacing in millimetres."""
+nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel images, a channel each."""
 
 Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
 """Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a
@@ -37,20 +47,19 @@ pair of image and label, or a dictionary with an ``image``."""
 
 
 def input_case(
-    source: Input, *, case_id: str = "image", num_channels: int | None = None, num_dims: int | None = None
+    source: Input, *, case_id: str = "image", channels: RunChannels, num_dims: int | None = None
 ) -> InputCase:
     """Take one case of any kind.
 
     Args:
         source: The case.
         case_id: What to call it where it has no name of its own.
-        num_channels: Channels that the network expects, which tells whether the files beside a file belong to it; None
-            if unknown.
+        channels: The run's channels, which tell whether files are theirs.
         num_dims: Spatial axes that the network expects, which tells an image of one channel from one without an axis
             for channels; None if unknown.
 
     Raises:
-        BadInputError: If it is nothing that can be predicted.
+        BadInputError: If it is nothing that can be predicted, or its files are of other channels.
     """
     given: object = source  # what callers pass in spite of the types gets a message, not a traceback
     if _is_path(given):
@@ -59,7 +68,7 @@ def input_case(
                 f"{given}: found a folder, expected one image; stream(...) and predict_to_files(...) predict all "
                 "images of a folder (convert a DICOM series to NIfTI first)"
             )
-        return single_case(Path(given), num_channels or 0)
+        return group_files([Path(given)], channels=channels)[0]
     if isinstance(given, Tensor):
         return InputCase(case_id=case_id, read=partial(_from_tensor, given, num_dims))
     if isinstance(given, SpatialImage):
@@ -68,40 +77,44 @@ def input_case(
         return InputCase(case_id=case_id, read=partial(image_from_array, *given, num_dims=num_dims))
     if isinstance(given, np.ndarray):
         raise BadInputError(f"an array of shape {given.shape} without its spacing: give (array, spacing_mm)")
+    if isinstance(given, CaseFiles):
+        return InputCase(case_id=split_channel(stem_of(given[0]))[0], files=given, has_run_channels=True)
     if isinstance(given, list | tuple) and given and all(_is_path(file) for file in given):
-        return _case_of_files([Path(file) for file in given], num_channels)
+        return _case_of_files([Path(file) for file in given], channels)
+    if isinstance(given, list) and given and all(_is_image(part) for part in given):
+        return InputCase(case_id=case_id, read=partial(_from_parts, given, case_id, num_dims), has_run_channels=True)
     raise BadInputError(
         f"cannot predict {type(given).__name__}: expected a file, the files of its channels, a tensor, a nibabel "
-        "image, or (array, spacing_mm)"
+        "image, (array, spacing_mm), or a list of these, a channel each"
     )
 
 
-def input_cases(source: Inputs, *, num_channels: int, num_dims: int | None = None) -> Iterator[InputCase]:
+def input_cases(source: Inputs, *, channels: RunChannels, num_dims: int | None = None) -> Iterator[InputCase]:
     """Take cases of any kind: one, a folder, a dataset, or a list. Files of a list are grouped as those of a folder.
 
     What a generator yields, other than files, is asked for when it is its turn.
 
     Args:
         source: The cases.
-        num_channels: Channels that the network expects.
+        channels: The run's channels.
         num_dims: Spatial axes that the network expects; None if unknown.
 
     Raises:
         BadInputError: If there is nothing, or something that cannot be predicted.
     """
     if _is_path(source):
-        return iter(find_inputs(source, num_channels=num_channels))
+        return iter(find_inputs(source, channels=channels))
     if isinstance(source, CaseDataset):
-        return _cases_of_dataset(source)
-    take = partial(_numbered, num_channels=num_channels, num_dims=num_dims)
+        return _cases_of_dataset(source, channels)
+    take = partial(_numbered, channels=channels, num_dims=num_dims)
     if isinstance(source, Dataset) and not isinstance(source, Iterable):
         count = len(source)  # type: ignore[arg-type]  # such a dataset has a length, though its type does not say so
         return (
-            InputCase(case_id=_id(index, count), read=partial(_from_item, source, index, num_channels, num_dims))
+            InputCase(case_id=_id(index, count), read=partial(_from_item, source, index, channels, num_dims))
             for index in range(count)
         )
     if not isinstance(source, Iterable) or isinstance(source, Tensor | np.ndarray) or _is_array_with_spacing(source):
-        return iter([input_case(source, num_channels=num_channels, num_dims=num_dims)])
+        return iter([input_case(source, channels=channels, num_dims=num_dims)])
     entries = map(_image_of, source)
     first = next(entries, None)
     if first is None:
@@ -110,7 +123,7 @@ def input_cases(source: Inputs, *, num_channels: int, num_dims: int | None = Non
     if not isinstance(source, Iterator) or _is_path(first):
         listed = list(coming)
         if all(_is_path(entry) for entry in listed):
-            return iter(group_files([Path(entry) for entry in listed], num_channels=num_channels))
+            return iter(group_files([Path(entry) for entry in listed], channels=channels))
         return iter([take(entry, index, len(listed)) for index, entry in enumerate(listed)])
     return (take(entry, index, 1) for index, entry in enumerate(coming))
 
@@ -143,15 +156,37 @@ def _from_tensor(image: Tensor, num_dims: int | None) -> MetaTensor:
     return MetaTensor(_channel_first(image, num_dims))
 
 
-def _case_of_files(files: Sequence[Path], num_channels: int | None) -> InputCase:
+def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> MetaTensor:
+    """Return images of one channel each as one."""
+    channels = RunChannels.unnamed(1)
+    images = [input_case(part, channels=channels, num_dims=num_dims).decoded() for part in parts]
+    names = [f"channel {number} of {case_id}" for number in range(len(images))]
+    for image, name in zip(images, names, strict=True):
+        if len(image) != 1:
+            raise BadInputError(
+                f"{name}: has shape {tuple(image.shape)}, expected one channel and the spatial axes, as of each image "
+                "in a list; several cases are predicted by stream(...) and predict_to_files(...)"
+            )
+    return stacked(images, names)
+
+
+def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
     """Return the case that files belong to, in the order of the channels that their names state, else as given."""
-    cases = group_files(files, num_channels=num_channels or len(files))
+    cases = group_files(files, channels=channels)
     if len(cases) == 1:
         return cases[0]
-    return InputCase(case_id=split_channel(stem_of(files[0]))[0], files=tuple(files))
+    numbers = [split_channel(stem_of(file))[1] for file in files]
+    if channels.are_numbered and None not in numbers and len(set(numbers)) == len(numbers) == len(channels):
+        named = dict(zip(numbers, files, strict=True))
+        problem = channels.problem(files[0].name, (number for number in numbers if number is not None))
+        ordered = tuple(named[number] for number in channels.expected if number in named)
+        return InputCase(case_id=cases[0].case_id, files=ordered, problem=problem, has_run_channels=True)
+    return InputCase(case_id=split_channel(stem_of(files[0]))[0], files=tuple(files), has_run_channels=True)
 
 
-def _cases_of_dataset(dataset: CaseDataset[Any]) -> Iterator[InputCase]:
+def _cases_of_dataset(dataset: CaseDataset[Any], channels: RunChannels) -> Iterator[InputCase]:
+    if isinstance(dataset, NNUNetDataset):
+        channels.refuse_other_names(dataset.description.channel_names, f"{dataset.folder / 'dataset.json'}")
     found = getattr(dataset, "cases", ())  # a dataset of files knows them; results are written like these
     for index, case_id in enumerate(dataset.case_ids):
         files = tuple(found[index].images) if found else ()
@@ -162,15 +197,16 @@ def _id(index: int, count: int) -> str:
     return f"image_{index:0{len(str(count))}d}"
 
 
-def _numbered(entry: Any, index: int, count: int, *, num_channels: int, num_dims: int | None) -> InputCase:
-    return input_case(entry, case_id=_id(index, count), num_channels=num_channels, num_dims=num_dims)
+def _numbered(entry: Any, index: int, count: int, *, channels: RunChannels, num_dims: int | None) -> InputCase:
+    return input_case(entry, case_id=_id(index, count), channels=channels, num_dims=num_dims)
 
 
-def _from_item(dataset: Any, index: int, num_channels: int, num_dims: int | None) -> MetaTensor:
-    item = _image_of(dataset[index])
-    if isinstance(item, tuple | list) and item and isinstance(item[0], Tensor):
+def _from_item(dataset: Any, index: int, channels: RunChannels, num_dims: int | None) -> MetaTensor:
+    whole = dataset[index]
+    item = _image_of(whole)
+    if item is whole and isinstance(item, tuple | list) and item and isinstance(item[0], Tensor):
         item = item[0]  # a pair of image and label
-    return input_case(item, num_channels=num_channels, num_dims=num_dims).decoded()
+    return input_case(item, channels=channels, num_dims=num_dims).decoded()
 
 
 def _image_of(item: Any) -> Any:
@@ -183,6 +219,8 @@ def _image_of(item: Any) -> Any:
 
 
 def _from_dataset(dataset: CaseDataset[Any], index: int) -> MetaTensor:
+    if type(dataset) is NNUNetDataset and len(files := dataset.cases[index].images) > 1:
+        return load_channels(files)  # which compares their grids
     load_one = getattr(dataset, "load_image", dataset.load)  # labels are not read where they can be left out
     image = load_one(index)
     return image if isinstance(image, MetaTensor) else MetaTensor(image)
@@ -194,6 +232,10 @@ def _channel_first(image: Tensor, num_dims: int | None) -> Tensor:
 
 def _is_path(source: object) -> TypeGuard[PathLike]:
     return isinstance(source, str | os.PathLike)
+
+
+def _is_image(source: object) -> bool:
+    return isinstance(source, Tensor | SpatialImage) or _is_array_with_spacing(source)
 
 
 def _is_array_with_spacing(source: object) -> TypeGuard[tuple[NDArray[Any], Sequence[float]]]:

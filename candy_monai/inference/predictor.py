@@ -58,6 +58,9 @@ class Predictor(CasePredictor, HasDevice):
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take above what the process holds before; None for as many as it needs. What does
             not fit is kept in temporary files, and a case for which that is not enough is refused.
+        channels: Which channels of the files or images are the run's, in its order: ``(1, 2)`` takes files that end in
+            ``_0001`` and ``_0002``. None for 0, 1, 2 and so on; anything else that is found is refused. Empty where
+            numbers at the ends of names belong to the names of the cases.
 
     Attributes:
         description: What ``experiment.json`` says.
@@ -68,7 +71,7 @@ class Predictor(CasePredictor, HasDevice):
     Raises:
         ExperimentError: If the folder is no experiment, or weights and network do not fit.
         SettingsError: If ``mirror`` names no axes of the image, or there is no plan to name them; or if ``memory`` is
-            no number of bytes.
+            no number of bytes, or ``channels`` are not as many as the run's.
     """
 
     def __init__(
@@ -83,14 +86,16 @@ class Predictor(CasePredictor, HasDevice):
         mirror: bool | Sequence[int] = False,
         largest_component: bool = False,
         memory: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
-        CasePredictor.__init__(self, largest_component=largest_component, memory=memory)
+        CasePredictor.__init__(self, largest_component=largest_component, memory=memory, channels=channels)
         HasDevice.__init__(self, device)
         self._folder = Path(experiment)
         self.description = read_description(self._folder)
         plan, num_classes = self.description.get("plan"), self.description.get("num_classes")
         self.plan = Plan.from_dict(plan) if isinstance(plan, dict) else None
         self.num_classes = num_classes if isinstance(num_classes, int) else None
+        _ = self.channels  # a wrong choice is better said before the weights are read
         self._inferer = self._find_inferer() if inferer is None else inferer
         self.preprocessor = None if self.plan is None else Preprocessor(self.plan, pipelines=self._pipelines())
         self._mirror_axes = self._chosen_axes(mirror)
@@ -225,7 +230,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def plain_painter(self, shape: Shape) -> LabelPainter:
         """Return what turns probabilities of this network on any grid into ids on the same grid."""
-        return LabelPainter(shape, shape, paints=self.paints, threshold=0.5)
+        return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
 
     def describe_windows(self) -> dict[str, object] | None:
         """Return how images are cut into windows, in plain values; None where that is not ours to know."""
@@ -240,6 +245,16 @@ class Predictor(CasePredictor, HasDevice):
     @override
     def num_channels(self) -> int:
         return self._example_shape[0]
+
+    @property
+    @override
+    def channel_names(self) -> tuple[str, ...]:
+        dataset = self.description.get("dataset")
+        names = dataset.get("channel_names") if isinstance(dataset, dict) else None
+        if self.plan is not None:
+            names = self.plan.channel_names
+        known = isinstance(names, list | tuple) and len(names) == self.num_channels
+        return tuple(str(name) for name in names) if known and names else super().channel_names
 
     @property
     @override

@@ -26,7 +26,10 @@ def build_prediction(
     with_probabilities: bool = False,
     device: torch.device,
 ) -> Prediction:
-    """Paint a case's label map brick by brick, or put all scores together where probabilities are asked for.
+    """Paint a case's label map brick by brick, and every class's probability where these are asked for.
+
+    The label map is the same with and without them, and is that of the greatest probability (the first of equals; of
+    independent channels and of regions, of those above 0.5).
 
     Args:
         case: The case.
@@ -40,24 +43,27 @@ def build_prediction(
     """
     preprocessed = case.cases[0]
     undo = preprocessor or _Nothing(paints)
-    if with_probabilities or not undo.paints_in_parts:
+    if preprocessor is not None and not preprocessor.paints_in_parts:
         scores = _assembled(bricks, tuple(preprocessed.image.shape[1:]))
-        labels = undo.restore_labels(scores, preprocessed, probabilities=are_probabilities)
-        probabilities = None
-        if with_probabilities:
-            scores = scores if are_probabilities else as_probabilities(scores, paints=paints)
-            probabilities = _placed(undo.restore(scores, preprocessed), case)
-        return Prediction(case_id=case.case_id, labels=_placed(labels, case), probabilities=probabilities)
-    painter = undo.label_painter(preprocessed, axis=axis, probabilities=are_probabilities, device=device)
-    for brick in bricks:
-        painter.add(brick.place, brick.scores() if painter.resamples or are_probabilities else brick.sums)
-    return Prediction(case_id=case.case_id, labels=_placed(undo.painted_labels(painter, preprocessed), case))
-
-
-def as_probabilities(scores: Tensor, *, paints: Sequence[int] = ()) -> Tensor:
-    """Turn logits ``(K, *spatial)`` into probabilities: a softmax, or sigmoids for one channel and for regions."""
-    exclusive = len(scores) > 1 and not paints
-    return scores.softmax(0) if exclusive else scores.sigmoid()
+        labels, whole = preprocessor.restore_whole(scores, preprocessed, are_probabilities=are_probabilities)
+    else:
+        painter = undo.label_painter(
+            preprocessed,
+            axis=axis,
+            probabilities=are_probabilities,
+            with_probabilities=with_probabilities,
+            device=device,
+        )
+        for brick in bricks:
+            if painter.resamples or are_probabilities:
+                painter.add(brick.place, brick.scores())
+            else:
+                weights = brick.weights() if with_probabilities and brick.weights is not None else None
+                painter.add(brick.place, brick.sums, weights=weights)
+        labels = undo.painted_labels(painter, preprocessed)
+        whole = undo.painted_probabilities(painter, preprocessed) if with_probabilities else labels
+    probabilities = _placed(whole, case) if with_probabilities else None
+    return Prediction(case_id=case.case_id, labels=_placed(labels, case), probabilities=probabilities)
 
 
 def untouched(image: MetaTensor) -> PreprocessedCase:
@@ -68,27 +74,28 @@ def untouched(image: MetaTensor) -> PreprocessedCase:
 class _Nothing:
     """Undoes for a case that nothing preprocessed what `Preprocessor` undoes for others."""
 
-    paints_in_parts = True
-
     def __init__(self, paints: Sequence[int]) -> None:
         self._paints = tuple(paints)
 
     def label_painter(
-        self, case: PreprocessedCase, *, axis: int = 0, probabilities: bool, device: torch.device
+        self, case: PreprocessedCase, *, axis: int, probabilities: bool, with_probabilities: bool, device: torch.device
     ) -> LabelPainter:
-        size, threshold = tuple(case.image.shape[1:]), 0.5 if probabilities else 0.0
-        return LabelPainter(size, size, axis=axis, paints=self._paints, threshold=threshold, device=device)
+        size = tuple(case.image.shape[1:])
+        return LabelPainter(
+            size,
+            size,
+            axis=axis,
+            paints=self._paints,
+            are_probabilities=probabilities,
+            with_probabilities=with_probabilities,
+            device=device,
+        )
 
     def painted_labels(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
         return painter.labels()[None]
 
-    def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool) -> Tensor:
-        painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
-        painter.add(tuple(slice(0, extent) for extent in scores.shape[1:]), scores)
-        return self.painted_labels(painter, case)
-
-    def restore(self, probabilities: Tensor, case: PreprocessedCase) -> Tensor:
-        return probabilities
+    def painted_probabilities(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
+        return painter.probabilities()
 
 
 def _assembled(bricks: Iterable[Brick], size: tuple[int, ...]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +115,31 @@ def check_target(
         raise BadInputError(f"{target}: the folder cannot be made ({error.strerror}); choose another") from error
 
 
+def left_over(
+    paths: Mapping[str, Path], failures: Collection[str], *, probabilities: bool
+) -> Iterator[tuple[Path, str]]:
+    """Yield the files of an earlier prediction that do not belong to this one, and why. Nothing is removed.
+
+    Args:
+        paths: Where the label maps of all cases go.
+        failures: The cases that could not be predicted.
+        probabilities: Whether probabilities were written, too.
+    """
+    for case_id, path in paths.items():
+        files = (path, _probabilities_of(path, case_id))
+        if case_id in failures:
+            yield from ((file, f"{case_id} could not be predicted this time") for file in files if file.exists())
+        elif not probabilities and files[1].exists():
+            yield files[1], "the label map beside it is new, and probabilities were not asked for this time"
+
+
 def _beside(path: Path, case: InputCase) -> Path:
     """Return where the probabilities of a case go."""
-    return path.with_name(f"{case.case_id}_probabilities.nii.gz")
+    return _probabilities_of(path, case.case_id)
+
+
+def _probabilities_of(path: Path, case_id: str) -> Path:
+    return path.with_name(f"{case_id}_probabilities.nii.gz")
 
 
 def written_suffix(case: InputCase) -> str:

@@ -1,5 +1,8 @@
 """Dice and IoU of label ids, from voxel counts.
 
+What is given for label ids and is none (probabilities, ids from ``num_classes`` on) is refused: left out it would make
+a number that looks right. On a GPU this reads four numbers back; ``check_ids=False`` reads none.
+
 Owns the counting, its memory (a few numbers a class, whatever the number of classes) and the step from logits to ids.
 Distances between surfaces are MONAI's. What happens to absent classes is stated in the package's docstring.
 """
@@ -13,6 +16,9 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
+
+from candy_monai.errors import BadInputError
+from candy_monai.label_ids import highest_id, widened
 
 _IGNORED = 2
 _VOXELS_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
@@ -49,6 +55,7 @@ class Counting(TypedDict, total=False):
     include_background: bool
     ignore_index: int | None
     batched: bool | None
+    check_ids: bool
 
 
 def dice_per_class(
@@ -59,23 +66,26 @@ def dice_per_class(
     include_background: bool = False,
     ignore_index: int | None = None,
     batched: bool | None = None,
+    check_ids: bool = True,
 ) -> Tensor:
-    """Compute the Dice of each class and case; nothing is read back from the device.
+    """Compute the Dice of each class and case.
 
     Args:
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
-        num_classes: Background included; 1 means a binary task, ids 0 and 1. Other ids are no class and match nothing.
+        num_classes: Background included; 1 means a binary task, ids 0 and 1.
         include_background: Whether class 0 is among the results.
         ignore_index: Voxels with this id in the reference count for nothing.
         batched: Whether the first axis is cases. By default four axes are a batch of 2-D cases where the second has
             length 1, else one 3-D case; say it for volumes that may be one slice thick.
+        check_ids: Whether the values are looked at. Without, nothing is read back from the device, and values that are
+            no ids of the classes match nothing.
 
     Returns:
         ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
 
     Raises:
-        ValueError: If the shapes differ or are not those of label ids.
+        ValueError: If the shapes differ or are not those of label ids, or a value is no id of the classes.
     """
     return count_overlap(
         prediction,
@@ -84,6 +94,7 @@ def dice_per_class(
         include_background=include_background,
         ignore_index=ignore_index,
         batched=batched,
+        check_ids=check_ids,
     ).dice
 
 
@@ -94,6 +105,7 @@ def dice_per_region(
     *,
     ignore_index: int | None = None,
     batched: bool | None = None,
+    check_ids: bool = True,
 ) -> Tensor:
     """Compute the Dice of regions, each the union of some ids; they may overlap.
 
@@ -103,37 +115,41 @@ def dice_per_region(
         regions: The ids of each region.
         ignore_index: Voxels with this id in the reference count for nothing.
         batched: Whether the first axis is cases; see `dice_per_class`.
+        check_ids: Whether the values are looked at; see `dice_per_class`.
 
     Returns:
         ``(regions,)`` for one case, ``(B, regions)`` for a batch, float32; NaN where the region is in neither.
 
     Raises:
-        ValueError: If the shapes differ or are not those of label ids.
+        ValueError: If the shapes differ or are not those of label ids, or a value is no id.
     """
+    if check_ids:
+        _check_ids(prediction, reference, None, ignore_index)
     scores = []
     for ids in regions:
         masks = [is_any_of(labels.detach(), ids).to(torch.uint8) for labels in (prediction, reference)]
         if ignore_index is not None:
-            masks[1].masked_fill_(reference.as_subclass(Tensor) == ignore_index, _IGNORED)
+            masks[1].masked_fill_(widened(reference.detach()) == ignore_index, _IGNORED)
         ignored = None if ignore_index is None else _IGNORED
-        scores.append(dice_per_class(masks[0], masks[1], 2, ignore_index=ignored, batched=batched)[..., 0])
+        dice = dice_per_class(masks[0], masks[1], 2, ignore_index=ignored, batched=batched, check_ids=False)
+        scores.append(dice[..., 0])
     return torch.stack(scores, dim=-1)
 
 
 def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
-    """Compute the intersection over union of each class and case; nothing is read back from the device.
+    """Compute the intersection over union of each class and case.
 
     Args:
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
         num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        **options: ``include_background``, ``ignore_index`` and ``batched``, as for `dice_per_class`.
+        **options: ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``, as for `dice_per_class`.
 
     Returns:
         ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
 
     Raises:
-        ValueError: If the shapes differ or are not those of label ids.
+        ValueError: If the shapes differ or are not those of label ids, or a value is no id of the classes.
     """
     return count_overlap(prediction, reference, num_classes, **options).iou
 
@@ -145,13 +161,13 @@ def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
         num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        **options: ``include_background``, ``ignore_index`` and ``batched``, as for `dice_per_class`.
+        **options: ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``, as for `dice_per_class`.
 
     Returns:
         No dimension for one case, ``(B,)`` for a batch; NaN where there is nothing to measure.
 
     Raises:
-        ValueError: If the shapes differ or are not those of label ids.
+        ValueError: If the shapes differ or are not those of label ids, or a value is no id of the classes.
     """
     return count_overlap(prediction, reference, num_classes, **options).dice.nanmean(-1)
 
@@ -187,6 +203,7 @@ def count_overlap(
     include_background: bool = False,
     ignore_index: int | None = None,
     batched: bool | None = None,
+    check_ids: bool = True,
 ) -> OverlapCounts:
     """Count the voxels of each class and case; arguments and errors are those of `dice_per_class`."""
     if num_classes < 1:
@@ -197,6 +214,8 @@ def count_overlap(
         )
     several = is_batch(reference) if batched is None else batched
     classes = max(num_classes, 2)
+    if check_ids:
+        _check_ids(prediction, reference, classes, ignore_index)
     cases = [
         ids.detach().as_subclass(Tensor).reshape(len(ids) if several else 1, -1) for ids in (prediction, reference)
     ]
@@ -204,7 +223,7 @@ def count_overlap(
     step = max(1, _VOXELS_AT_ONCE // max(1, len(cases[0])))
     one = torch.ones((), dtype=torch.int64, device=reference.device)
     for predicted, referenced in zip(*(torch.split(ids, step, dim=1) for ids in cases), strict=True):
-        valid = None if ignore_index is None else referenced != ignore_index
+        valid = None if ignore_index is None else widened(referenced) != ignore_index
         first, second = (_bins(ids, classes, valid) for ids in (predicted, referenced))
         both = torch.where(first == second, first, classes)
         # Not bincount: on CUDA it reads the largest id back. Whole numbers add up the same in any order.
@@ -213,6 +232,21 @@ def count_overlap(
     scored = totals[..., 0 if include_background else 1 : classes]
     common, in_prediction, in_reference = scored if several else scored[:, 0]
     return OverlapCounts(common=common, predicted=in_prediction, referenced=in_reference)
+
+
+def _check_ids(prediction: Tensor, reference: Tensor, num_classes: int | None, ignore_index: int | None) -> None:
+    """Refuse what are no label ids, or, where the number of classes is given, ids that are none of them.
+
+    Raises:
+        BadInputError: Which is a ValueError.
+    """
+    for what, labels in (("prediction", prediction), ("reference", reference)):
+        highest = highest_id(labels, what=f"the {what}", ignore_index=ignore_index)
+        if num_classes is not None and highest >= num_classes:
+            raise BadInputError(
+                f"the {what} holds the label id {highest}, but with num_classes={num_classes} the ids are 0 to "
+                f"{num_classes - 1}: give num_classes={highest + 1}, or map the ids"
+            )
 
 
 def is_any_of(labels: Tensor, ids: Sequence[int]) -> Tensor:

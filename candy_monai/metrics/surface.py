@@ -2,6 +2,10 @@
 
 A class in neither has no distance, NaN. One that only one of them contains is infinitely far off, and its surface Dice
 is 0: a class that was missed must not make a mean look better.
+
+A voxel of a class is surface where a neighbour across one of its faces is not of the class, and beyond the border of
+the image nothing is of any class: an object that touches the border has surface there. Axes of length 1 are no axes
+here, so a volume of one slice is measured as the flat picture that it is.
 """
 
 from __future__ import annotations
@@ -47,8 +51,9 @@ def surface_metrics(
         return {name: 0.0 if name == "surface_dice" else math.inf for name in names}
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
-    masks = prediction[None, None].bool(), reference[None, None].bool()
-    spacing = tuple(spacing_mm)
+    axes = _axes_of_extent(prediction.shape)
+    masks = [mask.reshape([mask.shape[axis] for axis in axes])[None, None].bool() for mask in (prediction, reference)]
+    spacing = tuple(spacing_mm[axis] for axis in axes)
     measures: dict[str, Callable[[], Tensor]] = {
         "hd95": lambda: compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing),
         "assd": lambda: compute_average_surface_distance(
@@ -59,3 +64,10 @@ def surface_metrics(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI warns of an argument of its own that it will remove
         return {name: float(measures[name]()) for name in names}
+
+
+def _axes_of_extent(shape: Sequence[int]) -> list[int]:
+    """Return the axes that are longer than 1, and as many others as make two, which MONAI needs at least."""
+    by_length = sorted(range(len(shape)), key=lambda axis: shape[axis] == 1)
+    longer = sum(length > 1 for length in shape)
+    return sorted(by_length[: max(2, longer)])

@@ -6,6 +6,9 @@ MONAI's own, the entropy parts are PyTorch's. Deep supervision, and how hard pre
 The reported ``soft dice`` follows the library's policy for absent classes: a class that neither the reference nor the
 thresholded prediction contains is left out of the mean; where that leaves nothing to measure it is 1. The loss itself
 keeps MONAI's smoothed form for such a class, so that it stays comparable with ``monai.losses``.
+
+Labels that are none (fractions, ids without a class) are refused on the CPU. On a GPU a training step would have to
+wait for the answer, so there the loss becomes NaN, which ends a run.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.label_ids import highest_id, widened
 
 if TYPE_CHECKING:
     from candy_monai.aliases import Scalar
@@ -73,6 +77,42 @@ class _DiceAndEntropy(nn.Module):
         if tuple(labels.shape) not in expected:
             raise ValueError(f"expected labels of shape {' or '.join(map(str, expected))}, {given}")
 
+    def _check_ids(self, labels: Tensor) -> None:
+        """Refuse labels on the CPU that are no ids of the classes, or as masks not between 0 and 1."""
+        if labels.device.type != "cpu" or not labels.numel():
+            return
+        if labels.shape[1] > 1:
+            masks = widened(labels)
+            masks = masks if self.ignore_index is None else masks.masked_fill(masks == self.ignore_index, 0)
+            low, high = masks.aminmax()
+            if not (low >= 0 and high <= 1):
+                raise BadInputError(
+                    f"the masks hold values from {low.item():.4g} to {high.item():.4g}, expected 0 to 1"
+                )
+            return
+        highest = highest_id(labels, what="the label", ignore_index=self.ignore_index)
+        classes = max(self.num_classes, 2)
+        if highest >= classes:
+            raise BadInputError(
+                f"the label holds the id {highest}, but with num_classes={self.num_classes} the ids are 0 to "
+                f"{classes - 1}: set num_classes to {highest + 1}, or map the ids"
+            )
+
+    def _nan_unless_ids(self, loss: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, which on a GPU is NaN where a label is none: to raise would make the step wait.
+
+        One-hot encoding ends the process at an integer that is no class; nothing else notices the others.
+        """
+        if labels.device.type == "cpu" or not (labels.is_floating_point() or self.num_classes == 1):
+            return loss
+        if labels.shape[1] > 1:
+            fits = (labels >= 0) & (labels <= 1)
+        else:
+            fits = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.round())
+        if self.ignore_index is not None:
+            fits = fits | (widened(labels) == self.ignore_index)
+        return torch.where(fits.all(), loss, torch.nan)
+
     def _dice_parts(
         self, probabilities: Tensor, target: Tensor, valid: Tensor | None, *, threshold: float
     ) -> tuple[Tensor, Tensor]:
@@ -97,7 +137,7 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
     """Soft Dice plus binary cross-entropy, every channel a yes-or-no question of its own.
 
     For one logit (binary tasks) and for overlapping regions. Computed in float32 whatever the type of the logits.
-    Nothing is read back from the device, so a single-channel label of 255 is not found here: check labels beforehand.
+    Nothing is read back from a GPU.
 
     Args:
         num_classes: Channels of the logits. 1 is a single foreground logit; 2 or more are one sigmoid each, the labels
@@ -147,18 +187,21 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
 
         Args:
             logits: ``(B, C, *spatial)``, any floating type.
-            labels: Ids ``(B, 1, *spatial)`` or masks ``(B, C, *spatial)``; any type.
+            labels: Ids ``(B, 1, *spatial)``, or masks ``(B, C, *spatial)`` of several channels, whose values may be
+                anything from 0 to 1; any type.
 
         Returns:
             The loss to differentiate, and ``soft dice`` and ``bce loss`` as detached tensors of zero dimensions.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or on the CPU a label is no id of the classes.
         """
         self._check_shapes(logits, labels, masks_allowed=True)
         logits, labels = _plain(logits).float(), _plain(labels)
+        self._check_ids(labels)
         valid = None
         if self.ignore_index is not None:
+            labels = widened(labels)
             valid = (labels != self.ignore_index).all(1, keepdim=True)
             labels = torch.where(valid, labels, 0)
         if labels.shape[1] == self.num_classes:
@@ -171,7 +214,8 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
         if valid is not None:
             entropy = (entropy * valid).sum() / (valid.sum() * self.num_classes).clamp(min=1)
         dice_loss, dice = self._dice_parts(logits.sigmoid(), target, valid, threshold=0.5)
-        return self._combined(entropy, dice_loss), {"soft dice": dice, "bce loss": entropy.detach()}
+        loss = self._nan_unless_ids(self._combined(entropy, dice_loss), labels)
+        return loss, {"soft dice": dice, "bce loss": entropy.detach()}
 
 
 class DiceCELossWithLogits(_DiceAndEntropy):
@@ -237,9 +281,10 @@ class DiceCELossWithLogits(_DiceAndEntropy):
             The loss to differentiate, and ``soft dice`` and ``ce loss`` as detached tensors of zero dimensions.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or on the CPU a label is no id of the classes.
         """
         self._check_shapes(logits, labels, masks_allowed=False)
+        self._check_ids(_plain(labels))
         logits, ids = _plain(logits).float(), _plain(labels).long()
         valid = None
         if self.ignore_index is not None:
@@ -254,7 +299,8 @@ class DiceCELossWithLogits(_DiceAndEntropy):
         # A class that is the argmax somewhere has at least this probability there.
         threshold = 1 / self.num_classes
         dice_loss, dice = self._dice_parts(logits.softmax(1), target, valid, threshold=threshold)
-        return self._combined(entropy, dice_loss), {"soft dice": dice, "ce loss": entropy.detach()}
+        loss = self._nan_unless_ids(self._combined(entropy, dice_loss), _plain(labels))
+        return loss, {"soft dice": dice, "ce loss": entropy.detach()}
 
 
 class _LossOnly(nn.Module):

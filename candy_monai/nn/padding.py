@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.errors import SettingsError
+from candy_monai.label_ids import holding
 
 _MODES = ("constant", "reflect", "replicate", "circular")
 
@@ -223,7 +224,8 @@ def pad_labels(padding: nn.Module, labels: Tensor, fill: int) -> Tensor:
         ValueError: If the module alters values, so that what it did cannot be repeated on labels.
     """
     if isinstance(padding, _PadToMultiple):
-        return padding.pad(labels, fill=fill)
+        return padding.pad(holding(labels, fill), fill=fill)
+    labels = holding(labels, fill)
     size = labels.shape[2:]
     sources = _probe(padding, size, labels.device)
     if sources.shape == size and torch.equal(sources.flatten(), torch.arange(sources.numel(), device=labels.device)):

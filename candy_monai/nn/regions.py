@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Scalar
+from candy_monai.label_ids import holding
 from candy_monai.metrics.overlap import is_any_of
 from candy_monai.nn.losses import split_loss
 
@@ -25,9 +26,9 @@ def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_ind
         ignore_index: Voxels with this id keep it in every mask, so that a loss can leave them out.
 
     Returns:
-        ``(B, regions, *spatial)`` of the labels' type.
+        ``(B, regions, *spatial)`` of the labels' type, or int64 where that cannot hold ``ignore_index``.
     """
-    plain = labels.as_subclass(Tensor)
+    plain = labels.as_subclass(Tensor) if ignore_index is None else holding(labels.as_subclass(Tensor), ignore_index)
     masks = torch.cat([is_any_of(plain, ids) for ids in regions], dim=1)
     result = masks.to(plain.dtype)
     return result if ignore_index is None else torch.where(plain == ignore_index, plain, result)

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.patients import patients_on_both_sides
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
+from candy_monai.experiment.below import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text, check_writable
 from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
 
-SUMMARY = "crossval.json"
+SUMMARY = CROSS_VALIDATION
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
 """How long folds that were asked to end may take to finish their step and save."""
@@ -79,6 +81,8 @@ def cross_validate(
     choice = {"--num-folds": num_folds, "--groups": groups, "--stratify": stratify, "--splits": splits}
     shared += [text for name, value in choice.items() if value is not None for text in (name, str(value))]
     folds = chosen_folds(checked, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits)
+    for warning in patients_on_both_sides(folds):
+        on_progress(f"Warning: {warning}")
     runs = [
         FoldRun(number=number, folder=folder / f"fold_{number}", dataset=Path(dataset), options=tuple(shared))
         for number in range(len(folds))

@@ -15,6 +15,7 @@ from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import example_shape, read_description
 from candy_monai.frontends.base import Frontend
+from candy_monai.inference.found import CaseFiles
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import Precision
@@ -124,7 +125,7 @@ class PlannedRun:
         folder = trainer.experiment_folder()
         chosen = set(evenly(self.validation, self.num_scored))
         cases = [case for case in self.prepared.dataset.cases if case.case_id in chosen]
-        images = {case.case_id: case.images for case in cases}
+        images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
         references = {case.case_id: case.label for case in cases if case.label is not None}
         if cases and self.processes.is_first:
             result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.planning import Plan
-from candy_monai.experiment.folder import example_shape, read_description
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.below import folds_below, summarize, what_is_below
+from candy_monai.experiment.folder import DESCRIPTION, example_shape, read_description
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.loading import load_predictor
@@ -25,33 +28,87 @@ def load_experiments(
     mirror: bool = False,
     largest_component: bool = False,
     memory: int | None = None,
+    channels: Sequence[int] | None = None,
+    on_progress: Callable[[str], None] = print,
 ) -> CasePredictor:
     """Return the predictor of one experiment, or of several as an ensemble.
 
     Args:
-        experiments: The experiment folders.
+        experiments: The experiment folders; the folder of a cross-validation stands for the experiments of its folds.
         trainer: ``FILE:Class``, the trainer of your own that the experiments belong to; None for bundles.
         checkpoint: ``best``, ``latest``, or the name of a weight file.
         device: Where to predict.
         mirror: Average over the mirror images along the plan's axes.
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take; None for as many as it needs.
+        channels: Which channels of the files are the run's; see `Predictor`.
+        on_progress: Told which folds are taken, and which runs have not come to their end.
 
     Raises:
-        BadInputError: If an experiment cannot be loaded, or the experiments do not fit together.
+        BadInputError: If a folder is no experiment, which names the runs below it; or an experiment cannot be loaded,
+            or the experiments do not fit together.
     """
+    folders = [run for folder in experiments for run in _runs_of(Path(folder), checkpoint, on_progress)]
     trainer_class = None if trainer is None else load_trainer_class(trainer)
-    several = len(experiments) > 1
-    options: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "mirror": mirror}
+    several = len(folders) > 1
+    options: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels}
     if not several:
         options |= {"largest_component": largest_component, "memory": memory}
     members = [
-        load_predictor(folder, **options) if trainer_class is None else _own_predictor(folder, trainer_class, options)
-        for folder in experiments
+        _bundle_predictor(folder, options) if trainer_class is None else _own_predictor(folder, trainer_class, options)
+        for folder in folders
     ]
     if not several:
         return members[0]
     return EnsemblePredictor(members, largest_component=largest_component, memory=memory)
+
+
+def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) -> list[Path]:
+    """Return the experiment that a folder is, or those of the folds that it holds."""
+    if (folder / DESCRIPTION).is_file():
+        _tell_of_unfinished(folder, checkpoint, on_progress)
+        return [folder]
+    folds = folds_below(folder)
+    if not folds:
+        below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT")
+        missing = "" if folder.is_dir() else ": there is no such folder"
+        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){missing}{below}")
+    runs = {number: summarize(run) for number, run in folds.items() if run is not None}
+    finished = [number for number, run in runs.items() if run.is_finished is not False]
+    for number in folds:
+        if number not in runs:
+            on_progress(f"{folder}: fold {number} has no run, and is left out")
+        elif finished and number not in finished:
+            on_progress(f"{folder}: fold {number} is not finished, and is left out ({runs[number]})")
+    if not runs:
+        raise ExperimentError(f"{folder}: a cross-validation of {len(folds)} folds, none of which has a run yet")
+    taken = finished or list(runs)
+    for number in () if finished else taken:
+        _tell_of_unfinished(runs[number].folder, checkpoint, on_progress)
+    on_progress(f"{folder}: predicting with {_folds(taken)} of {len(folds)} together")
+    return [runs[number].folder for number in taken]
+
+
+def _folds(numbers: Sequence[int]) -> str:
+    return f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _tell_of_unfinished(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) -> None:
+    run = summarize(folder)
+    if run.is_finished is False:
+        which = f"the {checkpoint} weights so far" if checkpoint in ("best", "latest") else checkpoint
+        on_progress(f"Predicting with {which} of a run that is not finished: {run}")
+
+
+def _bundle_predictor(folder: Path, options: dict[str, Any]) -> Predictor:
+    description = read_description(folder)
+    if not isinstance(description.get("bundle"), str):
+        name = description.get("trainer")
+        raise ExperimentError(
+            f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
+            f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
+        )
+    return load_predictor(folder, **options)
 
 
 def _own_predictor(folder: PathLike, trainer_class: type[SegmentationTrainer], options: dict[str, Any]) -> Predictor:

@@ -14,7 +14,9 @@ from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
 from candy_monai.data.folds import Fold, write_splits
 from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.nnunet_checks import usual_folds
 from candy_monai.data.overrides import parsed_overrides
+from candy_monai.data.patients import patients_on_both_sides
 from candy_monai.data.store import StoredPrecision
 from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.device import auto_device
@@ -104,14 +106,18 @@ def train_dataset(
         with processes.one_after_the_first():
             say(f"Checking {dataset}")
             checked = checked_dataset(dataset, store_of(store, out))
+            about_usual_folds = patients_on_both_sides(usual_folds(checked.dataset.folder, checked.dataset.case_ids))
             for warning in checked.warnings:
-                say(f"Warning: {warning}")
+                if warning not in about_usual_folds:  # of the fold to be trained it is said below
+                    say(f"Warning: {warning}")
             folds: tuple[Fold, ...] = ()
             if fold != "all":
                 folds = chosen_folds(
                     checked.dataset, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits
                 )
             training, validation = _sides(checked.dataset, folds, fold)
+            for warning in () if fold == "all" else patients_on_both_sides([folds[fold]], first=fold):
+                say(f"Warning: {warning}")
             prepared = prepare_dataset(
                 checked,
                 overrides=overrides,

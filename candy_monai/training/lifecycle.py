@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
@@ -35,6 +36,7 @@ from candy_monai.training.setup import (
     describe_loader,
     describe_parts,
     first_sample,
+    floating_type,
     length,
     run_started,
     watchers,
@@ -78,6 +80,7 @@ class Lifecycle(Continuity):
         self.facts: dict[str, object] = {}
         self.files: dict[str, str] = {}
         self._padding: nn.Module | None = None
+        self._network_type = torch.float32
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
         self._data: dict[str, object] = {}
@@ -107,6 +110,7 @@ class Lifecycle(Continuity):
             example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
         network = self.build_network(example_shape).to(self.device())
+        self._network_type = floating_type(network)
         amp = choose_precision(settings.amp, self.device())
         channels_last = settings.channels_last
         if channels_last is None:
@@ -314,3 +318,12 @@ class Lifecycle(Continuity):
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device(), non_blocking=True)
+
+    def _to_network(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring images and labels to the device, floating ones in the network's type, labels in float32 at least."""
+        images, labels = self._to_device(images), self._to_device(labels)
+        if images.is_floating_point():
+            images = images.to(self._network_type)
+        if labels.is_floating_point():
+            labels = labels.to(torch.promote_types(self._network_type, torch.float32))
+        return images, labels

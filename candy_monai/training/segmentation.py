@@ -15,6 +15,7 @@ from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.data.normalization import usual_intensities
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
+from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
@@ -217,14 +218,35 @@ class SegmentationTrainer(Trainer):
 
     @override
     def check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
+        if self._scores_ids() and (labels.ndim not in (4, 5) or labels.shape[1] != 1):
+            raise BadInputError(self._shape_advice(labels, case_ids))
         if labels.device.type != "cpu" or not labels.numel():
             return  # to look at labels on a GPU would make the step wait for it
-        highest = int(labels.max())
-        if highest == self.ignore_index:
-            highest = int(labels.masked_fill(labels == self.ignore_index, 0).max())
+        where = ", ".join(case_ids) or "a label of a batch"
+        try:
+            highest = highest_id(labels, what=where, ignore_index=self.ignore_index)
+        except BadInputError:
+            if len(case_ids) == len(labels):
+                for label, case_id in zip(labels, case_ids, strict=True):  # to name the one at fault
+                    highest_id(label, what=case_id, ignore_index=self.ignore_index)
+            raise
         if highest > self._highest_id():
-            where = ", ".join(case_ids) or "a batch"
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
+
+    def _scores_ids(self) -> bool:
+        """Return whether cases are scored by the library's own methods, which take ids and no masks."""
+        own = (type(self).score_case, type(self).validate_case)
+        return all(method.__module__.startswith("candy_monai") for method in own)
+
+    def _shape_advice(self, labels: Tensor, case_ids: tuple[str, ...]) -> str:
+        found = f"{', '.join(case_ids) or 'a batch'}: the labels have the shape {tuple(labels.shape)}"
+        if labels.ndim in (4, 5) and labels.shape[1] == max(self.num_classes, 2):
+            advice = "one-hot labels become ids by labels.argmax(1, keepdim=True)"
+        elif labels.ndim in (4, 5):
+            advice = "give one channel of ids; of masks for overlapping regions, ids and the attribute regions"
+        else:
+            advice = "give the labels an axis for the channel: label[None] in the dataset"
+        return f"{found}, expected (B, 1, *spatial) of label ids: {advice}"
 
     def _highest_id(self) -> int:
         if self.regions:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -118,6 +119,12 @@ def batches(loader: DataLoader[Any]) -> Iterator[object]:
             f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({error}): bring "
             "them to one size with a transform, cut patches from them, or use batch_size=1"
         ) from error
+
+
+def floating_type(network: nn.Module) -> torch.dtype:
+    """Return the type of a network's first floating parameter, which its images are brought to; else float32."""
+    types = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
+    return next(types, torch.float32)
 
 
 def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from candy_monai.aliases import Metrics, Scalar, Shape, Shape2d, Shape3d
 from candy_monai.errors import SettingsError
 from candy_monai.inference.inferers import WindowInferer, inferer_to_dict
 from candy_monai.inference.windows import SWMetadata, WindowBlender, WindowGrid, batches_of_windows, check_window
+from candy_monai.label_ids import holding
 from candy_monai.network import adapter_of
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.means import WeightedMeans
@@ -97,7 +98,7 @@ class SlidingTrainer(Trainer):
         """
         grid, count = self._grid(images), len(images)
         metadata, total = grid.metadata(count), count * len(grid)
-        images, labels = grid.padded(images), grid.padded(labels, fill=self.label_fill)
+        images, labels = grid.padded(images), grid.padded(holding(labels, self.label_fill), fill=self.label_fill)
         mean_loss: Scalar = 0.0
         metrics = WeightedMeans()
         for numbers in batches_of_windows(total, self.sliding_window_batch_size):
@@ -125,7 +126,7 @@ class SlidingTrainer(Trainer):
         images, labels = image[None], label[None]
         grid = self._grid(images)
         metadata, blender = grid.metadata(1), WindowBlender(grid, batch_size=1)
-        images, labels = grid.padded(images), grid.padded(labels, fill=self.label_fill)
+        images, labels = grid.padded(images), grid.padded(holding(labels, self.label_fill), fill=self.label_fill)
         scores, metrics = WeightedMeans(), WeightedMeans()
         for numbers in batches_of_windows(len(grid), self.sliding_window_batch_size):
             windows = grid.cut(images, numbers), grid.cut(labels, numbers)

@@ -261,7 +261,7 @@ class Trainer(Lifecycle):
 
     def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Bring what a network is about to be trained on to the device and pad it."""
-        images, labels = self._to_device(images), self._to_device(labels)
+        images, labels = self._to_network(images, labels)
         if self._padding is None:
             return images, labels
         return self._padding(images), pad_labels(self._padding, labels, self.label_fill)
@@ -321,4 +321,4 @@ class Trainer(Lifecycle):
         for batch in batches(loader):
             images, labels, case_ids = unpack(batch)
             self.check_labels(labels, case_ids)
-            yield from zip(self._to_device(images), self._to_device(labels), strict=True)
+            yield from zip(*self._to_network(images, labels), strict=True)

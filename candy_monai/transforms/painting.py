@@ -1,4 +1,9 @@
-"""From scores of many classes to label ids, part by part: the scores are never held at the size of the label map."""
+"""From scores of many classes to label ids, part by part.
+
+Scores of all classes are held at the size of the label map only where probabilities are asked for: parts come as they
+are final, are resampled class by class and reduced to ids. Logits are resampled before they become probabilities or
+ids, so that ids are those of the greatest probability.
+"""
 
 from __future__ import annotations
 
@@ -85,6 +90,43 @@ def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float = 
     return ids.view(scores.shape[1:])
 
 
+def probabilities_of(
+    scores: Tensor, ids: Tensor | None = None, *, paints: Sequence[int] = (), are_probabilities: bool = False
+) -> Tensor:
+    """Turn logits into probabilities: a softmax, or sigmoids for one channel and for regions.
+
+    Where the ids made from the logits are given, the ids made from the probabilities by `label_ids` are the same, voxel
+    for voxel: logits that differ by less than single precision tells apart as probabilities leave a tie, and there the
+    probability of the class with the greater logit is raised by one unit in its last place.
+
+    Args:
+        scores: ``(K, *spatial)`` floating.
+        ids: ``(*spatial)``, from `label_ids` or `BestClass` of the same scores.
+        paints: See `BestClass`.
+        are_probabilities: Whether the scores are probabilities already, which stay as they are apart from ties.
+
+    Returns:
+        ``(K, *spatial)`` of the same type.
+    """
+    exclusive = len(scores) > 1 and not paints
+    if are_probabilities:
+        result = scores.clone()
+    elif exclusive:
+        result = scores.softmax(0)
+    else:
+        result = scores.sigmoid()
+        half = torch.tensor(0.5, dtype=result.dtype, device=result.device)
+        above = torch.nextafter(half, torch.ones_like(half))
+        return result.masked_fill_((scores > 0) & (result <= half), float(above))
+    if ids is not None and exclusive:
+        ties = label_ids(result) != ids
+        if bool(ties.any()):
+            greatest = result[:, ties].amax(0)
+            at = ids[ties].long()[None]
+            result[:, ties] = result[:, ties].scatter(0, at, torch.nextafter(greatest, 2 * greatest)[None])
+    return result
+
+
 def id_type(num_channels: int, paints: Sequence[int] = ()) -> torch.dtype:
     """Return the smallest type of ours that holds the ids: uint8 or int16."""
     return torch.uint8 if max((num_channels - 1, *paints)) <= torch.iinfo(torch.uint8).max else torch.int16
@@ -102,7 +144,8 @@ class LabelPainter:
         target: Spatial shape of the label map.
         axis: The axis along which layers follow each other.
         paints: See `BestClass`.
-        threshold: See `BestClass`.
+        are_probabilities: Whether the scores are probabilities instead of logits.
+        with_probabilities: Whether to keep every class's probability, too.
         device: Where the label map lies.
     """
 
@@ -113,31 +156,44 @@ class LabelPainter:
         *,
         axis: int = 0,
         paints: Sequence[int] = (),
-        threshold: float = 0.0,
+        are_probabilities: bool = False,
+        with_probabilities: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.resamples = source != target
         self._source, self._target, self._axis = source, target, axis
-        self._paints, self._threshold, self._device = tuple(paints), threshold, device
+        self._paints, self._device = tuple(paints), device
+        self._are_probabilities, self._threshold = are_probabilities, 0.5 if are_probabilities else 0.0
+        self._with_probabilities = with_probabilities
+        self._probabilities: Tensor | None = None
         self._labels: Tensor | None = None
         self._layers: dict[int, list[_Part]] = {}  # by the first plane of the layer
         self._num_planes = 0  # that were resampled
         self._num_painted = 0  # planes of the label map
         self._last: Tensor | None = None
 
-    def add(self, place: tuple[slice, ...], scores: Tensor) -> None:
+    def add(self, place: tuple[slice, ...], scores: Tensor, *, weights: Tensor | None = None) -> None:
         """Take a part of the scores; together the parts fill the source once.
 
         Args:
             place: Where it lies, one slice a spatial axis.
-            scores: ``(K, *place)``; without resampling each voxel's may be times one positive number.
+            scores: ``(K, *place)``, changed where weights are given.
+            weights: ``(*place)`` positive, by which the scores are still to be divided. Label maps alone do not need
+                that where nothing is resampled and the scores are logits.
         """
         if self._labels is None:
             kind = id_type(len(scores), self._paints)
             self._labels = torch.zeros(self._target, dtype=kind, device=self._device)
+            if self._with_probabilities:
+                self._probabilities = torch.empty((len(scores), *self._target))
         if not self.resamples:
-            self._labels[place] = label_ids(scores, paints=self._paints, threshold=self._threshold)
+            ids = label_ids(scores, paints=self._paints, threshold=self._threshold)
+            self._labels[place] = ids
+            if self._probabilities is not None:
+                scores = scores if weights is None else scores.div_(weights)
+                self._probabilities[(slice(None), *place)] = self._as_probabilities(scores, ids).cpu()
             return
+        scores = scores if weights is None else scores.div_(weights)
         sides = list(place)
         along = sides.pop(self._axis)
         self._layers.setdefault(along.start, []).append(
@@ -160,6 +216,22 @@ class LabelPainter:
             raise ValueError(f"parts are missing: {self._num_planes} of {self._source[self._axis]} planes came")
         return self._labels
 
+    def probabilities(self) -> Tensor:
+        """Return the probabilities ``(K, *target)`` float32 on the CPU once all parts were added.
+
+        The ids are those of the greatest, the first of equals; of independent channels those above 0.5.
+
+        Raises:
+            ValueError: If parts are missing, or they were not asked for.
+        """
+        self.labels()
+        if self._probabilities is None:
+            raise ValueError("probabilities were not asked for")
+        return self._probabilities
+
+    def _as_probabilities(self, scores: Tensor, ids: Tensor) -> Tensor:
+        return probabilities_of(scores, ids, paints=self._paints, are_probabilities=self._are_probabilities)
+
     def _paint(self, layer: list[_Part], labels: Tensor) -> None:
         """Paint all planes of the label map that lie between planes that have come."""
         old, new = self._source[self._axis], self._target[self._axis]
@@ -168,8 +240,9 @@ class LabelPainter:
         low = position.floor().long()
         high = (low + 1).clamp_max(old - 1)
         ready = int((high < end).sum())
-        at_once = max(1, _VOXELS_AT_ONCE // math.prod(labels.shape[1:]))
         num_channels = layer[0].scores.shape[0]
+        held_at_once = 1 if self._probabilities is None else num_channels
+        at_once = max(1, _VOXELS_AT_ONCE // (held_at_once * math.prod(labels.shape[1:])))
         for start in range(self._num_painted, ready, at_once):
             rows = slice(start, min(start + at_once, ready))
             needed = range(int(low[rows.start]), int(high[rows.stop - 1]) + 1)
@@ -181,6 +254,7 @@ class LabelPainter:
                 threshold=self._threshold,
                 device=self._device,
             )
+            every: list[Tensor] = []
             for channel in range(num_channels):
                 planes = self._planes(layer, channel, needed, first)
                 below, above = planes[(low[rows] - needed.start)], planes[(high[rows] - needed.start)]
@@ -190,7 +264,12 @@ class LabelPainter:
                     mode = _MODES[between.ndim - 1]
                     between = F.interpolate(between[None], size=size, mode=mode, align_corners=False)[0]
                 best.take(channel, between)
+                if self._probabilities is not None:
+                    every.append(between)
             labels[rows] = best.ids
+            if self._probabilities is not None:
+                probabilities = self._as_probabilities(torch.stack(every), best.ids)
+                self._probabilities.movedim(self._axis + 1, 1)[:, rows] = probabilities.cpu()
         self._num_painted, self._num_planes = ready, end
         self._last = torch.stack([self._planes(layer, c, range(end - 1, end), first)[0] for c in range(num_channels)])
 
@@ -235,12 +314,13 @@ class PaintLabels(Transform):
     Args:
         paints: For channels of overlapping regions, the id that each writes, later over earlier. Empty where the best
             of several classes counts, or where a single channel writes 1.
-        threshold: What a single channel or a region must exceed: 0 for logits, 0.5 for probabilities.
+        are_probabilities: Whether the scores are probabilities instead of logits: a single channel or a region must
+            exceed 0.5 then, else 0.
     """
 
-    def __init__(self, paints: Sequence[int] = (), *, threshold: float = 0.0) -> None:
+    def __init__(self, paints: Sequence[int] = (), *, are_probabilities: bool = False) -> None:
         self.paints = tuple(paints)
-        self.threshold = threshold
+        self.are_probabilities = are_probabilities
 
     def __call__(self, img: Any, shape: Sequence[int] | None = None) -> Tensor:
         """Return ids ``(1, *shape)``, uint8 or int16.
@@ -256,7 +336,7 @@ class PaintLabels(Transform):
             own,
             own if shape is None else tuple(shape),
             paints=self.paints,
-            threshold=self.threshold,
+            are_probabilities=self.are_probabilities,
             device=scores.device,
         )
         painter.add(tuple(slice(0, size) for size in own), scores.float())
@@ -273,7 +353,7 @@ class PaintLabelsd(MapTransform):
         keys: The scores.
         orig_keys: The preprocessed images that they belong to; ``None`` to keep the scores' own grid.
         paints: See `PaintLabels`.
-        threshold: See `PaintLabels`.
+        are_probabilities: See `PaintLabels`.
         allow_missing_keys: Whether a key may be missing.
     """
 
@@ -283,12 +363,12 @@ class PaintLabelsd(MapTransform):
         orig_keys: KeysCollection | None = None,
         *,
         paints: Sequence[int] = (),
-        threshold: float = 0.0,
+        are_probabilities: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.orig_keys = ensure_tuple_rep(orig_keys, len(self.keys))
-        self.painter = PaintLabels(paints, threshold=threshold)
+        self.painter = PaintLabels(paints, are_probabilities=are_probabilities)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the items with ids in place of the scores."""

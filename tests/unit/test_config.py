@@ -260,6 +260,7 @@ def test_an_empty_secret_is_refused(home):
 
 
 @example(value="\x85")  # a line break to YAML
+@example(value="1e5")  # a number to our reader, not to YAML 1.1
 @given(value=st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.integers() | st.booleans())
 def test_any_secret_survives_saving_and_loading(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("config")
@@ -272,3 +273,9 @@ def test_any_secret_survives_saving_and_loading(tmp_path_factory, value):
 def test_reading_settings_does_not_import_torch():
     code = "import sys, candy_monai.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_settings_of_a_windows_editor_are_read(tmp_path, encoding):
+    (tmp_path / "settings.yml").write_bytes("note: M\u00fcller\r\nnum_epochs: 3\r\n".encode(encoding))
+    assert load_settings(tmp_path / "settings.yml") == {"note": "M\u00fcller", "num_epochs": 3}

@@ -136,7 +136,7 @@ def postprocessing(plan: Plan) -> list[Entry]:
     # What was cropped away comes back as 0, which is no probability and a logit of a half.
     probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), _inverting(ids=False)]
     if paints:
-        return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, threshold=0.5)]
+        return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, are_probabilities=True)]
     return [*probabilities, _monai("AsDiscreted", keys=PREDICTION, threshold=0.5)]
 
 

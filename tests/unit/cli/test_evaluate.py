@@ -90,3 +90,45 @@ def test_options_that_cannot_work_exit_with_2(dataset, arguments, message, capsy
 def test_a_folder_that_is_missing_exits_with_2(dataset, tmp_path, capsys):
     assert evaluate(tmp_path / "nowhere", dataset / "labelsTr") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_regions_of_dataset_json_are_scored_by_name(tmp_path, capsys):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    content = {"channel_names": {"0": "MRI"}, "labels": labels, "regions_class_order": [1, 2, 3]}
+    content |= {"numTraining": 1, "file_ending": ".nii.gz"}
+    reference = torch.tensor([[[1, 1, 2, 2, 3, 3, 0, 4]]])
+    prediction = torch.tensor([[[2, 2, 1, 1, 3, 3, 0, 1]]])  # 1 and 2 swapped; the last voxel counts for nothing
+    for name, label in (("labelsTs", reference), ("predictions", prediction)):
+        save_image(label, tmp_path / name / "a.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert evaluate(tmp_path / "predictions", tmp_path / "labelsTs", "--metrics", "dice") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    core = 2 * 2 / (4 + 4)  # the core is 2 and 3: predicted in voxels 0, 1, 4, 5, true in 2 to 5
+    assert lines[1:4] == [
+        ["1", "whole", "1", "1.0000"],
+        ["2", "core", "1", f"{core:.4f}"],
+        ["3", "enhancing", "1", "1.0000"],
+    ]
+
+
+def test_an_id_that_dataset_json_does_not_know_exits_with_2_though_both_maps_hold_it(dataset, predictions, capsys):
+    file = sorted((dataset / "labelsTr").iterdir())[0]
+    label = load_image(file, is_label=True)
+    wrong = MetaTensor(torch.where(label.as_tensor() == 1, 9, label.as_tensor()), affine=label.affine)
+    for folder in (dataset / "labelsTr", predictions):
+        save_image(wrong, folder / file.name)
+    assert evaluate(predictions, dataset / "labelsTr") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.count(f"{file.name} holds the label ids 9") == 2
+
+
+def test_few_predictions_of_many_labels_need_an_option_that_the_error_names(dataset, predictions, capsys):
+    first, *others = sorted(predictions.iterdir())
+    for file in others:
+        file.unlink()
+    assert evaluate(predictions, dataset / "labelsTr") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "3 of 4 references have no partner; --common" in shown
+    assert evaluate(predictions, dataset / "labelsTr", "--common") == 0
+    assert f"left out, without a partner: {others[0].name.removesuffix('.nii.gz')}, " in capsys.readouterr().out
+    assert first.exists()

@@ -138,6 +138,7 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
         (["train", "data", "--budget", "soon"], "argument --budget: 'soon' is no duration"),
         (["train", "data", "--fold", "some"], "argument --fold: 'some' is no fold"),
         (["predict", "run", "in"], "the following arguments are required: OUTPUT"),
+        (["predict", "run", "in", "out", "--channels", "T2"], "argument --channels: 'T2' are no channels"),
         (["predict", "run", "in", "out", "--memory", "lots"], "argument --memory: 'lots' is no size of memory"),
         (["train", "data", "--set", "batch_size"], "--set 'batch_size': expected KEY=VALUE"),
     ],
@@ -226,7 +227,8 @@ def test_demo_takes_two_minutes_by_default(calls):
 
 def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
     options = (
-        "--device cpu --checkpoint latest --memory 1.5G --mirror --largest-component --probabilities --trainer m.py:M"
+        "--device cpu --checkpoint latest --memory 1.5G --mirror --largest-component --probabilities --trainer m.py:M "
+        "--channels 2,1"
     )
     assert main(["predict", "fold0", "fold1", "in", "out", *options.split()]) == 0
     assert calls.predict == {
@@ -235,6 +237,7 @@ def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
         "device": "cpu",
         "checkpoint": "latest",
         "memory": 1_500_000_000,
+        "channels": (2, 1),
         "mirror": True,
         "largest_component": True,
         "source": Path("in"),
@@ -247,8 +250,8 @@ def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
 def test_predict_has_defaults_for_all_but_experiment_input_and_output(calls):
     assert main(["predict", "run", "in", "out", "--device", "cpu"]) == 0
     assert calls.predict["folders"] == [Path("run")]
-    unset = {name: calls.predict[name] for name in ("trainer", "memory", "mirror", "largest_component")}
-    assert unset == {"trainer": None, "memory": None, "mirror": False, "largest_component": False}
+    unset = {name: calls.predict[name] for name in ("trainer", "memory", "channels", "mirror", "largest_component")}
+    assert unset == {"trainer": None, "memory": None, "channels": None, "mirror": False, "largest_component": False}
 
 
 @pytest.mark.parametrize(

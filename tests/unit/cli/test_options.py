@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candy_monai.cli.options import (
+    parse_channels,
     parse_duration,
     parse_fold,
     parse_memory,
@@ -133,3 +134,14 @@ def test_what_is_neither_steps_nor_a_time_is_refused(text):
 def test_what_is_no_size_of_memory_is_refused(text):
     with pytest.raises(SettingsError, match="is no size of memory"):
         parse_memory(text)
+
+
+@pytest.mark.parametrize(("text", "channels"), [("1,2", (1, 2)), (" 3 ", (3,)), ("2, 0", (2, 0)), ("None", ())])
+def test_channels_are_numbers_or_none(text, channels):
+    assert parse_channels(text) == channels
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "-1", "1.5", "1-2"])
+def test_other_channels_are_refused(text):
+    with pytest.raises(SettingsError, match="expected numbers such as 1,2, or none"):
+        parse_channels(text)

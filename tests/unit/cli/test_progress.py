@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -31,3 +32,9 @@ def test_each_case_is_told_and_a_failed_one_is_marked(printed):
         progress.on_case(1, 2, "a", None)
         progress.on_case(2, 2, "b", ValueError("damaged"))
     assert text.getvalue().splitlines() == ["[1/2] a", "[2/2] b failed"]
+
+
+def test_what_an_earlier_prediction_left_is_named(printed):
+    progress, text = printed
+    progress.on_left_over(Path("out/a.nii.gz"), "a could not be predicted this time")
+    assert text.getvalue() == "out/a.nii.gz is of an earlier prediction: a could not be predicted this time\n"

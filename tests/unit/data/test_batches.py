@@ -109,3 +109,41 @@ def test_a_plain_loader_yields_what_can_be_unpacked(num_workers, collate):
     assert torch.equal(labels, LABELS)
     if collate:  # else it depends on whether MONAI has taught PyTorch how to collate its tensors
         assert case_ids == ("case_0000", "case_0001")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        *((dtype, torch.float32) for dtype in (torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.int64)),
+        *((dtype, torch.float32) for dtype in (torch.bool, torch.float16, torch.bfloat16, torch.float32)),
+        (torch.float64, torch.float64),
+        (torch.complex64, torch.complex64),
+    ],
+)
+def test_images_come_as_float32_or_as_float64_where_they_are(dtype, expected):
+    images = torch.ones(1, 1, 2, 2).to(dtype)
+    found = unpack((images, LABELS)).images
+    assert found.dtype == expected
+    assert bool((found == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        *((dtype, torch.int64) for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)),
+        *((dtype, torch.int64) for dtype in (torch.uint16, torch.uint32, torch.uint64)),
+        *((dtype, torch.float32) for dtype in (torch.float16, torch.bfloat16, torch.float32)),
+        (torch.bool, torch.bool),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_integer_labels_come_as_int64_while_masks_and_what_may_be_a_regression_s_target_keep_their_kind(
+    dtype, expected
+):
+    found = unpack({"image": IMAGES, "label": LABELS.to(dtype)}).labels
+    assert found.dtype == expected
+    assert bool((found == 1).all())
+    assert (
+        collate_cases([(image, label.to(dtype)) for image, label in zip(IMAGES, LABELS, strict=True)])["label"].dtype
+        == expected
+    )

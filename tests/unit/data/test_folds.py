@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -155,7 +156,7 @@ def test_splits_are_read_as_they_were_written(tmp_path):
     assert read_splits(tmp_path / "splits_final.json") == folds
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '[{"train": ["a"]}]', '[{"train": [1], "val": [2]}]', "[3]"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '[{"train": ["a"]}]', '[{"train": [1.5], "val": [true]}]', "[3]"])
 def test_a_file_that_holds_no_splits_is_an_error_with_its_name(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(BadInputError, match=r"s\.json: found .*expected a list"):
@@ -171,3 +172,42 @@ def test_a_split_with_a_case_on_both_sides_is_an_error(tmp_path):
 def test_a_fold_that_does_not_exist_is_an_error():
     with pytest.raises(SettingsError, match="fold 3 does not exist: expected 0 to 2"):
         pick_fold(kfold(named(6), 3), 3)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_splits_and_groups_of_any_editor_are_read(tmp_path, encoding):
+    (tmp_path / "s.json").write_bytes('[{"train": ["a"],\r\n "val": ["M\u00fcller"]}]'.encode(encoding))
+    (tmp_path / "g.csv").write_bytes("case,group\r\na,x\r\nM\u00fcller,y\r\n".encode(encoding))
+    assert read_splits(tmp_path / "s.json") == (Fold(train=("a",), validation=("M\u00fcller",)),)
+    assert resolve_groups(tmp_path / "g.csv", ["a", "M\u00fcller"]) == {"a": "x", "M\u00fcller": "y"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "means"),
+    [
+        ("case_1", ("case_1",)),
+        (["case_1.nii.gz"], ("case_1",)),
+        (["./imagesTr/case_1_0000.nii.gz", "labelsTr\\007.nii.gz"], ("case_1", "007")),
+        ([7], ("007",)),
+        (7, ("007",)),
+        ("case_1, 007", ("case_1", "007")),
+        (["Mu\u0308ller"], ("M\u00fcller",)),
+        (["scan.1"], ("scan.1",)),
+        (["nobody.nii.gz"], ("nobody.nii.gz",)),
+    ],
+)
+def test_an_entry_of_a_split_stands_for_the_one_case_that_it_can_mean(tmp_path, entry, means):
+    (tmp_path / "s.json").write_text(json.dumps([{"train": ["other"], "val": entry}]))
+    known = ["other", "case_1", "007", "M\u00fcller", "scan", "scan.1"]
+    assert read_splits(tmp_path / "s.json", case_ids=known)[0].validation == means
+
+
+def test_a_single_fold_needs_no_list_around_it(tmp_path):
+    (tmp_path / "s.json").write_text('{"train": ["a"], "val": ["b"]}')
+    assert read_splits(tmp_path / "s.json") == (Fold(train=("a",), validation=("b",)),)
+
+
+def test_one_case_in_two_spellings_is_on_both_sides(tmp_path):
+    (tmp_path / "s.json").write_text('[{"train": ["a", "b"], "val": ["b.nii.gz"]}]')
+    with pytest.raises(BadInputError, match="'b' in both training and validation"):
+        read_splits(tmp_path / "s.json", case_ids=["a", "b"])

@@ -330,3 +330,41 @@ def test_a_nifti_suffix_may_be_written_in_capitals_in_part(tmp_path, suffix, kin
     path = written.rename(tmp_path / f"b{suffix}")
     assert np.array_equal(load_image(path)[0].numpy(), data)
     assert read_geometry(path).spacing_mm == (1, 2, 3)
+
+
+def nrrd(path: Path, *fields: str) -> Path:
+    header = "\n".join(("NRRD0004", "type: float", "dimension: 3", "sizes: 2 3 4", "endian: little", *fields))
+    path.write_bytes(header.encode() + b"\nencoding: raw\n\n" + ramp((24,), np.float32).tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("um", 1e3), ("mm", 1.0), ("m", 1e-3), ("\u00b5m", 1e3), ("???", 1.0)])
+def test_an_nrrd_in_any_unit_is_read_in_millimetres(tmp_path, unit, factor):
+    pytest.importorskip("itk")
+    units = " ".join([f'"{unit}"'] * 3)
+    x, y, z, origin = (value * factor for value in (1, 2, 3, 10))
+    directions = f"space directions: ({x},0,0) (0,{y},0) (0,0,{z})"
+    oriented = ("space: left-posterior-superior", directions, f"space origin: ({origin},0,0)", f"space units: {units}")
+    straight = (f"spacings: {x} {y} {z}", f"units: {units}")
+    for name, fields in (("a.nrrd", oriented), ("b.nrrd", straight)):
+        path = nrrd(tmp_path / name, *fields)
+        assert np.allclose(read_geometry(path).spacing_mm, (1, 2, 3))
+        assert np.allclose(load_image(path).affine.numpy(), read_geometry(path).affine)
+    assert np.isclose(read_geometry(tmp_path / "a.nrrd").affine[0, 3], -10)
+
+
+def test_an_nrrd_of_several_units_or_without_size_is_refused_by_name(tmp_path):
+    pytest.importorskip("itk")
+    several = nrrd(tmp_path / "a.nrrd", "spacings: 1 1 1", 'units: "mm" "um" "mm"')
+    flat = nrrd(tmp_path / "b.nrrd", "space: left-posterior-superior", "space directions: (0,0,0) (0,1,0) (0,0,1)")
+    for path, says in ((several, "different units"), (flat, "header gives no position")):
+        for read in (read_geometry, load_image):
+            with pytest.raises(ImageReadError, match=rf"{path.name}: .*{says}"):
+                read(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.0])
+def test_a_tensor_whose_affine_gives_no_place_is_refused(bad):
+    image = MetaTensor(torch.zeros(1, 2, 3, 4), affine=torch.diag(torch.tensor([1.0, bad, 1.0, 1.0])))
+    with pytest.raises(BadInputError, match="the affine"):
+        geometry_of(image)

@@ -416,3 +416,115 @@ def test_groups_keep_frames_of_a_patient_together(tmp_path):
     train, validation = NNUNetDataset(make(tmp_path, ids)).fold(k=4, groups=r"patient(\d+)")
     assert len({case_id.split("_")[0] for case_id in validation.case_ids}) == 1
     assert (len(train), len(validation)) == (6, 2)
+
+
+# --- names and lists as other systems write them
+
+
+NFC, NFD = "M\u00fcller", "Mu\u0308ller"
+
+
+def renamed(folder: Path, old: str, new: str) -> None:
+    for path in folder.glob(f"*Tr/{old}*"):
+        path.rename(path.with_name(path.name.replace(old, new, 1)))
+
+
+def test_image_and_label_pair_in_whichever_forms_their_accents_are_stored(tmp_path):
+    make(tmp_path, ids=("a", "x", "y"), num_channels=2)
+    for name, form in (("imagesTr/x_0000", NFD), ("imagesTr/x_0001", NFC), ("labelsTr/x", NFC)):
+        path = tmp_path / f"{name}.nii.gz"
+        path.rename(path.with_name(path.name.replace("x", form, 1)))
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a", "y"], "val": [NFD]}]))
+    dataset = NNUNetDataset(tmp_path)
+    assert dataset.case_ids == (NFC, "a", "y")
+    assert dataset.load(0)[0][:, 0, 0, 0].tolist() == [10.0, 11.0]
+    assert dataset.fold()[1].case_ids == (NFC,)
+    assert NNUNetDataset(tmp_path, prefix="Mu\u0308").case_ids == (NFC,)
+    assert problems_of(tmp_path) == ""
+
+
+def test_two_files_whose_names_differ_in_the_form_of_an_accent_alone_are_a_problem_that_says_so(tmp_path):
+    make(tmp_path)
+    for form in (NFC, NFD):
+        write(tmp_path / "labelsTr" / f"{form}.nii.gz", label_of((1, 2)))
+    assert "their accents are encoded in two ways" in problems_of(tmp_path)
+
+
+def decathlon(folder: Path, training: object, **changes: object) -> Path:
+    """Turn a sound folder into the Decathlon's: images without a channel's number, listed in ``dataset.json``."""
+    make(folder)
+    for path in (folder / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000", "")))
+    labels = {"0": "background", "1": "liver", "2": "tumour"}
+    describe(folder, modality={"0": "CT"}, channel_names=None, file_ending=None, labels=labels, training=training)
+    return folder
+
+
+@pytest.mark.parametrize("template", ["./{}/{}.nii.gz", "{}/{}.nii.gz", ".\\{}\\{}.nii.gz", "{folder}/{}/{}.nii.gz"])
+def test_a_list_of_paths_is_read_as_any_system_writes_them(tmp_path, template):
+    listed = [
+        {
+            key: template.format(part, case_id, folder=tmp_path)
+            for key, part in (("image", "imagesTr"), ("label", "labelsTr"))
+        }
+        for case_id in "cab"
+    ]
+    dataset = NNUNetDataset(decathlon(tmp_path, listed))
+    assert dataset.case_ids == ("a", "b", "c")
+    assert dataset.load(1)[0].max() == 10.0
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        ["./imagesTr/a.nii.gz", "./imagesTr/b.nii.gz"],
+        [{"image": "imagesTr/a.nii.gz"}, {"image": "imagesTr/b.nii.gz", "label": ""}],
+    ],
+)
+def test_a_list_of_images_alone_is_a_problem_of_the_list(tmp_path, training):
+    assert "dataset.json: the list of training cases names no label for a, b; expected image" in problems_of(
+        decathlon(tmp_path, training)
+    )
+
+
+def test_a_listed_file_that_is_missing_and_a_case_that_is_listed_twice_are_problems(tmp_path):
+    entry = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
+    found = problems_of(
+        decathlon(tmp_path, [entry, entry, {"image": "imagesTr/z.nii.gz", "label": "labelsTr/b.nii.gz"}])
+    )
+    assert "a: is listed in dataset.json more than once" in found
+    assert "z.nii.gz is listed in dataset.json and does not exist" in found
+
+
+def test_a_listed_image_of_several_files_is_one_case(tmp_path):
+    make(tmp_path, num_channels=2)
+    images = [f"imagesTr/a_000{channel}.nii.gz" for channel in range(2)]
+    describe(tmp_path, channel_names={"0": "c0", "1": "c1"}, training=[{"image": images, "label": "labelsTr/a.nii.gz"}])
+    dataset = NNUNetDataset(tmp_path)
+    assert dataset.case_ids == ("a",)
+    assert dataset.load_image(0).shape == (2, *SHAPE)
+
+
+# --- channels and labels on other grids
+
+
+def flipped(folder: Path, name: str, *, axis: int = 0) -> np.ndarray:
+    """Store a file's voxels the other way round, with the affine that says so, and return them as they were."""
+    array = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    affine = AFFINE.copy()
+    affine[axis, 3] = affine[axis, axis] * (SHAPE[axis] - 1)
+    affine[axis, axis] *= -1
+    write(folder / name, np.flip(array, axis), affine)
+    return array
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_channel_and_a_label_that_run_the_other_way_are_turned_to_the_image(tmp_path, axis):
+    make(tmp_path, num_channels=2)
+    expected = flipped(tmp_path, "imagesTr/a_0001.nii.gz", axis=axis)
+    flipped(tmp_path, "labelsTr/a.nii.gz", axis=axis)
+    dataset = NNUNetDataset(tmp_path)
+    for image, label in (dataset.load(0), [scan.tensor() for scan in dataset.read(0)]):
+        assert np.array_equal(image.numpy()[1], expected)
+        assert np.array_equal(label.numpy()[0], expected)
+        assert np.array_equal(label.affine.numpy(), AFFINE)

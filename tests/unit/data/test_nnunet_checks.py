@@ -76,8 +76,15 @@ def test_another_spacing_is_a_problem(tmp_path):
     assert any("imagesTr/c_0001.nii.gz: spacing (2.0, 1.5, 3.0) mm" in problem for problem in report.problems)
 
 
-@pytest.mark.parametrize("name", ["labelsTr/b.nii.gz", "imagesTr/b_0001.nii.gz"])
-@pytest.mark.parametrize(("axis", "offset_mm", "voxels"), [(0, 0.6, "0.6"), (2, -1.5, "0.5"), (1, 30.0, "20")])
+@pytest.mark.parametrize(
+    ("name", "axis", "offset_mm", "voxels"),
+    [
+        ("labelsTr/b.nii.gz", 0, 0.6, "0.6"),
+        ("labelsTr/b.nii.gz", 1, 30.0, "20"),
+        ("labelsTr/b.nii.gz", 2, -1.5, "0.5"),
+        ("imagesTr/b_0001.nii.gz", 2, -1.5, "0.5"),
+    ],
+)
 def test_another_origin_is_a_warning_that_says_how_far_off_it_is(tmp_path, name, axis, offset_mm, voxels):
     make(tmp_path, num_channels=2)
     moved = AFFINE.copy()  # voxels of 1 x 1.5 x 3 mm
@@ -110,14 +117,27 @@ def test_a_flipped_label_is_a_warning_that_shows_both_directions(tmp_path):
     (warning,) = check_dataset(tmp_path).warnings
     assert "labelsTr/b.nii.gz: directions [[-1.0, 0.0, 0.0]" in warning
     assert "b_0000.nii.gz has [[1.0, 0.0, 0.0]" in warning
-    assert "look whether they are" in warning
+    assert "axes are swapped and flipped" in warning
+
+
+@pytest.mark.parametrize("offset_mm", [0.6, 30.0])
+def test_a_channel_that_lies_elsewhere_is_a_problem_that_shows_both_places(tmp_path, offset_mm):
+    moved = AFFINE.copy()
+    moved[0, 3] = offset_mm
+    write(make(tmp_path, num_channels=2) / "imagesTr" / "b_0001.nii.gz", np.zeros(SHAPE, np.float32), moved)
+    (problem,) = check_dataset(tmp_path).problems
+    assert problem.startswith(f"imagesTr/b_0001.nii.gz: origin ({offset_mm}, 0.0, 0.0) mm, the image b_0000.nii.gz has")
+    with pytest.raises(ImageReadError, match=r"b: b_0001\.nii\.gz: origin"):
+        NNUNetDataset(tmp_path).load(1)
 
 
 def test_channels_of_different_shapes_are_a_problem(tmp_path):
     make(tmp_path, num_channels=2)
     write(tmp_path / "imagesTr" / "a_0001.nii.gz", np.zeros((6, 5, 3), np.float32))
     assert "imagesTr/a_0001.nii.gz: shape (6, 5, 3)" in problems_of(tmp_path)
-    with pytest.raises(ImageReadError, match="channels have different shapes"):
+    with pytest.raises(
+        ImageReadError, match=r"a_0001\.nii\.gz: shape \(6, 5, 3\), the channel a_0000\.nii\.gz has \(6, 5, 4\)"
+    ):
         NNUNetDataset(tmp_path)[0]
 
 
@@ -331,3 +351,19 @@ def test_a_broken_case_keeps_nothing_from_being_said_about_the_others(tmp_path):
     report = check_dataset(tmp_path)
     assert len(report.problems) == 1
     assert any("b, c hold the same image" in warning for warning in report.warnings)
+
+
+FRAMES = tuple(f"patient{patient}_frame{frame}" for patient in range(3) for frame in range(2))
+
+
+def test_patients_on_both_sides_of_the_folds_are_a_warning_with_the_groups_that_part_them(tmp_path):
+    texture(make(tmp_path, ids=FRAMES))
+    (warning,) = check_dataset(tmp_path).warnings
+    assert "of 3 patients are both in training and in validation" in warning
+    assert "--groups '^(.+?)_frame'" in warning
+
+
+def test_a_split_file_that_parts_the_patients_is_no_reason_to_warn(tmp_path):
+    texture(make(tmp_path, ids=FRAMES))
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": FRAMES[:4], "val": FRAMES[4:]}]))
+    assert check_dataset(tmp_path).warnings == ()

@@ -89,7 +89,7 @@ def test_the_way_back_is_exact_in_shape(shape, spacing, orientation):
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image, label)
     scores = one_hot(prepared.label)
-    assert preprocessor.restore(scores, prepared).shape == (3, *image.shape[1:])
+    assert preprocessor.restore_whole(scores, prepared)[1].shape == (3, *image.shape[1:])
     assert preprocessor.restore_labels(scores, prepared).shape == label.shape
 
 
@@ -98,9 +98,14 @@ def test_restored_scores_and_restored_labels_agree():
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image, label)
     logits = torch.randn(3, *prepared.image.shape[1:])
-    scores = preprocessor.restore(logits.softmax(0), prepared)
-    labels = preprocessor.restore_labels(logits.softmax(0), prepared, probabilities=True)
-    assert torch.equal(scores.argmax(0), labels[0].long())
+    labels, probabilities = preprocessor.restore_whole(logits, prepared)
+    assert torch.equal(probabilities.argmax(0), labels[0].long())
+    painter = preprocessor.label_painter(prepared, with_probabilities=True)
+    painter.add(tuple(slice(0, size) for size in logits.shape[1:]), logits)
+    by_parts = preprocessor.painted_labels(painter, prepared)
+    assert torch.equal(by_parts, preprocessor.restore_labels(logits, prepared))
+    assert torch.equal(preprocessor.painted_probabilities(painter, prepared).argmax(0), by_parts[0].long())
+    assert (by_parts == labels).float().mean() > 0.99
 
 
 def test_a_coarse_axis_keeps_its_own_spacing():
@@ -120,7 +125,7 @@ def test_blank_borders_are_cropped_and_come_back_as_background():
     assert prepared.image.shape == (1, 6, 7, 8)
     assert prepared.image.affine[:3, 3].tolist() == [2.0, 0.0, 0.0]
     all_foreground = torch.tensor([0.0, 5.0, 1.0]).view(3, 1, 1, 1).expand(3, 6, 7, 8)
-    restored = preprocessor.restore(all_foreground.softmax(0), prepared)
+    restored = preprocessor.restore_whole(all_foreground, prepared)[1]
     assert (restored[0, :2] > 0.999).all()
     assert (restored[1, 2:, :7] > 0.9).all()
     ids = preprocessor.restore_labels(all_foreground, prepared)
@@ -132,8 +137,13 @@ def test_outside_of_the_crop_probabilities_are_those_of_background():
     image[:, 0] = 0.0
     preprocessor = Preprocessor(PLAN)
     prepared = preprocessor.apply(image)
-    restored = preprocessor.restore(torch.full((3, 3, 4, 4), 1 / 3), prepared)
-    assert restored[:, 0, 0, 0].tolist() == [1.0, 0.0, 0.0]
+    third = torch.full((3, 3, 4, 4), 1 / 3)
+    painter = preprocessor.label_painter(prepared, probabilities=True, with_probabilities=True)
+    painter.add(tuple(slice(0, size) for size in third.shape[1:]), third)
+    whole = preprocessor.restore_whole(third, prepared, are_probabilities=True)[1]
+    for restored in (whole, preprocessor.painted_probabilities(painter, prepared)):
+        assert restored[:, 0, 0, 0].tolist() == [1.0, 0.0, 0.0]
+        assert torch.allclose(restored[:, 1:], torch.tensor(1 / 3))
 
 
 def test_a_single_sigmoid_is_thresholded_and_is_surely_absent_outside_of_the_crop():
@@ -145,7 +155,7 @@ def test_a_single_sigmoid_is_thresholded_and_is_surely_absent_outside_of_the_cro
     logits[0, 0] = 0.1
     ids = preprocessor.restore_labels(logits, prepared)
     assert ids[0, :, 0, 0].tolist() == [0, 1, 0, 0]
-    assert preprocessor.restore(logits.sigmoid(), prepared)[0, 0].max() == 0.0
+    assert preprocessor.restore_whole(logits, prepared)[1][0, 0].max() == 0.0
 
 
 def test_regions_are_painted_in_their_order():
@@ -260,4 +270,4 @@ def test_wrong_channels_axes_and_shapes_are_refused():
     with pytest.raises(BadInputError, match="the label has shape"):
         Preprocessor(PLAN).apply(image, label[:, :-1])
     with pytest.raises(BadInputError, match="expected \\(3, 5, 6, 7\\)"):
-        Preprocessor(PLAN).restore(torch.zeros(3, 4, 4, 4), Preprocessor(PLAN).apply(image))
+        Preprocessor(PLAN).restore_labels(torch.zeros(3, 4, 4, 4), Preprocessor(PLAN).apply(image))

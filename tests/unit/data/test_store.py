@@ -205,6 +205,21 @@ def test_real_datasets_of_every_kind_are_stored(real_dataset, tmp_path, name):
         assert case.label.shape == (1, *case.image.shape[1:])
 
 
+@pytest.mark.parametrize("highest", [1e5, 1e-6])
+def test_an_image_that_float16_does_not_hold_stays_float32_alone(fingerprint, dataset, tmp_path, highest):
+    class Scaled(CountingDataset):
+        def read(self, idx):
+            image, label = super().read(idx)
+            values = torch.linspace(0, highest, image.values.numel()).reshape(image.values.shape)
+            return (replace(image, values=values) if idx == 1 else image), label
+
+    as_stored = plan(fingerprint, overrides={"normalization": "nonorm"})
+    store = CaseStore.build(Scaled(dataset), as_stored, tmp_path, precision="float16")
+    kinds = [store.load(case_id).image.dtype for case_id in store.case_ids]
+    assert kinds == [np.float16, np.float32, np.float16, np.float16]
+    assert np.isclose(store.load(store.case_ids[1]).image.max(), highest, rtol=0.05)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_size_is_known_before_anything_is_preprocessed(dataset, made_plan, tmp_path, precision):
     expected = store_bytes(inspect(dataset), made_plan, precision=precision)

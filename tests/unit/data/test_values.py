@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import as_ids, frozen, holds_whole_numbers, listed, without_metadata
+from candy_monai.data.values import as_ids, frozen, listed, without_metadata
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -21,16 +21,6 @@ def test_a_tensor_without_metadata_is_plain_and_shares_its_memory(tensor):
     plain = without_metadata(tensor)
     assert type(plain) is torch.Tensor
     assert plain.data_ptr() == tensor.data_ptr()
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([0.0, 3.0], True), ([0.0, 0.5], False), ([0.0, float("nan")], False), ([0, 7], True), ([True], True)],
-)
-def test_whole_numbers_are_told_from_fractions_whatever_their_type(values, expected):
-    tensor = torch.tensor(values)
-    assert holds_whole_numbers(tensor) is expected
-    assert holds_whole_numbers(MetaTensor(tensor)) is expected
 
 
 def test_a_label_has_one_id_and_a_region_several():

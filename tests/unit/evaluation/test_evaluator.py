@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from candy_monai.data.datasets import DatasetFromMemory, MergedDataset, SimpleDa
 from candy_monai.data.io import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
+from candy_monai.inference.channels import RunChannels
 
 
 def ids(*rows):
@@ -98,7 +100,7 @@ def test_any_type_of_whole_numbers_will_do(dtype):
 
 
 def test_probabilities_and_intensities_are_no_label_ids():
-    with pytest.raises(BadInputError, match=r"case_0000: the prediction holds values that are not whole numbers"):
+    with pytest.raises(BadInputError, match=r"case_0000: the prediction holds fractions such as 0\.4, 0\.6"):
         Evaluator().evaluate(ids([0.4, 0.6]), ids([0, 1]))
     with pytest.raises(BadInputError, match=r"label id 70000; are these label maps"):
         Evaluator().evaluate(ids([70000, 0]), ids([0, 1]))
@@ -131,6 +133,7 @@ def test_every_unmatched_name_is_listed(tmp_path):
         "x: prediction without reference",
         "b: reference without prediction",
         "c: reference without prediction",
+        "1 of 2 predictions and 2 of 3 references have no partner; --common (common=True) compares the 1 in common",
     )
 
 
@@ -210,7 +213,11 @@ def test_metrics_that_cannot_be_told_apart_are_refused(metrics, message):
 class Thresholding:
     """Stands in for a predictor of one class."""
 
-    num_classes, num_channels, plan = 1, 1, SimpleNamespace(ignore_label=7, regions=())
+    num_classes, num_channels, plan = (
+        1,
+        1,
+        SimpleNamespace(ignore_label=7, regions=(), class_names=("background", "organ")),
+    )
 
     def predict(self, image):
         if isinstance(image, torch.Tensor):
@@ -218,6 +225,10 @@ class Thresholding:
         from candy_monai.data.io import load_image
 
         return (load_image(image[0]) > 0).long()
+
+    @property
+    def channels(self):
+        return RunChannels.unnamed(1)
 
 
 def test_images_are_predicted_and_the_predictor_says_what_is_measured(tmp_path):
@@ -292,3 +303,100 @@ def test_regions_are_measured_as_unions_of_ids_under_their_places():
     (case,) = Evaluator("dice", regions=[(1, 2), (2,)], ignore_label=3).evaluate(prediction, reference)
     assert case.classes[1]["dice"] == pytest.approx(2 * 2 / (2 + 3))  # the ignored voxel counts for nothing
     assert case.classes[2]["dice"] == pytest.approx(2 * 1 / (2 + 2))
+
+
+def test_the_cases_that_both_have_are_compared_when_asked_and_the_others_named(tmp_path):
+    cases = {name: blobs(seed) for seed, name in enumerate("abcd")}
+    few = written(tmp_path / "few", {"a": blobs(0), "x": blobs(1)})
+    many = written(tmp_path / "many", cases)
+    for predictions, references in ((few, many), (many, few), ({"a": blobs(0), "x": blobs(1)}, cases)):
+        found = Evaluator("dice").evaluate(predictions, references, common=True)
+        assert [(case.case_id, case.metrics["dice"]) for case in found] == [("a", 1.0)]
+        assert found.left_out == ("b", "c", "d", "x")
+    assert "left out, without a partner: b, c, d, x" in found.notes()
+    with pytest.raises(BadInputError, match="found no predictions to compare; none of 3 is in both"):
+        Evaluator().evaluate({"x": blobs(0)}, {"a": blobs(0), "b": blobs(1)}, common=True)
+
+
+@pytest.mark.parametrize("which", ["prediction", "reference"])
+def test_ids_without_a_class_are_refused_by_case_and_id_and_all_such_cases_are_named(which):
+    cases = {"a": ids([0, 1, 4]), "b": ids([0, 1, 2]), "c": ids([5, 4, 0])}
+    plain = {name: ids([0, 1, 2]) for name in cases}
+    sides = (cases, plain) if which == "prediction" else (plain, cases)
+    for options in ({"num_classes": 3}, {"class_names": ["background", "liver", "tumour"]}):
+        with pytest.raises(BadInputError) as caught:
+            Evaluator("dice", **options).evaluate(*sides)
+        first, second = str(caught.value).splitlines()
+        assert first.startswith(f"a: the {which} holds the label ids 4; expected are 0, 1, 2")
+        assert second.startswith(f"c: the {which} holds the label ids 4, 5; expected are 0, 1, 2")
+
+
+def test_the_file_that_holds_an_unknown_id_is_named(tmp_path):
+    folders = [written(tmp_path / name, {"a": ids([0, 4])}) for name in ("one", "other")]
+    with pytest.raises(BadInputError, match=r"prediction .*one/a\.nii\.gz holds the label ids 4; .*other/a\.nii\.gz"):
+        Evaluator("dice", num_classes=4).evaluate(*folders)
+
+
+def test_ids_may_have_gaps_where_names_say_which_there_are():
+    maps = ids([0, 1, 3])
+    found = Evaluator("dice", class_names={0: "background", 1: "liver", 3: "tumour"}).evaluate(maps, maps)
+    assert list(found[0].classes) == [1, 3]
+    assert found.table().splitlines()[2].startswith("3 tumour")
+    with pytest.raises(BadInputError, match="label ids 2"):
+        Evaluator("dice", class_names={1: "liver", 3: "tumour"}).evaluate(ids([2, 0, 0]), maps)
+
+
+def test_regions_by_name_name_the_lines_and_ids_of_no_region_are_refused_only_where_classes_are_known():
+    maps = ids([0, 1, 2, 3])
+    regions = {"whole": (1, 2), "core": 2}
+    found = Evaluator("dice", regions=regions).evaluate(maps, maps)
+    assert [line.split()[:2] for line in found.table().splitlines()[1:3]] == [["1", "whole"], ["2", "core"]]
+    with pytest.raises(BadInputError, match="label ids 3"):
+        Evaluator("dice", regions=regions, num_classes=3).evaluate(maps, maps)
+
+
+def placed(label, flipped=(), order=(0, 1, 2), shift=0.0):
+    """Return a label on a grid of 1 x 2 x 3 mm whose axes run another way, as another tool would store it."""
+    affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    affine[0, 3] = shift
+    affine[:, :3] = affine[:, list(order)]
+    stored = label.permute(0, *(axis + 1 for axis in order))
+    for axis in flipped:
+        affine[:, 3] += affine[:, axis] * (stored.shape[axis + 1] - 1)
+        affine[:, axis] *= -1
+    return MetaTensor(stored.flip([axis + 1 for axis in flipped]), affine=affine)
+
+
+@pytest.mark.parametrize("options", [{"flipped": (0,)}, {"flipped": (0, 2)}, {"order": (2, 0, 1), "flipped": (1,)}])
+def test_a_prediction_whose_axes_run_another_way_is_turned_to_its_reference(tmp_path, options):
+    prediction, reference = placed(blobs(0), **options), placed(blobs(0))
+    seen = []
+    own = {"seen": lambda one, other: seen.append(torch.equal(one.as_tensor(), other.as_tensor())) or 1.0}
+    assert Evaluator("dice", own).evaluate(prediction, reference).mean_metrics["dice"] == 1.0
+    assert seen == [True]
+    for name, label in (("one", prediction), ("other", reference)):
+        save_image(label, tmp_path / name / "a.nii.gz")
+    assert Evaluator("dice").evaluate(tmp_path / "one", tmp_path / "other").mean_metrics["dice"] == 1.0
+    scans = [nibabel.load(tmp_path / name / "a.nii.gz") for name in ("one", "other")]
+    assert Evaluator("dice").evaluate(scans[0], scans[1]).mean_metrics["dice"] == 1.0
+    assert Evaluator("dice").evaluate([scans[0]], [tmp_path / "other/a.nii.gz"]).mean_metrics["dice"] == 1.0
+
+
+def test_tensors_on_grids_of_other_places_are_refused_with_both():
+    with pytest.raises(BadInputError, match=r"the prediction: origin \(40\.0.*the reference has \(0\.0"):
+        Evaluator("dice").evaluate(placed(blobs(0), shift=40.0), placed(blobs(0)))
+
+
+def test_probabilities_beside_label_maps_are_no_cases_and_other_files_are_named(tmp_path):
+    folder = written(tmp_path / "predictions", {"a": blobs(0), "a_probabilities": blobs(0).float() / 2})
+    references = written(tmp_path / "references", {"a": blobs(0)})
+    (folder / "a.npz").write_bytes(b"")
+    (folder / "notes.txt").write_text("")
+    save_image(torch.zeros(1, 4, 4, dtype=torch.uint8), folder / "view.png")
+    found = Evaluator("dice").evaluate(folder, references)
+    assert [case.case_id for case in found] == ["a"]
+    assert found.passed_over == ("notes.txt", "view.png")
+    assert found.notes() == ["passed over, no prediction of a case: notes.txt, view.png"]
+    written(references, {"a_probabilities": blobs(1)})  # then it is a case of that name
+    written(folder, {"a_probabilities": blobs(1)})
+    assert len(Evaluator("dice").evaluate(folder, references)) == 2

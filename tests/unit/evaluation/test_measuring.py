@@ -9,7 +9,7 @@ from candy_monai.evaluation.measuring import ComparedCase, Measure, confusion
 
 
 def _measure(**options):
-    defaults = {"num_classes": None, "ignore_label": None, "include_background": False, "regions": None}
+    defaults = {"label_ids": None, "ignore_label": None, "include_background": False, "regions": None}
     return Measure(**{"names": ("dice",), "own": {}, "tolerance_mm": 1.0, **defaults, **options})
 
 
@@ -48,7 +48,7 @@ def test_a_metric_that_returns_no_number_is_named():
 
 def test_a_class_in_neither_has_no_value_and_an_entry_only_when_it_was_asked_for():
     assert 2 not in _measure()(_case([1], [1])).classes
-    assert math.isnan(_measure(num_classes=3)(_case([1], [1])).classes[2]["dice"])
+    assert math.isnan(_measure(label_ids=(0, 1, 2))(_case([1], [1])).classes[2]["dice"])
 
 
 def test_the_spacing_is_the_reference_s():

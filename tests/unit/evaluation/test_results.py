@@ -93,3 +93,14 @@ def test_the_table_has_a_line_for_each_class_and_says_what_was_not_measured():
         "volume: mean 3.5000 of 2 cases",
     ]
     assert str(result(case("a", 1.0))).splitlines()[-1].startswith("mean")
+
+
+def test_values_that_are_none_or_infinite_are_counted_and_the_mean_of_the_others_is_noted():
+    found = result(case("a", 1.0, NAN), case("b", math.inf, NAN), case("c", 3.0, NAN))
+    assert found.undefined == {"dice": 3}
+    assert found.infinite == {"dice": 1}
+    assert found.notes() == [
+        "dice: 1 of 3 values are infinite, of classes that only one of the two maps contains; the mean of the others "
+        "is 2.0000"
+    ]
+    assert result(case("a", 1.0)).notes() == []

@@ -339,6 +339,31 @@ def test_where_every_case_fails_none_is_said_to_be_done():
     assert "2 of 2 cases could not be predicted; none is done" in str(error)
 
 
+class _LeftOver(PredictionListener):
+    def __init__(self):
+        self.said = {}
+
+    def on_left_over(self, file, reason):
+        self.said[file.name] = reason
+
+
+def test_what_an_earlier_prediction_left_of_a_case_that_fails_stays_and_is_told(predictor, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in "ab":
+        _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
+    predictor.predict_to_files(folder, out, probabilities=True, listener=(first := _LeftOver()))
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    (folder / "a.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(PredictionError):
+        predictor.predict_to_files(folder, out, listener=(second := _LeftOver()))
+    assert first.said == {}
+    assert set(second.said) == {"a.nii.gz", "a_probabilities.nii.gz", "b_probabilities.nii.gz"}
+    assert second.said["a.nii.gz"] == "a could not be predicted this time"
+    assert "were not asked for" in second.said["b_probabilities.nii.gz"]
+    assert all((out / name).read_bytes() == before[name] for name in second.said)
+
+
 def test_a_lone_bad_input_is_its_own_error(predictor, mixed_folder, tmp_path):
     with pytest.raises(BadInputError, match=r"empty\.nii\.gz"):
         predictor.predict_to_files(mixed_folder / "empty.nii.gz", tmp_path / "out")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from candy_monai.data.planning import Region
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.cases import PredictionListener
+from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.inputs import input_case
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.scratch import room_on_disk
@@ -68,7 +71,7 @@ def test_a_scan_is_predicted_part_by_part_as_it_is_at_once(predictor):
 
 
 def _loaded(image):
-    return input_case(image, num_dims=3).load(num_channels=1)
+    return input_case(image, channels=RunChannels.unnamed(1), num_dims=3).load(RunChannels.unnamed(1))
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "PIL", "IRP"])
@@ -146,6 +149,59 @@ def test_probabilities_count_towards_the_memory(experiment, predictor):
     assert torch.equal(bounded.predict(image).as_tensor(), predictor.predict(image).as_tensor())
     with pytest.raises(BadInputError, match="allow more memory"):
         bounded.predict_image(image, probabilities=True)
+
+
+def _written(predictor, tmp_path, *, probabilities):
+    """Return the label map and the probabilities that are written of the scan."""
+    nibabel.save(_scan(), tmp_path / "a.nii.gz")
+    out = tmp_path / f"out{probabilities}"
+    (labels,) = predictor.predict_to_files(tmp_path / "a.nii.gz", out, probabilities=probabilities)
+    file = out / "a_probabilities.nii.gz"
+    return np.asarray(nibabel.load(labels).dataobj), np.asarray(nibabel.load(file).dataobj) if probabilities else None
+
+
+@pytest.mark.parametrize("together", ["one", "side by side", "other windows"])
+def test_the_label_map_is_that_of_the_greatest_probability_written(experiment, predictor, tmp_path, together):
+    if together != "one":
+        other = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 3, 1))
+        inferer = WindowInferer((24, 16, 16)) if together == "other windows" else None
+        second = Predictor(experiment, network=_network(), inferer=inferer)
+        second.model.network.load_state_dict(other.state_dict())
+        predictor = EnsemblePredictor([predictor, second])
+    labels, probabilities = _written(predictor, tmp_path, probabilities=True)
+    assert np.array_equal(probabilities.argmax(-1), labels)
+    assert len(np.unique(labels)) > 1
+    assert np.array_equal(_written(predictor, tmp_path, probabilities=False)[0], labels)
+
+
+def test_regions_are_where_the_written_probability_exceeds_a_half(tmp_path):
+    regions = (Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2))
+    plan = dataclasses.replace(
+        small_plan(),
+        patch_shape=(16, 16, 16),
+        spacing_mm=(1.0, 1.5, 2.0),
+        regions=regions,
+        num_classes=2,
+        class_names=("whole", "core"),
+    )
+
+    class Regions(_Planned):
+        def build_network(self, example_shape):
+            return torch.nn.Conv3d(1, 2, 3, padding=1)
+
+    data = [(torch.randn(1, 16, 16, 16), torch.randint(0, 3, (1, 16, 16, 16))) for _ in range(2)]
+    trainer = small_trainer(tmp_path / "run", data, cls=Regions)
+    trainer.use_plan(plan)
+    trainer.deep_supervision = False
+    trainer.train(1, save_preview=False)
+    network = trainer.build_network((1, 16, 16, 16))
+    members = [Predictor(trainer.experiment_folder(), network=network) for _ in range(2)]
+    for predictor in (members[0], EnsemblePredictor(members)):
+        labels, probabilities = _written(predictor, tmp_path, probabilities=True)
+        painted = np.where(probabilities[..., 1] > 0.5, 2, np.where(probabilities[..., 0] > 0.5, 1, 0))
+        assert np.array_equal(painted, labels)
+        assert len(np.unique(labels)) == 3
+        assert np.array_equal(_written(predictor, tmp_path, probabilities=False)[0], labels)
 
 
 def test_an_ensemble_of_twins_predicts_what_each_of_them_does(predictor, experiment):

@@ -66,9 +66,36 @@ def test_ignored_voxels_count_neither_for_nor_against(ignore):
     assert close(dice_per_class(prediction, reference, 2, ignore_index=ignore), [1.0])
 
 
-def test_an_id_that_is_no_class_matches_nothing():
-    assert close(dice_per_class(case([[1, 9]]), case([[1, 9]]), 2), [1.0])
-    assert close(dice_per_class(case([[1, 1]]), case([[1, 9]]), 2), [2 / 3])
+MEASURES = [dice_per_class, iou_per_class, mean_dice, lambda p, r, n, **o: dice_per_region(p, r, [range(1, n)], **o)]
+
+
+@pytest.mark.parametrize("measure", MEASURES[:3])
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_id_that_is_no_class_is_refused(measure, which):
+    maps = [case([[1, 9]]), case([[1, 1]])]
+    with pytest.raises(ValueError, match=r"holds the label id 9, but with num_classes=2 .*num_classes=10"):
+        measure(maps[which], maps[1 - which], 2)
+
+
+def test_without_the_check_an_id_that_is_no_class_matches_nothing():
+    assert close(dice_per_class(case([[1, 9]]), case([[1, 9]]), 2, check_ids=False), [1.0])
+    assert close(dice_per_class(case([[1, 1]]), case([[1, 9]]), 2, check_ids=False), [2 / 3])
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("value", [0.99, NAN, -1.0])
+def test_probabilities_and_other_values_that_are_no_ids_are_refused(measure, value):
+    maps = [case([[0, 1]]) * value, case([[0, 1]])]
+    for one, other in (maps, reversed(maps)):
+        with pytest.raises(ValueError, match=r"holds (fractions|NaN|-1)"):
+            measure(one, other, 2)
+
+
+def test_255_in_a_byte_is_not_the_ignored_minus_1():
+    reference = case([[1, 255, 0]]).to(torch.uint8)
+    found = dice_per_class(reference, reference, 256, ignore_index=-1)
+    assert close(found[[0, 254]], [1.0, 1.0])
+    assert close(dice_per_region(reference, reference, [[1, 255]], ignore_index=-1), [1.0])
 
 
 @given(seed=st.integers(0, 2**16), num_classes=st.integers(2, 6), dims=st.sampled_from([2, 3]))

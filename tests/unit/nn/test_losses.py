@@ -281,3 +281,53 @@ def test_split_loss_keeps_a_pair():
 def test_split_loss_refuses_anything_else(result):
     with pytest.raises(TypeError, match="criterion must return"):
         split_loss(result)
+
+
+BOTH_LOSSES = [(DiceBCELossWithLogits(1), 1), (DiceBCELossWithLogits(3), 3), (DiceCELossWithLogits(3), 3)]
+
+
+@pytest.mark.parametrize(("criterion", "channels"), BOTH_LOSSES)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0.5, "fractions such as 0.5"), (math.nan, "NaN"), (-1, "-1"), (7, "the id 7, but with num_")],
+)
+def test_labels_that_are_no_ids_of_the_classes_are_refused(criterion, channels, value, message):
+    labels = torch.zeros(1, 1, 4, 4)
+    labels[0, 0, 1, 1] = value
+    with pytest.raises(ValueError, match=message):
+        criterion(torch.zeros(1, channels, 4, 4), labels)
+
+
+def test_masks_may_be_soft_and_not_beyond_0_and_1():
+    criterion, logits = DiceBCELossWithLogits(2), torch.zeros(1, 2, 4, 4)
+    assert criterion(logits, torch.full((1, 2, 4, 4), 0.3))[0].isfinite()
+    with pytest.raises(ValueError, match="values from 0 to 255, expected 0 to 1"):
+        criterion(logits, torch.tensor([0, 255])[None, :, None, None].expand(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.uint16, torch.bool, torch.float64])
+@pytest.mark.parametrize(("criterion", "channels"), BOTH_LOSSES)
+def test_ids_of_every_type_cost_the_same(criterion, channels, dtype):
+    ids, logits = some_ids(2), some_logits(channels)
+    assert torch.equal(criterion(logits, ids.to(dtype))[0], criterion(logits, ids)[0])
+
+
+@pytest.mark.parametrize(
+    "criterion", [DiceBCELossWithLogits(256, ignore_index=-1), DiceCELossWithLogits(256, ignore_index=-1)]
+)
+def test_255_in_a_byte_is_not_the_ignored_minus_1(criterion):
+    ids, logits = torch.full((1, 1, 2, 2), 255), some_logits(256)[:1, :, :2, :2]
+    assert torch.equal(criterion(logits, ids.to(torch.uint8))[0], criterion(logits, ids)[0])
+
+
+class _Elsewhere(torch.Tensor):
+    """A tensor that says it is on a GPU, where nothing may be read back."""
+
+    device = torch.device("cuda")
+
+
+def test_where_labels_cannot_be_looked_at_the_loss_is_nan():
+    for criterion, channels in BOTH_LOSSES:
+        loss, labels = torch.ones(()), torch.zeros(1, 1, 2, 2).as_subclass(_Elsewhere)
+        assert criterion._nan_unless_ids(loss, labels).item() == 1.0
+        assert criterion._nan_unless_ids(loss, labels + 0.5).isnan(), channels

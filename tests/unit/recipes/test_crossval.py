@@ -8,6 +8,7 @@ from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.recipes import crossval
 from candy_monai.recipes.crossval import FoldRun, cross_validate
+from tests.folders import make
 
 TINY = ["filters=4,8,8", "iterations_per_epoch=2", "batch_size=1"]
 
@@ -104,3 +105,15 @@ def test_the_command_trains_the_folds_and_prints_their_scores(phantom, tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["0", "1", "2", "3"]
     assert any(line.split()[:1] == ["mean"] for line in lines)
+
+
+@pytest.mark.parametrize(("groups", "warnings"), [(None, 1), ("^(.+?)_frame", 0)])
+def test_patients_on_both_sides_of_the_folds_are_told_before_the_first_is_trained(
+    tmp_path, pretended, groups, warnings
+):
+    ids = tuple(f"patient{patient}_frame{frame}" for patient in range(3) for frame in range(2))
+    said = []
+    cross_validate(make(tmp_path / "data", ids=ids), groups=groups, out=tmp_path / "out", on_progress=said.append)
+    found = [text for text in said if "patients are both in training and in validation" in text]
+    assert len(found) == warnings
+    assert all(text.startswith("Warning: ") and "--groups '^(.+?)_frame'" in text for text in found)

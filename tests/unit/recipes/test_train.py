@@ -13,6 +13,7 @@ from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.inference.loading import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.train import load_trainer_class, train_dataset
+from tests.folders import make, texture
 
 TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
 
@@ -284,3 +285,20 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_data_are_read(phan
 def test_a_secret_that_a_frontend_misses_is_said_before_the_dataset_is_read(tmp_path):
     with pytest.raises(SettingsError, match="NotionFrontend needs the secret 'notion_api_key'"):
         train_dataset(tmp_path / "no dataset", frontend=NotionFrontend, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("groups", "told"), [(None, 1), ("^(.+?)_frame", 0)])
+def test_patients_on_both_sides_of_the_chosen_fold_are_told_at_the_start(tmp_path, monkeypatch, groups, told):
+    ids = tuple(f"patient{patient}_frame{frame}" for patient in range(3) for frame in range(2))
+    said = []
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("candy_monai.recipes.train.prepare_dataset", stop)
+    folder = texture(make(tmp_path / "data", ids=ids))
+    with pytest.raises(KeyboardInterrupt):
+        train_dataset(folder, fold=1, groups=groups, device="cpu", out=tmp_path / "out", on_progress=said.append)
+    found = [text for text in said if "patients are both in training and in validation" in text]
+    assert len(found) == told
+    assert all("validated in fold 1)" in text for text in found)

@@ -106,16 +106,102 @@ def test_whatever_structure_a_network_returns_it_trains_and_evaluates_to_one_ten
     assert seen == [(3, 16, 16)] * 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.uint8, torch.bool])
-def test_labels_of_any_type_train_and_validate(tmp_path, dtype):
-    class Typed(Squares):
-        def __getitem__(self, index):
-            image, label = super().__getitem__(index)
-            return image, label.to(dtype)
+class _Changed(Squares):
+    """Squares of three classes with their labels changed."""
 
-    trainer = small_trainer(tmp_path, Typed())
+    def __init__(self, change):
+        super().__init__(num_classes=3)
+        self.change = change
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, self.change(label)
+
+
+def _changed(folder, change, *, num_classes=3, **attributes):
+    trainer = small_trainer(folder, _Changed(change))
+    vars(trainer).update(num_classes=num_classes, **attributes)
+    return trainer
+
+
+LABEL_TYPES = [torch.float32, torch.float64, torch.float16, torch.int8, torch.int16, torch.int32, torch.uint8]
+
+
+@pytest.mark.parametrize("dtype", [*LABEL_TYPES, torch.uint16, torch.uint32])
+def test_labels_of_any_type_train_like_those_of_int64(tmp_path, dtype):
+    def metrics(change):
+        trainer = _changed(tmp_path, change)
+        trainer.train(1, seed=0)
+        return {name: values for name, values in trainer.metrics().items() if name != "epoch duration"}
+
+    assert metrics(lambda label: label.to(dtype)) == metrics(lambda label: label)
+
+
+def test_boolean_labels_train_and_validate(tmp_path):
+    trainer = _changed(tmp_path, lambda label: label > 0, num_classes=1)
     trainer.train(1)
     assert 0 <= trainer.metrics()["val dice"][0] <= 1
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda label: (label > 0) / 255, r"holds fractions such as 0\.003922.*multiply by 255"),
+        (lambda label: (label > 0) * 0.5, r"holds fractions such as 0\.5.*nearest neighbour"),
+        (lambda label: torch.where(label > 0, math.nan, label.float()), "holds NaN"),
+        (lambda label: torch.where(label > 0, math.inf, label.float()), "holds infinity"),
+        (lambda label: torch.where(label > 0, -1, label), "holds -1,"),
+        (lambda label: label[0], r"shape \(1, 16, 16\), expected \(B, 1, \*spatial\).*label\[None\]"),
+    ],
+)
+def test_labels_that_are_no_ids_are_refused_before_anything_is_written(tmp_path, num_classes, change, message):
+    with pytest.raises(BadInputError, match=message):
+        _changed(tmp_path, change, num_classes=num_classes).train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_hot_labels_are_refused_with_the_way_to_ids(tmp_path):
+    def one_hot(label):
+        return nn.functional.one_hot(label[0], 3).movedim(-1, 0)
+
+    with pytest.raises(BadInputError, match=r"shape \(1, 3, 16, 16\).*labels\.argmax\(1, keepdim=True\)"):
+        _changed(tmp_path, one_hot).train(1)
+
+
+def test_the_case_at_fault_is_named_among_those_of_its_batch(tmp_path):
+    trainer = _changed(tmp_path, lambda label: label)
+    labels = torch.zeros(3, 1, 4, 4)
+    labels[1] = 0.5
+    with pytest.raises(BadInputError, match=r"^b holds fractions"):
+        trainer.check_labels(labels, ("a", "b", "c"))
+
+
+def test_labels_of_minus_1_that_are_ignored_train_whatever_their_type_and_padding(tmp_path):
+    class Padded(SmallTrainer):
+        num_classes, ignore_index = 3, -1
+
+        def build_padding_module(self):
+            return Pad2d(32)
+
+    data = _Changed(lambda label: label.to(torch.uint8))
+    small_trainer(tmp_path, data, cls=Padded).train(1)
+    data.change = lambda label: torch.where(label == 2, -1, label)
+    small_trainer(tmp_path, data, cls=Padded).train(1)
+
+
+def test_masks_of_a_trainer_that_scores_them_itself_are_its_own_matter(tmp_path):
+    class Masks(SmallTrainer):
+        num_classes = 2
+
+        def build_criterion(self):
+            return DiceBCELossWithLogits(2)
+
+        def score_case(self, logits, label, toolbox):
+            return -float(toolbox.criterion(logits, label)[0]), {}
+
+    data = _Changed(lambda label: torch.cat([label > 0, label > 1]))
+    small_trainer(tmp_path, data, cls=Masks).train(1)
 
 
 def test_empty_labels_survive_training_and_a_class_that_is_nowhere_counts_nowhere(tmp_path):

@@ -21,6 +21,7 @@ from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
 from candy_monai.nn.padding import Pad2d
 from candy_monai.observers.base import Observer
+from candy_monai.training.trainer import Trainer
 from tests.contracts.trainer_contract import TrainerContract
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -646,3 +647,79 @@ def test_one_trainer_can_run_twice_and_makes_two_experiments(tmp_path):
     trainer.train(1)
     assert trainer.experiment_id() != first
     assert len(list((tmp_path / "SmallTrainer").iterdir())) == 2
+
+
+class _Typed(Squares):
+    """Squares with images and labels of some types."""
+
+    def __init__(self, images, labels=torch.int64):
+        super().__init__()
+        self.types = images, labels
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (20 * image.abs()).round().to(self.types[0]), label.to(self.types[1])
+
+
+IMAGE_TYPES = [torch.uint8, torch.int16, torch.uint16, torch.int64, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", IMAGE_TYPES)
+def test_images_of_any_type_train_like_those_of_float32(tmp_path, dtype):
+    def metrics(dtype):
+        trainer = small_trainer(tmp_path, _Typed(dtype))
+        trainer.train(1, seed=0, save_preview=False)
+        return {name: values for name, values in trainer.metrics().items() if name != "epoch duration"}
+
+    assert metrics(dtype) == metrics(torch.float32)
+
+
+@pytest.mark.parametrize("network_type", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("image_type", [torch.float32, torch.float64])
+def test_images_and_floating_labels_come_in_the_type_of_the_network(tmp_path, network_type, image_type):
+    class Looking(SmallTrainer):
+        seen = ()
+
+        def build_network(self, example_shape):
+            return super().build_network(example_shape).to(network_type)
+
+        def backward(self, images, labels, toolbox):
+            self.seen = images.dtype, labels.dtype
+            return super().backward(images, labels, toolbox)
+
+    trainer = small_trainer(tmp_path, _Typed(image_type, torch.float64), cls=Looking)
+    trainer.train(1, save_preview=False)
+    assert trainer.seen == (network_type, torch.promote_types(network_type, torch.float32))
+
+
+def test_a_trainer_that_is_not_of_segmentation_may_learn_any_numbers(tmp_path):
+    class Regression(Trainer):
+        def build_network(self, example_shape):
+            return nn.Conv2d(example_shape[0], 1, 3, padding=1)
+
+        def build_optimizer(self, params):
+            return torch.optim.SGD(params, lr=0.01)
+
+        def build_scheduler(self, optimizer, num_epochs):
+            return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+        def build_criterion(self):
+            return nn.MSELoss()
+
+        def backward(self, images, labels, toolbox):
+            loss = toolbox.criterion(toolbox.model(images), labels)
+            loss.backward()
+            return loss.detach(), {}
+
+        def validate_case(self, image, label, toolbox):
+            output = toolbox.model(image[None])[0]
+            return -toolbox.criterion(output, label).item(), {}, output
+
+    class Fractions(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label.double() * -0.3
+
+    trainer = small_trainer(tmp_path, Fractions(), cls=Regression)
+    trainer.train(1, save_preview=False)
+    assert math.isfinite(trainer.metrics()["val score"][0])

@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, EnsureTyped, Invertd, Orientationd
 
 from candy_monai.transforms import CropForegroundIfAnyd, PaintLabels, PaintLabelsd, ResampleToSpacingd
-from candy_monai.transforms.painting import LabelPainter, label_ids
+from candy_monai.transforms.painting import LabelPainter, label_ids, probabilities_of
 from candy_monai.transforms.resampling import resample_scores
 
 
@@ -94,6 +94,66 @@ def test_painting_then_inverting_gives_what_inverting_scores_and_then_choosing_g
 
 def test_regions_and_single_channels_are_painted_above_their_threshold():
     regions = torch.tensor([[[0.9, 0.9, 0.1, 0.4]], [[0.9, 0.1, 0.9, 0.5]]])
-    assert PaintLabels((1, 2), threshold=0.5)(regions).flatten().tolist() == [2, 1, 2, 0]
+    assert PaintLabels((1, 2), are_probabilities=True)(regions).flatten().tolist() == [2, 1, 2, 0]
     assert PaintLabels()(torch.tensor([[[-0.1, 0.1]]])).flatten().tolist() == [0, 1]
     assert PaintLabels()(torch.tensor([[[-1.0, 1.0]]]), (1, 4)).flatten().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("target", [(7, 9, 5), (14, 5, 11), (7, 4, 5)])
+@pytest.mark.parametrize(("num_classes", "paints"), [(1, ()), (4, ()), (3, (3, 1, 2))])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("are_probabilities", [False, True])
+def test_labels_are_those_of_the_greatest_probability_and_the_same_without(
+    target, num_classes, paints, axis, are_probabilities
+):
+    source = (7, 9, 5)
+    scores = 3 * torch.randn(num_classes, *source, generator=torch.Generator().manual_seed(0))
+    scores = scores.sigmoid() if are_probabilities else scores
+    painters = [
+        LabelPainter(
+            source,
+            target,
+            axis=axis,
+            paints=paints,
+            are_probabilities=are_probabilities,
+            with_probabilities=with_probabilities,
+        )
+        for with_probabilities in (True, False)
+    ]
+    for place in _parts(source, axis, cuts=(1, 3)):
+        for painter in painters:
+            painter.add(place, scores[(slice(None), *place)].clone())
+    asked, plain = painters
+    assert torch.equal(asked.labels(), plain.labels())
+    probabilities = asked.probabilities()
+    assert torch.equal(label_ids(probabilities, paints=paints, threshold=0.5), plain.labels())
+    resampled = resample_scores(scores, target)
+    exclusive = num_classes > 1 and not paints
+    expected = resampled if are_probabilities else resampled.softmax(0) if exclusive else resampled.sigmoid()
+    assert torch.allclose(probabilities, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="not asked for"):
+        plain.probabilities()
+
+
+def test_scores_with_weights_become_the_probabilities_of_their_quotients():
+    scores, weights = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)), torch.rand(4, 5) + 0.1
+    painter = LabelPainter((4, 5), (4, 5), with_probabilities=True)
+    painter.add((slice(0, 4), slice(0, 5)), scores * weights, weights=weights)
+    assert torch.allclose(painter.probabilities(), scores.softmax(0), atol=1e-6)
+    assert torch.equal(painter.labels(), scores.argmax(0).to(torch.uint8))
+
+
+def test_logits_that_single_precision_cannot_tell_apart_as_probabilities_keep_their_order():
+    scores = torch.tensor([[0.0, 0.0], [1e-9, 0.0], [-1.0, -1.0]])
+    assert scores.softmax(0)[0, 0] == scores.softmax(0)[1, 0]
+    ids = label_ids(scores)
+    assert ids.tolist() == [1, 0]
+    probabilities = probabilities_of(scores, ids)
+    assert probabilities.argmax(0).tolist() == [1, 0]
+    assert torch.allclose(probabilities, scores.softmax(0), atol=1e-7)
+
+
+def test_a_logit_just_above_zero_is_more_likely_than_not():
+    scores = torch.tensor([[1e-30, 0.0, -1e-30]])
+    assert (scores.sigmoid() > 0.5).sum() == 0
+    assert (probabilities_of(scores) > 0.5).tolist() == [[True, False, False]]

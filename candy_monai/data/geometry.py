@@ -1,0 +1,66 @@
+"""The grid on which a file's samples lie, and which affines describe none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from candy_monai.aliases import Shape
+
+_FLATTEST = 1e-3
+"""Of unit vectors along the axes the least extent in any direction: a gantry's tilt leaves about 0.7, a plane 0."""
+
+IN_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "nm": 1e-6}
+"""Millimetres of each unit of length that headers state."""
+
+
+class UnusableFileError(ValueError):
+    """A file was decoded, and what it holds cannot be used; the text says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Geometry:
+    """The grid on which a file's samples lie.
+
+    Attributes:
+        spatial_shape: The spatial axes in the file's order; (row, column) for a picture.
+        num_channels: Samples for each position.
+        affine: 4 x 4, from indices to millimetres in RAS+; the identity for a picture.
+        is_picture: Whether the format knows no physical space.
+        file_shape: The shape as the file declares it, so that a result can be written with as many axes.
+    """
+
+    spatial_shape: Shape
+    num_channels: int
+    affine: NDArray[np.float64]
+    is_picture: bool
+    file_shape: Shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """The distance between neighbouring samples along each spatial axis, in millimetres; 1 for a picture."""
+        lengths = np.linalg.norm(self.affine[:3, : len(self.spatial_shape)], axis=0)
+        return tuple(float(length) for length in lengths)
+
+
+def affine_problem(affine: NDArray[np.floating], num_dims: int) -> str | None:
+    """Return why an affine says no place for every voxel; ``None`` where it does.
+
+    Args:
+        affine: 4 x 4, from indices to a position in space.
+        num_dims: Spatial axes, 2 or 3; the columns of the others do not count.
+    """
+    axes = np.asarray(affine, dtype=np.float64)[:3, :num_dims]
+    if not (np.isfinite(axes).all() and np.isfinite(np.asarray(affine)[:3, 3]).all()):
+        return "holds NaN or infinite numbers"
+    lengths = np.linalg.norm(axes, axis=0)
+    if not lengths.all():
+        return f"gives axis {int(np.argmin(lengths))} the voxel size 0"
+    if not np.isfinite(lengths).all() or np.linalg.svd(axes / lengths, compute_uv=False)[-1] < _FLATTEST:
+        return "lays all axes in one plane or line, so that voxels have no volume"
+    return None

@@ -1,0 +1,212 @@
+"""NIfTI files: decoded and encoded by nibabel, in millimetres whatever unit the header states.
+
+MONAI's reader stands on the same package. It rewrites an affine that disagrees with the header's voxel size, so that a
+result would no longer lie where the scan is, passes over the unit, and reads a compressed file without verifying its
+checksum.
+"""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel
+import numpy as np
+
+from candy_monai.data.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
+from candy_monai.data.names import image_suffix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nibabel.spatialimages import SpatialImage
+    from numpy.typing import NDArray
+
+_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+_UNITS = {1: IN_MM["m"], 2: IN_MM["mm"], 3: IN_MM["um"]}
+_UNIT_BITS = 7
+_MOST_QUANTIZED = 0.005  # half a step of integers whose scaled steps are hundredths: what rounding to them leaves
+_SINGLE_PRECISION = 1e-6
+_REMEDY = "write a right header, for example by converting the original again"
+
+
+def read_nifti(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
+    """Decode a file into a channel-first array and its geometry."""
+    if image_suffix(path) == ".nii.gz":
+        # Decompressing in one go is faster than nibabel's streaming and verifies the checksum at the file's end.
+        data = gzip.decompress(path.read_bytes())
+        affine = _stated_affine(data[:_HEADER_BYTES], path)
+        image = _nifti_kind(data[:4]).from_bytes(data)
+    else:
+        affine = _stated_affine(_start_of(path), path)
+        image = _open_nifti(path)
+    return _decoded(image, affine, is_label=is_label)
+
+
+def read_nifti_header(path: Path) -> Geometry:
+    """Read a file's geometry without decoding its samples."""
+    affine = _stated_affine(_start_of(path), path)
+    image = _open_nifti(path)
+    return in_space(image.shape, _in_mm(image, affine), channels=_fields(image.get_data_dtype()))
+
+
+def nibabel_array(image: SpatialImage, *, is_label: bool = False) -> tuple[NDArray[np.generic], Geometry]:
+    """Return the samples of an image of nibabel's, channel first, and its geometry.
+
+    Raises:
+        ValueError: If its axes are not 2 or 3 in space and at most one of channels, or its affine gives no place.
+    """
+    return _decoded(image, None, is_label=is_label)
+
+
+def in_space(shape: Sequence[int], affine: NDArray[np.float64], *, channels: int) -> Geometry:
+    """Return the geometry of samples in space: axes after the third hold channels, at most one is longer than 1."""
+    spatial, rest = tuple(shape[:3]), [length for length in shape[3:] if length > 1]
+    if len(spatial) < 2 or len(rest) > 1 or (rest and channels > 1):
+        raise ValueError(f"shape {tuple(shape)}: expected 2 or 3 spatial axes and at most one axis of channels")
+    return Geometry(
+        spatial_shape=spatial,
+        num_channels=channels * (rest[0] if rest else 1),
+        affine=np.asarray(affine, dtype=np.float64),
+        is_picture=False,
+        file_shape=tuple(shape),
+    )
+
+
+def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry) -> None:
+    """Encode a channel-first array, in millimetres."""
+    data = np.moveaxis(array, 0, -1)
+    spatial_ndim = data.ndim - 1
+    trailing = geometry.file_shape[len(geometry.spatial_shape) :]
+    if len(array) == 1:
+        data = data[..., 0]
+        if spatial_ndim == len(geometry.spatial_shape) and set(trailing) == {1}:
+            data = data.reshape(*data.shape, *trailing)
+    elif spatial_ndim == 2:
+        data = data[:, :, None]  # otherwise the channels would read as a third spatial axis
+    image = nibabel.Nifti1Image(data, geometry.affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(geometry.affine, code=1)
+    image.set_qform(geometry.affine, code=1)  # some readers prefer the qform: both must say the same
+    nibabel.save(image, path)
+
+
+def _decoded(
+    image: SpatialImage, affine: NDArray[np.float64] | None, *, is_label: bool
+) -> tuple[NDArray[np.generic], Geometry]:
+    array = np.asanyarray(image.dataobj)
+    geometry = in_space(array.shape, _in_mm(image, affine), channels=_fields(array.dtype))
+    if array.dtype.names:  # RGB samples are stored as records
+        array = np.stack([array[name] for name in array.dtype.names], axis=-1)
+    elif is_label:
+        array = _without_scaling(array, image)
+    spatial = geometry.spatial_shape
+    return np.moveaxis(array.reshape(*spatial, geometry.num_channels), -1, 0), geometry
+
+
+def _open_nifti(path: Path) -> SpatialImage:
+    """Read a file's header; for a suffix such as ``.Nii`` nibabel itself looks for a file of another name."""
+    suffix = path.name[-len(image_suffix(path)) :]
+    if suffix in (suffix.lower(), suffix.upper()):
+        return nibabel.load(path)
+    return _nifti_kind(_start_of(path)).from_file_map({"image": nibabel.FileHolder(str(path))})
+
+
+def _start_of(path: Path) -> bytes:
+    with (gzip.open if image_suffix(path) == ".nii.gz" else open)(path, "rb") as file:
+        start: bytes = file.read(_HEADER_BYTES)
+    return start
+
+
+def _nifti_kind(start: bytes) -> Any:  # a class of nibabel's, which has no types
+    is_nifti2 = 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+    return nibabel.Nifti2Image if is_nifti2 else nibabel.Nifti1Image
+
+
+def _in_mm(image: SpatialImage, stated: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return an image's affine in millimetres; ``stated`` is what its file says, in the header's unit."""
+    affine = np.array(image.affine if stated is None else stated, dtype=np.float64)
+    if problem := affine_problem(affine, min(len(image.shape), 3)):
+        raise UnusableFileError(f"the affine {problem}: {affine.tolist()}; give the image a right one")
+    header = image.header
+    if "xyzt_units" in getattr(header, "keys", tuple)():  # NIfTI's own; "unknown" counts as millimetres
+        affine[:3] *= _UNITS.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
+    return affine
+
+
+def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
+    """Return the affine that a file's header states, in its own unit; ``None`` where it is no header of NIfTI's.
+
+    It is the one that nibabel takes, but for headers in which nibabel silently mends a voxel size of zero or less. A
+    broken sform gives way to a sound qform, as in ITK.
+
+    Raises:
+        UnusableFileError: If it states none.
+    """
+    kind = _nifti_kind(start).header_class
+    size = kind.template_dtype.itemsize
+    try:
+        header = kind(start[:size], check=False)
+        num_dims = min(max(int(header["dim"][0]), 2), 3)
+    except Exception:  # nibabel itself says what is wrong with it
+        return None
+    if int(header["sizeof_hdr"]) != kind.sizeof_hdr or not 1 <= int(header["dim"][0]) <= 7:
+        return None
+    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    problem = ""
+    if sform:
+        affine: NDArray[np.float64] = np.asarray(header.get_sform(), dtype=np.float64)
+        if (found := affine_problem(affine, num_dims)) is None:
+            return affine
+        problem = f"the sform (srow_x, srow_y, srow_z) {found}: {affine[:3].tolist()}"
+    sizes = np.asarray(header["pixdim"], dtype=np.float64)[1 : num_dims + 1]
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        sized = f"the voxel size (pixdim[1..{num_dims}]) is {sizes.tolist()}, expected positive numbers"
+        raise UnusableFileError(f"the header gives no position: {'; '.join(filter(None, (problem, sized)))}; {_REMEDY}")
+    if sform and not qform:
+        raise UnusableFileError(f"the header gives no position: {problem}; {_REMEDY}")
+    if num_dims == 2 and not header["pixdim"][3] > 0:  # of a flat file it may be anything
+        header["pixdim"][3] = 1
+    if not qform:
+        return np.asarray(header.get_base_affine(), dtype=np.float64)
+    header["pixdim"][0] = -1 if header["pixdim"][0] == -1 else 1  # 0 and nonsense count as 1 by the standard
+    try:
+        affine = np.asarray(header.get_qform(), dtype=np.float64)
+        found = affine_problem(affine, num_dims)
+    except ValueError as error:  # the quaternion is longer than 1
+        found = f"holds no rotation ({error})"
+    if found is not None:
+        turned = f"the qform (quatern_b, quatern_c, quatern_d, qoffset_x, qoffset_y, qoffset_z) {found}"
+        raise UnusableFileError(
+            f"the header gives no position: {'; '.join(filter(None, (problem, turned)))}; {_REMEDY}"
+        )
+    if problem:
+        warnings.warn(f"{path}: {problem}; taking the qform, which is sound", stacklevel=2)
+    return affine
+
+
+def _fields(dtype: np.dtype[np.generic]) -> int:
+    return len(dtype.names or (0,))
+
+
+def _without_scaling(array: NDArray[np.generic], image: SpatialImage) -> NDArray[np.generic]:
+    """Return label ids that were stored as scaled integers: whole but for the rounding of scale and of storage.
+
+    Raises:
+        UnusableFileError: If values are fractions after scaling.
+    """
+    slope, offset = (getattr(image.dataobj, name, default) for name, default in (("slope", 1), ("inter", 0)))
+    if array.dtype.kind != "f" or image.get_data_dtype().kind not in "iu" or (slope, offset) == (1, 0):
+        return array
+    values = array.astype(np.float64)
+    whole: NDArray[np.float64] = np.rint(values)
+    off = np.abs(values - whole)
+    allowed = min(abs(slope) * 0.501, _MOST_QUANTIZED) + _SINGLE_PRECISION * (np.abs(whole) + abs(offset))
+    if (bad := off > allowed).any():
+        raise UnusableFileError(
+            f"scaled by its header (scl_slope {slope:.6g}, scl_inter {offset:.6g}), {int(bad.sum())} of its values are "
+            f"fractions, for example {values[bad][0]:.6g}, expected whole label ids; save the ids without scaling"
+        )
+    return whole

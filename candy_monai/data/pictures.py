@@ -1,0 +1,220 @@
+"""PNG, BMP, JPEG and TIFF: decoded and encoded by Pillow, and by tifffile where Pillow would cut the samples.
+
+Pillow holds no colours of more than 8 bits. Of such a PNG its decoder gives the bytes, from which the samples are put
+together here; such a TIFF, a volume and sample types that Pillow does not know are decoded by the extra ``tiff``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from candy_monai.data.geometry import Geometry, UnusableFileError
+from candy_monai.optional import require
+from candy_monai.text import read_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from candy_monai.aliases import Shape
+
+PICTURES = (".png", ".bmp", ".jpg", ".jpeg")
+TIFFS = (".tif", ".tiff")
+
+_PALETTE_CHANNELS = 3
+_WIDE_RAW_MODES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+"""Pillow's name of the 16-bit samples of a PNG, of which it keeps the high bytes, and the name that keeps the low."""
+
+_WIDE_GREY_ALPHA = "LA;16B"
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies samples of 2 and 4 bits by, so that they fill 8."""
+
+_BITS, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ORIENTATION = 258, 277, 338, 339, 274  # TIFF's and EXIF's tags
+_ALPHA_KINDS = (1, 2)
+_SIGNED = 2
+
+
+def read_picture(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
+    """Decode a file into a channel-first array and its geometry."""
+    if path.name.lower().endswith(TIFFS) and (stored := _beyond_pillow(path)):
+        tifffile = require("tifffile", extra="tiff", purpose="read 3-D TIFF files and TIFF colours of 16 bits")
+        array = tifffile.imread(path)
+        geometry = _tiff_geometry(path, *stored, is_label=is_label)
+        axis = _sample_axis(stored[1])
+        return array[None] if axis is None else np.moveaxis(array, axis, 0), geometry
+    with Image.open(path) as picture:
+        geometry = _geometry_of(picture)
+        samples = _samples_of(picture, path, is_label=is_label)
+        if picture.getexif().get(_ORIENTATION, 1) != 1:
+            warnings.warn(
+                f"{path.parent}: pictures whose EXIF data ask for a turn; they are read as stored, as labels drawn on "
+                "them must be: turn the pictures themselves where that is wrong",
+                stacklevel=2,
+            )
+        return samples, geometry
+
+
+def read_picture_header(path: Path) -> Geometry:
+    """Read a file's geometry without decoding its samples."""
+    if path.name.lower().endswith(TIFFS) and (stored := _beyond_pillow(path)):
+        return _tiff_geometry(path, *stored, is_label=False)
+    with Image.open(path) as picture:
+        return _geometry_of(picture)
+
+
+def write_picture(path: Path, suffix: str, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
+    """Encode a channel-first array; the spacing of a volume of TIFF pages goes to a ``.json`` file beside ``beside``.
+
+    Raises:
+        ValueError: If the format cannot hold it.
+    """
+    if suffix in TIFFS and array.ndim > 3:
+        tifffile = require("tifffile", extra="tiff", purpose="write 3-D TIFF files")
+        if len(array) > 1:
+            raise ValueError("a volume of TIFF pages holds one channel")
+        tifffile.imwrite(path, array[0], photometric="minisblack")
+        spacing_file = beside.with_name(beside.name[: -len(suffix)] + ".json")
+        spacing_file.write_text(json.dumps({"spacing": geometry.spacing_mm}), encoding="utf-8")
+        return
+    if array.ndim != 3:
+        raise ValueError(f"{suffix} holds a picture, the array has {array.ndim - 1} spatial axes")
+    if suffix in (".jpg", ".jpeg"):
+        raise ValueError("JPEG changes the values that it stores")
+    floating_tiff = suffix in TIFFS and array.dtype == np.float32 and len(array) == 1
+    if not floating_tiff and array.dtype not in ((np.uint8, np.uint16) if len(array) == 1 else (np.uint8,)):
+        raise ValueError(f"{suffix} cannot hold {array.dtype} samples with {len(array)} channels")
+    data = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    Image.fromarray(np.ascontiguousarray(data)).save(path)
+
+
+def spacing_file(path: Path, *, is_label: bool) -> Path | None:
+    """Find the ``<case>.json`` that states a TIFF volume's spacing; an image's name ends in its channel's number."""
+    names = [path.stem] if is_label else [re.sub(r"_\d{4}$", "", path.stem), path.stem]
+    return next((file for name in names if (file := path.with_name(f"{name}.json")).exists()), None)
+
+
+def _geometry_of(picture: ImageFile.ImageFile) -> Geometry:
+    num_channels = len(picture.getbands())
+    if picture.mode == "P":
+        num_channels = _PALETTE_CHANNELS + ("transparency" in picture.info)
+    elif _is_grey_with_alpha(picture):
+        num_channels = 1
+    shape = (picture.height, picture.width)
+    return Geometry(spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=True, file_shape=shape)
+
+
+def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> NDArray[np.generic]:
+    raw_mode = _raw_mode(picture)
+    has_grey_alpha = _is_grey_with_alpha(picture)
+    if raw_mode == _WIDE_GREY_ALPHA:
+        high_and_low = _decoded_as(path, "RGBA").astype(np.uint16)  # the two bytes of each, as if they were colours
+        array: NDArray[np.generic] = high_and_low[..., ::2] << 8 | high_and_low[..., 1::2]
+    elif raw_mode in _WIDE_RAW_MODES:
+        low = _decoded_as(path, _WIDE_RAW_MODES[raw_mode])
+        array = np.asarray(picture).astype(np.uint16) << 8 | low
+    elif picture.mode == "P" and not is_label:  # the numbers in a palette picture are ids, not intensities
+        array = np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
+    else:
+        array = np.asarray(picture)
+        if is_label and raw_mode in _GREY_STEPS:
+            array = array // _GREY_STEPS[raw_mode]
+    if has_grey_alpha:
+        grey, alpha = array[..., 0], array[..., 1]
+        opaque = 0xFFFF if alpha.dtype == np.uint16 else 0xFF
+        if np.any(alpha != opaque):
+            raise UnusableFileError("grey samples of which some are transparent; save it without transparency")
+        return grey[None]
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def _raw_mode(picture: ImageFile.ImageFile) -> str:
+    """Return Pillow's name of the samples as a PNG stores them; empty for other formats. Ends with decoding."""
+    if picture.format != "PNG" or not picture.tile:
+        return ""
+    arguments = picture.tile[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _is_grey_with_alpha(picture: ImageFile.ImageFile) -> bool:
+    """Tell transparency from a second channel, which a TIFF may have as well."""
+    if picture.format == "TIFF":
+        extra_samples = getattr(picture, "tag_v2", {}).get(_EXTRA_SAMPLES) or (0,)
+        return picture.mode == "LA" and extra_samples[0] in _ALPHA_KINDS
+    return picture.mode == "LA" or _raw_mode(picture) == _WIDE_GREY_ALPHA
+
+
+def _decoded_as(path: Path, raw_mode: str) -> NDArray[np.uint8]:
+    """Return the bytes that Pillow takes for samples where the file's are said to be of another kind of one size."""
+    with Image.open(path) as picture:
+        picture.tile = [(*tile[:3], raw_mode) for tile in picture.tile]  # type: ignore[misc]  # plain before Pillow 11
+        return np.asarray(picture)
+
+
+def _beyond_pillow(path: Path) -> tuple[Shape, str] | None:
+    """Return shape and axis names of a TIFF that Pillow opens in part or not at all, else None."""
+    try:
+        with Image.open(path) as picture:
+            if getattr(picture, "n_frames", 1) == 1 and not _is_cut_by_pillow(picture):
+                return None
+    except UnidentifiedImageError:
+        pass  # floating-point or wide integer samples: tifffile opens these, and names what is wrong with the rest
+    tifffile = require("tifffile", extra="tiff", purpose="read 3-D TIFF files and TIFF colours of 16 bits")
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        return tuple(series.shape), str(series.axes)
+
+
+def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
+    """Say whether Pillow would leave out bits, signs or channels of a TIFF."""
+    tags = getattr(picture, "tag_v2", {})
+    bits, count = int(max(tags.get(_BITS, (1,)))), int(tags.get(_SAMPLES, 1))
+    sample_format = int(max(tags.get(_SAMPLE_FORMAT, (1,))))
+    if count > 1:
+        return bits > 8 or count != len(picture.getbands())
+    return (bits == 32 and sample_format == 1) or (bits == 8 and sample_format == _SIGNED)
+
+
+def _sample_axis(axes: str) -> int | None:
+    return axes.index("S") if "S" in axes else None
+
+
+def _tiff_geometry(path: Path, shape: Shape, axes: str, *, is_label: bool) -> Geometry:
+    axis = _sample_axis(axes)
+    num_channels = 1 if axis is None else shape[axis]
+    spatial = tuple(length for index, length in enumerate(shape) if index != axis)
+    if len(spatial) not in (2, 3):
+        raise ValueError(f"shape {shape}: expected 2 or 3 spatial axes")
+    affine = np.eye(4)
+    if len(spatial) == 3:
+        affine[:3, :3] = np.diag(_spacing_beside(path, is_label=is_label))
+    return Geometry(
+        spatial_shape=spatial,
+        num_channels=num_channels,
+        affine=affine,
+        is_picture=len(spatial) == 2,
+        file_shape=tuple(shape),
+    )
+
+
+def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:
+    file = spacing_file(path, is_label=is_label)
+    if file is None:  # one text a folder: Python shows each text once
+        warnings.warn(f"{path.parent}: TIFF volumes without <case>.json beside them; taking 1 x 1 x 1 mm", stacklevel=2)
+        return 1.0, 1.0, 1.0
+    try:
+        content = read_json(file)
+        spacing = content.get("spacing") if isinstance(content, dict) else None
+        sizes = tuple(float(value) for value in spacing) if isinstance(spacing, list) else ()
+    except (ValueError, TypeError) as error:
+        raise UnusableFileError(f"{file.name} beside it cannot be read ({error}); write {{'spacing': [...]}}") from None
+    if len(sizes) != 3 or not all(0 < size < np.inf for size in sizes):
+        raise UnusableFileError(
+            f"{file.name} beside it: expected 'spacing' with 3 positive numbers of millimetres, found {spacing!r}"
+        )
+    return sizes

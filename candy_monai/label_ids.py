@@ -1,0 +1,120 @@
+"""What a map of label ids is: whole numbers from 0, each the number of a class. The one place that decides it.
+
+Datasets, trainers, losses, metrics and the evaluation ask here, so that what one of them refuses no other takes.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from candy_monai.errors import BadInputError
+
+_MOST_SHOWN = 4
+_MOST_BINS = 1 << 20
+_WHITE = 255
+_ROUNDING = 1e-3
+
+
+def holds_whole_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor of any type and shape holds nothing but whole numbers, as ids of classes are."""
+    plain = tensor.as_subclass(Tensor)
+    if plain.is_complex():
+        return False
+    return not plain.is_floating_point() or torch.equal(plain, plain.round())
+
+
+def widened(labels: Tensor) -> Tensor:
+    """Return whole numbers of any type as int64, where -1 and 255 are two; floating ones as they are."""
+    plain = labels.as_subclass(Tensor)
+    return plain if plain.is_floating_point() or plain.is_complex() else plain.long()
+
+
+def holding(labels: Tensor, label_id: int) -> Tensor:
+    """Return labels in a type that can hold one more id: their own where it can, else int64."""
+    if labels.is_floating_point() or labels.is_complex():
+        return labels
+    held = (0, 1) if labels.dtype == torch.bool else (torch.iinfo(labels.dtype).min, torch.iinfo(labels.dtype).max)
+    return labels if held[0] <= label_id <= held[1] else labels.long()
+
+
+def highest_id(labels: Tensor, *, what: str, ignore_index: int | None = None) -> int:
+    """Return the highest label id; on a GPU this waits for the device.
+
+    Args:
+        labels: Of any shape and type; floating ones are ids where all are whole.
+        what: What holds them, for the message: ``"case_3: the label"``.
+        ignore_index: The id that is no class; it may be negative and is not counted.
+
+    Returns:
+        0 where there is none.
+
+    Raises:
+        BadInputError: If there is a value that is no id: NaN, infinite, a fraction, negative, complex. Says which
+            values were found and what to do.
+    """
+    plain = widened(labels.detach())
+    if plain.is_complex():
+        raise BadInputError(f"{what} holds complex numbers, expected label ids, which are whole numbers from 0")
+    if not plain.numel():
+        return 0
+    low, high = torch.stack(torch.aminmax(plain)).tolist()  # NaN where there is one
+    if plain.is_floating_point() and not (low == low and torch.equal(plain, plain.round()) and high - low < torch.inf):
+        _refuse_fractions(plain, what)
+    if ignore_index is not None and (low < 0 or high == ignore_index):
+        plain = plain.masked_fill(plain == ignore_index, 0)
+        low, high = torch.stack(torch.aminmax(plain)).tolist()
+    if low < 0:
+        raise BadInputError(
+            f"{what} holds {_shown(plain[plain < 0])}, expected label ids, which are whole numbers from 0: map these "
+            "voxels to 0, the background, or to an id of their own that ignore_index names, so that they do not count"
+        )
+    return int(high)
+
+
+def ids_in(labels: Tensor) -> list[int]:
+    """Return the different ids of a label map of whole numbers, ascending; on a GPU this waits for the device."""
+    flat = widened(labels.detach()).long().flatten()
+    if not flat.numel():
+        return []
+    low, high = torch.stack(torch.aminmax(flat)).tolist()
+    if low < 0 or high > _MOST_BINS:
+        found: list[int] = torch.unique(flat).tolist()
+        return found
+    counted: list[int] = torch.bincount(flat).nonzero().flatten().tolist()  # many times faster than sorting
+    return counted
+
+
+def _refuse_fractions(labels: Tensor, what: str) -> NoReturn:
+    expected = "expected label ids, which are whole numbers from 0"
+    if not bool(labels.isfinite().all()):
+        found = [name for name, there in (("NaN", labels.isnan()), ("infinity", labels.isinf())) if bool(there.any())]
+        count = int((~labels.isfinite()).sum())
+        raise BadInputError(
+            f"{what} holds {' and '.join(found)} in {count} of {labels.numel()} voxels, {expected}: give these voxels "
+            "the id 0, the background, or that of ignore_index where they are not to count"
+        )
+    scaled = labels.double() * _WHITE
+    if float((scaled - scaled.round()).abs().max()) < _ROUNDING:
+        advice = (
+            "these are ids divided by 255, as ToTensor does it: multiply by 255 and round, or convert with as_tensor"
+        )
+    else:
+        advice = (
+            "resize labels by nearest neighbour (mode='nearest') and undo any scaling of their values; of "
+            "probabilities take the most probable class"
+        )
+    raise BadInputError(
+        f"{what} holds fractions such as {_shown(labels[labels != labels.round()])}, {expected}: {advice}"
+    )
+
+
+def _shown(values: Tensor) -> str:
+    """Return a few of the different values as text."""
+    found = torch.unique(values).tolist()
+    more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
+    return (
+        ", ".join(f"{value:.0f}" if value == round(value) else f"{value:.4g}" for value in found[:_MOST_SHOWN]) + more
+    )

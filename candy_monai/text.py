@@ -1,0 +1,58 @@
+"""Read text files that other programs wrote: with or without a byte order mark, in UTF-8 or UTF-16."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from candy_monai.aliases import PathLike
+
+# UTF-32's mark begins with UTF-16's, so that the longer ones are tried first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class UnreadableTextError(ValueError):
+    """A file is in another encoding than its byte order mark or UTF-8; the text says where that shows."""
+
+
+def decode_text(content: bytes) -> str:
+    """Return what a text file holds: in the encoding of its byte order mark, or in UTF-8 where it has none.
+
+    Raises:
+        UnicodeDecodeError: If it is in another encoding.
+    """
+    return content.decode(next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8"))
+
+
+def read_text(path: PathLike) -> str:
+    """Read a text file, see `decode_text`.
+
+    Raises:
+        OSError: If it cannot be read.
+        UnreadableTextError: If it is in another encoding.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return decode_text(content)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UnreadableTextError(f"line {line} is not UTF-8 text; save the file as UTF-8") from error
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file, see `decode_text`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON, or in another encoding.
+    """
+    return json.loads(read_text(path))

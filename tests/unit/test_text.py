@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from candy_monai.text import UnreadableTextError, decode_text, read_json, read_text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_of_any_editor_is_read(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes('{\r\n"name": "M\u00fcller"}\r\n'.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"name": "M\u00fcller"}
+
+
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
+def test_the_mark_says_the_order_of_bytes(mark):
+    assert decode_text(mark + "a".encode("utf-16-le" if mark == b"\xff\xfe" else "utf-16-be")) == "a"
+
+
+def test_another_encoding_is_an_error_that_names_the_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\nM\xfcller\n")
+    with pytest.raises(UnreadableTextError, match="line 2 is not UTF-8 text"):
+        read_text(tmp_path / "a.txt")
