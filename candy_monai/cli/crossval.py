@@ -66,6 +66,7 @@ def _options(args: argparse.Namespace) -> list[str]:
         "--seed": args.seed,
         "--store-precision": args.store_precision,
         "--trainer": None if args.trainer is None else _absolute(args.trainer),
+        "--transforms": None if args.transforms is None else args.transforms.resolve(),
         "--note": args.note or None,
     }
     repeated = [("--set", text) for text in args.overrides] + [("--frontend", name) for name in args.frontends]

@@ -244,6 +244,15 @@ def add_frontend(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust``."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="build whatever a list of transforms names, not only known ones: it may run any code, so trust its author",
+    )
+
+
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Add ``--set``."""
     parser.add_argument(

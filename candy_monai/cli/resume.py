@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import add_device, add_frontend, new_command, resolve_device, whole_number
+from candy_monai.cli.options import add_device, add_frontend, add_trust, new_command, resolve_device, whole_number
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -41,6 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
     )
+    add_trust(parser)
     add_device(parser)
     add_frontend(parser)
 
@@ -63,5 +64,6 @@ def run(args: argparse.Namespace) -> int:
         frontend=frontend,
         device=resolve_device(args.device),
         force=args.force,
+        trust=args.trust,
     )
     return done("Experiment", folder)

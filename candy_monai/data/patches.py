@@ -26,6 +26,7 @@ from candy_monai.data.sampling import PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.transforms import JointTransform
 from candy_monai.errors import BadInputError
+from candy_monai.label_ids import holds_whole_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class PatchDataset(Dataset[Sample]):
         augmentation: What cuts a patch out of a case and changes it, in MONAI's config language or built; ``None`` for
             what follows from the plan, an empty list to cut only.
         transform: Applied last, seeded for each sample.
+        trust: Build any callable that the augmentation names, instead of known transforms only.
 
     Raises:
         BadInputError: If a case is not in the store, or there is none.
@@ -75,12 +77,13 @@ class PatchDataset(Dataset[Sample]):
         seed: int,
         augmentation: Sequence[Entry] | Pipeline | None = None,
         transform: JointTransform | None = None,
+        trust: bool = False,
     ) -> None:
         self._cases = _Cases(store, case_ids)
         self._case_ids = tuple(case_ids)
         self._shape = plan.patch_shape
         self._seed = seed
-        self.augmentation = _pipeline(augmentation, plan)
+        self.augmentation = _pipeline(augmentation, plan, trust=trust)
         self._random = _random_parts(self.augmentation)
         self._transform = transform
         self._order = DrawOrder(
@@ -109,7 +112,8 @@ class PatchDataset(Dataset[Sample]):
         if self._transform is not None:
             self._transform.set_random_state(int(rng.integers(1 << 32)))
             image, label = self._transform(image, label)
-        return {"image": image, "label": label, "case_id": drawn.case_id}
+        self._check(image, label)
+        return {"image": image.float(), "label": label.long(), "case_id": drawn.case_id}
 
     def draw(self, index: int) -> PatchDraw:
         """Return which case a sample comes from and how, without cutting it."""
@@ -120,6 +124,19 @@ class PatchDataset(Dataset[Sample]):
         for part in self._random:
             part.__dict__.pop("R", None)
         return self.__dict__
+
+    def _check(self, image: Tensor, label: Tensor) -> None:
+        """Refuse what a transform of the user's own made that cannot be trained on."""
+        if tuple(image.shape[1:]) != self._shape or tuple(label.shape) != (1, *self._shape):
+            raise BadInputError(
+                f"the augmentation made an image of shape {tuple(image.shape)} and a label of {tuple(label.shape)}, "
+                f"expected the plan's patch {self._shape}: leave its shape as it is"
+            )
+        if not holds_whole_numbers(label):
+            raise BadInputError(
+                "the augmentation made label values that are no ids: labels must be interpolated by nearest neighbour, "
+                'in MONAI with mode=("bilinear", "nearest") for image and label'
+            )
 
     def _center(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
         """Draw the voxel that a patch is centred on; None for anywhere."""
@@ -182,11 +199,11 @@ class EpochSampler(PositionedSampler):
         return range(epoch * self._num_samples, (epoch + 1) * self._num_samples)
 
 
-def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan) -> Pipeline:
+def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan, *, trust: bool) -> Pipeline:
     if isinstance(chosen, Pipeline):
         return chosen
     entries = augmentation(plan) if chosen is None else chosen or cutting(plan)
-    return build_pipeline(entries, name="augmentation")
+    return build_pipeline(entries, name="augmentation", trust=trust)
 
 
 def _random_parts(value: object) -> tuple[Randomizable, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases
+from candy_monai.data.pipelines.description import Entry, augmentation
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 
@@ -22,7 +23,15 @@ def num_workers(device: torch.device) -> int:
 
 
 def patch_loader(
-    store: CaseStore, case_ids: Sequence[str], plan: Plan, *, seed: int, device: torch.device, num_processes: int = 1
+    store: CaseStore,
+    case_ids: Sequence[str],
+    plan: Plan,
+    *,
+    seed: int,
+    device: torch.device,
+    num_processes: int = 1,
+    own_augmentation: Sequence[Entry] | None = None,
+    trust: bool = False,
 ) -> DataLoader[Any]:
     """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch for each process.
 
@@ -33,10 +42,13 @@ def patch_loader(
         seed: Every patch is a function of this, the epoch and the position.
         device: Where the batches will go.
         num_processes: Processes among which the patches will be shared out.
+        own_augmentation: Replaces or extends the plan's, as ``candy_monai.data.pipelines.description.augmentation``
+            says.
+        trust: Build any callable that it names, instead of known transforms only.
     """
     workers = num_workers(device)
     return DataLoader(
-        PatchDataset(store, case_ids, plan, seed=seed),
+        PatchDataset(store, case_ids, plan, seed=seed, augmentation=augmentation(plan, own_augmentation), trust=trust),
         batch_size=plan.batch_size,
         sampler=EpochSampler(plan.iterations_per_epoch * plan.batch_size * num_processes),
         num_workers=workers,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +58,8 @@ class PlannedRun:
     save_every: int | str | None = None
     num_scored: int | None = None
     folds: tuple[Fold, ...] = ()
+    augmentation: Sequence[Mapping[str, Any]] | None = None
+    trust: bool = False
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
@@ -142,6 +145,7 @@ class PlannedRun:
 
     def _trainer(self) -> SegmentationTrainer:
         store = self.prepared.store
+        own = self.trainer_class.augmentation if self.augmentation is None else self.augmentation
         trainer = self.trainer_class(
             self.out,
             patch_loader(
@@ -151,11 +155,14 @@ class PlannedRun:
                 seed=self.seed,
                 device=self.device,
                 num_processes=self.processes.count,
+                own_augmentation=None if own is None else [dict(entry) for entry in own],
+                trust=self.trust,
             ),
             case_loader(store, evenly(self.validation, self.plan.num_validation_cases), device=self.device),
             device=self.device,
         )
         trainer.use_plan(self.plan)
+        trainer.augmentation = own
         return trainer
 
     def _facts(self) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -36,6 +36,7 @@ def resume_training(
     frontend: type[Frontend] | None = None,
     device: str = "auto",
     force: bool = False,
+    trust: bool = False,
     on_progress: Callable[[str], None] = print,
 ) -> Path:
     """Continue an interrupted run that was begun by ``train_dataset``, or make a finished one longer.
@@ -50,6 +51,7 @@ def resume_training(
         frontend: A dashboard to report to.
         device: A PyTorch device, or ``auto``.
         force: Go on even if data, network or trainer are not those that the run was saved with.
+        trust: Build any callable that the run's own augmentation names, instead of known transforms only.
         on_progress: Told what is being done.
 
     Returns:
@@ -82,7 +84,7 @@ def resume_training(
         run = _planned_run(
             saved, facts, Plan.from_dict(plan), trainer_class, dataset, store, device=own_device, processes=processes
         )
-        run = dataclasses.replace(run, frontend=frontend)
+        run = dataclasses.replace(run, frontend=frontend, augmentation=_augmentation(saved), trust=trust)
         return run.resume(folder, num_epochs, schedule, force=force)
 
 
@@ -124,6 +126,13 @@ def _planned_run(
         processes=processes,
         out=saved.folder.resolve().parents[1],
     )
+
+
+def _augmentation(saved: SavedRun) -> Sequence[Mapping[str, Any]] | None:
+    """Return what the run's patches are changed by; None where its version did not keep it."""
+    pipelines = saved.description.get("pipelines")
+    found = pipelines.get("augmentation") if isinstance(pipelines, dict) else None
+    return found if isinstance(found, list) else None
 
 
 def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:

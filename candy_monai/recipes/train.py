@@ -17,6 +17,7 @@ from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.nnunet_checks import usual_folds
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.patients import patients_on_both_sides
+from candy_monai.data.pipelines.building import build_pipeline, read_entries
 from candy_monai.data.store import StoredPrecision
 from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.device import auto_device
@@ -55,6 +56,8 @@ def train_dataset(
     num_folds: int | None = None,
     note: str = "",
     trainer: str | None = None,
+    transforms: PathLike | None = None,
+    trust: bool = False,
     frontend: type[Frontend] | None = None,
     on_progress: Callable[[str], None] = print,
 ) -> Path:
@@ -80,6 +83,9 @@ def train_dataset(
         num_folds: How many folds there are; None for 5, or as many as there are cases.
         note: Your words about this run.
         trainer: ``FILE:Class``, a `SegmentationTrainer` of your own instead of the bundle's.
+        transforms: A JSON or YAML file of transforms for training patches, in MONAI's config language; replaces or
+            extends the plan's augmentation as ``SegmentationTrainer.augmentation`` does.
+        trust: Build any callable that this file names, instead of known transforms only.
         frontend: A dashboard to report to.
         on_progress: Told what is being done.
 
@@ -95,6 +101,9 @@ def train_dataset(
     if save_every is not None:
         SaveInterval.parse(save_every)
     parsed_overrides(overrides)  # a slip of the pen is better said before the data are read
+    augmentation = None if transforms is None else read_entries(transforms)
+    if augmentation is not None:
+        build_pipeline(augmentation, name=f"{transforms}: augmentation", trust=trust)
     if frontend is not None:
         frontend(load_secrets())  # nor should a missing secret be said an hour later
     check_writable(out)
@@ -140,6 +149,8 @@ def train_dataset(
             training=training,
             validation=validation,
             trainer_class=trainer_class,
+            augmentation=augmentation,
+            trust=trust,
             save_every=save_every,
             seed=processes.broadcast(draw_seed() if seed is None else seed),
             device=own_device,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from monai.inferers import Inferer
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.data.normalization import usual_intensities
+from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
 from candy_monai.label_ids import highest_id
@@ -49,6 +50,9 @@ class SegmentationTrainer(Trainer):
         weight_decay: Of the optimizer.
         inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
+        augmentation: Transforms of your own for training patches, in MONAI's config language: a list that cuts the
+            patch by ``candy_monai.transforms.RandWarpd`` replaces the plan's augmentation, any other follows it. For
+            runs with a plan; None for the plan's.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch.
         follows_filters: Whether the network is as wide as its plan's ``filters``; if not, a budget tries no others.
     """
@@ -64,6 +68,7 @@ class SegmentationTrainer(Trainer):
     max_grad_norm: float | None = 12.0
     inferer: Inferer | None = None
     plan: Plan | None = None
+    augmentation: Sequence[Mapping[str, Any]] | None = None
     memory_factor: float = 1.0
     follows_filters: bool = False
 
@@ -279,7 +284,12 @@ class SegmentationTrainer(Trainer):
             "regions": [asdict(region) for region in self.regions],
             "inferer": self._inferer_kind(),
             "plan": None if self.plan is None else self.plan.to_dict(),
+            "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self._own_augmentation),
         }
+
+    @property
+    def _own_augmentation(self) -> list[dict[str, Any]] | None:
+        return None if self.augmentation is None else [dict(entry) for entry in self.augmentation]
 
     def _inferer_kind(self) -> str | None:
         if self.inferer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,18 +19,23 @@ MANY_CLASSES = 16
 _MONAI = "monai.transforms."
 _OURS = "candy_monai.transforms."
 _BOTH = [IMAGE, LABEL]
+_CUTTER = _OURS + "RandWarpd"
 _LONGISH = 1.5
 
 
-def describe_pipelines(plan: Plan) -> dict[str, list[Entry]]:
+def describe_pipelines(plan: Plan, *, own: Sequence[Entry] | None = None) -> dict[str, list[Entry]]:
     """Return the pipelines of a plan: ``preprocessing``, ``augmentation`` and ``postprocessing``.
+
+    Args:
+        plan: The plan.
+        own: The user's own augmentation; see `augmentation`.
 
     MONAI alone builds them as they stand wherever no transform of ours is needed; with MONAI's ``ConfigParser``
     ``@preprocessing`` means the transforms that were built of that list.
     """
     return {
         "preprocessing": preprocessing(plan),
-        "augmentation": augmentation(plan),
+        "augmentation": augmentation(plan, own),
         "postprocessing": postprocessing(plan),
     }
 
@@ -57,8 +63,16 @@ def preprocessing(plan: Plan) -> list[Entry]:
     return [*steps, _monai("EnsureTyped", keys=IMAGE, dtype="float32")]
 
 
-def augmentation(plan: Plan) -> list[Entry]:
-    """Return the random changes to training patches: nnU-Net's kinds, strengths and probabilities."""
+def augmentation(plan: Plan, own: Sequence[Entry] | None = None) -> list[Entry]:
+    """Return the random changes to training patches: nnU-Net's kinds, strengths and probabilities.
+
+    Args:
+        plan: The plan.
+        own: The user's own transforms. A list that cuts the patch itself, by ``RandWarpd``, replaces the plan's; any
+            other follows it.
+    """
+    if own is not None and any(entry.get("_target_") == _CUTTER for entry in own):
+        return list(own)
     rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.coarse_axis]
     in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
     interpolation = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
@@ -107,22 +121,20 @@ def augmentation(plan: Plan) -> list[Entry]:
         coarser,
         _monai("RandAdjustContrastd", keys=IMAGE, prob=0.1, gamma=[0.7, 1.5], invert_image=True, retain_stats=True),
         _monai("RandAdjustContrastd", keys=IMAGE, prob=0.3, gamma=[0.7, 1.5], retain_stats=True),
-        *plain_patches(),
+        *(own or ()),
+        plain_patches(),
     ]
 
 
-def plain_patches() -> list[Entry]:
-    """Return the steps that end an augmentation: tensors without metadata, of the types that training reads."""
-    return [
-        _monai("EnsureTyped", keys=IMAGE, dtype="float32", track_meta=False),
-        _monai("EnsureTyped", keys=LABEL, dtype="int64", track_meta=False),
-    ]
+def plain_patches() -> Entry:
+    """Return the step that ends an augmentation: tensors without metadata, which batches are made of."""
+    return _monai("EnsureTyped", keys=_BOTH, track_meta=False)
 
 
 def cutting(plan: Plan) -> list[Entry]:
     """Return the steps that cut a patch and change nothing."""
     warp = augmentation(plan)[0]
-    return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, *plain_patches()]
+    return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, plain_patches()]
 
 
 def postprocessing(plan: Plan) -> list[Entry]:

@@ -156,6 +156,7 @@ def test_train_passes_on_every_option(calls, capsys):
     options = (
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
         "--save-every 10m --splits f.json --note words --trainer mine.py:Mine --groups ^p "
+        "--transforms mine.yml --trust "
         "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16"
     )
     assert main(["train", "data", *options.split()]) == 0
@@ -175,6 +176,8 @@ def test_train_passes_on_every_option(calls, capsys):
         "splits": Path("f.json"),
         "note": "words",
         "trainer": "mine.py:Mine",
+        "transforms": Path("mine.yml"),
+        "trust": True,
         "groups": "^p",
         "stratify": "kinds.csv",
         "num_folds": 4,
@@ -202,6 +205,8 @@ def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
         "splits": None,
         "note": "",
         "trainer": None,
+        "transforms": None,
+        "trust": False,
         "groups": None,
         "stratify": None,
         "num_folds": None,

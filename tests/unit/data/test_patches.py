@@ -230,6 +230,20 @@ def test_one_random_state_is_shared_by_all_parts_and_is_the_samples_own(store):
     assert len(dataset._random) > len(dataset.augmentation.transforms)  # those within dictionary transforms, too
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"_target_": "RandZoomd", "prob": 1.0, "min_zoom": 1.3, "max_zoom": 1.3, "mode": "area"}, "no ids"),
+        ({"_target_": "CenterSpatialCropd", "roi_size": [4, 4, 4]}, "leave its shape"),
+    ],
+)
+def test_a_transform_of_ones_own_that_spoils_a_patch_is_refused(store, entry, message):
+    own = augmentation(replace(PLAN, foreground_share=1.0), [entry | {"keys": ["image", "label"]}])
+    dataset = patches(store, replace(PLAN, foreground_share=1.0), augmentation=own)
+    with pytest.raises(BadInputError, match=message):
+        [dataset[index] for index in range(4)]
+
+
 def test_a_list_that_cannot_be_built_is_refused_with_its_position(store):
     with pytest.raises(SettingsError, match=r"augmentation\[1\]"):
         patches(store, augmentation=[*augmentation(PLAN)[:1], {"_target_": "os.system"}])

@@ -7,11 +7,14 @@ from candy_monai.data.folds import read_splits
 from candy_monai.data.io import load_image, save_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.pipelines.description import describe_pipelines
+from candy_monai.data.planning import Plan
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.inference.loading import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
+from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import load_trainer_class, train_dataset
 from tests.folders import make, texture
 
@@ -44,6 +47,28 @@ def test_the_experiment_says_what_it_was_trained_on(experiment, phantom):
     assert description["settings"]["seed"] == 3
     assert set(dataset["training"]).isdisjoint(dataset["validation"])
     assert sorted(dataset["training"] + dataset["validation"]) == list(NNUNetDataset(phantom).case_ids)
+
+
+def test_the_experiment_holds_the_pipelines_that_it_was_trained_with(experiment):
+    description = json.loads((experiment / "experiment.json").read_text())
+    assert description["pipelines"] == describe_pipelines(Plan.from_dict(description["plan"]))
+
+
+def test_transforms_of_ones_own_are_trained_with_kept_and_resumed_with(phantom, tmp_path):
+    blur = {"_target_": "candy_monai.transforms.RandBlurd", "keys": "image", "prob": 1.0}
+    (tmp_path / "own.json").write_text(json.dumps([blur]))
+    options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    folder = train_dataset(phantom, transforms=tmp_path / "own.json", **options)
+    described = json.loads((folder / "experiment.json").read_text())["pipelines"]["augmentation"]
+    assert described[-2] == blur
+    resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_a_list_of_transforms_that_cannot_be_built_is_refused_before_the_dataset_is_read(tmp_path):
+    (tmp_path / "own.yml").write_text("- _target_: RandFlipd\n  keys: [image]\n- _target_: os.system\n")
+    with pytest.raises(SettingsError, match=r"own\.yml: augmentation\[1\]: os\.system"):
+        train_dataset(tmp_path / "nowhere", transforms=tmp_path / "own.yml", on_progress=_quiet)
 
 
 def test_the_best_weights_are_scored_on_whole_cases_in_their_own_geometry(experiment, phantom):

@@ -12,7 +12,7 @@ from monai.transforms import Compose
 from candy_monai.data.io import save_image
 from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.pipelines.building import build_pipeline
-from candy_monai.data.pipelines.description import cutting, describe_pipelines
+from candy_monai.data.pipelines.description import augmentation, cutting, describe_pipelines
 from candy_monai.data.planning import Region
 from tests.plans import PLAN
 
@@ -66,7 +66,6 @@ def test_the_steps_have_the_names_that_monai_gives_them():
         "RandAdjustContrastd",
         "RandAdjustContrastd",
         "EnsureTyped",
-        "EnsureTyped",
     ]
     assert names(described["postprocessing"]) == ["EnsureTyped", "Invertd", "AsDiscreted"]
 
@@ -105,6 +104,14 @@ def test_what_training_may_do_follows_the_plan():
     square = describe_pipelines(replace(thin, patch_shape=(8, 8, 8)))["augmentation"]
     assert step(square, "RandWarpd")["max_angle_deg"] == 180.0
     assert step(cutting(thin), "RandWarpd") == warp | {"prob_rotate": 0.0, "prob_scale": 0.0}
+
+
+def test_a_list_of_ones_own_follows_the_plans_or_replaces_it_where_it_cuts_the_patch():
+    blur = {"_target_": "candy_monai.transforms.RandBlurd", "keys": "image"}
+    planned = augmentation(PLAN)
+    assert augmentation(PLAN, [blur]) == [*planned[:-1], blur, planned[-1]]
+    assert augmentation(PLAN, [planned[0], blur]) == [planned[0], blur]
+    assert describe_pipelines(PLAN, own=[blur])["augmentation"][-2] == blur
 
 
 def test_postprocessing_follows_what_the_classes_are():
