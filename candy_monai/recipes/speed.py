@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from candy_monai.attachment import Precision
 from candy_monai.data.batches import Batch, unpack
 from candy_monai.data.planning import Plan
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.network import Precision
 from candy_monai.training.segmentation import SegmentationTrainer
 
 WARM_UP_STEPS = 1

@@ -26,12 +26,15 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
 from candy_monai.training.accumulation import Group
+from candy_monai.training.buffers import KeptBuffers
+from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
 from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import ValidationCases, mean_score
+from candy_monai.training.validation_calls import CalledNetworks, PaddedParts
 
 
 class Trainer(Lifecycle):
@@ -217,23 +220,28 @@ class Trainer(Lifecycle):
         progress, total = run.progress, length(self._dataloader)
         watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
         toolbox.model.train()
+        self._average_in_evaluation_mode(toolbox)
         for batch in self._batches_left(run):
             group = Group.of(progress.batch, size=run.settings.accumulate, num_batches=total)
             if progress.batch == group.first:
-                toolbox.optimizer.zero_grad()
+                clear_gradients(toolbox)
                 usable = True
-            with self._gradients_for(toolbox, group):
-                loss, metrics, case_ids = self.train_batch(batch, toolbox)
+            skips = run.settings.non_finite == "skip"
+            before = KeptBuffers((toolbox.model, toolbox.criterion)) if skips else None
+            loss, metrics, case_ids = self.train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
                 self.record("combined loss", loss)
                 self.record_all(metrics)
             else:
                 usable = False
+                if before is not None:
+                    before.restore()
             self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch > group.last:
                 agreed = self._agree(run, toolbox, usable=usable)
                 if agreed.usable:
+                    scale_gradients(trained_parameters(toolbox), 1 / group.count)
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
                 self._after_group(run, toolbox, agreed)
@@ -256,7 +264,8 @@ class Trainer(Lifecycle):
         images, labels, case_ids = unpack(batch)
         self.check_labels(labels, case_ids)
         images, labels = self.prepare_batch(images, labels)
-        loss, metrics = self.backward(images, labels, toolbox)
+        with self._scaled_backward.active(), self._surroundings.padded_already():
+            loss, metrics = self.backward(images, labels, toolbox)
         return loss, metrics, case_ids
 
     def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,7 +284,7 @@ class Trainer(Lifecycle):
         """
         self._scaler.unscale_(toolbox.optimizer)
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(toolbox.model.parameters(), self.max_grad_norm)
+            nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
         self._scaler.step(toolbox.optimizer)
         self._scaler.update()
         for _ in range(num_batches):
@@ -290,13 +299,15 @@ class Trainer(Lifecycle):
         loader = self._validation_dataloader
         assert loader is not None
         cases, before = ValidationCases(), self._moment(run)
+        called, self._padded_parts = CalledNetworks(toolbox), PaddedParts(toolbox, self._padding)
         total = min(filter(None, (num_cases(loader), limit)), default=None)
         toolbox.model.eval()
-        if toolbox.ema is not None:
-            toolbox.ema.eval()
-        with torch.no_grad():
+        self._average_in_evaluation_mode(toolbox)
+        with torch.no_grad(), called.watched():
             for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
-                score, metrics, output = self.validate_case(image, label, toolbox)
+                with self._padded_parts.of(self.network_input(image)):
+                    score, metrics, output = self.validate_case(image, label, toolbox)
+                output = self._padded_parts.cropped(output)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
@@ -305,6 +316,7 @@ class Trainer(Lifecycle):
         if self._processes.is_first:
             self.record("val score", score)
         self._preview = cases.preview()
+        self._remember_scored(toolbox, self._processes.any_of(called.flags))
         return score
 
     def _validation_is_due(self, run: Experiment) -> bool:
