@@ -178,15 +178,15 @@ class _Call:
         )
 
 
-class _CompiledCall:
-    """Takes the place of a compiled network's call: the hooks are not compiled with it.
+class _SurroundedCall:
+    """Takes the place of the call of a network that was compiled in place: the hooks are not compiled with it.
 
-    A copy of the network has none, and is not compiled.
+    Of a scripted network, too, which takes no hooks. A copy of the network has none of it, and is not compiled.
     """
 
-    def __init__(self, network: nn.Module, attachment: Attachment, compiled: Callable[..., Any]) -> None:
+    def __init__(self, network: nn.Module, attachment: Attachment, compiled: Callable[..., Any] | None) -> None:
         self.attachment = attachment
-        self.compiled: Callable[..., Any] | None = compiled
+        self.compiled = compiled
         self._network = network
 
     def __call__(self, *arguments: Any, **keywords: Any) -> object:
@@ -225,14 +225,14 @@ def attach(network: nn.Module, surroundings: Surroundings) -> Attachment:
     Returns:
         What the hooks know.
     """
-    detach(network)
+    _remove_hooks(network)
     attachment = Attachment(surroundings)
     if surroundings.channels_last:
         for parameter in network.parameters():
             parameter.data = with_channels_last(parameter.data)
     compiled = getattr(network, "_compiled_call_impl", None)
-    if compiled is not None:
-        network._compiled_call_impl = _CompiledCall(network, attachment, compiled)
+    if compiled is not None or isinstance(network, torch.jit.ScriptModule):
+        vars(network)["_compiled_call_impl"] = _SurroundedCall(network, attachment, compiled)
     else:
         # The methods go into a copy of the network, bound to a copy of the attachment.
         network.register_forward_pre_hook(attachment.before, prepend=True, with_kwargs=True)
@@ -245,14 +245,19 @@ def attach(network: nn.Module, surroundings: Surroundings) -> Attachment:
 
 def detach(network: nn.Module) -> None:
     """Leave a network as it was before `attach`, and its copies without effect; does nothing to any other."""
+    attachment = _remove_hooks(network)
+    if attachment is not None:
+        attachment.surroundings.is_active = False
+
+
+def _remove_hooks(network: nn.Module) -> Attachment | None:
     attachment = attachment_of(network)
     if attachment is None:
-        return
+        return None
     attachment.close()
-    attachment.surroundings.is_active = False
     compiled = getattr(network, "_compiled_call_impl", None)
-    if isinstance(compiled, _CompiledCall):
-        network._compiled_call_impl = compiled.compiled
+    if isinstance(compiled, _SurroundedCall):
+        vars(network)["_compiled_call_impl"] = compiled.compiled
     for hooks, others in (
         (network._forward_pre_hooks, (network._forward_pre_hooks_with_kwargs,)),
         (network._forward_hooks, (network._forward_hooks_with_kwargs, network._forward_hooks_always_called)),
@@ -262,12 +267,13 @@ def detach(network: nn.Module) -> None:
                 registry.pop(number, None)
     if network.__dict__.get("network") is network:
         del network.__dict__["network"]
+    return attachment
 
 
 def attachment_of(network: nn.Module) -> Attachment | None:
     """Return what the hooks of a network know; None if it has none of ours."""
     compiled = getattr(network, "_compiled_call_impl", None)
-    if isinstance(compiled, _CompiledCall):
+    if isinstance(compiled, _SurroundedCall):
         return compiled.attachment
     owners = (getattr(hook, "__self__", None) for hook in network._forward_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, Attachment)), None)

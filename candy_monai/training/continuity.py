@@ -212,18 +212,9 @@ class Continuity(Overridables, Reporting, HasDevice):
             self.log(message)
 
     def _say_what_is_not_saved(self, toolbox: TrainerToolbox, state: Mapping[str, object]) -> None:
-        own: list[object] = [
-            toolbox.model,
-            plain_network(toolbox.model),
-            toolbox.ema,
-            toolbox.optimizer,
-            toolbox.scheduler,
-        ]
-        own += [toolbox.criterion, self._scaler, self._dataloader, getattr(self, "_validation_dataloader", None)]
-        attributes = {
-            **{f"self.{name}": value for name, value in vars(self).items()},
-            **{f"toolbox.{name}": value for name, value in vars(toolbox).items()},
-        }
+        own: list[object] = [*vars(toolbox).values(), plain_network(toolbox.model), self._scaler, self._dataloader]
+        own.append(getattr(self, "_validation_dataloader", None))
+        attributes = {f"self.{name}": value for name, value in vars(self).items()}
         names = unsaved_parts(
             {name: value for name, value in attributes.items() if not any(value is part for part in own)},
             saved=[

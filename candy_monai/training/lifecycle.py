@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,7 +83,7 @@ class Lifecycle(Continuity):
         self.files: dict[str, str] = {}
         self._padding: nn.Module | None = None
         self._padded_parts: PaddedParts | None = None
-        self._surrounded: list[nn.Module] = []
+        self._surrounded: list[weakref.ref[nn.Module]] = []
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
         self._data: dict[str, object] = {}
@@ -145,13 +146,13 @@ class Lifecycle(Continuity):
         if attachment_of(ema.module) is None:  # of a network in a wrapper, or one whose copies have no hooks
             self._surround(ema.module, self._surroundings)
         else:
-            self._surrounded.append(ema.module)
+            self._surrounded.append(weakref.ref(ema.module))
         return ema.eval()
 
     def _surround(self, network: nn.Module, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
         attach(network, surroundings)
-        self._surrounded.append(network)
+        self._surrounded.append(weakref.ref(network))
 
     @contextmanager
     def _giving_networks_back(self) -> Iterator[None]:
@@ -161,7 +162,9 @@ class Lifecycle(Continuity):
         finally:
             self._scaled_backward.close()
             while self._surrounded:
-                detach(self._surrounded.pop())
+                network = self._surrounded.pop()()
+                if network is not None:
+                    detach(network)
 
     @contextmanager
     def _running(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[tuple[Experiment, TrainerToolbox]]:

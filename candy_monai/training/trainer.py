@@ -299,15 +299,16 @@ class Trainer(Lifecycle):
         loader = self._validation_dataloader
         assert loader is not None
         cases, before = ValidationCases(), self._moment(run)
-        called, self._padded_parts = CalledNetworks(toolbox), PaddedParts(toolbox, self._padding)
+        called = CalledNetworks(toolbox)
+        self._padded_parts = parts = PaddedParts(toolbox, self._padding)
         total = min(filter(None, (num_cases(loader), limit)), default=None)
         toolbox.model.eval()
         self._average_in_evaluation_mode(toolbox)
         with torch.no_grad(), called.watched():
             for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
-                with self._padded_parts.of(self.network_input(image)):
+                with parts.of(self.network_input(image)):
                     score, metrics, output = self.validate_case(image, label, toolbox)
-                output = self._padded_parts.cropped(output)
+                output = parts.cropped(output)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
@@ -315,7 +316,7 @@ class Trainer(Lifecycle):
         score = mean_score(self._processes.gathered(cases.scores))
         if self._processes.is_first:
             self.record("val score", score)
-        self._preview = cases.preview()
+        self._preview, self._padded_parts = cases.preview(), None
         self._remember_scored(toolbox, self._processes.any_of(called.flags))
         return score
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
@@ -177,5 +178,6 @@ def _listeners(network: nn.Module) -> tuple[list[Callable[[], None]], list[Calla
 
 
 def _parts(network: nn.Module) -> list[nn.Module]:
-    """Return the modules that a user can call instead of the network."""
-    return [module for module in plain_network(network).modules() if module is not _surrounded(network)]
+    """Return the modules that a user can call instead of the network, and that take hooks."""
+    modules, root = plain_network(network).modules(), _surrounded(network)
+    return [module for module in modules if module is not root and not isinstance(module, torch.jit.ScriptModule)]
