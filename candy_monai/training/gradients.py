@@ -132,9 +132,6 @@ class ScaledBackward:
             self._is_active = False
 
     def _backward(self, loss: Tensor, gradient: Tensor | None = None, *rest: Any, **keywords: Any) -> None:
-        loss = (
-            loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
-        )  # the scale is beyond their range
         self._is_scaled = True
         try:
             if gradient is None:

@@ -208,6 +208,7 @@ def test_a_network_that_calls_itself_is_surrounded_once():
     assert network.sizes == ((16, 16), (15, 16))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("make", [torch.jit.script, torch.fx.symbolic_trace])
 def test_scripted_and_traced_networks_are_padded_too(make):
     network = _attached(make(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))), padding=Pad2d(8), amp="bf16").eval()
