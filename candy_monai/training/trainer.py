@@ -89,7 +89,8 @@ class Trainer(Lifecycle):
             num_epochs: Epochs to train.
             note: Your words about this run, kept in its log and description.
             num_checkpoints: Evenly spaced checkpoints to keep, the last epoch's among them.
-            ema: Keep a moving average of the weights; it is then what is scored and saved as the best.
+            ema: Keep a moving average of the weights; it is then what is saved as the best, unless `validate_case`
+                calls the model instead.
             seed: Seeds every generator; None draws one and records it.
             early_stop_tolerance: Stop after so many validated epochs without a better score; ``"forecast"`` to stop
                 when no better score is to be expected; None to go on to the end.
@@ -109,7 +110,8 @@ class Trainer(Lifecycle):
             channels_last: Store the channels last; None does so where it pays.
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
-            non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
+            non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step: then
+                the buffers, such as BatchNorm's statistics, are again what they were before the batch.
             time_limit_s: Begin no epoch that would end after so many seconds of training; the first is always trained.
                 The schedule is shortened in time, so that the learning rate has come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
