@@ -89,6 +89,9 @@ class Attachment:
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         return Attachment(self.surroundings)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Attachment, (Surroundings(is_active=False),)  # a network that is pickled is loaded as a plain one
+
     def before(
         self, network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

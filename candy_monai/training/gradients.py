@@ -32,8 +32,10 @@ def trained_parameters(toolbox: TrainerToolbox) -> list[nn.Parameter]:
 def clear_gradients(toolbox: TrainerToolbox) -> None:
     """Forget the gradients of the step before, also of parameters that the optimizer does not know."""
     toolbox.optimizer.zero_grad()
+    known = {id(parameter) for parameter in optimized_parameters(toolbox.optimizer)}
     for parameter in toolbox.model.parameters():
-        parameter.grad = None
+        if id(parameter) not in known:
+            parameter.grad = None
 
 
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:

@@ -308,7 +308,7 @@ class Trainer(Lifecycle):
         self._average_in_evaluation_mode(toolbox)
         with torch.no_grad(), called.watched():
             for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
-                with parts.of(self.network_input(image)):
+                with parts.of(image if self._padding is None else self.network_input(image)):
                     score, metrics, output = self.validate_case(image, label, toolbox)
                 output = parts.cropped(output)
                 cases.add(float(score), image, label, output)

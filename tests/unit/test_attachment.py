@@ -1,4 +1,5 @@
 import copy
+import pickle
 from typing import NamedTuple
 
 import pytest
@@ -165,6 +166,16 @@ def test_a_network_that_is_given_back_is_as_it_was_and_so_are_its_copies():
     assert not any((network._forward_pre_hooks, network._forward_hooks, network._forward_hooks_always_called))
     assert "network" not in vars(network)
     assert attachment_of(network) is None
+
+
+def test_a_network_that_is_pickled_is_loaded_as_a_plain_one():
+    network = _attached(nn.Sequential(nn.Identity()), padding=nn.ZeroPad2d(1)).eval()
+    attachment_of(network).on_enter.append(lambda: None)
+    loaded = pickle.loads(pickle.dumps(network))
+    sizes = []
+    loaded[0].register_forward_hook(lambda _m, inputs, _o: sizes.append(tuple(inputs[0].shape[2:])))
+    loaded(torch.zeros(1, 1, 5, 5))
+    assert sizes == [(5, 5)]
 
 
 def test_a_network_can_be_surrounded_again_while_a_copy_of_it_is_in_use():
