@@ -95,7 +95,7 @@ class ScaledBackward:
 
     ``loss.backward()`` within `active` is that of the scaled loss. What ``torch.autograd.grad`` returns, for a term of
     the loss such as a penalty on the gradient, is not scaled. A gradient that autograd adds to a parameter's without
-    the scale would be divided by it all the same, and is refused.
+    the scale, or that is assigned to it, would be divided by the scale all the same, and is refused.
 
     Args:
         scaler: Holds the scale. Where it is not enabled nothing is done.
@@ -105,11 +105,14 @@ class ScaledBackward:
         self._scaler = scaler
         self._is_active = False
         self._is_scaled = False
+        self._parameters: Sequence[nn.Parameter] = ()
+        self._reached: set[int] = set()
         self._handles: list[RemovableHandle] = []
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> None:
         """Refuse gradients of these parameters without the scale; until `close`."""
         if self._scaler.is_enabled():
+            self._parameters = parameters
             self._handles = [
                 parameter.register_post_accumulate_grad_hook(self._check)  # type: ignore[no-untyped-call]
                 for parameter in parameters
@@ -117,21 +120,32 @@ class ScaledBackward:
 
     def close(self) -> None:
         """Watch no longer."""
+        self._parameters = ()
         while self._handles:
             self._handles.pop().remove()
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Scale what a block backpropagates."""
+        """Scale what a block backpropagates.
+
+        Raises:
+            SettingsError: If a gradient comes about in any other way.
+        """
         if not self._scaler.is_enabled():
             yield
             return
+        before = [parameter.grad for parameter in self._parameters]
         self._is_active = True
+        self._reached.clear()
         try:
             with _InsteadOfBackward(self._backward):
                 yield
         finally:
             self._is_active = False
+        for parameter, gradient in zip(self._parameters, before, strict=True):
+            is_new = parameter.grad is not None and parameter.grad is not gradient
+            if is_new and id(parameter) not in self._reached:
+                raise SettingsError(_UNSCALED)
 
     def _backward(self, loss: Tensor, gradient: Tensor | None = None, *rest: Any, **keywords: Any) -> None:
         self._is_scaled = True
@@ -143,12 +157,16 @@ class ScaledBackward:
         finally:
             self._is_scaled = False
 
-    def _check(self, _: Tensor) -> None:
+    def _check(self, parameter: Tensor) -> None:
         if self._is_active and not self._is_scaled:
-            raise SettingsError(
-                'amp="fp16" scales what goes through loss.backward(): call that instead of torch.autograd.backward, '
-                'or train with amp="bf16", which needs no scale'
-            )
+            raise SettingsError(_UNSCALED)
+        self._reached.add(id(parameter))
+
+
+_UNSCALED = (
+    'amp="fp16" scales what goes through loss.backward(): call that instead of torch.autograd.backward, and assign no '
+    'gradients, or train with amp="bf16", which needs no scale'
+)
 
 
 class _InsteadOfBackward(TorchFunctionMode):

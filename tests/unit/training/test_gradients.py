@@ -81,6 +81,21 @@ def test_recomputed_layers_are_scaled_once():
     assert weight.grad == SCALE * 2
 
 
+def test_gradients_that_are_assigned_are_refused_and_those_that_only_weigh_a_loss_are_not():
+    weight = nn.Parameter(torch.tensor(3.0))
+    scaled = _scaled(weight)
+    with scaled.active():
+        (slope,) = torch.autograd.grad(2 * weight, weight)
+        (slope * weight).backward()
+    with scaled.active():  # a second batch of the same step, and one that reaches nothing
+        weight.mul(2).backward()
+    with scaled.active():
+        pass
+    assert weight.grad == SCALE * 4
+    with pytest.raises(SettingsError, match="assign no gradients"), scaled.active():
+        (weight.grad,) = torch.autograd.grad(2 * weight, weight)
+
+
 def test_gradients_that_the_scale_does_not_reach_are_refused():
     weight = nn.Parameter(torch.tensor(3.0))
     scaled = _scaled(weight)
