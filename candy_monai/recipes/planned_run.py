@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from candy_monai.attachment import Precision
 from candy_monai.data.folds import Fold, splits_as_text
 from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
@@ -18,7 +19,6 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.inference.found import CaseFiles
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
-from candy_monai.network import Precision
 from candy_monai.processes import Processes
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from candy_monai.attachment import Precision, detach
 from candy_monai.data.batches import Batch, unpack
 from candy_monai.data.planning import Plan
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.network import Precision
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.toolbox import TrainerToolbox
 
 WARM_UP_STEPS = 1
 TIMED_STEPS = 2
@@ -155,6 +156,15 @@ def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
 
 def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
     toolbox, _ = trainer.build_toolbox(TrainSettings(num_epochs=1, amp=amp), image)
+    try:
+        return _timed_with(toolbox, trainer, amp, cases)
+    finally:
+        for network in (toolbox.model, None if toolbox.ema is None else toolbox.ema.module):
+            if network is not None:
+                detach(network)  # its memory is for the next one
+
+
+def _timed_with(toolbox: TrainerToolbox, trainer: SegmentationTrainer, amp: Precision, cases: list[Batch]) -> Speed:
     toolbox.model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(trainer.dataloader()))
     durations: list[float] = []

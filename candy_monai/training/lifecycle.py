@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.attachment import Surroundings, attach, attachment_of, detach, tensors_in
 from candy_monai.data.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.delivery import deliveries
-from candy_monai.network import NetworkAdapter, channels_last_pays, choose_precision, plain_network
+from candy_monai.network import channels_last_pays, choose_precision, copyable, initialize_lazy, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.observers.base import Observer, ObserverGroup
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
+from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.replay import why_not_exact
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
@@ -42,6 +45,7 @@ from candy_monai.training.setup import (
     watchers,
 )
 from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.validation_calls import PaddedParts
 
 
 class Lifecycle(Continuity):
@@ -81,6 +85,8 @@ class Lifecycle(Continuity):
         self.files: dict[str, str] = {}
         self._padding: nn.Module | None = None
         self._network_type = torch.float32
+        self._padded_parts: PaddedParts | None = None
+        self._surrounded: list[weakref.ref[nn.Module]] = []
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
         self._data: dict[str, object] = {}
@@ -110,30 +116,66 @@ class Lifecycle(Continuity):
             example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
         network = self.build_network(example_shape).to(self.device())
+        initialize_lazy(network, self._to_device(example))
         self._network_type = floating_type(network)
         amp = choose_precision(settings.amp, self.device())
         channels_last = settings.channels_last
         if channels_last is None:
             channels_last = channels_last_pays(len(example_shape) - 1, amp, self.device())
-        model = NetworkAdapter(network, padding=self._padding, amp=amp, channels_last=channels_last)
         if settings.compile_model:
             network.compile()  # in place: the weights keep their names, and the moving average's copy is not compiled
+        self._surround(
+            network,
+            Surroundings(padding=self._padding, amp=amp, channels_last=channels_last, num_dims=len(example_shape) - 1),
+        )
         self._scaler = GradScaler(self.device().type, enabled=amp == "fp16")
-        optimizer = self.build_optimizer(model.parameters())
-        return TrainerToolbox(
-            model=model,
+        optimizer = self.build_optimizer(network.parameters())
+        toolbox = TrainerToolbox(
+            model=network,
             optimizer=optimizer,
             scheduler=self.build_scheduler(optimizer, settings.num_epochs),
             criterion=self.build_criterion().to(self.device()),
-            ema=self.build_ema(model) if settings.ema else None,
-        ), example_shape
+            ema=self._built_average(network) if settings.ema else None,
+        )
+        self._scored = "raw" if toolbox.ema is None else "ema"
+        self._scaled_backward = ScaledBackward(self._scaler)
+        self._scaled_backward.watch(trained_parameters(toolbox))
+        return toolbox, example_shape
+
+    def _built_average(self, network: nn.Module) -> optim.swa_utils.AveragedModel:
+        """Build the average of the user's own network, in evaluation mode and surrounded as the network is."""
+        plain = plain_network(network)
+        with copyable(plain):
+            ema = self.build_ema(plain)
+        if attachment_of(ema.module) is None:  # of a network in a wrapper, or one whose copies have no hooks
+            self._surround(ema.module, self._surroundings)
+        else:
+            self._surrounded.append(weakref.ref(ema.module))
+        return ema.eval()
+
+    def _surround(self, network: nn.Module, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        attach(network, surroundings)
+        self._surrounded.append(weakref.ref(network))
+
+    @contextmanager
+    def _giving_networks_back(self) -> Iterator[None]:
+        """Leave the networks of a run as the user's own when it is over."""
+        try:
+            yield
+        finally:
+            self._scaled_backward.close()
+            while self._surrounded:
+                network = self._surrounded.pop()()
+                if network is not None:
+                    detach(network)
 
     @contextmanager
     def _running(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[tuple[Experiment, TrainerToolbox]]:
         """Set a run up or take a saved one up again, and tell those who watch how it ended."""
         self._processes = Processes.from_environment()
         self.device(device=self._processes.device_of(self.device()))
-        with self._processes.connected(self.device()), self._shared_loaders():
+        with self._processes.connected(self.device()), self._shared_loaders(), self._giving_networks_back():
             run, toolbox = self._set_up(settings, saved)
             try:
                 with self._stop.listening():
@@ -168,6 +210,7 @@ class Lifecycle(Continuity):
 
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:
         self._experiment, self._saved, self._epoch_generators, self._untold = None, None, None, None
+        self._said = set()
         settings = self._decided(settings)
         image, label = first_sample(self._dataloader)
         self.check_sample(image, label)
@@ -194,7 +237,7 @@ class Lifecycle(Continuity):
         # The last before the first step: what a process imports for the first time may draw, too.
         generators.restore(self._own_generators)
         if saved is not None and saved.schedule is not None:
-            run.save_point(weights_of(toolbox), self._state(run, toolbox))
+            run.save_point(weights_of(toolbox, self._scored), self._state(run, toolbox))
             run.describe(facts)
         self._saved_at = (run.progress.batch, time.monotonic())
         return run, toolbox
@@ -210,8 +253,8 @@ class Lifecycle(Continuity):
     ) -> tuple[Experiment, GeneratorStates]:
         """Publish a new experiment and return it with the random generators that it begins with."""
         self._schedule_epochs = settings.num_epochs
-        for model in filter(None, (toolbox.model, toolbox.ema)):
-            self._processes.share(plain_network(model).state_dict().values())
+        for model in [toolbox.model] if toolbox.ema is None else [toolbox.model, toolbox.ema]:
+            self._processes.share(tensors_in(plain_network(model).state_dict()))
         if not self._processes.is_first:  # the same dropout in all processes would be no help
             assert settings.seed is not None
             set_seed((settings.seed + self._processes.rank) % 2**32, deterministic=settings.deterministic)
@@ -219,7 +262,9 @@ class Lifecycle(Continuity):
         parent = self._trainer_folder / type(self).__name__
         folder = None
         if self._processes.is_first:
-            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state, files=self.files)
+            folder = Experiment.publish(
+                parent, settings, facts, weights_of(toolbox, self._scored), state, files=self.files
+            )
         folder = self._processes.broadcast(folder)
         assert folder is not None
         return Experiment(folder, settings, writes=self._processes.is_first), generators
@@ -230,6 +275,7 @@ class Lifecycle(Continuity):
             toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs), self._processes
         )
         self._scaler.load_state_dict(reopened.scaler)
+        self._scored = reopened.scored
         if reopened.extra:
             self.set_extra_state(reopened.extra)
         self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
@@ -295,7 +341,7 @@ class Lifecycle(Continuity):
         self._epoch_generators = None
         self._keep_to_the_time(run, toolbox)
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
-        run.save_epoch(weights_of(toolbox), self._state(run, toolbox), score=score, is_best=is_best)
+        run.save_epoch(weights_of(toolbox, self._scored), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())
         self._untold = run.epoch_finished(score, self._preview)
         self._stop_after_epoch_if_asked(run)

@@ -14,6 +14,7 @@ import torch
 from torch import optim
 
 from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.differences import differences
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.folder import read_description
@@ -131,7 +132,8 @@ class SavedRun:
                     run.restore(state)
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0
-                _load_weights(toolbox, stored_weights(state, run.checkpoints, self.folder), state["ema"])
+                weights = stored_weights(state, run.checkpoints, self.folder)
+                _load_weights(toolbox, weights, state["ema"])
                 toolbox.criterion.load_state_dict(state["criterion"])
                 schedule_epochs = self._schedule(toolbox, state, run, rebuild)
                 own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
@@ -140,6 +142,7 @@ class SavedRun:
                 return ReopenedRun(
                     run=run,
                     schedule_epochs=schedule_epochs,
+                    scored="raw" if toolbox.ema is None else weights.kind,
                     scaler=state["scaler"],
                     extra=state.get("extra", {}),
                     generators=GeneratorStates(**own["generators"]),
@@ -185,6 +188,7 @@ class ReopenedRun:
     Attributes:
         run: The experiment, its folder held.
         schedule_epochs: The epochs that the schedule is made for.
+        scored: Which weights the last validation scored.
         scaler: The state of half precision's gradient scaler, empty in any other.
         extra: What the trainer said besides.
         generators: The random generators as they were saved; restore them last.
@@ -193,6 +197,7 @@ class ReopenedRun:
 
     run: Experiment
     schedule_epochs: int
+    scored: WeightsKind
     scaler: dict[str, Any]
     extra: dict[str, Any]
     generators: GeneratorStates
@@ -223,6 +228,6 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:
     plain_network(toolbox.model).load_state_dict(weights.raw)
     if toolbox.ema is not None:
-        plain_network(toolbox.ema).load_state_dict(weights.scored)
+        plain_network(toolbox.ema).load_state_dict(weights.scored)  # where others are scored, `ema` holds its own
         if ema is not None:
             toolbox.ema.load_state_dict(ema, strict=False)
