@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
+from candy_monai.experiment.differences import as_json
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
 from candy_monai.experiment.folder import (
@@ -34,7 +35,7 @@ from candy_monai.experiment.progress import Progress
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.snapshot import Snapshots
-from candy_monai.experiment.state import RunWeights, State, save_state
+from candy_monai.experiment.state import RunWeights, State, load_state, save_state
 from candy_monai.experiment.writer import Writer
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
@@ -115,6 +116,7 @@ class Experiment:
             run.save_point(weights, state)
             run.wait_until_saved()
             run.close()
+            load_state(folder)  # what cannot be read again is better known before the first step
 
         return publish_folder(parent, fill)
 
@@ -341,4 +343,4 @@ class Experiment:
 
 def _write_description(folder: Path, facts: Json, settings: TrainSettings) -> None:
     description = {**facts, "settings": settings.as_dict(), "environment": environment()}
-    atomic_write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(description), indent=2) + "\n")

@@ -20,6 +20,7 @@ from candy_monai.device import HasDevice
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
+from candy_monai.experiment.plain import plain
 from candy_monai.experiment.settings import SaveInterval
 from candy_monai.experiment.state import RunWeights
 from candy_monai.network import NetworkAdapter, adapter_of, plain_network, plain_weights
@@ -190,6 +191,9 @@ class Continuity(Overridables, Reporting, HasDevice):
         """Return what a resumed run needs besides the weights.
 
         Every process takes part: each has its own random numbers and, within an epoch, its own part of the metrics.
+
+        Raises:
+            BadInputError: If a part of the user's own has something in its state that cannot be saved.
         """
         epoch_start = self._epoch_generators
         own = {
@@ -198,12 +202,12 @@ class Continuity(Overridables, Reporting, HasDevice):
             "pending": {} if run is None else run.history.pending(),
         }
         return {
-            "optimizer": toolbox.optimizer.state_dict(),
-            "scheduler": toolbox.scheduler.state_dict(),
+            "optimizer": plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
+            "scheduler": plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
             "schedule_epochs": self._schedule_epochs,
             "scaler": self._scaler.state_dict(),
-            "criterion": toolbox.criterion.state_dict(),
-            "extra": self.get_extra_state(),
+            "criterion": plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
+            "extra": plain(self.get_extra_state(), f"what {type(self).__name__}.get_extra_state returned"),
             "ema": None if toolbox.ema is None else _without_weights(toolbox.ema),
             "processes": self._processes.gathered(own),
         }

@@ -17,6 +17,7 @@ from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.differences import differences
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.plain import restored
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights
 from candy_monai.network import plain_network
@@ -132,7 +133,7 @@ class SavedRun:
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0
                 _load_weights(toolbox, stored_weights(state, run.checkpoints, self.folder), state["ema"])
-                toolbox.criterion.load_state_dict(state["criterion"])
+                toolbox.criterion.load_state_dict(restored(state["criterion"], toolbox.criterion.state_dict()))
                 schedule_epochs = self._schedule(toolbox, state, run, rebuild)
                 own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
                 run.history.absorb([own["pending"]])
@@ -141,7 +142,7 @@ class SavedRun:
                     run=run,
                     schedule_epochs=schedule_epochs,
                     scaler=state["scaler"],
-                    extra=state.get("extra", {}),
+                    extra=restored(state.get("extra", {})),
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
                 )
@@ -158,13 +159,14 @@ class SavedRun:
     ) -> int:
         """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
         made_for: int = state["schedule_epochs"]
+        optimizer = restored(state["optimizer"], toolbox.optimizer.state_dict())
         if self.schedule in (None, "keep"):
             if made_for != self.settings.num_epochs:
                 toolbox.scheduler = rebuild(made_for)
-            toolbox.scheduler.load_state_dict(state["scheduler"])
-            toolbox.optimizer.load_state_dict(state["optimizer"])
+            toolbox.scheduler.load_state_dict(restored(state["scheduler"], toolbox.scheduler.state_dict()))
+            toolbox.optimizer.load_state_dict(optimizer)
             return made_for
-        toolbox.optimizer.load_state_dict(state["optimizer"])
+        toolbox.optimizer.load_state_dict(optimizer)
         made_for, steps = self.settings.num_epochs, run.progress.step
         if self.schedule == "restart":
             made_for, steps = made_for - run.progress.epoch, 0
