@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from candy_monai.aliases import Scalar
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
 from candy_monai.experiment.differences import as_json
 from candy_monai.experiment.early_stopping import EarlyStopping
@@ -27,7 +28,7 @@ from candy_monai.experiment.folder import (
     environment,
     publish_folder,
 )
-from candy_monai.experiment.history import EPOCH_DURATION, History
+from candy_monai.experiment.history import EPOCH_DURATION, LEARNING_RATE, SCORE, History
 from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
 from candy_monai.experiment.pace import epochs_in_time
@@ -180,10 +181,14 @@ class Experiment:
         """Append a message to ``logs.txt`` and return the line as written."""
         return self._log.write(message) if self._writes else message
 
-    def begin_epoch(self, learning_rate: float) -> None:
-        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on."""
+    def begin_epoch(self, learning_rate: Scalar) -> None:
+        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.
+
+        Args:
+            learning_rate: A tensor is read now: a schedule changes it in place.
+        """
         if not self.progress.batch:
-            self.progress.learning_rate, self.progress.epoch_s = learning_rate, 0.0
+            self.progress.learning_rate, self.progress.epoch_s = float(learning_rate), 0.0
         self._epoch_started = self._clock()
 
     @property
@@ -199,8 +204,8 @@ class Experiment:
         """
         progress = self.progress
         duration = self.epoch_s
-        self.history.record_all({"learning rate": progress.learning_rate, EPOCH_DURATION: duration})
-        self.history.close_epoch()
+        of_the_score = {} if score is None else {SCORE: score}
+        self.history.close_epoch({**of_the_score, LEARNING_RATE: progress.learning_rate, EPOCH_DURATION: duration})
         now = self._clock()
         progress.epoch += 1
         progress.total_s += progress.epoch_s + now - self._counted_until  # what was saved since the last one, too
@@ -210,7 +215,7 @@ class Experiment:
             return False
         improved = progress.offer(score, epoch=progress.epoch)
         self.forecast = self._predict()
-        scores = self.history.metrics().get("val score", ())
+        scores = self.history.metrics().get(SCORE, ())
         chance = chance_of_gain(self.forecast, scores, margin=self.settings.early_stop_margin)
         self.early_stopping.update(improved=improved, chance=chance)
         return improved

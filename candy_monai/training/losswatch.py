@@ -42,7 +42,7 @@ class LossWatch:
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
         if isinstance(loss, Tensor) and loss.device.type != "cpu" and self._policy == "stop":
-            self._unread.append((step, loss.detach().reshape(()), case_ids))
+            self._unread.append((step, loss.detach().clone().reshape(()), case_ids))
             return True
         if math.isfinite(float(loss)):
             return True

@@ -9,6 +9,7 @@ from candy_monai.config import load_secrets
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.events import Event, MessageLogged
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import column_beside
 from candy_monai.experiment.score_prediction import predict_maximum, seconds_until
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.delivery import Delivery
@@ -27,6 +28,7 @@ class Reporting:
         self._observers = ObserverGroup((), self.log)
         self._frontend: Frontend | None = None
         self._deliveries: tuple[Delivery, ...] = ()
+        self._said_of: set[str] = set()
 
     def log(self, msg: str, *, on_screen: bool = True) -> None:
         """Write a message to ``logs.txt``, verbatim.
@@ -45,15 +47,26 @@ class Reporting:
     def record(self, metric: str, value: Scalar) -> None:
         """Record one value of a metric; the epoch's average goes to ``metrics.csv``.
 
+        A metric that is called like a column of the run's own, such as ``learning rate``, becomes the column
+        ``learning rate (metric)``.
+
         Args:
             metric: The metric's name.
             value: A number or a tensor of one element, NaN for "not measured".
+
+        Raises:
+            BadInputError: If it is not one number.
         """
-        self._current().history.record(metric, value)
+        history, column = self._current().history, column_beside(metric)
+        history.record(column, value)
+        if column != metric and column not in self._said_of:
+            self._said_of.add(column)
+            self.log(f"The metric {metric!r} is kept as {column!r}: the run has a column of this name", on_screen=False)
 
     def record_all(self, metrics: Metrics) -> None:
         """Record one value of each metric."""
-        self._current().history.record_all(metrics)
+        for metric, value in metrics.items():
+            self.record(metric, value)
 
     def metrics(self) -> dict[str, list[float]]:
         """Return every metric over the epochs so far; NaN where an epoch has none."""

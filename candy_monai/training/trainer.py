@@ -23,6 +23,7 @@ from candy_monai.data.batches import unpack
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import LOSS
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
 from candy_monai.training.accumulation import Group
@@ -226,7 +227,7 @@ class Trainer(Lifecycle):
                 loss, metrics, case_ids = self.train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
-                self.record("combined loss", loss)
+                run.history.record(LOSS, loss)
                 self.record_all(metrics)
             else:
                 usable = False
@@ -301,11 +302,8 @@ class Trainer(Lifecycle):
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
                 self._stop_validating_if_asked(run, toolbox, before)
-        score = mean_score(self._processes.gathered(cases.scores))
-        if self._processes.is_first:
-            self.record("val score", score)
         self._preview = cases.preview()
-        return score
+        return mean_score(self._processes.gathered(cases.scores))
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
