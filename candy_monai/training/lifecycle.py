@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
+from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import why_not_exact
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
@@ -39,6 +42,7 @@ from candy_monai.training.setup import (
     run_started,
     watchers,
 )
+from candy_monai.training.stepping import step_after_epoch
 from candy_monai.training.toolbox import TrainerToolbox
 
 
@@ -52,10 +56,6 @@ class Lifecycle(Continuity):
         device: Where to train.
         console: Whether to report on the screen.
         observers: More observers of the run.
-
-    Attributes:
-        facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def __init__(
@@ -75,12 +75,24 @@ class Lifecycle(Continuity):
         self._validation_dataloader = validation_dataloader
         self._console = console
         self._extra_observers = tuple(observers)
-        self.facts: dict[str, object] = {}
-        self.files: dict[str, str] = {}
+        self._more_facts: dict[str, object] = {}
+        self._more_files: dict[str, str] = {}
         self._padding: nn.Module | None = None
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
         self._data: dict[str, object] = {}
+
+    def add_to_folder(
+        self, *, facts: Mapping[str, object] = MappingProxyType({}), files: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Add to what the folders of the coming runs hold.
+
+        Args:
+            facts: More plain values for ``experiment.json``, by name.
+            files: More texts that a new folder is born with, by their files' names.
+        """
+        self._more_facts.update(facts)
+        self._more_files.update(files)
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
@@ -141,11 +153,19 @@ class Lifecycle(Continuity):
                 with suppress(Exception):
                     what = ": ".join(filter(None, (type(error).__name__, str(error))))
                     self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
+                    if isinstance(error, Interrupted) and self._processes.is_first:
+                        self._say_how_to_resume(run)
                 self._notify(RunInterrupted(error))
                 raise
             finally:
                 self._observers.close()
                 run.close()
+
+    def _say_how_to_resume(self, run: Experiment) -> None:
+        how = how_to_resume(type(self), run.folder, is_planned="dataset" in self._more_facts, bundle=bundle_of(self))
+        self.log(how)
+        if not self._console:  # the program may end with nothing on the screen but this
+            print(how, file=sys.stderr)
 
     @contextmanager
     def _shared_loaders(self) -> Iterator[None]:
@@ -215,7 +235,7 @@ class Lifecycle(Continuity):
         parent = self._trainer_folder / type(self).__name__
         folder = None
         if self._processes.is_first:
-            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state, files=self.files)
+            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state, files=self._more_files)
         folder = self._processes.broadcast(folder)
         assert folder is not None
         return Experiment(folder, settings, writes=self._processes.is_first), generators
@@ -240,7 +260,7 @@ class Lifecycle(Continuity):
             "data": self._data,
             "parts": describe_parts(toolbox, self._dataloader, self._validation_dataloader),
             **self.describe(example_shape),
-            **self.facts,
+            **self._more_facts,
         }
 
     def _watchers(self, settings: TrainSettings, run: Experiment) -> ObserverGroup:
@@ -290,6 +310,10 @@ class Lifecycle(Continuity):
         self._share_clock(run)
         self._epoch_generators = None
         self._keep_to_the_time(run, toolbox)
+        validates = self._validation_dataloader is not None
+        step_after_epoch(
+            toolbox.scheduler, run.history.metrics(), epoch=run.progress.epoch, score=score, validates=validates
+        )
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
         run.save_epoch(weights_of(toolbox), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())

@@ -33,7 +33,12 @@ class Overridables(ABC):
 
     @abstractmethod
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times."""
+        """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times.
+
+        One whose ``step`` needs a metric, such as ``ReduceLROnPlateau``, steps after each validated epoch instead: with
+        the score if its mode is ``"max"``; if it is ``"min"``, with the mean of the ``combined loss`` that
+        `validate_case` returns, else with the negative score. Without validation the training loss takes their place.
+        """
 
     def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
         """Let a schedule end within so many more steps, since a time limit leaves no room for those planned.

@@ -23,6 +23,7 @@ from candy_monai.experiment.state import RunWeights, load_state, stored_weights
 from candy_monai.network import plain_network
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
+from candy_monai.training.stepping import needs_a_metric, step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
 
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
@@ -160,7 +161,8 @@ class SavedRun:
         """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
         made_for: int = state["schedule_epochs"]
         optimizer = restored(state["optimizer"], toolbox.optimizer.state_dict())
-        if self.schedule in (None, "keep"):
+        has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
+        if self.schedule in (None, "keep") or has_no_end:
             if made_for != self.settings.num_epochs:
                 toolbox.scheduler = rebuild(made_for)
             toolbox.scheduler.load_state_dict(restored(state["scheduler"], toolbox.scheduler.state_dict()))
@@ -171,12 +173,15 @@ class SavedRun:
         if self.schedule == "restart":
             made_for, steps = made_for - run.progress.epoch, 0
         for group in toolbox.optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", group["lr"])
+            initial = group.get("initial_lr", group["lr"])
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(float(initial))  # the very tensor, which schedules change in place
+            else:
+                group["lr"] = initial
         toolbox.scheduler = rebuild(made_for)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # stepping a schedule without its optimizer is the point here
-            for _ in range(steps):
-                toolbox.scheduler.step()
+            step_after_batches(toolbox.scheduler, steps)
         return made_for
 
 

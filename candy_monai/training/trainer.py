@@ -31,6 +31,7 @@ from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
+from candy_monai.training.stepping import step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import ValidationCases, mean_score
 
@@ -49,10 +50,6 @@ class Trainer(Lifecycle):
         device: Where to train.
         console: Whether to report on the screen.
         observers: More observers of the run.
-
-    Attributes:
-        facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def train(
@@ -279,8 +276,7 @@ class Trainer(Lifecycle):
             nn.utils.clip_grad_norm_(toolbox.model.parameters(), self.max_grad_norm)
         self._scaler.step(toolbox.optimizer)
         self._scaler.update()
-        for _ in range(num_batches):
-            toolbox.scheduler.step()
+        step_after_batches(toolbox.scheduler, num_batches)
         if toolbox.ema is not None:
             toolbox.ema.update_parameters(toolbox.model)
 
