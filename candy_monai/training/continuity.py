@@ -28,6 +28,7 @@ from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.accumulation import Group
+from candy_monai.training.example import OpenedStream
 from candy_monai.training.interruption import StopRequest
 from candy_monai.training.overridables import Overridables
 from candy_monai.training.replay import batches_from
@@ -78,10 +79,14 @@ class Continuity(Overridables, Reporting, HasDevice):
         self._own_generators = OwnGenerators()
         self._saved_at = (0, 0.0)
         self._untold: EpochFinished | None = None
+        self._opened: OpenedStream | None = None
 
     def _batches_left(self, run: Experiment) -> Iterator[object]:
         if not run.progress.batch:
             self._epoch_generators = self._captured()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            return iter(opened)
         return batches_from(
             self._dataloader,
             epoch=run.progress.epoch,

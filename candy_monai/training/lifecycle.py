@@ -29,6 +29,7 @@ from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
+from candy_monai.training.example import OpenedStream, first_sample
 from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import why_not_exact
 from candy_monai.training.saved_run import SavedRun
@@ -37,7 +38,6 @@ from candy_monai.training.setup import (
     check_loaders,
     describe_loader,
     describe_parts,
-    first_sample,
     length,
     run_started,
     watchers,
@@ -185,7 +185,8 @@ class Lifecycle(Continuity):
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:
         self._experiment, self._saved, self._epoch_generators, self._untold = None, None, None, None
         settings = self._decided(settings)
-        image, label = first_sample(self._dataloader)
+        image, label, opened = first_sample(self._dataloader)
+        self._opened = opened if saved is None else None
         self.check_sample(image, label)
         toolbox, example_shape = self.build_toolbox(settings, image)
         self._own_generators = OwnGenerators()  # those of the run before would be found in it

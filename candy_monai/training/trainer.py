@@ -20,7 +20,7 @@ from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.config import load_settings
 from candy_monai.data.batches import unpack
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import LOSS
@@ -235,6 +235,11 @@ class Trainer(Lifecycle):
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
                 self._after_group(run, toolbox, agreed)
+        if not progress.batch:
+            raise BadInputError(
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be read "
+                "only once; let __iter__ begin anew each time it is called"
+            )
         watch.settle()
         self._share_buffers(toolbox)
         self._say_if_not_compiled(toolbox)
