@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn, optim
+from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.training.names import check_class, check_attribute
 from candy_monai.training.toolbox import TrainerToolbox
 
 
@@ -22,6 +25,16 @@ class Overridables(ABC):
 
     max_grad_norm: float | None = None
     bundle: str | None = None
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        check_class(cls)
+
+    @override
+    def __setattr__(self, name: str, value: object) -> None:
+        module = sys._getframe(1).f_globals.get("__name__", "")  # who sets it decides whether names collide
+        check_attribute(self, name, value, module=module)
+        super().__setattr__(name, value)
 
     @abstractmethod
     def build_network(self, example_shape: Shape) -> nn.Module:
