@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
@@ -32,6 +32,7 @@ from candy_monai.training.continuity import Continuity, weights_of
 from candy_monai.training.example import OpenedStream, first_sample
 from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import why_not_exact
+from candy_monai.training.returns import returned, scheduler_returned
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
     bundle_of,
@@ -113,12 +114,14 @@ class Lifecycle(Continuity):
             The toolbox, and the shape that the network was built for: the image's, padded.
         """
         padding = self.build_padding_module()
-        self._padding = None if padding is None else padding.to(self.device())
+        if padding is not None:
+            padding = returned(self, "build_padding_module", padding, nn.Module).to(self.device())
+        self._padding = padding
         example = self.network_input(image)[None]
         if self._padding is not None:
             example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
-        network = self.build_network(example_shape).to(self.device())
+        network = returned(self, "build_network", self.build_network(example_shape), nn.Module).to(self.device())
         amp = choose_precision(settings.amp, self.device())
         channels_last = settings.channels_last
         if channels_last is None:
@@ -127,12 +130,12 @@ class Lifecycle(Continuity):
         if settings.compile_model:
             network.compile()  # in place: the weights keep their names, and the moving average's copy is not compiled
         self._scaler = GradScaler(self.device().type, enabled=amp == "fp16")
-        optimizer = self.build_optimizer(model.parameters())
+        optimizer = returned(self, "build_optimizer", self.build_optimizer(model.parameters()), optim.Optimizer)
         return TrainerToolbox(
             model=model,
             optimizer=optimizer,
-            scheduler=self.build_scheduler(optimizer, settings.num_epochs),
-            criterion=self.build_criterion().to(self.device()),
+            scheduler=scheduler_returned(self, self.build_scheduler(optimizer, settings.num_epochs)),
+            criterion=returned(self, "build_criterion", self.build_criterion(), nn.Module).to(self.device()),
             ema=self.build_ema(model) if settings.ema else None,
         ), example_shape
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.config import load_secrets
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import Event, MessageLogged
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside
 from candy_monai.experiment.score_prediction import predict_maximum, seconds_until
 from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.choice import find_frontend, known_frontends
 from candy_monai.frontends.delivery import Delivery
 from candy_monai.observers.base import ObserverGroup
 
@@ -88,13 +89,23 @@ class Reporting:
         """
         return self._current().folder
 
-    def set_frontend(self, frontend: type[Frontend], *, path_to_secrets: PathLike | None = None) -> None:
+    def set_frontend(self, frontend: type[Frontend] | str, *, path_to_secrets: PathLike | None = None) -> None:
         """Report the coming runs to a dashboard.
 
         Args:
-            frontend: The dashboard's class; it is made with the user's secrets at once, so a missing one is said now.
+            frontend: The dashboard's class, or the name that the command line has for it, such as ``"notion"``; it is
+                made with the user's secrets at once, so a missing one is said now.
             path_to_secrets: Where the secrets are, instead of the user's config folder.
+
+        Raises:
+            BadInputError: If it is no dashboard, or none of this name is known.
         """
+        if isinstance(frontend, str):
+            frontend = find_frontend(frontend, option="set_frontend")
+        elif not isinstance(frontend, type) or not issubclass(frontend, Frontend):
+            raise BadInputError(
+                f"set_frontend was given {frontend!r}, expected a class that is a Frontend, or a name: {known_frontends()}"
+            )
         self._frontend = frontend(load_secrets(path_to_secrets))
         self._deliveries = ()
 

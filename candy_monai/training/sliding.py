@@ -15,6 +15,7 @@ from candy_monai.inference.windows import SWMetadata, WindowBlender, WindowGrid,
 from candy_monai.network import adapter_of
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.means import WeightedMeans
+from candy_monai.training.returns import loss_returned, score_returned
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -104,7 +105,8 @@ class SlidingTrainer(Trainer):
             windows = super().prepare_batch(grid.cut(images, numbers), grid.cut(labels, numbers))
             share = len(numbers) / total
             with adapter_of(toolbox.model).gradient_factor(share):
-                loss, parts = self.backward_windowed(*windows, toolbox, metadata)
+                result = self.backward_windowed(*windows, toolbox, metadata)
+            loss, parts = loss_returned(self, "backward_windowed", result)
             mean_loss = mean_loss + share * (loss.detach() if isinstance(loss, Tensor) else loss)  # NaN must show
             metrics.add(parts, weight=len(numbers))
         return mean_loss, metrics.means()
@@ -129,7 +131,8 @@ class SlidingTrainer(Trainer):
         scores, metrics = WeightedMeans(), WeightedMeans()
         for numbers in batches_of_windows(len(grid), self.sliding_window_batch_size):
             windows = grid.cut(images, numbers), grid.cut(labels, numbers)
-            score, parts, output = self.validate_case_windowed(*windows, toolbox, metadata)
+            result = self.validate_case_windowed(*windows, toolbox, metadata)
+            score, parts, output = score_returned(self, "validate_case_windowed", result, one_output=False)
             blender.add(main_output(output, num_dims=metadata.ndim), numbers)
             scores.add({"score": score}, weight=len(numbers))
             metrics.add(parts, weight=len(numbers))

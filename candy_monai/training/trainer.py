@@ -29,6 +29,7 @@ from candy_monai.nn.padding import pad_labels
 from candy_monai.training.accumulation import Group
 from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
+from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
 from candy_monai.training.stepping import step_after_batches
@@ -214,13 +215,14 @@ class Trainer(Lifecycle):
         run = self._current()
         progress, total = run.progress, length(self._dataloader)
         watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
+        gradients = GradientWatch(self, toolbox)
         toolbox.model.train()
         for batch in self._batches_left(run):
             group = Group.of(progress.batch, size=run.settings.accumulate, num_batches=total)
             if progress.batch == group.first:
                 toolbox.optimizer.zero_grad()
                 usable = True
-            with self._gradients_for(toolbox, group):
+            with gradients.watching(), self._gradients_for(toolbox, group):
                 loss, metrics, case_ids = self.train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
@@ -240,6 +242,7 @@ class Trainer(Lifecycle):
                 f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be read "
                 "only once; let __iter__ begin anew each time it is called"
             )
+        gradients.settle()
         watch.settle()
         self._share_buffers(toolbox)
         self._say_if_not_compiled(toolbox)
@@ -259,7 +262,7 @@ class Trainer(Lifecycle):
         images, labels, case_ids = unpack(batch)
         self.check_labels(labels, case_ids)
         images, labels = self.prepare_batch(images, labels)
-        loss, metrics = self.backward(images, labels, toolbox)
+        loss, metrics = loss_returned(self, "backward", self.backward(images, labels, toolbox))
         return loss, metrics, case_ids
 
     def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +301,8 @@ class Trainer(Lifecycle):
             toolbox.ema.eval()
         with torch.no_grad():
             for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
-                score, metrics, output = self.validate_case(image, label, toolbox)
+                result = self.validate_case(image, label, toolbox)
+                score, metrics, output = score_returned(self, "validate_case", result)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
