@@ -125,10 +125,10 @@ class History:
 
 
 def column_beside(name: str) -> str:
-    """Return the column of a metric of the user's own: its name, or ``name (metric)`` where the run has one of this name.
+    """Return the column of a metric of the user's own: its name, or ``name (metric)`` if the run has such a column.
 
-    Those are ``epoch``, ``epoch duration``, ``learning rate``, ``val score`` and ``combined loss``, the last of which is
-    the user's own in a training loop that records none.
+    Those are ``epoch``, ``epoch duration``, ``learning rate``, ``val score`` and ``combined loss``; the last one is the
+    user's own in a training loop that records none.
     """
     return name + _BESIDE if name in (*_COLUMNS_OF_A_RUN, LOSS) else name
 

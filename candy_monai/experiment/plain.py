@@ -29,8 +29,9 @@ from candy_monai.errors import BadInputError
 
 _KIND = "candy_monai kind"
 _AS_THEY_ARE = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype, torch.device, torch.Size)
-_NUMBERS_AND_TEXTS = (bool, int, float, complex, str, bytes)
-_AS_PYTHON = (np.bool_, np.int64, np.float64, np.complex128, np.str_, np.bytes_)  # the same numbers, computed with in the same way
+_NUMBERS_AND_TEXTS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+# Python's types of the same values compute in the same way; those of the other NumPy types would not.
+_AS_PYTHON = (np.bool_, np.int64, np.float64, np.complex128, np.str_, np.bytes_)
 _CODE = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -53,7 +54,11 @@ _BY_TEXT: dict[str, tuple[type, Callable[[Any], str], Callable[[str], object]]] 
     "numpy type": (np.dtype, lambda value: str(value.str), np.dtype),
 }
 _BY_NUMBERS: dict[str, tuple[type, Callable[[Any], tuple[Any, ...]], Callable[..., object]]] = {
-    "timedelta": (datetime.timedelta, lambda value: (value.days, value.seconds, value.microseconds), datetime.timedelta),
+    "timedelta": (
+        datetime.timedelta,
+        lambda value: (value.days, value.seconds, value.microseconds),
+        datetime.timedelta,
+    ),
     "range": (range, lambda value: (value.start, value.stop, value.step), range),
     "slice": (slice, lambda value: (value.start, value.stop, value.step), slice),
 }
@@ -69,8 +74,8 @@ def plain(value: object, place: str, *, rebuilt: bool = False) -> Any:
     Args:
         value: The state.
         place: What it is, for messages.
-        rebuilt: Whether there will be such a state of an object that is built anew when this one is read: then functions
-            and classes, which are code and no state, are left out, and objects are written by what they hold.
+        rebuilt: Whether there will be such a state of an object that is built anew when this one is read: then
+            functions and classes, which are code and no state, are left out, and objects are written by what they hold.
 
     Raises:
         BadInputError: If there is something in it that cannot be saved; the message says where.
@@ -83,8 +88,8 @@ def restored(value: object, like: object = None) -> Any:
 
     Args:
         value: What `plain` returned.
-        like: A state of the object that it is for, as it is now; needed where it was written with ``rebuilt``. Objects in
-            it that have a state of their own are put into the saved one.
+        like: A state of the object that it is for, as it is now; needed where it was written with ``rebuilt``. The
+            objects in it are put into the saved state.
 
     Raises:
         TypeError: If it does not fit ``like``, or names a class that is no part of the program.
@@ -97,7 +102,7 @@ def restored(value: object, like: object = None) -> Any:
         made.update({name: restored(member, members.get(name)) for name, member in value.items()})
         return made
     if type(value) in (list, tuple):
-        return type(value)(_restored_members(value, like))  # type: ignore[call-arg, call-overload]
+        return type(value)(_restored_members(value, like))  # type: ignore[call-arg]
     return value
 
 
@@ -109,22 +114,17 @@ class _Writing:
         self._around: set[int] = set()  # containers that the present value is in
 
     def plain(self, value: object, place: str) -> Any:
-        kind = type(value)
-        if kind in _AS_THEY_ARE:
+        if type(value) in _AS_THEY_ARE:
             return value
         if isinstance(value, Tensor):
-            return value if kind in (Tensor, nn.Parameter) else value.detach().as_subclass(Tensor)
-        if isinstance(value, _AS_PYTHON):
-            return value.item()
-        if isinstance(value, np.generic):
-            return {_KIND: "numpy number", "value": self._array(np.asarray(value), place)}
-        if isinstance(value, np.ndarray):
-            return self._array(value, place)
+            return value if type(value) in (Tensor, nn.Parameter) else value.detach().as_subclass(Tensor)
+        if isinstance(value, np.generic | np.ndarray):
+            return self._of_numpy(value, place)
         if isinstance(value, enum.Enum):
             return {_KIND: "enum", "class": self._class(value, place), "value": self.plain(value.value, place)}
         for base in _NUMBERS_AND_TEXTS:
             if isinstance(value, base):
-                return base(value)  # type: ignore[call-overload]
+                return base(value)
         for name, (base, text, _) in _BY_TEXT.items():
             if isinstance(value, base):
                 return {_KIND: name, "text": text(value)}
@@ -142,7 +142,7 @@ class _Writing:
     def _container(self, value: object, place: str) -> Any:
         kind = type(value)
         if kind in (list, tuple):
-            return kind(self._members(value, place))  # type: ignore[call-arg]
+            return kind(self._members(value, place))
         if kind in (set, frozenset):
             return {_KIND: kind.__name__, "members": self._members(value, place)}
         if kind is collections.deque:
@@ -183,6 +183,13 @@ class _Writing:
             return made
         return {_KIND: "dictionary", "class": kind.__name__, "factory": factory, "names": names, "members": members}
 
+    def _of_numpy(self, value: np.generic | np.ndarray[Any, Any], place: str) -> Any:
+        if isinstance(value, np.ndarray):
+            return self._array(value, place)
+        if isinstance(value, _AS_PYTHON):
+            return value.item()
+        return {_KIND: "numpy number", "value": self._array(np.asarray(value), place)}
+
     def _array(self, value: np.ndarray[Any, Any], place: str) -> dict[str, Any]:
         if type(value) not in (np.ndarray, np.memmap):
             raise BadInputError(f"{place} is a {type(value).__name__}, which cannot be saved: use a plain array")
@@ -212,8 +219,8 @@ class _Writing:
             return {_KIND: "as built"}
         kind = "function" if isinstance(value, types.FunctionType) else type(value).__name__
         raise BadInputError(
-            f"{place} is a {kind}, which cannot be saved so that it is read back safely: keep tensors, arrays and plain "
-            "values there, or an object with state_dict and load_state_dict"
+            f"{place} is a {kind}, which cannot be saved so that it is read back safely: keep tensors, arrays and "
+            "plain values there, or an object with state_dict and load_state_dict"
         )
 
     def _class(self, value: object, place: str) -> str:
@@ -221,7 +228,7 @@ class _Writing:
         name = f"{kind.__module__}:{kind.__qualname__}"
         if _found_class(name) is not kind:
             raise BadInputError(
-                f"{place} is a {kind.__qualname__}, which cannot be found again by its name: define the class in a module"
+                f"{place} is a {kind.__qualname__}, which cannot be found again by name: define it in a module"
             )
         return name
 
@@ -272,7 +279,7 @@ def _restored_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.frombuffer(value["bytes"].numpy().tobytes()[:size], dtype=kind).reshape(shape).copy()
 
 
-def _restored_into(like: object, value: dict[str, Any]) -> Any:
+def _restored_into(like: Any, value: dict[str, Any]) -> Any:
     """Put the state of an object into the one that was built anew, or leave that as it is."""
     if value[_KIND] == "as built":
         if like is None:
@@ -282,7 +289,7 @@ def _restored_into(like: object, value: dict[str, Any]) -> Any:
     if found != value["class"]:
         raise TypeError(f"a {value['class']} was saved, and there is a {found}")
     if value[_KIND] == "with a state":
-        like.load_state_dict(restored(value["state"], like.state_dict()))  # type: ignore[union-attr]
+        like.load_state_dict(restored(value["state"], like.state_dict()))
     else:
         vars(like).update({name: restored(part, vars(like).get(name)) for name, part in value["parts"].items()})
     return like
@@ -291,7 +298,7 @@ def _restored_into(like: object, value: dict[str, Any]) -> Any:
 def _with_parts(kind: Any, parts: Mapping[str, object]) -> object:
     if not dataclasses.is_dataclass(kind):
         raise TypeError(f"{kind!r} is no dataclass")
-    made = object.__new__(kind)
+    made: object = object.__new__(kind)  # type: ignore[arg-type]  # it is a class, not an instance
     for name, part in parts.items():
         object.__setattr__(made, name, part)  # frozen ones, too; nothing of the class is executed
     return made

@@ -84,7 +84,7 @@ class AbsoluteLinearLR(LRScheduler):
 
 
 class RelativeLinearLR(LRScheduler):
-    """Let every group's learning rate fall from its own to ``end_factor`` times that in a straight line, and stay there.
+    """Let every group's learning rate fall in a straight line from its own to ``end_factor`` times that, and stay there.
 
     Args:
         optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
@@ -96,9 +96,7 @@ class RelativeLinearLR(LRScheduler):
         SettingsError: If ``num_steps`` is less than 1 or ``end_factor`` does not lie in 0 to 1.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, num_steps: int, *, end_factor: float = 1e-3, last_epoch: int = -1
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, num_steps: int, *, end_factor: float = 1e-3, last_epoch: int = -1) -> None:
         if num_steps < 1:
             raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
         if not 0 <= end_factor <= 1:

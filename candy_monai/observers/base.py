@@ -74,8 +74,8 @@ class _Watched:
 class ObserverGroup(Observer):
     """Passes every event to every observer and keeps their failures away from the run and from each other.
 
-    An observer that raises anything but a Ctrl-C is reported once for each kind of error and tried again at the next event; after five
-    failures in a row it is detached.
+    An observer that raises anything but a Ctrl-C is reported once for each kind of error and tried again at the next
+    event; after five failures in a row it is detached.
 
     Args:
         observers: Who watches, in the order in which they are told.

@@ -29,7 +29,7 @@ from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
-from candy_monai.training.example import OpenedStream, first_sample
+from candy_monai.training.example import first_sample
 from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import why_not_exact
 from candy_monai.training.returns import returned, scheduler_returned

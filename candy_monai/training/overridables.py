@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.nn.ema import ExponentialMovingAverage
-from candy_monai.training.names import check_class, check_attribute
+from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.toolbox import TrainerToolbox
 
 

@@ -104,7 +104,7 @@ class Reporting:
             frontend = find_frontend(frontend, option="set_frontend")
         elif not isinstance(frontend, type) or not issubclass(frontend, Frontend):
             raise BadInputError(
-                f"set_frontend was given {frontend!r}, expected a class that is a Frontend, or a name: {known_frontends()}"
+                f"set_frontend was given {frontend!r}, expected a subclass of Frontend, or a name: {known_frontends()}"
             )
         self._frontend = frontend(load_secrets(path_to_secrets))
         self._deliveries = ()

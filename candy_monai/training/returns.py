@@ -160,7 +160,9 @@ def _checked_metrics(trainer: object, method: str, metrics: object, wanted: str)
         raise _refused(trainer, method, f"{_shown(metrics)} as the metrics", wanted, "without metrics return {}")
     for name, value in metrics.items():
         if (found := why_no_number(value)) is not None:
-            raise _refused(trainer, method, f"{found} as the metric {name!r}", wanted, "return its mean, or leave it out")
+            raise _refused(
+                trainer, method, f"{found} as the metric {name!r}", wanted, "return its mean, or leave it out"
+            )
     return metrics
 
 

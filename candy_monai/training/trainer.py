@@ -239,8 +239,8 @@ class Trainer(Lifecycle):
                 self._after_group(run, toolbox, agreed)
         if not progress.batch:
             raise BadInputError(
-                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be read "
-                "only once; let __iter__ begin anew each time it is called"
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
+                "read only once; let __iter__ begin anew each time it is called"
             )
         gradients.settle()
         watch.settle()
