@@ -99,7 +99,8 @@ def restored(value: object, like: object = None) -> Any:
             return _restored_kind(value, like)
         members = like if isinstance(like, Mapping) else {}
         made = value.copy()
-        made.update({name: restored(member, members.get(name)) for name, member in value.items()})
+        for name, member in value.items():
+            made[name] = restored(member, members.get(name))
         return made
     if type(value) in (list, tuple):
         return type(value)(_restored_members(value, like))  # type: ignore[call-arg]
@@ -179,7 +180,8 @@ class _Writing:
         if is_simple and kind is not collections.defaultdict:
             made = value.copy()  # an OrderedDict has more to it than its items
             made.clear()
-            made.update(zip(names, members, strict=True))
+            for name, member in zip(names, members, strict=True):
+                made[name] = member
             return made
         return {_KIND: "dictionary", "class": kind.__name__, "factory": factory, "names": names, "members": members}
 
@@ -250,7 +252,7 @@ def _restored_kind(value: dict[str, Any], like: object) -> Any:
         case "deque":
             return collections.deque(_restored_members(value["members"], None), value["maxlen"])
         case "dictionary":
-            pairs = zip(map(restored, value["names"]), map(restored, value["members"]), strict=True)
+            pairs = dict(zip(map(restored, value["names"]), map(restored, value["members"]), strict=True))
             if value["class"] == "defaultdict":
                 return collections.defaultdict(_FACTORIES.get(value["factory"]), pairs)
             return _DICTIONARIES[value["class"]](pairs)

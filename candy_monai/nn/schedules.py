@@ -84,7 +84,7 @@ class AbsoluteLinearLR(LRScheduler):
 
 
 class RelativeLinearLR(LRScheduler):
-    """Let every group's learning rate fall in a straight line from its own to ``end_factor`` times that, and stay there.
+    """Let each group's learning rate fall in a straight line to ``end_factor`` times its own, and stay there.
 
     Args:
         optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
