@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO, cast
 
-from candy_monai.files import discard_standard_output
-
 
 @contextmanager
 def output_that_may_be_closed() -> Iterator[None]:
@@ -34,14 +32,20 @@ class _Output:
         try:
             return self._stream.write(text)
         except BrokenPipeError:
-            discard_standard_output()
+            _print_no_more()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except BrokenPipeError:
-            discard_standard_output()
+            _print_no_more()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _print_no_more() -> None:
+    from candy_monai.files import discard_standard_output  # it imports PyTorch, which few commands need at once
+
+    discard_standard_output()
