@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn, optim
@@ -84,7 +83,7 @@ class Lifecycle(Continuity):
         self._data: dict[str, object] = {}
 
     def add_to_folder(
-        self, *, facts: Mapping[str, object] = MappingProxyType({}), files: Mapping[str, str] = MappingProxyType({})
+        self, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
     ) -> None:
         """Add to what the folders of the coming runs hold.
 
@@ -92,8 +91,8 @@ class Lifecycle(Continuity):
             facts: More plain values for ``experiment.json``, by name.
             files: More texts that a new folder is born with, by their files' names.
         """
-        self._more_facts.update(facts)
-        self._more_files.update(files)
+        self._more_facts.update(facts or {})
+        self._more_files.update(files or {})
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
