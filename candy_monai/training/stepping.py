@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ def needs_a_metric(scheduler: Any) -> bool:
 
     Such a schedule steps after each validated epoch rather than after each batch.
     """
-    return _required_argument(scheduler) is not None
+    return _required_argument(scheduler.__class__) is not None
 
 
 def step_after_batches(scheduler: Any, num_batches: int) -> None:
@@ -47,7 +48,7 @@ def step_after_epoch(
         score: Its validation score; None if it was not validated.
         validates: Whether the run has a validation loader.
     """
-    name = _required_argument(scheduler)
+    name = _required_argument(scheduler.__class__)
     if name is None:
         return
     if "epoch" in name:
@@ -65,10 +66,12 @@ def step_after_epoch(
         scheduler.step(value)
 
 
-def _required_argument(scheduler: Any) -> str | None:
+@functools.lru_cache(maxsize=64)
+def _required_argument(kind: Any) -> str | None:
+    """Return the name of the argument that a class's ``step`` cannot be called without; None if there is none."""
     try:
-        parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):
+        _, *parameters = inspect.signature(kind.step).parameters.values()
+    except (AttributeError, TypeError, ValueError):
         return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next(iter(parameters), None)
