@@ -56,9 +56,6 @@ def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, OpenedStream 
     Raises:
         BadInputError: If the loader yields nothing.
     """
-    for part in (loader.sampler, loader.dataset):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(0)
     if isinstance(loader.dataset, IterableDataset):
         return _opened(loader)
     own = OwnGenerators.of(loader=loader)
@@ -77,6 +74,9 @@ class _CannotBeCopiedError(Exception):
 
 
 def _opened(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, OpenedStream]:
+    for part in (loader.sampler, loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(0)
     opened = OpenedStream(loader)
     batch = unpack(opened.first_batch)
     return batch.images[0], batch.labels[0], opened
