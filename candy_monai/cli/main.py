@@ -17,6 +17,7 @@ from candy_monai.allocation import freed_memory_kept
 from candy_monai.cli import config, crossval, demo, evaluate, forecast, inspect, predict, preprocess, resume, train
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
+from candy_monai.cli.output import output_that_may_be_closed
 from candy_monai.errors import did_you_mean
 
 COMMANDS = {
@@ -44,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong arguments or bad input, 130 interrupted.
     """
+    with output_that_may_be_closed():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     _share_processors()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -52,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _code(end)
     try:
         code: int = args.run(args)
+    except (Exception, KeyboardInterrupt) as error:  # first: a run that was interrupted is a SystemExit, too
+        return report(error, debug=args.debug)
     except SystemExit as end:
         return _code(end)
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error, debug=args.debug)
     return code
 
 

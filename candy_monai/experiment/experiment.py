@@ -13,7 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from candy_monai.aliases import Scalar
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
+from candy_monai.experiment.differences import as_json
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
 from candy_monai.experiment.folder import (
@@ -26,7 +28,7 @@ from candy_monai.experiment.folder import (
     environment,
     publish_folder,
 )
-from candy_monai.experiment.history import EPOCH_DURATION, History
+from candy_monai.experiment.history import EPOCH_DURATION, LEARNING_RATE, SCORE, History
 from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
 from candy_monai.experiment.pace import epochs_in_time
@@ -34,7 +36,7 @@ from candy_monai.experiment.progress import Progress
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.snapshot import Snapshots
-from candy_monai.experiment.state import RunWeights, State, save_state
+from candy_monai.experiment.state import RunWeights, State, load_state, save_state
 from candy_monai.experiment.writer import Writer
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
@@ -115,6 +117,7 @@ class Experiment:
             run.save_point(weights, state)
             run.wait_until_saved()
             run.close()
+            load_state(folder)  # what cannot be read again is better known before the first step
 
         return publish_folder(parent, fill)
 
@@ -178,10 +181,14 @@ class Experiment:
         """Append a message to ``logs.txt`` and return the line as written."""
         return self._log.write(message) if self._writes else message
 
-    def begin_epoch(self, learning_rate: float) -> None:
-        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on."""
+    def begin_epoch(self, learning_rate: Scalar) -> None:
+        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.
+
+        Args:
+            learning_rate: A tensor is read now: a schedule changes it in place.
+        """
         if not self.progress.batch:
-            self.progress.learning_rate, self.progress.epoch_s = learning_rate, 0.0
+            self.progress.learning_rate, self.progress.epoch_s = float(learning_rate), 0.0
         self._epoch_started = self._clock()
 
     @property
@@ -197,8 +204,8 @@ class Experiment:
         """
         progress = self.progress
         duration = self.epoch_s
-        self.history.record_all({"learning rate": progress.learning_rate, EPOCH_DURATION: duration})
-        self.history.close_epoch()
+        of_the_score = {} if score is None else {SCORE: score}
+        self.history.close_epoch({**of_the_score, LEARNING_RATE: progress.learning_rate, EPOCH_DURATION: duration})
         now = self._clock()
         progress.epoch += 1
         progress.total_s += progress.epoch_s + now - self._counted_until  # what was saved since the last one, too
@@ -208,7 +215,7 @@ class Experiment:
             return False
         improved = progress.offer(score, epoch=progress.epoch)
         self.forecast = self._predict()
-        scores = self.history.metrics().get("val score", ())
+        scores = self.history.metrics().get(SCORE, ())
         chance = chance_of_gain(self.forecast, scores, margin=self.settings.early_stop_margin)
         self.early_stopping.update(improved=improved, chance=chance)
         return improved
@@ -341,4 +348,4 @@ class Experiment:
 
 def _write_description(folder: Path, facts: Json, settings: TrainSettings) -> None:
     description = {**facts, "settings": settings.as_dict(), "environment": environment()}
-    atomic_write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(description), indent=2) + "\n")

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from candy_monai.errors import SettingsError, did_you_mean
 from candy_monai.experiment.early_stopping import Tolerance
 
@@ -44,6 +46,9 @@ class TrainSettings:
     save_every: int | str | None = None
 
     def __post_init__(self) -> None:
+        for name in self.names():
+            if isinstance(value := getattr(self, name), np.generic):  # a NumPy number is a number
+                object.__setattr__(self, name, value.item())
         for name in ("ema", "val_score_prediction", "save_preview", "deterministic", "compile_model"):
             _of_type(name, getattr(self, name), bool, "true or false")
         _of_type("note", self.note, str, "text")

@@ -13,13 +13,25 @@ from typing_extensions import override
 
 from candy_monai.experiment.events import (
     EpochFinished,
+    Event,
     MessageLogged,
     RunFinished,
     RunInterrupted,
     RunStarted,
     StepFinished,
 )
+from candy_monai.files import discard_standard_output
 from candy_monai.observers.base import Observer
+
+
+class Screen(Console):
+    """Standard output, which may be closed by whoever reads it: ``python train.py | head``."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        """Print no more, where rich would end the program."""
+        self.quiet = True
+        discard_standard_output()
 
 
 class ConsoleObserver(Observer):
@@ -30,9 +42,17 @@ class ConsoleObserver(Observer):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or Screen()
         self._bar: Progress | None = None
         self._shown = (0, "")
+
+    @override
+    def receive(self, event: Event) -> None:
+        try:
+            super().receive(event)
+        except BrokenPipeError:  # of a version of rich that leaves it to its caller
+            self._console.quiet = True
+            discard_standard_output()
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
@@ -80,9 +100,9 @@ class ConsoleObserver(Observer):
         self._shown = (event.epoch, event.phase)
 
     def _stop_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
 
 
 def size_of_model(event: RunStarted) -> str:

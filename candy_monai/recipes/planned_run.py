@@ -115,9 +115,8 @@ class PlannedRun:
         return self._scored(trainer)
 
     def _prepare(self, trainer: SegmentationTrainer) -> None:
-        trainer.facts["dataset"] = self._facts()
-        if self.folds:
-            trainer.files[SPLITS] = splits_as_text(self.folds)
+        files = {SPLITS: splits_as_text(self.folds)} if self.folds else {}
+        trainer.add_to_folder(facts={"dataset": self._facts()}, files=files)
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
 

@@ -21,12 +21,14 @@ from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
+from candy_monai.experiment.plain import plain
 from candy_monai.experiment.settings import SaveInterval
 from candy_monai.experiment.state import RunWeights
 from candy_monai.network import plain_network, plain_weights
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
+from candy_monai.training.example import OpenedStream
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.interruption import StopRequest
 from candy_monai.training.overridables import Overridables
@@ -83,10 +85,14 @@ class Continuity(Overridables, Reporting, HasDevice):
         self._own_generators = OwnGenerators()
         self._saved_at = (0, 0.0)
         self._untold: EpochFinished | None = None
+        self._opened: OpenedStream | None = None
 
     def _batches_left(self, run: Experiment) -> Iterator[object]:
         if not run.progress.batch:
             self._epoch_generators = self._captured()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            return iter(opened)
         return batches_from(
             self._dataloader,
             epoch=run.progress.epoch,
@@ -234,6 +240,9 @@ class Continuity(Overridables, Reporting, HasDevice):
         """Return what a resumed run needs besides the weights.
 
         Every process takes part: each has its own random numbers and, within an epoch, its own part of the metrics.
+
+        Raises:
+            BadInputError: If a part of the user's own has something in its state that cannot be saved.
         """
         epoch_start = self._epoch_generators
         own = {
@@ -242,12 +251,12 @@ class Continuity(Overridables, Reporting, HasDevice):
             "pending": {} if run is None else run.history.pending(),
         }
         state: dict[str, object] = {
-            "optimizer": toolbox.optimizer.state_dict(),
-            "scheduler": toolbox.scheduler.state_dict(),
+            "optimizer": plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
+            "scheduler": plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
             "schedule_epochs": self._schedule_epochs,
             "scaler": self._scaler.state_dict(),
-            "criterion": toolbox.criterion.state_dict(),
-            "extra": self.get_extra_state(),
+            "criterion": plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
+            "extra": plain(self.get_extra_state(), f"what {type(self).__name__}.get_extra_state returned"),
             "ema": None if toolbox.ema is None else self._state_of_average(toolbox.ema),
             "processes": self._processes.gathered(own),
         }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,23 @@ from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
+from candy_monai.training.example import first_sample
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
+from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import why_not_exact
+from candy_monai.training.returns import returned, scheduler_returned
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
     bundle_of,
     check_loaders,
     describe_loader,
     describe_parts,
-    first_sample,
     floating_type,
     length,
     run_started,
     watchers,
 )
+from candy_monai.training.stepping import step_after_epoch
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation_calls import PaddedParts
 
@@ -58,10 +62,6 @@ class Lifecycle(Continuity):
         device: Where to train.
         console: Whether to report on the screen.
         observers: More observers of the run.
-
-    Attributes:
-        facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Lifecycle(Continuity):
         self._validation_dataloader = validation_dataloader
         self._console = console
         self._extra_observers = tuple(observers)
-        self.facts: dict[str, object] = {}
-        self.files: dict[str, str] = {}
+        self._more_facts: dict[str, object] = {}
+        self._more_files: dict[str, str] = {}
         self._padding: nn.Module | None = None
         self._network_type = torch.float32
         self._padded_parts: PaddedParts | None = None
@@ -90,6 +90,18 @@ class Lifecycle(Continuity):
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
         self._data: dict[str, object] = {}
+
+    def add_to_folder(
+        self, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
+    ) -> None:
+        """Add to what the folders of the coming runs hold.
+
+        Args:
+            facts: More plain values for ``experiment.json``, by name.
+            files: More texts that a new folder is born with, by their files' names.
+        """
+        self._more_facts.update(facts or {})
+        self._more_files.update(files or {})
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
@@ -110,12 +122,14 @@ class Lifecycle(Continuity):
             The toolbox, and the shape that the network was built for: the image's, padded.
         """
         padding = self.build_padding_module()
-        self._padding = None if padding is None else padding.to(self.device())
+        if padding is not None:
+            padding = returned(self, "build_padding_module", padding, nn.Module).to(self.device())
+        self._padding = padding
         example = self.network_input(image)[None]
         if self._padding is not None:
             example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
-        network = self.build_network(example_shape).to(self.device())
+        network = returned(self, "build_network", self.build_network(example_shape), nn.Module).to(self.device())
         initialize_lazy(network, self._to_device(example))
         self._network_type = floating_type(network)
         amp = choose_precision(settings.amp, self.device())
@@ -129,12 +143,12 @@ class Lifecycle(Continuity):
             Surroundings(padding=self._padding, amp=amp, channels_last=channels_last, num_dims=len(example_shape) - 1),
         )
         self._scaler = GradScaler(self.device().type, enabled=amp == "fp16")
-        optimizer = self.build_optimizer(network.parameters())
+        optimizer = returned(self, "build_optimizer", self.build_optimizer(network.parameters()), optim.Optimizer)
         toolbox = TrainerToolbox(
             model=network,
             optimizer=optimizer,
-            scheduler=self.build_scheduler(optimizer, settings.num_epochs),
-            criterion=self.build_criterion().to(self.device()),
+            scheduler=scheduler_returned(self, self.build_scheduler(optimizer, settings.num_epochs)),
+            criterion=returned(self, "build_criterion", self.build_criterion(), nn.Module).to(self.device()),
             ema=self._built_average(network) if settings.ema else None,
         )
         self._scored = "raw" if toolbox.ema is None else "ema"
@@ -187,11 +201,19 @@ class Lifecycle(Continuity):
                 with suppress(Exception):
                     what = ": ".join(filter(None, (type(error).__name__, str(error))))
                     self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
+                    if isinstance(error, Interrupted) and self._processes.is_first:
+                        self._say_how_to_resume(run)
                 self._notify(RunInterrupted(error))
                 raise
             finally:
                 self._observers.close()
                 run.close()
+
+    def _say_how_to_resume(self, run: Experiment) -> None:
+        how = how_to_resume(type(self), run.folder, is_planned="dataset" in self._more_facts, bundle=bundle_of(self))
+        self.log(how)
+        if not self._console:  # the program may end with nothing on the screen but this
+            print(how, file=sys.stderr)
 
     @contextmanager
     def _shared_loaders(self) -> Iterator[None]:
@@ -212,7 +234,8 @@ class Lifecycle(Continuity):
         self._experiment, self._saved, self._epoch_generators, self._untold = None, None, None, None
         self._said = set()
         settings = self._decided(settings)
-        image, label = first_sample(self._dataloader)
+        image, label, opened = first_sample(self._dataloader)
+        self._opened = opened if saved is None else None
         self.check_sample(image, label)
         toolbox, example_shape = self.build_toolbox(settings, image)
         self._own_generators = OwnGenerators()  # those of the run before would be found in it
@@ -263,7 +286,7 @@ class Lifecycle(Continuity):
         folder = None
         if self._processes.is_first:
             folder = Experiment.publish(
-                parent, settings, facts, weights_of(toolbox, self._scored), state, files=self.files
+                parent, settings, facts, weights_of(toolbox, self._scored), state, files=self._more_files
             )
         folder = self._processes.broadcast(folder)
         assert folder is not None
@@ -290,7 +313,7 @@ class Lifecycle(Continuity):
             "data": self._data,
             "parts": describe_parts(toolbox, self._dataloader, self._validation_dataloader),
             **self.describe(example_shape),
-            **self.facts,
+            **self._more_facts,
         }
 
     def _watchers(self, settings: TrainSettings, run: Experiment) -> ObserverGroup:
@@ -340,6 +363,10 @@ class Lifecycle(Continuity):
         self._share_clock(run)
         self._epoch_generators = None
         self._keep_to_the_time(run, toolbox)
+        validates = self._validation_dataloader is not None
+        step_after_epoch(
+            toolbox.scheduler, run.history.metrics(), epoch=run.progress.epoch, score=score, validates=validates
+        )
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
         run.save_epoch(weights_of(toolbox, self._scored), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())

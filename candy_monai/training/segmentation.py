@@ -20,7 +20,7 @@ from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
-from candy_monai.nn.schedules import AbsoluteLinearLR
+from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.setup import length
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
@@ -45,7 +45,7 @@ class SegmentationTrainer(Trainer):
         deep_supervision: Whether the network's outputs at lower resolutions take part in the loss.
         ignore_index: Label id that counts neither in the loss nor in the metrics.
         score: What a validation score is: the negative loss, or the mean Dice of the foreground classes.
-        learning_rate: Of the first step.
+        learning_rate: Of the first step, for `build_optimizer`; the schedule starts from the optimizer's own.
         weight_decay: Of the optimizer.
         inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
@@ -98,11 +98,16 @@ class SegmentationTrainer(Trainer):
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        return AbsoluteLinearLR(optimizer, -self.learning_rate / self._num_steps(num_epochs), self.learning_rate)
+        num_steps = self._num_steps(num_epochs)
+        rates = {float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups}
+        if len(rates) > 1:
+            return RelativeLinearLR(optimizer, num_steps)
+        rate = rates.pop()
+        return AbsoluteLinearLR(optimizer, -rate / num_steps, rate, min_lr=min(1e-6, rate))
 
     @override
     def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
-        if isinstance(scheduler, AbsoluteLinearLR):
+        if isinstance(scheduler, AbsoluteLinearLR | RelativeLinearLR):
             scheduler.end_in(num_steps)
 
     @override

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Shape
-from candy_monai.data.batches import unpack
 from candy_monai.data.digest import CaseSource, dataset_digest
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.events import Preview, RunStarted
@@ -37,6 +36,8 @@ def length(sized: object) -> int | None:
 
 def num_cases(loader: DataLoader[Any]) -> int | None:
     """Return how many samples a loader yields in all, or None if it cannot be known."""
+    if loader.batch_size is None:  # batches of a size that the user's own sampler or dataset chooses
+        return None
     return length(loader.sampler) if length(loader) is not None else None
 
 
@@ -125,19 +126,6 @@ def floating_type(network: nn.Module) -> torch.dtype:
     """Return the type of a network's first floating parameter, which its images are brought to; else float32."""
     types = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
     return next(types, torch.float32)
-
-
-def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-    """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
-
-    Read from the dataset where it can be indexed, since a loader would start its workers for it.
-    """
-    dataset = loader.dataset
-    if isinstance(dataset, IterableDataset) or loader.batch_size is None:
-        batch = unpack(next(iter(loader)))
-    else:
-        batch = unpack(loader.collate_fn([dataset[0]]))
-    return batch.images[0], batch.labels[0]
 
 
 def watchers(

@@ -16,6 +16,7 @@ from candy_monai.label_ids import holding
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.gradients import WeighedPasses, trained_parameters
 from candy_monai.training.means import WeightedMeans
+from candy_monai.training.returns import loss_returned, score_returned
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -105,7 +106,8 @@ class SlidingTrainer(Trainer):
             windows = super().prepare_batch(grid.cut(images, numbers), grid.cut(labels, numbers))
             share = len(numbers) / total
             passes.begin(share)
-            loss, parts = self.backward_windowed(*windows, toolbox, metadata)
+            result = self.backward_windowed(*windows, toolbox, metadata)
+            loss, parts = loss_returned(self, "backward_windowed", result)
             mean_loss = mean_loss + share * (loss.detach() if isinstance(loss, Tensor) else loss)  # NaN must show
             metrics.add(parts, weight=len(numbers))
         passes.end()
@@ -131,7 +133,8 @@ class SlidingTrainer(Trainer):
         scores, metrics = WeightedMeans(), WeightedMeans()
         for numbers in batches_of_windows(len(grid), self.sliding_window_batch_size):
             windows = grid.cut(images, numbers), grid.cut(labels, numbers)
-            score, parts, output = self.validate_case_windowed(*windows, toolbox, metadata)
+            result = self.validate_case_windowed(*windows, toolbox, metadata)
+            score, parts, output = score_returned(self, "validate_case_windowed", result, one_output=False)
             output = main_output(output, num_dims=metadata.ndim)
             blender.add(output if self._padded_parts is None else self._padded_parts.cropped(output), numbers)
             scores.add({"score": score}, weight=len(numbers))

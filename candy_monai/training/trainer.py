@@ -20,9 +20,10 @@ from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.config import load_settings
 from candy_monai.data.batches import unpack
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import LOSS
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
 from candy_monai.training.accumulation import Group
@@ -30,8 +31,10 @@ from candy_monai.training.buffers import KeptBuffers
 from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
 from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
+from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
+from candy_monai.training.stepping import step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.validation import ValidationCases, mean_score
 from candy_monai.training.validation_calls import CalledNetworks, PaddedParts
@@ -51,10 +54,6 @@ class Trainer(Lifecycle):
         device: Where to train.
         console: Whether to report on the screen.
         observers: More observers of the run.
-
-    Attributes:
-        facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def train(
@@ -221,6 +220,7 @@ class Trainer(Lifecycle):
         run = self._current()
         progress, total = run.progress, length(self._dataloader)
         watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
+        gradients = GradientWatch(self, toolbox)
         toolbox.model.train()
         self._average_in_evaluation_mode(toolbox)
         for batch in self._batches_left(run):
@@ -230,10 +230,11 @@ class Trainer(Lifecycle):
                 usable = True
             skips = run.settings.non_finite == "skip"
             before = KeptBuffers((toolbox.model, toolbox.criterion)) if skips else None
-            loss, metrics, case_ids = self.train_batch(batch, toolbox)
+            with gradients.watching():
+                loss, metrics, case_ids = self.train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
-                self.record("combined loss", loss)
+                run.history.record(LOSS, loss)
                 self.record_all(metrics)
             else:
                 usable = False
@@ -247,6 +248,12 @@ class Trainer(Lifecycle):
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
                 self._after_group(run, toolbox, agreed)
+        if not progress.batch:
+            raise BadInputError(
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
+                "read only once; let __iter__ begin anew each time it is called"
+            )
+        gradients.settle()
         watch.settle()
         self._share_buffers(toolbox)
         self._say_if_not_compiled(toolbox)
@@ -267,7 +274,8 @@ class Trainer(Lifecycle):
         self.check_labels(labels, case_ids)
         images, labels = self.prepare_batch(images, labels)
         with self._scaled_backward.active(), self._surroundings.padded_already():
-            loss, metrics = self.backward(images, labels, toolbox)
+            result = self.backward(images, labels, toolbox)
+        loss, metrics = loss_returned(self, "backward", result)
         return loss, metrics, case_ids
 
     def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,8 +297,7 @@ class Trainer(Lifecycle):
             nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
         self._scaler.step(toolbox.optimizer)
         self._scaler.update()
-        for _ in range(num_batches):
-            toolbox.scheduler.step()
+        step_after_batches(toolbox.scheduler, num_batches)
         if toolbox.ema is not None:
             toolbox.ema.update_parameters(toolbox.model)
 
@@ -309,18 +316,16 @@ class Trainer(Lifecycle):
         with torch.no_grad(), called.watched():
             for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
                 with parts.of(image if self._padding is None else self.network_input(image)):
-                    score, metrics, output = self.validate_case(image, label, toolbox)
+                    result = self.validate_case(image, label, toolbox)
+                score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
                 self._stop_validating_if_asked(run, toolbox, before)
-        score = mean_score(self._processes.gathered(cases.scores))
-        if self._processes.is_first:
-            self.record("val score", score)
         self._preview, self._padded_parts = cases.preview(), None
         self._remember_scored(toolbox, self._processes.any_of(called.flags))
-        return score
+        return mean_score(self._processes.gathered(cases.scores))
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
