@@ -55,11 +55,13 @@ class Agreement:
         usable: Whether the optimizer steps.
         save: Whether the run is saved.
         stop: Whether it ends.
+        cut: Whether the epoch ends here, since the time is up.
     """
 
     usable: bool
     save: bool
     stop: bool
+    cut: bool = False
 
 
 class Continuity(Overridables, Reporting, HasDevice):
@@ -99,23 +101,24 @@ class Continuity(Overridables, Reporting, HasDevice):
         with adapter_of(toolbox.model).gradient_factor(self._scaler.scale(share)):
             yield
 
-    def _agree(self, run: Experiment, toolbox: TrainerToolbox, *, usable: bool) -> Agreement:
+    def _agree(self, run: Experiment, toolbox: TrainerToolbox, group: Group, *, usable: bool) -> Agreement:
         """Ask all processes what to do after a group of batches, and average the gradients of those that step."""
         interval, (batch, moment) = run.settings.save_every, self._saved_at
         is_over = interval is not None and SaveInterval.parse(interval).is_over(
             steps=run.progress.batch - batch, seconds=time.monotonic() - moment
         )
-        flags = [not usable, is_over, self._stop.is_pending]
+        run.step_done(num_batches=group.count)
+        flags = [not usable, is_over, self._stop.is_pending, run.left_s <= 0]
         if self._processes.count > 1:
             parameters = [parameter for parameter in toolbox.model.parameters() if parameter.requires_grad]
             flags += [parameter.grad is not None for parameter in parameters]
             flags = self._processes.any_of(flags)
-            taking_part = [parameter for parameter, has in zip(parameters, flags[3:], strict=True) if has]
+            taking_part = [parameter for parameter, has in zip(parameters, flags[4:], strict=True) if has]
             for parameter in taking_part:
                 if parameter.grad is None:  # without a part in this process's passes only
                     parameter.grad = torch.zeros_like(parameter)
             self._processes.average([parameter.grad for parameter in taking_part if parameter.grad is not None])
-        return Agreement(usable=not flags[0], save=flags[1], stop=flags[2])
+        return Agreement(usable=not flags[0], save=flags[1], stop=flags[2], cut=flags[3])
 
     def _after_group(self, run: Experiment, toolbox: TrainerToolbox, agreed: Agreement) -> None:
         """Save the run within its epoch, and end it, as it was agreed."""

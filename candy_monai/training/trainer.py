@@ -31,7 +31,7 @@ from candy_monai.training.losswatch import LossWatch
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
 from candy_monai.training.toolbox import TrainerToolbox
-from candy_monai.training.validation import ValidationCases, mean_score
+from candy_monai.training.validation import ValidationCases, certainty, mean_score
 
 
 class Trainer(Lifecycle):
@@ -107,8 +107,8 @@ class Trainer(Lifecycle):
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
-            time_limit_s: Begin no epoch that would end after so many seconds of training; the first is always trained.
-                The schedule is shortened in time, so that the learning rate has come down when the run ends.
+            time_limit_s: End after so many seconds of training, the last validation included: the last epoch is cut
+                short. The schedule follows the time, so that the learning rate has come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
                 saves at the end of each.
 
@@ -232,11 +232,14 @@ class Trainer(Lifecycle):
                 usable = False
             self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch > group.last:
-                agreed = self._agree(run, toolbox, usable=usable)
+                agreed = self._agree(run, toolbox, group, usable=usable)
                 if agreed.usable:
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
+                self._keep_to_the_time(run, toolbox)
                 self._after_group(run, toolbox, agreed)
+                if agreed.cut:
+                    break
         watch.settle()
         self._share_buffers(toolbox)
         self._say_if_not_compiled(toolbox)
@@ -301,7 +304,9 @@ class Trainer(Lifecycle):
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
                 self._stop_validating_if_asked(run, toolbox, before)
-        score = mean_score(self._processes.gathered(cases.scores))
+        scores = self._processes.gathered(cases.scores)
+        score = mean_score(scores)
+        run.score_rests_on(*certainty(scores))
         if self._processes.is_first:
             self.record("val score", score)
         self._preview = cases.preview()
@@ -309,7 +314,7 @@ class Trainer(Lifecycle):
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
-        is_last = self._processes.broadcast(epoch >= run.expected_epochs(current_s=run.epoch_s))
+        is_last = self._processes.broadcast(run.ends_with_this_epoch())
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
 
     def _share_of(self, limit: int | None) -> int | None:
