@@ -129,7 +129,8 @@ def forecast(
     room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
     high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
     quantiles = score_of(expected.quantiles(LEVELS))
-    middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0])
+    # Losses lie closer about the middle of what is expected of them.
+    middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
     return _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
 
 
