@@ -8,6 +8,7 @@ import re
 from candy_monai.errors import SettingsError
 
 _DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
+_LONGEST = 12  # of a number that is repeated
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
 
 
@@ -21,7 +22,7 @@ def seconds_of(text: str) -> float:
         SettingsError: If it cannot be read, has no unit, or is no time at all.
     """
     plain = text.strip().lower().replace(" ", "")
-    if _NUMBER.fullmatch(plain):
+    if len(plain) <= _LONGEST and _NUMBER.fullmatch(plain) and float(plain) > 0:
         raise SettingsError(f"{text!r} has no unit: say {plain}s, {plain}m or {plain}h for seconds, minutes or hours")
     match = _DURATION.fullmatch(plain)
     try:

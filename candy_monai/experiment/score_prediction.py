@@ -104,13 +104,13 @@ def forecast_messages(
     at = now + timedelta(seconds=seconds)
     low, high = (limit - best for limit in prediction.interval)
     when = prediction.epoch if prediction.score > best else best_epoch
-    chance = f"A better one than {best:.4f} comes with a chance of {chance_as_text(prediction.chance_above(best))}; "
     return [
         f"Maximum validation score {prediction.score:.4f} predicted at epoch {when}",
         f"Estimated time of completion in {seconds:.1f} seconds at {at:%m-%d %H:%M:%S}",
-        f"{chance}the run ends at epoch {num_epochs}, in {duration_as_text(seconds_until(num_epochs, epoch, metrics))}",
         f"Stopping now would cost {number_as_text(prediction.score - best)} "
         f"({number_as_text(low)} to {number_as_text(high)} in 80 % of the runs that get better)",
+        f"A better one than {best:.4f} comes with a chance of {chance_as_text(prediction.chance_above(best))}; "
+        f"the run ends at epoch {num_epochs}, in {duration_as_text(seconds_until(num_epochs, epoch, metrics))}",
     ]
 
 
