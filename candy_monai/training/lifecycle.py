@@ -305,17 +305,15 @@ class Lifecycle(Continuity):
 
     def _keep_to_the_time(self, run: Experiment, toolbox: TrainerToolbox) -> None:
         """Let the schedule end when the time does; of several processes by the first one's clock, after an epoch."""
-        if run.settings.time_limit_s is None:
+        if run.settings.time_limit_s is None or (self._processes.count > 1 and run.progress.batch):
             return
-        steps_an_epoch, epochs_left = length(self._dataloader), run.settings.num_epochs - run.progress.epoch
-        at_most = None if steps_an_epoch is None else epochs_left * steps_an_epoch - run.progress.batch
-        num_steps = run.batches_left
-        if self._processes.count > 1:
-            if run.progress.batch:
-                return
-            num_steps = self._processes.broadcast(num_steps)
-        if num_steps is not None and at_most != 0:
-            self.end_schedule_in(num_steps if at_most is None else min(num_steps, at_most), toolbox.scheduler)
+        steps_an_epoch, epochs_left = length(self._dataloader), run.expected_epochs() - run.progress.epoch
+        # Where much of the time is not in the steps, the whole epochs that are expected say more.
+        by_epochs = None if steps_an_epoch is None else epochs_left * steps_an_epoch - run.progress.batch
+        known = [number for number in (run.batches_left, by_epochs) if number is not None]
+        num_steps = self._processes.broadcast(min(known, default=0))
+        if num_steps > 0:
+            self.end_schedule_in(num_steps, toolbox.scheduler)
 
     def _conclude(self, run: Experiment) -> None:
         self._tell_of_saved_epoch(run, wait=True)
