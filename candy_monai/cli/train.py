@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,5 +128,6 @@ def run(args: argparse.Namespace) -> int:
         note=args.note,
         frontend=frontend,
         trainer=args.trainer,
+        elapsed_s=time.monotonic() - args.started,
     )
     return done("Experiment", folder)

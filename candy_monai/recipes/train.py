@@ -31,9 +31,6 @@ from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.segmentation import SegmentationTrainer
 
-START_UP_S = 8.0
-"""Seconds that pass before this function is called, mostly to import PyTorch and MONAI."""
-
 
 def train_dataset(
     dataset: PathLike,
@@ -56,6 +53,7 @@ def train_dataset(
     note: str = "",
     trainer: str | None = None,
     frontend: type[Frontend] | None = None,
+    elapsed_s: float = 0.0,
     on_progress: Callable[[str], None] = print,
 ) -> Path:
     """Prepare a dataset, train on one fold of it, and score the best weights on the other cases.
@@ -81,6 +79,7 @@ def train_dataset(
         note: Your words about this run.
         trainer: ``FILE:Class``, a `SegmentationTrainer` of your own instead of the bundle's.
         frontend: A dashboard to report to.
+        elapsed_s: Seconds of the budget that are over already, as a program's start takes.
         on_progress: Told what is being done.
 
     Returns:
@@ -89,7 +88,7 @@ def train_dataset(
     Raises:
         BadInputError: If the dataset or a setting cannot work; nothing was trained.
     """
-    started = time.monotonic() - START_UP_S
+    started = time.monotonic() - elapsed_s
     overrides = overrides or {}
     _check_length(num_epochs, budget_s, overrides)
     if save_every is not None:

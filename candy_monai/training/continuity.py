@@ -28,6 +28,7 @@ from candy_monai.network import plain_network, plain_weights
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
+from candy_monai.training.accumulation import Group
 from candy_monai.training.example import OpenedStream
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.interruption import StopRequest
@@ -59,11 +60,13 @@ class Agreement:
         usable: Whether the optimizer steps.
         save: Whether the run is saved.
         stop: Whether it ends.
+        cut: Whether the epoch ends here, since the time is up.
     """
 
     usable: bool
     save: bool
     stop: bool
+    cut: bool = False
 
 
 class Continuity(Overridables, Reporting, HasDevice):
@@ -101,23 +104,24 @@ class Continuity(Overridables, Reporting, HasDevice):
             own=self._own_generators,
         )
 
-    def _agree(self, run: Experiment, toolbox: TrainerToolbox, *, usable: bool) -> Agreement:
+    def _agree(self, run: Experiment, toolbox: TrainerToolbox, group: Group, *, usable: bool) -> Agreement:
         """Ask all processes what to do after a group of batches, and average the gradients of those that step."""
         interval, (batch, moment) = run.settings.save_every, self._saved_at
         is_over = interval is not None and SaveInterval.parse(interval).is_over(
             steps=run.progress.batch - batch, seconds=time.monotonic() - moment
         )
-        flags = [not usable, is_over, self._stop.is_pending]
+        run.step_done(num_batches=group.count)
+        flags = [not usable, is_over, self._stop.is_pending, run.left_s <= 0]
         if self._processes.count > 1:
             parameters = trained_parameters(toolbox)
             flags += [parameter.grad is not None for parameter in parameters]
             flags = self._processes.any_of(flags)
-            taking_part = [parameter for parameter, has in zip(parameters, flags[3:], strict=True) if has]
+            taking_part = [parameter for parameter, has in zip(parameters, flags[4:], strict=True) if has]
             for parameter in taking_part:
                 if parameter.grad is None:  # without a part in this process's passes only
                     parameter.grad = torch.zeros_like(parameter)
             self._processes.average([parameter.grad for parameter in taking_part if parameter.grad is not None])
-        return Agreement(usable=not flags[0], save=flags[1], stop=flags[2])
+        return Agreement(usable=not flags[0], save=flags[1], stop=flags[2], cut=flags[3])
 
     def _after_group(self, run: Experiment, toolbox: TrainerToolbox, agreed: Agreement) -> None:
         """Save the run within its epoch, and end it, as it was agreed."""

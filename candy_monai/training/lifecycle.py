@@ -40,6 +40,7 @@ from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
     bundle_of,
     check_loaders,
+    check_score_range,
     describe_loader,
     describe_parts,
     floating_type,
@@ -49,6 +50,7 @@ from candy_monai.training.setup import (
 )
 from candy_monai.training.stepping import step_after_epoch
 from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.validation import mean_of_cases
 from candy_monai.training.validation_calls import PaddedParts
 
 
@@ -237,6 +239,7 @@ class Lifecycle(Continuity):
         image, label, opened = first_sample(self._dataloader)
         self._opened = opened if saved is None else None
         self.check_sample(image, label)
+        check_score_range(self.score_range)
         toolbox, example_shape = self.build_toolbox(settings, image)
         self._own_generators = OwnGenerators()  # those of the run before would be found in it
         self._own_generators = OwnGenerators.of(
@@ -253,6 +256,7 @@ class Lifecycle(Continuity):
             saved.refuse_differences(facts)
             run, generators = self._reopened(saved, toolbox)
         self._experiment, self._preview = run, None
+        run.score_range = self.score_range
         if self._processes.is_first:
             self._observers = self._watchers(run.settings, run)
         self._announce(run, saved)
@@ -309,6 +313,7 @@ class Lifecycle(Continuity):
             "trainer": type(self).__name__,
             "bundle": bundle_of(self),
             "padding": padding_to_dict(self._padding),
+            "score_range": None if self.score_range is None else list(self.score_range),
             "processes": self._processes.count,
             "data": self._data,
             "parts": describe_parts(toolbox, self._dataloader, self._validation_dataloader),
@@ -341,7 +346,9 @@ class Lifecycle(Continuity):
         where = f"{self.device()}" if count == 1 else f"{count} processes, the first on {self.device()}"
         self.log(f"Experiment {run.experiment_id} in {run.folder}")
         limit = run.settings.time_limit_s
-        extent = f"{run.settings.num_epochs} epochs" + ("" if limit is None else f" or {limit:.0f} s")
+        extent = f"{run.settings.num_epochs} epochs"
+        if limit is not None:
+            extent = f"as many epochs as {limit:.0f} s hold ({run.settings.num_epochs} at most)"
         self.log(f"{type(self).__name__} on {where}, {extent}, seed {run.settings.seed}")
         if saved is not None:
             within = f", batch {run.progress.batch}" if run.progress.batch else ""
@@ -374,10 +381,16 @@ class Lifecycle(Continuity):
         self._stop_after_epoch_if_asked(run)
 
     def _keep_to_the_time(self, run: Experiment, toolbox: TrainerToolbox) -> None:
-        steps_an_epoch = length(self._dataloader)
-        if run.settings.time_limit_s is None or run.is_complete or steps_an_epoch is None:
+        """Let the schedule end when the time does; of several processes by the first one's clock, after an epoch."""
+        if run.settings.time_limit_s is None or (self._processes.count > 1 and run.progress.batch):
             return
-        self.end_schedule_in((run.expected_epochs() - run.progress.epoch) * steps_an_epoch, toolbox.scheduler)
+        steps_an_epoch, epochs_left = length(self._dataloader), run.expected_epochs() - run.progress.epoch
+        # Where much of the time is not in the steps, the whole epochs that are expected say more.
+        by_epochs = None if steps_an_epoch is None else epochs_left * steps_an_epoch - run.progress.batch
+        known = [number for number in (run.batches_left, by_epochs) if number is not None]
+        num_steps = self._processes.broadcast(min(known, default=0))
+        if num_steps > 0:
+            self.end_schedule_in(num_steps, toolbox.scheduler)
 
     def _conclude(self, run: Experiment) -> None:
         self._tell_of_saved_epoch(run, wait=True)
@@ -386,7 +399,10 @@ class Lifecycle(Continuity):
         elif run.is_out_of_time:
             self.log(f"The time is up after epoch {run.progress.epoch}: another would exceed the time limit")
         if run.progress.best_epoch:
-            self.log(f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}")
+            best = f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}"
+            if run.best_num_validated is not None:
+                best += f", {mean_of_cases(run.best_num_validated, run.best_standard_error)}"
+            self.log(best)
         self._notify(run.finished())
 
     def _to_device(self, tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.forecasting.signs import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.toolbox import TrainerToolbox
@@ -21,10 +22,14 @@ class Overridables(ABC):
     Attributes:
         max_grad_norm: Clip the gradient's norm to this before each step; None to leave it.
         bundle: Name of the bundle that can build this network again from `network_arguments`; None if there is none.
+        score_range: The least and the largest validation score that there can be, each None for no bound, as ``(0, 1)``
+            for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; the forecast keeps to it. None if
+            it is unknown.
     """
 
     max_grad_norm: float | None = None
     bundle: str | None = None
+    score_range: ScoreRange | None = None
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
@@ -54,12 +59,12 @@ class Overridables(ABC):
         """
 
     def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
-        """Let a schedule end within so many more steps, since a time limit leaves no room for those planned.
+        """Let a schedule end within so many more steps, which are those that a time limit leaves room for.
 
-        Called after an epoch of a run with a time limit. By default the schedule stays as it is.
+        Called after each step of a run with a time limit. By default the schedule stays as it is.
 
         Args:
-            num_steps: Optimizer steps that are left, at least 1.
+            num_steps: Steps of the schedule that are left, at least 1.
             scheduler: What `build_scheduler` built.
         """
 

@@ -119,7 +119,8 @@ class Reporting:
         Returns:
             The epoch of the best score and the score. When the curve says too little: the best so far.
         """
-        prediction = predict_maximum(self._current().history.metrics(), num_epochs, degree=degree)
+        run = self._current()
+        prediction = predict_maximum(run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range)
         return prediction.epoch, prediction.score
 
     def etc(

@@ -30,7 +30,7 @@ from candy_monai.training.toolbox import TrainerToolbox
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
 
-_ABOUT_THE_RUN = ("format", "id", "settings", "environment")
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range")
 _PLACES = ("folder", "store")
 
 

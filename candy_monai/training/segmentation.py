@@ -14,6 +14,7 @@ from typing_extensions import override
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.data.normalization import usual_intensities
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.forecasting.signs import ScoreRange
 from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
@@ -66,6 +67,24 @@ class SegmentationTrainer(Trainer):
     plan: Plan | None = None
     memory_factor: float = 1.0
     follows_filters: bool = False
+    _score_range: ScoreRange | None = None
+
+    @property
+    def score_range(self) -> ScoreRange | None:
+        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; settable.
+
+        None, which is unknown, where a subclass has another ``validate_case`` and does not say.
+        """
+        if self._score_range is not None:
+            return self._score_range
+        scored_by = str(getattr(self.validate_case, "__module__", ""))
+        if scored_by.partition(".")[0] != __name__.partition(".")[0]:
+            return None
+        return (0.0, 1.0) if self.score == "dice" else (None, 0.0)
+
+    @score_range.setter
+    def score_range(self, value: ScoreRange | None) -> None:
+        self._score_range = value
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:

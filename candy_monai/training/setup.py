@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Shape
 from candy_monai.data.digest import CaseSource, dataset_digest
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
@@ -54,6 +54,25 @@ def check_loaders(training: DataLoader[Any], validation: DataLoader[Any] | None)
         )
     if validation is not None and length(validation) == 0:
         raise BadInputError("the validation loader yields no case: give it cases, or pass None to train without")
+
+
+def check_score_range(score_range: object) -> None:
+    """Refuse what is no range of scores.
+
+    Raises:
+        SettingsError: If it is neither None nor a pair of bounds, each None or a number, the first below the second.
+    """
+    if score_range is None:
+        return
+    if isinstance(score_range, tuple | list) and len(score_range) == 2:
+        numbers = [value for value in score_range if isinstance(value, int | float) and not isinstance(value, bool)]
+        others = [value for value in score_range if value is not None and value not in numbers]
+        if not others and (len(numbers) < 2 or numbers[0] < numbers[1]):
+            return
+    raise SettingsError(
+        "score_range must be the least and the largest validation score, each None for no bound, such as (0, 1) or "
+        f"(None, 0), got {score_range!r}"
+    )
 
 
 def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:

@@ -36,7 +36,7 @@ from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
 from candy_monai.training.stepping import step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
-from candy_monai.training.validation import ValidationCases, mean_score
+from candy_monai.training.validation import ValidationCases, certainty, mean_score
 from candy_monai.training.validation_calls import CalledNetworks, PaddedParts
 
 
@@ -111,8 +111,8 @@ class Trainer(Lifecycle):
             num_validation_cases: Validate on the first so many cases; None for all.
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step: then
                 the buffers, such as BatchNorm's statistics, are again what they were before the batch.
-            time_limit_s: Begin no epoch that would end after so many seconds of training; the first is always trained.
-                The schedule is shortened in time, so that the learning rate has come down when the run ends.
+            time_limit_s: End after so many seconds of training, the last validation included: the last epoch is cut
+                short. The schedule follows the time, so that the learning rate has come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
                 saves at the end of each.
 
@@ -242,12 +242,15 @@ class Trainer(Lifecycle):
                     before.restore()
             self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch > group.last:
-                agreed = self._agree(run, toolbox, usable=usable)
+                agreed = self._agree(run, toolbox, group, usable=usable)
                 if agreed.usable:
                     scale_gradients(trained_parameters(toolbox), 1 / group.count)
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
+                self._keep_to_the_time(run, toolbox)
                 self._after_group(run, toolbox, agreed)
+                if agreed.cut:
+                    break
         if not progress.batch:
             raise BadInputError(
                 f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
@@ -325,11 +328,13 @@ class Trainer(Lifecycle):
                 self._stop_validating_if_asked(run, toolbox, before)
         self._preview, self._padded_parts = cases.preview(), None
         self._remember_scored(toolbox, self._processes.any_of(called.flags))
-        return mean_score(self._processes.gathered(cases.scores))
+        scores = self._processes.gathered(cases.scores)
+        run.score_rests_on(*certainty(scores))
+        return mean_score(scores)
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
-        is_last = self._processes.broadcast(epoch >= run.expected_epochs(current_s=run.epoch_s))
+        is_last = self._processes.broadcast(run.ends_with_this_epoch())
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
 
     def _share_of(self, limit: int | None) -> int | None:
