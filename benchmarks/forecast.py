@@ -35,6 +35,8 @@ CURVES = Path(__file__).parent / "curves"
 LEFT_OUT = CURVES / "left_out.json"
 SHARES = (0.25, 0.5, 0.75)
 CONFIDENCE = 0.8
+GAIN = 0.02
+"""Of the run's range: a smaller gain is none for which an interval is judged."""
 Array = NDArray[np.float64]
 
 

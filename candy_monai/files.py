@@ -190,3 +190,14 @@ def _umask() -> int:
 # It can be read only by changing it, for all threads at once: a file that another one writes meanwhile would be open to
 # everybody. While this module is imported there are none that write.
 _UMASK = _umask()
+
+
+def discard_standard_output() -> None:
+    """Let what is still to be printed go nowhere, since nobody reads it any more (``python train.py | head``).
+
+    Otherwise each further line would be an error, and so would the end of the program, which flushes the output.
+    """
+    with suppress(OSError, ValueError, AttributeError):  # a stream that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

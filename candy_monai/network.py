@@ -1,152 +1,19 @@
-"""The adapter around a user's network, shared by Trainer and Predictor.
-
-Owns what happens between a user's ``backward`` and the user's network: autocast, float32 logits, memory format,
-padding before and cropping after, a fall-back from compilation, and the factor on the gradients of one of several
-passes. The user's own methods stay free of all of it. Owns no optimisation.
-"""
+"""What is asked of a user's network from outside: its precision, its own names and weights, its size."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from torch.nn.parameter import is_lazy
 
-from candy_monai.nn.padding import restore_like
-
-Precision = Literal["bf16", "fp16"] | None
-
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NetworkAdapter(nn.Module):
-    """Call a network in mixed precision and on padded images; return float32 on the caller's grid.
-
-    In training mode images are expected to be padded already, together with their labels. In evaluation mode the
-    adapter pads its input and crops every output that has the padded size; outputs of other resolutions, which serve
-    deep supervision, are left out then.
-
-    Attributes of the network can be read through the adapter.
-
-    Args:
-        network: The user's network: images ``(B, C, *spatial)`` to a tensor, or a list, tuple or dict of tensors.
-        padding: Pads ``(B, C, *spatial)`` to a size that the network accepts; None if it accepts any.
-        amp: ``"bf16"`` or ``"fp16"`` runs the network under autocast; None in the precision of its weights.
-        channels_last: Whether weights and images are stored with the channels last, which some kernels want.
-
-    Attributes:
-        compile_failure: Why a compiled network runs as it is all the same; None if it does not.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        padding: nn.Module | None = None,
-        amp: Precision = None,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.compile_failure: str | None = None
-        self._padding = [padding]  # in a list, so that it is no submodule: the weights stay the network's own
-        self._amp = amp
-        self._channels_last = channels_last
-        self._gradient_factor: float | Tensor = 1.0
-        if channels_last:
-            for parameter in network.parameters():
-                parameter.data = _with_channels_last(parameter.data)
-
-    @override
-    def __getattr__(self, name: str) -> Tensor | nn.Module:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "network" or name.startswith("__"):  # a protocol's method belongs to the adapter or to none
-                raise
-            return getattr(self.network, name)  # type: ignore[no-any-return]
-
-    @override
-    def forward(self, images: Tensor) -> object:
-        padding = self._padding[0]
-        if self.training or padding is None:
-            return self._call(images)
-        padded = padding(images)
-        size, padded_size = images.shape[2:], padded.shape[2:]
-        outputs = self._call(padded)
-        if padded_size == size:
-            return outputs
-        outputs = _without(lambda output: output.ndim == images.ndim and output.shape[2:] != padded_size, outputs)
-        return _map_tensors(
-            lambda output: restore_like(padding, output, size) if output.shape[2:] == padded_size else output, outputs
-        )
-
-    def _call(self, images: Tensor) -> object:
-        if self._channels_last:
-            images = _with_channels_last(images)
-        if self._amp is None:
-            outputs = self._run(images)  # not autocast(enabled=False): that would switch off the caller's own
-        else:
-            with torch.autocast(images.device.type, _TYPES[self._amp]):
-                outputs = self._run(images)
-        outputs = _map_tensors(lambda output: output.float() if output.is_floating_point() else output, outputs)
-        if isinstance(self._gradient_factor, float) and self._gradient_factor == 1.0:
-            return outputs
-        return _map_tensors(self._with_factor, outputs)
-
-    def _run(self, images: Tensor) -> object:
-        if getattr(self.network, "_compiled_call_impl", None) is None:
-            return self.network(images)
-        try:
-            return self.network(images)
-        except Exception as error:  # of the compiler, or of the network: then it comes again
-            self.network._compiled_call_impl = None
-            outputs = self.network(images)
-            self.compile_failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return outputs
-
-    def _with_factor(self, output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            return output
-        scaled: Tensor = _ScaledGradient.apply(output, self._gradient_factor)  # type: ignore[no-untyped-call]
-        return scaled
-
-    @contextmanager
-    def gradient_factor(self, factor: float | Tensor) -> Iterator[None]:
-        """Multiply the gradients of whatever is backpropagated through the network's outputs.
-
-        This is how several passes add up to one mean, although each user's loss is a mean of its own, and how half
-        precision keeps small gradients. A term of the loss that does not depend on the outputs, such as a penalty on
-        the weights, is not reached.
-
-        Args:
-            factor: On top of those that hold already; a tensor of zero dimensions where it lives on the device.
-        """
-        before, self._gradient_factor = self._gradient_factor, self._gradient_factor * factor
-        try:
-            yield
-        finally:
-            self._gradient_factor = before
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is scaled."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, output: Tensor, factor: float | Tensor) -> Tensor:
-        ctx.factor = factor
-        return output.view_as(output)
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0] * ctx.factor, None
+from candy_monai.attachment import Precision
+from candy_monai.errors import BadInputError
 
 
 def choose_precision(amp: str | None, device: torch.device) -> Precision:
@@ -169,38 +36,76 @@ def channels_last_pays(network_dims: int, amp: Precision, device: torch.device) 
     return network_dims == 2 and amp is not None and device.type == "cuda"
 
 
-def _with_channels_last(tensor: Tensor) -> Tensor:
-    """Return a tensor of 4 or 5 axes with its second one last in memory; any other as it is."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
-
-
-def adapter_of(model: nn.Module) -> NetworkAdapter:
-    """Return the adapter that a trainer's model is, or is a moving average of.
-
-    Raises:
-        TypeError: If there is none.
-    """
-    inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
-    if not isinstance(inner, NetworkAdapter):
-        raise TypeError(f"expected a network in its NetworkAdapter, got {type(inner).__name__}")
-    return inner
-
-
 def plain_network(model: nn.Module) -> nn.Module:
-    """Return the user's network inside an adapter or a moving average."""
+    """Return the user's network inside a moving average or in PyTorch's other wrappers: compiled, data parallel."""
     while True:
-        if isinstance(model, NetworkAdapter):
-            model = model.network
-        elif isinstance(model, torch.optim.swa_utils.AveragedModel):
+        if isinstance(
+            model, torch.optim.swa_utils.AveragedModel | nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
             model = model.module
+        elif "_orig_mod" in model._modules:  # what torch.compile returns of a module
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 
 
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state_dict of the user's network under its own names, detached but not copied."""
-    return {name: value.detach() for name, value in plain_network(model).state_dict().items()}
+def plain_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the state_dict of the user's network under its own names, tensors detached but not copied."""
+    state = plain_network(model).state_dict()
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def initialize_lazy(network: nn.Module, example: Tensor) -> None:
+    """Show a network one example if it has layers that wait for one to know their sizes.
+
+    Args:
+        network: On the example's device.
+        example: ``(1, C, *spatial)``.
+
+    Raises:
+        BadInputError: If the network cannot be called with it, or some layer does not take part.
+    """
+    if not _uninitialized(network):
+        return
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(example)
+        if names := _uninitialized(network):
+            raise BadInputError(f"{', '.join(names[:3])} took no part in the forward pass")
+    except Exception as error:
+        raise BadInputError(
+            f"build_network returned a {type(network).__name__} with lazy layers, which one example of shape "
+            f"{tuple(example.shape)} did not initialize ({type(error).__name__}: {error}): call it in build_network"
+        ) from error
+    finally:
+        network.train(was_training)
+
+
+def _uninitialized(network: nn.Module) -> list[str]:
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return [name for name, tensor in tensors.items() if is_lazy(tensor)]
+
+
+@contextmanager
+def copyable(network: nn.Module) -> Iterator[None]:
+    """Let a network be copied that keeps computed tensors, as old-style `torch.nn.utils.weight_norm` does.
+
+    They are computed anew in each forward pass; autograd refuses to copy them.
+    """
+    computed = [
+        (module, name, value)
+        for module in network.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    for module, name, value in computed:
+        vars(module)[name] = value.detach()
+    try:
+        yield
+    finally:
+        for module, name, value in computed:
+            vars(module)[name] = value
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -232,34 +137,12 @@ def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
 
 def meta_copy(network: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode on PyTorch's meta device, where tensors have shapes and no content."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    stand_ins = {id(tensor): _on_meta(tensor) for tensor in tensors.values()}
+    computed = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    tensors = [*network.parameters(), *network.buffers(), *computed]
+    stand_ins = {id(tensor): _on_meta(tensor) for tensor in tensors}
     return copy.deepcopy(network, stand_ins).eval()
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
     meta = torch.empty_like(tensor, device="meta")
     return nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
-
-
-def _without(unwanted: Callable[[Tensor], bool], tree: object) -> object:
-    """Return a list, tuple or dictionary without its unwanted tensors; anything else as it is."""
-    if isinstance(tree, dict):
-        return {name: value for name, value in tree.items() if not (isinstance(value, Tensor) and unwanted(value))}
-    if isinstance(tree, list | tuple):
-        return [value for value in tree if not (isinstance(value, Tensor) and unwanted(value))]
-    return tree
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> object:
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {name: _map_tensors(function, value) for name, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*[_map_tensors(function, value) for value in tree])  # type: ignore[arg-type]
-    if isinstance(tree, list):
-        return [_map_tensors(function, value) for value in tree]
-    if isinstance(tree, tuple):
-        return tuple(_map_tensors(function, value) for value in tree)
-    return tree

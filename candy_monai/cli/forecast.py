@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from candy_monai.cli.errors import DONE
 from candy_monai.cli.options import new_command, whole_number
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from candy_monai.forecasting.reading import ScoreHistory
 
 PICTURE = "forecast.png"
+_STATE = "state.pt"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -66,22 +67,57 @@ def run(args: argparse.Namespace) -> int:
     if not any(next(args.source.glob(name), None) for name in ("metrics.csv", "training_log_*.txt", "experiment.json")):
         refuse_folder_of_runs(args.source, call="candy-monai forecast {run}")
     history = read_scores(args.source, column=args.column)
-    horizon = args.epochs or history.horizon
+    length = _length(args.source, history)
+    horizon = args.epochs or length.num_epochs
     if horizon is None:
         raise SettingsError(f"{history.source}: does not say how many epochs are planned: add --epochs N")
-    result = forecast(history.scores, horizon, learning_rates=history.learning_rates or None)
+    result = forecast(
+        history.scores, horizon, score_range=history.score_range, learning_rates=history.learning_rates or None
+    )
     picture = args.picture
     if picture is None and not args.json:
         picture = (args.source if (args.source / "experiment.json").is_file() else Path()) / PICTURE
     if picture is not None:
         _draw(picture, history, result, horizon)
-    facts = _facts(history, result, horizon)
+    facts = _facts(history, result, horizon, ended=None if args.epochs else length.ended)
     if args.json:
         print(json.dumps({**facts, "picture": None if picture is None else str(picture)}, indent=1, allow_nan=False))
     else:
         _show(history, result, facts)
         print(f"Picture: {picture}")
     return DONE
+
+
+class _Length(NamedTuple):
+    """How many epochs a run has or will have; ``ended`` says why no more come."""
+
+    num_epochs: int | None
+    ended: str | None = None
+
+
+def _length(source: Path, history: ScoreHistory) -> _Length:
+    """Return how many epochs a run has or will have, as its saved state says, where it has one."""
+    folder = source if source.is_dir() else source.parent
+    if history.horizon is None or not (folder / _STATE).is_file() or not (folder / "experiment.json").is_file():
+        return _Length(history.horizon)
+    from candy_monai.errors import ExperimentError
+    from candy_monai.experiment.pace import epochs_in_time
+    from candy_monai.experiment.state import load_state
+
+    try:
+        state = load_state(folder)
+    except ExperimentError:  # of another version, or half copied: the scores are read all the same
+        return _Length(history.horizon)
+    limit_s, done = state["settings"].get("time_limit_s"), state["progress"]["epoch"]
+    if not state["is_complete"]:
+        elapsed_s = state["progress"]["total_s"]
+        expected = epochs_in_time(
+            history.durations_s[:done], elapsed_s=elapsed_s, num_epochs=history.horizon, limit_s=limit_s
+        )
+        return _Length(max(expected, done + 1))
+    if done >= history.horizon:
+        return _Length(history.horizon, "all are done")
+    return _Length(done, "it stopped early" if limit_s is None else "its time was up")
 
 
 def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) -> None:
@@ -92,7 +128,7 @@ def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) 
     save_figure(figure, picture)
 
 
-def _facts(history: ScoreHistory, result: Forecast, horizon: int) -> dict[str, object]:
+def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str | None) -> dict[str, object]:
     """Collect what is said, as plain values; epochs are numbered as the source numbers them."""
     shift = history.first_epoch - 1
     known = [score for score in history.scores if math.isfinite(score)]
@@ -104,6 +140,8 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int) -> dict[str, o
         "score_name": history.name,
         "epochs_done": len(history.scores),
         "epochs_planned": horizon,
+        "finished": ended is not None,
+        "ended": ended,
         "best_so_far": best,
         "best_so_far_epoch": None if best is None else history.scores.index(best) + 1 + shift,
         "score": result.score if result.reason is None else None,
@@ -112,31 +150,43 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int) -> dict[str, o
         "cost_of_stopping_now": None if best is None or result.reason is not None else result.score - best,
         "chance_of_improving": result.chance_above(best) if best is not None and result.reason is None else None,
         "seconds_left": left * math.fsum(durations) / len(durations) if durations and left is not None else None,
+        "seconds_to_the_end": _seconds(durations, horizon - len(history.scores)),
+        "score_range": history.score_range,
         "reason": result.reason,
     }
 
 
 def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> None:
-    done, planned = facts["epochs_done"], facts["epochs_planned"]
+    from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, number_as_text
+
+    done, planned, ended = facts["epochs_done"], facts["epochs_planned"], facts["ended"]
     so_far = "no score yet"
     if facts["best_so_far"] is not None:
         so_far = f"best so far {facts['best_so_far']:.4f} at epoch {facts['best_so_far_epoch']}"
-    print(f"{history.source}: {history.name}, {done} of {planned} epochs, {so_far}")
+    extent = f"{done} of {planned} epochs" if ended is None else f"finished, {done} epochs run ({ended})"
+    print(f"{history.source}: {history.name}, {extent}, {so_far}")
+    if ended is not None:
+        print("Nothing is left to forecast")
+        return
     if result.interval is None:
         print(f"No forecast: {result.reason}")
         return
     low, high = result.interval
-    print(f"Maximum {result.score:.4f} predicted at epoch {facts['epoch']}; {low:.4f} to {high:.4f} in 80 % of runs")
+    best, chance = float(str(facts["best_so_far"])), float(str(facts["chance_of_improving"]))
+    when = facts["epoch"] if result.score > best else facts["best_so_far_epoch"]
     print(
-        f"Stopping now would cost {facts['cost_of_stopping_now']:.4f}; "
-        f"the chance that a better score comes is {facts['chance_of_improving']:.0%}"
+        f"Maximum {result.score:.4f} predicted at epoch {when}; "
+        f"{low:.4f} to {high:.4f} in 80 % of the runs that get better"
+    )
+    print(
+        f"Stopping now would cost {number_as_text(result.score - best)}; "
+        f"the chance that a better score comes is {chance_as_text(chance)}"
     )
     if facts["seconds_left"] is not None:
-        print(f"Time until then: {_duration(float(str(facts['seconds_left'])))}")
+        until, end = (float(str(facts[name])) for name in ("seconds_left", "seconds_to_the_end"))
+        ends = f"the run ends at epoch {planned}, in {duration_as_text(end)}"
+        print(f"Time until then: {duration_as_text(until)}; {ends}")
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (seconds, "s"))
-    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "none"
+def _seconds(durations: list[float], num_epochs: int) -> float | None:
+    return max(0, num_epochs) * math.fsum(durations) / len(durations) if durations else None

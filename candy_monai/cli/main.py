@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -17,7 +18,9 @@ from candy_monai.allocation import freed_memory_kept
 from candy_monai.cli import config, crossval, demo, evaluate, forecast, inspect, predict, preprocess, resume, train
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
+from candy_monai.cli.output import output_that_may_be_closed
 from candy_monai.errors import did_you_mean
+from candy_monai.process_age import process_age_s
 
 COMMANDS = {
     "demo": demo,
@@ -44,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong arguments or bad input, 130 interrupted.
     """
+    # What Python and its imports take is part of a command's time; a caller's own time is not.
+    started = time.monotonic() - (process_age_s() if argv is None else 0.0)
+    with output_that_may_be_closed():
+        return _run(argv, started)
+
+
+def _run(argv: Sequence[str] | None, started: float) -> int:
     _share_processors()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -51,11 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse ends so, after help and after errors
         return _code(end)
     try:
+        args.started = started
         code: int = args.run(args)
+    except (Exception, KeyboardInterrupt) as error:  # first: a run that was interrupted is a SystemExit, too
+        return report(error, debug=args.debug)
     except SystemExit as end:
         return _code(end)
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error, debug=args.debug)
     return code
 
 

@@ -22,30 +22,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MEMORY = re.compile(r"(?P<number>[0-9.]+) ?(?P<unit>[KMGT])B?", re.ASCII)
-_DURATION = re.compile(r"(?:(?P<h>[0-9.]+)h)?(?:(?P<m>[0-9.]+)m)?(?:(?P<s>[0-9.]+)s?)?")
 
 
 def parse_duration(text: str) -> float:
-    """Read a duration such as ``90``, ``90s``, ``10m`` or ``1h30m``.
+    """Read a duration such as ``90s``, ``10m`` or ``1h30m``.
 
     Args:
-        text: Hours, minutes and seconds in this order; a number without a unit is in seconds.
+        text: Hours, minutes and seconds in this order, each with its unit.
 
     Returns:
         Seconds, positive and finite.
 
     Raises:
-        SettingsError: If it cannot be read, or is no time at all.
+        SettingsError: If it cannot be read, has no unit, or is no time at all.
     """
-    match = _DURATION.fullmatch(text.strip().lower().replace(" ", ""))
-    try:
-        hours, minutes, seconds = (float(part or 0) for part in match.group("h", "m", "s")) if match else (0.0,) * 3
-    except ValueError:  # 1.2.3
-        hours = minutes = seconds = 0.0
-    total = 3600 * hours + 60 * minutes + seconds
-    if not 0 < total < math.inf:
-        raise SettingsError(f"{text!r} is no duration: expected for example 90, 90s, 10m or 1h30m, and more than 0")
-    return total
+    from candy_monai.experiment.durations import seconds_of
+
+    return seconds_of(text)
 
 
 def parse_save_interval(text: str) -> int | str:

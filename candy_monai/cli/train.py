@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,5 +139,6 @@ def run(args: argparse.Namespace) -> int:
         trainer=args.trainer,
         transforms=args.transforms,
         trust=args.trust,
+        elapsed_s=time.monotonic() - args.started,
     )
     return done("Experiment", folder)

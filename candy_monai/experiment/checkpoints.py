@@ -26,10 +26,13 @@ from candy_monai.files import atomic_path, finish_file, flush_to_disk, new_file
 LATEST = "checkpoint_latest.pth"
 BEST = "checkpoint_best.pth"
 
+EXTRA_STATE = "_extra_state"
+"""Ends the name in a state_dict of what is no tensor."""
 _NAME = re.compile(r"checkpoint_(latest|best|\d+)\.pth")
 _LEFTOVER = re.compile(r"\..+(\.next|-[a-z0-9_]{8}(\.\w+)*)")
 
-Weights = Mapping[str, Tensor]
+Weights = Mapping[str, Any]
+"""A network's state_dict: tensors, and what its modules' ``get_extra_state`` returned."""
 WeightsKind = Literal["raw", "ema"]
 
 
@@ -211,7 +214,7 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path) -> dict[str, Any]:
     """Read a weight file onto the CPU. Nothing in it is executed.
 
     Raises:
@@ -223,7 +226,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         weights = load_tensors(path)
     except Exception as error:
         raise ExperimentError(f"{path}: not a readable weight file ({type(error).__name__}: {error})") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, Tensor) or str(name).endswith(EXTRA_STATE) for name, value in weights.items()
+    ):
         raise ExperimentError(f"{path}: expected a state_dict (tensors by name), found {type(weights).__name__}")
     return weights
 

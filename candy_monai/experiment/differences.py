@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
+
+import numpy as np
+from torch import Tensor
 
 _LONGEST = 80
 
@@ -17,7 +22,7 @@ def differences(saved: Mapping[str, object], present: Mapping[str, object], *, w
     """
     found = []
     for name in dict.fromkeys([*saved, *present]):
-        before, now = saved.get(name), _as_json(present.get(name))
+        before, now = saved.get(name), as_json(present.get(name))
         path = f"{where}.{name}" if where else name
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             found += differences(before, now, where=path)
@@ -26,12 +31,24 @@ def differences(saved: Mapping[str, object], present: Mapping[str, object], *, w
     return found
 
 
-def _as_json(value: object) -> object:
+def as_json(value: object) -> object:
+    """Return a value in the types that JSON knows: numbers of NumPy and of tensors, arrays, sets and paths as well.
+
+    What has no such form is shown as ``repr`` shows it, without where it is in memory.
+    """
     if isinstance(value, Mapping):
-        return {str(name): _as_json(item) for name, item in value.items()}
+        return {str(name): as_json(item) for name, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(as_json, value), key=repr)
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    return value
+        return [as_json(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return as_json(value.tolist())
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from candy_monai.forecasting.best_score import Forecast
+from candy_monai.forecasting.signs import ScoreRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,10 @@ class EpochFinished:
         early_stop_tolerance: Epochs that may still pass without improvement; None for any number.
         preview: The case to look at; None if there is none.
         forecast: Of the run's best score; None if it was not asked for, or the epoch was not validated.
+        score_range: The least and the largest score that there can be; None if it is unknown.
+        has_time_limit: Whether ``num_epochs`` is an estimate, since time decides.
+        num_validated: Cases that the score is the mean of; None if that is unknown or it was not validated.
+        standard_error: Of that mean; NaN if it is unknown.
     """
 
     epoch: int
@@ -95,6 +101,10 @@ class EpochFinished:
     early_stop_tolerance: int | None
     preview: Preview | None
     forecast: Forecast | None = None
+    score_range: ScoreRange | None = None
+    has_time_limit: bool = False
+    num_validated: int | None = None
+    standard_error: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from candy_monai.aliases import Scalar
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
+from candy_monai.experiment.differences import as_json
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
 from candy_monai.experiment.folder import (
@@ -26,18 +29,19 @@ from candy_monai.experiment.folder import (
     environment,
     publish_folder,
 )
-from candy_monai.experiment.history import EPOCH_DURATION, History
+from candy_monai.experiment.history import EPOCH_DURATION, LEARNING_RATE, SCORE, History
 from candy_monai.experiment.lock import FolderLock
 from candy_monai.experiment.log import RunLog
-from candy_monai.experiment.pace import epochs_in_time
+from candy_monai.experiment.pace import StepPace, epochs_in_time
 from candy_monai.experiment.progress import Progress
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.snapshot import Snapshots
-from candy_monai.experiment.state import RunWeights, State, save_state
+from candy_monai.experiment.state import RunWeights, State, load_state, save_state
 from candy_monai.experiment.writer import Writer
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
+from candy_monai.forecasting.signs import ScoreRange
 
 
 class Experiment:
@@ -53,6 +57,11 @@ class Experiment:
 
     Attributes:
         forecast: Of the best score, after the last validated epoch; None before the first.
+        score_range: The least and the largest score that there can be; None if it is unknown.
+        num_validated: Cases that the last score is the mean of; None if that is unknown.
+        standard_error: Of that mean; NaN if it is unknown.
+        best_num_validated: Cases that the best score is the mean of.
+        best_standard_error: Of that mean.
 
     Raises:
         ExperimentError: If another process has the folder.
@@ -74,6 +83,11 @@ class Experiment:
             settings.early_stop_tolerance, confidence=settings.early_stop_confidence, margin=settings.early_stop_margin
         )
         self.forecast: Forecast | None = None
+        self.score_range: ScoreRange | None = None
+        self.num_validated: int | None = None
+        self.standard_error = self.best_standard_error = math.nan
+        self.best_num_validated: int | None = None
+        self._pace, self._save_s, self._promised_epochs = StepPace(), 0.0, 0
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
         self._writes = writes
@@ -115,6 +129,7 @@ class Experiment:
             run.save_point(weights, state)
             run.wait_until_saved()
             run.close()
+            load_state(folder)  # what cannot be read again is better known before the first step
 
         return publish_folder(parent, fill)
 
@@ -157,7 +172,7 @@ class Experiment:
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether epochs are left, and one as long as the recent ones would exceed the time limit."""
+        """Whether epochs are left, and the time limit leaves no room for a part of one that is worth it."""
         return self.expected_epochs() <= self.progress.epoch < self.settings.num_epochs
 
     def expected_epochs(self, *, current_s: float | None = None) -> int:
@@ -167,22 +182,61 @@ class Experiment:
             current_s: Seconds that the epoch now being trained has taken; None between two epochs.
         """
         current = () if current_s is None else (current_s,)
-        return epochs_in_time(
+        limit_s = self.settings.time_limit_s
+        expected = epochs_in_time(
             [*self.history.metrics().get(EPOCH_DURATION, ()), *current],
             elapsed_s=self.progress.total_s + sum(current),
             num_epochs=self.settings.num_epochs,
-            limit_s=self.settings.time_limit_s,
+            limit_s=None if limit_s is None else limit_s - self._save_s,
+            closing_s=self._pace.closing_s,
         )
+        return min(max(expected, self._promised_epochs), self.settings.num_epochs)
+
+    def step_done(self, *, num_batches: int) -> None:
+        """Take the time of an optimizer step of so many batches."""
+        if self.settings.time_limit_s is not None:
+            self._pace.step_done(self.epoch_s, num_batches=num_batches)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the time limit leaves for training, without what follows the last step as far as known."""
+        limit_s = self.settings.time_limit_s
+        if limit_s is None:
+            return math.inf
+        return limit_s - self.progress.total_s - self.epoch_s - (self._pace.closing_s or 0.0) - self._save_s
+
+    @property
+    def batches_left(self) -> int | None:
+        """Batches that the time limit leaves room for at the present pace, at least 1; None if that is unknown."""
+        return None if math.isinf(self.left_s) else self._pace.batches_in(self.left_s)
+
+    def ends_with_this_epoch(self) -> bool:
+        """Say whether the epoch now being trained is the last; if not, there will be another at any rate."""
+        epoch = self.progress.epoch + 1
+        if self.left_s <= 0 or epoch >= self.expected_epochs(current_s=self.epoch_s):
+            return True
+        if self.settings.time_limit_s is not None:
+            self._promised_epochs = epoch + 1
+        return False
+
+    def score_rests_on(self, num_cases: int, standard_error: float) -> None:
+        """Note of how many cases the score of the present epoch is the mean, and its standard error."""
+        self.num_validated, self.standard_error = num_cases, standard_error
 
     def log(self, message: str) -> str:
         """Append a message to ``logs.txt`` and return the line as written."""
         return self._log.write(message) if self._writes else message
 
-    def begin_epoch(self, learning_rate: float) -> None:
-        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on."""
+    def begin_epoch(self, learning_rate: Scalar) -> None:
+        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.
+
+        Args:
+            learning_rate: A tensor is read now: a schedule changes it in place.
+        """
         if not self.progress.batch:
-            self.progress.learning_rate, self.progress.epoch_s = learning_rate, 0.0
+            self.progress.learning_rate, self.progress.epoch_s = float(learning_rate), 0.0
         self._epoch_started = self._clock()
+        self._pace.begin_epoch()
 
     @property
     def epoch_s(self) -> float:
@@ -197,8 +251,9 @@ class Experiment:
         """
         progress = self.progress
         duration = self.epoch_s
-        self.history.record_all({"learning rate": progress.learning_rate, EPOCH_DURATION: duration})
-        self.history.close_epoch()
+        self._pace.end_epoch(duration, validated=score is not None)
+        of_the_score = {} if score is None else {SCORE: score}
+        self.history.close_epoch({**of_the_score, LEARNING_RATE: progress.learning_rate, EPOCH_DURATION: duration})
         now = self._clock()
         progress.epoch += 1
         progress.total_s += progress.epoch_s + now - self._counted_until  # what was saved since the last one, too
@@ -207,8 +262,10 @@ class Experiment:
         if score is None:
             return False
         improved = progress.offer(score, epoch=progress.epoch)
+        if improved:
+            self.best_num_validated, self.best_standard_error = self.num_validated, self.standard_error
         self.forecast = self._predict()
-        scores = self.history.metrics().get("val score", ())
+        scores = self.history.metrics().get(SCORE, ())
         chance = chance_of_gain(self.forecast, scores, margin=self.settings.early_stop_margin)
         self.early_stopping.update(improved=improved, chance=chance)
         return improved
@@ -218,7 +275,8 @@ class Experiment:
         if not settings.val_score_prediction and settings.early_stop_tolerance != "forecast":
             return None
         degree = settings.val_score_prediction_degree
-        return predict_safely(self.history.metrics(), self.expected_epochs(), degree=degree)
+        metrics, num_epochs = self.history.metrics(), self.expected_epochs()
+        return predict_safely(metrics, num_epochs, degree=degree, score_range=self.score_range)
 
     def save_epoch(self, weights: RunWeights, state: State, *, score: float | None, is_best: bool) -> None:
         """Begin to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
@@ -307,6 +365,10 @@ class Experiment:
             early_stop_tolerance=self.early_stopping.remaining,
             preview=preview,
             forecast=None if score is None else self.forecast,
+            score_range=self.score_range,
+            has_time_limit=self.settings.time_limit_s is not None,
+            num_validated=None if score is None else self.num_validated,
+            standard_error=math.nan if score is None else self.standard_error,
         )
 
     def finished(self) -> RunFinished:
@@ -333,12 +395,14 @@ class Experiment:
 
     def _begin_to(self, write: Callable[[], None]) -> None:
         def work() -> None:
+            started = self._clock()
             with disk_failures_of(self.folder):
                 write()
+            self._save_s = max(self._save_s, self._clock() - started)
 
         self._writer.start(work)
 
 
 def _write_description(folder: Path, facts: Json, settings: TrainSettings) -> None:
     description = {**facts, "settings": settings.as_dict(), "environment": environment()}
-    atomic_write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(description), indent=2) + "\n")

@@ -8,22 +8,33 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from candy_monai.aliases import Scalar
+from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_write_text
 
 EPOCH_DURATION = "epoch duration"
 """The metric that holds the seconds of an epoch, validation included."""
+LEARNING_RATE = "learning rate"
+"""The metric that holds the first learning rate of an epoch."""
+SCORE = "val score"
+"""The metric that holds an epoch's validation score."""
+LOSS = "combined loss"
+"""The metric that holds the mean of the losses that ``backward`` returned."""
+
+_COLUMNS_OF_A_RUN = ("epoch", EPOCH_DURATION, LEARNING_RATE, SCORE)
+_BESIDE = " (metric)"
 
 
 class History:
     """Metrics by epoch. ``record`` as often as you like; ``close_epoch`` averages what was recorded since the last one.
 
-    Tensors are kept where they live and are read once an epoch, so recording never waits for a GPU. NaN means "not
+    Tensors are copied where they live and are read once an epoch, so recording never waits for a GPU. NaN means "not
     measured here" and is left out of the averages.
     """
 
@@ -42,20 +53,29 @@ class History:
             value: A number or a tensor of one element.
 
         Raises:
-            ValueError: If a tensor has more or fewer elements than one.
+            BadInputError: If it is not one number.
         """
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"metric {name!r} must be one number, got a tensor of shape {tuple(value.shape)}")
-        self._pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+        if (found := why_no_number(value)) is not None:
+            raise BadInputError(f"metric {name!r} must be one number, got {found}")
+        # A copy: the owner of a tensor or an array may go on to change it.
+        copied = value.detach().clone() if isinstance(value, Tensor) else _as_float(value)
+        self._pending.setdefault(str(name), []).append(copied)
 
     def record_all(self, metrics: Mapping[str, Scalar]) -> None:
         """Add one value of each metric to the current epoch."""
         for name, value in metrics.items():
             self.record(name, value)
 
-    def close_epoch(self) -> dict[str, float]:
-        """End the epoch: average each metric over its recorded values, keep the averages and return them."""
+    def close_epoch(self, columns: Mapping[str, float] | None = None) -> dict[str, float]:
+        """End the epoch: average each metric over its recorded values, keep the averages and return them.
+
+        Args:
+            columns: What the run itself says of the epoch, by name.
+        """
         row = dict(zip(self._pending, _means(self._pending.values()), strict=True))
+        if LOSS not in row:  # a training loop of the user's own records its loss itself
+            row = {LOSS if name == column_beside(LOSS) else name: mean for name, mean in row.items()}
+        row.update(columns or {})
         self._rows.append(row)
         self._pending = {}
         return row
@@ -104,6 +124,28 @@ class History:
         self._pending = {name: list(column) for name, column in state["pending"].items()}
 
 
+def column_beside(name: str) -> str:
+    """Return the column of a metric of the user's own: its name, or ``name (metric)`` if the run has such a column.
+
+    Those are ``epoch``, ``epoch duration``, ``learning rate``, ``val score`` and ``combined loss``; the last one is the
+    user's own in a training loop that records none.
+    """
+    return name + _BESIDE if name in (*_COLUMNS_OF_A_RUN, LOSS) else name
+
+
+def why_no_number(value: object) -> str | None:
+    """Return what a value is instead of one number; None for a number, or a tensor or array of one element."""
+    if isinstance(value, Tensor | np.ndarray):
+        size = value.numel() if isinstance(value, Tensor) else value.size
+        kind = "a tensor" if isinstance(value, Tensor) else "an array"
+        if size != 1:
+            return f"{kind} of shape {tuple(value.shape)}"
+        return None if _is_real(value) else f"{kind} of type {value.dtype}"
+    if isinstance(value, str | bytes) or not isinstance(value, SupportsFloat | SupportsIndex):
+        return f"{value!r}" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+    return None
+
+
 def load_metrics(path: Path) -> dict[str, list[float]]:
     """Read a ``metrics.csv``: every column but ``epoch`` as one list, NaN for an empty cell."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -115,6 +157,14 @@ def load_metrics(path: Path) -> dict[str, list[float]]:
 def last_epoch_as_text(metrics: Mapping[str, Sequence[float]]) -> str:
     """Return the last value of every metric in one line, for the log."""
     return ", ".join(f"{name} {values[-1]:.5g}" for name, values in metrics.items() if not math.isnan(values[-1]))
+
+
+def _is_real(value: Tensor | np.ndarray[Any, Any]) -> bool:
+    return not value.is_complex() if isinstance(value, Tensor) else value.dtype.kind in "biuf"
+
+
+def _as_float(value: Any) -> float:
+    return float(value.item() if isinstance(value, np.ndarray) else value)
 
 
 def _means(columns: Iterable[list[Scalar]]) -> list[float]:

@@ -9,18 +9,32 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from candy_monai.experiment.history import EPOCH_DURATION
-from candy_monai.forecasting.best_score import Forecast, forecast, points_needed
+from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, points_needed
+from candy_monai.forecasting.signs import ScoreRange, is_within
 
 Columns = Mapping[str, Sequence[float]]
 
 
-def predict_maximum(metrics: Columns, num_epochs: int, *, degree: int) -> Forecast:
-    """Forecast the best of the column ``val score`` within ``num_epochs`` epochs, knowing the ``learning rate``."""
+def predict_maximum(
+    metrics: Columns, num_epochs: int, *, degree: int, score_range: ScoreRange | None = None
+) -> Forecast:
+    """Forecast the best of the column ``val score`` within ``num_epochs`` epochs, knowing the ``learning rate``.
+
+    A range of scores that those so far do not keep to counts as unknown.
+    """
     scores, rates = metrics.get("val score", ()), metrics.get("learning rate", ())
-    return forecast(scores, num_epochs, degree=degree, learning_rates=rates if len(rates) == len(scores) else None)
+    return forecast(
+        scores,
+        num_epochs,
+        degree=degree,
+        score_range=score_range if score_range is not None and is_within(scores, score_range) else None,
+        learning_rates=rates if len(rates) == len(scores) else None,
+    )
 
 
-def predict_safely(metrics: Columns, num_epochs: int, *, degree: int) -> Forecast | None:
+def predict_safely(
+    metrics: Columns, num_epochs: int, *, degree: int, score_range: ScoreRange | None = None
+) -> Forecast | None:
     """Do the same during a run, which no failing forecast may end.
 
     Returns:
@@ -29,7 +43,7 @@ def predict_safely(metrics: Columns, num_epochs: int, *, degree: int) -> Forecas
     if np.isfinite(metrics.get("val score", ())).sum() < points_needed(degree):
         return None
     try:
-        return predict_maximum(metrics, num_epochs, degree=degree)
+        return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range)
     except Exception as error:
         reason = f"it failed ({type(error).__name__}: {error})"
         return Forecast(epoch=0, score=math.nan, interval=None, reason=reason)
@@ -59,21 +73,55 @@ def seconds_until(target_epoch: int, epoch: int, metrics: Columns) -> float:
     return mean * max(0, target_epoch - epoch)
 
 
-def forecast_messages(prediction: Forecast, seconds_left: float, *, best: float, now: datetime) -> list[str]:
-    """Return the log's lines about a forecast: the score, when it comes and what stopping would cost, or why not.
+def chance_as_text(chance: float) -> str:
+    """Return a chance in words: quantiles of 5 % tell of no smaller one, and none is certain."""
+    least, most = 1 - LEVELS[-1], 1 - LEVELS[0]
+    if chance >= most - 1e-9:
+        return f"at least {most * 100:.0f} %"
+    return f"at most {least * 100:.0f} %" if chance <= least + 1e-9 else f"{chance * 100:.0f} %"
+
+
+def forecast_messages(
+    prediction: Forecast, metrics: Columns, *, epoch: int, num_epochs: int, best: float, best_epoch: int, now: datetime
+) -> list[str]:
+    """Return the log's lines about a forecast: the score, when it comes, how sure that is and what stopping would cost.
 
     Args:
         prediction: The forecast.
-        seconds_left: Until the epoch of the best score.
+        metrics: The run's history.
+        epoch: Epochs over.
+        num_epochs: Epochs that the run will have.
         best: The best score so far.
+        best_epoch: Its epoch.
         now: The time.
+
+    Returns:
+        The lines; one that says why, where the forecast abstains.
     """
     if prediction.interval is None:
         return [f"No forecast of the best validation score: {prediction.reason}"]
-    at = now + timedelta(seconds=seconds_left)
+    seconds = seconds_until(prediction.epoch, epoch, metrics)
+    at = now + timedelta(seconds=seconds)
     low, high = (limit - best for limit in prediction.interval)
+    when = prediction.epoch if prediction.score > best else best_epoch
     return [
-        f"Maximum validation score {prediction.score:.4f} predicted at epoch {prediction.epoch}",
-        f"Estimated time of completion in {seconds_left:.1f} seconds at {at:%m-%d %H:%M:%S}",
-        f"Stopping now would cost {prediction.score - best:.4f} ({low:.4f} to {high:.4f} in 80 % of runs)",
+        f"Maximum validation score {prediction.score:.4f} predicted at epoch {when}",
+        f"Estimated time of completion in {seconds:.1f} seconds at {at:%m-%d %H:%M:%S}",
+        f"Stopping now would cost {number_as_text(prediction.score - best)} "
+        f"({number_as_text(low)} to {number_as_text(high)} in 80 % of the runs that get better)",
+        f"A better one than {best:.4f} comes with a chance of {chance_as_text(prediction.chance_above(best))}; "
+        f"the run ends at epoch {num_epochs}, in {duration_as_text(seconds_until(num_epochs, epoch, metrics))}",
     ]
+
+
+def duration_as_text(seconds: float) -> str:
+    """Return a duration in words, such as ``2 h 5 min``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (seconds if not hours else 0, "s"))
+    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"
+
+
+def number_as_text(value: float) -> str:
+    """Return a number with four decimals, or with three digits where those would show nothing of it."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.2e}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.experiment.durations import seconds_of
 from candy_monai.experiment.early_stopping import Tolerance
 
 
@@ -44,6 +46,9 @@ class TrainSettings:
     save_every: int | str | None = None
 
     def __post_init__(self) -> None:
+        for name in self.names():
+            if isinstance(value := getattr(self, name), np.generic):  # a NumPy number is a number
+                object.__setattr__(self, name, value.item())
         for name in ("ema", "val_score_prediction", "save_preview", "deterministic", "compile_model"):
             _of_type(name, getattr(self, name), bool, "true or false")
         _of_type("note", self.note, str, "text")
@@ -119,15 +124,18 @@ class SaveInterval:
 
     @classmethod
     def parse(cls, value: int | str) -> SaveInterval:
-        """Read what ``save_every`` was given: a number of batches, or minutes or seconds as ``"10m"`` or ``"90s"``.
+        """Read what ``save_every`` was given: a number of batches, or a duration as ``"10m"`` or ``"90s"``.
 
         Raises:
             SettingsError: If it is neither.
         """
-        if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m)", value.strip())):
-            seconds = float(match[1]) * (60 if match[2] == "m" else 1)
-            if seconds > 0:
-                return cls(seconds=seconds)
+        if isinstance(value, str):
+            try:
+                return cls(seconds=seconds_of(value))
+            except SettingsError as error:
+                raise SettingsError(
+                    f"save_every must be a number of batches, or a time such as '10m' or '90s': {error}"
+                ) from None
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return cls(steps=value)
         raise SettingsError(f"save_every must be a number of batches, or a time such as '10m' or '90s', got {value!r}")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.checkpoints import (
     LATEST,
@@ -40,7 +38,7 @@ class RunWeights:
     scored: Weights
     kind: WeightsKind
 
-    def to_dict(self, *, raw: bool, scored: bool) -> dict[str, dict[str, Tensor]]:
+    def to_dict(self, *, raw: bool, scored: bool) -> dict[str, dict[str, Any]]:
         """Return the asked ones of the two, without saying the same twice."""
         found = {"raw": dict(self.raw)} if raw else {}
         return {**found, "scored": dict(self.scored)} if scored and self.kind == "ema" else found

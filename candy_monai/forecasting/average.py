@@ -30,6 +30,8 @@ _FARTHEST = 0.5  # of what was climbed so far, times the share of the run that i
 
 def noise_of(values: Array) -> float:
     """Estimate the noise of neighbouring values, whatever the trend: robustly, from second differences."""
+    if len(values) < 3:  # two points are a straight line
+        return 0.0
     bends = np.diff(values, 2)
     usual = 1.4826 * float(np.median(np.abs(bends)))
     return math.sqrt(float(np.mean(np.minimum(bends**2, (3 * usual) ** 2))) / 6)

@@ -20,15 +20,20 @@ from numpy.typing import NDArray
 
 from candy_monai.forecasting.average import noise_of
 from candy_monai.forecasting.gain import Gain
-from candy_monai.forecasting.signs import SeenCurve, promises, seen_curve, signs_of
+from candy_monai.forecasting.signs import ScoreRange, SeenCurve, promises, seen_curve, signs_of
 
 Array = NDArray[np.float64]
 
 LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Of the quantiles that a forecast holds."""
 
-_LEAST_POINTS = 6
-_CONFIDENCE = 0.8
+_LEAST_POINTS = 2
+_POINTS_FOR_NOISE = 6
+"""With fewer scores it cannot be told what is noise, so that a curve is not refused for it."""
+_ROOM_TO_HOLD = {2: 0.8, 3: 0.8, 4: 0.7, 5: 0.6}
+"""By the number of scores: the share of what is left to the largest score that the interval reaches at least. What so
+few scores promise is worth little."""
+_UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, where a score has no bound
 _POINT = 0.4
 """The quantile that is the forecast: just below the middle, which lets down fewer runs and errs no more."""
 
@@ -41,7 +46,8 @@ class Forecast:
         epoch: When the best score is expected, from now to the horizon; when abstaining, when the best so far came, or
             0 if there is none.
         score: The best score of the whole run, never below the best so far; when abstaining, the best so far, or NaN.
-        interval: Where the best score lies with 80 % confidence; None when abstaining.
+        interval: Where the best score lies in 80 % of the runs that get better; it begins with the best so far unless
+            a better one is nearly certain, so that the others lie in it too. None when abstaining.
         reason: Why there is no forecast; None when there is one.
         quantiles: The best score's quantiles at 5 %, 10 % ... 95 %; empty when abstaining.
     """
@@ -75,6 +81,7 @@ def forecast(
     *,
     degree: int = 5,
     ceiling: float | None = None,
+    score_range: ScoreRange | None = None,
     learning_rates: Sequence[float] | Array | None = None,
     method: Literal["combined", "quotient"] = "combined",
 ) -> Forecast:
@@ -85,20 +92,23 @@ def forecast(
         horizon: The planned number of epochs.
         degree: Upper bound of the degree of both polynomials, at least 1. There is no forecast before more than
             ``degree`` epochs are over.
-        ceiling: The largest score that the metric can have. By default 0 if no score is positive (a negative loss), 1
-            if all lie between 0 and 1 (Dice), else none.
+        ceiling: The largest score that the metric can have, as ``score_range=(None, ceiling)`` says.
+        score_range: The least and the largest score that the metric can have, each None for no bound: ``(0, 1)`` for
+            Dice, ``(0, 100)`` for percent, ``(None, 0)`` for a negative loss, ``(None, None)`` for a score without
+            bounds. If it is not said, the largest is taken for 0 where no score is positive, for 1 where all lie
+            between 0 and 1, else for none.
         learning_rates: That of each epoch so far, where known: what a decay has left to give shows in it. If the
             schedule is known beforehand, those of the epochs to come as well: a decay that has not begun shows in it.
         method: ``"combined"`` weighs the quotients' promise by what real runs taught; ``"quotient"`` takes it as it is.
 
     Raises:
-        ValueError: If ``horizon`` or ``degree`` is less than 1, the method is unknown, or a score exceeds ``ceiling``.
+        ValueError: If ``horizon`` or ``degree`` is less than 1, the method is unknown, or a score is out of range.
     """
     if horizon < 1 or degree < 1:
         raise ValueError(f"horizon and degree must be at least 1, got {horizon} and {degree}")
     if method not in ("combined", "quotient"):
         raise ValueError(f"method must be 'combined' or 'quotient', got {method!r}")
-    curve = seen_curve(scores, horizon, ceiling=ceiling, learning_rates=learning_rates)
+    curve = seen_curve(scores, horizon, ceiling=ceiling, score_range=score_range, learning_rates=learning_rates)
     if not curve.values.size:
         return Forecast(epoch=0, score=math.nan, interval=None, reason="there is no finite score yet")
     reason = why_not(curve, points_needed(degree))
@@ -108,31 +118,42 @@ def forecast(
     promised, when = promises(curve, degree=degree)
     if method == "quotient":
         quantiles = np.quantile(promised, LEVELS)
-        return _stated(curve, quantiles, interval_of(quantiles, curve.best), when, promised > curve.best)
+        return _stated(curve, quantiles, interval_of(promised, curve.best), when, promised > curve.best)
 
-    def scores_of(gain: Gain) -> Array:
-        return np.minimum(curve.best + curve.range * gain.quantiles(LEVELS), curve.top)
+    def score_of(gain: Array) -> Array:
+        return np.minimum(curve.best + curve.range * gain, curve.top)
 
-    expected = Gain.expected(signs_of(curve, promised))
-    interval = interval_of(scores_of(expected), curve.best)
-    # Late in a run most intervals are the best so far alone and hold it in more than 80 % of runs; the others are
-    # narrower for it, so that of all 80 % hold. The quantiles are about the single run, and no narrower.
-    quantiles = scores_of(replace(expected, widening=max(1.0, expected.widening)))
-    return _stated(curve, quantiles, interval, when, promised > curve.best)
+    expected = Gain.expected(signs_of(curve, promised), rising=curve.rises)
+    low, high = expected.interval()
+    low, high = score_of(np.array((low, high))).tolist()
+    room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
+    high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
+    quantiles = score_of(expected.quantiles(LEVELS))
+    # Losses lie closer about the middle of what is expected of them.
+    middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
+    return _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
 
 
 def _stated(
-    curve: SeenCurve, quantiles: Array, interval: tuple[float, float], when: Array, improved: NDArray[np.bool_]
+    curve: SeenCurve,
+    quantiles: Array,
+    interval: tuple[float, float],
+    when: Array,
+    improved: NDArray[np.bool_],
+    *,
+    middle: float | None = None,
 ) -> Forecast:
     """Put a distribution into words; the epoch is when the draws that improve do."""
     at = dict(zip(LEVELS, quantiles.tolist(), strict=True))
     # No more than what growth with the logarithm of time, by the whole range so far for each factor e, would give.
     most = curve.best + curve.range * curve.left_to_learn
-    score = float(np.clip(min(at[_POINT], most), *interval))
-    comes = score > curve.best and bool(improved.any())
-    epoch = round(float(np.median(when[improved]))) if comes else curve.now
+    score = float(np.clip(min(at[_POINT] if middle is None else middle, most), *interval))
+    comes = score > curve.best
+    epoch = curve.now
+    if comes:  # where no draw improves, the last epochs are as good a guess as any
+        epoch = round(float(np.median(when[improved]))) if improved.any() else curve.horizon
     return Forecast(
-        epoch=int(np.clip(epoch, curve.now, curve.horizon)),
+        epoch=int(np.clip(epoch, curve.now + comes, curve.horizon)),
         score=score,
         interval=interval,
         reason=None,
@@ -140,11 +161,13 @@ def _stated(
     )
 
 
-def interval_of(quantiles: Array, best: float) -> tuple[float, float]:
-    """Return the interval of a distribution by its quantiles at `LEVELS`, none of them below the best so far."""
-    low, high, end = (float(quantiles[LEVELS.index(level)]) for level in (0.1, 0.9, _CONFIDENCE))
-    # Where the chance that the best is over is more than 10 %, the interval begins there.
-    return (low, high) if low > best else (best, end)
+def interval_of(promised: Array, best: float) -> tuple[float, float]:
+    """Return the interval of the draws that are better than the best so far; it begins there if one in ten is not."""
+    better = promised[promised > best]
+    if not better.size:
+        return best, best
+    low, high, end = np.quantile(better, (0.1, 0.9, 0.8)).tolist()
+    return (low, high) if len(better) > 0.9 * len(promised) else (best, end)
 
 
 def points_needed(degree: int) -> int:
@@ -165,12 +188,13 @@ def why_not(curve: SeenCurve, least: int) -> str | None:
     noise = noise_of(values)
     if curve.range <= 1e-6 * max(1e-3, float(np.abs(values).max())):
         return "the curve is flat"
-    third = max(2, len(values) // 3)
-    change = float(np.median(values[-third:]) - np.median(values[:third]))
-    # A pure noise has a standard deviation equal to the noise that its neighbours' differences show.
-    if values.std() < 1.3 * noise and abs(change) < 2.5 * noise / math.sqrt(third):
-        return "the curve is flat: it moves no more than its noise"
-    climbed = curve.best - float(values[0])
-    if climbed < max(3 * noise, 0.1 * curve.range) and -change > max(3 * noise, 0.3 * curve.range):
-        return "the curve diverges: it has been falling almost from the start"
-    return None
+    if len(values) >= _POINTS_FOR_NOISE:
+        # A pure noise has a standard deviation equal to the noise that its neighbours' differences show.
+        third = max(2, len(values) // 3)
+        change = float(np.median(values[-third:]) - np.median(values[:third]))
+        climbed = curve.best - float(values[0])
+        if values.std() < 1.3 * noise and abs(change) < 2.5 * noise / math.sqrt(third):
+            return "the curve is flat: it moves no more than its noise"
+        if climbed < max(3 * noise, 0.1 * curve.range) and -change > max(3 * noise, 0.3 * curve.range):
+            return "the curve diverges: it has been falling almost from the start"
+    return f"no score can be better than {curve.top:g}" if curve.best >= curve.top else None

@@ -3,7 +3,8 @@
 Written by ``benchmarks/curves/calibrate.py`` from 237 real runs; not to be edited by hand. One number a sign,
 in the order of `candy_monai.forecasting.signs.NAMES`. The weights are those of the chance of no gain, of its middle
 and of its spread, each with a constant at its end; the widening is that at a quarter, a half and three
-quarters of a run, of other scores and of losses.
+quarters of a run, of other scores and of losses; the least chance of a gain, of both, is for each share of the
+learning that is left.
 """
 
 MEANS = (
@@ -106,4 +107,5 @@ WEIGHTS = (
         0.79782,
     ),
 )
-WIDENING = ((2.6, 0.8, 0.4), (1.0, 1.2, 1.0))
+WIDENING = ((1.9, 1.7, 1.7), (1.2, 1.4, 1.4))
+LEAST_CHANCE = (0.524, 0.181)

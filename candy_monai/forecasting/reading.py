@@ -16,6 +16,7 @@ from pathlib import Path
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.forecasting.signs import ScoreRange, is_within
 
 _OWN_SCORE, _OWN_RATE, _OWN_DURATION = "val score", "learning rate", "epoch duration"
 _NNUNET_SCORE = "Pseudo dice"
@@ -37,6 +38,7 @@ class ScoreHistory:
         durations_s: As many seconds; empty if they are unknown.
         horizon: The planned number of epochs; None if it is unknown.
         first_epoch: The number that the source gives to the first epoch, 0 or 1.
+        score_range: The least and the largest value that the score can have, as the run says; None if it is unknown.
         source: The file.
     """
 
@@ -46,6 +48,7 @@ class ScoreHistory:
     durations_s: tuple[float, ...] = ()
     horizon: int | None = None
     first_epoch: int = 1
+    score_range: ScoreRange | None = None
     source: Path
 
 
@@ -106,6 +109,7 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
         durations_s=durations,
         horizon=_planned(path.parent / "experiment.json"),
         first_epoch=first,
+        score_range=_range_of(path.parent / "experiment.json", scores) if name == _OWN_SCORE else None,
         source=path,
     )
 
@@ -188,6 +192,17 @@ def _planned(description: Path) -> int | None:
     settings = _json(description).get("settings")
     epochs = settings.get("num_epochs") if isinstance(settings, Mapping) else None
     return epochs if isinstance(epochs, int) else None
+
+
+def _range_of(description: Path, scores: Sequence[float]) -> ScoreRange | None:
+    """Return the range of scores that a run states, unless its scores do not keep to it."""
+    stated = _json(description).get("score_range")
+    if not isinstance(stated, list) or len(stated) != 2:
+        return None
+    if not all(bound is None or isinstance(bound, int | float) for bound in stated):
+        return None
+    score_range = (stated[0], stated[1])
+    return score_range if is_within(scores, score_range) else None
 
 
 def _nnunet_horizon(debug: Path) -> int:

@@ -43,6 +43,12 @@ _TINY = 0.01
 _NONE = 0.002  # a gain of less than this share of the range is none
 _MOST_DECAY = 3.0
 _LEAST_RATE = 1e-6  # of the largest: a schedule may end at 0
+_RISING = 2.0  # standard deviations of what noise alone would do
+_LATE_SHARES, _LEAST_LATE = (1 / 3, 1 / 2), 6  # of the scores: where a rise is looked for
+_ROUNDING = 1e-6
+
+ScoreRange = tuple[float | None, float | None]
+"""The least and the largest value that a score can have; None for no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +88,21 @@ class SeenCurve:
         """Best minus worst score so far."""
         return float(np.ptp(self.values))
 
+    @property
+    def rises(self) -> bool:
+        """Whether the last score is the best, or the last third or half of them rises by more than noise would."""
+        if self.values[-1] == self.best:
+            return True
+        counts = (max(_LEAST_LATE, int(share * len(self.values))) for share in _LATE_SHARES)
+        return any(_trend(self.values[-count:]) > _RISING for count in counts)
+
 
 def seen_curve(
     scores: Sequence[float] | Array,
     horizon: int,
     *,
     ceiling: float | None = None,
+    score_range: ScoreRange | None = None,
     learning_rates: Sequence[float] | Array | None = None,
 ) -> SeenCurve:
     """Collect what is known of a run with at least one finite score; see `forecast` for the arguments."""
@@ -98,10 +113,21 @@ def seen_curve(
         values=values[finite],
         now=len(values),
         horizon=horizon,
-        top=_ceiling(values[finite], ceiling) if finite.any() else math.inf,
+        top=_ceiling(values[finite], ceiling, score_range) if finite.any() else math.inf,
         axis=learning_axis(learning_rates, len(values), horizon),
         rate_left=_rate_left(learning_rates, len(values)),
     )
+
+
+def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
+    """Say whether all finite scores are within a range, but for rounding: a Dice in float32 may exceed 1."""
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return True
+    slack = _ROUNDING * max(1.0, float(np.abs(values).max()))
+    least, largest = (bound if bound is not None else math.nan for bound in score_range)
+    return not (values.min() < least - slack or values.max() > largest + slack)
 
 
 def promises(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
@@ -117,7 +143,7 @@ def signs_of(curve: SeenCurve, promised: Array) -> Array:
         promised: Draws of the run's best score, from `promises`.
     """
     values, count, size = curve.values, len(curve.values), curve.range
-    quarter = max(2, count // 4)
+    quarter = max(2, count // 4) if count > 3 else 1
     last, before = values[-quarter:].mean(), values[-2 * quarter : -quarter].mean()
     # How fast the score rises with the logarithm of what was learned.
     done = np.log(curve.axis[curve.epochs.astype(int) - 1])
@@ -191,7 +217,25 @@ def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, hori
     return np.asarray(done / done[-1])
 
 
-def _ceiling(values: Array, ceiling: float | None) -> float:
+def _trend(values: Array) -> float:
+    """Return by how many standard deviations values rise (Mann and Kendall's test); alike neighbours count for less."""
+    count, places = len(values), np.arange(float(len(values)))
+    if count < _LEAST_LATE:
+        return 0.0
+    rises = np.sign(values[None, :] - values[:, None])[np.triu_indices(count, 1)].sum()
+    residuals = values - values.mean() - _slope(places, values) * (places - places.mean())
+    alike = float(residuals[1:] @ residuals[:-1]) / max(float(residuals @ residuals), 1e-30)
+    alike = float(np.clip(alike, 0.0, 0.9))
+    variance = count * (count - 1) * (2 * count + 5) / 18
+    return float(rises) / math.sqrt(variance * (1 + alike) / (1 - alike))
+
+
+def _ceiling(values: Array, ceiling: float | None, score_range: ScoreRange | None) -> float:
+    if score_range is not None:
+        if not is_within(values, score_range):
+            raise ValueError(f"scores from {values.min()} to {values.max()} exceed score_range={score_range}")
+        if ceiling is None:
+            return math.inf if score_range[1] is None else max(float(score_range[1]), float(values.max()))
     if ceiling is not None:
         if values.max() > ceiling:
             raise ValueError(f"a score of {values.max()} exceeds ceiling={ceiling}")

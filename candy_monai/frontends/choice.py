@@ -27,23 +27,35 @@ def choose_frontend(names: Sequence[str]) -> type[Frontend] | None:
     """
     if len(set(names)) < len(names):
         raise BadInputError(f"--frontend is given the same name twice: {', '.join(names)}")
-    classes = [_find(name) for name in names]
+    classes = [find_frontend(name) for name in names]
     return create_hybrid_frontend(*classes) if len(classes) > 1 else next(iter(classes), None)
 
 
-def _find(name: str) -> type[Frontend]:
+def known_frontends() -> str:
+    """Return the names that `find_frontend` knows, for messages."""
+    return f"{', '.join(FRONTENDS)}, or FILE:Class for one of your own"
+
+
+def find_frontend(name: str, *, option: str = "--frontend") -> type[Frontend]:
+    """Return the class of the dashboard of this name.
+
+    Args:
+        name: A name such as ``notion``, or ``FILE:Class`` for a frontend of the user's own; the file is executed.
+        option: What was given the name, for messages.
+
+    Raises:
+        BadInputError: If the name is unknown, or names something else.
+    """
     if name in FRONTENDS:
         module, _, attribute = FRONTENDS[name].partition(":")
         found: object = getattr(import_module(module), attribute)
     elif ":" in name:
         from candy_monai.registry import class_from_file
 
-        found = class_from_file(name, option="--frontend")
+        found = class_from_file(name, option=option)
     else:
-        known = ", ".join(FRONTENDS)
-        raise BadInputError(
-            f"--frontend {name!r} is unknown.{did_you_mean(name, FRONTENDS)} Known: {known}, or FILE:Class"
-        )
+        hint = did_you_mean(name.lower(), FRONTENDS)
+        raise BadInputError(f"{option} {name!r} is unknown.{hint} Known: {known_frontends()}")
     if not isinstance(found, type) or not issubclass(found, Frontend):
-        raise BadInputError(f"--frontend {name}: this is no Frontend")
+        raise BadInputError(f"{option} {name}: this is no Frontend")
     return found

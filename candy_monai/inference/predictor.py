@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.attachment import Surroundings, attach
 from candy_monai.data.formats import Geometry
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import Preprocessor
@@ -32,7 +33,7 @@ from candy_monai.inference.mirroring import mirrored
 from candy_monai.inference.results import build_prediction, untouched
 from candy_monai.inference.scratch import room_on_disk
 from candy_monai.inference.writing import Prediction
-from candy_monai.network import NetworkAdapter, choose_precision, plain_network
+from candy_monai.network import choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.padding import padding_from_dict
 from candy_monai.registry import find_bundle
@@ -317,7 +318,7 @@ class Predictor(CasePredictor, HasDevice):
             network = self.build_network(self._example_shape)
         weights = load_weights(weights_file)
         try:
-            network.load_state_dict(weights)
+            plain_network(network).load_state_dict(weights)
         except RuntimeError as error:
             first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
             name = type(network).__name__
@@ -328,7 +329,8 @@ class Predictor(CasePredictor, HasDevice):
         amp = choose_precision(stored, self.device())
         if amp == "fp16" and self.device().type == "cpu":
             amp = None  # CPUs are slow in half precision
-        return NetworkAdapter(network, padding=padding, amp=amp).to(self.device()).eval()
+        attach(network, Surroundings(padding=padding, amp=amp, num_dims=len(self._example_shape) - 1))
+        return network.to(self.device()).eval()
 
     def _find_inferer(self) -> Inferer | None:
         kind = self.description.get("inferer")

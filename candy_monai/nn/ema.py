@@ -5,6 +5,7 @@ Owns the averaging rule. Who updates it, and whose weights are validated and sav
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from typing import Any
 
@@ -20,8 +21,8 @@ class ExponentialMovingAverage(AveragedModel):
     """Average a model's weights: ``average = d * average + (1 - d) * weights`` after every optimizer step.
 
     ``d = min(decay, (1 + t) / (10 + t))``, where ``t`` counts the updates made so far: 0.1 at the first, so that the
-    random start is soon forgotten. Buffers (BatchNorm's statistics) and integer parameters are copied. ``t`` is counted
-    in Python, so that an update never waits for the device.
+    random start is soon forgotten. Buffers (BatchNorm's statistics), integer parameters and extra states of modules are
+    copied. ``t`` is counted in Python, so that an update never waits for the device.
 
     The copy is a `torch.optim.swa_utils.AveragedModel`: its weights are ``ema.module``'s, its state loads into the
     base class and back. Its parameters never require gradients; ``train()`` and ``eval()`` are the caller's.
@@ -74,6 +75,8 @@ class ExponentialMovingAverage(AveragedModel):
                 torch._foreach_lerp_(ours, theirs, weight)
             for ours, theirs in copied:
                 torch._foreach_copy_(ours, theirs)
+        for mine, new in zip(_with_extra_state(self.module), _with_extra_state(model), strict=True):
+            mine.set_extra_state(copy.deepcopy(new.get_extra_state()))
         self._num_updates += 1
         self.n_averaged.fill_(self._num_updates)
 
@@ -98,6 +101,12 @@ class ExponentialMovingAverage(AveragedModel):
                 first.append(mine.detach())
                 second.append(new.detach().to(mine.device, mine.dtype, non_blocking=True))
         return list(averaged.values()), list(copied.values())
+
+
+def _with_extra_state(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that define an extra state."""
+    of_none = nn.Module.get_extra_state
+    return [module for module in network.modules() if type(module).get_extra_state is not of_none]
 
 
 _Pair = tuple[list[Tensor], list[Tensor]]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that PyTorch lacks: a straight line in absolute terms, and the polynomial decay of nnU-Net.
+"""Learning-rate schedules that PyTorch lacks: straight lines that can be turned, and the polynomial decay of nnU-Net.
 
 Owns the curves. How often they are stepped, and over which horizon, is the caller's choice.
 """
@@ -81,6 +81,48 @@ class AbsoluteLinearLR(LRScheduler):
         rate = float(self.get_lr()[0])
         self.k = -rate / num_steps
         self.b = rate - self.k * self.last_epoch
+
+
+class RelativeLinearLR(LRScheduler):
+    """Let each group's learning rate fall in a straight line to ``end_factor`` times its own, and stay there.
+
+    Args:
+        optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
+        num_steps: Steps until the end, at least 1.
+        end_factor: Share of the learning rate that is left at the end.
+        last_epoch: The number of the last step when resuming by hand, else -1.
+
+    Raises:
+        SettingsError: If ``num_steps`` is less than 1 or ``end_factor`` does not lie in 0 to 1.
+    """
+
+    def __init__(self, optimizer: Optimizer, num_steps: int, *, end_factor: float = 1e-3, last_epoch: int = -1) -> None:
+        if num_steps < 1:
+            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        if not 0 <= end_factor <= 1:
+            raise SettingsError(f"end_factor must lie in 0 to 1, got {end_factor}")
+        self.k = -1.0 / num_steps
+        self.b = 1.0
+        self.end_factor = end_factor
+        super().__init__(optimizer, last_epoch)
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute each group's learning rate at the present step."""
+        factor = max(self.k * self.last_epoch + self.b, self.end_factor)
+        return [rate * factor for rate in self.base_lrs]
+
+    def end_in(self, num_steps: int) -> None:
+        """Turn the line where it is, so that it reaches zero after so many more steps.
+
+        Args:
+            num_steps: At least 1.
+        """
+        if num_steps < 1:
+            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        factor = max(self.k * self.last_epoch + self.b, self.end_factor)
+        self.k = -factor / num_steps
+        self.b = factor - self.k * self.last_epoch
 
 
 class PolyLRScheduler(LRScheduler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from typing_extensions import override
@@ -73,8 +74,8 @@ class _Watched:
 class ObserverGroup(Observer):
     """Passes every event to every observer and keeps their failures away from the run and from each other.
 
-    An observer that raises is reported once for each kind of error and tried again at the next event; after five
-    failures in a row it is detached.
+    An observer that raises anything but a Ctrl-C is reported once for each kind of error and tried again at the next
+    event; after five failures in a row it is detached.
 
     Args:
         observers: Who watches, in the order in which they are told.
@@ -98,20 +99,28 @@ class ObserverGroup(Observer):
     def _guard(self, watched: _Watched, call: Callable[[Observer], None]) -> None:
         try:
             call(watched.observer)
-        except Exception as error:
+        except KeyboardInterrupt as error:
+            if threading.current_thread() is threading.main_thread():  # the only one that a Ctrl-C reaches
+                raise
+            self._note_failure(watched, error)
+        except BaseException as error:  # SystemExit, too: an observer does not end a run
             self._note_failure(watched, error)
         else:
             watched.failures_in_a_row = 0
 
-    def _note_failure(self, watched: _Watched, error: Exception) -> None:
+    def _note_failure(self, watched: _Watched, error: BaseException) -> None:
         watched.failures_in_a_row += 1
         name, kind = _name(watched.observer), type(error).__name__
         if kind not in watched.reported:
             watched.reported.add(kind)
-            self._report(f"{name} failed and the run goes on: {kind}: {error}")
+            self._say(f"{name} failed and the run goes on: {kind}: {_text_of(error)}")
         if watched.failures_in_a_row == MAX_FAILURES_IN_A_ROW and watched in self._watched:
             self._watched.remove(watched)
-            self._report(f"{name} failed {MAX_FAILURES_IN_A_ROW} times in a row and is left out from now on")
+            self._say(f"{name} failed {MAX_FAILURES_IN_A_ROW} times in a row and is left out from now on")
+
+    def _say(self, message: str) -> None:
+        with suppress(Exception):  # a report that fails must not do what the failure may not
+            self._report(message)
 
 
 class BackgroundObserver(Observer):
@@ -175,3 +184,10 @@ class BackgroundObserver(Observer):
 
 def _name(observer: Observer) -> str:
     return str(getattr(observer, "name", type(observer).__name__))
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(without a readable message)"

@@ -13,13 +13,27 @@ from typing_extensions import override
 
 from candy_monai.experiment.events import (
     EpochFinished,
+    Event,
     MessageLogged,
     RunFinished,
     RunInterrupted,
     RunStarted,
     StepFinished,
 )
+from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, seconds_until
+from candy_monai.files import discard_standard_output
+from candy_monai.forecasting.best_score import Forecast
 from candy_monai.observers.base import Observer
+
+
+class Screen(Console):
+    """Standard output, which may be closed by whoever reads it: ``python train.py | head``."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        """Print no more, where rich would end the program."""
+        self.quiet = True
+        discard_standard_output()
 
 
 class ConsoleObserver(Observer):
@@ -30,9 +44,17 @@ class ConsoleObserver(Observer):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or Screen()
         self._bar: Progress | None = None
         self._shown = (0, "")
+
+    @override
+    def receive(self, event: Event) -> None:
+        try:
+            super().receive(event)
+        except BrokenPipeError:  # of a version of rich that leaves it to its caller
+            self._console.quiet = True
+            discard_standard_output()
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
@@ -80,9 +102,9 @@ class ConsoleObserver(Observer):
         self._shown = (event.epoch, event.phase)
 
     def _stop_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
 
 
 def size_of_model(event: RunStarted) -> str:
@@ -94,14 +116,29 @@ def size_of_model(event: RunStarted) -> str:
 
 def epoch_table(event: EpochFinished) -> Table:
     """Return the metrics of an epoch, titled with its number, the best score so far and what is forecast."""
-    title = f"Epoch {event.epoch} of {event.num_epochs}"
+    goes_on = event.epoch < event.num_epochs
+    title = f"Epoch {event.epoch} of {'about ' if event.has_time_limit and goes_on else ''}{event.num_epochs}"
     if event.best_epoch:
         title += f" · best val score {event.best_score:.4f} at epoch {event.best_epoch}"
-    if event.forecast is not None and event.forecast.reason is None and event.epoch < event.num_epochs:
-        better = event.forecast.score > event.best_score
-        when = f"{event.forecast.score:.4f} expected at epoch {event.forecast.epoch}"
-        title += f" · {when if better else 'no better one expected'}"
+    if event.num_validated is not None and event.score is not None:
+        error = f" ± {event.standard_error:.4f}" if math.isfinite(event.standard_error) else ""
+        title += f" · this one {event.score:.4f}{error} on {event.num_validated} case{'s'[: event.num_validated != 1]}"
+    if event.forecast is not None and event.forecast.reason is None and goes_on:
+        title += f" · {_expected(event, event.forecast)}"
     return metrics_table(event.metrics, title=title)
+
+
+def _expected(event: EpochFinished, forecast: Forecast) -> str:
+    """Say with which chance a better score comes, where one is expected also when, and when the run ends."""
+
+    def until(epoch: int) -> str:
+        seconds = seconds_until(epoch, event.epoch, event.metrics)
+        return f" in {duration_as_text(seconds)}" if seconds else ""
+
+    chance = f"a better one with a chance of {chance_as_text(forecast.chance_above(event.best_score))}"
+    if forecast.score > event.best_score:
+        chance += f": {forecast.score:.4f} expected at epoch {forecast.epoch}{until(forecast.epoch)}"
+    return f"{chance} · the run ends at epoch {event.num_epochs}{until(event.num_epochs)}"
 
 
 def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "") -> Table:

@@ -14,7 +14,8 @@ from typing import Protocol
 from typing_extensions import override
 
 from candy_monai.experiment.events import EpochFinished
-from candy_monai.experiment.score_prediction import forecast_messages, seconds_until
+from candy_monai.experiment.score_prediction import forecast_messages
+from candy_monai.forecasting.signs import is_within
 from candy_monai.observers.base import Observer
 
 NOTABLE = 0.05
@@ -43,9 +44,11 @@ class ForecastObserver(Observer):
         self._clock = clock
         self._abstained = False
         self._shown_score = math.nan
+        self._doubted_range = False
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._doubt_range(event)
         prediction = event.forecast
         if prediction is None or event.epoch >= event.num_epochs:
             return
@@ -55,10 +58,30 @@ class ForecastObserver(Observer):
         on_screen = abstains or self._is_news(event, prediction.score)
         if on_screen:
             self._shown_score = math.nan if abstains else prediction.score
-        seconds_left = seconds_until(prediction.epoch, event.epoch, event.metrics)
-        for message in forecast_messages(prediction, seconds_left, best=event.best_score, now=self._clock()):
+        messages = forecast_messages(
+            prediction,
+            event.metrics,
+            epoch=event.epoch,
+            num_epochs=event.num_epochs,
+            best=event.best_score,
+            best_epoch=event.best_epoch,
+            now=self._clock(),
+        )
+        for message in messages:
             self._log(message, on_screen=on_screen)
         self._abstained = abstains
+
+    def _doubt_range(self, event: EpochFinished) -> None:
+        """Log once that the scores do not keep to what the trainer says of them."""
+        if self._doubted_range or event.score is None or event.score_range is None:
+            return
+        if not is_within([event.score], event.score_range):
+            self._doubted_range = True
+            least, largest = event.score_range
+            self._log(
+                f"Warning: the validation score {event.score:g} is outside of the trainer's score_range "
+                f"({least}, {largest}), which the forecast leaves out of account: set score_range to what scores can be"
+            )
 
     def _is_news(self, event: EpochFinished, score: float) -> bool:
         scores = [value for value in event.metrics["val score"] if math.isfinite(value)]

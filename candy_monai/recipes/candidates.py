@@ -10,8 +10,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from candy_monai.attachment import Precision
 from candy_monai.data.planning import DEFAULT_MEMORY_BYTES, Plan
-from candy_monai.network import Precision
 from candy_monai.recipes.speed import Speed
 
 FEWEST_STEPS = 400

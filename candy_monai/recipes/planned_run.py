@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 
+from candy_monai.attachment import Precision
 from candy_monai.data.folds import Fold, splits_as_text
+from candy_monai.data.nnunet_description import NNUNetCase
 from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import example_shape, read_description
@@ -19,14 +22,23 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.inference.found import CaseFiles
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
-from candy_monai.network import Precision
 from candy_monai.processes import Processes
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
 from candy_monai.recipes.prepare import Prepared, device_memory
-from candy_monai.recipes.speed import TIMES_FASTER, fit_to_time, measure_speed, num_scored, usable_s
+from candy_monai.recipes.speed import (
+    FROM_FILES,
+    RESERVE_S,
+    TIMES_FASTER,
+    Speed,
+    fit_to_time,
+    measure_speed,
+    num_scored,
+    usable_s,
+)
 from candy_monai.training.saved_run import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.validation import certainty
 
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
@@ -60,6 +72,8 @@ class PlannedRun:
     folds: tuple[Fold, ...] = ()
     augmentation: Sequence[Mapping[str, Any]] | None = None
     trust: bool = False
+    seconds_left: Callable[[], float] | None = None
+    speed: Speed | None = None
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
@@ -86,18 +100,27 @@ class PlannedRun:
             f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
             f"about {num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
+        if num_cases and plan.num_validation_cases is not None:
+            every = "each epoch" if plan.validate_every == 1 else f"every {plan.validate_every} epochs and at the end"
+            on_progress(f"Validating on {plan.num_validation_cases} of {num_cases} cases, {every}")
         if num_epochs * plan.iterations_per_epoch < FEWEST_USEFUL_STEPS:
             on_progress("Warning: so few steps teach a network little; give a longer budget")
         limit = usable_s(speed, seconds, num_cases)
         scored = num_scored(speed, seconds, num_cases)
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, limit, scored = self.processes.broadcast((plan, speed.amp, limit, scored))
-        return dataclasses.replace(self, plan=plan, amp=amp, time_limit_s=limit, num_scored=scored)
+        return dataclasses.replace(
+            self, plan=plan, amp=amp, time_limit_s=limit, num_scored=scored, seconds_left=seconds_left, speed=speed
+        )
 
     def train(self, note: str) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
         trainer = self._trainer()
         self._prepare(trainer)
+        limit_s = self.time_limit_s
+        if limit_s is not None and self.seconds_left is not None and self.speed is not None:
+            # What was decided meanwhile has taken time, too.
+            limit_s = max(self.speed.step_s, usable_s(self.speed, self.seconds_left(), len(self.validation)))
         trainer.train(
             self.plan.num_epochs,
             note=note,
@@ -105,7 +128,7 @@ class PlannedRun:
             amp=self.amp,
             early_stop_tolerance=None,
             validate_every=self.plan.validate_every,
-            time_limit_s=self.time_limit_s,
+            time_limit_s=self.processes.broadcast(limit_s),
             save_every=self.save_every,
         )
         return self._scored(trainer)
@@ -118,26 +141,42 @@ class PlannedRun:
         return self._scored(trainer)
 
     def _prepare(self, trainer: SegmentationTrainer) -> None:
-        trainer.facts["dataset"] = self._facts()
-        if self.folds:
-            trainer.files[SPLITS] = splits_as_text(self.folds)
+        files = {SPLITS: splits_as_text(self.folds)} if self.folds else {}
+        trainer.add_to_folder(facts={"dataset": self._facts()}, files=files)
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
-        chosen = set(evenly(self.validation, self.num_scored))
-        cases = [case for case in self.prepared.dataset.cases if case.case_id in chosen]
+        if not self.validation or not self.processes.is_first:
+            return folder
+        predictor = self._predictor(trainer, folder)
+        cases = self._affordable(predictor)
         images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
         references = {case.case_id: case.label for case in cases if case.label is not None}
-        if cases and self.processes.is_first:
-            result = Evaluator().predict_and_evaluate(images, references, self._predictor(trainer, folder))
-            result.save(folder / VALIDATION_SCORES)
-            dice = result.mean_metrics["dice"]
-            few = f"{len(cases)} of {len(self.validation)} (the budget holds no more)"
-            number = few if len(cases) < len(self.validation) else str(len(cases))
-            trainer.log(f"The best weights on {number} whole cases, in their own geometry: Dice {dice:.4f}")
+        result = Evaluator().predict_and_evaluate(images, references, predictor)
+        result.save(folder / VALIDATION_SCORES)
+        few = f"{len(cases)} of {len(self.validation)} (the budget holds no more)"
+        number = few if len(cases) < len(self.validation) else f"all {len(cases)}"
+        _, error = certainty([[case.metrics["dice"] for case in result]])
+        noise = f" (standard error {error:.4f})" if math.isfinite(error) else ""
+        dice = result.mean_metrics["dice"]
+        trainer.log(f"The best weights on {number} validation cases, in their own geometry: Dice {dice:.4f}{noise}")
         return folder
+
+    def _affordable(self, predictor: Predictor) -> list[NNUNetCase]:
+        """Return the validation cases to score at the end: all, unless the budget has no time left for them."""
+        count = len(self.validation) if self.num_scored is None else self.num_scored
+        if self.seconds_left is not None and self.speed is not None:
+            left_s, case_s = self.seconds_left() - RESERVE_S, FROM_FILES * self.speed.case_s
+            if count > 1 and count * case_s > 0.5 * left_s:  # the machine may be slower by now
+                started = time.monotonic()
+                first = next(case for case in self.prepared.dataset.cases if case.case_id in self.validation)
+                predictor.predict(CaseFiles(first.images))
+                left_s, case_s = self.seconds_left() - RESERVE_S, time.monotonic() - started
+            count = max(1, min(count, math.floor(left_s / max(case_s, 1e-9))))
+        chosen = set(evenly(self.validation, count))
+        return [case for case in self.prepared.dataset.cases if case.case_id in chosen]
 
     def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:
         network = trainer.build_network(example_shape(folder, read_description(folder)))

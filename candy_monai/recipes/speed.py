@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from candy_monai.attachment import Precision, detach
 from candy_monai.data.batches import Batch, unpack
 from candy_monai.data.planning import Plan
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.network import Precision
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.toolbox import TrainerToolbox
 
 WARM_UP_STEPS = 1
 TIMED_STEPS = 2
@@ -38,8 +39,14 @@ FINAL_SHARE = 0.25
 """Share of the time that scoring the validation cases at the end may take; where all would take more, some are."""
 RESERVE_SHARE = 0.03
 """Share of the time that is kept back, for pictures and what else surrounds the epochs."""
+RESERVE_S = 2.0
+"""Kept back besides, for building the run and ending the process; of a very short time no more than a twentieth."""
 EPOCH_OVERHEAD_S = 0.3
-_FROM_FILES = 2
+FEWEST_CASES = 10
+"""Cases that a validation score is the mean of, if there are so many: of fewer it says little."""
+DEAREST_VALIDATION = 0.1
+"""Share of the time that one validation may take, and all of those of `FEWEST_CASES` together."""
+FROM_FILES = 2
 """Scoring a case from its file takes so many times what scoring a preprocessed one does."""
 PASSES_TO_MIRROR = 200
 """How often each case must be seen before mirroring pays."""
@@ -120,9 +127,12 @@ def fit_to_time(
     epoch_s = usable / num_epochs
     changes: dict[str, Any] = {}
     if num_cases:
-        share_s = VALIDATION_SHARE * epoch_s
-        changes["num_validation_cases"] = max(1, min(num_cases, math.floor(share_s / speed.case_s)))
-        changes["validate_every"] = min(num_epochs, max(1, math.ceil(speed.case_s / share_s)))
+        affordable = math.floor(VALIDATION_SHARE * epoch_s / speed.case_s)
+        meaningful = min(FEWEST_CASES, max(1, math.floor(DEAREST_VALIDATION * usable / speed.case_s)))
+        validated = min(num_cases, max(affordable, meaningful))
+        changes["num_validation_cases"] = validated
+        dear = validated * speed.case_s / (DEAREST_VALIDATION * epoch_s)
+        changes["validate_every"] = 1 if validated <= affordable else min(num_epochs, max(1, math.ceil(dear)))
     kept = {name: value for name, value in changes.items() if name not in plan.chosen}
     fitted = dataclasses.replace(plan, **kept, num_epochs=TIMES_FASTER * num_epochs)
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
@@ -137,24 +147,34 @@ def fit_to_time(
 
 def usable_s(speed: Speed, seconds: float, num_cases: int) -> float:
     """Return the seconds that are left for training and the validation on the way."""
-    return seconds * (1 - RESERVE_SHARE) - final_validation_s(speed, seconds, num_cases)
+    reserve_s = RESERVE_SHARE * seconds + min(RESERVE_S, 0.05 * seconds)
+    return seconds - reserve_s - final_validation_s(speed, seconds, num_cases)
 
 
 def final_validation_s(speed: Speed, seconds: float, num_cases: int) -> float:
     """Return the seconds that scoring validation cases from their files takes, reading and restoring included."""
-    return _FROM_FILES * num_scored(speed, seconds, num_cases) * speed.case_s
+    return FROM_FILES * num_scored(speed, seconds, num_cases) * speed.case_s
 
 
 def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
     """Return how many of the validation cases are scored at the end: all, unless that took more than its share."""
     most = FINAL_SHARE * max(0.0, seconds)
-    if _FROM_FILES * num_cases * speed.case_s <= most:
+    if FROM_FILES * num_cases * speed.case_s <= most:
         return num_cases
-    return max(1, int(most / (_FROM_FILES * speed.case_s)))
+    return max(1, int(most / (FROM_FILES * speed.case_s)))
 
 
 def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
     toolbox, _ = trainer.build_toolbox(TrainSettings(num_epochs=1, amp=amp), image)
+    try:
+        return _timed_with(toolbox, trainer, amp, cases)
+    finally:
+        for network in (toolbox.model, None if toolbox.ema is None else toolbox.ema.module):
+            if network is not None:
+                detach(network)  # its memory is for the next one
+
+
+def _timed_with(toolbox: TrainerToolbox, trainer: SegmentationTrainer, amp: Precision, cases: list[Batch]) -> Speed:
     toolbox.model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(trainer.dataloader()))
     durations: list[float] = []

@@ -32,9 +32,6 @@ from candy_monai.registry import class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.segmentation import SegmentationTrainer
 
-START_UP_S = 8.0
-"""Seconds that pass before this function is called, mostly to import PyTorch and MONAI."""
-
 
 def train_dataset(
     dataset: PathLike,
@@ -59,6 +56,7 @@ def train_dataset(
     transforms: PathLike | None = None,
     trust: bool = False,
     frontend: type[Frontend] | None = None,
+    elapsed_s: float = 0.0,
     on_progress: Callable[[str], None] = print,
 ) -> Path:
     """Prepare a dataset, train on one fold of it, and score the best weights on the other cases.
@@ -87,6 +85,7 @@ def train_dataset(
             extends the plan's augmentation as ``SegmentationTrainer.augmentation`` does.
         trust: Build any callable that this file names, instead of known transforms only.
         frontend: A dashboard to report to.
+        elapsed_s: Seconds of the budget that are over already, as a program's start takes.
         on_progress: Told what is being done.
 
     Returns:
@@ -95,7 +94,7 @@ def train_dataset(
     Raises:
         BadInputError: If the dataset or a setting cannot work; nothing was trained.
     """
-    started = time.monotonic() - START_UP_S
+    started = time.monotonic() - elapsed_s
     overrides = overrides or {}
     _check_length(num_epochs, budget_s, overrides)
     if save_every is not None:

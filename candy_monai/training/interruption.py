@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
+from types import FrameType, FunctionType
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to end, has finished its step and is saved. Its text is the signal's name."""
+class Interrupted(KeyboardInterrupt, SystemExit):
+    """A run was asked to end, has finished its step and is saved. Its text is the signal's name.
+
+    A script that catches ``KeyboardInterrupt`` goes on. One that does not ends without a traceback, with the status 130
+    that shells know for Ctrl-C; a notebook stays as it is.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.code = 130
+
+
+def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str | None) -> str:
+    """Return what to type to go on with a run that was interrupted.
+
+    Args:
+        trainer: The trainer's class.
+        folder: The experiment folder.
+        is_planned: Whether the command line can find the run's data again.
+        bundle: The bundle that the trainer is of; None for one of the user's own.
+    """
+    if not is_planned:
+        return (
+            "To go on with this run, call in the same script, instead of train():\n"
+            f"    trainer.recover_from({folder.name!r})\n    trainer.continue_training()"
+        )
+    command = ["candy-monai", "resume", str(folder)]
+    if bundle is None:
+        files = (member.__code__.co_filename for member in vars(trainer).values() if isinstance(member, FunctionType))
+        command += ["--trainer", f"{next(files, 'FILE')}:{trainer.__name__}"]
+    return f"To go on with this run: {shlex.join(command)}"
 
 
 class StopRequest:
@@ -55,5 +86,5 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.is_pending and number == signal.SIGINT:
-            raise KeyboardInterrupt("a second Ctrl-C; the last saved state is whole")
+            raise Interrupted("a second Ctrl-C; the last saved state is whole")
         self.ask(signal.Signals(number).name)

@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.attachment import Surroundings, attach, attachment_of, detach, tensors_in
 from candy_monai.data.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.delivery import deliveries
-from candy_monai.network import NetworkAdapter, channels_last_pays, choose_precision, plain_network
+from candy_monai.network import channels_last_pays, choose_precision, copyable, initialize_lazy, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.observers.base import Observer, ObserverGroup
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.continuity import Continuity, weights_of
+from candy_monai.training.example import first_sample
+from candy_monai.training.gradients import ScaledBackward, trained_parameters
+from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import why_not_exact
+from candy_monai.training.returns import returned, scheduler_returned
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
     bundle_of,
     check_loaders,
+    check_score_range,
     describe_loader,
     describe_parts,
-    first_sample,
     floating_type,
     length,
     run_started,
     watchers,
 )
+from candy_monai.training.stepping import step_after_epoch
 from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.validation import mean_of_cases
+from candy_monai.training.validation_calls import PaddedParts
 
 
 class Lifecycle(Continuity):
@@ -54,10 +64,6 @@ class Lifecycle(Continuity):
         device: Where to train.
         console: Whether to report on the screen.
         observers: More observers of the run.
-
-    Attributes:
-        facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def __init__(
@@ -77,13 +83,27 @@ class Lifecycle(Continuity):
         self._validation_dataloader = validation_dataloader
         self._console = console
         self._extra_observers = tuple(observers)
-        self.facts: dict[str, object] = {}
-        self.files: dict[str, str] = {}
+        self._more_facts: dict[str, object] = {}
+        self._more_files: dict[str, str] = {}
         self._padding: nn.Module | None = None
         self._network_type = torch.float32
+        self._padded_parts: PaddedParts | None = None
+        self._surrounded: list[weakref.ref[nn.Module]] = []
         self._preview: Preview | None = None
         self._saved: SavedRun | None = None
         self._data: dict[str, object] = {}
+
+    def add_to_folder(
+        self, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
+    ) -> None:
+        """Add to what the folders of the coming runs hold.
+
+        Args:
+            facts: More plain values for ``experiment.json``, by name.
+            files: More texts that a new folder is born with, by their files' names.
+        """
+        self._more_facts.update(facts or {})
+        self._more_files.update(files or {})
 
     def dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
@@ -104,36 +124,74 @@ class Lifecycle(Continuity):
             The toolbox, and the shape that the network was built for: the image's, padded.
         """
         padding = self.build_padding_module()
-        self._padding = None if padding is None else padding.to(self.device())
+        if padding is not None:
+            padding = returned(self, "build_padding_module", padding, nn.Module).to(self.device())
+        self._padding = padding
         example = self.network_input(image)[None]
         if self._padding is not None:
             example = self._padding(self._to_device(example))
         example_shape = tuple(example.shape[1:])
-        network = self.build_network(example_shape).to(self.device())
+        network = returned(self, "build_network", self.build_network(example_shape), nn.Module).to(self.device())
+        initialize_lazy(network, self._to_device(example))
         self._network_type = floating_type(network)
         amp = choose_precision(settings.amp, self.device())
         channels_last = settings.channels_last
         if channels_last is None:
             channels_last = channels_last_pays(len(example_shape) - 1, amp, self.device())
-        model = NetworkAdapter(network, padding=self._padding, amp=amp, channels_last=channels_last)
         if settings.compile_model:
             network.compile()  # in place: the weights keep their names, and the moving average's copy is not compiled
+        self._surround(
+            network,
+            Surroundings(padding=self._padding, amp=amp, channels_last=channels_last, num_dims=len(example_shape) - 1),
+        )
         self._scaler = GradScaler(self.device().type, enabled=amp == "fp16")
-        optimizer = self.build_optimizer(model.parameters())
-        return TrainerToolbox(
-            model=model,
+        optimizer = returned(self, "build_optimizer", self.build_optimizer(network.parameters()), optim.Optimizer)
+        toolbox = TrainerToolbox(
+            model=network,
             optimizer=optimizer,
-            scheduler=self.build_scheduler(optimizer, settings.num_epochs),
-            criterion=self.build_criterion().to(self.device()),
-            ema=self.build_ema(model) if settings.ema else None,
-        ), example_shape
+            scheduler=scheduler_returned(self, self.build_scheduler(optimizer, settings.num_epochs)),
+            criterion=returned(self, "build_criterion", self.build_criterion(), nn.Module).to(self.device()),
+            ema=self._built_average(network) if settings.ema else None,
+        )
+        self._scored = "raw" if toolbox.ema is None else "ema"
+        self._scaled_backward = ScaledBackward(self._scaler)
+        self._scaled_backward.watch(trained_parameters(toolbox))
+        return toolbox, example_shape
+
+    def _built_average(self, network: nn.Module) -> optim.swa_utils.AveragedModel:
+        """Build the average of the user's own network, in evaluation mode and surrounded as the network is."""
+        plain = plain_network(network)
+        with copyable(plain):
+            ema = self.build_ema(plain)
+        if attachment_of(ema.module) is None:  # of a network in a wrapper, or one whose copies have no hooks
+            self._surround(ema.module, self._surroundings)
+        else:
+            self._surrounded.append(weakref.ref(ema.module))
+        return ema.eval()
+
+    def _surround(self, network: nn.Module, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        attach(network, surroundings)
+        self._surrounded.append(weakref.ref(network))
+
+    @contextmanager
+    def _giving_networks_back(self) -> Iterator[None]:
+        """Leave the networks of a run as the user's own when it is over."""
+        try:
+            yield
+        finally:
+            self._scaled_backward.close()
+            while self._surrounded:
+                network = self._surrounded.pop()()
+                if network is not None:
+                    detach(network)
 
     @contextmanager
     def _running(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[tuple[Experiment, TrainerToolbox]]:
         """Set a run up or take a saved one up again, and tell those who watch how it ended."""
         self._processes = Processes.from_environment()
         self.device(device=self._processes.device_of(self.device()))
-        with self._processes.connected(self.device()), self._shared_loaders():
+        with self._processes.connected(self.device()), self._shared_loaders(), self._giving_networks_back():
             run, toolbox = self._set_up(settings, saved)
             try:
                 with self._stop.listening():
@@ -145,11 +203,19 @@ class Lifecycle(Continuity):
                 with suppress(Exception):
                     what = ": ".join(filter(None, (type(error).__name__, str(error))))
                     self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
+                    if isinstance(error, Interrupted) and self._processes.is_first:
+                        self._say_how_to_resume(run)
                 self._notify(RunInterrupted(error))
                 raise
             finally:
                 self._observers.close()
                 run.close()
+
+    def _say_how_to_resume(self, run: Experiment) -> None:
+        how = how_to_resume(type(self), run.folder, is_planned="dataset" in self._more_facts, bundle=bundle_of(self))
+        self.log(how)
+        if not self._console:  # the program may end with nothing on the screen but this
+            print(how, file=sys.stderr)
 
     @contextmanager
     def _shared_loaders(self) -> Iterator[None]:
@@ -168,9 +234,12 @@ class Lifecycle(Continuity):
 
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:
         self._experiment, self._saved, self._epoch_generators, self._untold = None, None, None, None
+        self._said = set()
         settings = self._decided(settings)
-        image, label = first_sample(self._dataloader)
+        image, label, opened = first_sample(self._dataloader)
+        self._opened = opened if saved is None else None
         self.check_sample(image, label)
+        check_score_range(self.score_range)
         toolbox, example_shape = self.build_toolbox(settings, image)
         self._own_generators = OwnGenerators()  # those of the run before would be found in it
         self._own_generators = OwnGenerators.of(
@@ -187,6 +256,7 @@ class Lifecycle(Continuity):
             saved.refuse_differences(facts)
             run, generators = self._reopened(saved, toolbox)
         self._experiment, self._preview = run, None
+        run.score_range = self.score_range
         if self._processes.is_first:
             self._observers = self._watchers(run.settings, run)
         self._announce(run, saved)
@@ -194,7 +264,7 @@ class Lifecycle(Continuity):
         # The last before the first step: what a process imports for the first time may draw, too.
         generators.restore(self._own_generators)
         if saved is not None and saved.schedule is not None:
-            run.save_point(weights_of(toolbox), self._state(run, toolbox))
+            run.save_point(weights_of(toolbox, self._scored), self._state(run, toolbox))
             run.describe(facts)
         self._saved_at = (run.progress.batch, time.monotonic())
         return run, toolbox
@@ -210,8 +280,8 @@ class Lifecycle(Continuity):
     ) -> tuple[Experiment, GeneratorStates]:
         """Publish a new experiment and return it with the random generators that it begins with."""
         self._schedule_epochs = settings.num_epochs
-        for model in filter(None, (toolbox.model, toolbox.ema)):
-            self._processes.share(plain_network(model).state_dict().values())
+        for model in [toolbox.model] if toolbox.ema is None else [toolbox.model, toolbox.ema]:
+            self._processes.share(tensors_in(plain_network(model).state_dict()))
         if not self._processes.is_first:  # the same dropout in all processes would be no help
             assert settings.seed is not None
             set_seed((settings.seed + self._processes.rank) % 2**32, deterministic=settings.deterministic)
@@ -219,7 +289,9 @@ class Lifecycle(Continuity):
         parent = self._trainer_folder / type(self).__name__
         folder = None
         if self._processes.is_first:
-            folder = Experiment.publish(parent, settings, facts, weights_of(toolbox), state, files=self.files)
+            folder = Experiment.publish(
+                parent, settings, facts, weights_of(toolbox, self._scored), state, files=self._more_files
+            )
         folder = self._processes.broadcast(folder)
         assert folder is not None
         return Experiment(folder, settings, writes=self._processes.is_first), generators
@@ -230,6 +302,7 @@ class Lifecycle(Continuity):
             toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs), self._processes
         )
         self._scaler.load_state_dict(reopened.scaler)
+        self._scored = reopened.scored
         if reopened.extra:
             self.set_extra_state(reopened.extra)
         self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
@@ -240,11 +313,12 @@ class Lifecycle(Continuity):
             "trainer": type(self).__name__,
             "bundle": bundle_of(self),
             "padding": padding_to_dict(self._padding),
+            "score_range": None if self.score_range is None else list(self.score_range),
             "processes": self._processes.count,
             "data": self._data,
             "parts": describe_parts(toolbox, self._dataloader, self._validation_dataloader),
             **self.describe(example_shape),
-            **self.facts,
+            **self._more_facts,
         }
 
     def _watchers(self, settings: TrainSettings, run: Experiment) -> ObserverGroup:
@@ -272,7 +346,9 @@ class Lifecycle(Continuity):
         where = f"{self.device()}" if count == 1 else f"{count} processes, the first on {self.device()}"
         self.log(f"Experiment {run.experiment_id} in {run.folder}")
         limit = run.settings.time_limit_s
-        extent = f"{run.settings.num_epochs} epochs" + ("" if limit is None else f" or {limit:.0f} s")
+        extent = f"{run.settings.num_epochs} epochs"
+        if limit is not None:
+            extent = f"as many epochs as {limit:.0f} s hold ({run.settings.num_epochs} at most)"
         self.log(f"{type(self).__name__} on {where}, {extent}, seed {run.settings.seed}")
         if saved is not None:
             within = f", batch {run.progress.batch}" if run.progress.batch else ""
@@ -294,17 +370,27 @@ class Lifecycle(Continuity):
         self._share_clock(run)
         self._epoch_generators = None
         self._keep_to_the_time(run, toolbox)
+        validates = self._validation_dataloader is not None
+        step_after_epoch(
+            toolbox.scheduler, run.history.metrics(), epoch=run.progress.epoch, score=score, validates=validates
+        )
         is_best = improved or run.progress.best_epoch == 0  # until there is a score: the newest
-        run.save_epoch(weights_of(toolbox), self._state(run, toolbox), score=score, is_best=is_best)
+        run.save_epoch(weights_of(toolbox, self._scored), self._state(run, toolbox), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())
         self._untold = run.epoch_finished(score, self._preview)
         self._stop_after_epoch_if_asked(run)
 
     def _keep_to_the_time(self, run: Experiment, toolbox: TrainerToolbox) -> None:
-        steps_an_epoch = length(self._dataloader)
-        if run.settings.time_limit_s is None or run.is_complete or steps_an_epoch is None:
+        """Let the schedule end when the time does; of several processes by the first one's clock, after an epoch."""
+        if run.settings.time_limit_s is None or (self._processes.count > 1 and run.progress.batch):
             return
-        self.end_schedule_in((run.expected_epochs() - run.progress.epoch) * steps_an_epoch, toolbox.scheduler)
+        steps_an_epoch, epochs_left = length(self._dataloader), run.expected_epochs() - run.progress.epoch
+        # Where much of the time is not in the steps, the whole epochs that are expected say more.
+        by_epochs = None if steps_an_epoch is None else epochs_left * steps_an_epoch - run.progress.batch
+        known = [number for number in (run.batches_left, by_epochs) if number is not None]
+        num_steps = self._processes.broadcast(min(known, default=0))
+        if num_steps > 0:
+            self.end_schedule_in(num_steps, toolbox.scheduler)
 
     def _conclude(self, run: Experiment) -> None:
         self._tell_of_saved_epoch(run, wait=True)
@@ -313,7 +399,10 @@ class Lifecycle(Continuity):
         elif run.is_out_of_time:
             self.log(f"The time is up after epoch {run.progress.epoch}: another would exceed the time limit")
         if run.progress.best_epoch:
-            self.log(f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}")
+            best = f"Best validation score {run.progress.best_score:.4f} at epoch {run.progress.best_epoch}"
+            if run.best_num_validated is not None:
+                best += f", {mean_of_cases(run.best_num_validated, run.best_standard_error)}"
+            self.log(best)
         self._notify(run.finished())
 
     def _to_device(self, tensor: Tensor) -> Tensor:

@@ -42,11 +42,12 @@ class LossWatch:
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
         if isinstance(loss, Tensor) and loss.device.type != "cpu" and self._policy == "stop":
-            self._unread.append((step, loss.detach().reshape(()), case_ids))
+            self._unread.append((step, loss.detach().clone().reshape(()), case_ids))
             return True
-        if math.isfinite(float(loss)):
+        number = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        if math.isfinite(number):
             return True
-        description = self._describe(float(loss), step, case_ids)
+        description = self._describe(number, step, case_ids)
         if self._policy == "stop":
             raise NonFiniteLossError(f"{description}; {_ADVICE}")
         self.num_skipped += 1

@@ -28,7 +28,9 @@ class WeightedMeans:
             weight: What they stand for, for example a number of windows.
         """
         for name, value in metrics.items():
-            self._values.setdefault(name, []).append((value.detach() if isinstance(value, Tensor) else value, weight))
+            self._values.setdefault(name, []).append(
+                (value.detach().clone() if isinstance(value, Tensor) else value, weight)
+            )
 
     def means(self) -> dict[str, Scalar]:
         """Return each name's weighted mean: a number, or a tensor where any value was one; NaN where none was known."""

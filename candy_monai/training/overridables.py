@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn, optim
+from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.forecasting.signs import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.toolbox import TrainerToolbox
 
 
@@ -18,10 +22,24 @@ class Overridables(ABC):
     Attributes:
         max_grad_norm: Clip the gradient's norm to this before each step; None to leave it.
         bundle: Name of the bundle that can build this network again from `network_arguments`; None if there is none.
+        score_range: The least and the largest validation score that there can be, each None for no bound, as ``(0, 1)``
+            for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; the forecast keeps to it. None if
+            it is unknown.
     """
 
     max_grad_norm: float | None = None
     bundle: str | None = None
+    score_range: ScoreRange | None = None
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        check_class(cls)
+
+    @override
+    def __setattr__(self, name: str, value: object) -> None:
+        module = sys._getframe(1).f_globals.get("__name__", "")  # who sets it decides whether names collide
+        check_attribute(self, name, value, module=module)
+        super().__setattr__(name, value)
 
     @abstractmethod
     def build_network(self, example_shape: Shape) -> nn.Module:
@@ -33,15 +51,20 @@ class Overridables(ABC):
 
     @abstractmethod
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times."""
+        """Build the learning-rate schedule; it steps once a batch: ``num_epochs * len(self._dataloader)`` times.
+
+        One whose ``step`` needs a metric, such as ``ReduceLROnPlateau``, steps after each validated epoch instead: with
+        the score if its mode is ``"max"``; if it is ``"min"``, with the mean of the ``combined loss`` that
+        `validate_case` returns, else with the negative score. Without validation the training loss takes their place.
+        """
 
     def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
-        """Let a schedule end within so many more steps, since a time limit leaves no room for those planned.
+        """Let a schedule end within so many more steps, which are those that a time limit leaves room for.
 
-        Called after an epoch of a run with a time limit. By default the schedule stays as it is.
+        Called after each step of a run with a time limit. By default the schedule stays as it is.
 
         Args:
-            num_steps: Optimizer steps that are left, at least 1.
+            num_steps: Steps of the schedule that are left, at least 1.
             scheduler: What `build_scheduler` built.
         """
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.config import load_secrets
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import Event, MessageLogged
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import column_beside
 from candy_monai.experiment.score_prediction import predict_maximum, seconds_until
 from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.choice import find_frontend, known_frontends
 from candy_monai.frontends.delivery import Delivery
 from candy_monai.observers.base import ObserverGroup
 
@@ -27,6 +29,7 @@ class Reporting:
         self._observers = ObserverGroup((), self.log)
         self._frontend: Frontend | None = None
         self._deliveries: tuple[Delivery, ...] = ()
+        self._said_of: set[str] = set()
 
     def log(self, msg: str, *, on_screen: bool = True) -> None:
         """Write a message to ``logs.txt``, verbatim.
@@ -45,15 +48,26 @@ class Reporting:
     def record(self, metric: str, value: Scalar) -> None:
         """Record one value of a metric; the epoch's average goes to ``metrics.csv``.
 
+        A metric that is called like a column of the run's own, such as ``learning rate``, becomes the column
+        ``learning rate (metric)``.
+
         Args:
             metric: The metric's name.
             value: A number or a tensor of one element, NaN for "not measured".
+
+        Raises:
+            BadInputError: If it is not one number.
         """
-        self._current().history.record(metric, value)
+        history, column = self._current().history, column_beside(metric)
+        history.record(column, value)
+        if column != metric and column not in self._said_of:
+            self._said_of.add(column)
+            self.log(f"The metric {metric!r} is kept as {column!r}: the run has a column of this name", on_screen=False)
 
     def record_all(self, metrics: Metrics) -> None:
         """Record one value of each metric."""
-        self._current().history.record_all(metrics)
+        for metric, value in metrics.items():
+            self.record(metric, value)
 
     def metrics(self) -> dict[str, list[float]]:
         """Return every metric over the epochs so far; NaN where an epoch has none."""
@@ -75,13 +89,23 @@ class Reporting:
         """
         return self._current().folder
 
-    def set_frontend(self, frontend: type[Frontend], *, path_to_secrets: PathLike | None = None) -> None:
+    def set_frontend(self, frontend: type[Frontend] | str, *, path_to_secrets: PathLike | None = None) -> None:
         """Report the coming runs to a dashboard.
 
         Args:
-            frontend: The dashboard's class; it is made with the user's secrets at once, so a missing one is said now.
+            frontend: The dashboard's class, or the name that the command line has for it, such as ``"notion"``; it is
+                made with the user's secrets at once, so a missing one is said now.
             path_to_secrets: Where the secrets are, instead of the user's config folder.
+
+        Raises:
+            BadInputError: If it is no dashboard, or none of this name is known.
         """
+        if isinstance(frontend, str):
+            frontend = find_frontend(frontend, option="set_frontend")
+        elif not isinstance(frontend, type) or not issubclass(frontend, Frontend):
+            raise BadInputError(
+                f"set_frontend was given {frontend!r}, expected a subclass of Frontend, or a name: {known_frontends()}"
+            )
         self._frontend = frontend(load_secrets(path_to_secrets))
         self._deliveries = ()
 
@@ -95,7 +119,8 @@ class Reporting:
         Returns:
             The epoch of the best score and the score. When the curve says too little: the best so far.
         """
-        prediction = predict_maximum(self._current().history.metrics(), num_epochs, degree=degree)
+        run = self._current()
+        prediction = predict_maximum(run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range)
         return prediction.epoch, prediction.score
 
     def etc(

@@ -14,20 +14,23 @@ import torch
 from torch import optim
 
 from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.differences import differences
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.plain import restored
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights
 from candy_monai.network import plain_network
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
+from candy_monai.training.stepping import needs_a_metric, step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
 
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
 
-_ABOUT_THE_RUN = ("format", "id", "settings", "environment")
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range")
 _PLACES = ("folder", "store")
 
 
@@ -132,8 +135,9 @@ class SavedRun:
                     run.restore(state)
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0
-                _load_weights(toolbox, stored_weights(state, run.checkpoints, self.folder), state["ema"])
-                toolbox.criterion.load_state_dict(state["criterion"])
+                weights = stored_weights(state, run.checkpoints, self.folder)
+                _load_weights(toolbox, weights, state["ema"])
+                toolbox.criterion.load_state_dict(restored(state["criterion"], toolbox.criterion.state_dict()))
                 schedule_epochs = self._schedule(toolbox, state, run, rebuild)
                 own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
                 run.history.absorb([own["pending"]])
@@ -141,8 +145,9 @@ class SavedRun:
                 return ReopenedRun(
                     run=run,
                     schedule_epochs=schedule_epochs,
+                    scored="raw" if toolbox.ema is None else weights.kind,
                     scaler=state["scaler"],
-                    extra=state.get("extra", {}),
+                    extra=restored(state.get("extra", {})),
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
                 )
@@ -159,23 +164,28 @@ class SavedRun:
     ) -> int:
         """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
         made_for: int = state["schedule_epochs"]
-        if self.schedule in (None, "keep"):
+        optimizer = restored(state["optimizer"], toolbox.optimizer.state_dict())
+        has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
+        if self.schedule in (None, "keep") or has_no_end:
             if made_for != self.settings.num_epochs:
                 toolbox.scheduler = rebuild(made_for)
-            toolbox.scheduler.load_state_dict(state["scheduler"])
-            toolbox.optimizer.load_state_dict(state["optimizer"])
+            toolbox.scheduler.load_state_dict(restored(state["scheduler"], toolbox.scheduler.state_dict()))
+            toolbox.optimizer.load_state_dict(optimizer)
             return made_for
-        toolbox.optimizer.load_state_dict(state["optimizer"])
+        toolbox.optimizer.load_state_dict(optimizer)
         made_for, steps = self.settings.num_epochs, run.progress.step
         if self.schedule == "restart":
             made_for, steps = made_for - run.progress.epoch, 0
         for group in toolbox.optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", group["lr"])
+            initial = group.get("initial_lr", group["lr"])
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(float(initial))  # the very tensor, which schedules change in place
+            else:
+                group["lr"] = initial
         toolbox.scheduler = rebuild(made_for)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # stepping a schedule without its optimizer is the point here
-            for _ in range(steps):
-                toolbox.scheduler.step()
+            step_after_batches(toolbox.scheduler, steps)
         return made_for
 
 
@@ -186,6 +196,7 @@ class ReopenedRun:
     Attributes:
         run: The experiment, its folder held.
         schedule_epochs: The epochs that the schedule is made for.
+        scored: Which weights the last validation scored.
         scaler: The state of half precision's gradient scaler, empty in any other.
         extra: What the trainer said besides.
         generators: The random generators as they were saved; restore them last.
@@ -194,6 +205,7 @@ class ReopenedRun:
 
     run: Experiment
     schedule_epochs: int
+    scored: WeightsKind
     scaler: dict[str, Any]
     extra: dict[str, Any]
     generators: GeneratorStates
@@ -226,6 +238,6 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:
     plain_network(toolbox.model).load_state_dict(weights.raw)
     if toolbox.ema is not None:
-        plain_network(toolbox.ema).load_state_dict(weights.scored)
+        plain_network(toolbox.ema).load_state_dict(weights.scored)  # where others are scored, `ema` holds its own
         if ema is not None:
             toolbox.ema.load_state_dict(ema, strict=False)

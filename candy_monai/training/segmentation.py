@@ -15,13 +15,14 @@ from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.data.normalization import usual_intensities
 from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.forecasting.signs import ScoreRange
 from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
-from candy_monai.nn.schedules import AbsoluteLinearLR
+from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.setup import length
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
@@ -46,7 +47,7 @@ class SegmentationTrainer(Trainer):
         deep_supervision: Whether the network's outputs at lower resolutions take part in the loss.
         ignore_index: Label id that counts neither in the loss nor in the metrics.
         score: What a validation score is: the negative loss, or the mean Dice of the foreground classes.
-        learning_rate: Of the first step.
+        learning_rate: Of the first step, for `build_optimizer`; the schedule starts from the optimizer's own.
         weight_decay: Of the optimizer.
         inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
@@ -71,6 +72,24 @@ class SegmentationTrainer(Trainer):
     augmentation: Sequence[Mapping[str, Any]] | None = None
     memory_factor: float = 1.0
     follows_filters: bool = False
+    _score_range: ScoreRange | None = None
+
+    @property
+    def score_range(self) -> ScoreRange | None:
+        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; settable.
+
+        None, which is unknown, where a subclass has another ``validate_case`` and does not say.
+        """
+        if self._score_range is not None:
+            return self._score_range
+        scored_by = str(getattr(self.validate_case, "__module__", ""))
+        if scored_by.partition(".")[0] != __name__.partition(".")[0]:
+            return None
+        return (0.0, 1.0) if self.score == "dice" else (None, 0.0)
+
+    @score_range.setter
+    def score_range(self, value: ScoreRange | None) -> None:
+        self._score_range = value
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:
@@ -103,11 +122,16 @@ class SegmentationTrainer(Trainer):
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        return AbsoluteLinearLR(optimizer, -self.learning_rate / self._num_steps(num_epochs), self.learning_rate)
+        num_steps = self._num_steps(num_epochs)
+        rates = {float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups}
+        if len(rates) > 1:
+            return RelativeLinearLR(optimizer, num_steps)
+        rate = rates.pop()
+        return AbsoluteLinearLR(optimizer, -rate / num_steps, rate, min_lr=min(1e-6, rate))
 
     @override
     def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
-        if isinstance(scheduler, AbsoluteLinearLR):
+        if isinstance(scheduler, AbsoluteLinearLR | RelativeLinearLR):
             scheduler.end_in(num_steps)
 
     @override

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Shape
-from candy_monai.data.batches import unpack
 from candy_monai.data.digest import CaseSource, dataset_digest
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
@@ -37,6 +36,8 @@ def length(sized: object) -> int | None:
 
 def num_cases(loader: DataLoader[Any]) -> int | None:
     """Return how many samples a loader yields in all, or None if it cannot be known."""
+    if loader.batch_size is None:  # batches of a size that the user's own sampler or dataset chooses
+        return None
     return length(loader.sampler) if length(loader) is not None else None
 
 
@@ -53,6 +54,25 @@ def check_loaders(training: DataLoader[Any], validation: DataLoader[Any] | None)
         )
     if validation is not None and length(validation) == 0:
         raise BadInputError("the validation loader yields no case: give it cases, or pass None to train without")
+
+
+def check_score_range(score_range: object) -> None:
+    """Refuse what is no range of scores.
+
+    Raises:
+        SettingsError: If it is neither None nor a pair of bounds, each None or a number, the first below the second.
+    """
+    if score_range is None:
+        return
+    if isinstance(score_range, tuple | list) and len(score_range) == 2:
+        numbers = [value for value in score_range if isinstance(value, int | float) and not isinstance(value, bool)]
+        others = [value for value in score_range if value is not None and value not in numbers]
+        if not others and (len(numbers) < 2 or numbers[0] < numbers[1]):
+            return
+    raise SettingsError(
+        "score_range must be the least and the largest validation score, each None for no bound, such as (0, 1) or "
+        f"(None, 0), got {score_range!r}"
+    )
 
 
 def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
@@ -125,19 +145,6 @@ def floating_type(network: nn.Module) -> torch.dtype:
     """Return the type of a network's first floating parameter, which its images are brought to; else float32."""
     types = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
     return next(types, torch.float32)
-
-
-def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-    """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
-
-    Read from the dataset where it can be indexed, since a loader would start its workers for it.
-    """
-    dataset = loader.dataset
-    if isinstance(dataset, IterableDataset) or loader.batch_size is None:
-        batch = unpack(next(iter(loader)))
-    else:
-        batch = unpack(loader.collate_fn([dataset[0]]))
-    return batch.images[0], batch.labels[0]
 
 
 def watchers(

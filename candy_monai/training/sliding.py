@@ -13,9 +13,10 @@ from candy_monai.errors import SettingsError
 from candy_monai.inference.inferers import WindowInferer, inferer_to_dict
 from candy_monai.inference.windows import SWMetadata, WindowBlender, WindowGrid, batches_of_windows, check_window
 from candy_monai.label_ids import holding
-from candy_monai.network import adapter_of
 from candy_monai.nn.deep_supervision import main_output
+from candy_monai.training.gradients import WeighedPasses, trained_parameters
 from candy_monai.training.means import WeightedMeans
+from candy_monai.training.returns import loss_returned, score_returned
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -100,14 +101,16 @@ class SlidingTrainer(Trainer):
         metadata, total = grid.metadata(count), count * len(grid)
         images, labels = grid.padded(images), grid.padded(holding(labels, self.label_fill), fill=self.label_fill)
         mean_loss: Scalar = 0.0
-        metrics = WeightedMeans()
+        metrics, passes = WeightedMeans(), WeighedPasses(trained_parameters(toolbox))
         for numbers in batches_of_windows(total, self.sliding_window_batch_size):
             windows = super().prepare_batch(grid.cut(images, numbers), grid.cut(labels, numbers))
             share = len(numbers) / total
-            with adapter_of(toolbox.model).gradient_factor(share):
-                loss, parts = self.backward_windowed(*windows, toolbox, metadata)
+            passes.begin(share)
+            result = self.backward_windowed(*windows, toolbox, metadata)
+            loss, parts = loss_returned(self, "backward_windowed", result)
             mean_loss = mean_loss + share * (loss.detach() if isinstance(loss, Tensor) else loss)  # NaN must show
             metrics.add(parts, weight=len(numbers))
+        passes.end()
         return mean_loss, metrics.means()
 
     @override
@@ -130,8 +133,10 @@ class SlidingTrainer(Trainer):
         scores, metrics = WeightedMeans(), WeightedMeans()
         for numbers in batches_of_windows(len(grid), self.sliding_window_batch_size):
             windows = grid.cut(images, numbers), grid.cut(labels, numbers)
-            score, parts, output = self.validate_case_windowed(*windows, toolbox, metadata)
-            blender.add(main_output(output, num_dims=metadata.ndim), numbers)
+            result = self.validate_case_windowed(*windows, toolbox, metadata)
+            score, parts, output = score_returned(self, "validate_case_windowed", result, one_output=False)
+            output = main_output(output, num_dims=metadata.ndim)
+            blender.add(output if self._padded_parts is None else self._padded_parts.cropped(output), numbers)
             scores.add({"score": score}, weight=len(numbers))
             metrics.add(parts, weight=len(numbers))
         return float(scores.means().get("score", math.nan)), metrics.means(), blender.result()[0]

@@ -20,18 +20,24 @@ from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.config import load_settings
 from candy_monai.data.batches import unpack
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import LOSS
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
 from candy_monai.training.accumulation import Group
+from candy_monai.training.buffers import KeptBuffers
+from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
 from candy_monai.training.lifecycle import Lifecycle
 from candy_monai.training.losswatch import LossWatch
+from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.setup import batches, length, num_cases
+from candy_monai.training.stepping import step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
-from candy_monai.training.validation import ValidationCases, mean_score
+from candy_monai.training.validation import ValidationCases, certainty, mean_score
+from candy_monai.training.validation_calls import CalledNetworks, PaddedParts
 
 
 class Trainer(Lifecycle):
@@ -48,10 +54,6 @@ class Trainer(Lifecycle):
         device: Where to train.
         console: Whether to report on the screen.
         observers: More observers of the run.
-
-    Attributes:
-        facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new experiment folder is born with, by their files' names.
     """
 
     def train(
@@ -86,7 +88,8 @@ class Trainer(Lifecycle):
             num_epochs: Epochs to train.
             note: Your words about this run, kept in its log and description.
             num_checkpoints: Evenly spaced checkpoints to keep, the last epoch's among them.
-            ema: Keep a moving average of the weights; it is then what is scored and saved as the best.
+            ema: Keep a moving average of the weights; it is then what is saved as the best, unless `validate_case`
+                calls the model instead.
             seed: Seeds every generator; None draws one and records it.
             early_stop_tolerance: Stop after so many validated epochs without a better score; ``"forecast"`` to stop
                 when no better score is to be expected; None to go on to the end.
@@ -106,9 +109,10 @@ class Trainer(Lifecycle):
             channels_last: Store the channels last; None does so where it pays.
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
-            non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step.
-            time_limit_s: Begin no epoch that would end after so many seconds of training; the first is always trained.
-                The schedule is shortened in time, so that the learning rate has come down when the run ends.
+            non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step: then
+                the buffers, such as BatchNorm's statistics, are again what they were before the batch.
+            time_limit_s: End after so many seconds of training, the last validation included: the last epoch is cut
+                short. The schedule follows the time, so that the learning rate has come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
                 saves at the end of each.
 
@@ -216,27 +220,43 @@ class Trainer(Lifecycle):
         run = self._current()
         progress, total = run.progress, length(self._dataloader)
         watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
+        gradients = GradientWatch(self, toolbox)
         toolbox.model.train()
+        self._average_in_evaluation_mode(toolbox)
         for batch in self._batches_left(run):
             group = Group.of(progress.batch, size=run.settings.accumulate, num_batches=total)
             if progress.batch == group.first:
-                toolbox.optimizer.zero_grad()
+                clear_gradients(toolbox)
                 usable = True
-            with self._gradients_for(toolbox, group):
+            skips = run.settings.non_finite == "skip"
+            before = KeptBuffers((toolbox.model, toolbox.criterion)) if skips else None
+            with gradients.watching():
                 loss, metrics, case_ids = self.train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
-                self.record("combined loss", loss)
+                run.history.record(LOSS, loss)
                 self.record_all(metrics)
             else:
                 usable = False
+                if before is not None:
+                    before.restore()
             self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch > group.last:
-                agreed = self._agree(run, toolbox, usable=usable)
+                agreed = self._agree(run, toolbox, group, usable=usable)
                 if agreed.usable:
+                    scale_gradients(trained_parameters(toolbox), 1 / group.count)
                     self.step(toolbox, num_batches=group.count)
                     progress.step += 1
+                self._keep_to_the_time(run, toolbox)
                 self._after_group(run, toolbox, agreed)
+                if agreed.cut:
+                    break
+        if not progress.batch:
+            raise BadInputError(
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
+                "read only once; let __iter__ begin anew each time it is called"
+            )
+        gradients.settle()
         watch.settle()
         self._share_buffers(toolbox)
         self._say_if_not_compiled(toolbox)
@@ -256,7 +276,9 @@ class Trainer(Lifecycle):
         images, labels, case_ids = unpack(batch)
         self.check_labels(labels, case_ids)
         images, labels = self.prepare_batch(images, labels)
-        loss, metrics = self.backward(images, labels, toolbox)
+        with self._scaled_backward.active(), self._surroundings.padded_already():
+            result = self.backward(images, labels, toolbox)
+        loss, metrics = loss_returned(self, "backward", result)
         return loss, metrics, case_ids
 
     def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,11 +297,10 @@ class Trainer(Lifecycle):
         """
         self._scaler.unscale_(toolbox.optimizer)
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(toolbox.model.parameters(), self.max_grad_norm)
+            nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
         self._scaler.step(toolbox.optimizer)
         self._scaler.update()
-        for _ in range(num_batches):
-            toolbox.scheduler.step()
+        step_after_batches(toolbox.scheduler, num_batches)
         if toolbox.ema is not None:
             toolbox.ema.update_parameters(toolbox.model)
 
@@ -290,26 +311,30 @@ class Trainer(Lifecycle):
         loader = self._validation_dataloader
         assert loader is not None
         cases, before = ValidationCases(), self._moment(run)
+        called = CalledNetworks(toolbox)
+        self._padded_parts = parts = PaddedParts(toolbox, self._padding)
         total = min(filter(None, (num_cases(loader), limit)), default=None)
         toolbox.model.eval()
-        if toolbox.ema is not None:
-            toolbox.ema.eval()
-        with torch.no_grad():
+        self._average_in_evaluation_mode(toolbox)
+        with torch.no_grad(), called.watched():
             for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
-                score, metrics, output = self.validate_case(image, label, toolbox)
+                with parts.of(image if self._padding is None else self.network_input(image)):
+                    result = self.validate_case(image, label, toolbox)
+                score, metrics, output = score_returned(self, "validate_case", result)
+                output = parts.cropped(output)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 self._notify(StepFinished(epoch, "validation", len(cases), total))
                 self._stop_validating_if_asked(run, toolbox, before)
-        score = mean_score(self._processes.gathered(cases.scores))
-        if self._processes.is_first:
-            self.record("val score", score)
-        self._preview = cases.preview()
-        return score
+        self._preview, self._padded_parts = cases.preview(), None
+        self._remember_scored(toolbox, self._processes.any_of(called.flags))
+        scores = self._processes.gathered(cases.scores)
+        run.score_rests_on(*certainty(scores))
+        return mean_score(scores)
 
     def _validation_is_due(self, run: Experiment) -> bool:
         epoch, every = run.progress.epoch + 1, run.settings.validate_every
-        is_last = self._processes.broadcast(epoch >= run.expected_epochs(current_s=run.epoch_s))
+        is_last = self._processes.broadcast(run.ends_with_this_epoch())
         return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
 
     def _share_of(self, limit: int | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -53,3 +54,19 @@ def mean_score(parts: Sequence[Sequence[float]]) -> float:
     """Return the mean over all cases of all parts that have a score; NaN if none has."""
     known = [score for part in parts for score in part if not math.isnan(score)]
     return math.fsum(known) / len(known) if known else math.nan
+
+
+def certainty(parts: Sequence[Sequence[float]]) -> tuple[int, float]:
+    """Return of how many cases `mean_score` is the mean, and its standard error; NaN for fewer than two cases."""
+    known = [score for part in parts for score in part if not math.isnan(score)]
+    if len(known) < 2 or not all(map(math.isfinite, known)):
+        return len(known), math.nan
+    return len(known), statistics.stdev(known) / math.sqrt(len(known))
+
+
+def mean_of_cases(num_cases: int, standard_error: float) -> str:
+    """Return in words what a score rests on."""
+    if num_cases == 1:
+        return "of one case only"
+    error = f" (standard error {standard_error:.4f})" if math.isfinite(standard_error) else ""
+    return f"the mean of {num_cases} cases{error}"

@@ -76,7 +76,8 @@ class CMUNeXtTrainer(SegmentationTrainer):
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-        return PolyLRScheduler(optimizer, self.learning_rate, self._num_steps(num_epochs))
+        first = optimizer.param_groups[0]
+        return PolyLRScheduler(optimizer, float(first.get("initial_lr", first["lr"])), self._num_steps(num_epochs))
 
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:

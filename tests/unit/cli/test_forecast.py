@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from candy_monai.cli.main import main
+from candy_monai.experiment.state import save_state
 
 SCORES = 0.85 * (1 - np.exp(-np.arange(1, 41) / 15)) + 0.01 * np.random.default_rng(0).standard_normal(40)
 
@@ -32,12 +33,43 @@ def test_an_experiment_gets_score_epoch_interval_time_and_a_picture_in_its_folde
     for text in (
         "40 of 100 epochs",
         "Maximum 0.",
-        "in 80 % of runs",
+        "in 80 % of the runs that get better",
         "Stopping now would cost 0.",
         "Time until then: ",
     ):
         assert text in shown
     assert (experiment / "forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _saved(folder, *, is_complete, epoch, total_s, limit_s):
+    settings = {"num_epochs": 100, "time_limit_s": limit_s}
+    progress = {"epoch": epoch, "total_s": total_s}
+    save_state(folder, {"settings": settings, "progress": progress, "is_complete": is_complete}, confirm=lambda: None)
+
+
+def test_a_run_that_its_time_limit_has_ended_is_finished_and_nothing_is_foretold(experiment, capsys):
+    _saved(experiment, is_complete=True, epoch=40, total_s=80.0, limit_s=81.0)
+    assert forecast(experiment) == 0
+    shown = capsys.readouterr().out
+    assert "finished, 40 epochs run (its time was up)" in shown
+    assert "100" not in shown
+    assert "predicted" not in shown
+
+
+def test_a_run_with_a_time_limit_has_as_many_epochs_as_that_leaves_room_for(experiment, capsys):
+    _saved(experiment, is_complete=False, epoch=40, total_s=80.0, limit_s=101.0)
+    assert forecast(experiment, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["epochs_done"], content["epochs_planned"], content["finished"]) == (40, 50, False)
+
+
+def test_the_range_of_scores_that_a_run_states_bounds_its_forecast(experiment, capsys):
+    description = {"settings": {"num_epochs": 100}, "score_range": [None, 0.84]}
+    (experiment / "experiment.json").write_text(json.dumps(description))
+    assert SCORES.max() < 0.84
+    assert forecast(experiment, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["score"] <= content["interval"][1] <= 0.84
 
 
 def test_json_says_the_same_in_plain_values_and_draws_nothing(experiment, capsys):

@@ -135,6 +135,8 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
         (["train", "data", "--epochs", "3", "--budget", "1m"], "not allowed with argument"),
         (["train", "data", "--epochs", "0"], "argument --epochs: '0': expected a whole number of at least 1"),
         (["train", "data", "--seed", "-1"], "argument --seed: '-1': expected a whole number from 0 to 4294967295"),
+        (["train", "data", "--budget", "2"], "argument --budget: '2' has no unit: say 2s, 2m or 2h"),
+        (["train", "data", "--save-every", "2.5"], "'2.5' has no unit: say 2.5s, 2.5m or 2.5h"),
         (["train", "data", "--budget", "soon"], "argument --budget: 'soon' is no duration"),
         (["train", "data", "--fold", "some"], "argument --fold: 'some' is no fold"),
         (["predict", "run", "in"], "the following arguments are required: OUTPUT"),
@@ -160,6 +162,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16"
     )
     assert main(["train", "data", *options.split()]) == 0
+    assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
     assert calls.train == {
         "dataset": Path("data"),
         "bundle": "net",
@@ -189,6 +192,7 @@ def test_train_passes_on_every_option(calls, capsys):
 def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
     monkeypatch.setattr("candy_monai.device.auto_device", lambda: "cuda:1")
     assert main(["train", "data"]) == 0
+    assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
     assert calls.train == {
         "dataset": Path("data"),
         "bundle": "unet",
@@ -220,7 +224,7 @@ def test_train_takes_epochs_and_all_folds(calls):
 
 
 def test_demo_passes_on_its_options_and_names_the_picture(calls, capsys):
-    assert main(["demo", "--out", "o", "--budget", "30", "--device", "cpu", "--seed", "3"]) == 0
+    assert main(["demo", "--out", "o", "--budget", "30s", "--device", "cpu", "--seed", "3"]) == 0
     assert calls.demo == {"out": Path("o"), "budget_s": 30.0, "device": "cpu", "seed": 3}
     assert capsys.readouterr().out == "Picture: candy_demo/demo.png\n"
 

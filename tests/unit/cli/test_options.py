@@ -20,7 +20,6 @@ from candy_monai.errors import SettingsError
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("90", 90),
         ("90s", 90),
         ("10m", 600),
         ("2h", 7200),
@@ -28,7 +27,7 @@ from candy_monai.errors import SettingsError
         ("1h30m15s", 5415),
         ("1h 30m", 5400),
         ("1.5h", 5400),
-        ("0.5", 0.5),
+        ("0.5s", 0.5),
         ("10M", 600),
         (" 5m ", 300),
     ],
@@ -42,7 +41,13 @@ def test_a_duration_is_read_in_seconds(text, seconds):
     ["", "m", "5x", "10 minutes", "-5m", "5m1h", "5m5m", "0", "0h0m", "1.2.3", ".", "inf", "nan", "1e3", "9" * 400],
 )
 def test_what_is_no_duration_is_an_error_with_examples(text):
-    with pytest.raises(SettingsError, match="expected for example 90, 90s, 10m or 1h30m"):
+    with pytest.raises(SettingsError, match="expected for example 90s, 10m or 1h30m"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["2", "90", "0.5", " 10 "])
+def test_a_duration_without_a_unit_is_an_error_that_names_the_units(text):
+    with pytest.raises(SettingsError, match=rf"has no unit: say {text.strip()}s, {text.strip()}m or {text.strip()}h"):
         parse_duration(text)
 
 

@@ -284,6 +284,42 @@ def test_those_who_watch_hear_how_many_epochs_the_time_holds(tmp_path):
     assert experiment.epoch_finished(None, None).num_epochs == 3
 
 
+def test_an_epoch_is_over_when_only_the_time_for_its_validation_is_left_and_the_next_is_cut_short(tmp_path):
+    now = [0.0]
+    experiment = Experiment(tmp_path, TrainSettings(num_epochs=9, time_limit_s=25.0), clock=lambda: now[0])
+    for _ in range(2):
+        experiment.begin_epoch(0.1)
+        for _ in range(8):  # of a second each; then two for the validation
+            now[0] += 1.0
+            experiment.step_done(num_batches=1)
+        now[0] += 2.0
+        experiment.finish_epoch(0.5)
+    assert experiment.expected_epochs() == 3
+    experiment.begin_epoch(0.1)
+    lasted = 0
+    while experiment.left_s > 0:
+        assert experiment.batches_left == max(1, 3 - lasted)
+        now[0] += 1.0
+        lasted += 1
+        experiment.step_done(num_batches=1)
+    assert lasted == 3  # and two seconds are left for the validation
+    assert experiment.ends_with_this_epoch()
+    now[0] += 2.0
+    experiment.finish_epoch(0.5)
+    assert experiment.is_complete
+
+
+def test_after_an_epoch_that_was_not_validated_for_being_the_last_there_is_another(tmp_path):
+    now = [0.0]
+    experiment = Experiment(tmp_path, TrainSettings(num_epochs=9, time_limit_s=20.0), clock=lambda: now[0])
+    experiment.begin_epoch(0.1)
+    now[0] += 9.0
+    assert not experiment.ends_with_this_epoch()
+    now[0] += 8.0  # something else had the machine
+    experiment.finish_epoch(None)
+    assert not experiment.is_complete
+
+
 def test_the_first_epoch_is_trained_however_little_time_there_is(tmp_path):
     experiment = Experiment(tmp_path, TrainSettings(num_epochs=3, time_limit_s=1e-9))
     assert not experiment.is_complete
@@ -297,12 +333,12 @@ def _validate_epoch(experiment, score):
 def test_by_forecast_a_run_that_has_long_passed_its_peak_stops_and_one_that_still_rises_goes_on(tmp_path):
     settings = {"num_epochs": 100, "early_stop_tolerance": "forecast", "val_score_prediction": False}
     peaked, rising = _experiment(tmp_path, **settings), _experiment(tmp_path, **settings)
-    for epoch in range(1, 51):
+    for epoch in range(1, 96):
         if not peaked.is_complete:
             _validate_epoch(peaked, 0.08 * epoch * 2.718 ** (1 - epoch / 10))  # its peak is at epoch 10
         _validate_epoch(rising, 0.8 * epoch / 100)
     assert peaked.is_complete
-    assert 10 < peaked.progress.epoch < 50
+    assert 10 < peaked.progress.epoch < 90
     assert not rising.is_complete
 
 

@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from candy_monai.experiment.history import History, last_epoch_as_text, load_metrics
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.history import History, column_beside, last_epoch_as_text, load_metrics
 
 
 def test_an_epoch_s_metric_is_the_mean_of_what_was_recorded():
@@ -76,3 +78,37 @@ def test_metric_names_with_commas_and_quotes_survive_the_file(tmp_path):
 
 def test_the_log_s_line_leaves_out_what_was_not_measured():
     assert last_epoch_as_text({"loss": [0.5, 0.25], "dice 2": [0.1, math.nan]}) == "loss 0.25"
+
+
+def test_a_recorded_tensor_or_array_that_is_changed_afterwards_is_kept_as_it_was():
+    history, count, array = History(), torch.zeros(()), np.zeros(1)
+    for _ in range(4):
+        count += 1
+        array += 1
+        history.record_all({"count": count, "array": array})
+    assert history.close_epoch() == {"count": 2.5, "array": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("0.5", "'0.5'"), (None, "None"), ([1.0], "a list"), (np.ones(2), "an array of shape"), (1j, "a complex")],
+)
+def test_what_is_no_number_is_refused_when_it_is_recorded(value, found):
+    with pytest.raises(BadInputError, match=f"metric 'dice' must be one number, got {found}"):
+        History().record("dice", value)
+
+
+def test_the_columns_of_a_run_are_not_averaged_with_metrics_of_these_names():
+    for name in ("epoch", "learning rate", "epoch duration", "val score", "combined loss"):
+        assert column_beside(name) == f"{name} (metric)"
+    for name in ("dice", "score", "val combined loss", "Epoch"):
+        assert column_beside(name) == name
+
+
+def test_the_loss_of_a_loop_that_records_it_itself_is_the_loss():
+    history = History()
+    history.record(column_beside("combined loss"), 2.0)
+    assert history.close_epoch({"val score": 0.5}) == {"combined loss": 2.0, "val score": 0.5}
+    history.record(column_beside("combined loss"), 2.0)
+    history.record("combined loss", 1.0)
+    assert history.close_epoch() == {"combined loss (metric)": 2.0, "combined loss": 1.0}

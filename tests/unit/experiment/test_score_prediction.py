@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from candy_monai.experiment.score_prediction import (
+    chance_as_text,
     chance_of_gain,
+    duration_as_text,
     forecast_messages,
     predict_maximum,
     predict_safely,
@@ -23,24 +25,71 @@ def test_the_time_left_is_never_negative_and_zero_when_nothing_is_known():
     assert seconds_until(10, 4, {}) == 0.0
 
 
-def test_the_lines_name_score_epoch_time_and_the_cost_of_stopping_now():
-    prediction = Forecast(epoch=87, score=0.85234, interval=(0.8, 0.9), reason=None)
-    assert forecast_messages(prediction, 1245.34, best=0.8, now=datetime(2026, 11, 1, 15, 11, 25)) == [
+def _messages(score, quantiles, *, high=0.9):
+    prediction = Forecast(epoch=87, score=score, interval=(0.8, high), reason=None, quantiles=quantiles)
+    return forecast_messages(
+        prediction,
+        {"epoch duration": [16.0] * 10},
+        epoch=10,
+        num_epochs=100,
+        best=0.8,
+        best_epoch=6,
+        now=datetime(2026, 11, 1, 15, 11, 25),
+    )
+
+
+def test_the_lines_name_score_epoch_time_the_cost_of_stopping_now_the_chance_of_better_and_the_run_s_end():
+    # Of the quantiles those up to 35 % are the best so far; 77 epochs of 16 s are left to the best, 90 to the end.
+    assert _messages(0.85234, (0.8,) * 7 + (0.9,) * 12) == [
         "Maximum validation score 0.8523 predicted at epoch 87",
-        "Estimated time of completion in 1245.3 seconds at 11-01 15:32:10",
-        "Stopping now would cost 0.0523 (0.0000 to 0.1000 in 80 % of runs)",
+        "Estimated time of completion in 1232.0 seconds at 11-01 15:31:57",
+        "Stopping now would cost 0.0523 (0.0000 to 0.1000 in 80 % of the runs that get better)",
+        "A better one than 0.8000 comes with a chance of 65 %; the run ends at epoch 100, in 24 min",
     ]
+
+
+def test_where_no_better_score_is_expected_the_lines_name_the_epoch_of_the_best_and_the_chance_that_one_comes():
+    lines = _messages(0.8, (0.8,) * 19, high=0.80002)
+    assert lines[0] == "Maximum validation score 0.8000 predicted at epoch 6"
+    assert lines[2] == "Stopping now would cost 0.0000 (0.0000 to 2.00e-05 in 80 % of the runs that get better)"
+    assert "with a chance of at most 5 %" in lines[3]
+
+
+def test_a_chance_is_never_said_to_be_all_or_nothing():
+    assert [chance_as_text(chance) for chance in (0.0, 0.05, 0.35, 0.95, 1.0)] == [
+        "at most 5 %",
+        "at most 5 %",
+        "35 %",
+        "at least 95 %",
+        "at least 95 %",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0 s"), (59.6, "1 min"), (61.0, "1 min 1 s"), (3600.0, "1 h"), (7505.0, "2 h 5 min")]
+)
+def test_a_duration_is_said_in_words(seconds, text):
+    assert duration_as_text(seconds) == text
+
+
+def test_scores_that_do_not_keep_to_a_range_are_foretold_without_it():
+    metrics = {"val score": [10.0, 30.0, 45.0, 55.0, 62.0, 66.0, 69.0]}
+    inside = predict_maximum(metrics, 30, degree=5, score_range=(0, 100))
+    assert 69 < inside.score <= inside.interval[1] <= 100
+    assert predict_maximum(metrics, 30, degree=5, score_range=(0, 1)).interval[1] > 69
 
 
 def test_a_run_without_scores_has_no_forecast():
     assert predict_maximum({}, 10, degree=5).reason is not None
 
 
-@pytest.mark.parametrize(("degree", "needed"), [(1, 6), (5, 6), (8, 9)])
+@pytest.mark.parametrize(("degree", "needed"), [(1, 2), (2, 3), (5, 6), (8, 9)])
 def test_there_is_no_forecast_before_there_are_enough_epochs_for_its_degree(degree, needed):
     assert predict_safely({"val score": [0.1] * (needed - 1)}, 10, degree=degree) is None
     assert predict_safely({"val score": [math.nan, 0.1] * (needed - 1)}, 30, degree=degree) is None
-    assert predict_safely({"val score": [0.1] * needed}, 10, degree=degree) is not None
+    first = predict_safely({"val score": [0.1 * (count + 1) for count in range(needed)]}, 30, degree=degree)
+    assert first.reason is None
+    assert first.interval[0] < first.interval[1]
 
 
 def test_a_forecast_that_fails_abstains_and_says_why():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, interval_of
+from candy_monai.forecasting.best_score import Forecast, forecast, interval_of
 
 T = np.arange(1, 101) / 100
 
@@ -176,10 +176,73 @@ def test_a_drop_of_the_learning_rate_that_is_planned_promises_less_than_none():
     assert constant == forecast(scores, 100, learning_rates=[0.01] * 50, method="quotient")
 
 
-def test_an_interval_leaves_a_tenth_at_either_end_or_a_fifth_above_where_the_best_may_be_over():
-    quantiles = np.array(LEVELS)
-    assert interval_of(quantiles, 0.0) == (0.1, 0.9)
-    assert interval_of(np.maximum(quantiles, 0.3), 0.3) == (0.3, 0.8)
+def test_an_interval_of_draws_leaves_a_tenth_of_the_better_ones_at_either_end_or_a_fifth_above_the_best_so_far():
+    draws = np.arange(1, 102) / 100
+    assert interval_of(draws, 0.0) == pytest.approx((0.11, 0.91))
+    # of those above 0.5, from 0.51 to 1.01, four fifths do not exceed 0.91
+    assert interval_of(draws, 0.5) == pytest.approx((0.5, 0.91))
+
+
+def slow_rise(seed: int) -> np.ndarray:
+    """Return the Dice of 80 epochs on few cases: a smooth rise of a fifth, with noise that lasts for some epochs."""
+    noise = np.random.default_rng(seed).standard_normal(80)
+    lasting = np.convolve(noise, 0.7 ** np.arange(12))[:80]
+    return 0.15 + 0.25 * (np.arange(80) / 80) ** 0.8 + 0.008 * lasting
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_score_that_rises_slowly_to_the_end_is_never_said_to_be_over_and_most_intervals_hold_what_comes(seed):
+    scores, rates = slow_rise(seed), 0.003 * (1 - np.arange(80) / 80)
+    cuts = range(8, 76, 2)
+    results = [forecast(scores[:now], 80, learning_rates=rates[:now]) for now in cuts]
+    best = [scores[:now].max() for now in cuts]
+    assert all(r.interval[1] - r.interval[0] > 1e-3 for r in results)
+    assert all(r.chance_above(b) > 0.1 for r, b in zip(results, best, strict=True))
+    held = [r.interval[0] <= scores.max() <= r.interval[1] for r in results]
+    assert np.mean(held) >= 0.7
+
+
+def test_while_the_last_score_is_the_best_a_better_one_is_expected():
+    scores = [0.2, 0.3, 0.34, 0.36, 0.35, 0.355, 0.352, 0.358, 0.361]
+    result = forecast(scores, 10)
+    assert result.score > max(scores)
+    assert result.epoch == 10
+    assert result.chance_above(max(scores)) >= 0.6
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_range_of_a_score_is_what_it_is_said_to_be(scale):
+    scores = scale * np.array([0.05, 0.2, 0.35, 0.5, 0.6, 0.68, 0.75, 0.81, 0.86, 0.9])
+    assert forecast(scores, 100, score_range=(0, scale)).interval[1] <= scale
+    assert forecast(scores, 100, score_range=(None, None)).interval[1] > scale
+
+
+def test_errors_in_millimetres_are_never_foretold_to_fall_below_none():
+    result = forecast(-20 / np.arange(1.0, 15), 200, score_range=(None, 0))
+    assert -20 / 14 < result.score <= result.interval[1] <= 0
+
+
+def test_percent_that_lies_below_one_may_exceed_one():
+    scores = np.linspace(0.05, 0.95, 12)
+    assert forecast(scores, 100, score_range=(0, 100)).interval[1] > 1
+
+
+def test_scores_out_of_their_range_are_refused():
+    with pytest.raises(ValueError, match="score_range"):
+        forecast([0.1, 0.2, 60.0], 10, degree=1, score_range=(0, 1))
+
+
+def test_a_score_that_cannot_be_better_has_no_forecast():
+    assert "no score can be better than 1" in forecast([0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0], 20).reason
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_so_few_scores_as_the_degree_asks_for_give_a_wide_interval(degree):
+    scores = [0.9 - 0.8 * 0.8**epoch for epoch in range(degree + 1)]
+    assert forecast(scores[:-1], 10, degree=degree).reason is not None
+    result = forecast(scores, 10, degree=degree)
+    assert max(scores) < result.score < 1
+    assert result.interval[1] >= max(scores) + 0.6 * (1 - max(scores))
 
 
 def test_the_chance_of_a_better_score_falls_from_one_below_the_quantiles_to_none_above_them():

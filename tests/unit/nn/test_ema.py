@@ -166,3 +166,21 @@ def test_a_model_of_another_shape_is_refused():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(SettingsError):
         ExponentialMovingAverage(nn.Linear(1, 1), decay=decay)
+
+
+def test_extra_states_are_copied():
+    class Counting(nn.Linear):
+        calls = ()
+
+        def get_extra_state(self):
+            return list(self.calls)
+
+        def set_extra_state(self, state):
+            self.calls = state
+
+    model = Counting(1, 1)
+    ema = ExponentialMovingAverage(model)
+    model.calls = [1, 2]
+    ema.update_parameters(model)
+    model.calls.append(3)
+    assert ema.module.calls == [1, 2]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.schedules import AbsoluteLinearLR, PolyLRScheduler
+from candy_monai.nn.schedules import AbsoluteLinearLR, PolyLRScheduler, RelativeLinearLR
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -148,3 +148,35 @@ def test_a_polynomial_out_of_range_is_refused(arguments):
 def test_ratios_to_a_first_group_without_learning_rate_are_refused():
     with pytest.raises(SettingsError, match="ratio"):
         PolyLRScheduler(optimizer(0.0, 1.0), 0.1, 5)
+
+
+def test_a_relative_line_keeps_each_group_s_own_rate_and_stays_at_its_end():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = RelativeLinearLR(optimizer, 4, end_factor=0.1)
+    rates = []
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr())
+    factors = [0.75, 0.5, 0.25, 0.1, 0.1, 0.1]
+    assert rates == [pytest.approx([factor, 0.1 * factor]) for factor in factors]
+
+
+def test_a_relative_line_can_be_turned_to_end_earlier():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = RelativeLinearLR(optimizer, 100, end_factor=0.0)
+    optimizer.step()
+    scheduler.step()
+    scheduler.end_in(3)
+    rates = []
+    for _ in range(4):
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates == pytest.approx([0.66, 0.33, 0.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(("num_steps", "end_factor"), [(0, 0.1), (5, -0.1), (5, 1.5)])
+def test_a_relative_line_that_cannot_be_is_refused(num_steps, end_factor):
+    with pytest.raises(SettingsError):
+        RelativeLinearLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), num_steps, end_factor=end_factor)

@@ -74,6 +74,39 @@ def test_ctrl_c_inside_an_observer_is_not_swallowed():
         group.receive(MessageLogged(""))
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), BrokenPipeError()])
+def test_nothing_else_that_an_observer_raises_ends_the_run(error):
+    recorder, reports = Recorder(), []
+    group = ObserverGroup([Failing(error), recorder], reports.append)
+    group.receive(MessageLogged("hello"))
+    assert recorder.events == [MessageLogged("hello")]
+    assert reports == [f"the failing one failed and the run goes on: {type(error).__name__}: {error}"]
+
+
+def test_a_keyboard_interrupt_on_another_thread_is_the_observer_s_own():
+    recorder, reports = Recorder(), []
+    group = ObserverGroup([Failing(KeyboardInterrupt()), recorder], reports.append)
+    observer = BackgroundObserver(group, patience_s=10)
+    observer.receive(MessageLogged("hello"))
+    observer.close()
+    assert recorder.events == [MessageLogged("hello")]
+    assert len(reports) == 1
+
+
+def test_neither_a_report_that_fails_nor_an_error_without_text_ends_the_run():
+    class MuteError(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    def report(_message):
+        raise OSError("the disk is full")
+
+    ObserverGroup([Failing(MuteError())], report).receive(MessageLogged("hello"))
+    reports = []
+    ObserverGroup([Failing(MuteError())], reports.append).receive(MessageLogged("hello"))
+    assert "MuteError" in reports[0]
+
+
 def test_events_reach_a_background_observer_in_order_and_all_before_close_returns():
     recorder = Recorder()
     observer = BackgroundObserver(recorder, patience_s=10)

@@ -47,15 +47,37 @@ def test_very_small_and_very_large_numbers_keep_their_digits():
 @pytest.mark.parametrize(
     ("score", "reason", "said"),
     [
-        (0.6, None, " · 0.6000 expected at epoch 7"),
-        (0.5, None, " · no better one expected"),
+        (
+            0.6,
+            None,
+            " · a better one with a chance of 65 %: 0.6000 expected at epoch 7 in 10 s"
+            " · the run ends at epoch 9 in 14 s",
+        ),
+        (0.5, None, " · a better one with a chance of 65 % · the run ends at epoch 9 in 14 s"),
         (0.5, "the curve is flat", ""),
     ],
 )
 def test_the_title_of_the_table_says_what_is_forecast(score, reason, said):
-    expected = Forecast(epoch=7, score=score, interval=None, reason=reason)
-    event = epoch_finished(2, num_epochs=9, best_score=0.5, best_epoch=1, forecast=expected)
+    expected = Forecast(
+        epoch=7, score=score, interval=None, reason=reason, quantiles=() if reason else (0.5,) * 7 + (0.7,) * 12
+    )
+    metrics = {"epoch duration": [2.0, 2.0]}
+    event = epoch_finished(2, num_epochs=9, metrics=metrics, best_score=0.5, best_epoch=1, forecast=expected)
     assert epoch_table(event).title == f"Epoch 2 of 9 · best val score 0.5000 at epoch 1{said}"
+
+
+def test_a_run_that_ends_by_the_clock_has_about_so_many_epochs_until_its_last():
+    facts = {"num_epochs": 9, "has_time_limit": True}
+    assert epoch_table(epoch_finished(3, **facts)).title == "Epoch 3 of about 9"
+    assert epoch_table(epoch_finished(9, **facts)).title == "Epoch 9 of 9"
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "said"), [(1, math.nan, "0.4000 on 1 case"), (8, 0.03, "0.4000 ± 0.0300 on 8 cases")]
+)
+def test_the_title_says_on_how_many_cases_a_score_rests_and_how_sure_it_is(count, error, said):
+    event = epoch_finished(2, num_epochs=9, score=0.4, num_validated=count, standard_error=error)
+    assert epoch_table(event).title == f"Epoch 2 of 9 · this one {said}"
 
 
 def test_a_message_with_brackets_is_shown_verbatim():

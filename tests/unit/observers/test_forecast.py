@@ -41,7 +41,7 @@ def observer(messages, shown):
 
 
 def _expecting(score, *, epoch=10):
-    expected = Forecast(epoch=40, score=score, interval=(0.5, 0.9), reason=None)
+    expected = Forecast(epoch=40, score=score, interval=(0.5, 0.9), reason=None, quantiles=(0.5,) * 8 + (0.9,) * 11)
     metrics = {"val score": [0.0] * (epoch - 1) + [0.5], "epoch duration": [2.0] * epoch}
     return epoch_finished(epoch, num_epochs=50, metrics=metrics, score=0.5, best_score=0.5, forecast=expected)
 
@@ -86,4 +86,18 @@ def test_a_forecast_after_a_reason_for_none_is_shown_again(observer, shown):
     observer.receive(_expecting(0.7))
     observer.receive(_epoch([0.5] * 8))
     observer.receive(_expecting(0.7))
-    assert len(shown) == 3 + 1 + 3
+    assert len(shown) == 4 + 1 + 4
+
+
+def test_a_score_outside_of_the_trainer_s_range_is_said_once(observer, shown):
+    for count in (1, 2):
+        scores = [66.2] * count
+        metrics = {"val score": scores}
+        observer.receive(epoch_finished(count, metrics=metrics, score=66.2, best_score=66.2, score_range=(0, 1)))
+    assert len(shown) == 1
+    assert "score 66.2 is outside of the trainer's score_range (0, 1)" in shown[0]
+
+
+def test_a_mean_of_dice_that_exceeds_one_by_rounding_is_within_its_range(observer, messages):
+    observer.receive(epoch_finished(1, metrics={}, score=1.0000001, best_score=1.0, score_range=(0, 1)))
+    assert messages == []

@@ -46,6 +46,19 @@ def test_validation_during_training_takes_only_its_share():
     assert plan.num_validation_cases * SPEED.case_s <= VALIDATION_SHARE * epoch_s * 1.2
 
 
+def test_a_score_rests_on_ten_cases_at_least_and_is_computed_more_seldom_instead():
+    slow = dataclasses.replace(SPEED, case_s=0.5)  # 0.4 cases an epoch would be within the share
+    plan = fit_to_time(small_plan(), slow, seconds=100, num_cases=40, num_training_cases=20)
+    assert plan.num_validation_cases == 10
+    validations = plan.num_epochs / TIMES_FASTER / plan.validate_every
+    assert 1 <= validations * 10 * slow.case_s <= 0.11 * 100
+
+
+def test_where_even_ten_cases_would_take_too_long_fewer_are_scored():
+    slow = dataclasses.replace(SPEED, case_s=3.0)
+    assert fit_to_time(small_plan(), slow, seconds=100, num_cases=40, num_training_cases=20).num_validation_cases == 2
+
+
 def test_a_time_in_which_nothing_can_be_trained_is_refused_with_the_figures():
     with pytest.raises(SettingsError, match=r"0 s are left, one step takes 0\.5 s"):
         fit_to_time(small_plan(), SPEED, seconds=0.4, num_cases=5, num_training_cases=20)

@@ -36,10 +36,10 @@ class _MeanSquares(SmallTrainer):
         return 0.0, {}, toolbox.model(image[None])[0]
 
 
-def _trained(folder, *, batch_size, **settings):
+def _trained(folder, *, batch_size, cls=_MeanSquares, **settings):
     torch.manual_seed(0)
     training, validation = loaders(Squares(8), batch_size=batch_size)
-    trainer = _MeanSquares(folder, training, validation, console=False)
+    trainer = cls(folder, training, validation, console=False)
     trainer.train(2, seed=4, save_preview=False, early_stop_tolerance=None, **settings)
     return trainer, torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True)
 
@@ -51,6 +51,23 @@ def test_several_batches_step_as_one_batch_of_their_size_would(tmp_path, amp):
     tolerance = 1e-6 if amp is None else 1e-2  # Adam's first steps have the size of the rate whatever the gradient
     assert all(torch.allclose(one[name], several[name], atol=tolerance) for name in one)
     assert parts._current().progress.step == whole._current().progress.step == 4
+
+
+class _Penalized(_MeanSquares):
+    """With SGD, whose steps tell by how much a gradient is wrong, and two backward passes."""
+
+    def build_optimizer(self, params):
+        return torch.optim.SGD(params, lr=0.1)
+
+    def backward(self, images, labels, toolbox):
+        (0.1 * sum(parameter.square().sum() for parameter in toolbox.model.parameters())).backward()
+        return super().backward(images, labels, toolbox)
+
+
+def test_a_penalty_on_the_weights_counts_once_a_step_however_many_batches_share_it(tmp_path):
+    _, one = _trained(tmp_path / "1", cls=_Penalized, batch_size=4)
+    _, several = _trained(tmp_path / "2", cls=_Penalized, batch_size=2, accumulate=2)
+    assert all(torch.allclose(one[name], several[name], atol=1e-6) for name in one)
 
 
 def test_the_schedule_ends_with_the_run_however_many_batches_share_a_step(tmp_path):

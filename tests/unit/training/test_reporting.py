@@ -1,3 +1,10 @@
+import csv
+
+import pytest
+
+from candy_monai.errors import BadInputError
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.notion import NotionFrontend
 from tests.toys import SmallTrainer, small_trainer
 
 
@@ -13,3 +20,59 @@ def test_what_is_logged_while_the_parts_are_built_is_written_into_the_run(tmp_pa
         log = (trainer.experiment_folder() / "logs.txt").read_text()
         assert log.count("building the optimizer") == 1
     assert capsys.readouterr().out.count("building the optimizer") == 2
+
+
+def test_metrics_that_are_called_like_columns_of_the_run_stand_beside_them(tmp_path):
+    class Colliding(SmallTrainer):
+        def backward(self, images, labels, toolbox):
+            self.record("learning rate", 1.0)
+            self.record_all({"epoch": 7.0, "epoch duration": 8.0, "val score": 9.0})
+            loss, _ = super().backward(images, labels, toolbox)
+            return loss, {"combined loss": 100.0}
+
+        def validate_case(self, image, label, toolbox):
+            return -0.3, {"score": 0.8, "combined loss": 0.4}, image
+
+    trainer = small_trainer(tmp_path, cls=Colliding)
+    trainer.train(2, seed=0, save_preview=False)
+    folder = trainer.experiment_folder()
+    with (folder / "metrics.csv").open() as file:
+        header, first, second = csv.reader(file)
+    assert len(set(header)) == len(header)
+    row = dict(zip(header, map(float, second), strict=True))
+    assert (first[0], row["epoch"], row["epoch (metric)"], row["epoch duration (metric)"]) == ("1", 2.0, 7.0, 8.0)
+    assert (row["learning rate"], row["learning rate (metric)"]) == (0.01, 1.0)
+    assert row["combined loss"] < 10
+    assert row["combined loss (metric)"] == 100.0
+    assert row["val combined loss"] == pytest.approx(0.4)
+    assert trainer.metrics()["val score"] == [-0.3, -0.3]
+    assert trainer.metrics()["val score (metric)"] == pytest.approx([(2 * 9.0 + 4 * 0.8) / 6] * 2)
+    log = (folder / "logs.txt").read_text()
+    assert log.count("The metric 'learning rate' is kept as 'learning rate (metric)'") == 1
+
+
+def test_a_dashboard_can_be_chosen_by_its_name(tmp_path):
+    trainer = small_trainer(tmp_path)
+    file = tmp_path / "dashboard.py"
+    file.write_text("from candy_monai.frontends.base import Frontend\nclass Mine(Frontend):\n    pass\n")
+    trainer.set_frontend(f"{file}:Mine")
+    assert type(trainer._frontend).__name__ == "Mine"
+    secrets = tmp_path / "secrets.yml"
+    secrets.write_text("{}")
+    secrets.chmod(0o600)
+    with pytest.raises(BadInputError, match=f"{NotionFrontend.__name__} needs the secret"):
+        trainer.set_frontend("notion", path_to_secrets=secrets)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("tensorboard", "set_frontend 'tensorboard' is unknown. Known: notion, or FILE:Class"),
+        ("Notion", "Did you mean 'notion'"),
+        (None, "was given None, expected a subclass of Frontend, or a name: notion"),
+        (Frontend({}), "expected a subclass of Frontend"),
+    ],
+)
+def test_what_is_no_dashboard_is_refused_with_those_there_are(tmp_path, given, said):
+    with pytest.raises(BadInputError, match=said):
+        small_trainer(tmp_path).set_frontend(given)

@@ -1,10 +1,8 @@
 import pytest
-import torch
-from monai.data import list_data_collate
 from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.errors import BadInputError
-from candy_monai.training.setup import batches, check_loaders, first_sample, length, num_cases
+from candy_monai.training.setup import batches, check_loaders, length, num_cases
 from tests.toys import Squares
 
 
@@ -21,29 +19,6 @@ def test_a_loader_s_length_is_known_unless_it_reads_a_stream():
 def test_the_cases_are_counted_not_the_batches():
     assert num_cases(DataLoader(Squares(5), batch_size=2)) == 5
     assert num_cases(DataLoader(_Stream())) is None
-
-
-def test_the_first_sample_is_read_without_starting_workers():
-    data = Squares(2)
-    loader = DataLoader(data, batch_size=2, num_workers=2, worker_init_fn=lambda _worker: pytest.fail("was started"))
-    image, label = first_sample(loader)
-    assert torch.equal(image, data[0][0])
-    assert torch.equal(label, data[0][1])
-
-
-def test_the_first_sample_goes_through_the_loader_s_own_collation():
-    class Crops(Squares):
-        def __getitem__(self, index):
-            image, label = super().__getitem__(index)
-            return [{"image": image.numpy(), "label": label.numpy()} for _ in range(2)]  # as MONAI's num_samples=2
-
-    image, label = first_sample(DataLoader(Crops(2), batch_size=2, collate_fn=list_data_collate))
-    assert image.shape == label.shape == (1, 16, 16)
-
-
-def test_the_first_sample_of_a_stream_is_taken_from_its_first_batch():
-    image, _ = first_sample(DataLoader(_Stream(), batch_size=3))
-    assert image.shape == (1, 16, 16)
 
 
 def test_an_empty_training_set_is_refused_with_what_was_found():

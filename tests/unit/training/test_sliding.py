@@ -104,6 +104,81 @@ def test_a_step_is_the_same_in_one_pass_over_all_windows_as_in_many(tmp_path):
         assert all(torch.allclose(weights[0][name], other[name], atol=1e-6) for name in other)
 
 
+class _Squared(Windowed):
+    """A loss that is a mean over windows, by the whole network or by its parts, and a penalty on the weights."""
+
+    by_parts = False
+    penalty = 0.0
+
+    def build_criterion(self):
+        return nn.MSELoss()
+
+    def run(self, network, images):
+        return network[2](network[:2](images)) if self.by_parts else network(images)
+
+    def backward_windowed(self, images, labels, toolbox, metadata):
+        if self.penalty:
+            squares = sum(parameter.square().sum() for parameter in toolbox.model.parameters())
+            (0.5 * self.penalty * squares).backward()
+        loss = toolbox.criterion(self.run(toolbox.model, images), labels.float())
+        loss.backward()
+        return loss.item(), {}
+
+    def validate_case_windowed(self, images, labels, toolbox, metadata):
+        output = self.run(toolbox.model, images)
+        return -toolbox.criterion(output, labels.float()).item(), {}, output
+
+
+def _gradients(folder, *, windows, cls=_Squared, batch_size=2, **settings):
+    found = []
+
+    class Stopped(cls):
+        def step(self, toolbox, **keywords):
+            found.extend(parameter.grad.clone() for parameter in toolbox.model.parameters())
+            found.append([parameter.detach().clone() for parameter in toolbox.model.parameters()])
+            raise InterruptedError
+
+    data = Squares(2, size=(12, 20))
+    trainer = Stopped(folder, DataLoader(data, batch_size), None, console=False)
+    trainer.sliding_window_batch_size = windows
+    with pytest.raises(InterruptedError):
+        trainer.train(1, seed=3, ema=False, save_preview=False, **settings)
+    return found[:-1], found[-1]
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+@pytest.mark.parametrize("penalty", [0.0, 3.0])
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "batch_size": 1}])
+def test_the_passes_gradients_are_their_mean_for_any_loss(tmp_path, by_parts, penalty, settings):
+    cls = type("Any", (_Squared,), {"by_parts": by_parts, "penalty": penalty})
+    at_once, weights = _gradients(tmp_path / "1", windows=100)
+    in_passes, _ = _gradients(tmp_path / "2", windows=3, cls=cls, **settings)  # 16 windows: 5 passes of 3, one of 1
+    for expected, weight, gradient in zip(at_once, weights, in_passes, strict=True):
+        assert torch.allclose(gradient, expected + penalty * weight, atol=1e-6)
+
+
+def test_windows_through_the_parts_of_a_padded_network_are_scored_and_put_together_as_through_the_whole(tmp_path):
+    outputs = []
+    for by_parts in (False, True):
+
+        class Padded(_Squared):
+            window = (9, 7)
+
+            def build_padding_module(self):
+                return Pad2d(4)
+
+            def validate_case(self, image, label, toolbox):
+                outputs.append(super().validate_case(image, label, toolbox))
+                return outputs[-1]
+
+        Padded.by_parts = by_parts
+        small_trainer(tmp_path / str(by_parts), Squares(1, size=(12, 20)), cls=Padded).train(1, seed=0)
+    (score, _, whole), (score_by_parts, _, by_parts) = outputs
+    assert by_parts.shape == (1, 12, 20)
+    assert torch.equal(whole, by_parts)
+    assert score == score_by_parts
+
+
 def test_the_score_and_the_metrics_are_means_over_the_windows(tmp_path):
     class Counting(Windowed):
         def validate_case_windowed(self, images, labels, toolbox, metadata):

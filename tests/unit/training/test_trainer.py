@@ -723,3 +723,25 @@ def test_a_trainer_that_is_not_of_segmentation_may_learn_any_numbers(tmp_path):
     trainer = small_trainer(tmp_path, Fractions(), cls=Regression)
     trainer.train(1, save_preview=False)
     assert math.isfinite(trainer.metrics()["val score"][0])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"score": "dice"}, (0.0, 1.0)),
+        ({"score": "negative loss"}, (None, 0.0)),
+        ({"validate_case": lambda self, image, label, toolbox: (66.0, {}, label)}, None),
+        ({"score_range": (0, 100)}, (0, 100)),
+    ],
+)
+def test_a_trainer_knows_the_range_of_its_own_scores_and_takes_another_from_the_user(tmp_path, attributes, expected):
+    assert small_trainer(tmp_path, cls=type("Own", (SmallTrainer,), attributes)).score_range == expected
+
+
+@pytest.mark.parametrize("wrong", [(1, 0), (0, "much"), 1.0, (0, 1, 2)])
+def test_what_is_no_range_of_scores_is_refused_before_anything_is_written(tmp_path, wrong):
+    trainer = small_trainer(tmp_path)
+    trainer.score_range = wrong
+    with pytest.raises(SettingsError, match="score_range must be"):
+        trainer.train(1)
+    assert not list(tmp_path.rglob("experiment.json"))

@@ -1,0 +1,51 @@
+"""Standard output that may be closed by whoever reads it, as ``candy-monai train DATASET | head`` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO, cast
+
+
+@contextmanager
+def output_that_may_be_closed() -> Iterator[None]:
+    """Let a command go on to its end when nobody reads its output any more."""
+    if sys.stdout is None:  # closed before the program began
+        yield
+        return
+    output = _Output(sys.stdout)
+    with redirect_stdout(cast("TextIO", output)):
+        try:
+            yield
+        finally:
+            output.flush()
+
+
+class _Output:
+    """Passes everything on to a stream, until that is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            _print_no_more()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            _print_no_more()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _print_no_more() -> None:
+    from candy_monai.files import discard_standard_output  # it imports PyTorch, which few commands need at once
+
+    discard_standard_output()

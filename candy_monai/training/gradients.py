@@ -1,0 +1,183 @@
+"""The gradients of one optimizer step: weighing the passes that add up to it, and half precision's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.amp.grad_scaler import GradScaler
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from candy_monai.errors import SettingsError
+from candy_monai.training.toolbox import TrainerToolbox
+
+
+def optimized_parameters(optimizer: optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters that an optimizer steps."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def trained_parameters(toolbox: TrainerToolbox) -> list[nn.Parameter]:
+    """Return the parameters that gradients are computed for: the optimizer's and the model's, each once."""
+    found = {id(parameter): parameter for parameter in toolbox.model.parameters()}
+    found.update((id(parameter), parameter) for parameter in optimized_parameters(toolbox.optimizer))
+    return [parameter for parameter in found.values() if parameter.requires_grad]
+
+
+def clear_gradients(toolbox: TrainerToolbox) -> None:
+    """Forget the gradients of the step before, also of parameters that the optimizer does not know."""
+    toolbox.optimizer.zero_grad()
+    known = {id(parameter) for parameter in optimized_parameters(toolbox.optimizer)}
+    for parameter in toolbox.model.parameters():
+        if id(parameter) not in known:
+            parameter.grad = None
+
+
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply the gradients that there are, in place."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if factor == 1.0 or not gradients:
+        return
+    dense = [gradient for gradient in gradients if gradient.layout == torch.strided]
+    if dense:
+        torch._foreach_mul_(dense, factor)
+    for gradient in gradients:
+        if gradient.layout != torch.strided:
+            gradient.mul_(factor)
+
+
+class WeighedPasses:
+    """Adds up the gradients of several passes, each with a weight, whatever their losses are and reach.
+
+    Autograd adds a pass's gradients to those that are there. So those are divided by the coming pass's weight before
+    it, and all are multiplied by the last weight in the end.
+
+    Args:
+        parameters: Those whose gradients are weighed.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(()))
+        >>> passes = WeighedPasses([weight])
+        >>> for share, slope in ((0.75, 1.0), (0.25, 5.0)):
+        ...     passes.begin(share)
+        ...     (slope * weight).backward()
+        >>> passes.end()
+        >>> float(weight.grad)
+        2.0
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._weight = 1.0
+
+    def begin(self, weight: float) -> None:
+        """Begin a pass.
+
+        Args:
+            weight: What its gradients count, more than 0.
+        """
+        scale_gradients(self._parameters, self._weight / weight)
+        self._weight = weight
+
+    def end(self) -> None:
+        """Leave the weighed sum, on top of the gradients that were there before the first pass."""
+        scale_gradients(self._parameters, self._weight)
+        self._weight = 1.0
+
+
+class ScaledBackward:
+    """Multiplies every loss by half precision's scale where it is backpropagated, whatever its way from the weights.
+
+    ``loss.backward()`` within `active` is that of the scaled loss. What ``torch.autograd.grad`` returns, for a term of
+    the loss such as a penalty on the gradient, is not scaled. A gradient that autograd adds to a parameter's without
+    the scale, or that is assigned to it, would be divided by the scale all the same, and is refused.
+
+    Args:
+        scaler: Holds the scale. Where it is not enabled nothing is done.
+    """
+
+    def __init__(self, scaler: GradScaler) -> None:
+        self._scaler = scaler
+        self._is_active = False
+        self._is_scaled = False
+        self._parameters: Sequence[nn.Parameter] = ()
+        self._reached: set[int] = set()
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Refuse gradients of these parameters without the scale; until `close`."""
+        if self._scaler.is_enabled():
+            self._parameters = parameters
+            self._handles = [
+                parameter.register_post_accumulate_grad_hook(self._check)  # type: ignore[no-untyped-call]
+                for parameter in parameters
+            ]
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._parameters = ()
+        while self._handles:
+            self._handles.pop().remove()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Scale what a block backpropagates.
+
+        Raises:
+            SettingsError: If a gradient comes about in any other way.
+        """
+        if not self._scaler.is_enabled():
+            yield
+            return
+        before = [parameter.grad for parameter in self._parameters]
+        self._is_active = True
+        self._reached.clear()
+        try:
+            with _InsteadOfBackward(self._backward):
+                yield
+        finally:
+            self._is_active = False
+        for parameter, gradient in zip(self._parameters, before, strict=True):
+            is_new = parameter.grad is not None and parameter.grad is not gradient
+            if is_new and id(parameter) not in self._reached:
+                raise SettingsError(_UNSCALED)
+
+    def _backward(self, loss: Tensor, gradient: Tensor | None = None, *rest: Any, **keywords: Any) -> None:
+        self._is_scaled = True
+        try:
+            if gradient is None:
+                self._scaler.scale(loss).backward(None, *rest, **keywords)  # type: ignore[no-untyped-call]
+            else:
+                loss.backward(self._scaler.scale(gradient.to(loss.dtype)), *rest, **keywords)  # type: ignore[no-untyped-call]
+        finally:
+            self._is_scaled = False
+
+    def _check(self, parameter: Tensor) -> None:
+        if self._is_active and not self._is_scaled:
+            raise SettingsError(_UNSCALED)
+        self._reached.add(id(parameter))
+
+
+_UNSCALED = (
+    'amp="fp16" scales what goes through loss.backward(): call that instead of torch.autograd.backward, and assign no '
+    'gradients, or train with amp="bf16", which needs no scale'
+)
+
+
+class _InsteadOfBackward(TorchFunctionMode):
+    """Calls something else where ``Tensor.backward`` is called."""
+
+    def __init__(self, backward: Callable[..., None]) -> None:
+        super().__init__()
+        self._backward = backward
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (self._backward if func is Tensor.backward else func)(*args, **(kwargs or {}))

@@ -1,0 +1,192 @@
+"""What the methods that a researcher overrides have to return, checked where it is taken. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, TypeVar
+
+from torch import Tensor, nn, optim
+
+from candy_monai.aliases import Metrics, Scalar
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.history import why_no_number
+from candy_monai.training.toolbox import TrainerToolbox
+
+T = TypeVar("T")
+
+_MOST_WITHOUT_GRADIENTS = 50
+
+
+def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
+    """Return what a method returned if it is of the right type.
+
+    Args:
+        trainer: The trainer.
+        method: The method's name.
+        value: What it returned.
+        kind: What it has to return: a module or an optimizer.
+
+    Raises:
+        BadInputError: If it is of another type.
+    """
+    if isinstance(value, kind):
+        return value
+    wanted = "a torch.nn.Module" if kind is nn.Module else "a torch.optim.Optimizer"
+    if isinstance(value, FunctionType):
+        wanted += ", whose forward can call it"
+    raise _refused(trainer, method, _shown(value), wanted, _forgotten(value))
+
+
+def scheduler_returned(trainer: object, value: Any) -> optim.lr_scheduler.LRScheduler:
+    """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded.
+
+    Raises:
+        BadInputError: If it cannot.
+    """
+    if all(callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict")):
+        return value  # type: ignore[no-any-return]
+    wanted = "a schedule such as torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)"
+    raise _refused(trainer, "build_scheduler", _shown(value), wanted, _forgotten(value))
+
+
+def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, Metrics]:
+    """Return the loss and the metrics of a method that computes gradients.
+
+    Raises:
+        BadInputError: If they are not a number and numbers by name.
+    """
+    wanted = "(loss, metrics): one number, and a dictionary of numbers by name"
+    hint = "end with `return loss.detach(), {}`"
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise _refused(trainer, method, _shown(value), wanted, hint)
+    loss, metrics = value
+    if (found := why_no_number(loss)) is not None:
+        raise _refused(trainer, method, f"{found} as the loss", wanted, "reduce it to one number, loss.mean()")
+    return loss, _checked_metrics(trainer, method, metrics, wanted)
+
+
+def score_returned(trainer: object, method: str, value: object, *, one_output: bool = True) -> tuple[Any, Metrics, Any]:
+    """Return the score, the metrics and the output of a method that validates.
+
+    Args:
+        trainer: The trainer.
+        method: The method's name.
+        value: What it returned.
+        one_output: Whether the output must be one tensor.
+
+    Raises:
+        BadInputError: If they are not a number, numbers by name, and a tensor.
+    """
+    wanted = "(score, metrics, output): one number, a dictionary of numbers by name, and a tensor"
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        raise _refused(trainer, method, _shown(value), wanted, "end with `return score, {}, output`")
+    score, metrics, output = value
+    if (found := why_no_number(score)) is not None:
+        raise _refused(trainer, method, f"{found} as the score", wanted, "a higher score is a better one")
+    metrics = _checked_metrics(trainer, method, metrics, wanted)
+    if one_output and not isinstance(output, Tensor):
+        hint = "of several outputs return the one to look at"
+        raise _refused(trainer, method, f"{_shown(output)} as the output", wanted, hint)
+    return score, metrics, output
+
+
+class GradientWatch:
+    """Notices a ``backward`` that runs the network and leaves no gradient. Waits for no GPU.
+
+    Once gradients were seen, or weights that the method changed by itself, it looks no more.
+
+    Args:
+        trainer: The trainer.
+        toolbox: Its network and optimizer.
+    """
+
+    def __init__(self, trainer: object, toolbox: TrainerToolbox) -> None:
+        self._trainer = trainer
+        self._model = toolbox.model
+        self._weights: list[Tensor] = [weight for group in toolbox.optimizer.param_groups for weight in group["params"]]
+        self._versions = self._versions_now()
+        self._num_without = 0
+        self._has_run = False
+        self._is_done = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch one batch, before its step.
+
+        Raises:
+            BadInputError: If many batches left no gradient.
+        """
+        if self._is_done:
+            yield
+            return
+        handle = self._model.register_forward_pre_hook(self._note_run)
+        try:
+            yield
+        finally:
+            handle.remove()
+        self._is_done = self._versions_now() != self._versions or any(
+            weight.grad is not None for weight in self._weights
+        )
+        self._num_without += not self._is_done
+        if self._num_without >= _MOST_WITHOUT_GRADIENTS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look back at the end of an epoch.
+
+        Raises:
+            BadInputError: If no batch of it left a gradient, though the network was run.
+        """
+        if self._is_done or not self._has_run:
+            return
+        method = "backward_windowed" if hasattr(self._trainer, "backward_windowed") else "backward"
+        raise BadInputError(
+            f"{_name(self._trainer, method)} left no gradient in any parameter of the optimizer in {self._num_without} "
+            "batches, so nothing was learned: it must call loss.backward(), on a loss that was computed from "
+            "toolbox.model's outputs without detach() or no_grad()"
+        )
+
+    def _note_run(self, *_: object) -> None:
+        self._has_run = True
+
+    def _versions_now(self) -> int:
+        return sum(weight._version for weight in self._weights)
+
+
+def _checked_metrics(trainer: object, method: str, metrics: object, wanted: str) -> Metrics:
+    if not isinstance(metrics, Mapping):
+        raise _refused(trainer, method, f"{_shown(metrics)} as the metrics", wanted, "without metrics return {}")
+    for name, value in metrics.items():
+        if (found := why_no_number(value)) is not None:
+            raise _refused(
+                trainer, method, f"{found} as the metric {name!r}", wanted, "return its mean, or leave it out"
+            )
+    return metrics
+
+
+def _refused(trainer: object, method: str, found: str, wanted: str, hint: str) -> BadInputError:
+    return BadInputError(f"{_name(trainer, method)} returned {found}, expected {wanted}{f': {hint}' if hint else ''}")
+
+
+def _name(trainer: object, method: str) -> str:
+    """Return a method's name with the class that defines it."""
+    if method in vars(trainer):
+        return f"{type(trainer).__name__}.{method}"
+    owner = next((cls for cls in type(trainer).__mro__ if method in vars(cls)), type(trainer))
+    return f"{owner.__name__}.{method}"
+
+
+def _forgotten(value: object) -> str:
+    return "is there a return statement?" if value is None else ""
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(type(part).__name__ for part in value)})"
+    return f"{value!r}" if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"

@@ -1,0 +1,85 @@
+"""When a learning-rate schedule steps, and with what: every batch, or every validated epoch with its score."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim.lr_scheduler import OneCycleLR
+
+from candy_monai.experiment.history import LOSS
+
+
+def needs_a_metric(scheduler: Any) -> bool:
+    """Say whether a schedule cannot step without an argument, as ``ReduceLROnPlateau`` cannot.
+
+    Such a schedule steps after each validated epoch rather than after each batch.
+    """
+    return _required_argument(scheduler.__class__) is not None
+
+
+def step_after_batches(scheduler: Any, num_batches: int) -> None:
+    """Step a schedule once for each batch, unless it steps by epochs or has come to the end of its cycle."""
+    if needs_a_metric(scheduler):
+        return
+    for _ in range(num_batches):
+        if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch >= scheduler.total_steps - 1:
+            return  # its curve would rise again, and then be an error; the rate stays at its end value
+        scheduler.step()
+
+
+def step_after_epoch(
+    scheduler: Any, metrics: Mapping[str, Sequence[float]], *, epoch: int, score: float | None, validates: bool
+) -> None:
+    """Step a schedule that needs a metric.
+
+    One with ``mode="max"`` gets the validation score. One with ``mode="min"``, PyTorch's default, gets the validation
+    loss if ``validate_case`` recorded ``combined loss``, else the negative score. A schedule without a mode gets the
+    score, or the number of epochs if that is what its argument is called. Without a validation loader the mean training
+    loss takes the place of the validation loss, and its negative that of the score.
+
+    Args:
+        scheduler: Any schedule; one that steps by batches is left alone.
+        metrics: Every metric over the epochs so far.
+        epoch: The epoch that is finished, counted from 1.
+        score: Its validation score; None if it was not validated.
+        validates: Whether the run has a validation loader.
+    """
+    name = _required_argument(scheduler.__class__)
+    if name is None:
+        return
+    if "epoch" in name:
+        scheduler.step(epoch)
+        return
+    loss = _last(metrics, f"val {LOSS}" if validates else LOSS)
+    if score is None:
+        if validates or loss is None:
+            return
+        score = -loss
+    value = score
+    if getattr(scheduler, "mode", "max") == "min":
+        value = -score if loss is None else loss
+    if not math.isnan(value):
+        scheduler.step(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _required_argument(kind: Any) -> str | None:
+    """Return the name of the argument that a class's ``step`` cannot be called without; None if there is none."""
+    try:
+        _, *parameters = inspect.signature(kind.step).parameters.values()
+    except (AttributeError, TypeError, ValueError):
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = next(iter(parameters), None)
+    if first is None or first.kind not in positional or first.default is not inspect.Parameter.empty:
+        return None
+    return first.name
+
+
+def _last(metrics: Mapping[str, Sequence[float]], name: str) -> float | None:
+    values = metrics.get(name, ())
+    return values[-1] if values and math.isfinite(values[-1]) else None

@@ -1,0 +1,27 @@
+import io
+import sys
+
+from candy_monai.cli.output import output_that_may_be_closed
+
+
+class _Closed(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+    def flush(self):
+        raise BrokenPipeError
+
+
+def test_a_command_goes_on_when_nobody_reads_its_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", _Closed())
+    done = []
+    with output_that_may_be_closed():
+        print("a line", flush=True)
+        done.append(1)
+    assert done == [1]
+
+
+def test_what_is_printed_arrives(capsys):
+    with output_that_may_be_closed():
+        print("a line")
+    assert capsys.readouterr().out == "a line\n"

@@ -1,0 +1,164 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from monai.data import list_data_collate
+from torch import optim
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler
+
+from candy_monai.errors import BadInputError
+from candy_monai.training.example import first_sample
+from tests.toys import SmallTrainer, Squares
+
+QUIET = {"save_preview": False, "val_score_prediction": False, "early_stop_tolerance": None}
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        yield from Squares()
+
+
+class _Seen(SmallTrainer):
+    """Remembers the first voxel of every image that it is trained on."""
+
+    def build_scheduler(self, optimizer, num_epochs):
+        return optim.lr_scheduler.ConstantLR(optimizer, 1.0)  # a stream has no length to end a schedule by
+
+    def backward(self, images, labels, toolbox):
+        self.seen = [*getattr(self, "seen", []), *images[:, 0, 0, 0].tolist()]
+        return super().backward(images, labels, toolbox)
+
+
+def _first_voxels(indices):
+    data = Squares(8)
+    return [float(data[index][0][0, 0, 0]) for index in indices]
+
+
+def _seen(tmp_path, loader, *, num_epochs=1):
+    trainer = _Seen(tmp_path, loader, DataLoader(Squares(1)), console=False)
+    trainer.train(num_epochs, seed=0, **QUIET)
+    return trainer.seen
+
+
+def test_it_is_read_without_starting_workers():
+    data = Squares(2)
+    loader = DataLoader(data, batch_size=2, num_workers=2, worker_init_fn=lambda _worker: pytest.fail("was started"))
+    image, label, _ = first_sample(loader)
+    assert torch.equal(image, data[0][0])
+    assert torch.equal(label, data[0][1])
+
+
+def test_it_goes_through_the_loader_s_own_collation():
+    class Crops(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return [{"image": image.numpy(), "label": label.numpy()} for _ in range(2)]  # as MONAI's num_samples=2
+
+    image, label, _ = first_sample(DataLoader(Crops(2), batch_size=2, collate_fn=list_data_collate))
+    assert image.shape == label.shape == (1, 16, 16)
+
+
+def test_that_of_a_stream_is_taken_from_its_first_batch():
+    image, _, opened = first_sample(DataLoader(_Stream(), batch_size=3))
+    assert image.shape == (1, 16, 16)
+    assert torch.equal(next(iter(opened))[0][0], image)
+
+
+def test_what_the_sampler_leaves_out_is_never_read(tmp_path):
+    class Damaged(Squares):
+        def __getitem__(self, index):
+            if index == 0:
+                raise OSError("damaged")
+            return super().__getitem__(index)
+
+    seen = _seen(tmp_path, DataLoader(Damaged(8), 2, sampler=SubsetRandomSampler([1, 2, 3])))
+    assert sorted(seen) == sorted(_first_voxels([1, 2, 3]))
+
+
+def test_keys_need_not_be_numbers(tmp_path):
+    class Named(Dataset):
+        def __getitem__(self, key):
+            return Squares(8)[int(key[1])]
+
+    keys = [("case", "3"), ("case", "1")]
+    assert _seen(tmp_path, DataLoader(Named(), 2, sampler=keys)) == _first_voxels([3, 1])
+
+
+def test_a_batch_sampler_and_a_dataset_that_makes_batches_are_read_by_their_own_indices(tmp_path):
+    class Batches(Dataset):
+        def __getitem__(self, index):
+            return torch.utils.data.default_collate([Squares(8)[index], Squares(8)[index + 1]])
+
+        def __len__(self):
+            return 2
+
+    assert _seen(tmp_path, DataLoader(Squares(8), batch_sampler=[[5, 6], [7]])) == _first_voxels([5, 6, 7])
+    assert _seen(tmp_path, DataLoader(Batches(), batch_size=None, sampler=[2, 4])) == _first_voxels([2, 3, 4, 5])
+
+
+def test_a_stream_that_can_be_read_once_loses_no_batch(tmp_path):
+    samples = iter(Squares(8).samples)
+
+    class Once(IterableDataset):
+        def __iter__(self):
+            return samples
+
+    assert _seen(tmp_path, DataLoader(Once(), 2)) == pytest.approx(_first_voxels(range(8)))
+
+
+def test_a_sampler_that_can_be_read_once_loses_no_index(tmp_path):
+    loader = DataLoader(Squares(8), 2, sampler=(index for index in (3, 1, 2)))
+    assert _seen(tmp_path, loader) == _first_voxels([3, 1, 2])
+
+
+def test_a_stream_that_begins_anew_yields_all_in_every_epoch(tmp_path):
+    assert _seen(tmp_path, DataLoader(_Stream(), 2), num_epochs=2) == _first_voxels([0, 1, 2, 3] * 2)
+
+
+def test_an_epoch_of_a_stream_that_is_used_up_is_an_error_not_an_epoch_without_training(tmp_path):
+    samples = iter(Squares(4).samples)
+
+    class Once(IterableDataset):
+        def __iter__(self):
+            return samples
+
+    with pytest.raises(BadInputError, match="no batch in epoch 2"):
+        _seen(tmp_path, DataLoader(Once(), 2), num_epochs=2)
+
+
+def test_neither_generators_nor_a_sampler_are_moved_on():
+    class Counting(Sampler):
+        def __init__(self):
+            self.epochs, self.order, self.random = 0, [3, 1, 2], random.Random(0)
+
+        def __iter__(self):
+            self.epochs += 1
+            self.random.shuffle(self.order)
+            return iter(self.order)
+
+    class Augmented(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + torch.rand(()) + random.random() + np.random.rand(), label
+
+    sampler, generator = Counting(), torch.Generator().manual_seed(0)
+    loader = DataLoader(Augmented(), 2, sampler=sampler, generator=generator)
+    expected = random.Random(0)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), generator.get_state()
+    first_sample(loader)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), generator.get_state()
+    assert torch.equal(before[0], after[0])
+    assert before[1:3] == after[1:3]
+    assert torch.equal(before[3], after[3])
+    assert (sampler.epochs, sampler.order) == (0, [3, 1, 2])
+    assert sampler.random.random() == expected.random()
+
+
+def test_an_empty_stream_is_refused():
+    class Empty(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    with pytest.raises(BadInputError, match="its stream is empty"):
+        first_sample(DataLoader(Empty(), 2))

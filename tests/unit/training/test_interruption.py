@@ -1,0 +1,90 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from candy_monai.training.interruption import Interrupted, how_to_resume
+from tests.toys import SmallTrainer, small_trainer
+
+SCRIPT = """
+    import os, signal, sys
+    from tests.toys import SmallTrainer, small_trainer
+
+    class Halting(SmallTrainer):
+        def backward(self, images, labels, toolbox):
+            if (self._current().progress.epoch, self._current().progress.batch) == (1, 0):
+                os.kill(os.getpid(), signal.{signal})
+            return super().backward(images, labels, toolbox)
+
+    trainer = small_trainer(sys.argv[1], cls=Halting, console={console})
+    {train}
+"""
+TRAIN = "trainer.train(3, save_preview=False)"
+
+
+def _script(tmp_path, *, number="SIGINT", console=True, train=TRAIN, after=""):
+    code = textwrap.dedent(SCRIPT).format(signal=number, console=console, train=textwrap.dedent(train))
+    command = f'"{sys.executable}" -c "$0" "$1" {after}; echo "status ${{PIPESTATUS[0]}}"'
+    return subprocess.run(
+        ["bash", "-c", command, code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_script_that_is_interrupted_ends_with_130_without_a_traceback_and_says_how_to_go_on(tmp_path, number):
+    result = _script(tmp_path, number=number)
+    (folder,) = (tmp_path / "Halting").iterdir()
+    assert result.stdout.endswith("status 130\n")
+    assert f"trainer.recover_from('{folder.name}')\n    trainer.continue_training()" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_script_that_catches_keyboard_interrupt_goes_on(tmp_path):
+    train = f"try:\n    {TRAIN}\nexcept KeyboardInterrupt as error:\n    print('caught', error)"
+    result = _script(tmp_path, console=False, train=train)
+    assert "caught SIGINT\nstatus 0\n" in result.stdout
+    assert "trainer.continue_training()" in result.stderr  # there is no console that says it
+
+
+@pytest.mark.slow
+def test_an_output_that_nobody_reads_any_more_does_not_end_the_run(tmp_path):
+    train = f"trainer.__class__ = SmallTrainer\n{TRAIN}\nprint('over')\nprint('END', file=sys.stderr)"
+    result = _script(tmp_path, train=train, after="| head -2")
+    assert result.stdout.endswith("status 0\n")
+    assert result.stderr == "END\n"
+    (folder,) = (tmp_path / "SmallTrainer").iterdir()
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_what_resumes_a_run_is_said_in_python_or_as_a_command(tmp_path):
+    folder = tmp_path / "my runs" / "20250101-01-abcd"
+    said = how_to_resume(SmallTrainer, folder, is_planned=False, bundle=None)
+    assert said.endswith("    trainer.recover_from('20250101-01-abcd')\n    trainer.continue_training()")
+    assert how_to_resume(SmallTrainer, folder, is_planned=True, bundle="unet").endswith(
+        f"candy-monai resume '{folder}'"
+    )
+    said = how_to_resume(SmallTrainer, folder, is_planned=True, bundle=None)
+    assert said.endswith("toys.py:SmallTrainer")
+    assert "--trainer" in said
+
+
+def test_an_interrupted_run_is_a_keyboard_interrupt_and_ends_a_program_with_130():
+    error = Interrupted("SIGTERM")
+    assert isinstance(error, KeyboardInterrupt)
+    assert isinstance(error, SystemExit)
+    assert (str(error), error.code) == ("SIGTERM", 130)
+
+
+def test_what_resumes_the_run_is_in_its_log(tmp_path):
+    class Asking(SmallTrainer):
+        def backward(self, images, labels, toolbox):
+            self._stop.ask("SIGTERM")
+            return super().backward(images, labels, toolbox)
+
+    trainer = small_trainer(tmp_path, cls=Asking)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        trainer.train(2, save_preview=False)
+    assert "trainer.continue_training()" in (trainer.experiment_folder() / "logs.txt").read_text()

@@ -1,0 +1,56 @@
+import pytest
+
+from candy_monai.errors import SettingsError
+from tests.toys import SmallTrainer, small_trainer
+
+
+@pytest.mark.parametrize("name", ["step", "validate", "metrics", "device", "log", "_cases"])
+@pytest.mark.parametrize("before", [True, False])
+def test_an_attribute_that_has_the_name_of_a_method_is_refused_when_it_is_set(tmp_path, name, before):
+    class Mine(SmallTrainer):
+        def __init__(self, *arguments, **keywords):
+            if before:
+                setattr(self, name, 0)
+            super().__init__(*arguments, **keywords)
+            setattr(self, name, 0)
+
+    with pytest.raises(
+        SettingsError, match=rf"Mine sets self\.{name} to 0, but '{name}' is a method of \w+: call your"
+    ):
+        small_trainer(tmp_path, cls=Mine)
+
+
+@pytest.mark.parametrize("name", ["_scaler", "_data", "_stop"])
+def test_an_attribute_that_trainers_use_themselves_is_refused_when_it_is_set(tmp_path, name):
+    trainer = small_trainer(tmp_path)
+    with pytest.raises(SettingsError, match=f"'{name}' is an attribute that trainers use themselves"):
+        setattr(trainer, name, 0)
+
+
+def test_a_class_attribute_that_has_the_name_of_a_method_is_refused_when_the_class_is_made():
+    with pytest.raises(SettingsError, match=r"Mine\.validate is True, but 'validate' is a method of Trainer"):
+        type("Mine", (SmallTrainer,), {"validate": True})
+
+
+def test_names_that_are_free_and_methods_that_replace_methods_are_the_user_s(tmp_path):
+    class Mine(SmallTrainer):
+        label_fill = 3
+
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            self.files, self.facts, self.epoch, self._mine, self.num_classes = [1], {"a": 2}, 3, 4, 1
+            self.label_fill = 2
+            self.check_sample = lambda image, label: None
+            self._dataloader = self.dataloader()
+
+    trainer = small_trainer(tmp_path, cls=Mine)
+    trainer.train(1, save_preview=False)
+    assert (trainer.files, trainer.facts, trainer.epoch, trainer._mine, trainer.label_fill) == ([1], {"a": 2}, 3, 4, 2)
+
+
+def test_what_is_added_to_the_folder_is_in_it(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.add_to_folder(facts={"site": "north"}, files={"notes.txt": "text"})
+    trainer.train(1, save_preview=False)
+    assert '"site": "north"' in (trainer.experiment_folder() / "experiment.json").read_text()
+    assert (trainer.experiment_folder() / "notes.txt").read_text() == "text"

@@ -1,0 +1,142 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from candy_monai.errors import BadInputError
+from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer
+from tests.toys import SmallTrainer, small_trainer
+
+QUIET = {"save_preview": False, "val_score_prediction": False}
+IMAGE = torch.zeros(1, 16, 16)
+
+
+def _trained(tmp_path, cls=SmallTrainer, **methods):
+    trainer = small_trainer(tmp_path, cls=type("Mine", (cls,), methods))
+    trainer.train(1, **QUIET)
+    return trainer
+
+
+def _backward_that_returns(make):
+    def backward(self, images, labels, toolbox):
+        loss = toolbox.criterion(toolbox.model(images), labels)[0]
+        loss.backward()
+        return make(loss.detach())
+
+    return backward
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda _loss: None, "returned None, expected"),
+        (lambda loss: loss, r"returned a tensor of shape \(\), expected"),
+        (lambda loss: (loss, {}, 1), r"returned a tuple of 3 \(Tensor, dict, int\)"),
+        (lambda loss: (loss.expand(2), {}), r"returned a tensor of shape \(2,\) as the loss"),
+        (lambda _loss: ("0.5", {}), "returned '0.5' as the loss"),
+        (lambda loss: (loss, None), "returned None as the metrics"),
+        (lambda loss: (loss, [loss]), r"returned a list of 1 \(Tensor\) as the metrics"),
+        (lambda loss: (loss, {"dice": torch.ones(3)}), r"returned a tensor of shape \(3,\) as the metric 'dice'"),
+        (lambda loss: (loss, {"dice": None}), "returned None as the metric 'dice'"),
+        (lambda loss: (loss, {"dice": np.ones(2)}), r"returned an array of shape \(2,\) as the metric 'dice'"),
+        (lambda loss: (loss, {"dice": 1j}), "returned a complex as the metric 'dice'"),
+    ],
+)
+def test_what_backward_returned_and_what_was_expected_is_said(tmp_path, make, found):
+    with pytest.raises(BadInputError, match=rf"Mine\.backward {found}.*expected \(loss, metrics\)|{found}"):
+        _trained(tmp_path, backward=_backward_that_returns(make))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda loss: (loss, {}),
+        lambda loss: [loss.reshape(1), {"n": np.float32(2)}],
+        lambda loss: (np.float64(loss), {"n": 2}),
+        lambda loss: (float(loss), {"n": torch.tensor([2])}),
+    ],
+)
+def test_numbers_of_every_kind_are_numbers(tmp_path, make):
+    metrics = _trained(tmp_path, backward=_backward_that_returns(make)).metrics()
+    assert metrics.get("n", [2.0]) == [2.0]
+    assert math.isfinite(metrics["combined loss"][0])
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        (None, "None"),
+        (0.5, "0.5"),
+        ((0.5, {}), r"a tuple of 2 \(float, dict\)"),
+        (("good", {}, IMAGE), "'good' as the score"),
+        ((None, {}, IMAGE), "None as the score"),
+        ((torch.ones(2), {}, IMAGE), r"a tensor of shape \(2,\) as the score"),
+        ((0.5, 0.5, IMAGE), "0.5 as the metrics"),
+        ((0.5, {"a": "b"}, IMAGE), "'b' as the metric 'a'"),
+        ((0.5, {}, [IMAGE]), r"a list of 1 \(Tensor\) as the output"),
+    ],
+)
+def test_what_validate_case_returned_and_what_was_expected_is_said(tmp_path, result, found):
+    message = rf"Mine\.validate_case returned {found}, expected \(score, metrics, output\)"
+    with pytest.raises(BadInputError, match=message):
+        _trained(tmp_path, validate_case=lambda *_: result)
+
+
+def test_the_methods_of_windows_are_named_as_the_user_wrote_them(tmp_path):
+    class Windows(SlidingSegmentationTrainer):
+        sliding_window_shape = (8, 8)
+        build_network = SmallTrainer.build_network
+
+    with pytest.raises(BadInputError, match=r"Mine\.backward_windowed returned None"):
+        _trained(tmp_path, Windows, backward_windowed=lambda *_: None)
+    with pytest.raises(BadInputError, match=r"Mine\.validate_case_windowed returned None"):
+        _trained(tmp_path, Windows, validate_case_windowed=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [
+        ("build_network", "a torch.nn.Module"),
+        ("build_optimizer", "a torch.optim.Optimizer"),
+        ("build_scheduler", "a schedule such as"),
+        ("build_criterion", "a torch.nn.Module"),
+    ],
+)
+def test_a_part_that_was_not_built_is_said_before_anything_is_written(tmp_path, method, wanted):
+    with pytest.raises(BadInputError, match=rf"Mine\.{method} returned None, expected {wanted}.*return statement"):
+        _trained(tmp_path, **{method: lambda *_: None})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_in_the_place_of_a_criterion_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(BadInputError, match="a function, expected a torch.nn.Module, whose forward can call it"):
+        _trained(tmp_path, build_criterion=lambda _self: nn.functional.mse_loss)
+
+
+def test_a_backward_without_backpropagation_is_an_error(tmp_path):
+    def backward(self, images, labels, toolbox):
+        return toolbox.criterion(toolbox.model(images), labels)[0].detach(), {}
+
+    with pytest.raises(BadInputError, match=r"Mine\.backward left no gradient .* in 2 batches.*loss\.backward\(\)"):
+        _trained(tmp_path, backward=backward)
+
+
+def test_a_backward_that_leaves_out_a_batch_or_steps_by_itself_is_none(tmp_path):
+    def every_second(self, images, labels, toolbox):
+        self.count = getattr(self, "count", 0) + 1
+        loss = toolbox.criterion(toolbox.model(images), labels)[0]
+        if self.count % 2 == 0:
+            loss.backward()
+        return loss.detach(), {}
+
+    def by_itself(self, images, labels, toolbox):
+        loss = toolbox.criterion(toolbox.model(images), labels)[0]
+        loss.backward()
+        toolbox.optimizer.step()
+        toolbox.optimizer.zero_grad()
+        return loss.detach(), {}
+
+    for backward in (every_second, by_itself):
+        assert math.isfinite(_trained(tmp_path, backward=backward).metrics()["val score"][0])
