@@ -95,6 +95,12 @@ def _spacing(plan: Plan, fingerprint: Fingerprint) -> str:
     )
 
 
+def _resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.resampling == "none":
+        return "No case changes its shape at this spacing; another case that does is resampled as by extent."
+    return "Images by splines and labels by majority, on each case's exact extent; stock is MONAI's Spacingd."
+
+
 def _median_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     done = "cropping to non-zero voxels" + ("" if plan.spacing_mm is None else " and resampling")
     return f"The median of the cases' shapes after {done}; the patch starts from it."
@@ -218,9 +224,7 @@ _REASONS: dict[str, Callable[[Plan, Fingerprint], str]] = {
     "spacing_mm": _spacing,
     "median_shape": _median_shape,
     "normalization": _normalization,
-    "resampling": _constant(
-        "Images by clamped splines and labels by majority on each case's exact extent; stock is MONAI's Spacingd."
-    ),
+    "resampling": _resampling,
     "num_classes": _num_classes,
     "loss": _loss,
     "patch_shape": _patch_shape,

@@ -143,7 +143,7 @@ def _schemes(value: object) -> tuple[str, ...]:
 
 
 def _resampling(value: object) -> str:
-    return {"extent": "extent", "stock": "stock"}[_word(value)]
+    return {name: name for name in ("extent", "stock", "none")}[_word(value)]
 
 
 def _parts(value: object) -> list[object]:
@@ -169,7 +169,7 @@ _CONVERTERS: dict[str, tuple[str, Callable[[object], object]]] = {
     "orientation": ("codes of three axes, for example RAS", _orientation),
     "spacing_mm": ("positive numbers in mm, for example 0.5,0.5,3", _lengths),
     "normalization": ("names of schemes, for example ct or zscore,nonorm", _schemes),
-    "resampling": ("extent or stock", _resampling),
+    "resampling": ("extent, stock or none", _resampling),
     "num_classes": (_WHOLE_NUMBER, _positive),
     "patch_shape": (_SIZES, _whole),
     "batch_size": (_WHOLE_NUMBER, _positive),

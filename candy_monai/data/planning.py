@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from candy_monai.aliases import Shape
-from candy_monai.data.grid import coarse_axis, majority_orientation, median_shape, target_grid
+from candy_monai.data.grid import coarse_axis, majority_orientation, median_shape, planned_shape, target_grid
 from candy_monai.data.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.overrides import Wishes, parsed_overrides
 from candy_monai.data.sizing import LIGHT_BELOW_BYTES, fit_network
@@ -81,7 +81,9 @@ class Plan:
         validate_every: Epochs from one validation to the next.
         num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` takes all.
         chosen: Names of the entries that the user chose, sorted; the others follow from the data.
-        resampling: ``extent`` keeps each case's extent, by `ResampleToSpacingd`; ``stock`` takes MONAI's ``Spacingd``.
+        resampling: ``extent`` keeps each case's extent, by ``ResampleToSpacingd``; ``stock`` takes MONAI's
+            ``Spacingd``; ``none`` names ``Spacingd`` where no case of the dataset is resampled, so that MONAI alone
+            builds the pipeline, and any other case is resampled as by ``extent``.
     """
 
     dataset_name: str
@@ -193,6 +195,8 @@ def plan(
     light = memory < LIGHT_BELOW_BYTES
     orientation = wishes.get("orientation", majority_orientation(fingerprint))
     spacing, shapes = target_grid(fingerprint, orientation, wishes)
+    as_stored = [planned_shape(case, orientation, None) for case in fingerprint.cases]
+    is_resampled = any(shape != other for shape, other in zip(shapes, as_stored, strict=True))
     class_names, num_classes, regions = _classes(fingerprint, wishes)
     network = fit_network(
         shapes,
@@ -230,7 +234,7 @@ def plan(
         validate_every=wishes.get("validate_every", 5),
         num_validation_cases=wishes.get("num_validation_cases", 16),
         chosen=tuple(sorted(wishes)),
-        resampling=wishes.get("resampling", "extent"),
+        resampling=wishes.get("resampling", "extent" if is_resampled else "none"),
     )
 
 

@@ -6,7 +6,7 @@ traced in its image, as MONAI's invertible transforms do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from candy_monai.data.pipelines.building import Pipeline
     from candy_monai.data.pipelines.description import Entry
+    from candy_monai.transforms import ResampleToSpacingd
     from candy_monai.transforms.painting import LabelPainter
 
 _CERTAINLY_NOT = -1e4
@@ -81,7 +82,9 @@ class Preprocessor:
         from candy_monai.data.pipelines.loading import LoadCased
         from candy_monai.transforms import CropForegroundIfAnyd
 
-        ours = {"LoadImaged": LoadCased, "CropForegroundd": CropForegroundIfAnyd}
+        ours: dict[str, Callable[..., object]] = {"LoadImaged": LoadCased, "CropForegroundd": CropForegroundIfAnyd}
+        if self._plan.resampling != "stock":
+            ours["Spacingd"] = _resample_to_spacing
         return build_pipeline(self.pipelines["preprocessing"], name="preprocessing", instead=ours)
 
     @cached_property
@@ -125,7 +128,7 @@ class Preprocessor:
     @property
     def paints_in_parts(self) -> bool:
         """Whether label ids can be painted before anything but resampling is undone, so that scores come in parts."""
-        return self._plan.resampling == "extent"
+        return self._plan.resampling != "stock"
 
     def shape_on_grid(self, geometry: Geometry) -> Shape:
         """Return the shape that a case on this grid gets if nothing is cropped."""
@@ -278,6 +281,13 @@ class Preprocessor:
         expected = (self._plan.num_classes, *case.image.shape[1:])
         if tuple(scores.shape) != expected:
             raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
+
+
+def _resample_to_spacing(keys: Sequence[str], pixdim: Sequence[float], **_stock: object) -> ResampleToSpacingd:
+    """Build ours from the arguments of MONAI's ``Spacingd``."""
+    from candy_monai.transforms import ResampleToSpacingd
+
+    return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
 
 
 def _is_plain(image: Scan | Tensor) -> bool:

@@ -198,6 +198,7 @@ def _same_grid(first: Predictor, other: Predictor) -> bool:
     def what_counts(plan: Plan | None) -> tuple[object, ...] | None:
         if plan is None:
             return None
-        return plan.orientation, plan.spacing_mm, plan.resampling, plan.normalization, plan.patch_shape, plan.divisor, plan.regions
+        grid = plan.orientation, plan.spacing_mm, plan.resampling
+        return *grid, plan.normalization, plan.patch_shape, plan.divisor, plan.regions
 
     return what_counts(first.plan) == what_counts(other.plan) and first.describe_windows() == other.describe_windows()

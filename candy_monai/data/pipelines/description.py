@@ -141,7 +141,7 @@ def postprocessing(plan: Plan) -> list[Entry]:
     """Return the steps from a network's logits, at ``pred``, to label ids on the grid of the file."""
     paints = [region.paints for region in plan.regions]
     tracked = _monai("EnsureTyped", keys=PREDICTION, track_meta=True)  # without metadata Invertd inverts nothing
-    if plan.resampling == "extent" and (paints or plan.num_classes >= MANY_CLASSES):
+    if plan.resampling != "stock" and (paints or plan.num_classes >= MANY_CLASSES):
         return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, _inverting(ids=True)]
     if plan.num_classes > 1 and not paints:
         return [tracked, _inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]

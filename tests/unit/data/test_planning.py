@@ -288,3 +288,14 @@ def test_a_bad_override_says_what_is_wrong(overrides, message):
 def test_a_plan_that_says_no_number_is_refused_wherever_it_comes_from(entry, value):
     with pytest.raises(SettingsError, match=f"{entry} must be positive"):
         replace(plan(HIPPOCAMPUS), **{entry: value})
+
+
+def test_resampling_is_planned_where_a_case_would_change_its_shape():
+    cases = fingerprint([(40, 40, 40)] * 3)
+    assert plan(cases).resampling == "none"
+    assert plan(cases, overrides={"spacing_mm": "0.5,1,1"}).resampling == "extent"
+    assert plan(cases, overrides={"resampling": "stock"}).resampling == "stock"
+    assert (
+        plan(fingerprint([(40, 40, 40)] * 3, spacings=[(1.0, 1.0, size) for size in (1.0, 1.0, 2.0)])).resampling
+        == "extent"
+    )

@@ -236,6 +236,15 @@ def test_the_pipelines_are_monais_and_go_there_and_back_by_themselves(tmp_path):
     assert (ids.as_tensor() == preprocessor.restore_labels(logits, expected)).float().mean() > 0.99
 
 
+def test_where_a_plan_says_that_nothing_is_resampled_another_case_still_is_as_by_ours():
+    image, label = case(affine=np.diag([1.0, 1.3, 2.2, 1.0]))
+    ours, named_otherwise = (Preprocessor(replace(PLAN, resampling=way)) for way in ("extent", "none"))
+    expected, found = ours.apply(image, label), named_otherwise.apply(image, label)
+    assert torch.equal(found.image.as_tensor(), expected.image.as_tensor())
+    assert torch.equal(found.label, expected.label)
+    assert found.is_resampled
+
+
 @pytest.mark.parametrize("num_classes", [1, 3])
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_with_monais_own_resampling_labels_come_back_to_the_same_grid(num_classes, probabilities):

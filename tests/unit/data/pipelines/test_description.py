@@ -131,8 +131,9 @@ def test_postprocessing_follows_what_the_classes_are():
         assert names(describe_pipelines(replace(PLAN, **changes))["postprocessing"]) == expected
 
 
-def test_stock_resampling_is_monais():
-    described = describe_pipelines(replace(PLAN, resampling="stock"))
+@pytest.mark.parametrize("resampling", ["stock", "none"])
+def test_stock_resampling_is_monais_and_named_so_where_nothing_is_resampled(resampling):
+    described = describe_pipelines(replace(PLAN, resampling=resampling))
     assert "Spacingd" in names(described["preprocessing"])
     assert not any("candy_monai" in entry["_target_"] for entry in described["preprocessing"])
 
