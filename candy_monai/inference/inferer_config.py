@@ -106,7 +106,7 @@ def inferer_from_description(description: object, plan: Plan | None = None) -> I
         if description.get(_TARGET) in _INFERERS:
             try:
                 inferer: Inferer = _built(description)
-            except (TypeError, ValueError, AttributeError) as error:
+            except (TypeError, ValueError, AttributeError, LookupError) as error:
                 raise _refusal(description) from error
             return inferer
     raise _refusal(description)
