@@ -95,21 +95,27 @@ def inferer_from_description(description: object, plan: Plan | None = None) -> I
         return None
     if description == PLAN and plan is not None:
         return build_inferer(plan)
-    if isinstance(description, Mapping):
-        if description.get("kind") == "windows":  # as experiments before 0.2 have it
-            description = {
-                _TARGET: "candy_monai.WindowInferer",
-                "roi_size": description.get("window_shape"),
-                "overlap": description.get("overlap"),
-                "sw_batch_size": description.get("batch_size"),
-            }
-        if description.get(_TARGET) in _INFERERS:
-            try:
-                inferer: Inferer = _built(description)
-            except (TypeError, ValueError, AttributeError, LookupError) as error:
-                raise _refusal(description) from error
-            return inferer
+    description = in_present_words(description)
+    if isinstance(description, Mapping) and str(description.get(_TARGET)) in _INFERERS:
+        try:
+            inferer: Inferer = _built(description)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise _refusal(description) from error
+        return inferer
     raise _refusal(description)
+
+
+def in_present_words(description: object) -> object:
+    """Return a description as it would be written today, of whichever version it is."""
+    if not (isinstance(description, Mapping) and description.get("kind") == "windows"):
+        return description
+    renamed = {"window_shape": "roi_size", "batch_size": "sw_batch_size", "overlap": "overlap"}
+    given = {new: description.get(earlier) for earlier, new in renamed.items()}
+    defaults = {"sw_batch_size": None, "overlap": 0.5}
+    return {
+        _TARGET: "candy_monai.WindowInferer",
+        **{name: value for name, value in given.items() if name not in defaults or value != defaults[name]},
+    }
 
 
 def _refusal(description: object) -> SettingsError:

@@ -52,7 +52,7 @@ class Predictor(CasePredictor, HasDevice):
         experiment: The experiment folder.
         network: The network to load the weights into, for trainers that belong to no bundle.
         padding: The padding module, for trainers that padded with one of their own.
-        inferer: How whole images are run through the network, for trainers that used one of their own.
+        inferer: How whole images are run through the network, any of MONAI's; None for the one that validation used.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
         mirror: Average over the mirror images along the plan's ``mirror_axes``, or along the axes given.
