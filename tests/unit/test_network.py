@@ -113,14 +113,3 @@ def test_only_trainable_parameters_are_counted():
 @pytest.mark.parametrize(("amp", "expected"), [(None, None), ("bf16", "bf16"), ("fp16", "fp16"), ("auto", None)])
 def test_on_a_cpu_the_automatic_precision_is_that_of_the_weights(amp, expected):
     assert choose_precision(amp, torch.device("cpu")) == expected
-
-
-def test_further_arguments_reach_the_network_in_training_and_behind_a_padding():
-    class Scaled(nn.Module):
-        def forward(self, images, factor, *, shift=0.0):
-            return images * factor + shift
-
-    images = torch.randn(1, 1, 5, 7)
-    adapter = NetworkAdapter(Scaled(), padding=Pad2d(8))
-    assert torch.equal(adapter(images, 2.0, shift=1.0), images * 2 + 1)
-    assert torch.equal(adapter.eval()(images, 2.0, shift=1.0), images * 2 + 1)
