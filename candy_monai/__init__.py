@@ -74,6 +74,7 @@ _MODULE_OF = {
     "Predictor": "inference.predictor",
     "SWMetadata": "inference.windows",
     "Prediction": "inference.writing",
+    "OverlapMetric": "metrics.cumulative",
     "dice_per_class": "metrics.overlap",
     "dice_per_region": "metrics.overlap",
     "iou_per_class": "metrics.overlap",

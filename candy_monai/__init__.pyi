@@ -65,6 +65,7 @@ from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.windows import SWMetadata as SWMetadata
 from candy_monai.inference.writing import Prediction as Prediction
+from candy_monai.metrics.cumulative import OverlapMetric as OverlapMetric
 from candy_monai.metrics.overlap import dice_per_class as dice_per_class
 from candy_monai.metrics.overlap import dice_per_region as dice_per_region
 from candy_monai.metrics.overlap import iou_per_class as iou_per_class

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -119,6 +119,33 @@ class NNUNetDataset(SupervisedDataset):
     def num_channels(self) -> int:
         """The number of channels of every image."""
         return self.description.num_channels
+
+    def dicts(self, *, label: bool | None = None) -> list[dict[str, Any]]:
+        """Return the cases as MONAI's datasets take them: dictionaries of file names, for ``LoadImaged``.
+
+        They name the files as they are: this dataset's own transforms and ``align_spacing`` do not apply.
+
+        Args:
+            label: Whether each has a ``"label"``; None for those cases that have one, as all training cases do.
+
+        Returns:
+            For each case ``"image"``, a file name or for several channels a list of them in order, ``"label"``, a file
+            name, and ``"case_id"``.
+
+        Raises:
+            DatasetError: If ``label`` is True and a case has none.
+        """
+        missing = [case.case_id for case in self.cases if case.label is None]
+        if label and missing:
+            raise DatasetError(self._folder, [f"{case_id}: has no label" for case_id in missing])
+        entries: list[dict[str, Any]] = []
+        for case in self.cases:
+            files = [str(path) for path in case.images]
+            entry: dict[str, Any] = {"image": files[0] if len(files) == 1 else files, "case_id": case.case_id}
+            if case.label is not None and label is not False:
+                entry["label"] = str(case.label)
+            entries.append(entry)
+        return entries
 
     @override
     def load_image(self, idx: int) -> MetaTensor:

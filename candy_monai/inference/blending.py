@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from monai.data.utils import compute_importance_map
 from torch import Tensor
 
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.inference.cells import CellIndex, CellLayout
 from candy_monai.inference.windows import Slices, WindowGrid
 
-Network = Callable[[Tensor], Tensor]
+Network = Callable[..., Tensor]
 """From windows ``(B, C, *window)`` to scores ``(B, K, *window)``."""
 
 RoomFactory = Callable[[int, torch.device], Tensor]
@@ -90,11 +89,11 @@ def _blended(
     image: Tensor, network: Network, grid: WindowGrid, layout: CellLayout, batch_size: int, new_room: RoomFactory
 ) -> Iterator[Brick]:
     padded = grid.padded(image[None])[0]
-    importance = compute_importance_map(grid.window, mode="gaussian", device=image.device)
     order = layout.order
     windows = padded.new_empty((min(batch_size, len(order)), len(padded), *grid.window))
     unfinished: dict[CellIndex, int] = {}  # by how many windows still cover each
     block: Tensor | None = None
+    importance = grid.importance(image.device)
     for first in range(0, len(order), batch_size):
         chunk = order[first : first + batch_size]
         for window, place in zip(windows, chunk, strict=False):
@@ -102,6 +101,7 @@ def _blended(
         scores = _checked(network(windows[: len(chunk)]), grid, len(chunk))
         if block is None:
             block = new_room(scores.shape[1] * layout.num_voxels, scores.device)
+            importance = importance.to(scores.device)
         for index, place in enumerate(chunk):
             for cell, inside in layout.cells(place):
                 at: tuple[int | slice, ...] = (index, slice(None), *inside)

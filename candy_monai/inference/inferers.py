@@ -1,25 +1,29 @@
-"""How a whole image is run through a network: at once, in blended windows, or whichever fits. Loads nothing."""
+"""How a whole image is run through a network: at once, in blended windows, or as an inferer of MONAI's does it."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer
-from torch import Tensor
+from monai.inferers import Inferer, SaliencyInferer, SlidingWindowInferer
+from monai.utils import BlendMode, PytorchPadMode, ensure_tuple, fall_back_tuple, issequenceiterable
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.data.values import without_metadata
+from candy_monai.deprecation import renamed_arguments, warn_of_new_name
 from candy_monai.errors import SettingsError
 from candy_monai.inference.blending import Brick, Network, RoomFactory, blended_bricks, room_in_memory
 from candy_monai.inference.cells import CellLayout
-from candy_monai.inference.windows import WindowGrid, check_window
+from candy_monai.inference.windows import WindowGrid, check_overlap
+from candy_monai.network import plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.transforms.painting import label_ids
 
@@ -31,20 +35,40 @@ WHOLE_IMAGE_LIMIT = 2.0
 """An image of up to so many patches' voxels is run at once: cheaper than windows, and nearly what was trained on."""
 
 _BATCH_ON_GPU = 4
+_FOR_MONAI = frozenset({"condition", "device", "buffer_steps", "buffer_dim"})
+"""Keywords of a call that MONAI's inferer takes for itself."""
 
 
-class WindowInferer(Inferer):
-    """Runs images in overlapping windows that are blended with MONAI's Gaussian weights, in little memory.
+class WindowInferer(SlidingWindowInferer):
+    """Runs images in overlapping windows as MONAI's ``SlidingWindowInferer`` does, in little memory.
 
-    An `Inferer` like MONAI's ``SlidingWindowInferer``, with the same windows and the same results. It holds the scores
-    of about one window's thickness across the image: whatever no further window covers is handed on. Label maps are
-    made from these parts without ever holding all scores.
+    It takes the same arguments and gives the same results, but blends with Gaussian weights and overlaps by half unless
+    told otherwise. It holds the scores of about one window's thickness across the image: whatever no further window
+    covers is handed on. Label maps are made from these parts without ever holding all scores, by `labels`.
+
+    What it does not do itself runs MONAI's ``sliding_window_inference``: networks with several outputs or outputs of
+    another size, outputs that gradients are wanted of, a condition beside the image, coordinates for the network,
+    buffers, a progress bar, and images of other types than float32 or with other than two or three spatial axes.
 
     Args:
-        window_shape: The window, one number a spatial axis. Images smaller than it are padded with zeros.
-        overlap: Share of a window that its neighbour covers too, 0 to below 1.
-        batch_size: Windows in one call of the network; None for 4 on a GPU and 1 on a CPU, which gains nothing by more.
-        new_room: Makes room for unfinished scores; by default in the memory of the image's device.
+        roi_size: The window: one number a spatial axis, or one for all. An axis that is not positive is the image's.
+            Images smaller than the window are padded.
+        sw_batch_size: Windows in one call of the network; None for 4 on a GPU and 1 on a CPU, which gains nothing by
+            more.
+        overlap: Share of a window that its neighbour covers too, 0 to below 1; one number, or one for each axis.
+        mode: How windows are blended, ``"gaussian"`` or ``"constant"``.
+        sigma_scale: Width of the Gaussian as a share of the window; one number, or one for each axis.
+        padding_mode: How images smaller than the window are padded.
+        cval: The value of new voxels where ``padding_mode`` is ``"constant"``.
+        sw_device: Where the network runs; by default the image's device.
+        device: Where the result is put together; by default the image's device.
+        progress: Whether to show a progress bar.
+        cache_roi_weight_map: Whether MONAI's function gets a window's weights that were computed once.
+        cpu_thresh: Put images of more voxels than this together on the CPU, where ``device`` is not given.
+        buffer_steps: MONAI's buffers: windows along ``buffer_dim`` that are summed up before they move to ``device``.
+        buffer_dim: The spatial axis of these buffers.
+        with_coord: Whether to call the network with the coordinates of the windows, too.
+        new_room: Makes room for unfinished scores; by default in memory.
 
     Raises:
         SettingsError: If an argument is out of range.
@@ -55,49 +79,112 @@ class WindowInferer(Inferer):
         >>> labels = inferer.labels(images, network)  # doctest: +SKIP
     """
 
+    @renamed_arguments(window_shape="roi_size", batch_size="sw_batch_size")
     def __init__(
         self,
-        window_shape: Sequence[int],
+        roi_size: Sequence[int] | int,
+        sw_batch_size: int | None = None,
+        overlap: Sequence[float] | float = 0.5,
+        mode: BlendMode | str = BlendMode.GAUSSIAN,
+        sigma_scale: Sequence[float] | float = 0.125,
+        padding_mode: PytorchPadMode | str = PytorchPadMode.CONSTANT,
+        cval: float = 0.0,
+        sw_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        cache_roi_weight_map: bool = False,
+        cpu_thresh: int | None = None,
+        buffer_steps: int | None = None,
+        buffer_dim: int = -1,
+        with_coord: bool = False,
         *,
-        overlap: float = 0.5,
-        batch_size: int | None = None,
         new_room: RoomFactory | None = None,
     ) -> None:
-        self.window_shape = tuple(window_shape)
-        self.overlap = overlap
-        self.batch_size = batch_size
+        check_overlap(overlap)
+        if sw_batch_size is not None and sw_batch_size < 1:
+            raise SettingsError(f"the number of windows run at once must be at least 1, got {sw_batch_size}")
+        super().__init__(
+            roi_size,
+            sw_batch_size,
+            overlap,
+            _one_of(BlendMode, mode, "mode"),
+            sigma_scale,
+            _one_of(PytorchPadMode, padding_mode, "padding_mode"),
+            cval,
+            sw_device,
+            device,
+            progress,
+            cache_roi_weight_map,
+            cpu_thresh,
+            buffer_steps,
+            buffer_dim,
+            with_coord,
+        )
         self.new_room = new_room or room_in_memory
-        check_window(self.window_shape, overlap=overlap, batch_size=1 if batch_size is None else batch_size)
+
+    @property
+    def window_shape(self) -> Sequence[int] | int:
+        """The earlier name of ``roi_size``."""
+        warn_of_new_name("window_shape", "roi_size")
+        return self.roi_size  # type: ignore[no-any-return]
+
+    @property
+    def batch_size(self) -> int | None:
+        """The earlier name of ``sw_batch_size``."""
+        warn_of_new_name("batch_size", "sw_batch_size")
+        return self.sw_batch_size  # type: ignore[no-any-return]
 
     @override
-    def __call__(
-        self, inputs: Tensor, network: Callable[..., NetworkOutput], *args: object, **kwargs: object
-    ) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return the blended scores of a batch.
 
         Args:
             inputs: ``(B, C, *spatial)``.
-            network: Windows to scores of the windows' size; the first of several outputs counts.
+            network: Windows to a tensor, tuple or dictionary of tensors.
             args: Passed on to the network.
-            kwargs: Passed on to the network.
+            kwargs: Passed on to the network, but for those that MONAI's inferer takes: ``condition``, ``device``,
+                ``buffer_steps`` and ``buffer_dim``.
 
         Returns:
-            ``(B, K, *spatial)`` float32 with the metadata of ``inputs``.
+            What the network returns, for whole images: for one tensor ``(B, K, *spatial)`` of the type and with the
+            metadata of ``inputs``.
         """
-        return self._assembled(inputs, lambda windows: network(windows, *args, **kwargs), Brick.scores)
+        if self._blends_itself(inputs, kwargs):
+            gradients = torch.is_grad_enabled()
 
-    def labels(self, inputs: Tensor, network: Callable[..., NetworkOutput]) -> Tensor:
+            def one_map(windows: Tensor) -> Tensor:
+                with torch.set_grad_enabled(gradients):
+                    output = network(windows, *args, **kwargs)
+                if not _is_map_of(windows, output) or output.requires_grad:
+                    raise _OtherOutputError
+                return without_metadata(output)
+
+            with suppress(_OtherOutputError):
+                return self._assembled(inputs, one_map, Brick.scores)
+        plain = copy.copy(self)
+        plain.sw_batch_size = self._batch_size(inputs.device)
+        return SlidingWindowInferer.__call__(plain, inputs, network, *args, **kwargs)
+
+    def labels(self, inputs: Tensor, network: Callable[..., NetworkOutput], *args: Any, **kwargs: Any) -> Tensor:
         """Return label ids, made part by part: the scores of all classes are never held for the whole image.
 
         Args:
             inputs: ``(B, C, *spatial)``.
-            network: Windows to logits of the windows' size.
+            network: Windows to logits of the windows' size; the first of several outputs counts.
+            args: Passed on to the network.
+            kwargs: Passed on to the network.
 
         Returns:
             ``(B, 1, *spatial)``: the best class, or for one logit whether it is positive; uint8, or int16 for more than
             256 classes; with the metadata of ``inputs``.
         """
-        return self._assembled(inputs, network, lambda brick: label_ids(brick.sums)[None])
+        if self.with_coord or _FOR_MONAI.intersection(kwargs):
+            scores = main_output(self(inputs, network, *args, **kwargs), num_dims=inputs.ndim - 2)
+            ids = torch.stack([label_ids(case)[None] for case in without_metadata(scores)])
+            return _with_metadata_of(inputs, ids) if isinstance(inputs, MetaTensor) else ids
+        return self._assembled(
+            inputs, lambda windows: network(windows, *args, **kwargs), lambda brick: label_ids(brick.sums)[None]
+        )
 
     def bricks(
         self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
@@ -112,9 +199,10 @@ class WindowInferer(Inferer):
             in_layers: Whether they are wanted layer by layer along `slowest_axis`, instead of as few as possible being
                 held at a time. Then a part is valid until its layer is complete.
         """
+        runs_on, kept_on, scores = self._runs_on(image.device), self._kept_on(image), _main(network)
         return blended_bricks(
             image,
-            _main(network),
+            lambda windows: scores(windows.to(runs_on)).to(kept_on),
             self.grid(image.shape[1:]),
             batch_size=self._batch_size(image.device),
             new_room=self.new_room,
@@ -122,8 +210,24 @@ class WindowInferer(Inferer):
         )
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
-        """Return the windows over an image of this spatial size."""
-        return WindowGrid(size=tuple(size), window=self.window_shape, overlap=self.overlap)
+        """Return the windows over an image of this spatial size.
+
+        Raises:
+            SettingsError: If the window has another number of axes.
+        """
+        given = ensure_tuple(self.roi_size)
+        sides = given if issequenceiterable(self.roi_size) else given * len(size)
+        if len(sides) == len(size):
+            sides = fall_back_tuple(sides, size)
+        return WindowGrid(
+            size=tuple(size),
+            window=tuple(sides),
+            overlap=_one_or_several(self.overlap),
+            mode=self.mode,
+            sigma_scale=_one_or_several(self.sigma_scale),
+            padding_mode=self.padding_mode,
+            cval=self.cval,
+        )
 
     def num_windows(self, size: Sequence[int]) -> int:
         """Return how many windows an image of this spatial size is run in."""
@@ -135,7 +239,8 @@ class WindowInferer(Inferer):
 
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
         """Return what the network is given at a time, without channels: ``(B, *spatial)``."""
-        return (min(self._batch_size(device), self.num_windows(size)), *self.window_shape)
+        grid = self.grid(size)
+        return (min(self._batch_size(device), len(grid)), *grid.window)
 
     def with_room(self, new_room: RoomFactory) -> Self:
         """Return the same inferer with room for unfinished scores somewhere else."""
@@ -143,8 +248,21 @@ class WindowInferer(Inferer):
         other.new_room = new_room
         return other
 
+    def _blends_itself(self, inputs: Tensor, options: Mapping[str, object]) -> bool:
+        """Tell whether a call is one of those that need not run MONAI's function."""
+        is_plain = not (self.with_coord or self.progress or self.buffer_steps or _FOR_MONAI.intersection(options))
+        return is_plain and inputs.dtype == torch.float32 and inputs.ndim in (4, 5)
+
     def _batch_size(self, device: torch.device) -> int:
-        return self.batch_size or (1 if device.type == "cpu" else _BATCH_ON_GPU)
+        return self.sw_batch_size or (1 if self._runs_on(device).type == "cpu" else _BATCH_ON_GPU)
+
+    def _runs_on(self, device: torch.device) -> torch.device:
+        return torch.device(self.sw_device or device)
+
+    def _kept_on(self, image: Tensor) -> torch.device:
+        if self.device is None and self.cpu_thresh is not None and image[0].numel() > self.cpu_thresh:
+            return torch.device("cpu")
+        return torch.device(self.device or image.device)
 
     def _assembled(
         self, inputs: Tensor, network: Callable[[Tensor], NetworkOutput], part: Callable[[Brick], Tensor]
@@ -169,24 +287,31 @@ class WholeOrWindowsInferer(WindowInferer):
     An image that is run at once is padded with zeros to a multiple of ``divisor``, as training patches are.
 
     Args:
-        window_shape: The window, one number a spatial axis.
+        roi_size: The window, one number a spatial axis.
         divisor: What each axis must be a multiple of.
+        sw_batch_size: Windows in one call of the network; see `WindowInferer`.
         overlap: Share of a window that its neighbour covers too, 0 to below 1.
-        batch_size: Windows in one call of the network; see `WindowInferer`.
         new_room: Makes room for unfinished scores.
     """
 
     def __init__(
         self,
-        window_shape: Sequence[int],
+        roi_size: Sequence[int],
         *,
         divisor: Sequence[int],
+        sw_batch_size: int | None = None,
         overlap: float = 0.5,
-        batch_size: int | None = None,
         new_room: RoomFactory | None = None,
     ) -> None:
-        super().__init__(window_shape, overlap=overlap, batch_size=batch_size, new_room=new_room)
+        super().__init__(roi_size, sw_batch_size, overlap, new_room=new_room)
         self.divisor = tuple(divisor)
+
+    @override
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.runs_whole(inputs.shape[2:]):
+            return super().__call__(inputs, network, *args, **kwargs)
+        scores = self._whole(without_metadata(inputs), lambda images: network(images, *args, **kwargs))
+        return _with_metadata_of(inputs, scores) if isinstance(inputs, MetaTensor) else scores
 
     @override
     def bricks(
@@ -195,20 +320,15 @@ class WholeOrWindowsInferer(WindowInferer):
         if not self.runs_whole(image.shape[1:]):
             yield from super().bricks(image, network, in_layers=in_layers)
             return
-        size = image.shape[1:]
-        sides = zip(size, self._padded(size), strict=True)
-        at_the_end = [width for extent, padded in reversed(list(sides)) for width in (0, padded - extent)]
         with torch.no_grad():
-            scores = _main(network)(F.pad(image[None], at_the_end))[0].float()
-        for axis, extent in enumerate(size, start=1):
-            scores = scores.narrow(axis, 0, extent)
-        yield Brick(place=tuple(slice(0, extent) for extent in size), sums=scores)
+            scores = self._whole(image[None], network)[0]
+        yield Brick(place=tuple(slice(0, extent) for extent in image.shape[1:]), sums=scores)
 
     def runs_whole(self, size: Sequence[int]) -> bool:
         """Tell whether an image of this spatial size is run at once."""
         padded = self._padded(size)
         # Of an image of one divisor a single voxel is left at the bottom, which no instance norm can do with.
-        return padded != self.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.window_shape)
+        return padded != self.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.roi_size)
 
     @override
     def num_windows(self, size: Sequence[int]) -> int:
@@ -217,6 +337,16 @@ class WholeOrWindowsInferer(WindowInferer):
     @override
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
         return (1, *self._padded(size)) if self.runs_whole(size) else super().input_shape(size, device)
+
+    def _whole(self, images: Tensor, network: Callable[[Tensor], NetworkOutput]) -> Tensor:
+        """Return the float32 scores of images ``(B, C, *spatial)`` that are run at once."""
+        size = images.shape[2:]
+        sides = zip(size, self._padded(size), strict=True)
+        at_the_end = [width for extent, padded in reversed(list(sides)) for width in (0, padded - extent)]
+        scores = _main(network)(F.pad(images, at_the_end)).float()
+        for axis, extent in enumerate(size, start=2):
+            scores = scores.narrow(axis, 0, extent)
+        return scores
 
     def _padded(self, size: Sequence[int]) -> Shape:
         return tuple(-(-extent // by) * by for extent, by in zip(size, self.divisor, strict=True))
@@ -227,27 +357,68 @@ def build_inferer(plan: Plan) -> WholeOrWindowsInferer:
     return WholeOrWindowsInferer(plan.patch_shape, divisor=plan.divisor)
 
 
-def inferer_to_dict(inferer: WindowInferer) -> dict[str, object]:
-    """Describe an inferer in plain values, for ``experiment.json``."""
-    return {
-        "kind": "windows",
-        "window_shape": list(inferer.window_shape),
-        "overlap": inferer.overlap,
-        "batch_size": inferer.batch_size,
-    }
+class MainOutput(nn.Module):
+    """A network whose logits at full resolution are all that it returns, for inferers.
 
+    Its layers have the names that they have in the network itself, by which ``SaliencyInferer`` finds them.
 
-def inferer_from_dict(description: Mapping[str, object]) -> WindowInferer:
-    """Build what `inferer_to_dict` described.
-
-    Raises:
-        SettingsError: If the description is none of ours.
+    Args:
+        model: The network, in an adapter or a moving average or not.
     """
-    shape, overlap = description.get("window_shape"), description.get("overlap")
-    batch_size = description.get("batch_size")
-    if not (isinstance(shape, list) and isinstance(overlap, int | float) and isinstance(batch_size, int | None)):
-        raise SettingsError(f"this inferer cannot be built from its description: {dict(description)}")
-    return WindowInferer([int(side) for side in shape], overlap=float(overlap), batch_size=batch_size)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    @override
+    def forward(self, windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return main_output(self.model(windows, *args, **kwargs), num_dims=windows.ndim - 2)
+
+    @override
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        yield from plain_network(self.model).named_modules(*args, **kwargs)
+
+
+def run_inferer(inferer: Inferer, images: Tensor, network: Callable[..., Tensor]) -> Tensor:
+    """Return the scores that any inferer of MONAI's makes of whole images, on their device.
+
+    Args:
+        inferer: The inferer.
+        images: ``(B, C, *spatial)``.
+        network: Windows to scores; for ``SaliencyInferer`` an `MainOutput`.
+
+    Returns:
+        ``(B, K, *spatial)``, the first of several outputs.
+    """
+    if isinstance(inferer, SaliencyInferer):
+        with torch.inference_mode(False), torch.enable_grad():
+            result = inferer(images.detach().clone().requires_grad_(), network)
+        result = result.detach()
+    else:
+        result = inferer(images, network)
+    return without_metadata(main_output(result, num_dims=images.ndim - 2)).to(images.device)
+
+
+class _OtherOutputError(Exception):
+    """Raised from within a network's call where what it returned is not one map of the windows' size."""
+
+
+def _is_map_of(windows: Tensor, output: object) -> TypeGuard[Tensor]:
+    return isinstance(output, Tensor) and len(output) == len(windows) and output.shape[2:] == windows.shape[2:]
+
+
+def _one_of(kind: type[BlendMode] | type[PytorchPadMode], value: str, name: str) -> str:
+    """Return the plain text of one of MONAI's names."""
+    names = [str(member.value) for member in kind]
+    text = str(getattr(value, "value", value))
+    if text not in names:
+        raise SettingsError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+    return text
+
+
+def _one_or_several(values: Sequence[float] | float) -> float | tuple[float, ...]:
+    return tuple(values) if isinstance(values, Sequence) else values
 
 
 def _with_metadata_of(inputs: MetaTensor, result: Tensor) -> Tensor:

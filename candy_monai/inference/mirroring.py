@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 from torch import Tensor
 
@@ -21,10 +22,10 @@ def mirrored(network: Network, axes: Sequence[int]) -> Network:
     if not flips:
         return network
 
-    def averaged(windows: Tensor) -> Tensor:
-        total = network(windows).clone()  # a network may return its input, or the same tensor every time
+    def averaged(windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        total = network(windows, *args, **kwargs).clone()  # a network may return its input, or always the same tensor
         for dims in flips:
-            total += network(windows.flip(dims)).flip(dims)
+            total += network(windows.flip(dims), *args, **kwargs).flip(dims)
         return total.div_(len(flips) + 1)
 
     return averaged

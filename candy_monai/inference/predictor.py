@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SaliencyInferer, SliceInferer
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -27,7 +27,8 @@ from candy_monai.experiment.folder import example_shape, read_description
 from candy_monai.experiment.state import weight_file
 from candy_monai.inference.blending import Brick, Network
 from candy_monai.inference.cases import CasePredictor, PreparedCase
-from candy_monai.inference.inferers import WindowInferer, build_inferer, inferer_from_dict, inferer_to_dict
+from candy_monai.inference.inferer_config import describe_windows, inferer_from_description
+from candy_monai.inference.inferers import MainOutput, WindowInferer, run_inferer
 from candy_monai.inference.memory import MemoryEstimate, NetworkMemory, estimate, network_memory
 from candy_monai.inference.mirroring import mirrored
 from candy_monai.inference.results import build_prediction, untouched
@@ -52,7 +53,7 @@ class Predictor(CasePredictor, HasDevice):
         experiment: The experiment folder.
         network: The network to load the weights into, for trainers that belong to no bundle.
         padding: The padding module, for trainers that padded with one of their own.
-        inferer: How whole images are run through the network, for trainers that used one of their own.
+        inferer: How whole images are run through the network, any of MONAI's; None for the one that validation used.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
         mirror: Average over the mirror images along the plan's ``mirror_axes``, or along the axes given.
@@ -185,7 +186,7 @@ class Predictor(CasePredictor, HasDevice):
         """
         image = case.cases[0].image
         inferer, size = self._inferer, tuple(image.shape[1:])
-        if not isinstance(inferer, WindowInferer):
+        if not self._comes_in_bricks(inferer):
             logits = self.logits(image)
             yield Brick(place=tuple(slice(0, extent) for extent in size), sums=logits.float())
             return
@@ -204,10 +205,14 @@ class Predictor(CasePredictor, HasDevice):
 
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
-        images = self._on_device(image)[None]
+        images, inferer = self._on_device(image)[None], self._inferer
         with torch.inference_mode():
-            result: Tensor = self._network(images) if self._inferer is None else self._inferer(images, self._network)
-            return result[0]
+            if inferer is None:
+                return self._network(images)[0]
+            if isinstance(inferer, SaliencyInferer):  # it looks into a network's layers, and each mirror image's
+                network = MainOutput(self.model)
+                return mirrored(lambda given: run_inferer(inferer, given, network), self._mirror_axes)(images)[0]
+            return run_inferer(inferer, images, self._network)[0]
 
     @override
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
@@ -227,15 +232,15 @@ class Predictor(CasePredictor, HasDevice):
 
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which `bricks` come."""
-        return self._inferer.slowest_axis(size) if isinstance(self._inferer, WindowInferer) else 0
+        return self._inferer.slowest_axis(size) if self._comes_in_bricks(self._inferer) else 0
 
     def plain_painter(self, shape: Shape) -> LabelPainter:
         """Return what turns probabilities of this network on any grid into ids on the same grid."""
         return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
 
     def describe_windows(self) -> dict[str, object] | None:
-        """Return how images are cut into windows, in plain values; None where that is not ours to know."""
-        return inferer_to_dict(self._inferer) if isinstance(self._inferer, WindowInferer) else None
+        """Return how images are cut into windows, in plain values; None where they are not, or do not come in parts."""
+        return describe_windows(self._inferer) if self._comes_in_bricks(self._inferer) else None
 
     @property
     def folder(self) -> Path:
@@ -260,15 +265,20 @@ class Predictor(CasePredictor, HasDevice):
     @property
     @override
     def num_dims(self) -> int | None:
-        return len(self._example_shape) - 1
+        return 3 if isinstance(self._inferer, SliceInferer) else len(self._example_shape) - 1
 
     @cached_property
     def _network(self) -> Network:
-        def network(windows: Tensor) -> Tensor:
+        def network(windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             with torch.inference_mode():
-                return main_output(self.model(windows), num_dims=windows.ndim - 2)
+                return main_output(self.model(windows, *args, **kwargs), num_dims=windows.ndim - 2)
 
         return mirrored(network, self._mirror_axes)
+
+    @staticmethod
+    def _comes_in_bricks(inferer: Inferer | None) -> TypeGuard[WindowInferer]:
+        """Tell whether an inferer hands on parts of an image's scores as they become final."""
+        return isinstance(inferer, WindowInferer) and not inferer.with_coord
 
     def _on_device(self, image: Tensor) -> Tensor:
         image = without_metadata(image).float()
@@ -288,7 +298,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def _estimate_shapes(self, file_shape: Shape, shape: Shape, *, is_resampled: bool) -> MemoryEstimate | None:
         inferer = self._inferer
-        if not isinstance(inferer, WindowInferer):
+        if not self._comes_in_bricks(inferer):
             return None
         once = self._network_memory(inferer.input_shape(shape, self.device()))
         if once is None:
@@ -333,16 +343,12 @@ class Predictor(CasePredictor, HasDevice):
         return network.to(self.device()).eval()
 
     def _find_inferer(self) -> Inferer | None:
-        kind = self.description.get("inferer")
-        if kind == "plan" and self.plan is not None:
-            return build_inferer(self.plan)
-        if isinstance(kind, dict):
-            return inferer_from_dict(kind)
-        if kind is not None:
+        try:
+            return inferer_from_description(self.description.get("inferer"), self.plan)
+        except SettingsError as error:
             raise ExperimentError(
                 f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"
-            )
-        return None
+            ) from error
 
     def _pipelines(self) -> dict[str, Any] | None:
         """Return the pipelines that the run was trained with; those of the plan where its version kept none."""

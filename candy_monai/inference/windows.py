@@ -1,6 +1,6 @@
 """Overlapping windows over an image: where they lie, how they are cut, and how results are blended. Runs no network.
 
-Windows lie where MONAI's sliding-window inference puts them, and are blended with its Gaussian importance map.
+Windows lie where MONAI's sliding-window inference puts them, and are blended with its importance maps.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast
 
+import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,7 +53,11 @@ class WindowGrid:
     Args:
         size: The images' spatial size.
         window: The window's shape, as many axes.
-        overlap: Share of a window that its neighbour covers too, 0 to below 1.
+        overlap: Share of a window that its neighbour covers too, 0 to below 1; one number, or one for each axis.
+        mode: How windows are blended: ``"gaussian"``, or ``"constant"`` for plain means.
+        sigma_scale: Width of the Gaussian as a share of the window; one number, or one for each axis.
+        padding_mode: How images smaller than the window are padded, as in ``torch.nn.functional.pad``.
+        cval: The value of new voxels where ``padding_mode`` is ``"constant"``.
 
     Raises:
         SettingsError: If the window or the overlap cannot be used.
@@ -60,7 +65,11 @@ class WindowGrid:
 
     size: Shape
     window: Shape
-    overlap: float = 0.5
+    overlap: float | tuple[float, ...] = 0.5
+    mode: str = "gaussian"
+    sigma_scale: float | tuple[float, ...] = 0.125
+    padding_mode: str = "constant"
+    cval: float = 0.0
 
     def __post_init__(self) -> None:
         check_window(self.window, overlap=self.overlap)
@@ -79,9 +88,10 @@ class WindowGrid:
     @cached_property
     def stride(self) -> Shape:
         """Steps between neighbouring windows on each axis."""
+        overlaps = self.overlap if isinstance(self.overlap, tuple) else (self.overlap,) * len(self.window)
         return tuple(
-            side if side == extent else max(1, int(side * (1 - self.overlap)))
-            for extent, side in zip(self.padded_size, self.window, strict=True)
+            side if side == extent else max(1, int(side * (1 - overlap)))
+            for extent, side, overlap in zip(self.padded_size, self.window, overlaps, strict=True)
         )
 
     @cached_property
@@ -97,17 +107,26 @@ class WindowGrid:
         ndim: Literal[2, 3] = 2 if len(window) == 2 else 3
         return SWMetadata(kernel=window, stride=stride, ndim=ndim, batch_size=batch_size, out_size=size, n=len(self))
 
-    def padded(self, images: Tensor, *, fill: float = 0.0) -> Tensor:
+    def importance(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight of each voxel of a window, all positive."""
+        weights: Tensor = compute_importance_map(
+            self.window, mode=self.mode, sigma_scale=self.sigma_scale, device=device, dtype=dtype
+        )
+        return weights
+
+    def padded(self, images: Tensor, *, fill: float | None = None) -> Tensor:
         """Return images ``(B, C, *size)`` as ``(B, C, *padded_size)``; the very same tensor where nothing is missing.
 
         Args:
             images: The images, or their labels.
-            fill: The value of new voxels.
+            fill: The value of new voxels; None to pad as the grid says.
         """
         if self.padded_size == self.size:
             return images
         widths = [width for before, after in reversed(self._widths) for width in (before, after)]
-        return F.pad(images, widths, value=fill)
+        if fill is None and self.padding_mode != "constant":
+            return F.pad(images, widths, mode=self.padding_mode)
+        return F.pad(images, widths, value=self.cval if fill is None else fill)
 
     def restored(self, padded: Tensor) -> Tensor:
         """Cut the padding off again: a view ``(B, C, *size)``."""
@@ -174,9 +193,7 @@ class WindowBlender:
             )
         if self._sum is None or self._weights is None:
             self._sum = predictions.new_zeros((self._batch_size, predictions.shape[1], *self._grid.padded_size))
-            self._weights = compute_importance_map(
-                self._grid.window, mode="gaussian", device=predictions.device, dtype=predictions.dtype
-            )
+            self._weights = self._grid.importance(predictions.device, predictions.dtype)
         for prediction, place in zip(predictions, self._grid.places(numbers), strict=True):
             self._sum[place].addcmul_(prediction, self._weights)
 
@@ -204,7 +221,7 @@ def batches_of_windows(count: int, batch_size: int) -> Iterator[range]:
     return (range(start, stop) for start, stop in itertools.pairwise(edges))
 
 
-def check_window(window: Sequence[int], *, overlap: float, batch_size: int = 1) -> None:
+def check_window(window: Sequence[int], *, overlap: float | Sequence[float], batch_size: int = 1) -> None:
     """Refuse windows that cannot be used.
 
     Raises:
@@ -213,7 +230,15 @@ def check_window(window: Sequence[int], *, overlap: float, batch_size: int = 1) 
     """
     if len(window) not in (2, 3) or any(side < 1 for side in window):
         raise SettingsError(f"a window has 2 or 3 sides of at least one voxel, got {tuple(window)}")
-    if not 0 <= overlap < 1:
-        raise SettingsError(f"the windows' overlap must be at least 0 and below 1, got {overlap}")
+    check_overlap(overlap, num_dims=len(window))
     if batch_size < 1:
         raise SettingsError(f"the number of windows run at once must be at least 1, got {batch_size}")
+
+
+def check_overlap(overlap: float | Sequence[float], *, num_dims: int | None = None) -> None:
+    """Refuse an overlap that cannot be used; arguments and errors are those of `check_window`."""
+    of_axes = tuple(overlap) if isinstance(overlap, Sequence) else (overlap,)
+    if any(not 0 <= share < 1 for share in of_axes):
+        raise SettingsError(f"the windows' overlap must be at least 0 and below 1, got {overlap}")
+    if isinstance(overlap, Sequence) and num_dims not in (None, len(of_axes)):
+        raise SettingsError(f"there are overlaps for {len(of_axes)} axes, {of_axes}, and {num_dims} spatial axes")

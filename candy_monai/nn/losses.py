@@ -118,6 +118,8 @@ class _DiceAndEntropy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the Dice loss and the detached Dice to report; ``target`` is already empty outside ``valid``."""
         if valid is not None:
+            # Not DiceLoss's own ignore_index, which gives the same for ids: in masks it takes every voxel of no class
+            # for an ignored one, and the reported Dice needs this product, too.
             probabilities = probabilities * valid
         losses = self._dice_loss(probabilities, target).flatten(1)  # (B or 1, scored classes)
         spatial = list(range(2, target.ndim))

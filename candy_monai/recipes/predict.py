@@ -13,6 +13,7 @@ from candy_monai.experiment.below import folds_below, summarize, what_is_below
 from candy_monai.experiment.folder import DESCRIPTION, example_shape, read_description
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.inferer_config import CUSTOM
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.recipes.train import load_trainer_class
@@ -124,6 +125,6 @@ def _own_predictor(folder: PathLike, trainer_class: type[SegmentationTrainer], o
         folder,
         network=trainer.build_network(example_shape(folder, description)),
         padding=trainer.build_padding_module(),
-        inferer=trainer.inferer if description.get("inferer") == "custom" else None,
+        inferer=trainer.inferer if description.get("inferer") == CUSTOM else None,
         **options,
     )

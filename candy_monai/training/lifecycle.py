@@ -34,7 +34,7 @@ from candy_monai.training.continuity import Continuity, weights_of
 from candy_monai.training.example import first_sample
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.interruption import Interrupted, how_to_resume
-from candy_monai.training.replay import why_not_exact
+from candy_monai.training.replay import stop_replacing, why_not_exact
 from candy_monai.training.returns import returned, scheduler_returned
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
@@ -230,6 +230,7 @@ class Lifecycle(Continuity):
             yield
         finally:
             unshare(whole[0])
+            stop_replacing(whole[0])
             self._dataloader, self._validation_dataloader = whole
 
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> tuple[Experiment, TrainerToolbox]:

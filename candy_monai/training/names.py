@@ -49,9 +49,15 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
     if is_private and name in _set_by_trainers:
         raise SettingsError(_message(f"{cls.__name__} sets self.{name} to {_short(value)}", name, None))
     owner = _owner_of_method(cls, name)
-    if owner is not None and (isinstance(vars(owner)[name], property) or not callable(value)):
-        if isinstance(vars(owner)[name], property) and not isinstance(inspect.getattr_static(cls, name), property):
-            return  # a class attribute in the place of a property is an attribute like any other
+    if owner is None:
+        return
+    if isinstance(vars(owner)[name], property):
+        present = inspect.getattr_static(cls, name)
+        # A class attribute in the place of a property is an attribute like any other.
+        collides = isinstance(present, property) and present.fset is None
+    else:
+        collides = not callable(value)
+    if collides:
         raise SettingsError(_message(f"{cls.__name__} sets self.{name} to {_short(value)}", name, owner))
 
 

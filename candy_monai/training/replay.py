@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from monai.data import SmartCacheDataset
 from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.data.sampling import PositionedSampler, follows_position
@@ -34,6 +35,8 @@ def batches_from(
     for part in (sampler, loader.dataset):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
+    if isinstance(loader.dataset, SmartCacheDataset):  # its cases change from epoch to epoch when it is told to
+        loader.dataset.start() if epoch == 0 else loader.dataset.update_cache()
     iterator = batches(loader)
     if not first or epoch_start is None:
         yield from iterator
@@ -56,8 +59,16 @@ def why_not_exact(loader: DataLoader[Any]) -> str | None:
     """Say why a resumed run could differ from an uninterrupted one with this loader; None where it will not."""
     if isinstance(loader.dataset, IterableDataset):
         return "the loader reads a stream, whose position is not known"
+    if isinstance(loader.dataset, SmartCacheDataset):
+        return "the cases that a SmartCacheDataset holds in an epoch depend on the epochs before"
     if isinstance(loader.sampler, PositionedSampler) and follows_position(loader.dataset):
         return None
     if loader.num_workers and loader.persistent_workers:
         return "the loader's workers live on between epochs, and their generators cannot be saved"
     return None
+
+
+def stop_replacing(loader: DataLoader[Any]) -> None:
+    """End the thread by which a ``SmartCacheDataset`` of MONAI's loads its next cases."""
+    if isinstance(loader.dataset, SmartCacheDataset):
+        loader.dataset.shutdown()

@@ -21,6 +21,7 @@ from candy_monai.experiment.folder import read_description
 from candy_monai.experiment.plain import restored
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights
+from candy_monai.inference.inferer_config import CUSTOM, in_present_words
 from candy_monai.network import plain_network
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
@@ -104,6 +105,8 @@ class SavedRun:
         for name in ("parts", "pipelines"):
             if name not in saved:  # written down by later versions only
                 present.pop(name, None)
+        if saved.get("inferer") == CUSTOM:  # which one it was, earlier versions did not write down
+            present["inferer"] = CUSTOM
         found = differences(saved, present)
         if found and not self.force:
             lines = "".join(f"\n  - {line}" for line in found)
@@ -220,6 +223,8 @@ def _what_was_trained(facts: Mapping[str, object]) -> dict[str, object]:
         kept["plan"] = {"resampling": "extent", **plan}  # earlier versions knew no other
     if isinstance(dataset, dict):
         kept["dataset"] = {name: value for name, value in dataset.items() if name not in _PLACES}
+    if "inferer" in kept:
+        kept["inferer"] = in_present_words(kept["inferer"])
     return kept
 
 

@@ -16,7 +16,8 @@ from candy_monai.data.normalization import usual_intensities
 from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.forecasting.signs import ScoreRange
-from candy_monai.inference.inferers import WholeOrWindowsInferer, build_inferer
+from candy_monai.inference.inferer_config import describe_inferer
+from candy_monai.inference.inferers import MainOutput, build_inferer, run_inferer
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
@@ -201,15 +202,9 @@ class SegmentationTrainer(Trainer):
 
     @override
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
-        network = toolbox.ema if toolbox.ema else toolbox.model
-
-        def logits(windows: Tensor) -> Tensor:
-            return main_output(network(windows), num_dims=windows.ndim - 2)
-
-        if self.inferer is None:
-            return logits(images)
-        result: Tensor = self.inferer(images, logits)
-        return result
+        network = MainOutput(toolbox.ema if toolbox.ema else toolbox.model)
+        logits: Tensor = network(images) if self.inferer is None else run_inferer(self.inferer, images, network)
+        return logits
 
     @override
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
@@ -306,7 +301,7 @@ class SegmentationTrainer(Trainer):
             **super().describe(example_shape),
             "num_classes": self.num_classes,
             "regions": [asdict(region) for region in self.regions],
-            "inferer": self._inferer_kind(),
+            "inferer": describe_inferer(self.inferer, self.plan),
             "plan": None if self.plan is None else self.plan.to_dict(),
             "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self._own_augmentation),
         }
@@ -314,8 +309,3 @@ class SegmentationTrainer(Trainer):
     @property
     def _own_augmentation(self) -> list[dict[str, Any]] | None:
         return None if self.augmentation is None else [dict(entry) for entry in self.augmentation]
-
-    def _inferer_kind(self) -> str | None:
-        if self.inferer is None:
-            return None
-        return "plan" if self.plan is not None and isinstance(self.inferer, WholeOrWindowsInferer) else "custom"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 
+from monai.inferers import Inferer
 from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Scalar, Shape, Shape2d, Shape3d
 from candy_monai.errors import SettingsError
-from candy_monai.inference.inferers import WindowInferer, inferer_to_dict
+from candy_monai.inference.inferer_config import describe_inferer
+from candy_monai.inference.inferers import MainOutput, WindowInferer, run_inferer
 from candy_monai.inference.windows import SWMetadata, WindowBlender, WindowGrid, batches_of_windows, check_window
 from candy_monai.label_ids import holding
 from candy_monai.nn.deep_supervision import main_output
@@ -33,10 +35,13 @@ class SlidingTrainer(Trainer):
     class stands first: ``class Mine(SlidingTrainer, SegmentationTrainer)``.
 
     Attributes:
+        inferer: How a whole image is run through the network in `infer` and in prediction, one of MONAI's; None for the
+            windows of training.
         sliding_window_overlap: Share of a window that its neighbour covers too, 0 to below 1.
         sliding_window_batch_size: Windows in one pass at most.
     """
 
+    inferer: Inferer | None = None
     sliding_window_overlap: float = 0.5
     sliding_window_batch_size: int = 4
 
@@ -124,7 +129,7 @@ class SlidingTrainer(Trainer):
 
         Returns:
             The means over the windows of the score and the numbers that `validate_case_windowed` returned, and its
-            outputs blended to ``(classes, *spatial)``.
+            outputs blended to ``(classes, *spatial)``, or what the `inferer` makes of the image.
         """
         images, labels = image[None], label[None]
         grid = self._grid(images)
@@ -139,15 +144,13 @@ class SlidingTrainer(Trainer):
             blender.add(output if self._padded_parts is None else self._padded_parts.cropped(output), numbers)
             scores.add({"score": score}, weight=len(numbers))
             metrics.add(parts, weight=len(numbers))
-        return float(scores.means().get("score", math.nan)), metrics.means(), blender.result()[0]
+        output = blender.result()[0] if self.inferer is None else self.infer(image[None], toolbox)[0]
+        return float(scores.means().get("score", math.nan)), metrics.means(), output
 
     @override
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
-        network = toolbox.ema if toolbox.ema else toolbox.model
-        result: Tensor = self._inferer()(
-            images, lambda windows: main_output(network(windows), num_dims=windows.ndim - 2)
-        )
-        return result
+        network = MainOutput(toolbox.ema if toolbox.ema else toolbox.model)
+        return run_inferer(self._chosen_inferer(), images, network)
 
     @override
     def network_input(self, image: Tensor) -> Tensor:
@@ -172,14 +175,14 @@ class SlidingTrainer(Trainer):
 
     @override
     def describe(self, example_shape: Shape) -> dict[str, object]:
-        return {**super().describe(example_shape), "inferer": inferer_to_dict(self._inferer())}
+        return {**super().describe(example_shape), "inferer": describe_inferer(self._chosen_inferer())}
 
     def _grid(self, images: Tensor) -> WindowGrid:
         return WindowGrid(tuple(images.shape[2:]), tuple(self.get_window_shape()), self.sliding_window_overlap)
 
-    def _inferer(self) -> WindowInferer:
+    def _chosen_inferer(self) -> Inferer:
+        if self.inferer is not None:
+            return self.inferer
         return WindowInferer(
-            tuple(self.get_window_shape()),
-            overlap=self.sliding_window_overlap,
-            batch_size=self.sliding_window_batch_size,
+            tuple(self.get_window_shape()), self.sliding_window_batch_size, self.sliding_window_overlap
         )

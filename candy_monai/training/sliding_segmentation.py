@@ -9,7 +9,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Scalar, Shape2d, Shape3d
-from candy_monai.errors import SettingsError
 from candy_monai.inference.windows import SWMetadata
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -52,6 +51,8 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
 
     @override
     def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
+        if self.inferer is not None:
+            return SegmentationTrainer.validate_case(self, image, label, toolbox)
         _, of_windows, logits = super().validate_case(image, label, toolbox)
         score, metrics = self.score_case(logits[None], label[None], toolbox)
         return score, {**of_windows, **metrics}, logits
@@ -62,12 +63,3 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
         super().use_plan(plan)
         self.inferer = None
         self.sliding_window_shape = plan.patch_shape  # type: ignore[assignment]  # a plan has 2 or 3 axes
-
-    @override
-    def check_sample(self, image: Tensor, label: Tensor) -> None:
-        if self.inferer is not None:
-            raise SettingsError(
-                f"{type(self).__name__} runs whole images in its own windows: leave inferer None, or subclass "
-                "SegmentationTrainer to use one"
-            )
-        super().check_sample(image, label)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from candy_monai.data.folds import kfold
 from candy_monai.data.nnunet import NNUNetDataset, check_dataset, read_description
@@ -528,3 +529,43 @@ def test_a_channel_and_a_label_that_run_the_other_way_are_turned_to_the_image(tm
         assert np.array_equal(image.numpy()[1], expected)
         assert np.array_equal(label.numpy()[0], expected)
         assert np.array_equal(label.affine.numpy(), AFFINE)
+
+
+# --- dictionaries for MONAI
+
+
+def test_cases_come_as_dictionaries_of_files_in_the_order_of_the_items(tmp_path):
+    folder = make(tmp_path / "Dataset001_X", num_channels=2)
+    dataset = NNUNetDataset(folder).subset(["c", "a"])
+    assert dataset.dicts() == [
+        {
+            "image": [str(folder / "imagesTr" / f"{case_id}_{channel:04d}.nii.gz") for channel in range(2)],
+            "label": str(folder / "labelsTr" / f"{case_id}.nii.gz"),
+            "case_id": case_id,
+        }
+        for case_id in ("c", "a")
+    ]
+    assert [set(entry) for entry in dataset.dicts(label=False)] == [{"image", "case_id"}] * 2
+
+
+def test_test_cases_have_a_label_in_their_dictionary_where_they_have_one(tmp_path):
+    folder = make(tmp_path)
+    for case_id in ("x", "y"):
+        write(folder / "imagesTs" / f"{case_id}_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    write(folder / "labelsTs" / "y.nii.gz", label_of((1,)))
+    tests = NNUNetDataset(folder, split="Ts")
+    assert ["label" in entry for entry in tests.dicts()] == [False, True]
+    with pytest.raises(DatasetError, match="x: has no label"):
+        tests.dicts(label=True)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_monai_s_reader_makes_of_a_dictionary_what_the_dataset_yields(tmp_path, num_channels):
+    dataset = NNUNetDataset(make(tmp_path, num_channels=num_channels))
+    keys = ["image", "label"]
+    load = Compose([LoadImaged(keys, reader="NibabelReader"), EnsureChannelFirstd(keys)])
+    for entry, (image, label) in zip(dataset.dicts(), dataset, strict=True):
+        loaded = load(entry)
+        assert torch.equal(loaded["image"].as_tensor(), image.as_tensor())
+        assert torch.equal(loaded["label"].as_tensor().long(), label.as_tensor())
+        assert torch.equal(loaded["image"].affine, image.affine)

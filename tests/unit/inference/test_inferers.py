@@ -3,9 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.inferers import sliding_window_inference
+from monai.inferers import SlidingWindowInferer, sliding_window_inference
 from monai.transforms import SpatialPad
+from torch.utils._pytree import tree_leaves
 
 from candy_monai.errors import SettingsError
 from candy_monai.inference.inferers import WholeOrWindowsInferer, WindowInferer
@@ -70,7 +72,7 @@ def test_logits_and_labels_are_those_of_monai_s_stitched_windows(settings, num_c
     torch.manual_seed(0)
     network = (torch.nn.Conv2d if len(size) == 2 else torch.nn.Conv3d)(2, num_classes, 3, padding=1)
     images = torch.randn(batch_size, 2, *size)
-    inferer = WindowInferer(window, overlap=overlap, batch_size=sw_batch_size)
+    inferer = WindowInferer(window, overlap=overlap, sw_batch_size=sw_batch_size)
     with torch.no_grad():
         expected = sliding_window_inference(images, window, 1, network, overlap=overlap, mode="gaussian")
     labels = expected.argmax(1, keepdim=True) if num_classes > 1 else (expected > 0)
@@ -82,7 +84,7 @@ def test_logits_and_labels_are_those_of_monai_s_stitched_windows(settings, num_c
 @hypothesis_settings(max_examples=20, deadline=None)
 def test_a_constant_stays_that_constant_in_every_corner(settings):
     size, window, overlap, sw_batch_size = settings
-    inferer = WindowInferer(window, overlap=overlap, batch_size=sw_batch_size)
+    inferer = WindowInferer(window, overlap=overlap, sw_batch_size=sw_batch_size)
     logits = inferer(torch.randn(1, 1, *size), lambda windows: torch.full_like(windows, -0.7))
     assert torch.allclose(logits, torch.tensor(-0.7), rtol=1e-5, atol=0)
 
@@ -103,12 +105,19 @@ def test_what_monai_s_transforms_did_to_a_batch_can_be_undone_on_its_results():
         assert [tuple(pad.inverse(result).shape) for result in decollate_batch(results)] == [(1, 7, 8)] * 2
 
 
-def test_the_first_of_several_outputs_counts_and_arguments_are_passed_on():
+def test_arguments_are_passed_on_to_the_network():
     def network(windows, factor, *, shift):
-        return [windows * factor + shift, windows[..., ::2, ::2]]
+        return windows * factor + shift
 
     images = torch.randn(1, 1, 12, 12)
     assert torch.allclose(WindowInferer((8, 8))(images, network, 2.0, shift=1.0), 2 * images + 1, atol=1e-5)
+    assert torch.equal(WindowInferer((8, 8)).labels(images, network, 2.0, shift=1.0), (images > -0.5).to(torch.uint8))
+
+
+def test_of_several_outputs_the_label_map_is_the_first_one_s():
+    images = torch.randn(1, 1, 12, 12)
+    labels = WindowInferer((8, 8)).labels(images, lambda windows: [windows * 1, -windows[..., ::2, ::2]])
+    assert torch.equal(labels, (images > 0).to(torch.uint8))
 
 
 def test_more_classes_than_a_byte_counts_make_wider_ids():
@@ -122,8 +131,165 @@ def test_more_classes_than_a_byte_counts_make_wider_ids():
 
 
 @pytest.mark.parametrize(
-    ("window", "options"), [((0, 8), {}), ((8, 8), {"overlap": 1.0}), ((8, 8), {"batch_size": 0}), ((8,), {})]
+    ("options", "words"),
+    [
+        ({"overlap": 1.0}, "below 1, got 1.0"),
+        ({"overlap": (0.5, -0.1)}, "at least 0"),
+        ({"sw_batch_size": 0}, "at least 1, got 0"),
+        ({"mode": "gausian"}, "mode must be one of constant, gaussian, got 'gausian'"),
+        ({"padding_mode": "zeros"}, "padding_mode must be one of constant, reflect, replicate, circular"),
+    ],
 )
-def test_windows_that_cannot_be_used_are_refused_at_once(window, options):
-    with pytest.raises(SettingsError):
-        WindowInferer(window, **options)
+def test_windows_that_cannot_be_used_are_refused_at_once(options, words):
+    with pytest.raises(SettingsError, match=words):
+        WindowInferer((8, 8), **options)
+
+
+def _convolution(num_dims=2, **options):
+    torch.manual_seed(0)
+    return (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[num_dims - 1](2, 3, 3, padding=1, **options)
+
+
+def _monai(options):
+    """Return MONAI's inferer with the defaults of ours."""
+    return SlidingWindowInferer(
+        **{"roi_size": (16, 16), "sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian"} | options
+    )
+
+
+def _ours(options):
+    return WindowInferer(**{"roi_size": (16, 16)} | options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"roi_size": 16},
+        {"roi_size": (16, -1)},
+        {"roi_size": (0, 16), "sw_batch_size": 3},
+        {"roi_size": (16, 16), "overlap": (0.25, 0.75)},
+        {"roi_size": (16, 16), "mode": "constant", "overlap": 0.25},
+        {"roi_size": (16, 16), "sigma_scale": (0.3, 0.1)},
+        {"roi_size": (64, 64), "padding_mode": "reflect"},
+        {"roi_size": (16, 64), "padding_mode": "circular", "sw_batch_size": 2},
+        {"roi_size": (64, 16), "cval": -2.5},
+        {"roi_size": (16, 16), "device": "cpu", "sw_device": "cpu"},
+        {"roi_size": (16, 16), "cpu_thresh": 100, "cache_roi_weight_map": True},
+    ],
+    ids=str,
+)
+def test_every_argument_means_what_it_means_to_monai_s_inferer(options, monkeypatch):
+    images, network = torch.randn(2, 2, 40, 37), _convolution()
+    with torch.no_grad():
+        expected = _monai(options)(images, network)
+        monkeypatch.setattr(SlidingWindowInferer, "__call__", None)  # ours does these itself
+        ours = _ours(options)
+        assert torch.allclose(ours(images, network), expected, rtol=5e-7, atol=5e-7)
+        assert torch.equal(ours.labels(images, network), expected.argmax(1, keepdim=True).to(torch.uint8))
+
+
+def _two_sizes(windows):
+    return windows * 2, windows[:, :1, ::2, ::2] + 1
+
+
+def _by_name(windows):
+    return {"out": windows * 2, "edges": windows[:, :1] + 1}
+
+
+def _shifted_by_place(windows, places):
+    return windows + torch.tensor([float(place[2].start) for place in places]).reshape(-1, 1, 1, 1)
+
+
+def _conditioned(windows, condition=None):
+    return windows * condition
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "keywords"),
+    [
+        (_two_sizes, {}, {}),
+        (_by_name, {"sw_batch_size": 3}, {}),
+        (lambda windows: windows[..., ::2, ::2] * 2, {}, {}),
+        (_shifted_by_place, {"with_coord": True, "sw_batch_size": 3}, {}),
+        (_conditioned, {}, {"condition": torch.full((2, 2, 40, 37), 3.0)}),
+        (torch.sin, {"buffer_steps": 2, "buffer_dim": 0}, {}),
+        (torch.sin, {}, {"device": torch.device("cpu")}),
+    ],
+    ids=["tuple", "dictionary", "another size", "coordinates", "condition", "buffers", "device of a call"],
+)
+def test_what_it_does_not_do_itself_is_monai_s_own_result(network, options, keywords):
+    images = torch.randn(2, 2, 40, 37)
+    expected, result = (make(options)(images, network, **keywords) for make in (_monai, _ours))
+    assert type(result) is type(expected)
+    pairs = zip(*map(tree_leaves, (result, expected)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_of_another_type_give_scores_of_that_type(dtype):
+    images, network = torch.randn(1, 2, 40, 37, dtype=dtype), _convolution(dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(_ours({})(images, network), _monai({})(images, network))
+
+
+def test_one_spatial_axis_is_enough():
+    images, network = torch.randn(1, 2, 40), _convolution(1)
+    with torch.no_grad():
+        assert torch.equal(*(make({"roi_size": 16})(images, network) for make in (_ours, _monai)))
+
+
+def test_a_network_can_be_trained_through_its_windows():
+    images = torch.randn(1, 2, 40, 37)
+    gradients = []
+    for make in (_ours, _monai):
+        network = _convolution()
+        make({})(images, network).square().mean().backward()
+        gradients.append(network.weight.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("options", "keywords"),
+    [({"with_coord": True}, {}), ({}, {"condition": torch.full((2, 2, 40, 37), 3.0)})],
+    ids=["coordinates", "condition"],
+)
+def test_label_maps_are_made_with_coordinates_and_conditions_too(options, keywords):
+    images = torch.randn(2, 2, 40, 37)
+    network = _conditioned if keywords else _shifted_by_place
+    expected = _monai(options)(images, network, **keywords).argmax(1, keepdim=True)
+    assert torch.equal(_ours(options).labels(images, network, **keywords), expected.to(torch.uint8))
+
+
+def test_the_earlier_names_of_the_arguments_work_and_warn():
+    with pytest.warns(DeprecationWarning, match="window_shape is now called roi_size"):
+        inferer = WindowInferer(window_shape=(8, 8))
+    with pytest.warns(DeprecationWarning, match="batch_size is now called sw_batch_size"):
+        inferer = WindowInferer((8, 8), batch_size=3)
+    assert (inferer.roi_size, inferer.sw_batch_size) == ((8, 8), 3)
+    with pytest.warns(DeprecationWarning, match="sw_batch_size"):
+        assert inferer.batch_size == 3
+    with pytest.warns(DeprecationWarning, match="roi_size"):
+        assert inferer.window_shape == (8, 8)
+    with pytest.raises(TypeError, match="give sw_batch_size alone"):
+        WindowInferer((8, 8), batch_size=3, sw_batch_size=3)
+
+
+def test_it_stands_in_a_configuration_of_monai_s():
+    config = ConfigParser({"inferer": {"_target_": "candy_monai.WindowInferer", "roi_size": [16, 16], "overlap": 0.25}})
+    inferer = config.get_parsed_content("inferer")
+    assert isinstance(inferer, SlidingWindowInferer)
+    images = torch.randn(1, 2, 40, 37)
+    with torch.no_grad():
+        expected = sliding_window_inference(images, (16, 16), 1, torch.sin, overlap=0.25, mode="gaussian")
+        assert torch.allclose(inferer(images, torch.sin), expected, rtol=5e-7, atol=5e-7)
+
+
+def test_a_small_image_that_is_run_at_once_keeps_its_metadata_and_its_gradients():
+    network = _convolution()
+    affine = torch.diag(torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64))
+    images = MetaTensor(torch.randn(2, 2, 13, 18), affine=affine)
+    scores = WholeOrWindowsInferer((16, 16), divisor=(8, 8))(images, network)
+    assert torch.equal(scores.affine, affine)
+    assert scores.shape == (2, 3, 13, 18)
+    scores.sum().backward()
+    assert network.weight.grad is not None

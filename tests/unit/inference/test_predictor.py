@@ -153,8 +153,11 @@ def test_a_padding_of_ours_is_found_in_the_experiment_and_reproduces_validation(
 
 
 def test_a_padding_or_an_inferer_of_the_user_s_own_must_be_given(tmp_path):
+    class OwnInferer(SimpleInferer):
+        pass
+
     class Own(SmallTrainer):
-        inferer = SimpleInferer()
+        inferer = OwnInferer()
 
         def build_padding_module(self):
             return torch.nn.ZeroPad2d(1)

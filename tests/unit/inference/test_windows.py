@@ -46,7 +46,7 @@ def test_the_inferer_agrees_with_monai_s_own_sliding_windows(size, overlap):
     network = (torch.nn.Conv2d if len(size) == 2 else torch.nn.Conv3d)(1, 3, 3, padding=1)
     images = torch.randn(2, 1, *size)
     with torch.no_grad():
-        ours = WindowInferer(window, overlap=overlap, batch_size=3)(images, network)
+        ours = WindowInferer(window, overlap=overlap, sw_batch_size=3)(images, network)
         monai = sliding_window_inference(images, window, 3, network, overlap=overlap, mode="gaussian")
     assert torch.allclose(ours, monai, atol=1e-5)
 
@@ -90,15 +90,15 @@ def test_batches_of_windows_name_each_once_and_differ_by_one_in_size_at_most(cou
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"window_shape": (16,)}, "2 or 3 sides"),
-        ({"window_shape": (16, 0)}, "at least one voxel"),
-        ({"window_shape": (16, 16), "overlap": 1.0}, "below 1"),
-        ({"window_shape": (16, 16), "batch_size": 0}, "at least 1"),
+        ({"window": (16,)}, "2 or 3 sides"),
+        ({"window": (16, 0)}, "at least one voxel"),
+        ({"window": (16, 16), "overlap": 1.0}, "below 1"),
+        ({"window": (16, 16), "overlap": (0.5, 0.5, 0.5)}, "overlaps for 3 axes.*2 spatial axes"),
     ],
 )
 def test_windows_that_cannot_be_used_are_refused_at_once(arguments, words):
     with pytest.raises(SettingsError, match=words):
-        WindowInferer(**arguments)
+        WindowGrid((20, 20), **arguments)
 
 
 def test_a_window_of_another_number_of_axes_than_the_image_is_refused():
@@ -106,6 +106,10 @@ def test_a_window_of_another_number_of_axes_than_the_image_is_refused():
         WindowInferer((16, 16))(torch.zeros(1, 1, 8, 8, 8), lambda windows: windows)
 
 
-def test_predictions_of_another_size_than_the_window_are_refused():
+def test_predictions_of_another_size_than_the_window_make_no_label_map():
     with pytest.raises(ValueError, match=r"made \(1, 1, 2, 2\) of 1 windows of shape \(4, 4\)"):
-        WindowInferer((4, 4))(torch.zeros(1, 1, 6, 6), lambda windows: windows[..., ::2, ::2])
+        WindowInferer((4, 4)).labels(torch.zeros(1, 1, 6, 6), lambda windows: windows[..., ::2, ::2])
+
+
+def test_an_overlap_of_its_own_for_each_axis_gives_a_stride_of_its_own():
+    assert WindowGrid((40, 40), (16, 16), (0.25, 0.75)).stride == (12, 4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from torch import nn
 
@@ -260,6 +261,36 @@ def test_as_loss_returns_only_the_tensor():
     logits, ids = some_logits(3), some_ids(3)
     criterion = DiceCELossWithLogits(3)
     assert torch.equal(as_loss(criterion)(logits, ids), criterion(logits, ids)[0])
+
+
+def test_as_loss_is_the_loss_function_that_an_engine_of_monai_s_calls():
+    prediction = torch.randn(2, 3, 6, 6, requires_grad=True)
+    label = MetaTensor(torch.randint(0, 3, (2, 1, 6, 6)))
+    as_loss(DiceCELossWithLogits(3))(prediction, label).mean().backward()  # as its trainer does
+    assert prediction.grad is not None
+    config = {
+        "_target_": "candy_monai.as_loss",
+        "criterion": {"_target_": "candy_monai.DiceCELossWithLogits", "num_classes": 3},
+    }
+    configured = ConfigParser({"loss": config}).get_parsed_content("loss")
+    assert torch.equal(configured(prediction, label), DiceCELossWithLogits(3)(prediction, label)[0])
+
+
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("ignore_index", [None, 9, -1, 2])
+def test_with_an_ignored_id_too_the_loss_is_that_of_monai_and_pytorch(include_background, ignore_index):
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 3, 6, 6), torch.randint(0, 2 if ignore_index == 2 else 3, (2, 1, 6, 6))
+    if ignore_index is not None:
+        ids[:, :, :2] = ignore_index
+    dice = monai.losses.DiceLoss(
+        include_background=include_background, softmax=True, to_onehot_y=True, ignore_index=ignore_index
+    )(logits, ids)
+    entropy = nn.functional.cross_entropy(
+        logits, ids[:, 0], ignore_index=-100 if ignore_index is None else ignore_index
+    )
+    criterion = DiceCELossWithLogits(3, include_background=include_background, ignore_index=ignore_index)
+    assert criterion(logits, ids)[0] == pytest.approx((dice + entropy).item(), abs=1e-6)
 
 
 def test_as_loss_leaves_a_plain_loss_as_it_is():

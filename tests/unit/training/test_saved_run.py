@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SimpleInferer
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from candy_monai.data.transforms import JointTransform
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.events import RunInterrupted
 from candy_monai.experiment.state import load_state
+from candy_monai.inference.inferers import WindowInferer
 from candy_monai.nn.schedules import PolyLRScheduler
 from candy_monai.observers.base import Observer
 from candy_monai.training.interruption import Interrupted
@@ -298,6 +300,31 @@ def test_what_becomes_of_the_schedule_must_be_said_and_fit(tmp_path, finished, a
             trainer.train(3, **QUIET)
     with pytest.raises(SettingsError, match=words):
         small_trainer(tmp_path).recover_from(trainer.experiment_id()).continue_training(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("inferer", "before"),
+    [
+        (
+            WindowInferer((8, 8), 4, 0.25),
+            {"kind": "windows", "window_shape": [8, 8], "overlap": 0.25, "batch_size": 4},
+        ),
+        (WindowInferer((8, 8)), {"kind": "windows", "window_shape": [8, 8], "overlap": 0.5, "batch_size": None}),
+        (SimpleInferer(), "custom"),
+    ],
+    ids=["windows", "windows by default", "custom"],
+)
+def test_a_run_whose_inferer_was_described_in_earlier_words_goes_on(tmp_path, inferer, before):
+    trainer = small_trainer(tmp_path)
+    trainer.inferer = inferer
+    trainer.train(1, save_preview=False)
+    folder = trainer.experiment_folder()
+    description = json.loads((folder / "experiment.json").read_text())
+    (folder / "experiment.json").write_text(json.dumps({**description, "inferer": before}))
+    again = small_trainer(tmp_path)
+    again.inferer = inferer
+    again.recover_from(folder).continue_training(2, schedule="keep")
+    assert len(again.metrics()["val score"]) == 2
 
 
 def test_another_dataset_or_network_is_refused_with_the_difference_and_can_be_forced(tmp_path):

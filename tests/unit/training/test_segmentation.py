@@ -2,11 +2,21 @@ import math
 
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import (
+    PatchInferer,
+    SaliencyInferer,
+    SimpleInferer,
+    SliceInferer,
+    SlidingWindowInferer,
+    SlidingWindowInfererAdapt,
+    SlidingWindowSplitter,
+)
 from torch import nn
+from torch.utils.data import DataLoader
 
 from candy_monai.data.planning import Region
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
@@ -257,6 +267,86 @@ def test_an_inferer_of_monai_s_is_used_for_whole_images(tmp_path):
     trainer.inferer = Counting(roi_size=(8, 8), overlap=0.5, mode="gaussian")
     trainer.train(1)
     assert calls == [(1, 1, 16, 16)] * 4
+
+
+@pytest.mark.parametrize(
+    "inferer",
+    [
+        SimpleInferer(),
+        SlidingWindowInferer((8, 8), sw_batch_size=3, overlap=0.25),
+        SlidingWindowInfererAdapt((8, 8), mode="gaussian"),
+        WindowInferer((8, 8), mode="constant"),
+        PatchInferer(SlidingWindowSplitter((8, 8), overlap=0.5), batch_size=2),
+        SaliencyInferer("GradCAM", "0", class_idx=0),
+    ],
+    ids=lambda inferer: type(inferer).__name__,
+)
+def test_any_inferer_of_monai_s_validates_and_is_what_the_predictor_finds_in_the_experiment(tmp_path, inferer):
+    trainer = small_trainer(tmp_path, Squares(2, size=(16, 20)))
+    trainer.inferer = inferer
+    outputs = _outputs_of_validation(trainer)
+    trainer.train(1, save_preview=False)
+    network = trainer.build_network((1, 8, 8))
+    predictor = Predictor(trainer.experiment_folder(), network=network)
+    for image, logits in outputs:
+        with torch.enable_grad():
+            expected = inferer(image[None], network)[0]
+        assert torch.allclose(logits, expected, atol=1e-6)
+        assert torch.equal(predictor.logits(image), logits)
+    assert predictor.predict(torch.randn(1, 19, 23)).shape == (1, 19, 23)
+
+
+def test_a_network_of_slices_validates_and_predicts_volumes(tmp_path):
+    slices, volumes = Squares(4, size=(16, 20)), Squares(2, size=(16, 20, 5))
+    trainer = SmallTrainer(tmp_path, DataLoader(slices, 2), DataLoader(volumes), console=False)
+    trainer.inferer = SliceInferer(roi_size=(16, 20), spatial_dim=2)
+    outputs = _outputs_of_validation(trainer)
+    trainer.train(1, save_preview=False)
+    network = trainer.build_network((1, 16, 20))
+    predictor = Predictor(trainer.experiment_folder(), network=network)
+    for volume, logits in outputs:
+        with torch.no_grad():
+            expected = torch.stack([network(volume[None, ..., index])[0] for index in range(5)], dim=-1)
+        assert torch.allclose(logits, expected, atol=1e-6)
+        assert torch.equal(predictor.predict(volume), (logits > 0).to(torch.uint8))
+
+
+def test_a_network_that_is_told_where_its_windows_lie_validates_and_predicts(tmp_path):
+    class Placed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images, places=()):
+            starts = [float(place[2].start) for place in places] or [0.0] * len(images)
+            return images * self.scale + torch.tensor(starts).reshape(-1, 1, 1, 1)
+
+    trainer = small_trainer(tmp_path, Squares(2, size=(16, 20)))
+    trainer.build_network = lambda example_shape: Placed()
+    trainer.inferer = WindowInferer((8, 20), overlap=0.0, with_coord=True)
+    outputs = _outputs_of_validation(trainer)
+    trainer.train(1, save_preview=False)
+    network = Placed()
+    predictor = Predictor(trainer.experiment_folder(), network=network)
+    for image, logits in outputs:
+        scaled = image * network.scale.detach()
+        assert torch.allclose(logits[:, :8], scaled[:, :8], atol=1e-5)
+        assert torch.allclose(logits[:, 8:], scaled[:, 8:] + 8, atol=1e-5)
+        assert torch.equal(predictor.logits(image), logits)
+        assert torch.equal(predictor.predict(image), (logits > 0).to(torch.uint8))
+
+
+def _outputs_of_validation(trainer):
+    """Return a list that fills with each validated image and its logits."""
+    outputs, validate_case = [], trainer.validate_case
+
+    def looking(image, label, toolbox):
+        result = validate_case(image, label, toolbox)
+        outputs.append((image, result[2]))
+        return result
+
+    trainer.validate_case = looking
+    return outputs
 
 
 def test_the_five_previews_are_written(tmp_path):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from monai.inferers import SimpleInferer
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
@@ -99,7 +100,7 @@ def test_a_step_is_the_same_in_one_pass_over_all_windows_as_in_many(tmp_path):
         trainer.train(2, seed=3, ema=False, save_preview=False)
         folder = trainer.experiment_folder()
         weights.append(torch.load(folder / "checkpoint_latest.pth", weights_only=True))
-        assert json.loads((folder / "experiment.json").read_text())["inferer"]["batch_size"] == batch_size
+        assert json.loads((folder / "experiment.json").read_text())["inferer"]["sw_batch_size"] == batch_size
     for other in weights[1:]:
         assert all(torch.allclose(weights[0][name], other[name], atol=1e-6) for name in other)
 
@@ -331,3 +332,18 @@ def test_batches_of_several_images_of_one_size_train_together(tmp_path):
     trainer = Windowed(tmp_path, DataLoader(data, batch_size=4), DataLoader(data), console=False)
     trainer.train(1)
     assert {entry[3].batch_size for entry in trainer.seen if entry[0] == "training"} == {4}
+
+
+def test_an_inferer_makes_the_outputs_and_the_windows_make_the_scores(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(1, size=(20, 20)), cls=Windowed)
+    trainer.inferer = SimpleInferer()
+    image, _ = Squares(1, size=(20, 20))[0]
+    outputs = []
+    validate_case = trainer.validate_case
+    trainer.validate_case = lambda *arguments: outputs.append(validate_case(*arguments)) or outputs[-1]
+    trainer.train(1, save_preview=False)
+    assert {entry[1][2:] for entry in trainer.seen if entry[0] == "validation"} == {(8, 8)}
+    predictor = Predictor(trainer.experiment_folder(), network=trainer.build_network((1, 8, 8)))
+    with torch.no_grad():
+        assert torch.equal(outputs[0][2], predictor.model(image[None])[0])
+    assert torch.equal(predictor.logits(image), outputs[0][2])

@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SlidingWindowInferer, sliding_window_inference
 from torch import nn
 
-from candy_monai.errors import SettingsError
 from candy_monai.inference.predictor import Predictor
 from candy_monai.metrics.overlap import mean_dice
 from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer
@@ -80,11 +79,24 @@ def test_networks_with_several_outputs_train_and_are_put_together(tmp_path):
     assert math.isfinite(trainer.metrics()["val score"][0])
 
 
-def test_an_inferer_beside_the_windows_is_a_contradiction(tmp_path):
-    trainer = small_trainer(tmp_path, cls=Small)
-    trainer.inferer = SlidingWindowInferer((8, 8))
-    with pytest.raises(SettingsError, match="leave inferer None"):
-        trainer.train(1)
+def test_whole_images_are_scored_as_an_inferer_runs_them_where_there_is_one(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(2, size=(20, 20)), cls=Small)
+    trainer.inferer = SlidingWindowInferer((12, 12), overlap=0.25)
+    outputs = []
+    validate_case = trainer.validate_case
+
+    def looking(image, label, toolbox):
+        result = validate_case(image, label, toolbox)
+        outputs.append((image, result[2]))
+        return result
+
+    trainer.validate_case = looking
+    trainer.train(1, save_preview=False)
+    predictor = Predictor(trainer.experiment_folder(), network=trainer.build_network((1, 8, 8)))
+    for image, logits in outputs:
+        expected = sliding_window_inference(image[None], (12, 12), 1, predictor.model, overlap=0.25)[0]
+        assert torch.equal(logits, expected)
+        assert torch.equal(predictor.logits(image), logits)
 
 
 def test_small_plan_s_patch_is_the_window(tmp_path):

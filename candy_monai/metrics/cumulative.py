@@ -1,0 +1,121 @@
+"""Dice and IoU as one of MONAI's metrics: gathered batch by batch, over all processes, and averaged in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from monai.metrics import CumulativeIterationMetric
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.errors import SettingsError
+from candy_monai.metrics.overlap import count_overlap
+
+Reduction = Literal["mean", "mean_batch", "mean_channel", "none"]
+
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda scores: scores.nanmean(1).nanmean(),
+    "mean_batch": lambda scores: scores.nanmean(0),
+    "mean_channel": lambda scores: scores.nanmean(1),
+    "none": lambda scores: scores,
+}
+
+
+class OverlapMetric(CumulativeIterationMetric):
+    """Gather the Dice or IoU of each class and case, as MONAI's ``DiceMetric`` does, with nnU-Net's absent classes.
+
+    A class that a case has in neither prediction nor reference has no score and is left out of every mean; one that
+    only one of them has scores 0. (``DiceMetric`` leaves out what the reference lacks, whatever was predicted.)
+
+    Args:
+        num_classes: Background included; 1 for a binary task, ids 0 and 1.
+        measure: ``"dice"`` or ``"iou"``.
+        include_background: Whether class 0 is scored.
+        ignore_index: Voxels with this id in the reference count for nothing.
+        reduction: What `aggregate` averages over, in MONAI's words: ``"mean"`` over the classes of each case and then
+            the cases, ``"mean_batch"`` over the cases, ``"mean_channel"`` over the classes, or ``"none"``.
+
+    Raises:
+        SettingsError: If an argument is none of these.
+
+    Example:
+        >>> metric = OverlapMetric(num_classes=3)
+        >>> by_class = metric(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+        >>> metric.aggregate()
+        tensor(1.)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        measure: Literal["dice", "iou"] = "dice",
+        include_background: bool = False,
+        ignore_index: int | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise SettingsError(f"num_classes must be at least 1, got {num_classes}")
+        if measure not in ("dice", "iou"):
+            raise SettingsError(f"measure must be 'dice' or 'iou', got {measure!r}")
+        self.num_classes = num_classes
+        self.measure = measure
+        self.include_background = include_background
+        self.ignore_index = ignore_index
+        self.reduction = _checked(reduction)
+
+    @override
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
+        """Return the scores ``(B, classes)`` of a batch.
+
+        Args:
+            y_pred: Ids ``(B, 1, *spatial)``, or logits, probabilities or a one-hot code ``(B, num_classes, *spatial)``.
+            y: Ids ``(B, 1, *spatial)``, or a one-hot code.
+
+        Raises:
+            ValueError: If there is no reference, or the shapes do not fit.
+        """
+        if y is None:
+            raise ValueError("a reference is needed beside the prediction")
+        counts = count_overlap(
+            self._ids(y_pred, "prediction"),
+            self._ids(y, "reference"),
+            self.num_classes,
+            include_background=self.include_background,
+            ignore_index=self.ignore_index,
+            batched=True,
+        )
+        return counts.dice if self.measure == "dice" else counts.iou
+
+    @override
+    def aggregate(self, reduction: Reduction | None = None) -> Tensor:
+        """Return the mean over everything gathered since the last `reset`; NaN where there is nothing to measure.
+
+        Args:
+            reduction: Another than that of the metric.
+
+        Raises:
+            ValueError: If nothing was gathered.
+        """
+        scores = self.get_buffer()
+        if not isinstance(scores, Tensor):
+            raise ValueError("nothing was gathered: call the metric on predictions and references first")
+        return _REDUCTIONS[_checked(reduction or self.reduction)](scores)
+
+    def _ids(self, given: Tensor, name: str) -> Tensor:
+        plain = given.as_subclass(Tensor)
+        if plain.shape[1] == 1:
+            return plain
+        if plain.shape[1] != self.num_classes:
+            raise ValueError(
+                f"expected a {name} of 1 channel of ids or {self.num_classes} channels, got shape {tuple(plain.shape)}"
+            )
+        return plain.argmax(1, keepdim=True)
+
+
+def _checked(reduction: Reduction) -> Reduction:
+    if reduction not in _REDUCTIONS:
+        raise SettingsError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    return reduction
