@@ -65,6 +65,18 @@ def test_transforms_of_ones_own_are_trained_with_kept_and_resumed_with(phantom, 
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
 
 
+def test_a_run_of_a_version_that_kept_no_pipelines_goes_on_and_predicts(phantom, tmp_path):
+    options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    folder = train_dataset(phantom, **options)
+    description = json.loads((folder / "experiment.json").read_text())
+    del description["pipelines"], description["plan"]["resampling"]
+    (folder / "experiment.json").write_text(json.dumps(description))
+    resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    case = NNUNetDataset(phantom).cases[0]
+    assert load_predictor(folder).predict(case.images).shape == load_image(case.label, is_label=True).shape
+
+
 def test_a_list_of_transforms_that_cannot_be_built_is_refused_before_the_dataset_is_read(tmp_path):
     (tmp_path / "own.yml").write_text("- _target_: RandFlipd\n  keys: [image]\n- _target_: os.system\n")
     with pytest.raises(SettingsError, match=r"own\.yml: augmentation\[1\]: os\.system"):
