@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candy_monai.forecasting.average import noise_of
+from candy_monai.forecasting.continuation import continuation
 from candy_monai.forecasting.gain import Gain
 from candy_monai.forecasting.signs import ScoreRange, SeenCurve, promises, seen_curve, signs_of
 
@@ -34,6 +35,7 @@ _ROOM_TO_HOLD = {2: 0.8, 3: 0.8, 4: 0.7, 5: 0.6}
 """By the number of scores: the share of what is left to the largest score that the interval reaches at least. What so
 few scores promise is worth little."""
 _UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, where a score has no bound
+_BEYOND = 0.005  # of the range: rounding and the error of a fit's form
 _POINT = 0.4
 """The quantile that is the forecast: just below the middle, which lets down fewer runs and errs no more."""
 
@@ -118,7 +120,8 @@ def forecast(
     promised, when = promises(curve, degree=degree)
     if method == "quotient":
         quantiles = np.quantile(promised, LEVELS)
-        return _stated(curve, quantiles, interval_of(promised, curve.best), when, promised > curve.best)
+        stated = _stated(curve, quantiles, interval_of(promised, curve.best), when, promised > curve.best)
+        return _continued(curve, stated)
 
     def score_of(gain: Array) -> Array:
         return np.minimum(curve.best + curve.range * gain, curve.top)
@@ -131,7 +134,37 @@ def forecast(
     quantiles = score_of(expected.quantiles(LEVELS))
     # Losses lie closer about the middle of what is expected of them.
     middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
-    return _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
+    return _continued(curve, _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle))
+
+
+def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
+    """Let the continuation of smooth fits have the say in a forecast that the residuals of the scores allow."""
+    plain = np.arange(1, curve.horizon + 1) / curve.horizon
+    axes = [plain] if np.allclose(curve.axis, plain) else [plain, curve.axis]
+    ahead = continuation(curve.epochs, curve.values, curve.now, axes)
+    if ahead is None or stated.interval is None:
+        return stated
+    width = stated.interval[1] - stated.interval[0]
+    trust = ahead.trust * width**2 / (width**2 + ahead.error**2)
+    # A fit that leaves the scores that there are is wrong, however near it has been so far.
+    trust *= math.exp(-((max(0.0, ahead.score - curve.top) / (ahead.error + _BEYOND * curve.range)) ** 2))
+
+    def mixed(said: Sequence[float], levels: Sequence[float]) -> Array:
+        fitted = np.clip(ahead.quantiles(np.asarray(levels)), curve.best, curve.top)
+        return (1 - trust) * np.asarray(said) + trust * fitted
+
+    low, high = mixed(stated.interval, (0.1, 0.9)).tolist()
+    high = max(high, min(low + ahead.error, curve.top))  # past a peak nothing may be left of the fitted interval
+    score = float(np.clip(mixed((stated.score,), (0.5,))[0], low, high))
+    comes = score > curve.best
+    epoch = round((1 - trust) * stated.epoch + trust * (ahead.epoch if ahead.score > curve.best else curve.now))
+    return replace(
+        stated,
+        epoch=int(np.clip(epoch, curve.now + comes, curve.horizon)),
+        score=score,
+        interval=(low, high),
+        quantiles=tuple(mixed(stated.quantiles, LEVELS).tolist()),
+    )
 
 
 def _stated(
