@@ -22,13 +22,14 @@ Array = NDArray[np.float64]
 
 NOISE_FULLY_TRUSTED, NOISE_NOT_TRUSTED = 0.0001, 0.001
 """In ranges of the scores: with residuals of up to the first the fit has the whole say, from the second on none."""
+_ROUNDING = 1e-9
 _LEAST_NOISE = 1e-6
 _LEAST_ERROR = 2e-4  # in ranges of the scores: no continuation is surer
 _LEAST_POINTS = 6
 _SPARE_POINTS = 2  # more than there are coefficients
 _NOISE_LEVEL = 0.05  # one-sided confidence of the noise: few residuals may be small by chance
-_WORTH_REFINING = 0.1  # of the range: the residuals of the best on a grid
-_WORTH_FITTING = 0.003  # of the range: the noise that fourth differences show
+_WORTH_REFINING = 0.05  # of the range: the residuals of the best on a grid
+_WORTH_FITTING = 0.0015  # of the range: the noise that differences show
 _HELD_OUT = 0.25
 
 
@@ -125,10 +126,14 @@ def continuation(epochs: Array, values: Array, now: int, axes: list[Array]) -> C
         The continuation; None where there are too few scores or no family comes near them.
     """
     size, count = float(np.ptp(values)), len(values)
-    if count < _LEAST_POINTS or not size > 0:
+    # A jump or a few steps between scores that stand still fit to all and tell nothing.
+    moves = np.count_nonzero(np.abs(np.diff(values)) > _ROUNDING * size)
+    if count < _LEAST_POINTS or moves < _LEAST_POINTS - 1 or moves < 0.5 * count:
         return None
-    if _shown_noise(epochs, values) > _WORTH_FITTING * size:  # nearly all real runs: the fits would cost time for nothing
-        return None
+    # What the first few scores climbed says nothing of how well a fit meets the others.
+    later = max(float(np.ptp(values[count // 4 :])) / size, _ROUNDING)
+    if _shown_noise(epochs, values) > _WORTH_FITTING * later * size:
+        return None  # nearly all real runs: the fits would cost time for nothing
     seen = epochs.astype(int) - 1
     level = float(values[-1])
     scaled = (values - level) / size
@@ -137,7 +142,7 @@ def continuation(epochs: Array, values: Array, now: int, axes: list[Array]) -> C
         return None
     shares = softmax(np.array([fit.weight(count) for fit in fits]))
     noise = math.sqrt(sum(s * _upper(f, count) ** 2 for s, f in zip(shares, fits, strict=True)))
-    trust = _trust(noise)
+    trust = _trust(noise / later)
     if not trust:
         return None
     curve = np.asarray(sum(s * f.curve for s, f in zip(shares, fits, strict=True)))[now:]
@@ -158,10 +163,11 @@ def continuation(epochs: Array, values: Array, now: int, axes: list[Array]) -> C
 
 
 def _shown_noise(epochs: Array, values: Array) -> float:
-    """Return the noise that fourth differences show, to which a smooth curve adds next to nothing; 0 if unknown."""
+    """Return the noise that high differences show, to which a smooth curve adds next to nothing; 0 if unknown."""
     if len(values) < 8 or np.ptp(np.diff(epochs)):
         return 0.0
-    return float(np.median(np.abs(np.diff(values, 4)))) / 0.6745 / math.sqrt(70)
+    sizes = [float(np.median(np.abs(np.diff(values, k)))) / math.sqrt(math.comb(2 * k, k)) for k in (4, 6)]
+    return min(sizes) / 0.6745
 
 
 def _trust(noise: float) -> float:
@@ -225,7 +231,7 @@ def _fitted(family: _Family, t: Array, seen: NDArray[np.int64], scaled: Array, c
     high = np.array([grid[-1] for grid in family.grids]) + 0.1
     shape = starts[start]
     if family.grids:
-        shape = least_squares(residuals, shape, bounds=(low, high), xtol=1e-12, ftol=1e-12, gtol=1e-15).x
+        shape = least_squares(residuals, shape, bounds=(low, high), xtol=1e-12, ftol=1e-12, gtol=1e-15, max_nfev=60).x
     noise = math.sqrt(float((residuals(shape) ** 2).sum()) / spare)
     basis = family.basis(t, shape)
     weights = np.linalg.lstsq(basis[seen], scaled, rcond=None)[0]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from candy_monai.forecasting.best_score import Forecast, forecast, interval_of
+from candy_monai.forecasting.continuation import continuation
 
 T = np.arange(1, 101) / 100
 
@@ -277,3 +278,51 @@ def test_a_run_that_validates_every_third_epoch_gets_a_forecast():
     assert np.nanmax(sparse) <= found.score
     assert found.score == pytest.approx(forecast(scores, 100).score, abs=0.05)
     assert "not finite" in forecast([*sparse, *[math.nan] * 9], 100).reason
+
+
+@pytest.mark.parametrize("known", [{}, {"range": True}, {"rates": True}, {"method": "quotient"}], ids=str)
+@pytest.mark.parametrize("scale", [1, 100])
+def test_a_curve_without_noise_is_continued_to_its_own_limit(scale, known):
+    scores = [scale * (0.9 - 0.8 * 0.8**epoch) for epoch in range(30)]
+    arguments = {"method": known.get("method", "combined")}
+    if "range" in known:
+        arguments["score_range"] = (0, scale)
+    if "rates" in known:  # a decay that the scores do not follow
+        arguments["learning_rates"] = [0.01 * (1 - epoch / 30) ** 0.9 for epoch in range(10)]
+    result = forecast(scores[:10], 30, **arguments)
+    assert result.epoch == 30
+    assert result.score == pytest.approx(scores[-1], abs=1e-4 * scale)
+    low, high = result.interval
+    assert low <= scores[-1] <= high
+    assert 0 < high - low < 0.01 * scale
+
+
+def test_of_a_peak_ahead_without_noise_score_and_epoch_are_known():
+    result = forecast(peaked(0.4)[:30], 100)
+    assert (result.epoch, result.score) == (40, pytest.approx(0.8, abs=1e-3))
+
+
+def test_a_peak_without_noise_that_is_passed_stays_the_best():
+    scores = peaked(0.2)[:30]
+    result = forecast(scores, 100)
+    assert (result.epoch, result.score) == (30, scores.max())
+    assert result.interval[0] == scores.max() < result.interval[1]
+
+
+def test_the_interval_widens_as_the_noise_grows():
+    noise = np.random.default_rng(0).standard_normal(30)
+    results = [forecast(saturating(0.2)[:30] + size * noise, 100) for size in (0, 1e-4, 1e-3)]
+    widths = [r.interval[1] - r.interval[0] for r in results]
+    assert 0 < widths[0] < widths[1] < widths[2]
+    assert widths[0] < 0.002
+
+
+def test_at_the_noise_of_real_runs_no_continuation_is_trusted():
+    for seed in range(3):
+        scores = noisy(saturating(0.2), seed)[:30]
+        assert continuation(np.arange(1.0, 31), scores, 30, [np.arange(1, 101) / 100]) is None
+
+
+def test_a_straight_line_that_would_leave_the_range_of_scores_is_not_continued_beyond_it():
+    result = forecast(np.linspace(0.1, 0.9, 20), 100)
+    assert 0.9 < result.score < result.interval[1] <= 1
