@@ -87,7 +87,7 @@ def forecast(
     learning_rates: Sequence[float] | Array | None = None,
     method: Literal["combined", "quotient"] = "combined",
 ) -> Forecast:
-    """Foretell the best score of a run from its scores so far. Takes milliseconds and always says the same.
+    """Foretell the best score of a run from its scores so far. Takes less than a second and always says the same.
 
     Args:
         scores: One score for each epoch from 1 on, higher is better; NaN where there is none.
