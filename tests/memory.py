@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from monai.data import MetaTensor
 
-from candy_monai.data.io import Scan
+from candy_monai.data.images.reading import Scan
 
 
 class MemoryDataset:

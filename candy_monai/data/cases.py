@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, pick_fold
-from candy_monai.data.names import stem_of
+from candy_monai.data.images.names import stem_of
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean

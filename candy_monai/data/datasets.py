@@ -19,7 +19,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
-from candy_monai.data.alignment import HAS_NO_GRID
 from candy_monai.data.cases import (
     CaseDataset,
     PairTransform,
@@ -28,9 +27,10 @@ from candy_monai.data.cases import (
     UnsupervisedDataset,
     ids_of,
 )
-from candy_monai.data.formats import READABLE
-from candy_monai.data.io import load_image
-from candy_monai.data.names import composed, image_suffix, stem_of
+from candy_monai.data.images.alignment import HAS_NO_GRID
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import composed, image_suffix, stem_of
+from candy_monai.data.images.reading import load_image
 from candy_monai.data.sampling import at
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, DatasetError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.data.cases import SupervisedDataset
-from candy_monai.data.io import Scan
+from candy_monai.data.images.reading import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.errors import BadInputError
 from candy_monai.label_ids import holds_whole_numbers

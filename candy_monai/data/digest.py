@@ -15,7 +15,7 @@ from candy_monai.data.described import DescribedDataset
 
 if TYPE_CHECKING:
     from candy_monai.data.cases import SupervisedDataset
-    from candy_monai.data.io import Scan
+    from candy_monai.data.images.reading import Scan
     from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 
 _WHOLE_FILE_BYTES = 1 << 20

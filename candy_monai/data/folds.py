@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.formats import READABLE
-from candy_monai.data.names import composed, image_suffix, split_channel, stem_of
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import composed, image_suffix, split_channel, stem_of
 from candy_monai.data.values import listed
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text

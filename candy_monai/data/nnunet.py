@@ -16,11 +16,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
-from candy_monai.data.alignment import aligned, mismatch
 from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
-from candy_monai.data.io import Scan, at_finest_spacing, read_geometry, read_scan
-from candy_monai.data.names import composed
+from candy_monai.data.images.alignment import aligned, mismatch
+from candy_monai.data.images.names import composed
+from candy_monai.data.images.reading import Scan, at_finest_spacing, read_geometry, read_scan
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
     DatasetDescription,
@@ -35,7 +35,7 @@ from candy_monai.errors import BadInputError, DatasetError, ImageReadError, Sett
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-    from candy_monai.data.geometry import Geometry
+    from candy_monai.data.images.geometry import Geometry
 
 __all__ = [
     "DatasetDescription",

@@ -17,11 +17,11 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.alignment import displacement, misalignment, misfit, mismatch
 from candy_monai.data.folds import Fold, choose_folds, read_splits
-from candy_monai.data.formats import TIFFS, spacing_file
-from candy_monai.data.io import Geometry, Scan, read_scan
-from candy_monai.data.names import image_suffix
+from candy_monai.data.images.alignment import displacement, misalignment, misfit, mismatch
+from candy_monai.data.images.formats import TIFFS, spacing_file
+from candy_monai.data.images.names import image_suffix
+from candy_monai.data.images.reading import Geometry, Scan, read_scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
 from candy_monai.data.nnunet_files import find_cases
 from candy_monai.data.patients import patients_on_both_sides

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.formats import READABLE
-from candy_monai.data.names import composed, existing_path, image_suffix, split_channel, stem_of
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
 from candy_monai.data.values import as_ids, named
 from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from candy_monai.data.formats import PICTURES, TIFFS
-from candy_monai.data.names import composed, split_channel
+from candy_monai.data.images.formats import PICTURES, TIFFS
+from candy_monai.data.images.names import composed, split_channel
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split
 from candy_monai.errors import did_you_mean
 

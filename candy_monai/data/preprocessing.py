@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import Shape
-from candy_monai.data.formats import Geometry
 from candy_monai.data.grid import axis_order, resampled_shape
+from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.reading import Scan
 from candy_monai.data.inspection import axis_codes
-from candy_monai.data.io import Scan
 from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, describe_pipelines
 from candy_monai.data.planning import Plan
 from candy_monai.data.values import without_metadata

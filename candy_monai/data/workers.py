@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from candy_monai.data.io import read_geometry
+from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from candy_monai.data.alignment import HAS_NO_GRID, aligned
-from candy_monai.data.io import geometry_of
+from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
+from candy_monai.data.images.reading import geometry_of
 from candy_monai.data.values import named, without_metadata
 from candy_monai.errors import BadInputError
 from candy_monai.label_ids import highest_id, ids_in

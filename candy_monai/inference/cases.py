@@ -17,8 +17,8 @@ from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike, Shape
 from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
-from candy_monai.data.formats import Geometry
-from candy_monai.data.io import read_geometry
+from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.reading import read_geometry
 from candy_monai.data.preprocessing import PreprocessedCase
 from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.inference.channels import RunChannels

@@ -15,10 +15,10 @@ import torch
 from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.alignment import aligned
-from candy_monai.data.formats import READABLE
-from candy_monai.data.io import geometry_of, load_image
-from candy_monai.data.names import image_suffix, split_channel, stem_of
+from candy_monai.data.images.alignment import aligned
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import image_suffix, split_channel, stem_of
+from candy_monai.data.images.reading import geometry_of, load_image
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels, names_beside

@@ -22,8 +22,8 @@ from torch.utils.data import Dataset
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.cases import CaseDataset
-from candy_monai.data.io import scan_of_nibabel
-from candy_monai.data.names import split_channel, stem_of
+from candy_monai.data.images.names import split_channel, stem_of
+from candy_monai.data.images.reading import scan_of_nibabel
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach
-from candy_monai.data.formats import Geometry
+from candy_monai.data.images.formats import Geometry
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import Preprocessor
 from candy_monai.data.values import without_metadata

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.io import load_image
+from candy_monai.data.images.reading import load_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.device import auto_device

@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from candy_monai.data.io import read_scan
+from candy_monai.data.images.reading import read_scan
 from candy_monai.data.pipelines.description import LABEL
 
 

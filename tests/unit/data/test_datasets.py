@@ -17,7 +17,7 @@ from candy_monai.data.datasets import (
     SupervisedDataset,
     UnsupervisedDataset,
 )
-from candy_monai.data.io import load_image
+from candy_monai.data.images.reading import load_image
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from monai.transforms import RandFlipd
 from torch.utils.data import DataLoader
 
-from candy_monai.data.io import Scan
+from candy_monai.data.images.reading import Scan
 from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.pipelines.description import augmentation, cutting

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from candy_monai.data.io import geometry_of, read_geometry
+from candy_monai.data.images.reading import geometry_of, read_geometry
 from candy_monai.data.nnunet import NNUNetDataset, check_dataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError

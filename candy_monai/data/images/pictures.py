@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from candy_monai.data.geometry import Geometry, UnusableFileError
+from candy_monai.data.images.geometry import Geometry, UnusableFileError
 from candy_monai.optional import require
 from candy_monai.text import read_json
 

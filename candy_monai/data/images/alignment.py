@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from candy_monai.data.formats import Geometry
+from candy_monai.data.images.formats import Geometry
 from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from candy_monai.data.io import load_image, read_geometry
+from candy_monai.data.images.reading import load_image, read_geometry
 from candy_monai.errors import ImageReadError
 
 _GREY, _COLOUR, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 4, 6

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import nibabel
 import numpy as np
 
-from candy_monai.data.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
-from candy_monai.data.names import image_suffix
+from candy_monai.data.images.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
+from candy_monai.data.images.names import image_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

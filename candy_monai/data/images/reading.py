@@ -1,7 +1,7 @@
 """Read and write images with the geometry that belongs to them, and read geometry alone.
 
 Owns what a loaded image looks like (channel first, types, metadata) and how a bad file is reported. How single formats
-are decoded is in ``candy_monai.data.formats``. Never reorients: axes stay in the order of the file.
+are decoded is in ``candy_monai.data.images.formats``. Never reorients: axes stay in the order of the file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import Device, PathLike, Shape
-from candy_monai.data import formats
-from candy_monai.data.geometry import Geometry, UnusableFileError, affine_problem
-from candy_monai.data.names import image_suffix
+from candy_monai.data.images import formats
+from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
+from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
 from candy_monai.files import atomic_path
 

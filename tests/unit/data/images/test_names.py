@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candy_monai.data.names import composed, existing_path, image_suffix, split_channel, stem_of
+from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
 
 
 def test_the_suffix_is_lower_case_and_keeps_both_parts_of_a_compressed_nifti():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from candy_monai.data.geometry import affine_problem
+from candy_monai.data.images.geometry import affine_problem
 
 TURN = np.array([[0.0, -1.0, 0.0], [0.6, 0.0, 0.8], [0.8, 0.0, -0.6]])  # a rotation
 TILT = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])  # a gantry's tilt of 27 degrees

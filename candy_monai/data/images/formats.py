@@ -1,7 +1,7 @@
 """How each file format is decoded and encoded: arrays in channel-first order and the geometry they carry.
 
-What a decoder raises is turned into one readable error by ``candy_monai.data.io``. Every unit of length becomes
-millimetres here, and what gives no place is refused here, so that nothing above meets either.
+What a decoder raises is turned into one readable error by ``candy_monai.data.images.reading``. Every unit of length
+becomes millimetres here, and what gives no place is refused here, so that nothing above meets either.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from candy_monai.data.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
-from candy_monai.data.nifti import in_space, nibabel_array, read_nifti, read_nifti_header, write_nifti
-from candy_monai.data.pictures import (
+from candy_monai.data.images.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
+from candy_monai.data.images.nifti import in_space, nibabel_array, read_nifti, read_nifti_header, write_nifti
+from candy_monai.data.images.pictures import (
     PICTURES,
     TIFFS,
     read_picture,

@@ -1,0 +1,1 @@
+"""Read and write image files with the geometry that belongs to them."""
