@@ -20,8 +20,10 @@ from candy_monai.data.fingerprint import CaseFingerprint as CaseFingerprint
 from candy_monai.data.fingerprint import Fingerprint as Fingerprint
 from candy_monai.data.geometric import crop as crop
 from candy_monai.data.geometric import ensure_num_dimensions as ensure_num_dimensions
+from candy_monai.data.images.checked import CheckedReader as CheckedReader
+from candy_monai.data.images.checked import CheckedWriter as CheckedWriter
 from candy_monai.data.images.reading import load_image as load_image
-from candy_monai.data.images.reading import save_image as save_image
+from candy_monai.data.images.writing import save_image as save_image
 from candy_monai.data.inspection import inspect as inspect
 from candy_monai.data.nnunet import NNUNetDataset as NNUNetDataset
 from candy_monai.data.nnunet_checks import check_dataset as check_dataset

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,7 +19,7 @@ from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
 from candy_monai.data.images.alignment import aligned, mismatch
 from candy_monai.data.images.names import composed
-from candy_monai.data.images.reading import Scan, at_finest_spacing, read_geometry, read_scan
+from candy_monai.data.images.reading import Scan, at_finest_spacing, read_channels, read_geometry, read_scan
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
     DatasetDescription,
@@ -246,26 +245,14 @@ class NNUNetDataset(SupervisedDataset):
         return super()._transformed(image, label)
 
     def _image_scan(self, case: NNUNetCase) -> Scan:
-        """Return all channels on the grid of the first."""
-        parts = [read_scan(path) for path in case.images]
-        grid, against = parts[0].geometry, f"the channel {case.images[0].name} has"
-        try:
-            values = [
-                aligned(part.values, part.geometry, grid, name=path.name, against=against)
-                for path, part in zip(case.images, parts, strict=True)
-            ]
-        except BadInputError as error:
-            raise ImageReadError(f"{case.case_id}: {error}") from error
-        channels = sum(len(part) for part in values)
+        scan = read_channels(case.images)
+        channels = len(scan.values)
         if channels != self.num_channels:
             raise ImageReadError(
                 f"{case.images[0]}: found {channels} channels, expected {self.num_channels}: "
                 f"{', '.join(self.description.channel_names)} (dataset.json)"
             )
-        if len(values) == 1:
-            return parts[0]
-        geometry = dataclasses.replace(grid, num_channels=channels)
-        return dataclasses.replace(parts[0], values=torch.cat(values), geometry=geometry)
+        return scan
 
     def _tensor(self, scan: Scan, *, is_label: bool) -> MetaTensor:
         tensor = scan.tensor(self._device)

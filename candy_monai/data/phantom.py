@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from candy_monai.aliases import PathLike, Shape
-from candy_monai.data.images.reading import save_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_write_text
 

@@ -10,21 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.images.alignment import aligned
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import image_suffix, split_channel, stem_of
-from candy_monai.data.images.reading import geometry_of, load_image
+from candy_monai.data.images.reading import geometry_of, read_channels
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels, names_beside
-
-_FLAT = 1e-3
-"""Axes of unit length span no volume when one of their singular values is below."""
 
 _MOST_CHANNELS = 16
 """More files of one name than that are numbered cases, not the channels of one."""
@@ -68,7 +62,7 @@ class InputCase:
         """
         image = self.decoded()
         name = image.meta.get("filename_or_obj") or self.case_id
-        check_affine(image, name)
+        geometry_of(image, name=name)
         image = image if num_dims is None else _with_axes(image, num_dims, name)
         if not image.numel():
             raise BadInputError(f"{name}: is empty (shape {tuple(image.shape)})")
@@ -86,7 +80,7 @@ class InputCase:
         """
         if self.problem is not None:
             raise BadInputError(self.problem)
-        return self.read() if self.read is not None else load_channels(self.files)
+        return self.read() if self.read is not None else read_channels(self.files).tensor()
 
 
 def _with_axes(image: MetaTensor, num_dims: int, name: str) -> MetaTensor:
@@ -106,60 +100,6 @@ def _with_axes(image: MetaTensor, num_dims: int, name: str) -> MetaTensor:
 
 class CaseFiles(tuple[Path, ...]):
     """The files of one case, known to be the run's channels in their order whatever their names say."""
-
-
-def check_affine(image: MetaTensor, name: str) -> None:
-    """Refuse an image that lies nowhere.
-
-    Raises:
-        BadInputError: If its affine holds NaN, or makes an axis of no length or two of the same direction.
-    """
-    affine = np.asarray(image.affine.detach().cpu().numpy(), dtype=np.float64)
-    num_dims = min(image.ndim - 1, len(affine) - 1)
-    columns = affine[:-1, :num_dims]
-    lengths = np.linalg.norm(columns, axis=0)
-    if np.isfinite(affine).all() and (lengths > 0).all():
-        cosines = np.linalg.svd(columns / lengths, compute_uv=False)
-        if cosines.min() > _FLAT:
-            return
-    rows = [[round(float(entry), 4) for entry in row] for row in affine[:-1]]
-    raise BadInputError(
-        f"{name}: the affine {rows} is none of a grid (expected finite numbers, and axes of some length in different "
-        "directions); correct the header, or give the image an affine"
-    )
-
-
-def stacked(parts: Sequence[MetaTensor], names: Sequence[object]) -> MetaTensor:
-    """Return the channels of one case as one image on the grid of the first.
-
-    Axes that run another way than the first channel's are swapped and flipped, which is exact.
-
-    Args:
-        parts: ``(C, *spatial)`` each.
-        names: What to call them in messages.
-
-    Raises:
-        BadInputError: If their grids cover other places.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    for part, name in zip(parts, names, strict=True):
-        check_affine(part, str(name))
-    grid, against = geometry_of(parts[0]), f"the channel {names[0]} has"
-    values = [
-        aligned(part.as_tensor(), geometry_of(part), grid, name=str(name), against=against)
-        for part, name in zip(parts, names, strict=True)
-    ]
-    return MetaTensor(torch.cat(values), meta=dict(parts[0].meta))
-
-
-def load_channels(files: Sequence[PathLike]) -> MetaTensor:
-    """Read the files of one case, a channel each, as one image on the grid of the first.
-
-    Raises:
-        BadInputError: If a file cannot be read, or their grids cover other places.
-    """
-    return stacked([load_image(file) for file in files], [Path(file).name for file in files])
 
 
 def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:

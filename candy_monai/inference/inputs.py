@@ -23,11 +23,11 @@ from torch.utils.data import Dataset
 from candy_monai.aliases import PathLike
 from candy_monai.data.cases import CaseDataset
 from candy_monai.data.images.names import split_channel, stem_of
-from candy_monai.data.images.reading import scan_of_nibabel
+from candy_monai.data.images.reading import Scan, joined, scan_of_nibabel
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels
-from candy_monai.inference.found import CaseFiles, InputCase, find_inputs, group_files, load_channels, stacked
+from candy_monai.inference.found import CaseFiles, InputCase, find_inputs, group_files
 
 Input: TypeAlias = (
     PathLike
@@ -167,7 +167,8 @@ def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> Met
                 f"{name}: has shape {tuple(image.shape)}, expected one channel and the spatial axes, as of each image "
                 "in a list; several cases are predicted by stream(...) and predict_to_files(...)"
             )
-    return stacked(images, names)
+    scans = [Scan.of(image, name=name) for image, name in zip(images, names, strict=True)]
+    return joined(scans, names=names).tensor()
 
 
 def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
@@ -219,8 +220,6 @@ def _image_of(item: Any) -> Any:
 
 
 def _from_dataset(dataset: CaseDataset[Any], index: int) -> MetaTensor:
-    if type(dataset) is NNUNetDataset and len(files := dataset.cases[index].images) > 1:
-        return load_channels(files)  # which compares their grids
     load_one = getattr(dataset, "load_image", dataset.load)  # labels are not read where they can be left out
     image = load_one(index)
     return image if isinstance(image, MetaTensor) else MetaTensor(image)

@@ -11,7 +11,8 @@ from typing import Self
 from monai.data import MetaTensor
 
 from candy_monai.data.images.formats import READABLE
-from candy_monai.data.images.reading import image_suffix, save_image
+from candy_monai.data.images.names import image_suffix
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError
 from candy_monai.files import check_writable
 from candy_monai.inference.found import InputCase

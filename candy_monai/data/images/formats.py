@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DETACHED",
     "ITK_FORMATS",
+    "KNOWN",
     "NIFTIS",
     "PICTURES",
     "READABLE",
@@ -45,6 +46,7 @@ __all__ = [
 NIFTIS = (".nii", ".nii.gz")
 ITK_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr")
 READABLE = (*NIFTIS, *PICTURES, *TIFFS, *ITK_FORMATS)
+KNOWN = f"known formats: {', '.join(READABLE)}"
 DETACHED = {".mhd": ".mha", ".nhdr": ".nrrd"}
 """Headers that name a second file with the samples, and the formats that hold both: these are read and not written."""
 

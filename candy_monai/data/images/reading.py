@@ -1,16 +1,16 @@
-"""Read and write images with the geometry that belongs to them, and read geometry alone.
+"""Read images with the geometry that belongs to them, and read geometry alone: the one way in for every file.
 
-Owns what a loaded image looks like (channel first, types, metadata) and how a bad file is reported. How single formats
-are decoded is in ``candy_monai.data.images.formats``. Never reorients: axes stay in the order of the file.
+What a loaded image looks like (channel first, types, metadata) and how a bad file is reported is decided here; how
+single formats are decoded, in ``candy_monai.data.images.formats``. Axes stay in the order of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data.images import formats
+from candy_monai.data.images.alignment import aligned
 from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
-from candy_monai.files import atomic_path
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -33,11 +33,13 @@ __all__ = [
     "Scan",
     "at_finest_spacing",
     "geometry_of",
-    "image_suffix",
+    "joined",
     "load_image",
+    "plain_geometry",
+    "read_channels",
     "read_geometry",
     "read_scan",
-    "save_image",
+    "readable_suffix",
     "scan_of_nibabel",
 ]
 
@@ -57,33 +59,43 @@ class Scan:
     file_name: str
 
     @classmethod
-    def of(cls, image: Tensor) -> Scan:
-        """Return a loaded ``(C, *spatial)`` tensor as a scan; one without metadata lies on a grid of 1 mm."""
+    def of(cls, image: Tensor, *, name: str | None = None) -> Scan:
+        """Return a loaded ``(C, *spatial)`` tensor as a scan; one without metadata lies on a grid of 1 mm.
+
+        Raises:
+            BadInputError: If its affine gives no place; ``name`` says what to call it, by default its file.
+        """
         from monai.data import MetaTensor
 
         if not isinstance(image, MetaTensor):
             shape = tuple(image.shape[1:])
-            return cls(values=image, geometry=_plain_geometry(shape, num_channels=len(image)), file_name="")
-        name = str(image.meta.get("filename_or_obj", ""))
-        return cls(values=image.as_tensor(), geometry=geometry_of(image), file_name=name)
+            return cls(values=image, geometry=plain_geometry(shape, num_channels=len(image)), file_name="")
+        file_name = str(image.meta.get("filename_or_obj", ""))
+        return cls(values=image.as_tensor(), geometry=geometry_of(image, name=name), file_name=file_name)
 
     def tensor(self, device: Device = "cpu") -> MetaTensor:
         """Return it with its geometry as MONAI's metadata, as `load_image` describes it."""
         from monai.data import MetaTensor
 
+        return MetaTensor(self.values.to(device), meta=self.meta())
+
+    def meta(self) -> dict[str, Any]:
+        """Return its metadata under the keys of MONAI's readers, and what else it takes to write like the file.
+
+        Every value is of one kind in all cases, so that MONAI's loaders can put cases into a batch and take them apart.
+        """
         geometry = self.geometry
-        return MetaTensor(
-            self.values.to(device),
-            affine=torch.from_numpy(geometry.affine.copy()),
-            meta={
-                "filename_or_obj": self.file_name,
-                "original_affine": torch.from_numpy(geometry.affine.copy()),
-                "original_channel_dim": 0,
-                "spatial_shape": geometry.spatial_shape,
-                "file_shape": geometry.file_shape,
-                "is_picture": geometry.is_picture,
-            },
-        )
+        trailing = geometry.file_shape[len(geometry.spatial_shape) :]
+        return {
+            "filename_or_obj": self.file_name,
+            "affine": geometry.affine.copy(),
+            "original_affine": geometry.affine.copy(),
+            "original_channel_dim": 0,
+            "space": "RAS",
+            "spatial_shape": geometry.spatial_shape,
+            "trailing_axes": len(trailing) if set(trailing) == {1} else 0,
+            "is_picture": geometry.is_picture,
+        }
 
 
 def load_image(
@@ -103,7 +115,7 @@ def load_image(
 
     Returns:
         A tensor ``(C, *spatial)``, float32 for an image and int64 for a label, with ``affine`` and in ``meta``
-        ``original_affine``, ``spatial_shape`` (the file's), ``file_shape`` and ``filename_or_obj``.
+        ``original_affine``, ``spatial_shape`` (the file's), ``space``, ``original_channel_dim``, ``filename_or_obj``.
 
     Raises:
         ImageReadError: If the file is missing, damaged, of an unknown format, or not a label map although
@@ -124,6 +136,43 @@ def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
     return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=str(path))
 
 
+def read_channels(paths: Sequence[PathLike], *, is_label: bool = False) -> Scan:
+    """Decode the files of one case, in the order of their channels, as one image on the grid of the first.
+
+    Raises:
+        ImageReadError: If a file cannot be read, as in `load_image`, or their grids cover other places.
+    """
+    return joined([read_scan(path, is_label=is_label) for path in paths])
+
+
+def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan:
+    """Return the channels of one case as one image on the grid of the first.
+
+    Axes that run another way than the first one's are swapped and flipped, which is exact.
+
+    Args:
+        parts: ``(C, *spatial)`` each.
+        names: What to call them in messages; by default their files.
+
+    Raises:
+        ImageReadError: If their grids cover other places.
+    """
+    first, *others = parts
+    if not others:
+        return first
+    names = [part.file_name for part in parts] if names is None else names
+    against = f"the channel {Path(names[0]).name} has"
+    try:
+        values = [
+            aligned(part.values, part.geometry, first.geometry, name=name, against=against)
+            for part, name in zip(parts, names, strict=True)
+        ]
+    except BadInputError as error:
+        raise ImageReadError(str(error)) from error
+    whole = torch.cat(values)
+    return replace(first, values=whole, geometry=replace(first.geometry, num_channels=len(whole)))
+
+
 def scan_of_nibabel(image: SpatialImage) -> Scan:
     """Decode an image of nibabel's as its file is decoded: axes after the third are channels.
 
@@ -135,6 +184,17 @@ def scan_of_nibabel(image: SpatialImage) -> Scan:
         array, geometry = formats.nibabel_array(image)
         values = _intensities(array)
     return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=image.get_filename() or "")
+
+
+def readable_suffix(path: PathLike) -> str:
+    """Return the suffix of a file of a known format, whether or not it exists.
+
+    Raises:
+        ImageReadError: If the format is not known.
+    """
+    if (suffix := image_suffix(path)) not in formats.READABLE:
+        raise ImageReadError(f"{path}: cannot read {suffix or 'a file without suffix'!r}; {formats.KNOWN}")
+    return suffix
 
 
 def read_geometry(path: PathLike) -> Geometry:
@@ -149,8 +209,12 @@ def read_geometry(path: PathLike) -> Geometry:
         return formats.read_header(path, _known_suffix(path))
 
 
-def geometry_of(image: MetaTensor) -> Geometry:
+def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     """Return the grid of a loaded ``(C, *spatial)`` tensor, with whatever transforms did to it.
+
+    Args:
+        image: The tensor.
+        name: What to call it in a message; by default its file.
 
     Raises:
         BadInputError: If its affine gives no place: it holds NaN, a voxel size of 0, or axes in one plane.
@@ -158,58 +222,18 @@ def geometry_of(image: MetaTensor) -> Geometry:
     shape = tuple(image.shape[1:])
     affine = _affine_4x4(image.affine.detach().cpu().numpy())
     if problem := affine_problem(affine, min(len(shape), 3)):
-        name = image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
+        name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
         raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a right one")
     return Geometry(
         spatial_shape=shape,
         num_channels=len(image),
         affine=affine,
         is_picture=bool(image.meta.get("is_picture", False)),
-        file_shape=_file_shape(image.meta.get("file_shape", ()), shape),
+        file_shape=(*shape, *(1,) * int(image.meta.get("trailing_axes", 0))),
     )
 
 
-def save_image(image: Tensor, path: PathLike, *, like: PathLike | MetaTensor | None = None) -> None:
-    """Write an image or a label map where a given scan is; the file appears whole or not at all.
-
-    Integers are stored in the smallest type that holds them, so labels stay ids. One channel leaves no axis of its own:
-    the file has as many axes as the one that it follows.
-
-    Args:
-        image: ``(C, *spatial)`` or ``(*spatial)``. Without any geometry, three axes are read as ``(C, H, W)`` for a
-            picture or where the first has length 1, else as a volume.
-        path: The suffix chooses the format; ``.mhd`` and ``.nhdr`` are read and not written, since they are two files.
-            Folders are created.
-        like: The file or the loaded tensor whose grid the image lies on. ``None`` takes the grid of ``image`` itself
-            when it carries one.
-
-    Raises:
-        BadInputError: If the shape is not that of ``like``, or the format cannot hold the image.
-    """
-    from monai.data import MetaTensor
-
-    path, suffix = Path(path), image_suffix(path)
-    if suffix not in formats.READABLE:
-        raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {_KNOWN}")
-    if suffix in formats.DETACHED:  # the samples would stay behind under the temporary name that the header states
-        whole = formats.DETACHED[suffix]
-        raise BadInputError(f"{path}: a {suffix} keeps its samples in a second file; write {whole}, which holds both")
-    if like is None and isinstance(image, MetaTensor):
-        like = image
-    geometry = None if like is None else geometry_of(like) if isinstance(like, MetaTensor) else read_geometry(like)
-    array = _channel_first(_compact(image), geometry, suffix, path)
-    geometry = geometry or _plain_geometry(array.shape[1:], num_channels=len(array))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with atomic_path(path, durable=False) as temporary:
-            formats.write(temporary, suffix, array, geometry, beside=path)
-    except ValueError as error:
-        raise BadInputError(f"{path}: {error}; choose another format, for example .nii.gz") from error
-
-
 _LARGEST_ID = 2**53  # what float64 holds exactly, in which some formats are decoded
-
-_KNOWN = "known formats: " + ", ".join(formats.READABLE)
 
 
 def _known_suffix(path: Path) -> str:
@@ -217,10 +241,7 @@ def _known_suffix(path: Path) -> str:
         raise ImageReadError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise ImageReadError(f"{path}: found a folder, expected an image file; convert a DICOM series to NIfTI first")
-    suffix = image_suffix(path)
-    if suffix not in formats.READABLE:
-        raise ImageReadError(f"{path}: cannot read {suffix or 'a file without suffix'!r}; {_KNOWN}")
-    return suffix
+    return readable_suffix(path)
 
 
 @contextmanager
@@ -291,12 +312,6 @@ def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
     return resampled.to(image.dtype)
 
 
-def _file_shape(file_shape: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Keep the singleton axes that the file had after its spatial ones."""
-    trailing = file_shape[len(shape) :]
-    return (*shape, *trailing) if set(trailing) <= {1} else shape
-
-
 def _affine_4x4(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     rank = len(affine) - 1
     full = np.eye(4)
@@ -304,39 +319,8 @@ def _affine_4x4(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return full
 
 
-def _plain_geometry(shape: Shape, *, num_channels: int) -> Geometry:
+def plain_geometry(shape: Shape, *, num_channels: int) -> Geometry:
+    """Return a grid of 1 mm that lies straight, for samples of which nothing is known."""
     return Geometry(
         spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=False, file_shape=shape
     )
-
-
-def _compact(image: Tensor) -> NDArray[np.generic]:
-    """Return the samples in the smallest type that keeps them: half precision widened, integers narrowed."""
-    image = image.detach().cpu()
-    if image.dtype in (torch.float16, torch.bfloat16):
-        image = image.float()
-    array = np.asarray(image.numpy())
-    if array.dtype.kind == "f":
-        return array
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    kinds = (np.int8, np.int16, np.int32, np.int64) if low < 0 else (np.uint8, np.uint16, np.uint32, np.uint64)
-    return array.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
-
-
-def _channel_first(
-    array: NDArray[np.generic], geometry: Geometry | None, suffix: str, path: Path
-) -> NDArray[np.generic]:
-    if geometry is None:
-        is_picture = suffix in formats.PICTURES or array.shape[0] == 1
-        has_channels = array.ndim == 4 or (array.ndim == 3 and is_picture)
-    else:
-        has_channels = array.ndim == len(geometry.spatial_shape) + 1
-        if array.shape[has_channels:] != geometry.spatial_shape:
-            raise BadInputError(
-                f"{path}: the image has shape {tuple(array.shape)}, the scan that it follows {geometry.spatial_shape}; "
-                "undo resampling, cropping and padding before writing"
-            )
-    result = array if has_channels else array[None]
-    if result.ndim not in (3, 4):
-        raise BadInputError(f"{path}: found shape {tuple(array.shape)}, expected 2 or 3 spatial axes and channels")
-    return result

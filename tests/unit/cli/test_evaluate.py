@@ -8,7 +8,8 @@ import torch
 from monai.data import MetaTensor
 
 from candy_monai.cli.main import main
-from candy_monai.data.images.reading import load_image, save_image
+from candy_monai.data.images.reading import load_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.data.phantom import write_phantom_dataset
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from candy_monai.data.datasets import SimpleDataset
-from candy_monai.data.images.reading import save_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.evaluation.pairing import pair_up
 
 NFC, NFD = "M\u00fcller", "Mu\u0308ller"

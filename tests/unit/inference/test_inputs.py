@@ -10,7 +10,7 @@ from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels
-from candy_monai.inference.found import CaseFiles, load_channels
+from candy_monai.inference.found import CaseFiles
 from candy_monai.inference.inputs import input_case, input_cases
 
 AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, -1.4, 0.2, 40], [0, 0.2, 2.2, -7], [0, 0, 0, 1]])
@@ -188,4 +188,3 @@ def test_files_without_numbers_are_channels_in_the_order_given(tmp_path):
     for file, values in zip(files, VALUES, strict=True):
         nibabel.save(nibabel.Nifti1Image(values, AFFINE), file)
     assert np.array_equal(_loaded(files[::-1], TWO).numpy(), VALUES[::-1])
-    assert np.array_equal(load_channels(files).numpy(), VALUES)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from candy_monai.data.folds import read_splits
-from candy_monai.data.images.reading import load_image, save_image
+from candy_monai.data.images.reading import load_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.pipelines.description import describe_pipelines

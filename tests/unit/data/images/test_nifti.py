@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from candy_monai.data.images.reading import load_image, read_geometry, save_image, scan_of_nibabel
+from candy_monai.data.images.reading import load_image, read_geometry, scan_of_nibabel
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import ImageReadError
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 12.0], [3.0, 0.0, 0.0, -40.0], [0.0, 0.0, 5.0, 7.0], [0.0, 0.0, 0.0, 1.0]])

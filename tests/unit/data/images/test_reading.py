@@ -10,7 +10,8 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from candy_monai.data.images.reading import geometry_of, load_image, read_geometry, save_image
+from candy_monai.data.images.reading import geometry_of, load_image, read_geometry
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError, ImageReadError
 
 OBLIQUE = np.array([[-0.8, 0.3, 0.0, 12.5], [0.4, 0.6, 0.0, -40.0], [0.0, 0.0, 2.5, 7.0], [0.0, 0.0, 0.0, 1.0]])

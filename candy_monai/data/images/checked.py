@@ -1,0 +1,178 @@
+"""MONAI's ``ImageReader`` and ``ImageWriter`` over our reading and writing, for its ``LoadImage`` and ``SaveImage``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.image_reader import ImageReader
+from monai.data.image_writer import ImageWriter
+from monai.transforms import SpatialResample
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.images.alignment import aligned, misalignment, mismatch
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import image_suffix
+from candy_monai.data.images.reading import geometry_of, read_channels, readable_suffix
+from candy_monai.data.images.writing import save_image
+from candy_monai.errors import ImageReadError
+
+
+class CheckedReader(ImageReader):
+    """A reader for MONAI's ``LoadImage`` that reads and checks files as `load_image` does.
+
+    Several files are the channels of one case, on the grid of the first. As with MONAI's readers, an image of one
+    channel comes without an axis for it, and ``EnsureChannelFirst`` adds it; of several, the axis is the first one. A
+    picture is (row, column), where MONAI's ``PILReader`` swaps them.
+
+    ``LoadImage`` turns what it gets into float32; ``dtype=numpy.int64`` keeps label ids beyond 2^24. It passes an
+    unknown format on to MONAI's own readers. Any other error is raised from here.
+
+    Args:
+        is_label: The files hold label ids: whole numbers, one channel each.
+        num_channels: How many channels an image must have; None takes any.
+    """
+
+    def __init__(self, *, is_label: bool = False, num_channels: int | None = None) -> None:
+        super().__init__()
+        self.is_label = is_label
+        self.num_channels = num_channels
+
+    @override
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return whether a file's format, or that of all of several, is known; opens none."""
+        return all(image_suffix(file) in READABLE for file in _files(filename))
+
+    @override
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
+        """Return the paths of the files of one case; `get_data` opens them, since ``LoadImage`` hides errors from here.
+
+        Raises:
+            ImageReadError: If the format of one is not known.
+        """
+        files = _files(data)
+        for file in files:
+            readable_suffix(file)
+        return files
+
+    @override
+    def get_data(self, img: Sequence[PathLike] | PathLike) -> tuple[NDArray[np.generic], dict[str, Any]]:
+        """Decode the files of one case.
+
+        Args:
+            img: What `read` returned.
+
+        Returns:
+            The samples, float32 or for labels int64: ``(*spatial)`` of one channel, ``(C, *spatial)`` of several; and
+            the metadata that `load_image` describes.
+
+        Raises:
+            ImageReadError: If a file is missing, damaged, not a label map although it should be, the grids of the
+                channels cover other places, or there are more or fewer than expected.
+        """
+        files = _files(img)
+        scan = read_channels(files, is_label=self.is_label)
+        count = len(scan.values)
+        if self.num_channels not in (None, count):
+            raise ImageReadError(f"{files[0]}: found {count} channels, expected {self.num_channels}")
+        array: NDArray[np.generic] = scan.values.numpy()
+        if count > 1:
+            return array, scan.meta()
+        return array[0], {**scan.meta(), "original_channel_dim": math.nan}  # MONAI's "no_channel"
+
+
+class CheckedWriter(ImageWriter):
+    """A writer for MONAI's ``SaveImage`` that writes as `save_image` does: where the file is that an image came from.
+
+    Axes that were swapped or flipped since are turned back, which is exact and needs no ``resample=True``; the file has
+    as many axes as the one that it came from. The type to store never changes a value: integers are not stored as
+    floating point, which ``SaveImage`` asks for by default, and a type that does not hold the values is widened.
+
+    Args:
+        output_dtype: The type to store, see ``dtype`` of `save_image`.
+        scale: Clip to 0..1 and multiply by this before it is stored as integers, as for pictures of 255 greys.
+        options: Kept as attributes, as in MONAI's writers.
+    """
+
+    def __init__(self, output_dtype: DTypeLike | None = None, scale: int | None = None, **options: Any) -> None:
+        super().__init__(output_dtype=output_dtype, scale=scale, **options)
+
+    @override
+    def set_data_array(
+        self,
+        data_array: Tensor | NDArray[np.generic],
+        channel_dim: int | None = 0,
+        squeeze_end_dims: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Take an image; which axes the file has is decided by the one that it came from, not ``squeeze_end_dims``."""
+        values = data_array.as_tensor() if isinstance(data_array, MetaTensor) else torch.as_tensor(data_array)
+        values = values[None] if channel_dim is None else values.movedim(channel_dim, 0)
+        if self.scale is not None:
+            values = (values.float().clamp(0, 1) * self.scale).round().long()
+        self.data_obj = MetaTensor(values)
+
+    @override
+    def set_metadata(
+        self,
+        meta_dict: Mapping[str, Any] | None,
+        resample: bool = True,
+        mode: str = "nearest",
+        padding_mode: str = "border",
+        dtype: DTypeLike = np.float64,
+        **options: Any,
+    ) -> None:
+        """Take the place of the image, and bring it onto the grid of the file that it came from.
+
+        Args:
+            meta_dict: ``affine``, and of the file ``original_affine`` and ``spatial_shape``.
+            resample: Interpolate where the grid is another one; else the image is written on its own grid.
+            mode: How, see MONAI's ``SpatialResample``.
+            padding_mode: What lies outside, likewise.
+            dtype: The type to compute in.
+            options: Not used.
+
+        Raises:
+            BadInputError: If an affine gives no place.
+        """
+        if not meta_dict:
+            return
+        values = self.data_obj.as_tensor()
+        image = MetaTensor(values, meta=dict(meta_dict))
+        shape = tuple(int(length) for length in meta_dict.get("spatial_shape", ()))
+        if "original_affine" in meta_dict and len(shape) == values.ndim - 1:
+            file = MetaTensor(torch.empty(1, *shape), meta={**meta_dict, "affine": meta_dict["original_affine"]})
+            found, expected, against = geometry_of(image), geometry_of(file), "the file has"
+            if misalignment(found, expected, against=against) is not None:
+                if mismatch(found, expected, against=against) is None:
+                    values = aligned(values, found, expected, name="the image", against=against)
+                    image = MetaTensor(values, meta=file.meta)
+                elif resample:
+                    interpolate = SpatialResample(mode=mode, padding_mode=padding_mode, dtype=dtype)
+                    moved = interpolate(image, dst_affine=expected.affine, spatial_size=shape).as_tensor()
+                    keeps_ids = mode == "nearest" and not values.is_floating_point()
+                    image = MetaTensor(moved.round().to(values.dtype) if keeps_ids else moved, meta=file.meta)
+        self.data_obj = image
+
+    @override
+    def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:
+        """Write the file; it appears whole or not at all.
+
+        Raises:
+            BadInputError: If the format, which the suffix chooses, cannot hold the image.
+        """
+        super().write(filename, verbose=verbose)
+        save_image(self.data_obj, filename, dtype=self.output_dtype)
+
+
+def _files(given: Sequence[PathLike] | PathLike) -> tuple[Path, ...]:
+    return tuple(map(Path, [given] if isinstance(given, str | os.PathLike) else given))
