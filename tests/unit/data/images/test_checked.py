@@ -225,10 +225,11 @@ def test_workers_load_what_the_process_itself_loads(cases, method):
 
 
 def test_an_error_in_a_worker_names_the_file(cases):
-    truncated(cases[1]["image"])
-    loader = DataLoader(Dataset(cases, loading()), batch_size=1, num_workers=1)
-    with pytest.raises(RuntimeError, match=r"1_0000\.nii\.gz: found a file of \d+ bytes that does not decode"):
-        list(loader)
+    truncated(cases[2]["image"])
+    coming = iter(DataLoader(Dataset(cases, loading()), batch_size=1, num_workers=1))
+    with pytest.raises(RuntimeError, match=r"2_0000\.nii\.gz: found a file of \d+ bytes that does not decode"):
+        list(coming)
+    assert list(coming) == []  # and the worker ends
 
 
 def test_monais_caches_hold_what_it_reads(cases, tmp_path):
