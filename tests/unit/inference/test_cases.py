@@ -393,11 +393,11 @@ def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch
     started = {}
     from candy_monai.inference import found
 
-    load_image = found.load_image
+    read_channels = found.read_channels
 
-    def slow_load(file):
-        started[file.name[0]] = time.perf_counter()
-        return load_image(file)
+    def noted_read(files):
+        started[files[0].name[0]] = time.perf_counter()
+        return read_channels(files)
 
     run = predictor.run
 
@@ -407,7 +407,7 @@ def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch
         return run(case, **options)
 
     ended = {}
-    monkeypatch.setattr(found, "load_image", slow_load)
+    monkeypatch.setattr(found, "read_channels", noted_read)
     predictor.run = slow_run
     predictor.predict_to_files(folder, tmp_path / "out")
     assert all(started[later] < ended[earlier] for earlier, later in ("ab", "bc", "cd"))
