@@ -18,7 +18,7 @@ from typing_extensions import override
 import candy_monai.transforms
 from candy_monai.aliases import PathLike
 from candy_monai.data.pipelines.description import Entry
-from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.errors import CandyError, SettingsError, did_you_mean
 
 _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
 _FUNCTIONS: dict[str, Callable[..., object]] = {
@@ -31,11 +31,21 @@ _LOADING = {
     "allow_missing_keys",
     "ensure_channel_first",
     "image_only",
+    "is_label",
+    "num_channels",
     "reader",
     "reverse_indexing",
     "simple_keys",
 }
-_READERS = ("NibabelReader", "PILReader", "ITKReader", "NrrdReader", "NumpyReader", "PydicomReader")
+_READERS = (
+    "NibabelReader",
+    "PILReader",
+    "ITKReader",
+    "NrrdReader",
+    "NumpyReader",
+    "PydicomReader",
+    "candy_monai.CheckedReader",
+)
 
 
 class Pipeline(Compose):
@@ -56,7 +66,7 @@ class Pipeline(Compose):
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:  # MONAI's, which says only which transform failed
             cause: BaseException = error
-            while cause.__cause__ is not None:
+            while cause.__cause__ is not None and not isinstance(cause, CandyError):  # ours names the file
                 cause = cause.__cause__
             if cause is error:
                 raise

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from candy_monai.data.images.reading import read_scan
+from candy_monai.data.images.reading import read_channels
 from candy_monai.data.pipelines.description import LABEL
 
 
@@ -31,18 +30,11 @@ class LoadCased(MapTransform):
         """Return the items with tensors ``(C, *spatial)`` in place of the files of the keys.
 
         Raises:
-            ImageReadError: If a file does not decode.
+            ImageReadError: If a file does not decode, or the grids of the channels cover other places.
         """
         d = dict(data)
         for key in self.key_iterator(d):
             if not isinstance(d[key], torch.Tensor):
-                d[key] = _loaded(d[key], is_label=key == LABEL)
+                paths = [d[key]] if isinstance(d[key], str | Path) else d[key]
+                d[key] = read_channels(paths, is_label=key == LABEL).tensor()
         return d
-
-
-def _loaded(files: str | Path | Sequence[str | Path], *, is_label: bool) -> MetaTensor:
-    paths = [files] if isinstance(files, str | Path) else list(files)
-    parts = [read_scan(path, is_label=is_label).tensor() for path in paths]
-    if len(parts) == 1:
-        return parts[0]
-    return MetaTensor(torch.cat([part.as_tensor() for part in parts]), meta=parts[0].meta)

@@ -12,7 +12,8 @@ from monai.transforms import Compose
 from nibabel import aff2axcodes
 from torch.nn import functional as F
 
-from candy_monai.data.images.reading import geometry_of, load_image, save_image
+from candy_monai.data.images.reading import geometry_of, load_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.planning import Region
 from candy_monai.data.preprocessing import Preprocessor

@@ -7,8 +7,9 @@ import pytest
 import torch
 from monai.transforms import Compose, RandFlipd
 
+from candy_monai.data.images.writing import save_image
 from candy_monai.data.pipelines.building import build_pipeline, read_entries
-from candy_monai.errors import SettingsError
+from candy_monai.errors import ImageReadError, SettingsError
 
 FLIP = {"_target_": "monai.transforms.RandFlipd", "keys": ["image"], "prob": 1.0, "spatial_axis": 0}
 
@@ -104,6 +105,15 @@ def test_expressions_and_references_are_refused_wherever_they_stand(text):
 )
 def test_what_writes_files_or_calls_by_name_is_refused(entry):
     refused(r"augmentation\[0\]: ", entry)
+
+
+def test_our_reader_may_be_named(tmp_path):
+    save_image(torch.full((1, 2, 3, 4), 0.5), tmp_path / "a.nii")
+    entry = {"_target_": "LoadImaged", "keys": "label", "reader": "candy_monai.CheckedReader"}
+    load, load_ids = (build_pipeline([entry | more], name="loading") for more in ({}, {"is_label": True}))
+    assert load({"label": tmp_path / "a.nii"})["label"].unique().tolist() == [0.5]
+    with pytest.raises(ImageReadError, match=r"a\.nii: 24 values that are not whole numbers"):
+        load_ids({"label": tmp_path / "a.nii"})
 
 
 def test_wrong_arguments_and_what_is_no_entry_are_refused_with_the_position():

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from candy_monai.data.images.reading import save_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.pipelines.building import build_pipeline
 from candy_monai.data.pipelines.description import augmentation, cutting, describe_pipelines
