@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from candy_monai.data.images.reading import Scan
+from candy_monai.data.nnunet_description import NNUNetCase
 
 
 class MemoryDataset:
@@ -16,8 +17,7 @@ class MemoryDataset:
     def __init__(self, cases, *, channel_names=("MRI",), labels=None, ignore_label=None, region_order=None, files=None):
         self._cases = cases
         self.cases = tuple(
-            SimpleNamespace(case_id=case_id, images=tuple((files or {}).get(case_id, ())), label=None)
-            for case_id in cases
+            NNUNetCase(case_id=case_id, images=tuple((files or {}).get(case_id, ())), label=None) for case_id in cases
         )
         self.description = SimpleNamespace(
             name="Memory",

@@ -38,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     parse_overrides(args.overrides)  # what is wrong with them is better said once than by every fold
 
+    from candy_monai.data.plan_files import read_plan
     from candy_monai.recipes.crossval import cross_validate
+
+    if args.plan is not None:
+        read_plan(args.plan)
 
     summary = cross_validate(
         args.dataset,
@@ -65,6 +69,7 @@ def _options(args: argparse.Namespace) -> list[str]:
         "--save-every": args.save_every,
         "--seed": args.seed,
         "--store-precision": args.store_precision,
+        "--plan": None if args.plan is None else args.plan.resolve(),
         "--trainer": None if args.trainer is None else _absolute(args.trainer),
         "--transforms": None if args.transforms is None else args.transforms.resolve(),
         "--note": args.note or None,

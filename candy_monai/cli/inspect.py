@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import BAD_INPUT, DONE
-from candy_monai.cli.options import add_dataset, add_device, add_set, new_command, parse_overrides, resolve_device
-from candy_monai.errors import DatasetError
+from candy_monai.cli.options import (
+    add_dataset,
+    add_device,
+    add_jobs,
+    add_set,
+    new_command,
+    parse_overrides,
+    resolve_device,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="write inspection.png (class frequencies, spacings, shapes, cases) and inspection.json to this folder",
     )
     add_set(parser)
+    add_jobs(parser)
     add_device(parser, why="what to plan for")
 
 
@@ -82,19 +90,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     overrides = parse_overrides(args.overrides)
 
-    from candy_monai.data.nnunet_checks import check_dataset
-    from candy_monai.recipes.inspection import INSPECTION, refuse_inside
+    from candy_monai.data.nnunet_checks import visit_dataset
+    from candy_monai.recipes.inspection import INSPECTION, refuse_inside, save_inspection
 
     if args.out is not None:
         refuse_inside(args.out, args.dataset)
-    checked = check_dataset(args.dataset)
-    problems, found = checked.problems, None
-    if not problems:
-        try:
-            found = _found(args.dataset, overrides, resolve_device(args.device))
-        except DatasetError as error:
-            problems = error.problems
-    report = _Report(problems=tuple(problems), warnings=checked.warnings, found=found)
+    checked = visit_dataset(args.dataset, num_workers=args.jobs, places_per_class=_PLACES_PER_CLASS)
+    problems, found = checked.report.problems, None
+    if checked.fingerprint is not None:
+        found = _found(checked.fingerprint, overrides, resolve_device(args.device))
+    elif not problems:
+        problems = ("imagesTr: no case; training needs at least one image with its label",)
+    report = _Report(problems=problems, warnings=checked.report.warnings, found=found)
     if args.json:
         print(report.as_json())
     else:
@@ -106,28 +113,19 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         atomic_write_text(args.out / INSPECTION, report.as_json())
         if found is not None:
-            _draw(args.dataset, found.fingerprint, args.out)
+            save_inspection(checked.dataset, found.fingerprint, args.out)
         if not args.json:
             print(f"Written to {args.out}")
     return BAD_INPUT if problems else DONE
 
 
-def _found(dataset: Path, overrides: Mapping[str, str], device: str) -> _Found:
+def _found(fingerprint: Fingerprint, overrides: Mapping[str, str], device: str) -> _Found:
     from candy_monai.data.explanation import explain
-    from candy_monai.data.inspection import inspect
     from candy_monai.data.planning import plan
     from candy_monai.recipes.prepare import device_memory
 
-    fingerprint = inspect(dataset, places_per_class=_PLACES_PER_CLASS)
     made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
     return _Found(fingerprint=fingerprint, plan=made, choices=explain(made, fingerprint))
-
-
-def _draw(dataset: Path, fingerprint: Fingerprint, folder: Path) -> None:
-    from candy_monai.data.nnunet import NNUNetDataset
-    from candy_monai.recipes.inspection import save_inspection
-
-    save_inspection(NNUNetDataset(dataset), fingerprint, folder)
 
 
 def _show(dataset: Path, report: _Report, *, explain: bool) -> None:

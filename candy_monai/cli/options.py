@@ -258,6 +258,26 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plan``."""
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="keep an earlier plan, though the dataset has grown: an experiment's folder, or a file that holds a plan",
+    )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add ``--jobs``."""
+    parser.add_argument(
+        "--jobs",
+        type=whole_number(1),
+        metavar="N",
+        help="cases worked on at once (default: one a processor; fewer where memory is short)",
+    )
+
+
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add ``--out``, ``--store`` and ``--store-precision``."""
     parser.add_argument(

@@ -9,7 +9,9 @@ from candy_monai.cli.errors import done, say
 from candy_monai.cli.options import (
     add_dataset,
     add_device,
+    add_jobs,
     add_out,
+    add_plan,
     add_set,
     new_command,
     parse_overrides,
@@ -28,11 +30,14 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="plan for a dataset and preprocess it",
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --set and --device.",
+        "finds them, given the same --out or --store, --set, --plan and --device. Cases that were stored before are "
+        "left as they are.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
     )
     add_dataset(parser)
     add_set(parser)
+    add_plan(parser)
+    add_jobs(parser)
     add_out(parser)
     add_device(parser, why="what to plan for")
 
@@ -53,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         device=resolve_device(args.device),
         precision=args.store_precision,
+        plan_from=args.plan,
+        jobs=args.jobs,
         on_progress=print,
     )
     for warning in prepared.warnings:

@@ -12,7 +12,9 @@ from candy_monai.cli.options import (
     add_dataset,
     add_device,
     add_frontend,
+    add_jobs,
     add_out,
+    add_plan,
     add_set,
     add_trust,
     as_argument,
@@ -51,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_training(parser)
     add_trust(parser)
+    add_jobs(parser)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +77,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--seed", type=whole_number(0, 2**32 - 1), metavar="N", help="seeds the run (default: drawn, and recorded)"
     )
     add_set(parser)
+    add_plan(parser)
     add_device(parser)
     add_out(parser)
     parser.add_argument(
@@ -126,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         save_every=args.save_every,
         seed=args.seed,
         overrides=overrides,
+        plan=args.plan,
+        jobs=args.jobs,
         device=resolve_device(args.device),
         out=args.out,
         store=args.store,

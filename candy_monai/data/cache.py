@@ -1,115 +1,146 @@
-"""What was found out about a dataset, kept so that it is found out once: its fingerprint and that it is sound.
+"""What was found out about the single cases of a dataset, kept so that it is found out once.
 
-Owns two small files a dataset, in a folder that the caller chooses, never the dataset's. Both can be deleted at any
-time. What is found out is up to ``candy_monai.data.inspection`` and ``candy_monai.data.nnunet_checks``.
+One small file a case lies in a folder that the caller chooses, never the dataset's. Any can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from candy_monai.aliases import PathLike
-from candy_monai.data.digest import CaseSource, dataset_digest
-from candy_monai.data.fingerprint import Fingerprint
-from candy_monai.data.inspection import inspect
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.nnunet_checks import DatasetReport, check_dataset
-from candy_monai.data.nnunet_files import find_cases
-from candy_monai.errors import BadInputError, DatasetError
-from candy_monai.files import atomic_write_text
+from candy_monai.data.digest import case_digest, case_stamp, description_key
+from candy_monai.data.fingerprint import CaseFingerprint
+from candy_monai.data.inspection import MeasuredCase
+from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
+from candy_monai.data.suspicions import CaseFacts
+from candy_monai.data.values import frozen
+from candy_monai.files import atomic_path
 
-_INSPECTION = 4
-"""Raised when ``inspect`` changes what it finds, so that what an earlier version found is not taken for it."""
+_FORMAT = 1
+"""Raised when more is looked for in a case, so that what an earlier version found is not taken for it."""
 
-_CHECK = 4
-"""Raised when ``check_dataset`` looks for more."""
+_SUFFIX = ".cases"
+_OF_BEFORE = "*.fingerprint-*.json"
 
 
-def inspect_once(dataset: CaseSource, folder: PathLike, *, num_workers: int | None = None) -> Fingerprint:
-    """Return a dataset's fingerprint: the stored one as long as the dataset's content is the same.
+@dataclass(frozen=True, kw_only=True)
+class CaseFindings:
+    """What one decoding of a case yields.
+
+    Attributes:
+        problems: What would stop training or make it wrong.
+        warnings: What is unusual and may be intended.
+        without_spacing: The files that say nothing of their spacing although they could.
+        facts: What is compared between cases; None where there are problems.
+        measured: What the fingerprint needs; None where there are problems, and of test cases.
+    """
+
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    without_spacing: tuple[str, ...]
+    facts: CaseFacts | None
+    measured: MeasuredCase | None
+
+    def has_samples(self, count: int) -> bool:
+        """Return whether so many samples are there, or all that the case has."""
+        return self.measured is None or self.measured.whole.shape[1] >= min(
+            count, math.prod(self.measured.fingerprint.shape)
+        )
+
+
+class CaseCache:
+    """The findings of a dataset's cases, one file each.
 
     Args:
-        dataset: The dataset.
-        folder: Where derived data lie, for example that of the stores; made when missing.
-        num_workers: For ``inspect``, where it is needed.
-
-    Raises:
-        DatasetError: As ``inspect`` does; nothing is stored then.
+        folder: Where derived data lie, for example that of the stores; made by the first `save`.
+        description: The dataset's description, on which findings depend.
     """
-    digest, name = dataset_digest(dataset), dataset.description.name
-    path = _file(folder, name, digest, f"fingerprint-{_INSPECTION}")
-    try:
-        stored = Fingerprint.from_json(path.read_text(encoding="utf-8"))
-        if (stored.digest, stored.dataset_name) == (digest, name):
-            return stored
-    except (OSError, UnicodeDecodeError, BadInputError):
-        pass  # there is none, or it is damaged: it can be made again
-    fingerprint = inspect(dataset, num_workers=num_workers)
-    if fingerprint.digest == digest:  # otherwise somebody is writing to the dataset
-        _store(path, fingerprint.to_json())
-    return fingerprint
+
+    def __init__(self, folder: PathLike, description: DatasetDescription) -> None:
+        self._folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"
+        self._context = repr((_FORMAT, description_key(description)))
+
+    def key(self, case: NNUNetCase, content: str | None = None, *, is_training: bool = True) -> str | None:
+        """Return what a case's findings are kept under; None where its files cannot be read.
+
+        A file counts as changed when it was written to, even if the result looks the same: a check is there to find
+        files that are damaged in the middle.
+
+        Args:
+            case: The case.
+            content: Its digest, where it is known already.
+            is_training: Whether it is a training case, which are measured, too.
+        """
+        try:
+            parts = (self._context, str(is_training), case.case_id, content or case_digest(case), case_stamp(case))
+        except OSError:
+            return None
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+
+    def load(self, key: str) -> CaseFindings | None:
+        """Return what was found in a case; None where nothing is kept, or it is damaged."""
+        try:
+            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as arrays:
+                about = json.loads(bytes(arrays["about"]))
+                samples = {name: arrays[name] for name in ("foreground", "whole") if name in arrays}
+            return _findings(about, samples)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return None
+
+    def save(self, key: str, findings: CaseFindings) -> None:
+        """Keep what was found in a case, if it has no problem: that may lie in what is installed."""
+        if findings.problems:
+            return
+        measured, facts = findings.measured, findings.facts
+        about = {
+            "warnings": findings.warnings,
+            "without_spacing": findings.without_spacing,
+            "facts": None if facts is None else _plain(facts),
+            "fingerprint": None if measured is None else asdict(measured.fingerprint),
+            "is_picture": None if measured is None else measured.is_picture,
+        }
+        arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)}
+        if measured is not None:
+            arrays |= {"foreground": measured.foreground, "whole": measured.whole}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self._folder / f"{key}.npz", durable=False) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def has_been_used(folder: PathLike) -> bool:
-    """Say whether a folder holds what was found out about any dataset."""
-    return any(Path(folder).glob("*.fingerprint-*.json"))
+    """Say whether a folder holds what was found out about any dataset, by this version or one before."""
+    return any(any(Path(folder).glob(pattern)) for pattern in (f"*{_SUFFIX}", _OF_BEFORE))
 
 
-def check_once(dataset: PathLike, folder: PathLike, *, num_workers: int | None = None) -> DatasetReport:
-    """Return what ``check_dataset`` finds, without decoding a dataset again that was found sound and has not changed.
-
-    Only a report without problems is stored: problems may lie in what is installed, and are about to be mended.
-
-    Args:
-        dataset: The dataset's folder.
-        folder: Where derived data lie, for example that of the stores; made when missing.
-        num_workers: For ``check_dataset``, where it is needed.
-    """
-    before = _state(Path(dataset))
-    if before is None:
-        return check_dataset(dataset, num_workers=num_workers)
-    path = _file(folder, Path(dataset).resolve().name, before, f"check-{_CHECK}")
-    try:
-        warnings = json.loads(path.read_text(encoding="utf-8"))["warnings"]
-        return DatasetReport(problems=(), warnings=tuple(str(warning) for warning in warnings))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # there is none, or it is damaged: it can be made again
-    report = check_dataset(dataset, num_workers=num_workers)
-    if not report.problems and _state(Path(dataset)) == before:
-        _store(path, json.dumps({"warnings": report.warnings}, indent=1))
-    return report
+def _plain(facts: CaseFacts) -> dict[str, Any]:
+    ids = None if facts.label_ids is None else sorted(facts.label_ids)
+    return {**asdict(facts), "content": facts.content.hex(), "label_ids": ids}
 
 
-def _state(folder: Path) -> str | None:
-    """Return a digest of all that a check looks at; ``None`` where even the list of files has problems.
-
-    A file counts as changed when it was written to, even if the result looks the same: a check is there to find files
-    that are damaged in the middle.
-    """
-    try:
-        dataset = NNUNetDataset(folder)
-        digest = hashlib.blake2b(dataset_digest(dataset).encode(), digest_size=8)
-        test_cases, problems = find_cases(folder, dataset.description, "Ts")
-        digest.update(repr(problems).encode())
-        for case in (*dataset.cases, *test_cases):
-            for path in (*case.images, *([case.label] if case.label else [])):
-                status = path.stat()
-                digest.update(f"{case.case_id}\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        for name in ("dataset.json", "splits_final.json"):
-            path = folder / name
-            digest.update(path.read_bytes() if path.is_file() else b"\0")
-    except (OSError, DatasetError):
-        return None
-    return digest.hexdigest()
-
-
-def _file(folder: PathLike, name: str, digest: str, kind: str) -> Path:
-    return Path(folder) / f"{quote(name, safe=' ')}-{digest}.{kind}.json"
-
-
-def _store(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text, durable=False)
+def _findings(about: Mapping[str, Any], samples: Mapping[str, Any]) -> CaseFindings:
+    facts, fingerprint = about["facts"], about["fingerprint"]
+    if facts is not None:
+        ids = facts["label_ids"]
+        known: dict[str, Any] = {name: frozen(value) for name, value in facts.items()}
+        known |= {"content": bytes.fromhex(facts["content"]), "label_ids": None if ids is None else frozenset(ids)}
+    return CaseFindings(
+        problems=(),
+        warnings=tuple(about["warnings"]),
+        without_spacing=tuple(about["without_spacing"]),
+        facts=None if facts is None else CaseFacts(**known),
+        measured=None
+        if fingerprint is None
+        else MeasuredCase(
+            fingerprint=CaseFingerprint.from_dict(fingerprint), is_picture=about["is_picture"], **samples
+        ),
+    )

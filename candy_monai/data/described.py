@@ -58,13 +58,17 @@ class DescribedDataset:
         self._digests[idx] = digest.digest()
         return read
 
+    def case_digests(self) -> dict[str, str]:
+        """Return for each case 16 hexadecimal digits of its voxels and positions; loads what was not loaded yet."""
+        for idx in set(range(len(self.cases))) - self._digests.keys():
+            self.read(idx)
+        return {case.case_id: self._digests[idx].hex() for idx, case in enumerate(self.cases)}
+
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with any voxel, id or position; loads what was not loaded yet."""
         digest = hashlib.blake2b(digest_size=8)
-        for idx, case in sorted(enumerate(self.cases), key=lambda entry: entry[1].case_id):
-            if idx not in self._digests:
-                self.read(idx)
-            digest.update(case.case_id.encode() + b"\0" + self._digests[idx])
+        for case_id, content in sorted(self.case_digests().items()):
+            digest.update(case_id.encode() + b"\0" + bytes.fromhex(content))
         return digest.hexdigest()
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -48,6 +50,21 @@ def opened_dataset(dataset: SupervisedDataset | CaseSource | PathLike) -> CaseSo
     return dataset if isinstance(dataset, CaseSource) else DescribedDataset(dataset)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """What tells one state of a dataset from another, of one reading of its files.
+
+    Attributes:
+        whole: 16 hexadecimal digits for the dataset; see `dataset_digest`.
+        cases: 16 for the files of each case, by id.
+        stamps: Sizes and modification times of the files of each case, by id; see `case_stamp`.
+    """
+
+    whole: str
+    cases: Mapping[str, str]
+    stamps: Mapping[str, str]
+
+
 def dataset_digest(dataset: SupervisedDataset | CaseSource | PathLike) -> str:
     """Return 16 hexadecimal digits that change when the dataset's content does.
 
@@ -56,17 +73,52 @@ def dataset_digest(dataset: SupervisedDataset | CaseSource | PathLike) -> str:
     lies between. Larger files without checksums add their modification time. Of a dataset that names no files every
     voxel counts.
     """
+    return dataset_digests(dataset).whole
+
+
+def dataset_digests(dataset: SupervisedDataset | CaseSource | PathLike) -> Digests:
+    """Return the digests of a dataset and of each of its cases; every file is read once."""
     source = opened_dataset(dataset)
     if isinstance(source, DescribedDataset):
-        return source.digest()
-    about = source.description
-    meaning = (about.channel_names, list(about.labels.items()), about.ignore_label, about.regions_class_order)
-    digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8)
-    for case in sorted(source.cases, key=lambda case: case.case_id):
-        digest.update(case.case_id.encode())
-        for path in (*case.images, *([case.label] if case.label else [])):
-            _digest_file(digest, Path(path))
+        return Digests(whole=source.digest(), cases=source.case_digests(), stamps={})
+    return file_digests(source.description, source.cases)
+
+
+def file_digests(description: DatasetDescription, cases: Iterable[NNUNetCase]) -> Digests:
+    """Return the digests of a dataset by its description and its files."""
+    whole = hashlib.blake2b(repr(description_key(description)).encode(), digest_size=8)
+    by_case, stamps = {}, {}
+    for case in sorted(cases, key=lambda case: case.case_id):
+        whole.update(case.case_id.encode())
+        stamps[case.case_id] = case_stamp(case)
+        by_case[case.case_id] = case_digest(case, whole)
+    return Digests(whole=whole.hexdigest(), cases=by_case, stamps=stamps)
+
+
+def description_key(description: DatasetDescription) -> tuple[object, ...]:
+    """Return what of a description decides the meaning of the files: channels and labels."""
+    return (
+        description.channel_names,
+        list(description.labels.items()),
+        description.ignore_label,
+        description.regions_class_order,
+    )
+
+
+def case_digest(case: NNUNetCase, *more: hashlib.blake2b) -> str:
+    """Return 16 hexadecimal digits of the names, sizes and content of a case's files; ``more`` digests get the same."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in case.files:
+        for part in _parts_of(path):
+            for each in (digest, *more):
+                each.update(part)
     return digest.hexdigest()
+
+
+def case_stamp(case: NNUNetCase) -> str:
+    """Return the sizes and modification times of a case's files: they change whenever a file is written to."""
+    found = [path.stat() for path in case.files]
+    return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in found)
 
 
 def case_seed(case_id: str) -> int:
@@ -74,15 +126,15 @@ def case_seed(case_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(case_id.encode(), digest_size=8).digest(), "big")
 
 
-def _digest_file(digest: hashlib.blake2b, path: Path) -> None:
+def _parts_of(path: Path) -> Iterator[bytes]:
     status = path.stat()
-    digest.update(f"{path.name}\0{status.st_size}\0".encode())
+    yield f"{path.name}\0{status.st_size}\0".encode()
     with path.open("rb") as file:
         if status.st_size <= _WHOLE_FILE_BYTES:
-            digest.update(file.read())
+            yield file.read()
             return
-        digest.update(file.read(_BLOCK_BYTES))
+        yield file.read(_BLOCK_BYTES)
         file.seek(-_BLOCK_BYTES, os.SEEK_END)
-        digest.update(file.read())
+        yield file.read()
     if not path.name.lower().endswith(_CHECKSUMMED):
-        digest.update(str(status.st_mtime_ns).encode())
+        yield str(status.st_mtime_ns).encode()

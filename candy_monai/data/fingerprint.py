@@ -95,6 +95,15 @@ class CaseFingerprint:
     foreground_bbox: tuple[int, ...] | None = None
     class_places: Mapping[int, tuple[Shape, ...]] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, object]) -> CaseFingerprint:
+        """Restore a case from ``asdict``, also after a round trip through JSON."""
+        values = {key: frozen(value) for key, value in entry.items()}
+        for key in ("class_voxels", "class_places"):  # JSON knows no keys but text
+            by_id: Mapping[str, object] = values[key]  # type: ignore[assignment]
+            values[key] = {int(index): value for index, value in by_id.items()}
+        return cls(**values)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
@@ -162,7 +171,7 @@ class Fingerprint:
             values["labels"] = {name: frozen(ids) for name, ids in values["labels"].items()}
             values["region_order"] = frozen(values["region_order"])
             values["channels"] = tuple(_channel(entry) for entry in values["channels"])
-            values["cases"] = tuple(_case(entry) for entry in values["cases"])
+            values["cases"] = tuple(CaseFingerprint.from_dict(entry) for entry in values["cases"])
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise BadInputError(f"not a fingerprint of this version ({error!r}): inspect the dataset again") from error
@@ -174,11 +183,3 @@ def _channel(entry: Mapping[str, object]) -> ChannelFingerprint:
         for key in ("foreground", "whole")
     }
     return ChannelFingerprint(name=entry["name"], **statistics)  # type: ignore[arg-type]
-
-
-def _case(entry: Mapping[str, object]) -> CaseFingerprint:
-    values = {key: frozen(value) for key, value in entry.items()}
-    for key in ("class_voxels", "class_places"):  # JSON knows no keys but text
-        by_id: Mapping[str, object] = values[key]  # type: ignore[assignment]
-        values[key] = {int(index): value for index, value in by_id.items()}
-    return CaseFingerprint(**values)  # type: ignore[arg-type]

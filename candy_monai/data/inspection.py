@@ -7,9 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import repeat
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import nibabel
@@ -25,18 +23,45 @@ from candy_monai.data.fingerprint import (
     Orientation,
 )
 from candy_monai.data.geometric import bounding_box
-from candy_monai.data.workers import case_workers
+from candy_monai.data.workers import case_pool
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from candy_monai.data.cases import SupervisedDataset
+    from candy_monai.data.io import Scan
     from candy_monai.data.nnunet_description import DatasetDescription
 
 
 _SAMPLES_PER_CASE = 10_000
 _SAMPLES_IN_ALL = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasuredCase:
+    """What a fingerprint needs to know of one case.
+
+    Attributes:
+        fingerprint: Its geometry and classes.
+        is_picture: Whether its file knows no physical space.
+        foreground: ``(C, n)`` intensities of labelled voxels in random order, at most 10 000.
+        whole: ``(C, n)`` intensities of any voxels in random order, at most 10 000.
+    """
+
+    fingerprint: CaseFingerprint
+    is_picture: bool
+    foreground: NDArray[np.floating]
+    whole: NDArray[np.floating]
+
+    def thinned(self, count: int) -> MeasuredCase:
+        """Return the case with so many samples at most: always the same ones."""
+        return replace(self, foreground=self.foreground[:, :count].copy(), whole=self.whole[:, :count].copy())
+
+
+def samples_per_case(num_cases: int, num_channels: int) -> int:
+    """Return how many samples of each case are pooled: fewer where there are many cases."""
+    return min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (num_cases * num_channels), 100))
 
 
 def inspect(
@@ -50,8 +75,8 @@ def inspect(
 
     Args:
         dataset: A dataset, or the folder of one. Where nothing names its labels, they are those that occur.
-        num_workers: Threads; decoding and counting release Python's lock. ``None`` takes one a processor, at most 8,
-            and fewer where cases would not fit into memory.
+        num_workers: Threads; decoding and counting release Python's lock. ``None`` takes one a processor. Fewer where
+            the cases would not fit into memory.
         places_per_class: Voxels of each foreground id to keep for each case, drawn evenly; all where there are fewer.
 
     Raises:
@@ -62,36 +87,53 @@ def inspect(
     cases = source.cases
     if not cases:
         raise DatasetError(source.description.name, ["no case found; check imagesTr and labelsTr"])
-    names = source.description.channel_names
-    per_case = min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (len(cases) * len(names)), 100))
-    with ThreadPoolExecutor(num_workers or case_workers(cases)) as pool:
-        results = list(
-            pool.map(_case_or_problem, repeat(source), range(len(cases)), repeat(per_case), repeat(places_per_class))
-        )
+    count = samples_per_case(len(cases), len(source.description.channel_names))
+
+    def measured(index: int) -> MeasuredCase | str:
+        case_id = cases[index].case_id
+        try:
+            image, label = source.read(index)
+            found = measure_case(case_id, image, label, source.description, num_places=places_per_class)
+            return found.thinned(count)
+        except CandyError as error:
+            return f"{case_id}: {error}"
+
+    with case_pool(cases, num_workers) as pool:
+        results = list(pool.map(measured, range(len(cases))))
     problems = [result for result in results if isinstance(result, str)]
     seen = [result for result in results if not isinstance(result, str)]
-    dimensions = {len(case.fingerprint.shape) for case in seen}
-    if len(dimensions) > 1:
-        problems.append(f"found images with {sorted(dimensions)} spatial axes; all cases must have the same number")
+    problems += mixed_axes(seen)
     if problems:
         raise DatasetError(source.description.name, problems)
-    description = source.description
+    return pooled_fingerprint(source.description, dataset_digest(source), seen)
+
+
+def mixed_axes(cases: Sequence[MeasuredCase]) -> list[str]:
+    """Return the problem of a dataset of both pictures and volumes, if it is one."""
+    dimensions = {len(case.fingerprint.shape) for case in cases}
+    if len(dimensions) < 2:
+        return []
+    return [f"found images with {sorted(dimensions)} spatial axes; all cases must have the same number"]
+
+
+def pooled_fingerprint(description: DatasetDescription, digest: str, cases: Sequence[MeasuredCase]) -> Fingerprint:
+    """Return the fingerprint of a dataset from what was measured of each of its cases."""
     return Fingerprint(
         dataset_name=description.name,
-        digest=dataset_digest(source),
-        is_picture=all(case.is_picture for case in seen),
-        labels=_labels(description, seen),
+        digest=digest,
+        is_picture=all(case.is_picture for case in cases),
+        labels=_labels(description, cases),
         ignore_label=description.ignore_label,
         region_order=description.regions_class_order if description.has_regions else None,
         channels=tuple(
             ChannelFingerprint(
                 name=name,
-                foreground=_pooled([case.foreground[channel] for case in seen]),
-                whole=IntensityStatistics.of(np.concatenate([case.whole[channel] for case in seen])),
+                foreground=_pooled([case.foreground[channel] for case in cases]),
+                whole=IntensityStatistics.of(np.concatenate([case.whole[channel] for case in cases])),
             )
-            for channel, name in enumerate(names)
+            for channel, name in enumerate(description.channel_names)
         ),
-        cases=tuple(sorted((case.fingerprint for case in seen), key=lambda case: case.case_id)),
+        cases=tuple(sorted((case.fingerprint for case in cases), key=lambda case: case.case_id)),
     )
 
 
@@ -107,28 +149,25 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
     return codes
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    fingerprint: CaseFingerprint
-    is_picture: bool
-    foreground: list[NDArray[np.floating]]
-    whole: list[NDArray[np.floating]]
+def measure_case(
+    case_id: str, image_scan: Scan, label_scan: Scan, description: DatasetDescription, *, num_places: int = 0
+) -> MeasuredCase:
+    """Measure a decoded case.
 
+    Args:
+        case_id: Seeds what is drawn.
+        image_scan: All channels of its image.
+        label_scan: Its label, in the axes of the image.
+        description: The dataset's description.
+        num_places: Voxels of each foreground id to keep.
 
-def _case_or_problem(source: CaseSource, index: int, num_samples: int, num_places: int) -> _Seen | str:
-    case_id = source.cases[index].case_id
-    try:
-        return _seen(source, index, num_samples, num_places)
-    except CandyError as error:
-        return f"{case_id}: {error}"
-
-
-def _seen(source: CaseSource, index: int, num_samples: int, num_places: int) -> _Seen:
-    case_id = source.cases[index].case_id
-    image_scan, label_scan = source.read(index)
+    Raises:
+        BadInputError: If the label does not fit the image, intensities are NaN or infinite, ids are negative, or the
+            affine is degenerate.
+    """
     geometry = image_scan.geometry
     image, label = image_scan.values.numpy(), label_scan.values.numpy()[0]
-    names = source.description.channel_names
+    names = description.channel_names
     if image.shape[1:] != label.shape or len(image) != len(names):
         raise BadInputError(
             f"found {len(image)} channels of shape {image.shape[1:]} and a label of shape {label.shape}, expected "
@@ -139,15 +178,15 @@ def _seen(source: CaseSource, index: int, num_samples: int, num_places: int) -> 
     if label.min() < 0:
         raise BadInputError(f"the label holds negative ids ({label.min()}); label ids start at 0")
     foreground = label > 0
-    if source.description.ignore_label is not None:
-        foreground &= label != source.description.ignore_label
+    if description.ignore_label is not None:
+        foreground &= label != description.ignore_label
     labelled, nonzero = bounding_box(foreground), bounding_box((image != 0).any(axis=0))
-    rng = np.random.default_rng(case_seed(case_id))
+    seed, most = case_seed(case_id), _SAMPLES_PER_CASE
+    rng, order = np.random.default_rng(seed), np.random.default_rng(seed)
     inside = np.flatnonzero(foreground)
-    if len(inside) > num_samples:
-        inside = rng.choice(inside, num_samples)
-    anywhere = np.arange(label.size) if label.size <= num_samples else rng.integers(0, label.size, num_samples)
-    return _Seen(
+    inside = rng.choice(inside, most) if len(inside) > most else order.permutation(inside)
+    anywhere = order.permutation(label.size) if label.size <= most else rng.integers(0, label.size, most)
+    return MeasuredCase(
         fingerprint=CaseFingerprint(
             case_id=case_id,
             shape=tuple(label.shape),
@@ -160,8 +199,8 @@ def _seen(source: CaseSource, index: int, num_samples: int, num_places: int) -> 
             class_places=_places(label, foreground, num_places, rng) if num_places else {},
         ),
         is_picture=geometry.is_picture,
-        foreground=[channel.ravel()[inside] for channel in image],
-        whole=[channel.ravel()[anywhere] for channel in image],
+        foreground=np.stack([channel.ravel()[inside] for channel in image]),
+        whole=np.stack([channel.ravel()[anywhere] for channel in image]),
     )
 
 
@@ -183,10 +222,10 @@ def _places(
     return places
 
 
-def _labels(description: DatasetDescription, seen: Sequence[_Seen]) -> Mapping[str, int | tuple[int, ...]]:
+def _labels(description: DatasetDescription, cases: Sequence[MeasuredCase]) -> Mapping[str, int | tuple[int, ...]]:
     if description.labels:
         return dict(description.labels)
-    found = {index for case in seen for index in case.fingerprint.class_voxels}
+    found = {index for case in cases for index in case.fingerprint.class_voxels}
     return {"background": 0} | {f"class_{index}": index for index in sorted(found - {0})}
 
 

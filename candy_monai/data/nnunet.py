@@ -6,7 +6,6 @@ pairs files, ``nnunet_checks`` finds what is wrong with the images; their public
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -17,24 +16,27 @@ from typing_extensions import override
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data.cases import PairTransform, SupervisedDataset, Transform
 from candy_monai.data.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, read_splits
-from candy_monai.data.images.alignment import aligned, mismatch
 from candy_monai.data.images.names import composed
-from candy_monai.data.images.reading import Scan, at_finest_spacing, read_channels, read_geometry, read_scan
+from candy_monai.data.images.reading import (
+    Scan,
+    at_finest_spacing,
+    read_channels,
+    read_geometry,
+    read_scan,
+    turned_label,
+)
 from candy_monai.data.nnunet_checks import DatasetReport, check_dataset, split_problems
 from candy_monai.data.nnunet_description import (
     DatasetDescription,
     NNUNetCase,
     Split,
-    parse_description,
     read_description,
 )
-from candy_monai.data.nnunet_files import find_cases
+from candy_monai.data.nnunet_files import Listing, list_dataset
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
-
-    from candy_monai.data.images.geometry import Geometry
 
 __all__ = [
     "DatasetDescription",
@@ -59,6 +61,7 @@ class NNUNetDataset(SupervisedDataset):
         image_transform: Applied to the image alone.
         label_transform: Applied to the label alone.
         device: Where items live.
+        listing: What an earlier look at the folder found; None looks.
 
     Raises:
         DatasetError: If ``dataset.json`` makes no sense, or files are missing or too many; lists every problem. The
@@ -76,16 +79,15 @@ class NNUNetDataset(SupervisedDataset):
         image_transform: Transform | None = None,
         label_transform: Transform | None = None,
         device: Device = "cpu",
+        listing: Listing | None = None,
     ) -> None:
         if split not in ("Tr", "Ts"):
             raise SettingsError(f"split must be 'Tr' or 'Ts', got {split!r}")
         self._folder = Path(folder)
         self._split = split
-        description, problems = parse_description(self._folder)
-        cases: tuple[NNUNetCase, ...] = ()
-        if description is not None:
-            cases, case_problems = find_cases(self._folder, description, split)
-            problems = [*problems, *case_problems]
+        listing = list_dataset(self._folder, split) if listing is None else listing
+        description, cases = listing.description, listing.cases.get(split, ())
+        problems = [*listing.description_problems, *listing.problems.get(split, ())]
         if description is None or problems:
             raise DatasetError(folder, problems)
         self.description = description
@@ -167,7 +169,8 @@ class NNUNetDataset(SupervisedDataset):
         case: NNUNetCase = self._labels[idx]
         if case.label is None:
             raise DatasetError(self._folder, [f"{case.case_id}: has no label; use load_image for images alone"])
-        return self._tensor(_label_scan(case.label, read_geometry(case.images[0])), is_label=True)
+        label = read_scan(case.label, is_label=True)
+        return self._tensor(turned_label(label, read_geometry(case.images[0])), is_label=True)
 
     def read(self, idx: int) -> tuple[Scan, Scan]:
         """Return what ``load`` does as plain scans on the CPU, which needs no MONAI; errors are the same."""
@@ -178,7 +181,7 @@ class NNUNetDataset(SupervisedDataset):
             image, label = (tensor.cpu() for tensor in self.load(idx))
             return Scan.of(image), Scan.of(label)
         image = self._image_scan(case)
-        return image, _label_scan(case.label, image.geometry)
+        return image, turned_label(read_scan(case.label, is_label=True), image.geometry)
 
     def fold(  # one option more than the base
         self,
@@ -266,16 +269,3 @@ class NNUNetDataset(SupervisedDataset):
         preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - the name is nnU-Net's
         folders = [self._folder, *([Path(preprocessed) / self._folder.resolve().name] if preprocessed else [])]
         return next((path for path in (folder / "splits_final.json" for folder in folders) if path.is_file()), None)
-
-
-def _label_scan(path: Path, grid: Geometry) -> Scan:
-    """Return label ids in the axes of their image; as stored where no turn brings both together, which a check says."""
-    scan = read_scan(path, is_label=True)
-    against = "the image has"
-    if mismatch(scan.geometry, grid, against=against):
-        return scan
-    values = aligned(scan.values, scan.geometry, grid, name=path.name, against=against)
-    if values is scan.values:
-        return scan
-    turned = dataclasses.replace(grid, num_channels=1, file_shape=tuple(values.shape[1:]))
-    return dataclasses.replace(scan, values=values, geometry=turned)

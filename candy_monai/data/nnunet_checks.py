@@ -1,15 +1,16 @@
 """Find everything that is wrong with an nnU-Net folder before work starts, each problem with the file at fault.
 
-Decodes every image once, since a truncated file, a NaN or an unknown label id shows nowhere else. Repairs nothing and
-writes nothing.
+Decodes every image once, since a truncated file, a NaN or an unknown label id shows nowhere else, and measures each
+case for the dataset's fingerprint by the way. Repairs nothing; writes what it found out of the cases where that is
+asked for, and else nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,16 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.cache import CaseCache, CaseFindings
+from candy_monai.data.digest import Digests, case_stamp, file_digests
 from candy_monai.data.folds import Fold, choose_folds, read_splits
 from candy_monai.data.images.alignment import displacement, misalignment, misfit, mismatch
 from candy_monai.data.images.formats import TIFFS, spacing_file
 from candy_monai.data.images.names import image_suffix
-from candy_monai.data.images.reading import Geometry, Scan, read_scan
-from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, parse_description
-from candy_monai.data.nnunet_files import find_cases
+from candy_monai.data.images.reading import Geometry, Scan, joined, read_scan, turned_label
+from candy_monai.data.inspection import measure_case, mixed_axes, pooled_fingerprint, samples_per_case
+from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase
+from candy_monai.data.nnunet_files import Listing, list_dataset
 from candy_monai.data.patients import patients_on_both_sides
 from candy_monai.data.suspicions import (
     CaseFacts,
@@ -34,11 +38,14 @@ from candy_monai.data.suspicions import (
     usual_range,
 )
 from candy_monai.data.values import listed, named
-from candy_monai.data.workers import case_workers
+from candy_monai.data.workers import case_pool
 from candy_monai.errors import BadInputError, CandyError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from candy_monai.data.fingerprint import Fingerprint
+    from candy_monai.data.nnunet import NNUNetDataset
 
 SPLITS = "splits_final.json"
 
@@ -60,11 +67,33 @@ class DatasetReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CaseFindings:
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    without_spacing: tuple[Path, ...]
-    facts: CaseFacts | None
+class CheckedDataset:
+    """What one look at an nnU-Net folder found, so that nothing has to be read again.
+
+    Attributes:
+        listing: The description and the files of training and test cases.
+        report: Problems and warnings.
+        folds: The folds of the folder's own split file, or else nnU-Net's; empty where there are problems with these.
+        digests: Tell this state of the training cases from another; None where there are problems.
+        fingerprint: What planning needs to know; None where there are problems.
+    """
+
+    listing: Listing
+    report: DatasetReport
+    folds: tuple[Fold, ...] = ()
+    digests: Digests | None = None
+    fingerprint: Fingerprint | None = None
+
+    @cached_property
+    def dataset(self) -> NNUNetDataset:
+        """The training cases.
+
+        Raises:
+            DatasetError: If there are none, or their description or files have problems.
+        """
+        from candy_monai.data.nnunet import NNUNetDataset
+
+        return NNUNetDataset(self.listing.folder, listing=self.listing)
 
 
 def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> DatasetReport:
@@ -74,32 +103,56 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
 
     Args:
         folder: The dataset's folder.
-        num_workers: Threads that decode; ``None`` takes one a processor, at most 4, and fewer where cases would not fit
-            into memory.
+        num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
     """
-    folder = Path(folder)
-    description, problems = parse_description(folder)
+    return visit_dataset(folder, num_workers=num_workers).report
+
+
+def visit_dataset(
+    folder: PathLike, *, store: PathLike | None = None, num_workers: int | None = None, places_per_class: int = 0
+) -> CheckedDataset:
+    """Look at a dataset once: check it as `check_dataset` does and measure it as `inspect` does, in one decoding.
+
+    Args:
+        folder: The dataset's folder.
+        store: Where findings of cases are kept, so that only new and changed cases are decoded; None keeps none.
+        num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
+        places_per_class: Voxels of each foreground id to keep for each case; needs ``store=None``.
+    """
+    listing = list_dataset(Path(folder), "Tr", "Ts")
+    description, problems = listing.description, [*listing.description_problems]
     if description is None:
-        return DatasetReport(problems=tuple(problems), warnings=())
-    cases, case_problems = find_cases(folder, description, "Tr")
-    test_cases, test_problems = find_cases(folder, description, "Ts")
-    problems = [*problems, *case_problems]
-    if description.num_training is not None and not case_problems and description.num_training != len(cases):
+        return CheckedDataset(listing=listing, report=DatasetReport(problems=tuple(problems), warnings=()))
+    cases, test_cases = listing.cases["Tr"], listing.cases["Ts"]
+    problems += listing.problems["Tr"]
+    if description.num_training is not None and not listing.problems["Tr"] and description.num_training != len(cases):
         problems.append(
             f"dataset.json: numTraining is {description.num_training}, found {len(cases)} cases; add what is missing, "
             f'or write "numTraining": {len(cases)}'
         )
     case_ids = [case.case_id for case in cases]
-    split_file_problems = split_problems(folder / SPLITS, case_ids) if (folder / SPLITS).is_file() else []
+    splits = listing.folder / SPLITS
+    split_file_problems = split_problems(splits, case_ids) if splits.is_file() else []
     problems += split_file_problems
-    folds = () if case_problems or split_file_problems else usual_folds(folder, case_ids)
-    with ThreadPoolExecutor(num_workers or case_workers((*cases, *test_cases), limit=4)) as pool:
-        findings = list(pool.map(lambda case: _check_case(case, description), cases))
-        test_findings = list(pool.map(lambda case: _check_case(case, description), test_cases))
+    folds = () if listing.problems["Tr"] or split_file_problems else usual_folds(listing.folder, case_ids)
+    digests = _digests(listing)
+    visit = _Visit(
+        description=description,
+        digests=digests,
+        cache=None if store is None else CaseCache(store, description),
+        num_places=places_per_class,
+        num_samples=samples_per_case(max(1, len(cases)), description.num_channels),
+    )
+    with case_pool((*cases, *test_cases), num_workers) as pool:
+        in_training = pool.map(visit.of_training, cases)
+        in_test = pool.map(visit.of_test, test_cases)
+        findings, test_findings = list(in_training), list(in_test)
     problems += [problem for finding in findings for problem in finding.problems]
+    measured = [finding.measured for finding in findings if finding.measured is not None]
+    problems += [] if problems else mixed_axes(measured)
     warnings = [warning for finding in findings for warning in finding.warnings]
-    warnings += _spacing_warnings([path for finding in findings for path in finding.without_spacing])
-    warnings += test_problems  # no training reads the test cases
+    warnings += _spacing_warnings([name for finding in findings for name in finding.without_spacing])
+    warnings += listing.problems["Ts"]  # no training reads the test cases
     warnings += [text for finding in test_findings for text in (*finding.problems, *finding.warnings)]
     facts, test_facts = (_facts(found) for found in (findings, test_findings))
     ids_by_case = {case.case_id: case.label_ids for case in facts if case.label_ids is not None}
@@ -113,8 +166,73 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
     )
     if not problems:  # otherwise a label may be missing because its case is
         warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
+        visit.keep()
     warnings += patients_on_both_sides(folds)
-    return DatasetReport(problems=tuple(problems), warnings=tuple(warnings))
+    is_sound = digests is not None and bool(cases) and not problems
+    return CheckedDataset(
+        listing=listing,
+        report=DatasetReport(problems=tuple(problems), warnings=tuple(warnings)),
+        folds=folds,
+        digests=digests if is_sound else None,
+        fingerprint=pooled_fingerprint(description, digests.whole, measured) if digests and is_sound else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Visit:
+    """Find out about cases, from what is kept where that is possible, and collect what is to be kept."""
+
+    description: DatasetDescription
+    digests: Digests | None
+    cache: CaseCache | None
+    num_places: int
+    num_samples: int
+    new: dict[str, CaseFindings] = field(default_factory=dict)
+
+    def of_training(self, case: NNUNetCase) -> CaseFindings:
+        content = None if self.digests is None else self.digests.cases[case.case_id]
+        return self._findings(case, content, is_training=True)
+
+    def of_test(self, case: NNUNetCase) -> CaseFindings:
+        return self._findings(case, None, is_training=False)
+
+    def keep(self) -> None:
+        for key, found in self.new.items():
+            if self.cache is not None:
+                self.cache.save(key, found)
+
+    def _findings(self, case: NNUNetCase, content: str | None, *, is_training: bool) -> CaseFindings:
+        key = None if self.cache is None else self.cache.key(case, content, is_training=is_training)
+        found = None if self.cache is None or key is None else self.cache.load(key)
+        if found is None or not found.has_samples(self.num_samples):
+            stamp = _stamp(case)
+            found = _thinned(
+                _check_case(case, self.description, self.num_places if is_training else None), self.num_samples
+            )
+            if key is not None and _stamp(case) == stamp:  # otherwise somebody is writing to the case
+                self.new[key] = found
+        return _thinned(found, self.num_samples)
+
+
+def _thinned(findings: CaseFindings, num_samples: int) -> CaseFindings:
+    measured = findings.measured
+    return findings if measured is None else replace(findings, measured=measured.thinned(num_samples))
+
+
+def _stamp(case: NNUNetCase) -> str | None:
+    try:
+        return case_stamp(case)
+    except OSError:
+        return None
+
+
+def _digests(listing: Listing) -> Digests | None:
+    """Return the digests of the training cases; None where a file cannot be read, which its case's check says."""
+    assert listing.description is not None
+    try:
+        return file_digests(listing.description, listing.cases["Tr"])
+    except OSError:
+        return None
 
 
 def usual_folds(folder: Path, case_ids: Sequence[str]) -> tuple[Fold, ...]:
@@ -149,7 +267,8 @@ def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
     return problems
 
 
-def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindings:
+def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: int | None) -> CaseFindings:
+    """Decode a case once, and say what is wrong with it or what it is; it is measured unless ``num_places`` is None."""
     problems: list[str] = []
     warnings: list[str] = []
     parts = [(path, image) for path in case.images if (image := _loaded(path, problems, is_label=False)) is not None]
@@ -169,7 +288,7 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
         compared.append((case.label, label))
         ids = _ids(label.values.numpy())
         _check_ids(case.label, ids, description, problems)
-    without_spacing = tuple(path for path, part in compared if _lacks_spacing(path, part, is_label=path == case.label))
+    without_spacing = [path for path, part in compared if _lacks_spacing(path, part, is_label=path == case.label)]
     for part in compared[1:]:
         _compare(
             compared[0],
@@ -179,11 +298,22 @@ def _check_case(case: NNUNetCase, description: DatasetDescription) -> _CaseFindi
             shape_alone=bool({part[0], compared[0][0]} & {*without_spacing}),
             is_label=part[0] == case.label,
         )
-    facts = None
+    facts, measured = None, None
     if parts and not problems:
         facts = _facts_of(case.case_id, parts[0][1].geometry, arrays, ids)
-    return _CaseFindings(
-        problems=tuple(problems), warnings=tuple(warnings), without_spacing=without_spacing, facts=facts
+        if label is not None and num_places is not None:
+            try:
+                image = joined([part for _, part in parts])
+                label = turned_label(label, image.geometry)
+                measured = measure_case(case.case_id, image, label, description, num_places=num_places)
+            except CandyError as error:
+                problems.append(f"{case.case_id}: {error}")
+    return CaseFindings(
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        without_spacing=tuple(_short(path) for path in without_spacing),
+        facts=facts,
+        measured=measured,
     )
 
 
@@ -207,16 +337,16 @@ def _lacks_spacing(path: Path, image: Scan, *, is_label: bool) -> bool:
     return image_suffix(path) in TIFFS and image.values.ndim == 4 and spacing_file(path, is_label=is_label) is None
 
 
-def _spacing_warnings(paths: Sequence[Path]) -> list[str]:
-    if not paths:
+def _spacing_warnings(files: Sequence[str]) -> list[str]:
+    if not files:
         return []
     return [
-        f"{named([_short(path) for path in paths])}: TIFF volumes without spacing, so 1 x 1 x 1 mm is taken; write "
+        f"{named(files)}: TIFF volumes without spacing, so 1 x 1 x 1 mm is taken; write "
         '{"spacing": [...]} in the order of the axes to <case>.json beside them'
     ]
 
 
-def _facts(findings: Sequence[_CaseFindings]) -> list[CaseFacts]:
+def _facts(findings: Sequence[CaseFindings]) -> list[CaseFacts]:
     return [finding.facts for finding in findings if finding.facts is not None]
 
 

@@ -36,6 +36,11 @@ class NNUNetCase:
     images: tuple[Path, ...]
     label: Path | None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images and, where there is one, the label."""
+        return self.images if self.label is None else (*self.images, self.label)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:

@@ -8,12 +8,45 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.data.images.formats import PICTURES, TIFFS
 from candy_monai.data.images.names import composed, split_channel
-from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split
+from candy_monai.data.nnunet_description import DatasetDescription, NNUNetCase, Split, parse_description
 from candy_monai.errors import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a folder holds by its description and the names of its files.
+
+    Attributes:
+        folder: The dataset's folder.
+        description: What ``dataset.json`` says; None where it makes no sense.
+        cases: The cases of each split that was looked for.
+        description_problems: What is wrong with ``dataset.json``.
+        problems: What is wrong with the files of each split.
+    """
+
+    folder: Path
+    description: DatasetDescription | None
+    cases: Mapping[Split, tuple[NNUNetCase, ...]]
+    description_problems: tuple[str, ...]
+    problems: Mapping[Split, tuple[str, ...]]
+
+
+def list_dataset(folder: Path, *splits: Split) -> Listing:
+    """Read a folder's description and pair the files of some splits; no image is opened."""
+    description, problems = parse_description(folder)
+    found = {} if description is None else {split: find_cases(folder, description, split) for split in splits}
+    return Listing(
+        folder=folder,
+        description=description,
+        cases={split: cases for split, (cases, _) in found.items()},
+        description_problems=tuple(problems),
+        problems={split: tuple(wrong) for split, (_, wrong) in found.items()},
+    )
 
 
 def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:

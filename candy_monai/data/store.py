@@ -1,7 +1,9 @@
 """Preprocessed cases on disk, laid out so that a patch is read without reading its case.
 
 Owns the files and their keys. A store is a cache: it can be made again from dataset and plan, lives where the caller
-says, and is never inside the dataset's folder. What a patch is belongs to ``candy_monai.data.patches``.
+says, and is never inside the dataset's folder. A case is stored under its content and what preprocessing depends on, so
+that a case more, or another network, leaves the others as they are. What a patch is belongs to
+``candy_monai.data.patches``.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -20,12 +22,12 @@ import numpy as np
 import torch
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.digest import CaseSource, case_seed, dataset_digest
+from candy_monai.data.digest import CaseSource, Digests, case_seed, case_stamp, dataset_digests
 from candy_monai.data.grid import planned_shape
 from candy_monai.data.pipelines.description import preprocessing
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import PreprocessedCase, Preprocessor
-from candy_monai.data.workers import case_workers
+from candy_monai.data.workers import case_pool
 from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
 from candy_monai.files import atomic_path, atomic_write_text
 
@@ -39,7 +41,7 @@ StoredPrecision = Literal["float32", "float16"]
 ANNOTATED = -1
 """Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
 
-_FORMAT = 2
+_FORMAT = 3
 _INDEX = "store.json"
 _PLACES_PER_CLASS = 10_000
 _LEAST_OF_HALF = 2.0**-4
@@ -78,11 +80,14 @@ class CaseStore:
         self._folder = Path(folder)
         try:
             index = json.loads((self._folder / _INDEX).read_text(encoding="utf-8"))
-            complete = index["format"] == _FORMAT
-            self._classes = {case_id: tuple(classes) for case_id, classes in index["cases"].items()}
-        except (OSError, ValueError, KeyError) as error:
+            is_known = index["format"] == _FORMAT
+            if is_known:
+                self._precision: StoredPrecision = index["precision"]
+                self._classes = {case_id: tuple(case["classes"]) for case_id, case in index["cases"].items()}
+                self._digests = {case_id: str(case["digest"]) for case_id, case in index["cases"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInputError(f"{self._folder}: no complete store of preprocessed cases; build it again") from error
-        if not complete:
+        if not is_known:
             raise BadInputError(f"{self._folder}: a store of another version; build it again")
 
     @classmethod
@@ -94,6 +99,7 @@ class CaseStore:
         *,
         num_workers: int | None = None,
         precision: StoredPrecision = "float32",
+        digests: Digests | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
@@ -101,49 +107,55 @@ class CaseStore:
         Args:
             dataset: The cases.
             plan: How to preprocess them.
-            folder: Where stores lie. This one gets a folder of its own inside, named by ``store_name``, so that cases
-                of another content or plan are never mixed up with these.
+            folder: Where stores lie. This one gets a folder of its own inside, named by ``store_name``; a case of
+                another content is another file there.
             num_workers: Threads; decoding and resampling release Python's lock, and threads cost no start-up. ``None``
-                takes one a processor, at most 8, and fewer where cases would not fit into memory.
+                takes one a processor. Fewer where the cases would not fit into memory.
             precision: Type of the stored images; float16 halves them. An image whose values do not fit into it stays
                 float32.
+            digests: The dataset's digests, where they are known already.
             on_progress: Called with the number of cases done and of all cases, in this thread.
 
         Raises:
             DatasetError: With every case that could not be preprocessed.
         """
-        own = Path(folder) / store_name(dataset, plan, precision=precision)
+        own = Path(folder) / store_name(plan, precision=precision)
         own.mkdir(parents=True, exist_ok=True)
-        case_ids = tuple(case.case_id for case in dataset.cases)
+        digests = dataset_digests(dataset) if digests is None else digests
+        paths = {case.case_id: _Paths(own, case.case_id, digests.cases[case.case_id]) for case in dataset.cases}
         preprocessor, problems, done = Preprocessor(plan), [], 0
 
         def prepare(index: int) -> str | None:
-            paths = _Paths(own, case_ids[index])
-            if paths.is_complete():
+            case = dataset.cases[index]
+            if paths[case.case_id].is_complete():
                 return None
             try:
                 image, label = dataset.read(index)
-                case = preprocessor.apply(image, label.values.to(torch.int16))
+                preprocessed = preprocessor.apply(image, label.values.to(torch.int16))
             except CandyError as error:
-                return f"{case_ids[index]}: {error}"
-            _write(case, paths, plan, precision)
+                return f"{case.case_id}: {error}"
+            if case_stamp(case) != digests.stamps.get(case.case_id, ""):
+                return (
+                    f"{case.case_id}: its files have changed meanwhile; wait until they are complete, and start again"
+                )
+            _write(preprocessed, paths[case.case_id], plan, precision)
             return None
 
-        with ThreadPoolExecutor(num_workers or case_workers(dataset.cases)) as pool:
-            futures = [pool.submit(prepare, index) for index in range(len(case_ids))]
-            try:
-                for future in as_completed(futures):
-                    if problem := future.result():
-                        problems.append(problem)
-                    done += 1
-                    if on_progress is not None:
-                        on_progress(done, len(case_ids))
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        with case_pool(dataset.cases, num_workers) as pool:
+            futures = [pool.submit(prepare, index) for index in range(len(paths))]
+            for future in as_completed(futures):
+                if problem := future.result():
+                    problems.append(problem)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, len(paths))
         if problems:
             raise DatasetError(dataset.description.name, sorted(problems))
-        classes = {case_id: _Paths(own, case_id).foreground() for case_id in case_ids}
-        index = {"format": _FORMAT, "dataset": plan.dataset_name, "cases": classes}
+        cases = {
+            case_id: {"digest": digests.cases[case_id], "classes": files.foreground()}
+            for case_id, files in paths.items()
+        }
+        index = {"format": _FORMAT, "dataset": plan.dataset_name, "precision": precision, "cases": cases}
         atomic_write_text(own / _INDEX, json.dumps(index, indent=1), durable=False)
         return cls(own)
 
@@ -158,9 +170,14 @@ class CaseStore:
         return tuple(self._classes)
 
     @property
+    def precision(self) -> StoredPrecision:
+        """The type of the stored images that was asked for."""
+        return self._precision
+
+    @property
     def num_bytes(self) -> int:
         """What the stored images and labels take on disk."""
-        return sum(path.stat().st_size for case_id in self._classes for path in _Paths(self._folder, case_id).arrays)
+        return sum(path.stat().st_size for case_id in self._classes for path in self._paths(case_id).arrays)
 
     def classes_of(self, case_id: str) -> tuple[int, ...]:
         """Return the foreground ids that occur in a case.
@@ -183,7 +200,7 @@ class CaseStore:
             BadInputError: If there is no such case, or its files are damaged.
         """
         self.classes_of(case_id)
-        paths = _Paths(self._folder, case_id)
+        paths = self._paths(case_id)
         mode: Literal["r"] | None = "r" if mapped else None
         try:
             index = json.loads(paths.index.read_text(encoding="utf-8"))
@@ -201,38 +218,65 @@ class CaseStore:
             },
         )
 
+    def _paths(self, case_id: str) -> _Paths:
+        return _Paths(self._folder, case_id, self._digests[case_id])
 
-def store_bytes(fingerprint: Fingerprint, plan: Plan, *, precision: StoredPrecision = "float32") -> int:
-    """Return what the stored images and labels of a dataset will take on disk, from its fingerprint alone."""
+
+def store_bytes(
+    fingerprint: Fingerprint,
+    plan: Plan,
+    *,
+    precision: StoredPrecision = "float32",
+    case_ids: Sequence[str] | None = None,
+) -> int:
+    """Return what the stored images and labels of some or all cases will take on disk, from the fingerprint alone."""
     size = np.dtype(precision).itemsize * len(plan.channel_names)
     highest = max((label_id for case in fingerprint.cases for label_id in case.class_voxels), default=0)
     size += _label_type(highest).itemsize
-    return sum(math.prod(planned_shape(case, plan.orientation, plan.spacing_mm)) * size for case in fingerprint.cases)
-
-
-def store_name(dataset: CaseSource, plan: Plan, *, precision: StoredPrecision = "float32") -> str:
-    """Return the name of a store's folder: the dataset's name and a key of its content and of the plan.
-
-    Only what preprocessing depends on counts: another patch or network shares the store.
-    """
-    relevant = (
-        _FORMAT,
-        dataset_digest(dataset),
-        preprocessing(plan),
-        plan.ignore_label,
-        precision,
+    counted = None if case_ids is None else set(case_ids)
+    return sum(
+        math.prod(planned_shape(case, plan.orientation, plan.spacing_mm)) * size
+        for case in fingerprint.cases
+        if counted is None or case.case_id in counted
     )
+
+
+def store_name(plan: Plan, *, precision: StoredPrecision = "float32") -> str:
+    """Return the name of a store's folder: the dataset's name and a key of what preprocessing depends on.
+
+    Another patch or network, or other cases, share the store.
+    """
+    relevant = (_FORMAT, preprocessing(as_applied(plan)), plan.ignore_label, precision)
     key = hashlib.blake2b(repr(relevant).encode(), digest_size=6).hexdigest()
     return f"{quote(plan.dataset_name, safe=' ')}-{key}"
+
+
+def as_applied(plan: Plan) -> Plan:
+    """Return the plan without what follows from every case and changes none: statistics that only show an image."""
+    normalization = tuple(
+        replace(channel, mean=0.0, std=1.0) if channel.scheme == "zscore" else channel
+        for channel in plan.normalization
+    )
+    resampling = "extent" if plan.resampling == "none" else plan.resampling  # both do the same to any case
+    return replace(plan, normalization=normalization, resampling=resampling)
+
+
+def unstored_cases(
+    digests: Digests, plan: Plan, folder: PathLike, *, precision: StoredPrecision = "float32"
+) -> tuple[str, ...]:
+    """Return the cases that `CaseStore.build` would still have to preprocess."""
+    own = Path(folder) / store_name(plan, precision=precision)
+    return tuple(case_id for case_id, digest in digests.cases.items() if not _Paths(own, case_id, digest).is_complete())
 
 
 class _Paths:
     """The files of one case. The index is written last: a case without it does not exist."""
 
-    def __init__(self, folder: Path, case_id: str) -> None:
-        stem = "case-" + quote(case_id, safe="")
-        self.index = folder / f"{stem}.json"
-        self.arrays = tuple(folder / f"{stem}.{what}.npy" for what in ("image", "label", "places"))
+    def __init__(self, folder: Path, case_id: str, digest: str) -> None:
+        name = "case-" + quote(case_id, safe="")
+        self.seed = case_seed(name)
+        self.index = folder / f"{name}-{digest}.json"
+        self.arrays = tuple(folder / f"{name}-{digest}.{what}.npy" for what in ("image", "label", "places"))
 
     def foreground(self) -> list[int]:
         """Read which foreground ids occur in a complete case."""
@@ -254,7 +298,7 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
         raise BadInputError(f"{name}: a case without label cannot be trained on")
     label = case.label.cpu().numpy()
     label = label.astype(_label_type(int(label.max())))
-    places = _places(label[0], plan.ignore_label, case_seed(paths.index.stem))
+    places = _places(label[0], plan.ignore_label, paths.seed)
     flat = np.concatenate([np.empty(0, dtype=np.int32), *places.values()])
     arrays = (_stored_image(case.image.cpu().numpy(), precision), label, flat)
     for path, array in zip(paths.arrays, arrays, strict=True):

@@ -1,11 +1,15 @@
-"""How many cases may be worked on at once: by processors, and by the memory that is free. Runs nothing itself."""
+"""Threads that work on cases: as many as there are processors, and as there is free memory for their cases."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import torch
 
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
@@ -19,16 +23,37 @@ _BYTES_PER_VOXEL = 48
 _USABLE_SHARE = 0.6
 
 
-def case_workers(cases: Sequence[NNUNetCase], *, limit: int = 8) -> int:
+@contextmanager
+def case_pool(cases: Sequence[NNUNetCase], jobs: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads to work on cases, which share the threads that PyTorch computes with.
+
+    Decoding and resampling release Python's lock, and threads cost no start-up. What has not begun when the block
+    raises is not begun any more.
+
+    Args:
+        cases: The cases.
+        jobs: Threads at most; None for one a processor. Fewer where the cases would not fit into memory.
+    """
+    workers = case_workers(cases, jobs)
+    at_once = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, at_once // workers),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(at_once)  # what a thread sets holds for threads that are started later, too
+
+
+def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
     """Return how many threads may each hold a case: at least 1.
 
     The largest file stands for the largest case; where its header cannot be read, processors alone decide.
 
     Args:
         cases: The cases.
-        limit: Threads at most.
+        jobs: Threads at most; None for one a processor.
     """
-    most = max(1, min(os.cpu_count() or 1, limit, len(cases)))
+    most = max(1, min(jobs or os.cpu_count() or 1, len(cases)))
     free = free_memory_bytes()
     if most == 1 or free is None:
         return most

@@ -205,7 +205,7 @@ class PlannedRun:
         return trainer
 
     def _facts(self) -> dict[str, object]:
-        description = self.prepared.dataset.description
+        description, precision = self.prepared.dataset.description, self.prepared.store.precision
         return {
             "name": description.name,
             "folder": str(self.prepared.dataset.folder.resolve()),
@@ -217,6 +217,7 @@ class PlannedRun:
             "training": list(self.training),
             "validation": list(self.validation),
             **({} if self.num_scored is None else {"num_scored": self.num_scored}),
+            **({} if precision == "float32" else {"store_precision": precision}),
         }
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.cache import check_once, inspect_once
 from candy_monai.data.fingerprint import Fingerprint
 from candy_monai.data.folds import Fold, resolve_groups
 from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.nnunet_checks import CheckedDataset, visit_dataset
+from candy_monai.data.plan_files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning import Plan, plan
-from candy_monai.data.store import CaseStore, StoredPrecision, store_bytes, store_name
+from candy_monai.data.store import CaseStore, StoredPrecision, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 
@@ -44,30 +45,21 @@ class Prepared:
         return self.store.folder
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """A dataset without problems.
-
-    Attributes:
-        dataset: The dataset as it is on disk.
-        warnings: What is suspicious and does not stop training.
-    """
-
-    dataset: NNUNetDataset
-    warnings: tuple[str, ...]
-
-
 def store_of(store: PathLike | None, out: PathLike) -> Path:
     """Return the folder for what is derived from datasets: the one asked for, or ``.store`` beside the experiments."""
     return Path(store) if store is not None else Path(out) / ".store"
 
 
-def checked_dataset(folder: PathLike, store: Path) -> Checked:
-    """Check a dataset whole, or find that it was found sound before and has not changed.
+def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -> CheckedDataset:
+    """Check a dataset whole; of cases that were found sound before and have not changed no file is decoded.
 
     Args:
         folder: The dataset's folder, nnU-Net format.
         store: The folder for what is derived from datasets.
+        jobs: Cases that are decoded at once; None for one a processor.
+
+    Returns:
+        The dataset, with digests and fingerprint.
 
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
@@ -77,13 +69,12 @@ def checked_dataset(folder: PathLike, store: Path) -> Checked:
     if store.resolve().is_relative_to(Path(folder).resolve()):
         raise SettingsError(f"{store}: inside the dataset, which is never written to; choose --out or --store")
     check_writable(store)
-    report = check_once(folder, store)
-    if report.problems:
-        raise DatasetError(folder, report.problems)
-    dataset = NNUNetDataset(folder)
-    if not len(dataset):
+    checked = visit_dataset(folder, store=store, num_workers=jobs)
+    if checked.report.problems:
+        raise DatasetError(folder, checked.report.problems)
+    if checked.fingerprint is None:
         raise DatasetError(folder, ["imagesTr: no case; training needs at least one image with its label"])
-    return Checked(dataset=dataset, warnings=tuple(report.warnings))
+    return checked
 
 
 def chosen_folds(
@@ -112,18 +103,20 @@ def chosen_folds(
 
 
 def prepare_dataset(
-    dataset: PathLike | Checked,
+    dataset: PathLike | CheckedDataset,
     *,
     overrides: Mapping[str, str],
     store: PathLike | None,
     out: PathLike,
     device: str,
     precision: StoredPrecision = "float32",
+    plan_from: PathLike | None = None,
+    jobs: int | None = None,
     memory_factor: float = 1.0,
     check_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Prepared:
-    """Check a dataset whole, inspect it, plan for it, and store what training reads.
+    """Check a dataset whole, plan for it, and store what training reads.
 
     Args:
         dataset: The dataset's folder, nnU-Net format; or what `checked_dataset` returned for it.
@@ -132,6 +125,8 @@ def prepare_dataset(
         out: The folder of the experiments.
         device: Where the training will be; its memory bounds the patch.
         precision: Type of the stored images; float16 halves them.
+        plan_from: Where an earlier plan is that is to be kept, see `read_plan`; None plans anew.
+        jobs: Cases that are worked on at once; None for one a processor. Fewer where memory is short.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, which plans are made for.
         check_plan: Raises if training could not follow the plan, before the cases are preprocessed for it.
         on_progress: Told what is being done.
@@ -139,36 +134,48 @@ def prepare_dataset(
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
         SettingsError: If an override is unknown or does not fit.
-        BadInputError: If the preprocessed cases would not fit on the disk.
+        BadInputError: If the preprocessed cases would not fit on the disk, or there is no plan to keep.
     """
     say = on_progress or (lambda _message: None)
+    given = None if plan_from is None else read_plan(plan_from)  # what is wrong with it is better said at once
     store_folder = store_of(store, out)
-    if not isinstance(dataset, Checked):
+    if not isinstance(dataset, CheckedDataset):
         say(f"Checking {dataset}")
-        dataset = checked_dataset(dataset, store_folder)
-    raw = dataset.dataset
-    say(f"Inspecting {len(raw)} cases")
-    fingerprint = inspect_once(raw, store_folder)
+        dataset = checked_dataset(dataset, store_folder, jobs=jobs)
+    raw, fingerprint, digests = dataset.dataset, dataset.fingerprint, dataset.digests
+    assert fingerprint is not None  # a dataset without problems has both
+    assert digests is not None
     memory = device_memory(device)
     bound = None if memory is None else int(memory / memory_factor)
-    made = plan(fingerprint, memory_bytes=bound, overrides=overrides)
+    made = plan(fingerprint, memory_bytes=bound, overrides=overrides if given is None else None)
+    if given is not None and plan_from is not None:
+        made = adopted_plan(given, made, overrides, path=plan_from)
     if check_plan is not None:
         check_plan(made)
-    needed = store_bytes(fingerprint, made, precision=precision)
-    _check_space(store_folder / store_name(raw, made, precision=precision), needed)
-    say(f"Preprocessing {len(raw)} cases: {_size(needed)} in {store_folder}")
-    cases = CaseStore.build(raw, made, store_folder, precision=precision)
-    return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.warnings)
+    left = unstored_cases(digests, made, store_folder, precision=precision)
+    needed = store_bytes(fingerprint, made, precision=precision, case_ids=left)
+    _check_space(store_folder, needed)
+    if given is None:
+        moved = keep_plan(store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), bound))
+        if moved is not None:
+            changes, earlier = moved
+            say(f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {earlier}")
+    if left:
+        count = str(len(raw)) if len(left) == len(raw) else f"{len(left)} of {len(raw)}"
+        say(f"Preprocessing {count} cases: {_size(needed)} in {store_folder}")
+    else:
+        say(f"All {len(raw)} cases are preprocessed already, in {store_folder}")
+    cases = CaseStore.build(raw, made, store_folder, precision=precision, digests=digests, num_workers=jobs)
+    return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.report.warnings)
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold; what an earlier call has already stored there counts."""
-    existing = next(path for path in folder.absolute().parents if path.exists())
-    stored = sum(path.stat().st_size for path in folder.glob("*.npy")) if folder.is_dir() else 0
+    """Refuse to start what the disk cannot hold."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if needed - stored > free:
+    if needed > free:
         raise BadInputError(
-            f"{folder.parent}: the preprocessed cases take {_size(needed)}, and {_size(free)} are free there; choose "
+            f"{folder}: the preprocessed cases take {_size(needed)}, and {_size(free)} are free there; choose "
             "another --store, a coarser --set spacing_mm=..., or --store-precision float16, which halves the images"
         )
 

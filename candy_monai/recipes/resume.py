@@ -11,9 +11,9 @@ import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
-from candy_monai.data.cache import has_been_used, inspect_once
+from candy_monai.data.cache import has_been_used
 from candy_monai.data.planning import Plan
-from candy_monai.data.store import CaseStore
+from candy_monai.data.store import CaseStore, StoredPrecision
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.folder import DESCRIPTION
 from candy_monai.frontends.base import Frontend
@@ -105,12 +105,14 @@ def _planned_run(
     store_folder = Path(store) if store is not None else _store_that_was(facts, saved.folder)
     with processes.one_after_the_first():
         checked = checked_dataset(source, store_folder)
+        assert checked.fingerprint is not None  # a dataset without problems has one
+        precision: StoredPrecision = "float16" if facts.get("store_precision") == "float16" else "float32"
         prepared = Prepared(
             dataset=checked.dataset,
-            fingerprint=inspect_once(checked.dataset, store_folder),
+            fingerprint=checked.fingerprint,
             plan=plan,
-            store=CaseStore.build(checked.dataset, plan, store_folder),
-            warnings=checked.warnings,
+            store=CaseStore.build(checked.dataset, plan, store_folder, precision=precision, digests=checked.digests),
+            warnings=checked.report.warnings,
         )
     seed = saved.settings.seed
     assert seed is not None  # a run records the seed that it drew

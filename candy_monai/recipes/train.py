@@ -14,10 +14,10 @@ from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
 from candy_monai.data.folds import Fold, write_splits
 from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.nnunet_checks import usual_folds
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.patients import patients_on_both_sides
 from candy_monai.data.pipelines.building import build_pipeline, read_entries
+from candy_monai.data.plan_files import read_plan
 from candy_monai.data.store import StoredPrecision
 from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.device import auto_device
@@ -43,6 +43,8 @@ def train_dataset(
     save_every: int | str | None = None,
     seed: int | None = None,
     overrides: Mapping[str, str] | None = None,
+    plan: PathLike | None = None,
+    jobs: int | None = None,
     device: str = "auto",
     out: PathLike = "experiments",
     store: PathLike | None = None,
@@ -70,6 +72,8 @@ def train_dataset(
         save_every: Save within epochs, too: after so many steps, or as often as ``"10m"`` or ``"90s"`` says.
         seed: Seeds everything; None draws one and records it.
         overrides: Values of the plan, by name, as text.
+        plan: An experiment folder or a file with the plan to keep; None plans anew.
+        jobs: Cases that are checked and preprocessed at once; None for one a processor.
         device: A PyTorch device, or ``auto``.
         out: The folder for experiments.
         store: The folder for what is derived from datasets; None for ``<out>/.store``.
@@ -103,6 +107,8 @@ def train_dataset(
     augmentation = None if transforms is None else read_entries(transforms)
     if augmentation is not None:
         build_pipeline(augmentation, name=f"{transforms}: augmentation", trust=trust)
+    if plan is not None:
+        read_plan(plan)
     if frontend is not None:
         frontend(load_secrets())  # nor should a missing secret be said an hour later
     check_writable(out)
@@ -113,9 +119,9 @@ def train_dataset(
     with processes.connected(own_device):
         with processes.one_after_the_first():
             say(f"Checking {dataset}")
-            checked = checked_dataset(dataset, store_of(store, out))
-            about_usual_folds = patients_on_both_sides(usual_folds(checked.dataset.folder, checked.dataset.case_ids))
-            for warning in checked.warnings:
+            checked = checked_dataset(dataset, store_of(store, out), jobs=jobs)
+            about_usual_folds = patients_on_both_sides(checked.folds)
+            for warning in checked.report.warnings:
                 if warning not in about_usual_folds:  # of the fold to be trained it is said below
                     say(f"Warning: {warning}")
             folds: tuple[Fold, ...] = ()
@@ -133,6 +139,8 @@ def train_dataset(
                 out=out,
                 device=str(own_device),
                 precision=store_precision,
+                plan_from=plan,
+                jobs=jobs,
                 memory_factor=trainer_class.memory_factor,
                 check_plan=trainer_class.check_plan,
                 on_progress=say,

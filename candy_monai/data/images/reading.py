@@ -18,7 +18,7 @@ from torch import Tensor
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data.images import formats
-from candy_monai.data.images.alignment import aligned
+from candy_monai.data.images.alignment import aligned, mismatch
 from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
@@ -171,6 +171,17 @@ def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan
         raise ImageReadError(str(error)) from error
     whole = torch.cat(values)
     return replace(first, values=whole, geometry=replace(first.geometry, num_channels=len(whole)))
+
+
+def turned_label(scan: Scan, grid: Geometry) -> Scan:
+    """Return label ids in the axes of their image; as stored where no turn brings both together, which a check says."""
+    against = "the image has"
+    if mismatch(scan.geometry, grid, against=against):
+        return scan
+    values = aligned(scan.values, scan.geometry, grid, name=Path(scan.file_name).name, against=against)
+    if values is scan.values:
+        return scan
+    return replace(scan, values=values, geometry=replace(grid, num_channels=1, file_shape=tuple(values.shape[1:])))
 
 
 def scan_of_nibabel(image: SpatialImage) -> Scan:

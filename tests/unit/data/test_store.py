@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from candy_monai.data.digest import dataset_digests
 from candy_monai.data.inspection import inspect
+from candy_monai.data.io import load_image, save_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.planning import plan
 from candy_monai.data.preprocessing import Preprocessor
-from candy_monai.data.store import ANNOTATED, CaseStore, _places, store_bytes, store_name
+from candy_monai.data.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
 
@@ -105,7 +108,7 @@ def test_an_interrupted_build_resumes_where_it_stopped(dataset, made_plan, tmp_p
     ids = [case.case_id for case in dataset.cases]
     with pytest.raises(KeyboardInterrupt):
         CaseStore.build(CountingDataset(dataset, breaks_on=ids[2]), made_plan, tmp_path, num_workers=1)
-    folder = tmp_path / store_name(dataset, made_plan)
+    folder = tmp_path / store_name(made_plan)
     with pytest.raises(BadInputError, match="no complete store"):
         CaseStore(folder)
     rest = CountingDataset(dataset)
@@ -125,14 +128,52 @@ def test_a_half_written_case_is_written_again(dataset, made_plan, tmp_path):
     assert damaged.read_bytes() == whole
 
 
-def test_the_key_covers_content_and_what_preprocessing_depends_on(dataset, made_plan):
-    key = store_name(dataset, made_plan)
-    assert store_name(dataset, replace(made_plan, batch_size=7, num_epochs=3)) == key
-    assert store_name(dataset, replace(made_plan, spacing_mm=(9.0, 9.0, 9.0))) != key
-    assert store_name(dataset, made_plan, precision="float16") != key
-    fewer = CountingDataset(dataset)
-    fewer.cases = dataset.cases[1:]
-    assert store_name(fewer, made_plan) != key
+def test_the_key_covers_what_preprocessing_depends_on(made_plan):
+    key = store_name(made_plan)
+    assert store_name(replace(made_plan, batch_size=7, num_epochs=3)) == key
+    assert store_name(replace(made_plan, spacing_mm=(9.0, 9.0, 9.0))) != key
+    assert store_name(made_plan, precision="float16") != key
+    (channel,) = made_plan.normalization
+    assert channel.scheme == "zscore"  # each case by its own mean and deviation
+    assert store_name(replace(made_plan, normalization=(replace(channel, mean=5.0, std=3.0),))) == key
+    by_others = replace(channel, scheme="ct", lower=-1.0, upper=1.0)
+    moved = replace(by_others, mean=5.0)
+    assert len({store_name(replace(made_plan, normalization=(how,))) for how in (channel, by_others, moved)}) == 3
+
+
+def changed_copy(dataset, folder):
+    shutil.copytree(dataset.folder, folder)
+    label = min((folder / "labelsTr").iterdir())
+    save_image(load_image(label, is_label=True).flip(1), label)
+    return NNUNetDataset(folder)
+
+
+def test_only_cases_that_are_new_or_changed_are_preprocessed(dataset, made_plan, tmp_path):
+    CaseStore.build(dataset.subset(dataset.case_ids[:3]), made_plan, tmp_path)
+    added = CountingDataset(dataset)
+    store = CaseStore.build(added, made_plan, tmp_path)
+    assert added.loaded == [dataset.case_ids[3]]
+    assert store.case_ids == dataset.case_ids
+    changed = CountingDataset(changed_copy(dataset, tmp_path / "changed"))
+    assert unstored_cases(dataset_digests(changed), made_plan, tmp_path) == dataset.case_ids[:1]
+    after = CaseStore.build(changed, made_plan, tmp_path)
+    assert changed.loaded == [dataset.case_ids[0]]
+    old, new = (each.load(dataset.case_ids[0]).label for each in (store, after))  # the first store is as it was
+    assert not np.array_equal(old, new)
+    assert np.array_equal(store.load(dataset.case_ids[1]).label, after.load(dataset.case_ids[1]).label)
+
+
+def test_a_case_that_changes_while_it_is_read_is_refused(dataset, made_plan, tmp_path):
+    digests = dataset_digests(dataset)
+    early = replace(digests, stamps={case_id: "1:2" for case_id in digests.stamps})
+    with pytest.raises(DatasetError, match="changed meanwhile"):
+        CaseStore.build(dataset, made_plan, tmp_path, digests=early)
+
+
+def test_a_store_of_before_is_refused_by_name(tmp_path):
+    (tmp_path / "store.json").write_text('{"format": 2, "dataset": "x", "cases": {"a": [1]}}')
+    with pytest.raises(BadInputError, match="a store of another version; build it again"):
+        CaseStore(tmp_path)
 
 
 def test_half_precision_halves_the_images(dataset, made_plan, tmp_path):

@@ -29,6 +29,6 @@ def test_neither_processors_nor_cases_nor_the_limit_are_exceeded(cases, monkeypa
     monkeypatch.setattr(workers, "free_memory_bytes", lambda: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert workers.case_workers(cases) == 6
-    assert workers.case_workers(cases, limit=2) == 2
+    assert workers.case_workers(cases, 2) == 2
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert workers.case_workers(cases) == 1
