@@ -55,7 +55,7 @@ def make(folder: Path, ids=("a", "b", "c"), num_channels: int = 1, **changes: ob
 def texture(folder: Path) -> Path:
     """Give every image voxels of its own, as real ones have."""
     rng = np.random.default_rng(0)
-    for path in sorted(folder.glob("images*/*.nii.gz")):
+    for path in sorted(folder.glob("images*/*.nii*")):
         image = nibabel.load(path)
         write(path, rng.normal(100, 10, image.shape).astype(np.float32), image.affine)
     return folder

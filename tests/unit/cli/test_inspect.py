@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 
+import nibabel
+import numpy as np
 import pytest
 
 from candy_monai.cli.main import main
+from candy_monai.data.io import load_image
 from candy_monai.data.phantom import write_phantom_dataset
-from candy_monai.errors import DatasetError
+from tests.looks import counted_parses, counted_reads
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +58,22 @@ def test_problems_are_listed_in_json_too(tmp_path, capsys):
     assert content["fingerprint"] is content["plan"] is None
 
 
-def test_problems_that_only_reading_shows_count_too(dataset, monkeypatch, capsys):
-    def inspect_dataset(_dataset, **_options):
-        raise DatasetError("data", ["case_001: NaN"])
+def test_problems_that_only_measuring_shows_count_too(tmp_path, capsys):
+    folder = write_phantom_dataset(tmp_path / "d", num_cases=3, shape=(16, 16, 16), num_test_cases=0)
+    for path in sorted(folder.glob("*Tr/*"))[::3]:  # one case of pictures among volumes
+        image = load_image(path, is_label="labels" in path.parent.name)
+        nibabel.save(nibabel.Nifti1Image(image[0, :, :, 8].numpy().astype("int16"), np.eye(4)), path)
+    assert inspect(folder) == 2
+    assert "problem: found images with [2, 3] spatial axes" in capsys.readouterr().err
 
-    monkeypatch.setattr("candy_monai.data.inspection.inspect", inspect_dataset)
-    assert inspect(dataset) == 2
-    assert "problem: case_001: NaN" in capsys.readouterr().err
+
+def test_a_dataset_is_parsed_and_each_file_decoded_once(dataset, monkeypatch, capsys):
+    parses, reads = counted_parses(monkeypatch), counted_reads(monkeypatch)
+    assert inspect(dataset, "--jobs", "2") == 0
+    assert len(parses) == 1
+    assert sorted(path.name for path in reads) == sorted(
+        path.name for part in ("imagesTr", "labelsTr") for path in (dataset / part).iterdir()
+    )
 
 
 def test_an_unknown_override_exits_with_2_and_a_suggestion(dataset, capsys):

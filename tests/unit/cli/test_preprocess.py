@@ -24,7 +24,8 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
         return Prepared()
 
     monkeypatch.setattr(prepare, "prepare_dataset", prepare_dataset)
-    assert main(["preprocess", "data", "--store", "s", "--out", "o", "--set", "a=1", "--device", "cpu"]) == 0
+    options = ["--store", "s", "--out", "o", "--set", "a=1", "--device", "cpu", "--plan", "p", "--jobs", "3"]
+    assert main(["preprocess", "data", *options]) == 0
     assert seen == {
         "dataset": Path("data"),
         "overrides": {"a": "1"},
@@ -32,6 +33,8 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
         "out": Path("o"),
         "device": "cpu",
         "precision": "float32",
+        "plan_from": Path("p"),
+        "jobs": 3,
     }
     shown = capsys.readouterr()
     assert shown.out.startswith("Preprocessing 2 cases\n")

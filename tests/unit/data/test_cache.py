@@ -8,11 +8,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from candy_monai.data import cache
-from candy_monai.data.cache import check_once, inspect_once
+from candy_monai.data import inspection, nnunet_checks
+from candy_monai.data.cache import has_been_used
 from candy_monai.data.inspection import inspect
-from candy_monai.data.nnunet import NNUNetDataset, check_dataset
-from candy_monai.errors import DatasetError
+from candy_monai.data.nnunet import check_dataset
+from candy_monai.data.nnunet_checks import visit_dataset
+from tests.folders import texture
+from tests.looks import counted_digests, counted_parses, counted_reads
 
 SHAPE = (6, 5, 4)
 
@@ -37,30 +39,33 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Return a list that grows by a name whenever a dataset is decoded."""
-    seen: list[str] = []
-
-    def counted(name, function):
-        return lambda *args, **kwargs: seen.append(name) or function(*args, **kwargs)
-
-    monkeypatch.setattr(cache, "inspect", counted("inspect", inspect))
-    monkeypatch.setattr(cache, "check_dataset", counted("check", check_dataset))
-    return seen
+    """Return a list that grows by a path whenever a file is decoded."""
+    return counted_reads(monkeypatch)
 
 
-def test_an_unchanged_dataset_is_inspected_once(dataset, tmp_path, looks):
-    first = inspect_once(NNUNetDataset(dataset), tmp_path / "store")
-    again = inspect_once(NNUNetDataset(dataset), tmp_path / "store")
-    assert looks == ["inspect"]
-    assert first == again == inspect(dataset)
+def names(paths):
+    return sorted(path.name for path in paths)
 
 
-def test_an_unchanged_dataset_is_checked_once_and_its_warnings_stay(dataset, tmp_path, looks):
-    first = check_once(dataset, tmp_path / "store")
-    again = check_once(dataset, tmp_path / "store")
-    assert looks == ["check"]
-    assert first == again == check_dataset(dataset)
-    assert "labelsTr: no foreground in 1 of 2 cases: a" in again.warnings
+ALL = ["a.nii", "a_0000.nii", "b.nii", "b_0000.nii", "t_0000.nii"]
+
+
+def test_one_look_parses_digests_and_decodes_everything_once(dataset, tmp_path, looks, monkeypatch):
+    parses, digests = counted_parses(monkeypatch), counted_digests(monkeypatch)
+    visit_dataset(dataset, store=tmp_path / "store")
+    assert len(parses) == 1
+    assert names(looks) == ALL
+    assert names(digests) == ALL
+
+
+def test_one_look_finds_what_a_check_and_an_inspection_find_and_the_next_decodes_nothing(dataset, tmp_path, looks):
+    expected = check_dataset(dataset), inspect(dataset)
+    first = visit_dataset(dataset, store=tmp_path / "store")
+    looks.clear()
+    again = visit_dataset(dataset, store=tmp_path / "store")
+    assert looks == []
+    assert (first.report, first.fingerprint) == (again.report, again.fingerprint) == expected
+    assert "labelsTr: no foreground in 1 of 2 cases: a" in again.report.warnings
 
 
 def change_a_voxel(dataset):
@@ -68,23 +73,12 @@ def change_a_voxel(dataset):
 
 
 def change_a_label(dataset):
-    write(dataset / "labelsTr" / "b.nii", np.zeros(SHAPE, np.uint8))
+    write(dataset / "labelsTr" / "a.nii", np.ones(SHAPE, np.uint8))
 
 
-def rename_a_class(dataset):
-    path = dataset / "dataset.json"
-    path.write_text(path.read_text().replace('"x"', '"y"'))
-
-
-@pytest.mark.parametrize("change", [change_a_voxel, change_a_label, rename_a_class])
-def test_a_changed_dataset_is_looked_at_again(dataset, tmp_path, looks, change):
-    store = tmp_path / "store"
-    for _ in range(2):
-        check_once(dataset, store)
-        inspect_once(NNUNetDataset(dataset), store)
-        change(dataset)
-    assert looks == ["check", "inspect"] * 2
-    assert inspect_once(NNUNetDataset(dataset), store) == inspect(dataset)
+def touch_a_file(dataset):
+    path = dataset / "imagesTr" / "a_0000.nii"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
 def damage_a_test_case(dataset):
@@ -99,54 +93,96 @@ def add_an_image_without_a_label(dataset):
     write(dataset / "imagesTr" / "c_0000.nii", np.ones(SHAPE, np.float32))
 
 
-def touch_a_file(dataset):
-    path = dataset / "imagesTr" / "a_0000.nii"
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+def add_a_case(dataset):
+    write(dataset / "imagesTr" / "c_0000.nii", np.full(SHAPE, 9.0, np.float32))
+    write(dataset / "labelsTr" / "c.nii", np.ones(SHAPE, np.uint8))
+    path = dataset / "dataset.json"
+    path.write_text(path.read_text().replace('"numTraining": 2', '"numTraining": 3'))
 
 
-@pytest.mark.parametrize("change", [damage_a_test_case, add_splits, add_an_image_without_a_label, touch_a_file])
-def test_whatever_a_check_looks_at_makes_it_look_again(dataset, tmp_path, looks, change):
-    check_once(dataset, tmp_path / "store")
+def rename_a_class(dataset):
+    path = dataset / "dataset.json"
+    path.write_text(path.read_text().replace('"x"', '"y"'))
+
+
+@pytest.mark.parametrize(
+    ("change", "decoded"),
+    [
+        (change_a_voxel, ALL[:2]),
+        (change_a_label, ALL[:2]),
+        (touch_a_file, ALL[:2]),
+        (damage_a_test_case, ALL[4:]),
+        (add_splits, []),
+        (add_an_image_without_a_label, []),
+        (add_a_case, ["c.nii", "c_0000.nii"]),
+        (rename_a_class, ALL),
+    ],
+)
+def test_what_has_changed_is_looked_at_again_and_nothing_else(dataset, tmp_path, looks, change, decoded):
+    visit_dataset(dataset, store=tmp_path / "store")
     change(dataset)
-    assert check_once(dataset, tmp_path / "store") == check_dataset(dataset)
-    assert looks == ["check"] * 2
+    looks.clear()
+    found = visit_dataset(dataset, store=tmp_path / "store")
+    assert names(looks) == decoded
+    assert found.report == check_dataset(dataset)
+    if not found.report.problems:
+        assert found.fingerprint == inspect(dataset)
 
 
-def test_a_report_of_problems_is_not_kept(dataset, tmp_path, looks):
+def test_nothing_is_kept_of_a_dataset_with_problems(dataset, tmp_path, looks):
     write(dataset / "labelsTr" / "b.nii", np.full(SHAPE, 9, np.uint8))
-    assert check_once(dataset, tmp_path / "store").problems == check_once(dataset, tmp_path / "store").problems != ()
-    assert looks == ["check"] * 2
-    assert check_once(tmp_path / "none", tmp_path / "store").problems
-
-
-def test_a_dataset_that_cannot_be_inspected_leaves_no_file(dataset, tmp_path):
-    write(dataset / "imagesTr" / "a_0000.nii", np.full(SHAPE, np.nan, np.float32))
-    with pytest.raises(DatasetError):
-        inspect_once(NNUNetDataset(dataset), tmp_path / "store")
+    first, again = (visit_dataset(dataset, store=tmp_path / "store") for _ in range(2))
+    assert first.report == again.report
+    assert first.report.problems != ()
+    assert first.fingerprint is None
+    assert len(looks) == 2 * len(ALL)
+    assert visit_dataset(tmp_path / "none", store=tmp_path / "store").report.problems
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"[]", b"{", b"\xff", b'{"warnings": 3}'])
+@pytest.mark.parametrize("rubbish", [b"", b"[]", b"PK", b"\xff"])
 def test_damaged_files_are_made_again(dataset, tmp_path, looks, rubbish):
     store = tmp_path / "store"
-    check_once(dataset, store)
-    inspect_once(NNUNetDataset(dataset), store)
-    for path in store.iterdir():
+    first = visit_dataset(dataset, store=store)
+    kept = [path for path in store.rglob("*") if path.is_file()]
+    assert len(kept) == 3
+    for path in kept:
         path.write_bytes(rubbish)
-    assert check_once(dataset, store) == check_dataset(dataset)
-    assert inspect_once(NNUNetDataset(dataset), store) == inspect(dataset)
-    assert looks == ["check", "inspect"] * 2
+    assert visit_dataset(dataset, store=store).fingerprint == first.fingerprint
+    assert names(looks) == sorted(2 * ALL)
 
 
-def test_a_part_of_a_dataset_has_a_fingerprint_of_its_own(dataset, tmp_path):
-    whole = NNUNetDataset(dataset)
-    inspect_once(whole, tmp_path / "store")
-    assert [case.case_id for case in inspect_once(whole.subset(["b"]), tmp_path / "store").cases] == ["b"]
+def test_of_more_cases_fewer_samples_are_pooled_and_kept_ones_do_until_more_are_needed(
+    dataset, tmp_path, looks, monkeypatch
+):
+    for module in (inspection, nnunet_checks):  # 60 of 120 voxels of 2 cases, 40 of 3
+        monkeypatch.setattr(module, "samples_per_case", lambda num_cases, _: 120 // num_cases)
+    store, path = tmp_path / "store", dataset / "dataset.json"
+    visit_dataset(texture(dataset), store=store)
+    add_a_case(dataset)
+    looks.clear()
+    fewer = visit_dataset(dataset, store=store).fingerprint
+    assert names(looks) == ["c.nii", "c_0000.nii"]
+    assert fewer == inspect(dataset)
+    (dataset / "imagesTr" / "b_0000.nii").unlink()
+    (dataset / "labelsTr" / "b.nii").unlink()
+    path.write_text(path.read_text().replace('"numTraining": 3', '"numTraining": 2'))
+    looks.clear()
+    more = visit_dataset(dataset, store=store).fingerprint
+    assert names(looks) == ["c.nii", "c_0000.nii"]
+    assert more == inspect(dataset)
+
+
+def test_a_folder_with_files_of_this_version_or_of_one_before_has_been_used(dataset, tmp_path):
+    assert not has_been_used(tmp_path / "store")
+    visit_dataset(dataset, store=tmp_path / "store")
+    assert has_been_used(tmp_path / "store")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "Dataset001_X-0123456789abcdef.fingerprint-4.json").touch()
+    assert has_been_used(tmp_path / "old")
 
 
 def test_nothing_is_written_into_the_dataset(dataset, tmp_path):
     before = sorted(dataset.rglob("*"))
-    check_once(dataset, tmp_path / "store")
-    inspect_once(NNUNetDataset(dataset), tmp_path / "store")
+    visit_dataset(dataset, store=tmp_path / "store")
     assert sorted(dataset.rglob("*")) == before
-    assert len(list((tmp_path / "store").iterdir())) == 2

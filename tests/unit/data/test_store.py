@@ -165,7 +165,7 @@ def test_only_cases_that_are_new_or_changed_are_preprocessed(dataset, made_plan,
 
 def test_a_case_that_changes_while_it_is_read_is_refused(dataset, made_plan, tmp_path):
     digests = dataset_digests(dataset)
-    early = replace(digests, stamps={case_id: "1:2" for case_id in digests.stamps})
+    early = replace(digests, stamps=dict.fromkeys(digests.stamps, "1:2"))
     with pytest.raises(DatasetError, match="changed meanwhile"):
         CaseStore.build(dataset, made_plan, tmp_path, digests=early)
 

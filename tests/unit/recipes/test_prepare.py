@@ -22,7 +22,7 @@ def test_a_dataset_is_prepared_below_the_experiments_and_says_what_it_does(phant
     prepared = _prepare(phantom, tmp_path / "out", on_progress=messages.append)
     assert prepared.store_folder.parent == tmp_path / "out" / ".store"
     assert prepared.store.case_ids == prepared.dataset.case_ids
-    assert [message.split()[0] for message in messages] == ["Checking", "Inspecting", "Preprocessing"]
+    assert [message.split()[0] for message in messages] == ["Checking", "Preprocessing"]
 
 
 def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):

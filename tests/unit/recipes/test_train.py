@@ -101,8 +101,8 @@ def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experime
     from candy_monai.data.store import CaseStore
 
     description = json.loads((experiment / "experiment.json").read_text())
-    (store_folder,) = (path for path in (experiment.parents[1] / ".store").iterdir() if path.is_dir())
-    store, plan = CaseStore(store_folder), Plan.from_dict(description["plan"])
+    (index,) = (experiment.parents[1] / ".store").glob("*/store.json")
+    store, plan = CaseStore(index.parent), Plan.from_dict(description["plan"])
     predictor, scores = load_predictor(experiment), []
     for sample in StoredCases(store, description["dataset"]["validation"][: plan.num_validation_cases]):
         logits = predictor.logits(sample["image"])
