@@ -1,11 +1,16 @@
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
+import nibabel
+import numpy as np
 import pytest
 
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.recipes.prepare import prepare_dataset
+from tests.looks import counted_reads
 
 
 def _prepare(dataset, out, **options):
@@ -74,3 +79,50 @@ def test_the_size_is_said_before_preprocessing(phantom, tmp_path):
     _prepare(phantom, tmp_path, on_progress=said.append)
     assert said[-1].startswith("Preprocessing 3 cases: ")
     assert " kB in " in said[-1]
+
+
+def _with_more_cases(folder, source, *, scale=1.0):
+    """Return a copy of a phantom with two cases more, of another spacing if asked for."""
+    shutil.copytree(source, folder)
+    ids = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir())
+    for case_id in ids[:2]:
+        for path in [*(folder / "imagesTr").glob(f"{case_id}_*"), folder / "labelsTr" / f"{case_id}.nii.gz"]:
+            image = nibabel.load(path)
+            affine = image.affine @ np.diag([1.0, 1.0, scale, 1.0])
+            values = np.asarray(image.dataobj)[::-1]
+            nibabel.save(nibabel.Nifti1Image(values, affine), path.with_name(f"z{path.name}"))
+    description = json.loads((folder / "dataset.json").read_text())
+    description["numTraining"] = len(ids) + 2
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_cases_that_are_added_are_all_that_is_looked_at_and_preprocessed(phantom, tmp_path, monkeypatch):
+    grown, said = _with_more_cases(tmp_path / "data" / phantom.name, phantom), []
+    _prepare(phantom, tmp_path / "out")
+    reads = counted_reads(monkeypatch)
+    for path in sorted(phantom.rglob("*.nii.gz")):  # a copy has times of its own
+        shutil.copystat(path, grown / path.relative_to(phantom))
+    prepared = _prepare(grown, tmp_path / "out", on_progress=said.append)
+    assert said[-1].startswith("Preprocessing 2 of 5 cases: ")
+    assert all(path.name.startswith("z") for path in reads)
+    assert len(reads) == 2 * sum(path.name.startswith("z") for path in grown.rglob("*.nii.gz"))
+    afresh = _prepare(grown, tmp_path / "afresh")
+    assert (prepared.fingerprint, prepared.plan) == (afresh.fingerprint, afresh.plan)
+    assert prepared.store.case_ids == afresh.store.case_ids
+    for case_id in afresh.store.case_ids:
+        assert np.array_equal(prepared.store.load(case_id).image, afresh.store.load(case_id).image)
+
+
+def test_a_plan_that_moves_with_new_cases_is_told_and_the_old_one_can_be_kept(phantom, tmp_path):
+    grown, said = _with_more_cases(tmp_path / "data" / phantom.name, phantom, scale=0.5), []
+    overrides = {"orientation": "RAS"}
+    old = _prepare(phantom, tmp_path / "out", overrides=overrides)
+    moved = _prepare(grown, tmp_path / "out", overrides=overrides, on_progress=said.append)
+    (told,) = [text for text in said if text.startswith("The plan has moved with the dataset (")]
+    assert "spacing_mm" in told or "patch_shape" in told
+    kept = _prepare(grown, tmp_path / "out", plan_from=told.partition("--plan ")[2])
+    assert kept.plan.spacing_mm == old.plan.spacing_mm
+    assert kept.plan.patch_shape == old.plan.patch_shape
+    assert kept.store_folder == old.store_folder
+    assert moved.plan != old.plan

@@ -18,6 +18,7 @@ from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import load_trainer_class, train_dataset
 from tests.folders import make, texture
+from tests.looks import counted_digests, counted_parses, counted_reads
 
 TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
 
@@ -117,6 +118,22 @@ def test_nothing_is_written_into_the_dataset(phantom, tmp_path):
     assert _listing(phantom) == before
     with pytest.raises(SettingsError, match="inside the dataset"):
         train_dataset(phantom, num_epochs=1, device="cpu", out=phantom / "experiments", on_progress=_quiet)
+
+
+def test_a_first_run_looks_once_before_the_store_and_a_second_run_decodes_nothing(phantom, tmp_path, monkeypatch):
+    parses, digests, reads = (count(monkeypatch) for count in (counted_parses, counted_digests, counted_reads))
+    options = {"fold": "all", "num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path}
+    monkeypatch.setattr("candy_monai.recipes.planned_run.PlannedRun.train", lambda self, note: tmp_path)
+    train_dataset(phantom, on_progress=_quiet, **options)
+    training = [path for case in NNUNetDataset(phantom).cases for path in case.files]
+    test = [path for case in NNUNetDataset(phantom, split="Ts").cases for path in case.files]
+    parses.pop(), parses.pop()  # of the two lines above
+    assert len(parses) == 1
+    assert sorted(digests) == sorted(training + test)
+    assert sorted(reads) == sorted(2 * training + test)
+    reads.clear()
+    train_dataset(phantom, on_progress=_quiet, **options)
+    assert reads == []
 
 
 def test_the_folds_are_written_to_the_store_and_the_experiment(experiment, phantom):
