@@ -117,7 +117,7 @@ def visit_dataset(
         folder: The dataset's folder.
         store: Where findings of cases are kept, so that only new and changed cases are decoded; None keeps none.
         num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
-        places_per_class: Voxels of each foreground id to keep for each case; needs ``store=None``.
+        places_per_class: Voxels of each foreground id to keep for each case, which are looked for anew each time.
     """
     listing = list_dataset(Path(folder), "Tr", "Ts")
     description, problems = listing.description, [*listing.description_problems]
@@ -139,7 +139,7 @@ def visit_dataset(
     visit = _Visit(
         description=description,
         digests=digests,
-        cache=None if store is None else CaseCache(store, description),
+        cache=None if store is None or places_per_class else CaseCache(store, description),
         num_places=places_per_class,
         num_samples=samples_per_case(max(1, len(cases)), description.num_channels),
     )

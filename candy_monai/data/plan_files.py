@@ -13,7 +13,7 @@ from urllib.parse import quote
 from candy_monai.aliases import PathLike
 from candy_monai.data.overrides import SETTABLE, parsed_overrides
 from candy_monai.data.planning import Plan
-from candy_monai.data.store import applied_normalization
+from candy_monai.data.store import as_applied
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
 from candy_monai.text import read_json
@@ -85,21 +85,19 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
         )
     chosen = {*given.chosen, *wishes, *(SETTABLE - set(_OF_THE_LENGTH))}
     changes: dict[str, Any] = {**wishes, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
+    if given.resampling == "none" and (made.resampling, made.spacing_mm) != ("none", given.spacing_mm):
+        changes.setdefault("resampling", "extent")  # some cases of this dataset change their shape
     return dataclasses.replace(given, **changes)
 
 
 def plan_changes(old: Plan, new: Plan) -> list[str]:
     """Return what of a plan has changed that preprocessing or training follows, as ``entry old -> new``."""
+    old, new = as_applied(old), as_applied(new)
     texts = []
-    for field in dataclasses.fields(Plan):
-        before, after = (
-            applied_normalization(each) if field.name == "normalization" else getattr(each, field.name)
-            for each in (old, new)
-        )
-        if before != after and field.name not in _NOT_COMPARED:
-            texts.append(
-                field.name if field.name == "normalization" else f"{field.name} {_shown(before)} -> {_shown(after)}"
-            )
+    for name in (field.name for field in dataclasses.fields(Plan) if field.name not in _NOT_COMPARED):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            texts.append(name if name == "normalization" else f"{name} {_shown(before)} -> {_shown(after)}")
     return texts
 
 

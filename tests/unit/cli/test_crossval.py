@@ -1,5 +1,5 @@
 from candy_monai.cli.crossval import _as_text, _options
-from candy_monai.cli.main import _parsed
+from candy_monai.cli.main import _parsed, main
 
 
 def test_every_option_that_was_typed_reaches_the_folds():
@@ -20,6 +20,13 @@ def test_every_option_that_was_typed_reaches_the_folds():
 
 def test_a_budget_is_passed_on_in_seconds():
     assert "600.0s" in _options(_parsed(["crossval", "D", "--budget", "10m"]))
+
+
+def test_a_plan_to_keep_reaches_the_folds_and_what_is_none_is_refused_before_the_dataset_is_read(tmp_path, capsys):
+    options = _options(_parsed(["crossval", "D", "--plan", str(tmp_path / "plan.json")]))
+    assert options[options.index("--plan") + 1] == str(tmp_path / "plan.json")
+    assert main(["crossval", str(tmp_path / "none"), "--plan", str(tmp_path / "plan.json")]) == 2
+    assert "plan.json: no plan can be read" in capsys.readouterr().err
 
 
 def test_folds_without_scores_are_shown_without_numbers():

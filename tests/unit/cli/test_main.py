@@ -159,7 +159,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
         "--save-every 10m --splits f.json --note words --trainer mine.py:Mine --groups ^p "
         "--transforms mine.yml --trust "
-        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16"
+        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
@@ -172,6 +172,8 @@ def test_train_passes_on_every_option(calls, capsys):
         "save_every": "10m",
         "seed": 7,
         "overrides": {"a": "1", "b": "x=y"},
+        "plan": Path("p"),
+        "jobs": 3,
         "device": "cpu",
         "out": Path("o"),
         "store": Path("s"),
@@ -202,6 +204,8 @@ def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
         "budget_s": None,
         "seed": None,
         "overrides": {},
+        "plan": None,
+        "jobs": None,
         "device": "cuda:1",
         "out": Path("experiments"),
         "store": None,

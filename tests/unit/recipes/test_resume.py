@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,24 @@ def test_experiments_that_moved_together_with_their_store_find_it(crashed, tmp_p
     resume_training(moved, device="cpu", on_progress=_quiet)
     assert load_state(moved)["progress"]["epoch"] == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_store_is_of_an_earlier_version_goes_on(crashed):
+    store = crashed.parents[1] / ".store"
+    shutil.rmtree(store)
+    (store / "Phantom-0123456789ab").mkdir(parents=True)
+    (store / "Phantom-0123456789ab" / "store.json").write_text('{"format": 2, "dataset": "Phantom", "cases": {}}')
+    (store / "Phantom-0123456789abcdef.fingerprint-4.json").write_text("{}")
+    resume_training(crashed, device="cpu", on_progress=_quiet)
+    assert load_state(crashed)["progress"]["epoch"] == 2
+
+
+def test_a_run_of_half_precision_goes_on_with_its_own_store(phantom, tmp_path):
+    options = {"num_epochs": 1, "seed": 3, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    folder = train_dataset(phantom, store_precision="float16", **options)
+    (folder / "validation.json").unlink()
+    resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
+    assert len(list(tmp_path.glob(".store/*/store.json"))) == 1
 
 
 def test_a_description_that_names_no_cases_is_refused(crashed):
