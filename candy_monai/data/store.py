@@ -254,8 +254,7 @@ def store_name(plan: Plan, *, precision: StoredPrecision = "float32") -> str:
 def as_applied(plan: Plan) -> Plan:
     """Return the plan without what follows from every case and changes none: statistics that only show an image."""
     normalization = tuple(
-        replace(channel, mean=0.0, std=1.0) if channel.scheme == "zscore" else channel
-        for channel in plan.normalization
+        replace(channel, mean=0.0, std=1.0) if channel.scheme == "zscore" else channel for channel in plan.normalization
     )
     resampling = "extent" if plan.resampling == "none" else plan.resampling  # both do the same to any case
     return replace(plan, normalization=normalization, resampling=resampling)

@@ -77,3 +77,10 @@ def test_a_kept_plan_of_another_version_is_passed_over(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_text('{"plan": {}}')
     assert keep_plan(tmp_path, replace(PLAN, batch_size=4), digest="two", wishes=()) is None
+
+
+def test_a_plan_that_resamples_no_case_says_how_once_some_case_needs_it():
+    given = replace(PLAN, resampling="none")
+    assert adopted_plan(given, given, {}, path="p").resampling == "none"
+    assert adopted_plan(given, replace(given, spacing_mm=(1.0, 1.0, 2.0)), {}, path="p").resampling == "extent"
+    assert plan_changes(given, PLAN) == []
