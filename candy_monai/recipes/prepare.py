@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -159,7 +160,9 @@ def prepare_dataset(
         moved = keep_plan(store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), bound))
         if moved is not None:
             changes, earlier = moved
-            say(f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {earlier}")
+            say(
+                f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {shlex.quote(str(earlier))}"
+            )
     if left:
         count = str(len(raw)) if len(left) == len(raw) else f"{len(left)} of {len(raw)}"
         say(f"Preprocessing {count} cases: {_size(needed)} in {store_folder}")

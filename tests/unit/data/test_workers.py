@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
+import torch
 
 from candy_monai.data import workers
 from candy_monai.data.nnunet import NNUNetDataset
@@ -32,3 +34,33 @@ def test_neither_processors_nor_cases_nor_the_limit_are_exceeded(cases, monkeypa
     assert workers.case_workers(cases, 2) == 2
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert workers.case_workers(cases) == 1
+
+
+def test_threads_share_those_that_pytorch_computes_with_and_leave_them_as_they_were(cases, monkeypatch):
+    monkeypatch.setattr(workers, "free_memory_bytes", lambda: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with workers.case_pool(cases, 2) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {2}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_has_not_begun_when_one_case_fails_is_not_begun_any_more(cases):
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    def work_on_all():
+        with workers.case_pool(cases, 1) as pool:
+            futures = [pool.submit(work, number) for number in range(50)]
+            futures[0].result()
+
+    with pytest.raises(KeyboardInterrupt):
+        work_on_all()
+    assert len(begun) < 50

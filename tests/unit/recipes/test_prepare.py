@@ -1,5 +1,6 @@
 import json
 import math
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -121,7 +122,7 @@ def test_a_plan_that_moves_with_new_cases_is_told_and_the_old_one_can_be_kept(ph
     moved = _prepare(grown, tmp_path / "out", overrides=overrides, on_progress=said.append)
     (told,) = [text for text in said if text.startswith("The plan has moved with the dataset (")]
     assert "spacing_mm" in told or "patch_shape" in told
-    kept = _prepare(grown, tmp_path / "out", plan_from=told.partition("--plan ")[2])
+    kept = _prepare(grown, tmp_path / "out", plan_from=shlex.split(told)[-1])
     assert kept.plan.spacing_mm == old.plan.spacing_mm
     assert kept.plan.patch_shape == old.plan.patch_shape
     assert kept.store_folder == old.store_folder
