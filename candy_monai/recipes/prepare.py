@@ -160,9 +160,8 @@ def prepare_dataset(
         moved = keep_plan(store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), bound))
         if moved is not None:
             changes, earlier = moved
-            say(
-                f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {shlex.quote(str(earlier))}"
-            )
+            old = shlex.quote(str(earlier))
+            say(f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {old}")
     if left:
         count = str(len(raw)) if len(left) == len(raw) else f"{len(left)} of {len(raw)}"
         say(f"Preprocessing {count} cases: {_size(needed)} in {store_folder}")
