@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from candy_monai.data.cases import SupervisedDataset
-    from candy_monai.data.io import Scan
+    from candy_monai.data.images.reading import Scan
     from candy_monai.data.nnunet_description import DatasetDescription
 
 

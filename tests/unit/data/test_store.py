@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from candy_monai.data.digest import dataset_digests
+from candy_monai.data.images.reading import load_image
+from candy_monai.data.images.writing import save_image
 from candy_monai.data.inspection import inspect
-from candy_monai.data.io import load_image, save_image
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.planning import plan
