@@ -6,6 +6,7 @@ network stays the user's own object, under its own names, and is called as ever.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Surroundings:
 
 
 class Attachment:
-    """The hooks of one network, and what they know of the call that they are in. A copy begins outside of any call.
+    """The hooks of one network, and the call that each thread is in. A copy begins outside of any call.
 
     Attributes:
         surroundings: Shared with the network's copies.
@@ -83,8 +84,7 @@ class Attachment:
         self.compile_failure: str | None = None
         self.on_enter: list[Callable[[], None]] = []
         self.on_leave: list[Callable[[], None]] = []
-        self._depth = 0
-        self._call: _Call | None = None
+        self._present = _Present()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         return Attachment(self.surroundings)
@@ -98,30 +98,48 @@ class Attachment:
         """Begin a call: return the arguments that the network is to have, or None to leave them."""
         if not self.surroundings.is_active:
             return None
-        self._depth += 1
-        if self._depth > 1:  # a network that calls itself, within the call that is surrounded
+        present = self._present
+        present.depth += 1
+        if present.depth > 1:  # a network that calls itself, within the call that is surrounded
             return None
         for listener in self.on_enter:
             listener()
-        self._call = _Call(self.surroundings, pads=self.surroundings.pads and not network.training)
-        return self._call.begin(arguments, keywords)
+        present.call = _Call(self.surroundings, pads=self.surroundings.pads and not network.training)
+        return present.call.begin(arguments, keywords)
 
     def after(self, network: nn.Module, arguments: object, keywords: object, outputs: object) -> object:
         """End a call, also one that failed: return the outputs that the caller is to have, or None to leave them."""
-        if self._depth == 0:
+        present = self._present
+        if present.depth == 0:
             return None
-        self._depth -= 1
-        if self._depth:
+        present.depth -= 1
+        if present.depth:
             return None
         for listener in self.on_leave:
             listener()
-        call, self._call = self._call, None
+        call, present.call = present.call, None
         return None if call is None else call.end(outputs)
 
     def close(self) -> None:
         """Leave a call that never ended, as an interruption from the keyboard makes one."""
-        self._depth = min(self._depth, 1)
+        self._present.depth = min(self._present.depth, 1)
         self.after(nn.Identity(), None, None, None)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Leave a call that a Ctrl-C ends within a block: PyTorch runs hooks after exceptions, but not after that."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Present(threading.local):
+    """The call that a thread is in, and how many calls of the same network are in each other."""
+
+    depth = 0
+    call: _Call | None = None
 
 
 class _Call:

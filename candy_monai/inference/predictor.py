@@ -206,7 +206,7 @@ class Predictor(CasePredictor, HasDevice):
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
         images, inferer = self._on_device(image)[None], self._inferer
-        with torch.inference_mode():
+        with torch.inference_mode(), self._attachment.interruptible():
             if inferer is None:
                 return self._network(images)[0]
             if isinstance(inferer, SaliencyInferer):  # it looks into a network's layers, and each mirror image's
@@ -270,7 +270,7 @@ class Predictor(CasePredictor, HasDevice):
     @cached_property
     def _network(self) -> Network:
         def network(windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._attachment.interruptible():
                 return main_output(self.model(windows, *args, **kwargs), num_dims=windows.ndim - 2)
 
         return mirrored(network, self._mirror_axes)
@@ -339,7 +339,8 @@ class Predictor(CasePredictor, HasDevice):
         amp = choose_precision(stored, self.device())
         if amp == "fp16" and self.device().type == "cpu":
             amp = None  # CPUs are slow in half precision
-        attach(network, Surroundings(padding=padding, amp=amp, num_dims=len(self._example_shape) - 1))
+        surroundings = Surroundings(padding=padding, amp=amp, num_dims=len(self._example_shape) - 1)
+        self._attachment = attach(network, surroundings)
         return network.to(self.device()).eval()
 
     def _find_inferer(self) -> Inferer | None:

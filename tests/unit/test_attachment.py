@@ -1,5 +1,7 @@
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -184,6 +186,37 @@ def test_a_network_can_be_surrounded_again_while_a_copy_of_it_is_in_use():
     for each, size in ((network, 16), (copied, 16)):
         each(torch.randn(1, 2, 13, 16))
         assert each.seen == [[(1, 2, size, 16)]]
+
+
+def test_calls_of_several_threads_at_once_do_not_count_as_calls_in_each_other():
+    both_are_in = threading.Barrier(2, timeout=10)
+
+    class Waiting(_Identity):
+        def forward(self, images):
+            both_are_in.wait()
+            return super().forward(images)
+
+    network, images = _attached(Waiting(), padding=Pad2d(8), amp="bf16").eval(), torch.ones(1, 2, 13, 16)
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(network, [images, 2 * images]))
+    assert [output.shape for output in outputs] == [images.shape] * 2
+    assert network.seen == [[(1, 2, 16, 16)]] * 2
+
+
+def test_a_call_that_a_ctrl_c_ends_leaves_the_next_one_as_it_was():
+    class Interrupted(_Identity):
+        def forward(self, images):
+            if not self.seen:
+                self.seen.append("interrupted")
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    network = _attached(Interrupted(), padding=Pad2d(8), amp="bf16").eval()
+    with pytest.raises(KeyboardInterrupt), attachment_of(network).interruptible():
+        network(torch.ones(1, 2, 13, 16))
+    assert not torch.is_autocast_enabled("cpu")
+    assert network(torch.ones(1, 2, 13, 16)).shape == (1, 2, 13, 16)
+    assert network.seen == ["interrupted", [(1, 2, 16, 16)]]
 
 
 def test_a_copy_pads_and_crops_by_itself():

@@ -172,5 +172,26 @@ def test_a_padding_or_an_inferer_of_the_user_s_own_must_be_given(tmp_path):
     _Small(folder, inferer=SimpleInferer(), padding=torch.nn.ZeroPad2d(1))
 
 
+def test_a_prediction_after_one_that_a_ctrl_c_ended_is_what_it_was_before(tmp_path):
+    class Padded(SmallTrainer):
+        def build_padding_module(self):
+            return Pad2d(8)
+
+    trainer = small_trainer(tmp_path, Squares(2, size=(13, 16)), cls=Padded)
+    trainer.train(1, save_preview=False, amp="bf16")
+    predictor, image = _Small(trainer.experiment_folder()), torch.randn(1, 13, 16)
+    before = predictor.predict_image(image, probabilities=True).probabilities
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = predictor.model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        predictor.predict(image)
+    hook.remove()
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.equal(predictor.predict_image(image, probabilities=True).probabilities, before)
+
+
 def test_nothing_of_a_prediction_keeps_a_graph(experiment):
     assert not _Small(experiment).logits(torch.randn(1, 9, 11, 7)).requires_grad
