@@ -87,7 +87,8 @@ class Experiment:
         self.num_validated: int | None = None
         self.standard_error = self.best_standard_error = math.nan
         self.best_num_validated: int | None = None
-        self._pace, self._save_s, self._promised_epochs = StepPace(), 0.0, 0
+        self._pace, self._promised_epochs = StepPace(), 0
+        self._save_s = self._longest_save_s = 0.0  # that is counted on; measured, by the thread that saves
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
         self._writes = writes
@@ -184,7 +185,7 @@ class Experiment:
         current = () if current_s is None else (current_s,)
         limit_s = self.settings.time_limit_s
         expected = epochs_in_time(
-            [*self.history.metrics().get(EPOCH_DURATION, ()), *current],
+            [*self.history.column(EPOCH_DURATION), *current],
             elapsed_s=self.progress.total_s + sum(current),
             num_epochs=self.settings.num_epochs,
             limit_s=None if limit_s is None else limit_s - self._save_s,
@@ -203,7 +204,7 @@ class Experiment:
         limit_s = self.settings.time_limit_s
         if limit_s is None:
             return math.inf
-        return limit_s - self.progress.total_s - self.epoch_s - (self._pace.closing_s or 0.0) - self._save_s
+        return limit_s - self.progress.total_s - self.epoch_s - (self._pace.closing_s or 0.0) - self._longest_save_s
 
     @property
     def batches_left(self) -> int | None:
@@ -218,6 +219,25 @@ class Experiment:
         if self.settings.time_limit_s is not None:
             self._promised_epochs = epoch + 1
         return False
+
+    def clock_state(self) -> dict[str, Any]:
+        """Return what decides after an epoch how many more there are, which several processes must agree on."""
+        return {
+            "history": self.history.state_dict(),
+            "total_s": self.progress.total_s,
+            "early_stopping": self.early_stopping.state_dict(),
+            "promised_epochs": self._promised_epochs,
+            "closing_s": self._pace.closing_s,
+            "save_s": self._save_s,
+        }
+
+    def load_clock_state(self, state: Mapping[str, Any]) -> None:
+        """Go by the clock of the process that `clock_state` is of."""
+        self.history.load_state_dict(state["history"])
+        self.progress.total_s = state["total_s"]
+        self.early_stopping.load_state_dict(state["early_stopping"])
+        self._promised_epochs, self._pace.closing_s = state["promised_epochs"], state["closing_s"]
+        self._save_s = self._longest_save_s = state["save_s"]
 
     def score_rests_on(self, num_cases: int, standard_error: float) -> None:
         """Note of how many cases the score of the present epoch is the mean, and its standard error."""
@@ -252,6 +272,9 @@ class Experiment:
         progress = self.progress
         duration = self.epoch_s
         self._pace.end_epoch(duration, validated=score is not None)
+        self._save_s = (
+            self._longest_save_s
+        )  # only now: while an epoch is saved it must not change whether it is the last
         of_the_score = {} if score is None else {SCORE: score}
         self.history.close_epoch({**of_the_score, LEARNING_RATE: progress.learning_rate, EPOCH_DURATION: duration})
         now = self._clock()
@@ -265,7 +288,7 @@ class Experiment:
         if improved:
             self.best_num_validated, self.best_standard_error = self.num_validated, self.standard_error
         self.forecast = self._predict()
-        scores = self.history.metrics().get(SCORE, ())
+        scores = self.history.column(SCORE)
         chance = chance_of_gain(self.forecast, scores, margin=self.settings.early_stop_margin)
         self.early_stopping.update(improved=improved, chance=chance)
         return improved
@@ -398,7 +421,7 @@ class Experiment:
             started = self._clock()
             with disk_failures_of(self.folder):
                 write()
-            self._save_s = max(self._save_s, self._clock() - started)
+            self._longest_save_s = max(self._longest_save_s, self._clock() - started)
 
         self._writer.start(work)
 

@@ -83,7 +83,11 @@ class History:
     def metrics(self) -> dict[str, list[float]]:
         """Return every metric as one list over the epochs; NaN where an epoch has no value."""
         names = dict.fromkeys(name for row in self._rows for name in row)
-        return {name: [row.get(name, math.nan) for row in self._rows] for name in names}
+        return {name: self.column(name) for name in names}
+
+    def column(self, name: str) -> list[float]:
+        """Return one metric over the epochs; NaN where an epoch has no value."""
+        return [row.get(name, math.nan) for row in self._rows]
 
     def save_csv(self, path: Path) -> None:
         """Write one row an epoch, counted from 1; a missing or NaN value is an empty cell."""

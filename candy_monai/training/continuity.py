@@ -184,8 +184,7 @@ class Continuity(Overridables, Reporting, HasDevice):
     def _share_clock(self, run: Experiment) -> None:
         """Let every process go by the first one's clock, which decides how many epochs are left."""
         if self._processes.count > 1:
-            run.history.load_state_dict(self._processes.broadcast(run.history.state_dict()))
-            run.progress.total_s = self._processes.broadcast(run.progress.total_s)
+            run.load_clock_state(self._processes.broadcast(run.clock_state()))
 
     def _say_if_not_compiled(self, toolbox: TrainerToolbox) -> None:
         attachment = attachment_of(toolbox.model)

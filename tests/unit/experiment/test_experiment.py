@@ -320,6 +320,46 @@ def test_after_an_epoch_that_was_not_validated_for_being_the_last_there_is_anoth
     assert not experiment.is_complete
 
 
+def test_processes_whose_clocks_differ_end_after_the_same_epoch(tmp_path):
+    runs = []
+    for name, step_s in (("first", 1.0), ("second", 2.0)):
+        now = [0.0]
+        settings = TrainSettings(num_epochs=9, time_limit_s=50.0)
+        (tmp_path / name).mkdir()
+        run = Experiment(tmp_path / name, settings, writes=name == "first", clock=lambda now=now: now[0])
+        run.begin_epoch(0.1)
+        for _ in range(8):
+            now[0] += step_s
+            run.step_done(num_batches=1)
+        now[0] += 2.0 * step_s
+        if name == "first":
+            assert not run.ends_with_this_epoch()
+        run.finish_epoch(0.5)
+        runs.append(run)
+    first, second = runs
+    assert first.expected_epochs() != second.expected_epochs()
+    second.load_clock_state(first.clock_state())
+    assert second.expected_epochs() == first.expected_epochs() == 5
+    assert second.clock_state() == first.clock_state()
+
+
+def test_what_a_save_takes_does_not_change_whether_the_epoch_that_it_saves_is_the_last(tmp_path):
+    now = [0.0]
+    experiment = Experiment(tmp_path, TrainSettings(num_epochs=9, time_limit_s=21.0), clock=lambda: now[0])
+    now[0] += 10.0
+    experiment.finish_epoch(None)
+
+    def save():
+        now[0] += 5.0
+
+    experiment._begin_to(save)
+    experiment.wait_until_saved()
+    assert not experiment.is_complete
+    now[0] += 0.5
+    experiment.finish_epoch(None)
+    assert experiment.is_complete
+
+
 def test_the_first_epoch_is_trained_however_little_time_there_is(tmp_path):
     experiment = Experiment(tmp_path, TrainSettings(num_epochs=3, time_limit_s=1e-9))
     assert not experiment.is_complete
