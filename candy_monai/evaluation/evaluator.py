@@ -170,10 +170,11 @@ def _evaluated(
     problems: list[str] = []
     for case in cases:
         try:
+            placed = case.on_one_grid()
             if problems:
-                measure.checked(case)  # to name all of them; there will be nothing to measure
+                measure.checked(placed)  # to name all of them; there will be nothing to measure
             else:
-                measured.append(measure(case.on_one_grid()))
+                measured.append(measure(placed))
         except UnknownIdsError as error:
             problems.append(str(error))
         if on_case is not None:

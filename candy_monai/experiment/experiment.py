@@ -272,9 +272,7 @@ class Experiment:
         progress = self.progress
         duration = self.epoch_s
         self._pace.end_epoch(duration, validated=score is not None)
-        self._save_s = (
-            self._longest_save_s
-        )  # only now: while an epoch is saved it must not change whether it is the last
+        self._save_s = self._longest_save_s  # only now: a save must not change whether the epoch that it saves is last
         of_the_score = {} if score is None else {SCORE: score}
         self.history.close_epoch({**of_the_score, LEARNING_RATE: progress.learning_rate, EPOCH_DURATION: duration})
         now = self._clock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.text import read_json
 
 _SAYS_NOTHING = re.compile(r"(channel|modality|image|unknown)?[\W_]*\d*|nonorm|zscore|rescale.*|rgb.*|noname", re.ASCII)
 """Names that do not tell a modality: numbers, and the normalisation schemes that nnU-Net has in their place."""
@@ -160,7 +160,7 @@ def names_beside(folder: Path) -> tuple[tuple[str, ...], Path] | None:
     """
     for file in (folder / "dataset.json", folder.absolute().parent / "dataset.json"):
         try:
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
+            content = read_json(file)
         except (OSError, ValueError):  # it is not what is predicted: whoever trains on it is told
             continue
         names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None

@@ -363,7 +363,7 @@ class MainOutput(nn.Module):
     Its layers have the names that they have in the network itself, by which ``SaliencyInferer`` finds them.
 
     Args:
-        model: The network, in an adapter or a moving average or not.
+        model: The network, or a moving average of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -386,7 +386,7 @@ def run_inferer(inferer: Inferer, images: Tensor, network: Callable[..., Tensor]
     Args:
         inferer: The inferer.
         images: ``(B, C, *spatial)``.
-        network: Windows to scores; for ``SaliencyInferer`` an `MainOutput`.
+        network: Windows to scores; for ``SaliencyInferer`` a `MainOutput`.
 
     Returns:
         ``(B, K, *spatial)``, the first of several outputs.

@@ -10,7 +10,8 @@ from candy_monai.errors import SettingsError
 _PACKAGE = "candy_monai."
 _DOCUMENTED = ("_dataloader", "_validation_dataloader")
 """What users may read, and set."""
-_set_by_trainers: set[str] = set()
+_OWN = "_names_of_its_own"
+"""The attribute of a trainer that holds the private names that its own code has set."""
 
 
 def check_class(cls: type) -> None:
@@ -39,14 +40,14 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
     Raises:
         SettingsError: If the names collide.
     """
-    cls = type(trainer)
+    cls, own = type(trainer), vars(trainer).setdefault(_OWN, {_OWN})
     is_private = name.startswith("_") and name not in _DOCUMENTED
     if module.startswith(_PACKAGE):
-        if is_private and name in vars(trainer) and name not in _set_by_trainers:
+        if is_private and name in vars(trainer) and name not in own:
             raise SettingsError(_message(f"{cls.__name__} sets self.{name}", name, None))
-        _set_by_trainers.add(name)
+        own.add(name)
         return
-    if is_private and name in _set_by_trainers:
+    if is_private and name in own:
         raise SettingsError(_message(f"{cls.__name__} sets self.{name} to {_short(value)}", name, None))
     owner = _owner_of_method(cls, name)
     if owner is None:

@@ -2,7 +2,7 @@
 
 What is learned is said by `candy_monai.training.overridables`. How a run begins and ends is in
 `candy_monai.training.lifecycle`. What survives a crash is kept by `candy_monai.experiment`, what is looked at is drawn
-by `candy_monai.observers`, what happens around the network is done by `candy_monai.network`.
+by `candy_monai.observers`, what happens around the network is done by `candy_monai.attachment`.
 """
 
 from __future__ import annotations

@@ -367,6 +367,15 @@ def placed(label, flipped=(), order=(0, 1, 2), shift=0.0):
     return MetaTensor(stored.flip([axis + 1 for axis in flipped]), affine=affine)
 
 
+def test_cases_with_ids_without_a_class_are_all_named_where_another_s_axes_run_another_way():
+    wrong, turned, reference = placed(blobs(0) + 20), placed(blobs(0), order=(2, 0, 1)), placed(blobs(0))
+    with pytest.raises(BadInputError) as caught:
+        Evaluator("dice", num_classes=9).evaluate(
+            {"a": wrong, "b": turned, "c": wrong}, dict.fromkeys("abc", reference)
+        )
+    assert [line[:2] for line in str(caught.value).splitlines()] == ["a:", "c:"]
+
+
 @pytest.mark.parametrize("options", [{"flipped": (0,)}, {"flipped": (0, 2)}, {"order": (2, 0, 1), "flipped": (1,)}])
 def test_a_prediction_whose_axes_run_another_way_is_turned_to_its_reference(tmp_path, options):
     prediction, reference = placed(blobs(0), **options), placed(blobs(0))

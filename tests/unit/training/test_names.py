@@ -1,6 +1,7 @@
 import pytest
 
 from candy_monai.errors import SettingsError
+from candy_monai.training.names import check_attribute
 from tests.toys import SmallTrainer, small_trainer
 
 
@@ -25,6 +26,25 @@ def test_an_attribute_that_trainers_use_themselves_is_refused_when_it_is_set(tmp
     trainer = small_trainer(tmp_path)
     with pytest.raises(SettingsError, match=f"'{name}' is an attribute that trainers use themselves"):
         setattr(trainer, name, 0)
+
+
+def test_an_attribute_that_trainers_use_themselves_is_refused_when_it_was_set_before_theirs(tmp_path):
+    class Mine(SmallTrainer):
+        def __init__(self, *arguments, **keywords):
+            self._scaler = 0
+            super().__init__(*arguments, **keywords)
+
+    with pytest.raises(
+        SettingsError, match=r"Mine sets self\._scaler, but '_scaler' is an attribute that trainers use"
+    ):
+        small_trainer(tmp_path, cls=Mine)
+
+
+def test_a_name_that_a_trainer_of_another_kind_uses_is_free(tmp_path):
+    trainer = small_trainer(tmp_path)
+    check_attribute(small_trainer(tmp_path), "_of_another", 0, module="candy_monai.training.other")
+    trainer._of_another = 1
+    assert trainer._of_another == 1
 
 
 def test_a_class_attribute_that_has_the_name_of_a_method_is_refused_when_the_class_is_made():
