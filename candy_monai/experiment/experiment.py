@@ -9,7 +9,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -159,6 +160,15 @@ class Experiment:
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+    @contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Let other processes have the folder if a block raises."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def experiment_id(self) -> str:

@@ -256,18 +256,19 @@ class Lifecycle(Continuity):
         else:
             saved.refuse_differences(facts)
             run, generators = self._reopened(saved, toolbox)
-        self._experiment, self._preview = run, None
-        run.score_range = self.score_range
-        if self._processes.is_first:
-            self._observers = self._watchers(run.settings, run)
-        self._announce(run, saved)
-        self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
-        # The last before the first step: what a process imports for the first time may draw, too.
-        generators.restore(self._own_generators)
-        if saved is not None and saved.schedule is not None:
-            run.save_point(weights_of(toolbox, self._scored), self._state(run, toolbox))
-            run.describe(facts)
-        self._saved_at = (run.progress.batch, time.monotonic())
+        with run.closed_on_failure():
+            self._experiment, self._preview = run, None
+            run.score_range = self.score_range
+            if self._processes.is_first:
+                self._observers = self._watchers(run.settings, run)
+            self._announce(run, saved)
+            self._notify(run_started(run, type(self).__name__, plain_network(toolbox.model), example_shape))
+            # The last before the first step: what a process imports for the first time may draw, too.
+            generators.restore(self._own_generators)
+            if saved is not None and saved.schedule is not None:
+                run.save_point(weights_of(toolbox, self._scored), self._state(run, toolbox))
+                run.describe(facts)
+            self._saved_at = (run.progress.batch, time.monotonic())
         return run, toolbox
 
     def _decided(self, settings: TrainSettings) -> TrainSettings:
@@ -302,10 +303,11 @@ class Lifecycle(Continuity):
         reopened = saved.reopened(
             toolbox, lambda epochs: self.build_scheduler(toolbox.optimizer, epochs), self._processes
         )
-        self._scaler.load_state_dict(reopened.scaler)
         self._scored = reopened.scored
-        if reopened.extra:
-            self.set_extra_state(reopened.extra)
+        with reopened.run.closed_on_failure():
+            self._scaler.load_state_dict(reopened.scaler)
+            if reopened.extra:
+                self.set_extra_state(reopened.extra)
         self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
         return reopened.run, reopened.generators
 

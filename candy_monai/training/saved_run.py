@@ -127,7 +127,7 @@ class SavedRun:
             ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
         """
         run = Experiment(self.folder, self.settings, writes=processes.is_first)
-        try:
+        with run.closed_on_failure():
             with _refusing_what_does_not_fit(self.folder):
                 if processes.is_first:
                     run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
@@ -154,9 +154,6 @@ class SavedRun:
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
                 )
-        except BaseException:
-            run.close()
-            raise
 
     def _schedule(
         self,

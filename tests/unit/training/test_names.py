@@ -34,9 +34,7 @@ def test_an_attribute_that_trainers_use_themselves_is_refused_when_it_was_set_be
             self._scaler = 0
             super().__init__(*arguments, **keywords)
 
-    with pytest.raises(
-        SettingsError, match=r"Mine sets self\._scaler, but '_scaler' is an attribute that trainers use"
-    ):
+    with pytest.raises(SettingsError, match=r"Mine sets self\._scaler, but '_scaler' is an attribute"):
         small_trainer(tmp_path, cls=Mine)
 
 

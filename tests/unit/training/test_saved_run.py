@@ -428,6 +428,29 @@ def test_what_a_trainer_adds_to_the_state_is_handed_back(tmp_path):
     assert again.seen == 6
 
 
+def test_a_run_can_be_taken_up_after_a_trainer_has_failed_to(tmp_path):
+    class Failing(SmallTrainer):
+        fails = True
+
+        def get_extra_state(self):
+            return {"n": 1}
+
+        def set_extra_state(self, state):
+            if self.fails:
+                raise KeyError("m")
+
+    crashed = crashing(small_trainer(tmp_path, cls=Failing), step=3)
+    with pytest.raises(Crash):
+        crashed.train(3, **QUIET)
+    again = small_trainer(tmp_path, cls=Failing)
+    with pytest.raises(KeyError, match="m") as failure:
+        again.recover_from(crashed.experiment_id()).continue_training()
+    assert failure.tb is not None  # a notebook keeps it, and the run's objects with it
+    again.fails = False
+    again.recover_from(crashed.experiment_id()).continue_training()
+    assert again.metrics()["epoch duration"][2] > 0
+
+
 def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path):
     class Wider(SmallTrainer):
         def build_network(self, example_shape):
