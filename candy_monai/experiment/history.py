@@ -61,11 +61,6 @@ class History:
         copied = value.detach().clone() if isinstance(value, Tensor) else _as_float(value)
         self._pending.setdefault(str(name), []).append(copied)
 
-    def record_all(self, metrics: Mapping[str, Scalar]) -> None:
-        """Add one value of each metric to the current epoch."""
-        for name, value in metrics.items():
-            self.record(name, value)
-
     def close_epoch(self, columns: Mapping[str, float] | None = None) -> dict[str, float]:
         """End the epoch: average each metric over its recorded values, keep the averages and return them.
 

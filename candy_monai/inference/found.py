@@ -155,7 +155,7 @@ def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCa
     twice: dict[str, list[str]] = {}
     for file in files:
         case_id, number = split_channel(stem_of(file))
-        if number is None or not _are_channels(case_id, number, there, channels):
+        if number is None or not _are_channels(case_id, there, channels):
             case = InputCase(case_id=stem_of(file), files=(file,))
         else:
             case = _numbered_case(case_id, there[case_id], channels, given)
@@ -170,7 +170,7 @@ def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCa
     ]
 
 
-def _are_channels(case_id: str, number: int, there: dict[str, dict[int, list[Path]]], channels: RunChannels) -> bool:
+def _are_channels(case_id: str, there: dict[str, dict[int, list[Path]]], channels: RunChannels) -> bool:
     """Tell whether the numbers at the ends of a case's files are channels; else they belong to the names of cases."""
     numbers = set(there[case_id])
     if channels.numbers is not None:

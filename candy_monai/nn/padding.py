@@ -223,13 +223,10 @@ def pad_labels(padding: nn.Module, labels: Tensor, fill: int) -> Tensor:
     Raises:
         ValueError: If the module alters values, so that what it did cannot be repeated on labels.
     """
-    if isinstance(padding, _PadToMultiple):
-        return padding.pad(holding(labels, fill), fill=fill)
     labels = holding(labels, fill)
-    size = labels.shape[2:]
-    sources = _probe(padding, size, labels.device)
-    if sources.shape == size and torch.equal(sources.flatten(), torch.arange(sources.numel(), device=labels.device)):
-        return labels
+    if isinstance(padding, _PadToMultiple):
+        return padding.pad(labels, fill=fill)
+    sources = _probe(padding, labels.shape[2:], labels.device)
     padded = labels.flatten(2)[..., sources.clamp(min=0).flatten()].reshape(*labels.shape[:2], *sources.shape)
     return padded.masked_fill(sources < 0, fill)
 

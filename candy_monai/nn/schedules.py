@@ -109,8 +109,7 @@ class RelativeLinearLR(LRScheduler):
     @override
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the present step."""
-        factor = max(self.k * self.last_epoch + self.b, self.end_factor)
-        return [rate * factor for rate in self.base_lrs]
+        return [rate * self._factor() for rate in self.base_lrs]
 
     def end_in(self, num_steps: int) -> None:
         """Turn the line where it is, so that it reaches zero after so many more steps.
@@ -120,9 +119,12 @@ class RelativeLinearLR(LRScheduler):
         """
         if num_steps < 1:
             raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
-        factor = max(self.k * self.last_epoch + self.b, self.end_factor)
+        factor = self._factor()
         self.k = -factor / num_steps
         self.b = factor - self.k * self.last_epoch
+
+    def _factor(self) -> float:
+        return max(self.k * self.last_epoch + self.b, self.end_factor)
 
 
 class PolyLRScheduler(LRScheduler):

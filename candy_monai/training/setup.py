@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from candy_monai.aliases import Shape
 from candy_monai.data.digest import CaseSource, dataset_digest
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.experiment.differences import as_json
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
@@ -95,8 +95,7 @@ def describe_parts(
         validation: The validation loader.
     """
     network, optimizer = plain_network(toolbox.model), toolbox.optimizer
-    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(network))  # functions are shown with where they are in memory
-    digest = hashlib.sha256(layers.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(str(as_json(network)).encode()).hexdigest()[:16]
     numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
     rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     return {

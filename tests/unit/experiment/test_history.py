@@ -35,7 +35,8 @@ def test_a_metric_that_appears_late_is_nan_before(tmp_path):
     history = History()
     history.record("loss", 2.0)
     history.close_epoch()
-    history.record_all({"loss": 1.0, "val score": 0.5})
+    history.record("loss", 1.0)
+    history.record("val score", 0.5)
     history.close_epoch()
     assert math.isnan(history.metrics()["val score"][0])
     history.save_csv(tmp_path / "metrics.csv")
@@ -85,7 +86,8 @@ def test_a_recorded_tensor_or_array_that_is_changed_afterwards_is_kept_as_it_was
     for _ in range(4):
         count += 1
         array += 1
-        history.record_all({"count": count, "array": array})
+        history.record("count", count)
+        history.record("array", array)
     assert history.close_epoch() == {"count": 2.5, "array": 2.5}
 
 

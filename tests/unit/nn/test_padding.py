@@ -176,8 +176,19 @@ def test_labels_follow_an_image_that_is_mirrored(padding):
 
 
 def test_labels_that_need_no_padding_come_back_as_they_are():
-    labels = torch.ones(1, 1, 16, 32, dtype=torch.int64)
-    assert pad_labels(PadAtTheEnd(), labels, fill=0) is labels
+    labels = torch.arange(16 * 32).reshape(1, 1, 16, 32)
+    assert torch.equal(pad_labels(PadAtTheEnd(), labels, fill=0), labels)
+
+
+@pytest.mark.parametrize("size", [(16, 32), (13, 32)])
+def test_labels_are_padded_without_reading_anything_back_from_their_device(size, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a GPU would be waited for")
+
+    for name in ("item", "tolist", "__bool__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    monkeypatch.setattr(torch, "equal", refuse)
+    pad_labels(PadAtTheEnd(), torch.ones(1, 1, *size, dtype=torch.int64), fill=0)
 
 
 @pytest.mark.parametrize(
