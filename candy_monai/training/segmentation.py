@@ -79,13 +79,10 @@ class SegmentationTrainer(Trainer):
     def score_range(self) -> ScoreRange | None:
         """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; settable.
 
-        None, which is unknown, where a subclass has another ``validate_case`` and does not say.
+        None, which is unknown, where a subclass has another ``validate_case`` or ``score_case`` and does not say.
         """
-        if self._score_range is not None:
+        if self._score_range is not None or not self._has_own_scores():
             return self._score_range
-        scored_by = str(getattr(self.validate_case, "__module__", ""))
-        if scored_by.partition(".")[0] != __name__.partition(".")[0]:
-            return None
         return (0.0, 1.0) if self.score == "dice" else (None, 0.0)
 
     @score_range.setter
@@ -242,7 +239,7 @@ class SegmentationTrainer(Trainer):
 
     @override
     def check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
-        if self._scores_ids() and (labels.ndim not in (4, 5) or labels.shape[1] != 1):
+        if self._has_own_scores() and (labels.ndim not in (4, 5) or labels.shape[1] != 1):
             raise BadInputError(self._shape_advice(labels, case_ids))
         if labels.device.type != "cpu" or not labels.numel():
             return  # to look at labels on a GPU would make the step wait for it
@@ -257,10 +254,10 @@ class SegmentationTrainer(Trainer):
         if highest > self._highest_id():
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
 
-    def _scores_ids(self) -> bool:
+    def _has_own_scores(self) -> bool:
         """Return whether cases are scored by the library's own methods, which take ids and no masks."""
-        own = (type(self).score_case, type(self).validate_case)
-        return all(method.__module__.startswith("candy_monai") for method in own)
+        methods = (self.score_case, self.validate_case)
+        return all(str(getattr(method, "__module__", "")).startswith("candy_monai") for method in methods)
 
     def _shape_advice(self, labels: Tensor, case_ids: tuple[str, ...]) -> str:
         found = f"{', '.join(case_ids) or 'a batch'}: the labels have the shape {tuple(labels.shape)}"

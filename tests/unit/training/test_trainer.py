@@ -731,6 +731,7 @@ def test_a_trainer_that_is_not_of_segmentation_may_learn_any_numbers(tmp_path):
         ({"score": "dice"}, (0.0, 1.0)),
         ({"score": "negative loss"}, (None, 0.0)),
         ({"validate_case": lambda self, image, label, toolbox: (66.0, {}, label)}, None),
+        ({"score": "dice", "score_case": lambda self, logits, label, toolbox: (66.0, {})}, None),
         ({"score_range": (0, 100)}, (0, 100)),
     ],
 )
