@@ -162,7 +162,7 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
     done, planned, ended = facts["epochs_done"], facts["epochs_planned"], facts["ended"]
     so_far = "no score yet"
     if facts["best_so_far"] is not None:
-        so_far = f"best so far {facts['best_so_far']:.4f} at epoch {facts['best_so_far_epoch']}"
+        so_far = f"best{' so far' * (ended is None)} {facts['best_so_far']:.4f} at epoch {facts['best_so_far_epoch']}"
     extent = f"{done} of {planned} epochs" if ended is None else f"finished, {done} epochs run ({ended})"
     print(f"{history.source}: {history.name}, {extent}, {so_far}")
     if ended is not None:

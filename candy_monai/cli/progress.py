@@ -48,8 +48,12 @@ class PredictionProgress(PredictionListener):
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
         if needed is not None:
             which = "the case" if num_cases == 1 else f"the largest of {num_cases} cases, {largest},"
-            on_disk = f"; {in_units(needed.without_cells)} with unfinished scores on disk" if needed.cells else ""
-            self._print(f"{which} takes about {in_units(needed.total)} of memory{on_disk}")
+            total, least = in_units(needed.total), in_units(needed.without_cells)
+            # What --memory could save, where it could save anything.
+            on_disk = (
+                f", or {least} with its scores in temporary files (--memory)" if needed.cells and least != total else ""
+            )
+            self._print(f"{which} takes about {total} of memory{on_disk}")
         self._folder = self._bars.add_task("cases", total=num_cases)
 
     @override

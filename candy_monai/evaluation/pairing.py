@@ -91,6 +91,7 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
     """
     one, other = _Side.of(first), _Side.of(second)
     one, passed_over = one.without_strays(other)
+    sides = (one, other)
     where = f"{_described(first, names[0])} and {_described(second, names[1])}"
     left_out: tuple[str, ...] = ()
     share_names = one.has_ids and other.has_ids and not set(one.keys).isdisjoint(other.keys)
@@ -108,8 +109,11 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
     else:
         partners = list(range(len(one.case_ids)))
     if not partners:
-        lacking = f"; none of {len(left_out)} is in both" if left_out else ""
-        raise BadInputError(f"found no {names[0]}s to compare{lacking}")
+        if left_out:
+            mine, theirs = (next(iter(each.case_ids), None) for each in sides)
+            examples = "" if mine is None or theirs is None else f": the one has {mine}, the other {theirs}"
+            raise BadInputError(f"{where}: no {names[0]} has the name of a {names[1]}{examples}")
+        raise BadInputError(f"found no {names[0]}s to compare")
     _check_grids(one, other, partners, where, names)
     naming, order = (other, partners) if other.has_ids and not one.is_named else (one, range(len(partners)))
 

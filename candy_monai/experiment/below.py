@@ -50,8 +50,13 @@ class RunSummary:
 
     def __str__(self) -> str:
         state = "state unknown" if self.is_finished is None else "finished" if self.is_finished else "not finished"
-        of = "" if self.num_epochs is None else f" of {self.num_epochs}"
-        epochs = "" if self.epochs_done is None else f", {self.epochs_done}{of} epochs"
+        # A run that ended early, as one with a time limit does, was never to have all the epochs of its settings.
+        of = "" if self.num_epochs is None or self.is_finished else f" of {self.num_epochs}"
+        epochs = (
+            ""
+            if self.epochs_done is None
+            else f", {self.epochs_done}{of} epoch{'s' * (of != '' or self.epochs_done != 1)}"
+        )
         score = "" if self.best_score is None else f", best score {self.best_score:.4f} at epoch {self.best_epoch}"
         return f"{self.folder}: {self.saved_at:%Y-%m-%d %H:%M}, {state}{epochs}{score}"
 
@@ -122,12 +127,13 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
     return dict(sorted(folds.items()))
 
 
-def what_is_below(folder: PathLike, *, call: str = "{run}") -> str:
+def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = False) -> str:
     """Return a text that names the runs below a folder, to end a message with; empty where there are none.
 
     Args:
         folder: What was given in place of a run.
         call: How to call the command, with ``{run}`` for one of the runs.
+        takes_folds: Whether the command takes the folder of a cross-validation, too.
     """
     runs = runs_below(folder)
     if not runs:
@@ -138,6 +144,14 @@ def what_is_below(folder: PathLike, *, call: str = "{run}") -> str:
     if len(runs) > _MOST_LISTED:
         lines.append(f"\n  - and {len(runs) - _MOST_LISTED} older ones")
     example = call.format(run=best.folder)
+    if takes_folds:
+        # crossval-NAME/fold_0/TRAINER/RUN
+        parents = dict.fromkeys(run.parents[2] for run in runs if _FOLD.fullmatch(run.parent.parent.name))
+        example += "".join(
+            f"\nOr the {len(folds)} folds of a cross-validation together: {call.format(run=parent)}"
+            for parent in parents
+            if (folds := folds_below(parent))
+        )
     return (
         f"; below it {'is a run' if len(runs) == 1 else f'are {len(runs)} runs'}:{''.join(lines)}\nGive one: {example}"
     )

@@ -43,9 +43,7 @@ class RunChannels:
         if len(set(self.numbers)) < len(self.numbers) or min(self.numbers) < 0:
             raise SettingsError(f"channels {self.numbers}: expected different numbers from 0 on")
         if len(self.numbers) != len(self):
-            raise SettingsError(
-                f"channels {self.numbers}: found {len(self.numbers)} numbers, expected one for each of {self}"
-            )
+            raise SettingsError(f"channels {','.join(map(str, self.numbers))}: expected a number for each of {self}")
 
     @classmethod
     def unnamed(cls, count: int) -> RunChannels:
@@ -132,10 +130,14 @@ class RunChannels:
         if len(image) == len(self):
             return image
         last = _LAST if image.ndim > 2 and image.shape[-1] == len(self) else ""
+        advice = (
+            "give all of them in one file, or in files that end in _0000, _0001 and so on beside each other"
+            if len(image) < len(self)
+            else self._advice(range(len(image)))
+        )
         raise BadInputError(
-            f"{name}: has {len(image)} channels, the network expects {len(self)} (shape {tuple(image.shape)}, {self}): "
-            "give one file with all of them, or files that end in _0000, _0001 and so on beside each other; "
-            f"{self._advice(range(len(image)))}{last}"
+            f"{name}: has {len(image)} channel{'s' * (len(image) > 1)}, the network expects {len(self)} "
+            f"(shape {tuple(image.shape)}, {self}): {advice}{last}"
         )
 
     def _advice(self, there: Sequence[int]) -> str:

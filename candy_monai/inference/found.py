@@ -127,7 +127,9 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     except OSError as error:
         raise BadInputError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions") from error
     if not files:
-        raise BadInputError(f"{path}: no image in this folder")
+        inner = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), None)
+        hint = "" if inner is None else f"; a dataset's images are one folder further down, for example {inner}"
+        raise BadInputError(f"{path}: no image in this folder{hint}")
     return group_files(files, channels=channels)
 
 

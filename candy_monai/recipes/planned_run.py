@@ -156,12 +156,15 @@ class PlannedRun:
         references = {case.case_id: case.label for case in cases if case.label is not None}
         result = Evaluator().predict_and_evaluate(images, references, predictor)
         result.save(folder / VALIDATION_SCORES)
-        few = f"{len(cases)} of {len(self.validation)} (the budget holds no more)"
-        number = few if len(cases) < len(self.validation) else f"all {len(cases)}"
+        is_all = len(cases) == len(self.validation)
+        number = f"all {len(cases)}" if is_all else f"{len(cases)} of {len(self.validation)}"
+        few = "" if is_all else " (the budget holds no more)"
         _, error = certainty([[case.metrics["dice"] for case in result]])
         noise = f" (standard error {error:.4f})" if math.isfinite(error) else ""
         dice = result.mean_metrics["dice"]
-        trainer.log(f"The best weights on {number} validation cases, in their own geometry: Dice {dice:.4f}{noise}")
+        trainer.log(
+            f"The best weights on {number} validation cases{few}, in their own geometry: Dice {dice:.4f}{noise}"
+        )
         return folder
 
     def _affordable(self, predictor: Predictor) -> list[NNUNetCase]:

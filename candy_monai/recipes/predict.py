@@ -71,7 +71,7 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
         return [folder]
     folds = folds_below(folder)
     if not folds:
-        below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT")
+        below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
         missing = "" if folder.is_dir() else ": there is no such folder"
         raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){missing}{below}")
     runs = {number: summarize(run) for number, run in folds.items() if run is not None}

@@ -201,7 +201,8 @@ class Lifecycle(Continuity):
                 with suppress(Exception):  # a report that fails must not hide the error
                     self._tell_of_saved_epoch(run, wait=True)
                 with suppress(Exception):
-                    what = ": ".join(filter(None, (type(error).__name__, str(error))))
+                    kind = "" if isinstance(error, Interrupted) else type(error).__name__
+                    what = ": ".join(filter(None, (kind, str(error))))
                     self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
                     if isinstance(error, Interrupted) and self._processes.is_first:
                         self._say_how_to_resume(run)

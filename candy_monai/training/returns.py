@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn, optim
 
 from candy_monai.aliases import Metrics, Scalar
+from candy_monai.attachment import attachment_of
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.history import why_no_number
 from candy_monai.training.toolbox import TrainerToolbox
@@ -121,11 +122,16 @@ class GradientWatch:
         if self._is_done:
             yield
             return
-        handle = self._model.register_forward_pre_hook(self._note_run)
+        # The network itself gets no hook that refers to the trainer: researchers copy it, copy.deepcopy(toolbox.model),
+        # in the first batch, for a teacher.
+        attachment = attachment_of(self._model)
+        if attachment is not None:
+            attachment.on_enter.append(self._note_run)
         try:
             yield
         finally:
-            handle.remove()
+            if attachment is not None:
+                attachment.on_enter.remove(self._note_run)
         self._is_done = self._versions_now() != self._versions or any(
             weight.grad is not None for weight in self._weights
         )
@@ -148,7 +154,7 @@ class GradientWatch:
             "toolbox.model's outputs without detach() or no_grad()"
         )
 
-    def _note_run(self, *_: object) -> None:
+    def _note_run(self) -> None:
         self._has_run = True
 
     def _versions_now(self) -> int:

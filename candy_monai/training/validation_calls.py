@@ -79,6 +79,9 @@ class PaddedParts:
         self._shape: Shape = ()
         self._padded_size: Shape = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PaddedParts:
+        return self  # a copy of a network, made by a validate_case, would copy model, average and optimizer with it
+
     @contextmanager
     def of(self, image: Tensor) -> Iterator[None]:
         """Pad and crop within a block.

@@ -51,7 +51,7 @@ def test_a_run_that_its_time_limit_has_ended_is_finished_and_nothing_is_foretold
     _saved(experiment, is_complete=True, epoch=40, total_s=80.0, limit_s=81.0)
     assert forecast(experiment) == 0
     shown = capsys.readouterr().out
-    assert "finished, 40 epochs run (its time was up)" in shown
+    assert "finished, 40 epochs run (its time was up), best 0." in shown
     assert "100" not in shown
     assert "predicted" not in shown
 

@@ -20,8 +20,15 @@ def test_what_the_largest_case_takes_is_said_before_prediction_starts(printed):
     needed = MemoryEstimate(preparing=0, image=10**9, network=0, cells=2 * 10**9, labels=0)
     progress.on_started(3, "b [0]", needed)
     assert text.getvalue() == (
-        "the largest of 3 cases, b [0], takes about 3.0 GB of memory; 1.0 GB with unfinished scores on disk\n"
+        "the largest of 3 cases, b [0], takes about 3.0 GB of memory, "
+        "or 1.0 GB with its scores in temporary files (--memory)\n"
     )
+
+
+def test_scores_too_small_to_save_memory_are_not_spoken_of(printed):
+    progress, text = printed
+    progress.on_started(1, "a", MemoryEstimate(preparing=0, image=67_000_000, network=0, cells=1000, labels=0))
+    assert text.getvalue() == "the case takes about 67 MB of memory\n"
 
 
 def test_each_case_is_told_and_a_failed_one_is_marked(printed):

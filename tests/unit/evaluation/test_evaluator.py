@@ -314,7 +314,7 @@ def test_the_cases_that_both_have_are_compared_when_asked_and_the_others_named(t
         assert [(case.case_id, case.metrics["dice"]) for case in found] == [("a", 1.0)]
         assert found.left_out == ("b", "c", "d", "x")
     assert "left out, without a partner: b, c, d, x" in found.notes()
-    with pytest.raises(BadInputError, match="found no predictions to compare; none of 3 is in both"):
+    with pytest.raises(BadInputError, match="no prediction has the name of a reference: the one has x, the other a"):
         Evaluator().evaluate({"x": blobs(0)}, {"a": blobs(0), "b": blobs(1)}, common=True)
 
 

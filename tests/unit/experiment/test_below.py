@@ -1,9 +1,18 @@
 import json
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.below import folds_below, refuse_folder_of_runs, refuse_run, runs_below, what_is_below
+from candy_monai.experiment.below import (
+    RunSummary,
+    folds_below,
+    refuse_folder_of_runs,
+    refuse_run,
+    runs_below,
+    what_is_below,
+)
 from candy_monai.experiment.folder import DESCRIPTION, read_description
 
 
@@ -39,6 +48,20 @@ def test_folds_are_those_of_the_folders_and_of_the_summary(tmp_path):
     (tmp_path / "crossval.json").write_text(json.dumps({"folds": [{"fold": 0}, {"fold": 1}, {"fold": 2}]}))
     assert folds_below(tmp_path) == {0: first, 1: None, 2: None}
     assert folds_below(first) == folds_below(tmp_path / "missing") == {}
+
+
+def test_a_run_that_ended_early_is_not_said_to_lack_epochs():
+    facts = {"folder": Path("run"), "saved_at": datetime(2025, 11, 1), "num_epochs": 40, "epochs_done": 6}
+    assert "finished, 6 epochs" in str(RunSummary(**facts, is_finished=True))
+    assert "not finished, 6 of 40 epochs" in str(RunSummary(**facts, is_finished=False))
+
+
+def test_the_folds_of_a_cross_validation_are_offered_together_where_the_command_takes_them(tmp_path):
+    for fold in range(2):
+        _run(tmp_path / "crossval-D" / f"fold_{fold}" / "A" / "20251101-10-aaaa")
+    offered = f"Or the 2 folds of a cross-validation together: predict {tmp_path / 'crossval-D'} IN"
+    assert what_is_below(tmp_path, call="predict {run} IN", takes_folds=True).endswith(offered)
+    assert "together" not in what_is_below(tmp_path, call="forecast {run}")
 
 
 def test_whoever_asks_for_a_run_is_told_of_those_below(tmp_path):

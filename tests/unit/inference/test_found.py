@@ -22,6 +22,12 @@ def test_the_channels_of_a_case_belong_together_in_their_order(tmp_path):
     ]
 
 
+def test_a_dataset_in_place_of_its_images_is_refused_with_where_they_are(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    with pytest.raises(BadInputError, match=r"no image in this folder; .* for example .*imagesTr"):
+        find_inputs(tmp_path, channels=RunChannels.unnamed(1))
+
+
 def test_only_the_last_four_digits_are_the_channel(tmp_path):
     _touch(tmp_path, "scan_0000_0000.nii.gz", "scan.v2_0000.nii.gz")
     assert [case.case_id for case in find_inputs(tmp_path, channels=RunChannels.unnamed(1))] == ["scan.v2", "scan_0000"]

@@ -111,6 +111,12 @@ def test_an_image_of_other_channels_is_refused_with_the_names_of_the_run_s(sourc
         _loaded(source, TWO)
 
 
+def test_an_image_that_lacks_channels_is_refused_without_a_choice_that_it_cannot_give():
+    with pytest.raises(BadInputError, match="has 1 channel, .*give all of them in one file") as refused:
+        _loaded(torch.zeros(1, 5, 6, 7), TWO)
+    assert "--channels" not in str(refused.value)
+
+
 def test_chosen_channels_of_an_image_are_taken_in_their_order():
     image = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 2, 2)
     assert _loaded(image, RunChannels(names=("ADC", "b1600"), numbers=(2, 0)))[:, 0, 0, 0].tolist() == [2, 0]

@@ -130,5 +130,5 @@ def test_chosen_channels_reach_the_predictors(experiment, own_trainer):
             predictor.predict(image).as_tensor(),
             load_experiments(folders, trainer=own_trainer).predict(image[2:]).as_tensor(),
         )
-    with pytest.raises(SettingsError, match="found 2 numbers, expected one for each of the run's 1 channel"):
+    with pytest.raises(SettingsError, match="channels 1,2: expected a number for each of the run's 1 channel"):
         load_experiments([experiment], trainer=own_trainer, channels=(1, 2))

@@ -38,6 +38,7 @@ def test_a_script_that_is_interrupted_ends_with_130_without_a_traceback_and_says
     (folder,) = (tmp_path / "Halting").iterdir()
     assert result.stdout.endswith("status 130\n")
     assert f"trainer.recover_from('{folder.name}')\n    trainer.continue_training()" in result.stdout
+    assert f"Interrupted in epoch 2: {number}\n" in (folder / "logs.txt").read_text()
     assert "Traceback" not in result.stderr
 
 

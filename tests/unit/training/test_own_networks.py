@@ -1,5 +1,6 @@
 """Networks of all kinds that a trainer may be given, and what of them is scored, saved and left behind."""
 
+import copy
 import math
 
 import pytest
@@ -97,6 +98,39 @@ def test_the_model_is_what_build_network_returned_and_is_given_back_after_the_ru
         assert (network[0].weight - before).mean() > 0.5
         assert attachment_of(network) is None
     assert seen == 2 * [(True, True, True)]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_model_can_be_copied_from_within_backward_and_validate_case(tmp_path, compiled):
+    copies = []
+
+    def copied(toolbox):
+        # In the first batch: a mean teacher. In validation: adaptation to one case.
+        copies.append(copy.deepcopy(toolbox.model))
+
+    def backward(self, images, labels, toolbox):
+        copied(toolbox)
+        return Plain.backward(self, images, labels, toolbox)
+
+    def validate_case(self, image, label, toolbox):
+        copied(toolbox)
+        return Plain.validate_case(self, image, label, toolbox)
+
+    def build_network(self, example_shape):
+        network = Net()
+        if compiled:
+            network.compile(backend="eager")
+        return network
+
+    methods = {"backward": backward, "validate_case": validate_case, "build_network": build_network}
+    trainer = _trained(tmp_path, Padded, 1, **methods)
+    images = torch.randn(1, 1, 13, 10)
+    with torch.no_grad():
+        for network in copies:
+            expected = Net()
+            expected.load_state_dict(network.state_dict())
+            assert torch.equal(network(images), expected(images))
+    assert len(trainer.metrics()["val score"]) == 1
 
 
 def test_a_network_is_given_back_after_a_run_that_fails(tmp_path):
