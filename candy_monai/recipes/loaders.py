@@ -58,10 +58,16 @@ def patch_loader(
 
 
 def evenly(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
-    """Return ``count`` of the cases, evenly spaced over their order, since neighbours often come from one site."""
+    """Return ``count`` of the cases, spread over their order, since neighbours often come from one site.
+
+    A smaller choice is part of every larger one, so that scores on both are of the same cases as far as possible.
+    """
     if count is None or count >= len(case_ids):
         return tuple(case_ids)
-    return tuple(case_ids[index * len(case_ids) // count] for index in range(count))
+    digits = len(case_ids).bit_length()
+    # The bits of the positions read backwards: first the halves, then the quarters, then what lies between.
+    spread = sorted(range(len(case_ids)), key=lambda index: int(f"{index:0{digits}b}"[::-1], 2))
+    return tuple(case_ids[index] for index in sorted(spread[:count]))
 
 
 def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.device) -> DataLoader[Any] | None:

@@ -44,10 +44,19 @@ def test_whole_cases_come_one_at_a_time_and_no_case_is_no_loader(store):
     assert case_loader(store, (), device=CPU) is None
 
 
-def test_some_of_the_cases_are_evenly_spaced_over_all():
-    cases = [f"case_{index}" for index in range(10)]
-    assert evenly(cases, 3) == ("case_0", "case_3", "case_6")
+def test_some_of_the_cases_are_spread_over_all():
+    cases = [f"case_{index}" for index in range(16)]
+    assert evenly(cases, 4) == ("case_0", "case_4", "case_8", "case_12")
     assert evenly(cases, 99) == evenly(cases, None) == tuple(cases)
+
+
+@pytest.mark.parametrize("num_cases", [1, 2, 7, 32, 33])
+def test_a_smaller_choice_of_cases_is_part_of_every_larger_one_in_the_same_order(num_cases):
+    cases = [f"case_{index}" for index in range(num_cases)]
+    choices = [evenly(cases, count) for count in range(num_cases + 1)]
+    assert [len(choice) for choice in choices] == list(range(num_cases + 1))
+    assert all(set(small) < set(large) for small, large in zip(choices, choices[1:], strict=False))
+    assert all(list(choice) == sorted(choice, key=cases.index) for choice in choices)
 
 
 def test_a_cpu_prepares_batches_itself_and_a_gpu_has_them_prepared(monkeypatch):
