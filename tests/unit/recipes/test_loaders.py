@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -55,7 +57,7 @@ def test_a_smaller_choice_of_cases_is_part_of_every_larger_one_in_the_same_order
     cases = [f"case_{index}" for index in range(num_cases)]
     choices = [evenly(cases, count) for count in range(num_cases + 1)]
     assert [len(choice) for choice in choices] == list(range(num_cases + 1))
-    assert all(set(small) < set(large) for small, large in zip(choices, choices[1:], strict=False))
+    assert all(set(small) < set(large) for small, large in itertools.pairwise(choices))
     assert all(list(choice) == sorted(choice, key=cases.index) for choice in choices)
 
 
