@@ -170,8 +170,8 @@ def _is_real(value: Tensor | np.ndarray[Any, Any] | np.generic) -> bool:
 
 def as_float(value: Any) -> float:
     """Return as a float what `why_no_number` calls a number; a masked one is NaN, which is "not measured"."""
-    if isinstance(value, np.ma.MaskedArray):
-        value = value.filled(np.nan) if value.dtype.kind == "f" else value.astype(float).filled(np.nan)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        return math.nan
     return float(value.item() if isinstance(value, np.ndarray) else value)
 
 
