@@ -82,6 +82,31 @@ def initialize_lazy(network: nn.Module, example: Tensor) -> None:
         network.train(was_training)
 
 
+def check_takes_complex(network: nn.Module, example: Tensor) -> None:
+    """Refuse complex images for a network that computes with real numbers; real ones pass without a look.
+
+    Args:
+        network: On the example's device.
+        example: ``(1, C, *spatial)``.
+
+    Raises:
+        BadInputError: If the network cannot be called with it.
+    """
+    if not example.is_complex():
+        return
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(example)
+    except (NotImplementedError, RuntimeError) as error:
+        raise BadInputError(
+            f"the images are complex ({example.dtype}), which this {type(network).__name__} cannot take ({error}): "
+            "give it their magnitude, image.abs(), or real and imaginary parts as channels"
+        ) from error
+    finally:
+        network.train(was_training)
+
+
 def _uninitialized(network: nn.Module) -> list[str]:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return [name for name, tensor in tensors.items() if is_lazy(tensor)]

@@ -6,6 +6,7 @@ Both generations are understood: v2 (``channel_names``, labels by name) and v1 o
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json
 
 Split = Literal["Tr", "Ts"]
+
+_MOST_SHOWN = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +270,11 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
         elif isinstance(content.get("training"), list) and content["training"]:
             cases = {"Tr": content["training"], "Ts": content.get("test") or []}
             for split, entries in cases.items():
+                names_image = [_names_image(entry) for entry in entries]
+                if not all(names_image):
+                    where = {"Tr": "training", "Ts": "test"}[split]
+                    problems.append(_without_image(where, entries, names_image))
+                entries = list(itertools.compress(entries, names_image))
                 pairs = [(e, None) if isinstance(e, str) else (e["image"], e.get("label")) for e in entries]
                 found = [_listed_case(folder, _listed_id(image), image, label) for image, label in pairs]
                 listed[split] = tuple(sorted(found, key=lambda case: case.case_id))
@@ -281,6 +289,22 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
             'and label of each, as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
         )
     return listed
+
+
+def _names_image(entry: object) -> bool:
+    image = entry.get("image") if isinstance(entry, dict) else entry if isinstance(entry, str) else None
+    several = isinstance(image, list) and image and all(isinstance(path, str) for path in image)
+    return bool(several or (isinstance(image, str) and image))
+
+
+def _without_image(where: str, entries: Sequence[object], names_image: Sequence[bool]) -> str:
+    wrong = [index for index, is_right in enumerate(names_image) if not is_right]
+    shown = repr(entries[wrong[0]])
+    return (
+        f"dataset.json: {len(wrong)} of {len(entries)} entries of {where!r} name no image, the first is entry "
+        f"{wrong[0] + 1}, {shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '...'}; expected "
+        '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
+    )
 
 
 def _listed_id(image: str | Sequence[str]) -> str:

@@ -58,7 +58,7 @@ class History:
         if (found := why_no_number(value)) is not None:
             raise BadInputError(f"metric {name!r} must be one number, got {found}")
         # A copy: the owner of a tensor or an array may go on to change it.
-        copied = value.detach().clone() if isinstance(value, Tensor) else _as_float(value)
+        copied = value.detach().clone() if isinstance(value, Tensor) else as_float(value)
         self._pending.setdefault(str(name), []).append(copied)
 
     def close_epoch(self, columns: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -142,6 +142,12 @@ def why_no_number(value: object) -> str | None:
         return None if _is_real(value) else f"{kind} of type {value.dtype}"
     if isinstance(value, str | bytes) or not isinstance(value, SupportsFloat | SupportsIndex):
         return f"{value!r}" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+    if isinstance(value, np.generic) and not _is_real(value):  # NumPy would cut a complex number to its real part
+        return f"a {type(value).__name__}"
+    try:
+        float(value)
+    except OverflowError:
+        return "a number too large for a float"
     return None
 
 
@@ -158,11 +164,14 @@ def last_epoch_as_text(metrics: Mapping[str, Sequence[float]]) -> str:
     return ", ".join(f"{name} {values[-1]:.5g}" for name, values in metrics.items() if not math.isnan(values[-1]))
 
 
-def _is_real(value: Tensor | np.ndarray[Any, Any]) -> bool:
+def _is_real(value: Tensor | np.ndarray[Any, Any] | np.generic) -> bool:
     return not value.is_complex() if isinstance(value, Tensor) else value.dtype.kind in "biuf"
 
 
-def _as_float(value: Any) -> float:
+def as_float(value: Any) -> float:
+    """Return as a float what `why_no_number` calls a number; a masked one is NaN, which is "not measured"."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        return math.nan
     return float(value.item() if isinstance(value, np.ndarray) else value)
 
 
@@ -177,7 +186,9 @@ def _read(values: list[Scalar]) -> Iterator[float]:
     by_device: dict[torch.device, list[Tensor]] = {}
     for value in values:
         if isinstance(value, Tensor):
-            by_device.setdefault(value.device, []).append(value.reshape(()).float())
+            # Counts above 2^24 are not exact in single precision; Apple's GPUs have no other.
+            exact = value.float() if value.device.type == "mps" else value.double()
+            by_device.setdefault(value.device, []).append(exact.reshape(()))
     numbers = {device: iter(torch.stack(tensors).tolist()) for device, tensors in by_device.items()}
     for value in values:
         yield next(numbers[value.device]) if isinstance(value, Tensor) else float(value)

@@ -22,7 +22,8 @@ class ExponentialMovingAverage(AveragedModel):
 
     ``d = min(decay, (1 + t) / (10 + t))``, where ``t`` counts the updates made so far: 0.1 at the first, so that the
     random start is soon forgotten. Buffers (BatchNorm's statistics), integer parameters and extra states of modules are
-    copied. ``t`` is counted in Python, so that an update never waits for the device.
+    copied. Parameters, buffers and modules that the model is given later are averaged from then on. ``t`` is counted in
+    Python, so that an update never waits for the device.
 
     The copy is a `torch.optim.swa_utils.AveragedModel`: its weights are ``ema.module``'s, its state loads into the
     base class and back. Its parameters never require gradients; ``train()`` and ``eval()`` are the caller's.
@@ -68,6 +69,8 @@ class ExponentialMovingAverage(AveragedModel):
         Raises:
             ValueError: If the parameters or buffers are not those of the averaged model.
         """
+        if _num_tensors(self.module) != _num_tensors(model):
+            _take_up(self.module, model)
         weight = 1 - min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
         averaged, copied = self._pairs(model)
         with torch.no_grad():
@@ -101,6 +104,29 @@ class ExponentialMovingAverage(AveragedModel):
                 first.append(mine.detach())
                 second.append(new.detach().to(mine.device, mine.dtype, non_blocking=True))
         return list(averaged.values()), list(copied.values())
+
+
+def _num_tensors(network: nn.Module) -> tuple[int, int]:
+    return len(list(network.parameters())), len(list(network.buffers()))
+
+
+def _take_up(averaged: nn.Module, model: nn.Module) -> None:
+    """Give a copy what the model was given since, as it is now; nothing where the model is in a wrapper."""
+    ours = dict(averaged.named_modules())
+    for name, theirs in model.named_modules():
+        mine = ours.get(name)
+        if mine is None or type(mine) is not type(theirs):  # new ones come with the module that they are in
+            continue
+        for key, module in theirs.named_children():
+            if mine._modules.get(key) is None:
+                mine.add_module(key, copy.deepcopy(module).requires_grad_(False).train(mine.training))
+        for key, parameter in theirs._parameters.items():
+            if parameter is not None and mine._parameters.get(key) is None:
+                mine.register_parameter(key, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        for key, buffer in theirs._buffers.items():
+            if buffer is not None and mine._buffers.get(key) is None:
+                persistent = key not in theirs._non_persistent_buffers_set
+                mine.register_buffer(key, buffer.detach().clone(), persistent=persistent)
 
 
 def _with_extra_state(network: nn.Module) -> list[nn.Module]:

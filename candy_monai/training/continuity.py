@@ -5,18 +5,21 @@ Trains nothing and sets nothing up.
 
 from __future__ import annotations
 
+import io
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from candy_monai.attachment import Surroundings, attachment_of
 from candy_monai.device import HasDevice
+from candy_monai.errors import BadInputError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.experiment import Experiment
@@ -281,10 +284,34 @@ def weights_of(toolbox: TrainerToolbox, scored: WeightsKind) -> RunWeights:
     Args:
         toolbox: Model and average.
         scored: Which of the two are scored; those of the model where there is no average.
+
+    Raises:
+        BadInputError: If an extra state of the network cannot be saved.
     """
     averaged = scored == "ema" and toolbox.ema is not None
     return RunWeights(
-        raw=plain_weights(toolbox.model),
-        scored=plain_weights(toolbox.ema if averaged and toolbox.ema is not None else toolbox.model),
+        raw=_readable(plain_weights(toolbox.model)),
+        scored=_readable(plain_weights(toolbox.ema if averaged and toolbox.ema is not None else toolbox.model)),
         kind="ema" if averaged else "raw",
     )
+
+
+def _readable(weights: dict[str, Any]) -> dict[str, Any]:
+    """Return weights if what is no tensor in them can be read back without executing anything."""
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            continue
+        file = io.BytesIO()
+        try:
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # pickle fails with whatever an object of the user's own raises
+            kind = re.search(r"GLOBAL (\S+) was not", str(error))
+            found = f" ({kind[1]})" if kind else ""
+            raise BadInputError(
+                f"{name} in the network's state_dict, which get_extra_state returned, holds what cannot be saved so "
+                f"that it is read back safely{found}: return tensors, Python's numbers and text, and lists and "
+                "dictionaries of them; of NumPy's, numbers by .item() and arrays by torch.from_numpy"
+            ) from error
+    return weights

@@ -24,7 +24,14 @@ from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.delivery import deliveries
-from candy_monai.network import channels_last_pays, choose_precision, copyable, initialize_lazy, plain_network
+from candy_monai.network import (
+    channels_last_pays,
+    check_takes_complex,
+    choose_precision,
+    copyable,
+    initialize_lazy,
+    plain_network,
+)
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.observers.base import Observer, ObserverGroup
 from candy_monai.own_generators import OwnGenerators
@@ -35,7 +42,7 @@ from candy_monai.training.example import first_sample
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.interruption import Interrupted, how_to_resume
 from candy_monai.training.replay import stop_replacing, why_not_exact
-from candy_monai.training.returns import returned, scheduler_returned
+from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
 from candy_monai.training.saved_run import SavedRun
 from candy_monai.training.setup import (
     bundle_of,
@@ -133,6 +140,7 @@ class Lifecycle(Continuity):
         example_shape = tuple(example.shape[1:])
         network = returned(self, "build_network", self.build_network(example_shape), nn.Module).to(self.device())
         initialize_lazy(network, self._to_device(example))
+        check_takes_complex(network, self._to_device(example))
         self._network_type = floating_type(network)
         amp = choose_precision(settings.amp, self.device())
         channels_last = settings.channels_last
@@ -145,7 +153,7 @@ class Lifecycle(Continuity):
             Surroundings(padding=self._padding, amp=amp, channels_last=channels_last, num_dims=len(example_shape) - 1),
         )
         self._scaler = GradScaler(self.device().type, enabled=amp == "fp16")
-        optimizer = returned(self, "build_optimizer", self.build_optimizer(network.parameters()), optim.Optimizer)
+        optimizer = optimizer_returned(self, self.build_optimizer(network.parameters()))
         toolbox = TrainerToolbox(
             model=network,
             optimizer=optimizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
@@ -12,7 +13,7 @@ from torch import Tensor, nn, optim
 from candy_monai.aliases import Metrics, Scalar
 from candy_monai.attachment import attachment_of
 from candy_monai.errors import BadInputError
-from candy_monai.experiment.history import why_no_number
+from candy_monai.experiment.history import as_float, why_no_number
 from candy_monai.training.toolbox import TrainerToolbox
 
 T = TypeVar("T")
@@ -40,6 +41,28 @@ def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
     raise _refused(trainer, method, _shown(value), wanted, _forgotten(value))
 
 
+def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
+    """Return what ``build_optimizer`` returned if the trainer's ``step`` can step it.
+
+    Raises:
+        BadInputError: If it is no optimizer, or one that computes the loss anew within a step and the trainer does not
+            override ``step``.
+    """
+    optimizer = returned(trainer, "build_optimizer", value, optim.Optimizer)
+    steps_itself = not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
+    if needs_closure(optimizer) and not steps_itself:
+        hint = "its step needs a closure that computes the loss anew; override `step` to pass one"
+        wanted = "an optimizer that steps by the gradients that backward has left, such as torch.optim.AdamW"
+        raise _refused(trainer, "build_optimizer", f"a {type(optimizer).__name__}", wanted, hint)
+    return optimizer
+
+
+def needs_closure(optimizer: optim.Optimizer) -> bool:
+    """Say whether an optimizer cannot step without a closure, as ``torch.optim.LBFGS`` cannot."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
 def scheduler_returned(trainer: object, value: Any) -> optim.lr_scheduler.LRScheduler:
     """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded.
 
@@ -65,6 +88,7 @@ def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, 
     loss, metrics = value
     if (found := why_no_number(loss)) is not None:
         raise _refused(trainer, method, f"{found} as the loss", wanted, "reduce it to one number, loss.mean()")
+    loss = loss if isinstance(loss, Tensor) else as_float(loss)
     return loss, _checked_metrics(trainer, method, metrics, wanted)
 
 
@@ -86,6 +110,7 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
     score, metrics, output = value
     if (found := why_no_number(score)) is not None:
         raise _refused(trainer, method, f"{found} as the score", wanted, "a higher score is a better one")
+    score = score if isinstance(score, Tensor) else as_float(score)
     metrics = _checked_metrics(trainer, method, metrics, wanted)
     if one_output and not isinstance(output, Tensor):
         hint = "of several outputs return the one to look at"

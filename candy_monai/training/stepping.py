@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import ChainedScheduler, OneCycleLR, SequentialLR
 
 from candy_monai.experiment.history import LOSS
 
@@ -26,9 +26,21 @@ def step_after_batches(scheduler: Any, num_batches: int) -> None:
     if needs_a_metric(scheduler):
         return
     for _ in range(num_batches):
-        if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch >= scheduler.total_steps - 1:
+        if _is_at_its_end(scheduler):
             return  # its curve would rise again, and then be an error; the rate stays at its end value
         scheduler.step()
+
+
+def _is_at_its_end(scheduler: Any) -> bool:
+    """Say whether a one-cycle schedule is over, or a schedule that would step one that is."""
+    if isinstance(scheduler, OneCycleLR):
+        return scheduler.last_epoch >= scheduler.total_steps - 1
+    if isinstance(scheduler, SequentialLR):  # of its parts only the last has no end of its own
+        is_in_last = scheduler.last_epoch >= scheduler._milestones[-1]
+        return is_in_last and _is_at_its_end(scheduler._schedulers[-1])
+    if isinstance(scheduler, ChainedScheduler):
+        return any(_is_at_its_end(part) for part in scheduler._schedulers)
+    return False
 
 
 def step_after_epoch(

@@ -7,6 +7,7 @@ from torch import nn
 from candy_monai.attachment import Surroundings, attach
 from candy_monai.errors import BadInputError
 from candy_monai.network import (
+    check_takes_complex,
     choose_precision,
     copyable,
     count_macs,
@@ -113,3 +114,12 @@ def test_only_trainable_parameters_are_counted():
 @pytest.mark.parametrize(("amp", "expected"), [(None, None), ("bf16", "bf16"), ("fp16", "fp16"), ("auto", None)])
 def test_on_a_cpu_the_automatic_precision_is_that_of_the_weights(amp, expected):
     assert choose_precision(amp, torch.device("cpu")) == expected
+
+
+def test_a_network_that_takes_complex_images_is_given_them():
+    class Magnitude(nn.Conv2d):
+        def forward(self, images):
+            return super().forward(images.abs())
+
+    check_takes_complex(Magnitude(1, 1, 1), torch.ones(1, 1, 4, 4, dtype=torch.complex64))
+    check_takes_complex(nn.Conv2d(1, 1, 1, dtype=torch.complex64), torch.ones(1, 1, 4, 4, dtype=torch.complex64))

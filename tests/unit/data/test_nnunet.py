@@ -488,6 +488,14 @@ def test_a_list_of_images_alone_is_a_problem_of_the_list(tmp_path, training):
     )
 
 
+@pytest.mark.parametrize("wrong", [{"label": "labelsTr/b.nii.gz"}, ["imagesTr/b.nii.gz"], None, {"image": []}])
+def test_an_entry_of_the_list_that_names_no_image_is_the_problem_and_not_the_files_beside_it(tmp_path, wrong):
+    entry = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
+    found = problems_of(decathlon(tmp_path, [entry, wrong]))
+    assert "dataset.json: 1 of 2 entries of 'training' name no image, the first is entry 2, " in found
+    assert "no channel number" not in found
+
+
 def test_a_listed_file_that_is_missing_and_a_case_that_is_listed_twice_are_problems(tmp_path):
     entry = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
     found = problems_of(

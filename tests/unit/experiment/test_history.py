@@ -91,9 +91,32 @@ def test_a_recorded_tensor_or_array_that_is_changed_afterwards_is_kept_as_it_was
     assert history.close_epoch() == {"count": 2.5, "array": 2.5}
 
 
+def test_a_masked_number_was_not_measured():
+    history = History()
+    for value in (np.ma.masked, np.ma.array(3, mask=True), np.ma.array(2.0)):
+        history.record("dice", value)
+    assert history.close_epoch() == {"dice": 2.0}
+
+
+@pytest.mark.parametrize("value", [torch.tensor(2**40 + 1), torch.tensor(0.1, dtype=torch.float64), 2**40 + 1])
+def test_a_number_is_kept_as_exactly_as_it_was_recorded(value):
+    history = History()
+    history.record("count", value)
+    assert history.close_epoch() == {"count": float(value)}
+
+
 @pytest.mark.parametrize(
     ("value", "found"),
-    [("0.5", "'0.5'"), (None, "None"), ([1.0], "a list"), (np.ones(2), "an array of shape"), (1j, "a complex")],
+    [
+        ("0.5", "'0.5'"),
+        (None, "None"),
+        ([1.0], "a list"),
+        (np.ones(2), "an array of shape"),
+        (1j, "a complex"),
+        (np.complex64(1 + 2j), "a complex64"),
+        (np.datetime64("2026-01-01"), "a datetime64"),
+        (10**400, "a number too large"),
+    ],
 )
 def test_what_is_no_number_is_refused_when_it_is_recorded(value, found):
     with pytest.raises(BadInputError, match=f"metric 'dice' must be one number, got {found}"):

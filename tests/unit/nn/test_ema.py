@@ -184,3 +184,20 @@ def test_extra_states_are_copied():
     ema.update_parameters(model)
     model.calls.append(3)
     assert ema.module.calls == [1, 2]
+
+
+def test_what_the_model_is_given_later_is_averaged_from_then_on():
+    model = nn.Sequential(nn.Linear(1, 1))
+    ema = ExponentialMovingAverage(model)
+    ema.update_parameters(model)
+    model[0].register_buffer("calls", torch.tensor(3))
+    model[0].gain = nn.Parameter(torch.tensor(1.0))
+    model.append(nn.BatchNorm1d(1))
+    ema.update_parameters(model)
+    assert list(ema.module.state_dict()) == list(model.state_dict())
+    model[0].calls.fill_(4)
+    model[0].gain.data.fill_(2.0)
+    ema.update_parameters(model)
+    assert ema.module[0].calls == 4
+    assert ema.module[0].gain == pytest.approx(1 + (1 - 3 / 12))
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -373,6 +374,38 @@ def test_the_extra_state_of_a_network_is_averaged_saved_resumed_and_predicted_wi
     resumed.continue_training()
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
     assert Predictor(whole.experiment_folder(), network=Counting()).model.gain == pytest.approx(1.01**6)
+
+
+def test_an_extra_state_that_could_not_be_read_back_is_refused_before_anything_is_written(tmp_path):
+    class Unreadable(Counting):
+        def get_extra_state(self):
+            return {"gain": np.float32(self.gain)}
+
+    with pytest.raises(BadInputError, match=r"_extra_state in the network's state_dict.*numpy.*\.item\(\)"):
+        _trained(tmp_path, build_network=lambda *_: Unreadable())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_network_is_given_while_it_trains_is_saved_with_it(tmp_path):
+    def train_epoch(self, toolbox):
+        if not hasattr(toolbox.model, "epochs"):
+            toolbox.model.register_buffer("epochs", torch.tensor(0))
+        toolbox.model.epochs += 1
+        return Plain.train_epoch(self, toolbox)
+
+    trainer = _trained(tmp_path, num_epochs=2, train_epoch=train_epoch)
+    assert _weights(trainer, "latest")["epochs"] == _weights(trainer, "best")["epochs"] == 2
+
+
+def test_complex_images_are_refused_where_the_network_cannot_take_them(tmp_path):
+    class Complex(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return torch.complex(image, image), label
+
+    with pytest.raises(BadInputError, match=r"complex64.*image\.abs\(\)"):
+        _trained(tmp_path, data=Complex(size=(16, 16)))
+    assert not list(tmp_path.iterdir())
 
 
 def _lazy(*_):

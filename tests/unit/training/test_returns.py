@@ -56,6 +56,7 @@ def test_what_backward_returned_and_what_was_expected_is_said(tmp_path, make, fo
         lambda loss: [loss.reshape(1), {"n": np.float32(2)}],
         lambda loss: (np.float64(loss), {"n": 2}),
         lambda loss: (float(loss), {"n": torch.tensor([2])}),
+        lambda loss: (np.array([float(loss)]), {"n": np.array([2.0])}),
     ],
 )
 def test_numbers_of_every_kind_are_numbers(tmp_path, make):
@@ -108,6 +109,23 @@ def test_a_part_that_was_not_built_is_said_before_anything_is_written(tmp_path, 
     with pytest.raises(BadInputError, match=rf"Mine\.{method} returned None, expected {wanted}.*return statement"):
         _trained(tmp_path, **{method: lambda *_: None})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_unless_the_trainer_steps_it_itself(tmp_path):
+    with pytest.raises(BadInputError, match=r"a LBFGS, expected .* override `step`"):
+        _trained(tmp_path, build_optimizer=lambda _self, params: torch.optim.LBFGS(params))
+    assert list(tmp_path.iterdir()) == []
+
+    def step(self, toolbox, **_):
+        toolbox.optimizer.step(lambda: torch.tensor(1.0))
+
+    _trained(tmp_path, build_optimizer=lambda _self, params: torch.optim.LBFGS(params), step=step)
+
+
+@pytest.mark.parametrize("score", [np.array([0.5]), np.float32(0.5), torch.tensor([0.5])])
+def test_a_score_may_be_a_number_of_any_kind(tmp_path, score):
+    trainer = _trained(tmp_path, validate_case=lambda *_: (score, {}, IMAGE))
+    assert trainer.metrics()["val score"] == [0.5]
 
 
 def test_a_function_in_the_place_of_a_criterion_is_refused_with_what_to_do(tmp_path):

@@ -83,6 +83,23 @@ def test_one_cycle_stays_at_its_end_value():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 25 / 1e4)
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda optimizer, cycle: optim.lr_scheduler.SequentialLR(
+            optimizer, [optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1), cycle], [2]
+        ),
+        lambda optimizer, cycle: optim.lr_scheduler.ChainedScheduler([cycle], optimizer),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_one_cycle_in_another_schedule_stays_at_its_end_value(around):
+    optimizer = _optimizer()
+    scheduler = around(optimizer, optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=4, cycle_momentum=False))
+    step_after_batches(scheduler, 12)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 25 / 1e4)
+
+
 def test_reduce_on_plateau_lowers_the_rate_and_goes_on_where_it_was_after_a_resume(tmp_path):
     def scheduler(self, optimizer, num_epochs):
         return optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=1, threshold_mode="abs")
