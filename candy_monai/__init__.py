@@ -55,6 +55,7 @@ _MODULE_OF = {
     "ImageReadError": "errors",
     "MissingExtraError": "errors",
     "NonFiniteLossError": "errors",
+    "RunFailedError": "errors",
     "SettingsError": "errors",
     "Evaluator": "evaluation.evaluator",
     "EvalCase": "evaluation.results",

@@ -46,6 +46,7 @@ from candy_monai.errors import ExperimentError as ExperimentError
 from candy_monai.errors import ImageReadError as ImageReadError
 from candy_monai.errors import MissingExtraError as MissingExtraError
 from candy_monai.errors import NonFiniteLossError as NonFiniteLossError
+from candy_monai.errors import RunFailedError as RunFailedError
 from candy_monai.errors import SettingsError as SettingsError
 from candy_monai.evaluation.evaluator import Evaluator as Evaluator
 from candy_monai.evaluation.results import EvalCase as EvalCase

@@ -45,6 +45,10 @@ class ExperimentError(BadInputError):
     """An experiment folder is missing, incomplete or not what was expected."""
 
 
+class RunFailedError(CandyError, RuntimeError):
+    """A run failed after its start, at something that is no fault of its input, such as a full disk."""
+
+
 class NonFiniteLossError(CandyError, ArithmeticError):
     """The training loss became NaN or infinite and the policy is to stop."""
 

@@ -140,6 +140,7 @@ class Experiment:
 
         Raises:
             ExperimentError: If a weight file that the state names is missing or is another.
+            RunFailedError: If the folder cannot be written to.
         """
         self.progress.load_state_dict(state["progress"])
         self.history.load_state_dict(state["history"])
@@ -147,9 +148,10 @@ class Experiment:
         self.checkpoints.load_state_dict(state["checkpoints"])
         if not self._writes:
             return
-        self.checkpoints.reconcile()
-        if len(self.history):
-            self.history.save_csv(self.folder / METRICS)
+        with disk_failures_of(self.folder):
+            self.checkpoints.reconcile()
+            if len(self.history):
+                self.history.save_csv(self.folder / METRICS)
 
     def close(self) -> None:
         """Let other processes have the folder, once nothing is being written."""
@@ -254,8 +256,15 @@ class Experiment:
         self.num_validated, self.standard_error = num_cases, standard_error
 
     def log(self, message: str) -> str:
-        """Append a message to ``logs.txt`` and return the line as written."""
-        return self._log.write(message) if self._writes else message
+        """Append a message to ``logs.txt`` and return the line as written.
+
+        Raises:
+            RunFailedError: If it cannot be written.
+        """
+        if not self._writes:
+            return message
+        with disk_failures_of(self.folder):
+            return self._log.write(message)
 
     def begin_epoch(self, learning_rate: Scalar) -> None:
         """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.
@@ -321,7 +330,7 @@ class Experiment:
             is_best: Whether ``checkpoint_best.pth`` becomes ``weights.scored``.
 
         Raises:
-            ExperimentError: If what was saved before could not be written.
+            RunFailedError: If what was saved before could not be written.
         """
         if not self._writes:
             return
@@ -349,7 +358,7 @@ class Experiment:
         """Begin to write ``state.pt`` with all weights in it: within an epoch, or before the first.
 
         Raises:
-            ExperimentError: If what was saved before could not be written.
+            RunFailedError: If what was saved before could not be written.
         """
         if not self._writes:
             return
@@ -368,16 +377,21 @@ class Experiment:
         """Return when what was saved is on disk.
 
         Raises:
-            ExperimentError: If it could not be written; the last state that was saved before is whole.
+            RunFailedError: If it could not be written; the last state that was saved before is whole.
         """
         self._writer.wait()
 
     def describe(self, facts: Json) -> None:
-        """Write ``experiment.json`` anew, with the settings as they are now."""
+        """Write ``experiment.json`` anew, with the settings as they are now.
+
+        Raises:
+            RunFailedError: If it cannot be written.
+        """
         if not self._writes:
             return
         self.wait_until_saved()
-        _write_description(self.folder, {"format": FORMAT, "id": self.experiment_id, **facts}, self.settings)
+        with disk_failures_of(self.folder):
+            _write_description(self.folder, {"format": FORMAT, "id": self.experiment_id, **facts}, self.settings)
 
     def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:
         """Return the event that tells of the last finished epoch.

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from candy_monai.aliases import PathLike, Shape
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import ExperimentError, RunFailedError
 
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
@@ -27,6 +27,8 @@ METRICS = "metrics.csv"
 STATE = "state.pt"
 
 Json = Mapping[str, object]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def new_experiment_id(now: datetime, token: str) -> str:
@@ -56,34 +58,41 @@ def publish_folder(
 
     Raises:
         ExperimentError: If the parent cannot be written to, or no free id is found.
+        RunFailedError: If the disk is full or fails.
     """
     parent = Path(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExperimentError(f"{parent}: cannot make the folder for experiments ({error.strerror})") from error
+        raise _not_made(error, f"{parent}: cannot make the folder for experiments") from error
     for _ in range(100):
         experiment_id = new_experiment_id(clock(), draw())
         target, staging = parent / experiment_id, parent / f".{experiment_id}-{os.getpid()}"
         if target.exists() or staging.exists():
             continue
-        staging.mkdir()
         try:
+            staging.mkdir()
             fill(staging, experiment_id)
             staging.rename(target)
         except FileExistsError:  # another process took the name in between
             continue
-        except (OSError, ExperimentError) as error:
-            reason = error.__cause__ if isinstance(error, ExperimentError) else error
+        except (OSError, RunFailedError) as error:
+            reason = error.__cause__ if isinstance(error, RunFailedError) else error
             if target.exists():
                 continue
             if not isinstance(reason, OSError):
                 raise
-            raise ExperimentError(f"{parent}: cannot make the experiment's folder ({reason.strerror})") from reason
+            raise _not_made(reason, f"{parent}: cannot make the experiment's folder") from reason
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
     raise ExperimentError(f"{parent}: found no free experiment id in 100 draws")
+
+
+def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
+    """Return the error of a folder that cannot be made: of a disk that fails, or of a place that was badly chosen."""
+    kind = RunFailedError if reason.errno in (*_NO_ROOM, errno.EFBIG, errno.EIO) else ExperimentError
+    return kind(f"{what} ({reason.strerror})")
 
 
 def read_description(folder: PathLike) -> dict[str, object]:
@@ -154,7 +163,7 @@ def disk_failures_of(folder: Path) -> Iterator[None]:
         folder: The run's folder.
 
     Raises:
-        ExperimentError: Instead of an ``OSError``.
+        RunFailedError: Instead of an ``OSError``.
     """
     try:
         yield
@@ -162,9 +171,9 @@ def disk_failures_of(folder: Path) -> Iterator[None]:
         what, then = "it cannot be written to", "mend that"
         if error.errno == errno.EFBIG:
             what, then = "a file would be larger than it may be", "raise the limit, or move it to another disk"
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        elif error.errno in _NO_ROOM:
             what, then = "the disk is full", "make room"
         reason = error.strerror or error
-        raise ExperimentError(
+        raise RunFailedError(
             f"{folder}: {what} ({reason}). The last saved state is whole: {then}, then continue this run"
         ) from error

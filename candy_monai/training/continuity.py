@@ -144,7 +144,7 @@ class Continuity(Overridables, Reporting, HasDevice):
             wait: Wait for what is being written; otherwise it is said now only if it is there already.
 
         Raises:
-            ExperimentError: If it could not be written.
+            RunFailedError: If it could not be written.
         """
         if not (wait or run.is_saved):
             return

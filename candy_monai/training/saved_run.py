@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import optim
 
-from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.differences import differences
 from candy_monai.experiment.experiment import Experiment
@@ -230,7 +230,7 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
     """Turn whatever a state does that is not of this trainer, or of no trainer at all, into an error that says so."""
     try:
         yield
-    except (ExperimentError, torch.OutOfMemoryError):
+    except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(f"{type(error).__name__}: {error}".split())[:300]

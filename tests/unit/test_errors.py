@@ -24,7 +24,12 @@ def test_errors_that_the_user_can_mend_count_as_bad_input(error):
 
 @pytest.mark.parametrize(
     ("error", "builtin"),
-    [("BadInputError", ValueError), ("NonFiniteLossError", ArithmeticError), ("MissingExtraError", ImportError)],
+    [
+        ("BadInputError", ValueError),
+        ("NonFiniteLossError", ArithmeticError),
+        ("RunFailedError", RuntimeError),
+        ("MissingExtraError", ImportError),
+    ],
 )
 def test_errors_can_be_caught_as_the_builtin_that_they_specialise(error, builtin):
     assert issubclass(getattr(errors, error), builtin)
@@ -32,6 +37,7 @@ def test_errors_can_be_caught_as_the_builtin_that_they_specialise(error, builtin
 
 def test_failures_of_a_run_do_not_count_as_bad_input():
     assert not issubclass(errors.NonFiniteLossError, BadInputError)
+    assert not issubclass(errors.RunFailedError, BadInputError)
     assert not issubclass(errors.MissingExtraError, BadInputError)
 
 

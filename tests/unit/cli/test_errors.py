@@ -1,6 +1,7 @@
 import pytest
 
-from candy_monai.cli.errors import DONE, FAILED, done, report
+from candy_monai.cli.errors import BAD_INPUT, DONE, FAILED, done, report
+from candy_monai.errors import ExperimentError, RunFailedError
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,9 @@ def test_a_process_that_only_noticed_the_end_of_another_says_so(monkeypatch, cap
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2048")
     assert report(lost, debug=False) == FAILED
     assert ("another process of this run has ended" in capsys.readouterr().err) is is_told_apart
+
+
+@pytest.mark.parametrize(("kind", "code"), [(ExperimentError, BAD_INPUT), (RunFailedError, FAILED)])
+def test_a_run_that_fails_after_its_start_is_told_apart_from_bad_input(capsys, kind, code):
+    assert report(kind("runs/a: the disk is full"), debug=False) == code
+    assert capsys.readouterr().err == "candy-monai: error: runs/a: the disk is full\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import ExperimentError, RunFailedError
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights, weight_file
@@ -107,7 +107,7 @@ def test_a_crash_before_and_after_the_commit_leaves_weights_and_state_of_one_epo
         monkeypatch.setattr(experiment.checkpoints, "publish", crash)
     else:
         monkeypatch.setattr("candy_monai.experiment.experiment.save_state", crash)
-    with pytest.raises(ExperimentError, match="power failure"):
+    with pytest.raises(RunFailedError, match="power failure"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     epoch = 2 if moment == "publish" else 1
@@ -147,7 +147,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_the_state_before_is_wh
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
-    with pytest.raises(ExperimentError, match="disk is full.*make room"):
+    with pytest.raises(RunFailedError, match="disk is full.*make room"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     reopened, weights = _reopened(experiment.folder)
@@ -160,9 +160,31 @@ def test_where_no_folder_can_be_made_nothing_is_said_of_a_run_to_continue(tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.torch.save", full)
-    with pytest.raises(ExperimentError, match="cannot make the experiment's folder .No space left on device.$"):
+    with pytest.raises(RunFailedError, match="cannot make the experiment's folder .No space left on device.$"):
         _experiment(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", ["log", "describe", "restore"])
+def test_whatever_a_full_disk_does_not_take_fails_the_run(tmp_path, monkeypatch, write):
+    experiment = _experiment(tmp_path)
+    _run_epoch(experiment, 0.2)
+    state = load_state(experiment.folder)
+
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("candy_monai.experiment.log.RunLog.write", full)
+    monkeypatch.setattr("candy_monai.experiment.experiment.atomic_write_text", full)
+    monkeypatch.setattr("candy_monai.experiment.history.History.save_csv", full)
+    writes = {
+        "log": lambda: experiment.log("a message"),
+        "describe": lambda: experiment.describe({}),
+        "restore": lambda: experiment.restore(state),
+    }
+    with pytest.raises(RunFailedError, match="disk is full.*continue this run"):
+        writes[write]()
+    experiment.close()
 
 
 def test_the_folder_is_born_with_the_texts_that_belong_in_it(tmp_path):
@@ -212,7 +234,7 @@ def test_what_could_not_be_written_is_said_by_every_later_save(tmp_path, monkeyp
     monkeypatch.setattr("candy_monai.experiment.experiment.save_state", refuse)
     experiment.save_point(_weights(1.0), {"optimizer": {}})
     for again in (experiment.wait_until_saved, lambda: experiment.save_point(_weights(2.0), {"optimizer": {}})):
-        with pytest.raises(ExperimentError, match="Input/output error"):
+        with pytest.raises(RunFailedError, match="Input/output error"):
             again()
     experiment.close()
 
@@ -429,7 +451,7 @@ def test_weights_that_do_not_reach_the_disk_take_the_whole_epoch_back(tmp_path, 
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("candy_monai.experiment.checkpoints.finish_file", fail)
-    with pytest.raises(ExperimentError, match="Input/output error"):
+    with pytest.raises(RunFailedError, match="Input/output error"):
         _run_epoch(experiment, 0.3)
     experiment.close()
     assert [Path(file.name).name for file in written] == [".checkpoint_latest.pth.next"]
@@ -446,7 +468,7 @@ def test_a_file_that_may_not_grow_is_reported_and_the_last_state_is_whole(tmp_pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
     try:
-        with pytest.raises(ExperimentError, match="a file would be larger than it may be"):
+        with pytest.raises(RunFailedError, match="a file would be larger than it may be"):
             _run_epoch(experiment, 0.3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import candy_monai.experiment.experiment
-from candy_monai.errors import BadInputError, ExperimentError, NonFiniteLossError, SettingsError
+from candy_monai.errors import BadInputError, ExperimentError, NonFiniteLossError, RunFailedError, SettingsError
 from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted, StepFinished
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.state import load_state
@@ -389,11 +389,11 @@ def test_an_epoch_is_told_when_it_is_on_disk_and_the_next_is_trained_meanwhile(t
 def test_an_epoch_that_cannot_be_written_ends_the_run_and_is_not_told(tmp_path, monkeypatch):
     slow = _Slow(monkeypatch, error=OSError(errno.ENOSPC, "No space left on device"))
     trainer = small_trainer(tmp_path, observers=[slow])
-    with pytest.raises(ExperimentError, match="the disk is full"):
+    with pytest.raises(RunFailedError, match="the disk is full"):
         trainer.train(3)
     assert slow.told == ["step"]
     assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 0
-    assert "Interrupted in epoch 2: ExperimentError" in _log(trainer)
+    assert "Interrupted in epoch 2: RunFailedError" in _log(trainer)
 
 
 def test_an_epoch_that_was_saved_before_an_error_is_told(tmp_path, monkeypatch):
