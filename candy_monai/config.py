@@ -34,6 +34,7 @@ SECRETS_FILE = "secrets.yml"
 MAX_BYTES = 1 << 20
 """Larger files are refused: nobody writes a megabyte of settings by hand."""
 
+_HOME_UNKNOWN = "the home folder is unknown: set CANDY_MONAI_CONFIG to the configuration folder"
 _ENVIRONMENT_PREFIX = "CANDY_MONAI_"
 _NOT_SECRETS = frozenset({"config", "data"})  # CANDY_MONAI_CONFIG and CANDY_MONAI_DATA name folders
 _SECRET_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -43,21 +44,23 @@ _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "
 def config_folder() -> Path:
     """Name the folder of the user's own settings and secrets; it need not exist.
 
-    It is ``$CANDY_MONAI_CONFIG``, else ``$XDG_CONFIG_HOME/candy_monai``, else ``~/.config/candy_monai``. As the XDG
-    rules ask, a relative ``$XDG_CONFIG_HOME`` is ignored.
+    It is ``$CANDY_MONAI_CONFIG``, else the platform's own: on Linux ``$XDG_CONFIG_HOME/candy_monai``, else
+    ``~/.config/candy_monai``. As the XDG rules ask, a relative ``$XDG_CONFIG_HOME`` is ignored.
 
     Raises:
         SettingsError: If none is set and the home folder is unknown.
     """
+    from platformdirs import user_config_path  # not needed by `candy-monai --help`
+
     try:
         if own := os.environ.get("CANDY_MONAI_CONFIG"):
             return Path(own).expanduser()
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
-        if not base.is_absolute():
-            base = Path.home() / ".config"
+        folder = user_config_path("candy_monai", appauthor=False)
     except RuntimeError as error:
-        raise SettingsError("the home folder is unknown: set CANDY_MONAI_CONFIG to the configuration folder") from error
-    return base / "candy_monai"
+        raise SettingsError(_HOME_UNKNOWN) from error
+    if not folder.is_absolute():
+        raise SettingsError(_HOME_UNKNOWN)
+    return folder
 
 
 def load_settings(path: PathLike | None = None) -> dict[str, Setting]:

@@ -66,6 +66,7 @@ class Experiment:
 
     Raises:
         ExperimentError: If another process has the folder.
+        RunFailedError: If the folder cannot be written to.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Experiment:
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._log = RunLog(folder / LOGS)
         self._writes = writes
-        self._lock = FolderLock(folder) if writes else None
+        self._lock = self._locked() if writes else None
         self._writer, self._snapshots = Writer(), Snapshots()
         self._clock = clock
         self._epoch_started = self._counted_until = clock()
@@ -152,6 +153,10 @@ class Experiment:
             self.checkpoints.reconcile()
             if len(self.history):
                 self.history.save_csv(self.folder / METRICS)
+
+    def _locked(self) -> FolderLock:
+        with disk_failures_of(self.folder):
+            return FolderLock(self.folder)
 
     def close(self) -> None:
         """Let other processes have the folder, once nothing is being written."""

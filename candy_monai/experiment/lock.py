@@ -1,31 +1,25 @@
-"""Keeps two processes from training one experiment. Leaves nothing behind, not even after a crash."""
+"""Keeps two processes from training one experiment, also after a crash of either."""
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from candy_monai.errors import ExperimentError
 
-_held: set[int] = set()
-"""The handles of this process's locks."""
-
-
-def _let_go() -> None:
-    """Close the locks' handles in a forked child: a worker that outlives a killed run must not keep its folder."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):  # where processes can be forked
-    os.register_at_fork(after_in_child=_let_go)
+LOCK = ".lock"
+"""The file in a run's folder that is locked while it is trained; a killed run leaves it, unlocked."""
 
 
 class FolderLock:
     """A lock on a folder that the operating system drops with the process that holds it, however that ends.
 
-    On Windows, which locks no folders, it does nothing.
+    Forked children, such as the workers of a loader, do not hold it: one that outlives a killed run does not keep the
+    folder. File systems without locks (some of NFS) are not locked.
 
     Args:
         folder: The experiment folder.
@@ -35,28 +29,27 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handle: int | None = None
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
+        self._path = folder / LOCK
+        # Any thread may release it. A marker in place of a lock would outlive a killed process.
+        self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
+            self._lock.acquire()
+        except Timeout as error:
             raise ExperimentError(
                 f"{folder}: this experiment is being trained at this moment; stop that run, or let it end"
             ) from error
-        except OSError:  # a file system without locks
-            os.close(handle)
-        else:
-            self._handle = handle
-            _held.add(handle)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
 
     def release(self) -> None:
         """Let others have the folder."""
-        if self._handle in _held:  # otherwise this is a forked child, which has none
-            os.close(self._handle)
-            _held.discard(self._handle)
-        self._handle = None
+        if not self._lock.is_locked:  # a file system without locks, or a forked child, which has none
+            return
+        if os.name == "posix":  # still locked: whoever waits for this file looks again; Windows removes it by itself
+            with suppress(OSError):
+                self._path.unlink()
+        self._lock.release()
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)

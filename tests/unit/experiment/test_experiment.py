@@ -10,6 +10,7 @@ import torch
 
 from candy_monai.errors import ExperimentError, RunFailedError
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.lock import LOCK
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, load_state, stored_weights, weight_file
 from candy_monai.files import finish_file
@@ -25,6 +26,10 @@ def _weights(value):
     return RunWeights(raw={"w": torch.tensor(value)}, scored={"w": torch.tensor(value + 0.5)}, kind="ema")
 
 
+def _files(experiment):
+    return sorted({path.name for path in experiment.folder.iterdir()} - {LOCK})  # held until it is closed
+
+
 def _run_epoch(experiment, score):
     experiment.history.record("loss", 1.0)
     improved = experiment.finish_epoch(score)
@@ -35,7 +40,7 @@ def _run_epoch(experiment, score):
 
 def test_a_folder_is_born_with_its_description_its_log_and_a_first_state(tmp_path):
     experiment = _experiment(tmp_path)
-    assert sorted(path.name for path in experiment.folder.iterdir()) == ["experiment.json", "logs.txt", "state.pt"]
+    assert _files(experiment) == ["experiment.json", "logs.txt", "state.pt"]
     description = json.loads((experiment.folder / "experiment.json").read_text())
     assert description["settings"]["seed"] == 7
     assert description["trainer"] == "T"
@@ -60,7 +65,7 @@ def test_the_files_left_by_a_whole_run_are_those_of_the_design(tmp_path):
     for score in (0.1, 0.3, 0.2, 0.4):
         _run_epoch(experiment, score)
     assert experiment.is_complete
-    assert sorted(path.name for path in experiment.folder.iterdir()) == [
+    assert _files(experiment) == [
         "checkpoint_2.pth",
         "checkpoint_4.pth",
         "checkpoint_best.pth",
@@ -117,7 +122,7 @@ def test_a_crash_before_and_after_the_commit_leaves_weights_and_state_of_one_epo
     assert reopened.progress.epoch == epoch
     assert (weights.raw["w"], weights.scored["w"]) == (epoch, epoch + 0.5)
     assert torch.load(experiment.folder / "checkpoint_best.pth", weights_only=True)["w"] == epoch + 0.5
-    assert not [path.name for path in experiment.folder.iterdir() if path.name.startswith(".")]
+    assert not [name for name in _files(experiment) if name.startswith(".")]
 
 
 def test_averaged_weights_that_no_file_holds_are_in_the_state(tmp_path):
