@@ -333,6 +333,10 @@ class Lifecycle(Continuity):
             **self._more_facts,
         }
 
+    def _preview_style(self) -> object:
+        """Return what `save_preview` needs to know of the run that begins, beyond its folder."""
+        return None
+
     def _watchers(self, settings: TrainSettings, run: Experiment) -> ObserverGroup:
         def report(msg: str, *, on_screen: bool = True) -> None:
             # Also after the run, when the trainer may be in another, and its folder may be gone.
@@ -342,12 +346,16 @@ class Lifecycle(Continuity):
                 else:
                     run.log(msg)
 
+        style = self._preview_style()
+
+        def save_preview(preview: Preview) -> None:
+            with self._drawing(run, style):
+                self.save_preview(preview.image, preview.label, preview.output, quality=settings.preview_quality)
+
         self._deliveries = deliveries(self._frontend, report, after=self._deliveries)
         return watchers(
             settings=settings,
-            save_preview=lambda preview: self.save_preview(
-                preview.image, preview.label, preview.output, quality=settings.preview_quality
-            ),
+            save_preview=save_preview,
             console=self._console,
             others=(*self._extra_observers, *self._deliveries),
             report=report,

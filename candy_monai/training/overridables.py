@@ -123,7 +123,8 @@ class Overridables(ABC):
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
         """Write pictures of one validated case into the experiment folder; by default there are none.
 
-        Runs on a thread of its own; what it raises is logged and the run goes on.
+        Runs on a thread of its own, where `experiment_folder` is that of the case's run even if the next one has begun;
+        what it raises is logged and the run goes on.
 
         Args:
             image: ``(C, *spatial)``, on the CPU.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.aliases import Metrics, PathLike, Scalar
@@ -15,6 +19,19 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import find_frontend, known_frontends
 from candy_monai.frontends.delivery import Delivery
 from candy_monai.observers.base import ObserverGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What a preview is drawn for: the trainer's run, and what `preview_style` returned when that run began."""
+
+    trainer: Reporting
+    run: Experiment
+    style: object
+
+
+# Of the thread that draws: the trainer may be in its next run when it does.
+_drawn: ContextVar[_Drawn | None] = ContextVar("_drawn", default=None)
 
 
 class Reporting:
@@ -38,10 +55,12 @@ class Reporting:
             msg: Any text.
             on_screen: Also show it on the screen.
         """
-        if self._experiment is None:
+        drawn = self._drawn()
+        run = self._experiment if drawn is None else drawn.run
+        if run is None:
             self._early_messages.append((msg, on_screen))
             return
-        line = self._experiment.log(msg)
+        line = run.log(msg)
         if on_screen:
             self._notify(MessageLogged(line))
 
@@ -151,7 +170,24 @@ class Reporting:
     def _notify(self, event: Event) -> None:
         self._observers.receive(event)
 
+    @contextmanager
+    def _drawing(self, run: Experiment, style: object) -> Iterator[None]:
+        """Let this thread see a run as the current one, and what its previews look like, while the block runs."""
+        token = _drawn.set(_Drawn(trainer=self, run=run, style=style))
+        try:
+            yield
+        finally:
+            _drawn.reset(token)
+
+    def _drawn(self) -> _Drawn | None:
+        """Return what this thread draws a preview for; None if it draws none of this trainer."""
+        drawn = _drawn.get()
+        return drawn if drawn is not None and drawn.trainer is self else None
+
     def _current(self) -> Experiment:
+        drawn = self._drawn()
+        if drawn is not None:
+            return drawn.run
         if self._experiment is None:
             raise ExperimentError(f"this {type(self).__name__} has no experiment yet: call train() first")
         return self._experiment

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from monai.inferers import Inferer
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 _COLOURS = 3
 _BACKGROUND_DICE = "dice 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PreviewStyle:
+    """What a picture of a case needs to know of its run."""
+
+    plan: Plan | None
+    num_ids: int
+    class_names: dict[int, str] | None
 
 
 class SegmentationTrainer(Trainer):
@@ -207,7 +216,9 @@ class SegmentationTrainer(Trainer):
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
         from candy_monai.plotting.previews import save_preview_files
 
-        plan = self.plan
+        drawn = self._drawn()
+        style = self._preview_style() if drawn is None else cast(_PreviewStyle, drawn.style)
+        plan = style.plan
         if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
             # Normalised by itself, each channel of a colour picture would be as bright as the others.
             image = usual_intensities(image, plan.normalization).clamp(0.0, 255.0)
@@ -217,11 +228,15 @@ class SegmentationTrainer(Trainer):
             label,
             self.predicted_ids(output[None])[0],
             quality=quality,
-            num_classes=self._highest_id() + 1,
+            num_classes=style.num_ids,
             spacing_mm=None if plan is None else plan.spacing_mm,
             orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
-            class_names=self._names_by_id(),
+            class_names=style.class_names,
         )
+
+    @override
+    def _preview_style(self) -> _PreviewStyle:
+        return _PreviewStyle(plan=self.plan, num_ids=self._highest_id() + 1, class_names=self._names_by_id())
 
     @property
     @override
