@@ -1,1 +1,5 @@
-"""Curves in, forecast out: the best score to come, by quotient regression. Knows nothing of training."""
+"""The forecast of the best score that a run will reach, by quotient regression.
+
+The scores of the epochs so far enter; the epoch and the value of the best score, with bounds, leave. It reads score
+files of any origin and needs no trainer.
+"""

@@ -1,1 +1,5 @@
-"""Remote dashboards."""
+"""Remote dashboards that a run reports to.
+
+The events of a run enter, through an observer that calls them on a thread of its own; calls of a dashboard's web API
+leave. A failing dashboard never ends a run. ``base.Frontend`` is what a new one implements.
+"""

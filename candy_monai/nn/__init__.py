@@ -1,1 +1,5 @@
-"""Pieces around a network: losses, deep supervision, schedules, EMA, padding and its inverse."""
+"""Parts of PyTorch's kind around a network: losses, deep supervision, schedules, moving average, padding.
+
+Networks, logits ``(B, C, *spatial)`` and labels enter; losses, schedules and modules leave. What MONAI or PyTorch has
+is used from there. Nothing here reads files or trains.
+"""

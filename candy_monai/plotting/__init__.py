@@ -1,1 +1,4 @@
-"""Tensors in, figures out."""
+"""Figures and pictures of cases, curves, forecasts and scores.
+
+Tensors and numbers enter; Matplotlib figures (never of ``pyplot``) and PNG files leave. Nothing here knows a run.
+"""

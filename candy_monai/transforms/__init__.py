@@ -1,6 +1,7 @@
 """MONAI transforms for what MONAI's own do not do right or fast enough; each says what was measured.
 
-They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
+Dictionaries of ``MetaTensor`` enter and leave, as with any transform of MONAI's; those that can be undone have an
+``inverse``. They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
 """
 
 from candy_monai.transforms.cropping import CropForegroundIfAny, CropForegroundIfAnyd

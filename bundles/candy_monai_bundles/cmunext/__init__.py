@@ -1,4 +1,7 @@
-"""CMUNeXt as a ready-made trainer and predictor, for pictures."""
+"""CMUNeXt as a ready-made trainer and predictor, for pictures.
+
+The shape of an example and a size enter; a network with its trainer leaves.
+"""
 
 from candy_monai.registry import Bundle
 from candy_monai_bundles.cmunext.cmunext_predictor import CMUNeXtPredictor

@@ -1,4 +1,7 @@
-"""The U-Net of MONAI as a ready-made trainer and predictor, 2-D and 3-D."""
+"""The U-Net of MONAI as a ready-made trainer and predictor, 2-D and 3-D.
+
+The shape of an example and a plan's choices enter; a network with its trainer leaves.
+"""
 
 from candy_monai.registry import Bundle
 from candy_monai_bundles.unet.network import build_unet
