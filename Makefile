@@ -4,10 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow check docs tutorials golden clean
+.PHONY: demo fmt quick test test-slow check docs tutorials golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
+
+# Without what trains or reads images: see "How it is worked on" in CONTRIBUTING.md.
+QUICK := tests/golden tests/unit/test_*.py $(addprefix tests/unit/,experiment forecasting metrics nn transforms)
+
+fmt: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses 2 $(QUICK)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2
