@@ -15,7 +15,7 @@ import pytest
 
 from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.experiment.state import load_state
-from tests.unit.training.test_saved_run import assert_same_run
+from tests.crashes import assert_same_run
 
 SMALL = {"filters": "4,8,8", "iterations_per_epoch": "8", "batch_size": "2", "validate_every": "1"}
 PATIENCE_S = 280

@@ -17,8 +17,8 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import train_dataset
 from candy_monai.training.segmentation import SegmentationTrainer
+from tests.crashes import assert_same_run
 from tests.toys import small_trainer
-from tests.unit.training.test_saved_run import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -16,8 +16,8 @@ from candy_monai.experiment.state import load_state
 from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.padding import Pad2d
 from candy_monai.training.trainer import Trainer
+from tests.crashes import Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
-from tests.unit.training.test_saved_run import Crash, assert_same_run, crashing
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

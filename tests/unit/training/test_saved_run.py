@@ -1,40 +1,28 @@
-import csv
 import json
 import math
 import os
 import random
-import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
-from monai.inferers import SimpleInferer
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 from torch.utils.data import DataLoader
 
 from candy_monai.data.datasets import DatasetFromMemory
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.sampling import SeededSampler
 from candy_monai.data.transforms import JointTransform
-from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.events import RunInterrupted
 from candy_monai.experiment.state import load_state
-from candy_monai.inference.inferers import WindowInferer
 from candy_monai.nn.schedules import PolyLRScheduler
 from candy_monai.observers.base import Observer
 from candy_monai.training.interruption import Interrupted
+from tests.crashes import QUIET, Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-QUIET = {"early_stop_tolerance": None, "save_preview": False, "seed": 5}
-
-
-class Crash(Exception):
-    pass
 
 
 class WithDropout(SmallTrainer):
@@ -42,67 +30,6 @@ class WithDropout(SmallTrainer):
 
     def build_network(self, example_shape):
         return nn.Sequential(super().build_network(example_shape), nn.Dropout(0.2))
-
-
-def crashing(trainer, *, step=None, case=None):
-    """Let a trainer raise before a step, or in a validation, both counted over all epochs from 1."""
-    counts = {"step": 0, "case": 0}
-    train_batch, validate_case = trainer.train_batch, trainer.validate_case
-
-    def train(batch, toolbox):
-        counts["step"] += 1
-        if counts["step"] == step:
-            raise Crash
-        return train_batch(batch, toolbox)
-
-    def validate(*arguments):
-        counts["case"] += 1
-        if counts["case"] == case:
-            raise Crash
-        return validate_case(*arguments)
-
-    trainer.train_batch, trainer.validate_case = train, validate
-    return trainer
-
-
-def assert_same_run(first, second):
-    """Compare every file of weights, the state and the metrics of two folders, but for what the clock decides."""
-    names = [sorted(path.name for path in folder.glob("checkpoint*")) for folder in (first, second)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    assert_same(comparable(load_state(first)), comparable(load_state(second)))
-    assert _rows(first) == _rows(second)
-
-
-def _rows(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    duration = rows[0].index("epoch duration")
-    return [row[:duration] + row[duration + 1 :] for row in rows]
-
-
-def comparable(state):
-    for row in state["history"]["rows"]:
-        row.pop("epoch duration")
-    state["progress"].pop("total_s")
-    state["settings"].pop("save_every")
-    return state
-
-
-def assert_same(first, second, where="state"):
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for name in first:
-            assert_same(first[name], second[name], f"{where}.{name}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}.{index}")
-    else:
-        assert first == second or (first != first and second != second), where
 
 
 @pytest.mark.parametrize(
@@ -204,20 +131,6 @@ def test_a_signal_finishes_the_step_saves_tells_the_observers_and_the_run_can_go
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
 
-def test_a_second_ctrl_c_does_not_wait_and_leaves_a_run_that_can_go_on(tmp_path):
-    class Impatient(SmallTrainer):
-        def backward(self, images, labels, toolbox):
-            if self._current().progress.epoch == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().backward(images, labels, toolbox)
-
-    trainer = small_trainer(tmp_path, cls=Impatient)
-    with pytest.raises(KeyboardInterrupt, match="second Ctrl-C"):
-        trainer.train(3, **QUIET)
-    assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 1
-
-
 def test_no_epoch_is_trained_or_recorded_twice(tmp_path):
     halted = crashing(small_trainer(tmp_path), step=5)
     with pytest.raises(Crash):
@@ -281,127 +194,6 @@ def test_a_lengthened_run_that_crashes_again_goes_on_as_it_was_lengthened(tmp_pa
     assert _rates(last) == pytest.approx([0.02, 0.015, 0.01, 0.005])
 
 
-@pytest.mark.parametrize(
-    ("finished", "arguments", "words"),
-    [
-        (False, {"num_epochs": 6}, "unfinished run, schedule='keep' or 'stretch'"),
-        (True, {"num_epochs": 6}, "finished run, schedule='keep' or 'restart'"),
-        (True, {"num_epochs": 6, "schedule": "stretch"}, "got 'stretch'"),
-        (False, {"num_epochs": 2}, "can be continued to more, not 2"),
-        (False, {"schedule": "keep"}, "another number of epochs"),
-    ],
-)
-def test_what_becomes_of_the_schedule_must_be_said_and_fit(tmp_path, finished, arguments, words):
-    trainer = small_trainer(tmp_path) if finished else crashing(small_trainer(tmp_path), step=3)
-    if finished:
-        trainer.train(3, **QUIET)
-    else:
-        with pytest.raises(Crash):
-            trainer.train(3, **QUIET)
-    with pytest.raises(SettingsError, match=words):
-        small_trainer(tmp_path).recover_from(trainer.experiment_id()).continue_training(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("inferer", "before"),
-    [
-        (
-            WindowInferer((8, 8), 4, 0.25),
-            {"kind": "windows", "window_shape": [8, 8], "overlap": 0.25, "batch_size": 4},
-        ),
-        (WindowInferer((8, 8)), {"kind": "windows", "window_shape": [8, 8], "overlap": 0.5, "batch_size": None}),
-        (SimpleInferer(), "custom"),
-    ],
-    ids=["windows", "windows by default", "custom"],
-)
-def test_a_run_whose_inferer_was_described_in_earlier_words_goes_on(tmp_path, inferer, before):
-    trainer = small_trainer(tmp_path)
-    trainer.inferer = inferer
-    trainer.train(1, save_preview=False)
-    folder = trainer.experiment_folder()
-    description = json.loads((folder / "experiment.json").read_text())
-    (folder / "experiment.json").write_text(json.dumps({**description, "inferer": before}))
-    again = small_trainer(tmp_path)
-    again.inferer = inferer
-    again.recover_from(folder).continue_training(2, schedule="keep")
-    assert len(again.metrics()["val score"]) == 2
-
-
-def test_another_dataset_or_network_is_refused_with_the_difference_and_can_be_forced(tmp_path):
-    halted = crashing(small_trainer(tmp_path), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    more = small_trainer(tmp_path, Squares(6)).recover_from(halted.experiment_id())
-    with pytest.raises(ExperimentError, match=r"data\.training\.samples: 4 -> 6"):
-        more.continue_training()
-    more = small_trainer(tmp_path, Squares(6)).recover_from(halted.experiment_id())
-    more.continue_training(force=True)
-    assert len(more.metrics()["val score"]) == 3
-
-
-class Smoother(SmallTrainer):
-    """Has weights of the same shapes, and computes something else by them."""
-
-    def build_network(self, example_shape):
-        first, _, second = super().build_network(example_shape)
-        return nn.Sequential(first, nn.SiLU(), second)
-
-
-class Sgd(SmallTrainer):
-    """Steps in another way."""
-
-    def build_optimizer(self, params):
-        return torch.optim.SGD(params, lr=self.learning_rate)
-
-
-class Faster(SmallTrainer):
-    """Learns at another rate."""
-
-    learning_rate = 0.5
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (Smoother, r"parts\.network: .*layers"),
-        (Sgd, r"parts\.optimizer\.kind: 'AdamW' -> 'SGD'"),
-        (Faster, r"parts\.optimizer\.lr: \[0\.02\] -> \[0\.5\]"),
-    ],
-)
-def test_another_network_of_the_same_shapes_or_another_optimizer_is_refused(tmp_path, other, words):
-    halted = crashing(small_trainer(tmp_path), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    same_name = type("SmallTrainer", (other,), {})
-    with pytest.raises(ExperimentError, match=words):
-        small_trainer(tmp_path, cls=same_name).recover_from(halted.experiment_id()).continue_training()
-
-
-def test_files_of_the_same_names_with_other_content_are_refused(tmp_path):
-    def trainer():
-        return small_trainer(tmp_path / "out", NNUNetDataset(phantom), cls=ThreeClasses)
-
-    phantom = write_phantom_dataset(tmp_path / "data", num_cases=2, num_dims=2, shape=(16, 16))
-    halted = crashing(trainer(), step=2)
-    with pytest.raises(Crash):
-        halted.train(2, **QUIET)
-    shutil.rmtree(phantom)
-    write_phantom_dataset(phantom, num_cases=2, num_dims=2, shape=(16, 16), seed=1)
-    with pytest.raises(ExperimentError, match=r"parts\.training data: "):
-        trainer().recover_from(halted.experiment_id()).continue_training()
-
-
-def test_a_run_of_a_version_that_did_not_describe_its_parts_goes_on(tmp_path):
-    halted = crashing(small_trainer(tmp_path), step=3)
-    with pytest.raises(Crash):
-        halted.train(2, **QUIET)
-    path = halted.experiment_folder() / "experiment.json"
-    description = json.loads(path.read_text())
-    del description["parts"]
-    path.write_text(json.dumps(description))
-    small_trainer(tmp_path).recover_from(halted.experiment_id()).continue_training()
-
-
 def test_what_a_trainer_adds_to_the_state_is_handed_back(tmp_path):
     class Counting(SmallTrainer):
         weight, seen = 1.0, 0
@@ -426,104 +218,6 @@ def test_what_a_trainer_adds_to_the_state_is_handed_back(tmp_path):
     again.continue_training()
     assert_same_run(whole.experiment_folder(), again.experiment_folder())
     assert again.seen == 6
-
-
-def test_a_run_can_be_taken_up_after_a_trainer_has_failed_to(tmp_path):
-    class Failing(SmallTrainer):
-        fails = True
-
-        def get_extra_state(self):
-            return {"n": 1}
-
-        def set_extra_state(self, state):
-            if self.fails:
-                raise KeyError("m")
-
-    crashed = crashing(small_trainer(tmp_path, cls=Failing), step=3)
-    with pytest.raises(Crash):
-        crashed.train(3, **QUIET)
-    again = small_trainer(tmp_path, cls=Failing)
-    with pytest.raises(KeyError, match="m") as failure:
-        again.recover_from(crashed.experiment_id()).continue_training()
-    assert failure.tb is not None  # a notebook keeps it, and the run's objects with it
-    again.fails = False
-    again.recover_from(crashed.experiment_id()).continue_training()
-    assert again.metrics()["epoch duration"][2] > 0
-
-
-def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path):
-    class Wider(SmallTrainer):
-        def build_network(self, example_shape):
-            return nn.Conv2d(1, 1, 5, padding=2)
-
-    Wider.__name__ = "SmallTrainer"
-    halted = crashing(small_trainer(tmp_path), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    wider = small_trainer(tmp_path, cls=Wider).recover_from(halted.experiment_id())
-    with pytest.raises(ExperimentError, match="does not fit this trainer"):
-        wider.continue_training(force=True)
-
-
-def _broken(folder, *path, value):
-    """Write a state in which one value, found by names, is another or gone."""
-    state = load_state(folder)
-    inner = state
-    for name in path[:-1]:
-        inner = inner[name]
-    if value is None:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = value
-    torch.save(state, folder / "state.pt")
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("settings",), None),
-        (("settings", "exec"), "print()"),
-        (("settings", "num_epochs"), "many"),
-        (("progress",), None),
-        (("progress", "epoch"), "../../1"),
-        (("history",), [1, 2]),
-        (("checkpoints",), {"/tmp/checkpoint_best.pth": {}}),
-        (("checkpoints",), {"checkpoint_best.pth": {"epoch": 1}}),
-        (("weights",), {"raw": 3}),
-        (("optimizer",), {"state": 1}),
-        (("processes",), []),
-        (("processes", 0, "generators"), {"exec": 1}),
-    ],
-)
-def test_a_state_that_makes_no_sense_is_refused_by_the_folder_s_name(tmp_path, path, value):
-    halted = crashing(small_trainer(tmp_path), step=3)
-    with pytest.raises(Crash):
-        halted.train(3, **QUIET)
-    folder = halted.experiment_folder()
-    _broken(folder, *path, value=value)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ExperimentError, match=folder.name):
-        small_trainer(tmp_path).recover_from(folder).continue_training()
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_run_that_is_still_being_trained_is_refused(tmp_path):
-    class Nosy(SmallTrainer):
-        def validate_case(self, *arguments):
-            other = small_trainer(tmp_path, cls=SmallTrainer)
-            with pytest.raises(ExperimentError, match="being trained at this moment"):
-                other.recover_from(self.experiment_folder()).continue_training(force=True)
-            raise Crash
-
-    with pytest.raises(Crash):
-        small_trainer(tmp_path, cls=Nosy).train(2, **QUIET)
-
-
-def test_to_go_on_without_saying_with_what_is_a_clear_error(tmp_path):
-    with pytest.raises(ExperimentError, match="recover_from"):
-        small_trainer(tmp_path).continue_training()
-    with pytest.raises(ExperimentError, match="not an experiment folder"):
-        small_trainer(tmp_path).recover_from("20260101-00-ffff")
 
 
 def test_patience_and_the_best_score_are_taken_up_where_they_were(tmp_path):
@@ -566,12 +260,6 @@ class DrawingTransform:
     def __call__(self, image, label):
         draw = getattr(self.generator, "random", None) or self.generator.random_sample
         return image + 0.1 * float(draw()), label
-
-
-class ThreeClasses(SmallTrainer):
-    """For phantoms."""
-
-    num_classes = 3
 
 
 class WithItsOwnGenerators(SmallTrainer):
