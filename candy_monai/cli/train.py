@@ -104,8 +104,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--transforms",
         type=Path,
         metavar="FILE",
-        help="a JSON or YAML list of MONAI transforms for training patches; it follows the plan's own, or replaces "
-        "them where it cuts the patch itself, by candy_monai.transforms.RandWarpd",
+        help="a JSON or YAML file of MONAI transforms: a list for training patches, or lists under preprocessing, "
+        "augmentation and postprocessing; they follow the plan's own, or replace them where they load files (LoadImaged), "
+        "cut the patch (RandWarpd) or undo preprocessing (Invertd) themselves",
     )
     add_frontend(parser)
     parser.add_argument("--note", default="", metavar="TEXT", help="your words about this run, kept with it")

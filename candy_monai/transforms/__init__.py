@@ -3,8 +3,16 @@
 They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
 """
 
+from candy_monai.transforms.components import KeepLargestComponent, KeepLargestComponentd
 from candy_monai.transforms.cropping import CropForegroundIfAny, CropForegroundIfAnyd
-from candy_monai.transforms.degradation import RandBlur, RandBlurd, RandLowResolution, RandLowResolutiond
+from candy_monai.transforms.degradation import (
+    RandBlur,
+    RandBlurd,
+    RandGamma,
+    RandGammad,
+    RandLowResolution,
+    RandLowResolutiond,
+)
 from candy_monai.transforms.normalization import NormalizeForeground, NormalizeForegroundd
 from candy_monai.transforms.painting import PaintLabels, PaintLabelsd
 from candy_monai.transforms.resampling import ResampleToSpacing, ResampleToSpacingd
@@ -13,12 +21,16 @@ from candy_monai.transforms.warping import RandWarp, RandWarpd
 __all__ = [
     "CropForegroundIfAny",
     "CropForegroundIfAnyd",
+    "KeepLargestComponent",
+    "KeepLargestComponentd",
     "NormalizeForeground",
     "NormalizeForegroundd",
     "PaintLabels",
     "PaintLabelsd",
     "RandBlur",
     "RandBlurd",
+    "RandGamma",
+    "RandGammad",
     "RandLowResolution",
     "RandLowResolutiond",
     "RandWarp",

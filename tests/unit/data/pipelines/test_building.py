@@ -8,7 +8,7 @@ import torch
 from monai.transforms import Compose, RandFlipd
 
 from candy_monai.data.images.writing import save_image
-from candy_monai.data.pipelines.building import build_pipeline, read_entries
+from candy_monai.data.pipelines.building import build_pipeline, read_own_transforms
 from candy_monai.errors import ImageReadError, SettingsError
 
 FLIP = {"_target_": "monai.transforms.RandFlipd", "keys": ["image"], "prob": 1.0, "spatial_axis": 0}
@@ -127,7 +127,7 @@ def test_wrong_arguments_and_what_is_no_entry_are_refused_with_the_position():
 def test_a_trusted_list_is_built_as_monai_builds_it():
     pipeline = built(FLIP | {"prob": "$0.5 + 0.5"}, trust=True)
     assert pipeline.transforms[0].prob == 1.0
-    with pytest.raises(SettingsError, match="augmentation: cannot be built"):
+    with pytest.raises(SettingsError, match=r"augmentation\[0\]: cannot be built"):
         built({"_target_": "nowhere.Nothing"}, trust=True)
 
 
@@ -139,7 +139,7 @@ def test_a_file_of_transforms_is_json_or_yaml(tmp_path, name):
         if name == "a.json"
         else "- _target_: RandFlipd\n  keys: [image]\n  prob: 1.0\n  spatial_axis: 0\n"
     )
-    assert len(built(*read_entries(path)).transforms) == 1
+    assert len(read_own_transforms(path).augmentation) == 1
 
 
 @pytest.mark.parametrize("text", ["[", "{}", "[]", "- !!python/object/apply:os.system [true]"])
@@ -147,6 +147,6 @@ def test_a_file_that_holds_no_list_is_refused_by_name(tmp_path, text):
     for name in ("a.json", "a.yml"):
         (tmp_path / name).write_text(text)
         with pytest.raises(SettingsError, match=name.replace(".", r"\.")):
-            read_entries(tmp_path / name)
+            read_own_transforms(tmp_path / name)
     with pytest.raises(SettingsError, match="cannot be read"):
-        read_entries(tmp_path / "none.json")
+        read_own_transforms(tmp_path / "none.json")
