@@ -103,7 +103,8 @@ class PatchDataset(Dataset[Sample]):
         case = self._cases[drawn.case_id]
         rng = np.random.default_rng([self._seed, index])
         center = self._center(case, drawn.on_foreground, rng)
-        state = np.random.RandomState(rng.integers(1 << 32, size=4))
+        # MONAI draws from a RandomState; PCG64 is seeded in a tenth of the time that its own Mersenne twister takes.
+        state = np.random.RandomState(np.random.PCG64(rng.integers(1 << 32, size=4)))
         for part in self._random:
             part.R = state
         with untracked():
