@@ -31,8 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="plan for a dataset and preprocess it",
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --set, --plan, --transforms and --device. Cases that were stored before are "
-        "left as they are.",
+        "finds them, given the same --out or --store, --set, --plan, --transforms and --device. Cases that were stored "
+        "before are left as they are.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
     )
     add_dataset(parser)

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from candy_monai.data.draws import DrawOrder, PatchDraw
 from candy_monai.data.pipelines.building import Pipeline, build_pipeline
 from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
 from candy_monai.data.pipelines.tracking import untracked
 from candy_monai.data.planning import Plan
-from candy_monai.data.sampling import PositionedSampler
+from candy_monai.data.sampling import DrawOrder, PatchDraw, PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.transforms import JointTransform
 from candy_monai.errors import BadInputError
