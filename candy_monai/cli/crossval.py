@@ -76,7 +76,8 @@ def _options(args: argparse.Namespace) -> list[str]:
     }
     repeated = [("--set", text) for text in args.overrides] + [("--frontend", name) for name in args.frontends]
     chosen = [(name, str(value)) for name, value in single.items() if value is not None]
-    return [text for pair in (*chosen, *repeated) for text in pair]
+    flags = ["--trust"] if args.trust else []
+    return [*flags, *(text for pair in (*chosen, *repeated) for text in pair)]
 
 
 def _absolute(where: str) -> str:

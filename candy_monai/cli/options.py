@@ -237,6 +237,19 @@ def add_frontend(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_transforms(parser: argparse.ArgumentParser) -> None:
+    """Add ``--transforms`` and ``--trust``."""
+    parser.add_argument(
+        "--transforms",
+        type=Path,
+        metavar="FILE",
+        help="a JSON or YAML file of MONAI transforms: a list for training patches, or lists under preprocessing, "
+        "augmentation and postprocessing; they extend the plan's, or replace them where they load files (LoadImaged), "
+        "cut the patch (RandWarpd) or undo preprocessing (Invertd) themselves",
+    )
+    add_trust(parser)
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust``."""
     parser.add_argument(

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import add_device, as_argument, new_command, parse_channels, parse_memory, resolve_device
+from candy_monai.cli.options import (
+    add_device,
+    add_trust,
+    as_argument,
+    new_command,
+    parse_channels,
+    parse_memory,
+    resolve_device,
+)
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -78,6 +86,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the trainer of your own that trained it, needed for any that is none of the bundles'; "
         "the file is executed",
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         largest_component=args.largest_component,
         memory=args.memory,
         channels=args.channels,
+        trust=args.trust,
     )
     with PredictionProgress() as progress:
         written = predictor.predict_to_files(

@@ -13,6 +13,7 @@ from candy_monai.cli.options import (
     add_out,
     add_plan,
     add_set,
+    add_transforms,
     new_command,
     parse_overrides,
     resolve_device,
@@ -30,8 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="plan for a dataset and preprocess it",
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --set, --plan and --device. Cases that were stored before are "
-        "left as they are.",
+        "finds them, given the same --out or --store, --set, --plan, --transforms and --device. Cases that were stored "
+        "before are left as they are.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
     )
     add_dataset(parser)
@@ -39,6 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_plan(parser)
     add_jobs(parser)
     add_out(parser)
+    add_transforms(parser)
     add_device(parser, why="what to plan for")
 
 
@@ -49,8 +51,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from candy_monai.cli.tables import plan_table
+    from candy_monai.data.pipelines.building import read_own_transforms
     from candy_monai.recipes.prepare import prepare_dataset
 
+    own = None if args.transforms is None else read_own_transforms(args.transforms, trust=args.trust)
     prepared = prepare_dataset(
         args.dataset,
         overrides=overrides,
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         device=resolve_device(args.device),
         precision=args.store_precision,
+        own=own,
         plan_from=args.plan,
         jobs=args.jobs,
         on_progress=print,

@@ -16,7 +16,7 @@ from candy_monai.cli.options import (
     add_out,
     add_plan,
     add_set,
-    add_trust,
+    add_transforms,
     as_argument,
     new_command,
     parse_duration,
@@ -52,7 +52,6 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the fold to validate on; 'all' trains on every case (default: 0)",
     )
     add_training(parser)
-    add_trust(parser)
     add_jobs(parser)
 
 
@@ -100,13 +99,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trainer", metavar="FILE:Class", help="a SegmentationTrainer of your own; the file is executed"
     )
-    parser.add_argument(
-        "--transforms",
-        type=Path,
-        metavar="FILE",
-        help="a JSON or YAML list of MONAI transforms for training patches; it follows the plan's own, or replaces "
-        "them where it cuts the patch itself, by candy_monai.transforms.RandWarpd",
-    )
+    add_transforms(parser)
     add_frontend(parser)
     parser.add_argument("--note", default="", metavar="TEXT", help="your words about this run, kept with it")
 

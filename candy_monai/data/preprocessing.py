@@ -6,10 +6,10 @@ traced in its image, as MONAI's invertible transforms do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,18 +20,26 @@ from candy_monai.data.grid import axis_order, resampled_shape
 from candy_monai.data.images.formats import Geometry
 from candy_monai.data.images.reading import Scan
 from candy_monai.data.inspection import axis_codes
-from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, describe_pipelines
+from candy_monai.data.pipelines.description import (
+    IMAGE,
+    LABEL,
+    PREDICTION,
+    OwnTransforms,
+    describe_pipelines,
+    preprocessing,
+)
 from candy_monai.data.planning import Plan
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
+from candy_monai.label_ids import holds_whole_numbers
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
+    from monai.transforms import MapTransform
     from numpy.typing import NDArray
 
     from candy_monai.data.pipelines.building import Pipeline
     from candy_monai.data.pipelines.description import Entry
-    from candy_monai.transforms import ResampleToSpacingd
     from candy_monai.transforms.painting import LabelPainter
 
 _CERTAINLY_NOT = -1e4
@@ -68,12 +76,16 @@ class Preprocessor:
 
     Args:
         plan: The plan.
-        pipelines: The descriptions of the pipelines, as ``experiment.json`` keeps them; by default those of the plan.
+        own: Transforms that extend or replace the plan's pipelines.
+
+    Attributes:
+        pipelines: The descriptions of the pipelines.
     """
 
-    def __init__(self, plan: Plan, *, pipelines: Mapping[str, Sequence[Entry]] | None = None) -> None:
+    def __init__(self, plan: Plan, *, own: OwnTransforms | None = None) -> None:
         self._plan = plan
-        self.pipelines = describe_pipelines(plan) if pipelines is None else dict(pipelines)
+        self._trust = own is not None and own.trust
+        self.pipelines = describe_pipelines(plan, own=own)
 
     @cached_property
     def preprocessing(self) -> Pipeline:
@@ -84,16 +96,32 @@ class Preprocessor:
 
         ours: dict[str, Callable[..., object]] = {"LoadImaged": LoadCased, "CropForegroundd": CropForegroundIfAnyd}
         if self._plan.resampling != "stock":
-            ours["Spacingd"] = _resample_to_spacing
-        return build_pipeline(self.pipelines["preprocessing"], name="preprocessing", instead=ours)
+            ours["Spacingd"] = self._spacing
+        return build_pipeline(self.pipelines["preprocessing"], name="preprocessing", instead=ours, trust=self._trust)
 
     @cached_property
     def postprocessing(self) -> Pipeline:
         """The pipeline from logits at ``pred``, beside the preprocessed image, to label ids on the grid of the file."""
-        from candy_monai.data.pipelines.building import build_pipeline
+        return build_postprocessing(
+            self.pipelines["postprocessing"], preprocessing=self.preprocessing.transforms, trust=self._trust
+        )
 
-        known = {"preprocessing": self.preprocessing.transforms}
-        return build_pipeline(self.pipelines["postprocessing"], name="postprocessing", transforms=known)
+    @property
+    def own_postprocessing(self) -> list[Entry] | None:
+        """The steps after the plan's postprocessing, on the label map; None where the list is another altogether."""
+        planned, steps = describe_pipelines(self._plan)["postprocessing"], self.pipelines["postprocessing"]
+        return steps[len(planned) :] if steps[: len(planned)] == planned else None
+
+    def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
+        """Build MONAI's ``Spacingd``, and ours where the plan names it for cases that need no resampling."""
+        from monai.transforms import Spacingd
+
+        from candy_monai.transforms import ResampleToSpacingd
+
+        asked = {"keys": list(keys), "pixdim": list(pixdim), **stock}
+        if any(asked == {key: step[key] for key in step if key != "_target_"} for step in preprocessing(self._plan)):
+            return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
+        return Spacingd(keys, pixdim, **stock)
 
     def apply(self, image: Scan | Tensor, label: Tensor | None = None) -> PreprocessedCase:
         """Preprocess a case.
@@ -116,9 +144,34 @@ class Preprocessor:
         data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
         if label is not None:
             data[LABEL] = MetaTensor(without_metadata(label), affine=affine)
-        done = self.preprocessing(data)
+        done = self._preprocessed(data)
         ids = done[LABEL].as_tensor().contiguous() if label is not None else None
         return PreprocessedCase(image=done[IMAGE].contiguous(), label=ids)
+
+    def _preprocessed(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        """Run the pipeline, and refuse what a step of the user's own made that cannot be trained on or undone."""
+        from candy_monai.data.pipelines.building import keeps_track
+
+        num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
+        for index, step in enumerate(self.preprocessing.transforms):
+            before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
+            data = step(before)
+            if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
+                raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
+        image, label = data[IMAGE], data.get(LABEL)
+        made = f"{where}: preprocessing made"
+        if len(image) != num_channels:
+            raise BadInputError(f"{made} {len(image)} channels of {num_channels}, expected as many as in the files")
+        if label is not None and label.shape[1:] != image.shape[1:]:
+            raise BadInputError(
+                f"{made} a label of shape {tuple(label.shape[1:])} for an image of {tuple(image.shape[1:])}: what "
+                "moves the image must move the label, too"
+            )
+        if not bool(torch.isfinite(image).all()):
+            raise BadInputError(f"{made} intensities that are NaN or infinite")
+        if label is not None and not holds_whole_numbers(label):
+            raise BadInputError(f"{made} label values that are no ids: labels must be moved by nearest neighbour")
+        return data
 
     @property
     def paints(self) -> tuple[int, ...]:
@@ -127,8 +180,24 @@ class Preprocessor:
 
     @property
     def paints_in_parts(self) -> bool:
-        """Whether label ids can be painted before anything but resampling is undone, so that scores come in parts."""
-        return self._plan.resampling != "stock"
+        """Whether label ids can be painted before anything but resampling is undone, so that scores come in parts.
+
+        Not so where scores must be interpolated to undo a step of the user's own, or the way to ids is the user's own.
+        """
+        return self._plan.resampling != "stock" and self.own_postprocessing is not None and self._is_undone_exactly
+
+    @cached_property
+    def _is_undone_exactly(self) -> bool:
+        """Whether all but a last resampling of ours moves no voxel between others."""
+        from monai.transforms import Cropd, Flipd, Orientationd, Padd, Rotate90d, Transposed
+
+        from candy_monai.data.pipelines.building import keeps_track
+        from candy_monai.transforms import ResampleToSpacingd
+
+        moving = [step for step in self.preprocessing.transforms if keeps_track(step)]
+        if moving and isinstance(moving[-1], ResampleToSpacingd):
+            moving.pop()
+        return all(isinstance(step, Cropd | Flipd | Orientationd | Padd | Rotate90d | Transposed) for step in moving)
 
     def shape_on_grid(self, geometry: Geometry) -> Shape:
         """Return the shape that a case on this grid gets if nothing is cropped."""
@@ -173,7 +242,9 @@ class Preprocessor:
         Returns:
             Ids ``(1, *shape)`` as from `restore_labels`, and probabilities ``(C, *shape)`` float32.
         """
-        from candy_monai.transforms.painting import label_ids, probabilities_of
+        from monai.data import MetaTensor
+
+        from candy_monai.transforms.painting import id_type, label_ids, probabilities_of
 
         inside = torch.ones_like(scores[:1], dtype=torch.float32)
         restored = self._undone(torch.cat([scores.float(), inside]), case, nearest=False)
@@ -181,6 +252,12 @@ class Preprocessor:
         restored[:, outside] = 0.0 if are_probabilities else _CERTAINLY_NOT
         if self._is_exclusive(restored):
             restored[0, outside] = 1.0 if are_probabilities else 0.0
+        if self.own_postprocessing is None:
+            if are_probabilities:
+                raise BadInputError("a postprocessing of one's own takes logits, not probabilities")
+            made = self.postprocessing({PREDICTION: MetaTensor(scores.float().cpu()), IMAGE: case.image})[PREDICTION]
+            ids = as_label_map(made, tuple(restored.shape[1:])).to(id_type(len(scores), self.paints))
+            return ids, probabilities_of(restored, paints=self.paints)
         ids = label_ids(restored, paints=self.paints, threshold=0.5 if are_probabilities else 0.0)
         return ids[None], probabilities_of(restored, ids, paints=self.paints, are_probabilities=are_probabilities)
 
@@ -283,11 +360,48 @@ class Preprocessor:
             raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
 
 
-def _resample_to_spacing(keys: Sequence[str], pixdim: Sequence[float], **_stock: object) -> ResampleToSpacingd:
-    """Build ours from the arguments of MONAI's ``Spacingd``."""
-    from candy_monai.transforms import ResampleToSpacingd
+def build_postprocessing(
+    entries: Sequence[Entry], *, preprocessing: Sequence[Callable[[Any], Any]] = (), trust: bool = False
+) -> Pipeline:
+    """Build postprocessing, or the steps that follow it.
 
-    return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
+    Args:
+        entries: Its description.
+        preprocessing: What ``@preprocessing`` means in it.
+        trust: Build any callable that it names, instead of known transforms only.
+
+    Raises:
+        SettingsError: With the position of the entry that cannot be built.
+    """
+    from candy_monai.data.pipelines.building import build_pipeline
+    from candy_monai.transforms import KeepLargestComponentd
+
+    return build_pipeline(
+        entries,
+        name="postprocessing",
+        transforms={"preprocessing": preprocessing},
+        instead={"KeepLargestConnectedComponentd": KeepLargestComponentd},
+        trust=trust,
+    )
+
+
+def as_label_map(made: Tensor, shape: Shape) -> Tensor:
+    """Return what postprocessing made, ``(1, *shape)``.
+
+    Raises:
+        BadInputError: If it is no map of label ids of that shape.
+    """
+    if tuple(made.shape) != (1, *shape) or not holds_whole_numbers(made):
+        raise BadInputError(
+            f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
+            f"{(1, *shape)}"
+        )
+    return without_metadata(made)
+
+
+def _grid(values: Tensor) -> tuple[object, ...]:
+    affine = getattr(values, "affine", None)
+    return tuple(values.shape[1:]), None if affine is None else affine.tolist()
 
 
 def _is_plain(image: Scan | Tensor) -> bool:

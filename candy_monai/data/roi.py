@@ -21,11 +21,10 @@ from typing_extensions import override
 from candy_monai.aliases import Shape
 from candy_monai.data.cases import PairTransform, SupervisedDataset
 from candy_monai.data.datasets import DerivedDataset
-from candy_monai.data.draws import DrawOrder, PatchDraw
 from candy_monai.data.fingerprint import CaseFingerprint, Fingerprint
 from candy_monai.data.geometric import bounding_box
 from candy_monai.data.inspection import inspect
-from candy_monai.data.sampling import SeededIndex
+from candy_monai.data.sampling import DrawOrder, PatchDraw, SeededIndex
 from candy_monai.data.values import listed, without_metadata
 from candy_monai.errors import BadInputError
 from candy_monai.transforms.warping import cut, start_anywhere, start_around

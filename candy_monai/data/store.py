@@ -24,7 +24,7 @@ import torch
 from candy_monai.aliases import PathLike
 from candy_monai.data.digest import CaseSource, Digests, case_seed, case_stamp, dataset_digests
 from candy_monai.data.grid import planned_shape
-from candy_monai.data.pipelines.description import preprocessing
+from candy_monai.data.pipelines.description import OwnTransforms, preprocessing
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.data.workers import case_pool
@@ -100,6 +100,7 @@ class CaseStore:
         num_workers: int | None = None,
         precision: StoredPrecision = "float32",
         digests: Digests | None = None,
+        own: OwnTransforms | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
@@ -114,16 +115,17 @@ class CaseStore:
             precision: Type of the stored images; float16 halves them. An image whose values do not fit into it stays
                 float32.
             digests: The dataset's digests, where they are known already.
+            own: The user's own transforms, whose preprocessing extends or replaces the plan's.
             on_progress: Called with the number of cases done and of all cases, in this thread.
 
         Raises:
             DatasetError: With every case that could not be preprocessed.
         """
-        own = Path(folder) / store_name(plan, precision=precision)
-        own.mkdir(parents=True, exist_ok=True)
+        target = Path(folder) / store_name(plan, precision=precision, own=own)
+        target.mkdir(parents=True, exist_ok=True)
         digests = dataset_digests(dataset) if digests is None else digests
-        paths = {case.case_id: _Paths(own, case.case_id, digests.cases[case.case_id]) for case in dataset.cases}
-        preprocessor, problems, done = Preprocessor(plan), [], 0
+        paths = {case.case_id: _Paths(target, case.case_id, digests.cases[case.case_id]) for case in dataset.cases}
+        preprocessor, problems, done = Preprocessor(plan, own=own), [], 0
 
         def prepare(index: int) -> str | None:
             case = dataset.cases[index]
@@ -156,8 +158,8 @@ class CaseStore:
             for case_id, files in paths.items()
         }
         index = {"format": _FORMAT, "dataset": plan.dataset_name, "precision": precision, "cases": cases}
-        atomic_write_text(own / _INDEX, json.dumps(index, indent=1), durable=False)
-        return cls(own)
+        atomic_write_text(target / _INDEX, json.dumps(index, indent=1), durable=False)
+        return cls(target)
 
     @property
     def folder(self) -> Path:
@@ -241,12 +243,18 @@ def store_bytes(
     )
 
 
-def store_name(plan: Plan, *, precision: StoredPrecision = "float32") -> str:
+def store_name(plan: Plan, *, precision: StoredPrecision = "float32", own: OwnTransforms | None = None) -> str:
     """Return the name of a store's folder: the dataset's name and a key of what preprocessing depends on.
 
     Another patch or network, or other cases, share the store.
     """
-    relevant = (_FORMAT, preprocessing(as_applied(plan)), plan.ignore_label, precision)
+    # What changes no case, in the plan's words or in those of a saved run, makes no other store.
+    same = list(zip(preprocessing(plan), preprocessing(as_applied(plan)), strict=True))
+    steps = [
+        next((applied for planned, applied in same if planned == step), step)
+        for step in preprocessing(plan, () if own is None else own.preprocessing)
+    ]
+    relevant = (_FORMAT, json.dumps(steps, sort_keys=True, default=str), plan.ignore_label, precision)
     key = hashlib.blake2b(repr(relevant).encode(), digest_size=6).hexdigest()
     return f"{quote(plan.dataset_name, safe=' ')}-{key}"
 
@@ -261,11 +269,18 @@ def as_applied(plan: Plan) -> Plan:
 
 
 def unstored_cases(
-    digests: Digests, plan: Plan, folder: PathLike, *, precision: StoredPrecision = "float32"
+    digests: Digests,
+    plan: Plan,
+    folder: PathLike,
+    *,
+    precision: StoredPrecision = "float32",
+    own: OwnTransforms | None = None,
 ) -> tuple[str, ...]:
     """Return the cases that `CaseStore.build` would still have to preprocess."""
-    own = Path(folder) / store_name(plan, precision=precision)
-    return tuple(case_id for case_id, digest in digests.cases.items() if not _Paths(own, case_id, digest).is_complete())
+    target = Path(folder) / store_name(plan, precision=precision, own=own)
+    return tuple(
+        case_id for case_id, digest in digests.cases.items() if not _Paths(target, case_id, digest).is_complete()
+    )
 
 
 class _Paths:

@@ -11,7 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from monai.data import MetaTensor
 
@@ -19,14 +21,17 @@ from candy_monai.aliases import PathLike, Shape
 from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.data.images.formats import Geometry
 from candy_monai.data.images.reading import read_geometry
-from candy_monai.data.preprocessing import PreprocessedCase
+from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
+from candy_monai.data.preprocessing import PreprocessedCase, as_label_map, build_postprocessing
 from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.inference.channels import RunChannels
-from candy_monai.inference.components import keep_largest_components
 from candy_monai.inference.found import GIVEN_SHAPE, InputCase
 from candy_monai.inference.inputs import Input, Inputs, input_case, input_cases
 from candy_monai.inference.memory import MemoryEstimate, fits_on_disk_only
 from candy_monai.inference.writing import Prediction, Writer, check_target, left_over, written_suffix
+
+if TYPE_CHECKING:
+    from candy_monai.data.pipelines.building import Pipeline
 
 READ_AHEAD_VOXELS = 1 << 25
 """A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
@@ -277,7 +282,9 @@ class CasePredictor(ABC):
                     prepared = future.result()
                     if following is not None and self._may_read_ahead(following):
                         coming = reader.submit(self._read, following, probabilities)
-                    outcome: Prediction | Exception = self._finished(self.run(prepared, probabilities=probabilities))
+                    outcome: Prediction | Exception = self._finished(
+                        self.run(prepared, probabilities=probabilities), prepared
+                    )
                 except Exception as error:  # one bad case must not cost the others
                     outcome = error
                 yield case, outcome
@@ -289,7 +296,8 @@ class CasePredictor(ABC):
         return self.prepare(case.case_id, case.load(self.channels, num_dims=self.num_dims))
 
     def _predicted(self, case: InputCase, probabilities: bool) -> Prediction:
-        return self._finished(self.run(self._read(case, probabilities), probabilities=probabilities))
+        prepared = self._read(case, probabilities)
+        return self._finished(self.run(prepared, probabilities=probabilities), prepared)
 
     def _keeps_to_memory(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
         """Tell whether what a case needs must go to disk in part; raises if even then it is too much."""
@@ -297,9 +305,27 @@ class CasePredictor(ABC):
             return False
         return fits_on_disk_only(needed.with_probabilities() if probabilities else needed, self.memory)
 
-    def _finished(self, prediction: Prediction) -> Prediction:
-        if self.largest_component:
-            keep_largest_components(prediction.labels.as_tensor()[0])
+    @property
+    def own_postprocessing(self) -> OwnTransforms:
+        """The steps that follow the plan's postprocessing, on the label map."""
+        return OwnTransforms()
+
+    @cached_property
+    def _cleaning(self) -> Pipeline | None:
+        own = self.own_postprocessing
+        steps = [*map(dict, own.postprocessing), *([largest_components()] if self.largest_component else [])]
+        return build_postprocessing(steps, trust=own.trust) if steps else None
+
+    def _cleaned(self, prediction: Prediction, case: PreparedCase) -> Prediction:
+        if self._cleaning is None:
+            return prediction
+        labels = prediction.labels
+        made = self._cleaning({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
+        ids = as_label_map(made, tuple(labels.shape[1:])).to(labels.dtype)
+        return replace(prediction, labels=MetaTensor(ids, meta=labels.meta))
+
+    def _finished(self, prediction: Prediction, case: PreparedCase) -> Prediction:
+        prediction = self._cleaned(prediction, case)
         given = prediction.labels.meta.get(GIVEN_SHAPE)
         if given is None:
             return prediction

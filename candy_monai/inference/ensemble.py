@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.data.images.formats import Geometry
-from candy_monai.data.planning import Plan
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import BadInputError
 from candy_monai.inference.blending import Brick
 from candy_monai.inference.cases import CasePredictor, PredictionListener, PreparedCase
@@ -58,6 +58,12 @@ class EnsemblePredictor(CasePredictor):
             _check_alike(first, member)
         _ = self.channels
         self._side_by_side = all(_same_grid(first, member) for member in members)
+        for member in () if self._side_by_side else members:
+            if member.preprocessor is not None and member.preprocessor.own_postprocessing is None:
+                raise BadInputError(
+                    f"{member.folder}: its postprocessing replaces the plan's, and takes the logits of one grid: the "
+                    "experiments cannot be averaged, since they preprocess or cut images in different ways"
+                )
 
     @property
     @override
@@ -73,6 +79,11 @@ class EnsemblePredictor(CasePredictor):
     @override
     def num_dims(self) -> int | None:
         return self.members[0].num_dims
+
+    @property
+    @override
+    def own_postprocessing(self) -> OwnTransforms:
+        return self.members[0].own_postprocessing
 
     @override
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
@@ -91,15 +102,16 @@ class EnsemblePredictor(CasePredictor):
         if not self._side_by_side:
             return self._averaged_on_the_file_s_grid(case, on_disk=on_disk, probabilities=probabilities)
         first, image = self.members[0], case.cases[0].image
-        is_resampled = case.cases[0].is_resampled
-        mean = self._mean_as_logits if is_resampled else self._mean_probabilities
+        # Logits are what is resampled, and what a postprocessing of one's own takes.
+        as_logits = case.cases[0].is_resampled or not (first.preprocessor is None or first.preprocessor.paints_in_parts)
+        mean = self._mean_as_logits if as_logits else self._mean_probabilities
         return build_prediction(
             case,
             mean(case, on_disk=on_disk),
             first.preprocessor,
             axis=first.slowest_axis(image.shape[1:]),
             paints=first.paints,
-            are_probabilities=not is_resampled,
+            are_probabilities=not as_logits,
             with_probabilities=probabilities,
             device=first.device(),
         )
@@ -184,6 +196,7 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
         ("channels", *(p.channel_names if all(map(any, named)) else () for p in (first, other))),
         ("spatial axes", first.num_dims, other.num_dims),
         ("classes", first.num_classes, other.num_classes),
+        ("postprocessing", *(list(p.own_postprocessing.postprocessing) for p in (first, other))),
         ("names of the classes", *(p.plan.class_names if p.plan else () for p in (first, other))),
     ):
         if mine != theirs:
@@ -195,10 +208,11 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
 def _same_grid(first: Predictor, other: Predictor) -> bool:
     """Tell whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
 
-    def what_counts(plan: Plan | None) -> tuple[object, ...] | None:
-        if plan is None:
+    def what_counts(member: Predictor) -> tuple[object, ...] | None:
+        plan, preprocessor = member.plan, member.preprocessor
+        if plan is None or preprocessor is None:
             return None
-        grid = plan.orientation, plan.spacing_mm, plan.resampling
-        return *grid, plan.normalization, plan.patch_shape, plan.divisor, plan.regions
+        pipelines = preprocessor.pipelines["preprocessing"], preprocessor.pipelines["postprocessing"]
+        return *pipelines, plan.resampling, plan.patch_shape, plan.divisor, plan.regions
 
-    return what_counts(first.plan) == what_counts(other.plan) and first.describe_windows() == other.describe_windows()
+    return what_counts(first) == what_counts(other) and first.describe_windows() == other.describe_windows()

@@ -17,6 +17,7 @@ from typing_extensions import override
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach
 from candy_monai.data.images.formats import Geometry
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning import Plan
 from candy_monai.data.preprocessing import Preprocessor
 from candy_monai.data.values import without_metadata
@@ -63,6 +64,7 @@ class Predictor(CasePredictor, HasDevice):
         channels: Which channels of the files or images are the run's, in its order: ``(1, 2)`` takes files that end in
             ``_0001`` and ``_0002``. None for 0, 1, 2 and so on; anything else that is found is refused. Empty where
             numbers at the ends of names belong to the names of the cases.
+        trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
 
     Attributes:
         description: What ``experiment.json`` says.
@@ -89,6 +91,7 @@ class Predictor(CasePredictor, HasDevice):
         largest_component: bool = False,
         memory: int | None = None,
         channels: Sequence[int] | None = None,
+        trust: bool = False,
     ) -> None:
         CasePredictor.__init__(self, largest_component=largest_component, memory=memory, channels=channels)
         HasDevice.__init__(self, device)
@@ -99,7 +102,9 @@ class Predictor(CasePredictor, HasDevice):
         self.num_classes = num_classes if isinstance(num_classes, int) else None
         _ = self.channels  # a wrong choice is better said before the weights are read
         self._inferer = self._find_inferer() if inferer is None else inferer
-        self.preprocessor = None if self.plan is None else Preprocessor(self.plan, pipelines=self._pipelines())
+        own = OwnTransforms.from_saved(self.description.get("pipelines"), trust=trust)
+        self.preprocessor = None if self.plan is None else Preprocessor(self.plan, own=own)
+        self._trust = trust
         self._mirror_axes = self._chosen_axes(mirror)
         self._padding = padding
         self._known_memory: dict[Shape, NetworkMemory | None] = {}
@@ -168,6 +173,12 @@ class Predictor(CasePredictor, HasDevice):
             with_probabilities=probabilities,
             device=self.device(),
         )
+
+    @property
+    @override
+    def own_postprocessing(self) -> OwnTransforms:
+        steps = None if self.preprocessor is None else self.preprocessor.own_postprocessing
+        return OwnTransforms(postprocessing=steps or (), trust=self._trust)
 
     @property
     def paints(self) -> tuple[int, ...]:
@@ -350,11 +361,6 @@ class Predictor(CasePredictor, HasDevice):
             raise ExperimentError(
                 f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"
             ) from error
-
-    def _pipelines(self) -> dict[str, Any] | None:
-        """Return the pipelines that the run was trained with; those of the plan where its version kept none."""
-        pipelines = self.description.get("pipelines")
-        return pipelines if isinstance(pipelines, dict) else None
 
     @property
     def _example_shape(self) -> Shape:

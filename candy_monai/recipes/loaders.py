@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases
-from candy_monai.data.pipelines.description import Entry, augmentation
+from candy_monai.data.pipelines.description import OwnTransforms, augmentation
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore
 
@@ -30,8 +30,7 @@ def patch_loader(
     seed: int,
     device: torch.device,
     num_processes: int = 1,
-    own_augmentation: Sequence[Entry] | None = None,
-    trust: bool = False,
+    own: OwnTransforms | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch for each process.
 
@@ -42,13 +41,12 @@ def patch_loader(
         seed: Every patch is a function of this, the epoch and the position.
         device: Where the batches will go.
         num_processes: Processes among which the patches will be shared out.
-        own_augmentation: Replaces or extends the plan's, as ``candy_monai.data.pipelines.description.augmentation``
-            says.
-        trust: Build any callable that it names, instead of known transforms only.
+        own: The user's own transforms, whose augmentation extends or replaces the plan's.
     """
-    workers = num_workers(device)
+    workers, own = num_workers(device), own or OwnTransforms()
+    changes = augmentation(plan, own.augmentation)
     return DataLoader(
-        PatchDataset(store, case_ids, plan, seed=seed, augmentation=augmentation(plan, own_augmentation), trust=trust),
+        PatchDataset(store, case_ids, plan, seed=seed, augmentation=changes, trust=own.trust),
         batch_size=plan.batch_size,
         sampler=EpochSampler(plan.iterations_per_epoch * plan.batch_size * num_processes),
         num_workers=workers,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from candy_monai.attachment import Precision
 from candy_monai.data.folds import Fold, splits_as_text
 from candy_monai.data.nnunet_description import NNUNetCase
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning import Plan
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import example_shape, read_description
@@ -70,8 +70,7 @@ class PlannedRun:
     save_every: int | str | None = None
     num_scored: int | None = None
     folds: tuple[Fold, ...] = ()
-    augmentation: Sequence[Mapping[str, Any]] | None = None
-    trust: bool = False
+    own: OwnTransforms = dataclasses.field(default_factory=OwnTransforms)
     seconds_left: Callable[[], float] | None = None
     speed: Speed | None = None
 
@@ -183,11 +182,10 @@ class PlannedRun:
 
     def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:
         network = trainer.build_network(example_shape(folder, read_description(folder)))
-        return load_predictor(folder, network=network, device=self.device)
+        return load_predictor(folder, network=network, device=self.device, trust=self.own.trust)
 
     def _trainer(self) -> SegmentationTrainer:
         store = self.prepared.store
-        own = self.trainer_class.augmentation if self.augmentation is None else self.augmentation
         trainer = self.trainer_class(
             self.out,
             patch_loader(
@@ -197,14 +195,14 @@ class PlannedRun:
                 seed=self.seed,
                 device=self.device,
                 num_processes=self.processes.count,
-                own_augmentation=None if own is None else [dict(entry) for entry in own],
-                trust=self.trust,
+                own=self.own,
             ),
             case_loader(store, evenly(self.validation, self.plan.num_validation_cases), device=self.device),
             device=self.device,
         )
         trainer.use_plan(self.plan)
-        trainer.augmentation = own
+        trainer.preprocessing, trainer.augmentation = self.own.preprocessing, self.own.augmentation
+        trainer.postprocessing = self.own.postprocessing
         return trainer
 
     def _facts(self) -> dict[str, object]:

@@ -30,6 +30,7 @@ def load_experiments(
     largest_component: bool = False,
     memory: int | None = None,
     channels: Sequence[int] | None = None,
+    trust: bool = False,
     on_progress: Callable[[str], None] = print,
 ) -> CasePredictor:
     """Return the predictor of one experiment, or of several as an ensemble.
@@ -43,6 +44,7 @@ def load_experiments(
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take; None for as many as it needs.
         channels: Which channels of the files are the run's; see `Predictor`.
+        trust: Build any callable that the experiments' pipelines name, instead of known transforms only.
         on_progress: Told which folds are taken, and which runs have not come to their end.
 
     Raises:
@@ -53,6 +55,7 @@ def load_experiments(
     trainer_class = None if trainer is None else load_trainer_class(trainer)
     several = len(folders) > 1
     options: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels}
+    options["trust"] = trust
     if not several:
         options |= {"largest_component": largest_component, "memory": memory}
     members = [

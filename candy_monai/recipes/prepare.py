@@ -13,6 +13,7 @@ from candy_monai.data.fingerprint import Fingerprint
 from candy_monai.data.folds import Fold, resolve_groups
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.nnunet_checks import CheckedDataset, visit_dataset
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.plan_files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning import Plan, plan
 from candy_monai.data.store import CaseStore, StoredPrecision, store_bytes, unstored_cases
@@ -113,6 +114,7 @@ def prepare_dataset(
     precision: StoredPrecision = "float32",
     plan_from: PathLike | None = None,
     jobs: int | None = None,
+    own: OwnTransforms | None = None,
     memory_factor: float = 1.0,
     check_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -128,6 +130,7 @@ def prepare_dataset(
         precision: Type of the stored images; float16 halves them.
         plan_from: Where an earlier plan is that is to be kept, see `read_plan`; None plans anew.
         jobs: Cases that are worked on at once; None for one a processor. Fewer where memory is short.
+        own: The user's own transforms, whose preprocessing extends or replaces the plan's.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, which plans are made for.
         check_plan: Raises if training could not follow the plan, before the cases are preprocessed for it.
         on_progress: Told what is being done.
@@ -153,7 +156,7 @@ def prepare_dataset(
         made = adopted_plan(given, made, overrides, path=plan_from)
     if check_plan is not None:
         check_plan(made)
-    left = unstored_cases(digests, made, store_folder, precision=precision)
+    left = unstored_cases(digests, made, store_folder, precision=precision, own=own)
     needed = store_bytes(fingerprint, made, precision=precision, case_ids=left)
     _check_space(store_folder, needed)
     if given is None:
@@ -167,7 +170,7 @@ def prepare_dataset(
         say(f"Preprocessing {count} cases: {_size(needed)} in {store_folder}")
     else:
         say(f"All {len(raw)} cases are preprocessed already, in {store_folder}")
-    cases = CaseStore.build(raw, made, store_folder, precision=precision, digests=digests, num_workers=jobs)
+    cases = CaseStore.build(raw, made, store_folder, precision=precision, own=own, digests=digests, num_workers=jobs)
     return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.report.warnings)
 
 

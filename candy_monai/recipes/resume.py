@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,6 +12,7 @@ import torch
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
 from candy_monai.data.cache import has_been_used
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning import Plan
 from candy_monai.data.store import CaseStore, StoredPrecision
 from candy_monai.errors import BadInputError, ExperimentError
@@ -51,7 +52,7 @@ def resume_training(
         frontend: A dashboard to report to.
         device: A PyTorch device, or ``auto``.
         force: Go on even if data, network or trainer are not those that the run was saved with.
-        trust: Build any callable that the run's own augmentation names, instead of known transforms only.
+        trust: Build any callable that the run's pipelines name, instead of known transforms only.
         on_progress: Told what is being done.
 
     Returns:
@@ -80,11 +81,20 @@ def resume_training(
     processes = Processes.from_environment()
     own_device = device_of_this_process(device, processes)
     trainer_class = _trainer_class(saved, trainer)
+    own = OwnTransforms.from_saved(saved.description.get("pipelines"), trust=trust)
     with processes.connected(own_device):
         run = _planned_run(
-            saved, facts, Plan.from_dict(plan), trainer_class, dataset, store, device=own_device, processes=processes
+            saved,
+            facts,
+            Plan.from_dict(plan),
+            trainer_class,
+            dataset,
+            store,
+            own=own,
+            device=own_device,
+            processes=processes,
         )
-        run = dataclasses.replace(run, frontend=frontend, augmentation=_augmentation(saved), trust=trust)
+        run = dataclasses.replace(run, frontend=frontend)
         return run.resume(folder, num_epochs, schedule, force=force)
 
 
@@ -96,6 +106,7 @@ def _planned_run(
     dataset: PathLike | None,
     store: PathLike | None,
     *,
+    own: OwnTransforms,
     device: torch.device,
     processes: Processes,
 ) -> PlannedRun:
@@ -111,7 +122,9 @@ def _planned_run(
             dataset=checked.dataset,
             fingerprint=checked.fingerprint,
             plan=plan,
-            store=CaseStore.build(checked.dataset, plan, store_folder, precision=precision, digests=checked.digests),
+            store=CaseStore.build(
+                checked.dataset, plan, store_folder, precision=precision, own=own, digests=checked.digests
+            ),
             warnings=checked.report.warnings,
         )
     seed = saved.settings.seed
@@ -122,19 +135,13 @@ def _planned_run(
         training=tuple(facts["training"]),
         validation=tuple(facts["validation"]),
         trainer_class=trainer,
+        own=own,
         num_scored=facts.get("num_scored"),
         seed=seed,
         device=device,
         processes=processes,
         out=saved.folder.resolve().parents[1],
     )
-
-
-def _augmentation(saved: SavedRun) -> Sequence[Mapping[str, Any]] | None:
-    """Return what the run's patches are changed by; None where its version did not keep it."""
-    pipelines = saved.description.get("pipelines")
-    found = pipelines.get("augmentation") if isinstance(pipelines, dict) else None
-    return found if isinstance(found, list) else None
 
 
 def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:

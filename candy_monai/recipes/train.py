@@ -16,7 +16,8 @@ from candy_monai.data.folds import Fold, write_splits
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.overrides import parsed_overrides
 from candy_monai.data.patients import patients_on_both_sides
-from candy_monai.data.pipelines.building import build_pipeline, read_entries
+from candy_monai.data.pipelines.building import check_own_transforms, read_own_transforms
+from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.plan_files import read_plan
 from candy_monai.data.store import StoredPrecision
 from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
@@ -85,9 +86,10 @@ def train_dataset(
         num_folds: How many folds there are; None for 5, or as many as there are cases.
         note: Your words about this run.
         trainer: ``FILE:Class``, a `SegmentationTrainer` of your own instead of the bundle's.
-        transforms: A JSON or YAML file of transforms for training patches, in MONAI's config language; replaces or
-            extends the plan's augmentation as ``SegmentationTrainer.augmentation`` does.
-        trust: Build any callable that this file names, instead of known transforms only.
+        transforms: A JSON or YAML file in MONAI's config language: a list of transforms for training patches, or lists
+            under ``preprocessing``, ``augmentation`` and ``postprocessing``. Each extends or replaces the plan's as the
+            attribute of that name of `SegmentationTrainer` does, and takes precedence over it.
+        trust: Build any callable that these name, instead of known transforms only.
         frontend: A dashboard to report to.
         elapsed_s: Seconds of the budget that are over already, as a program's start takes.
         on_progress: Told what is being done.
@@ -104,9 +106,7 @@ def train_dataset(
     if save_every is not None:
         SaveInterval.parse(save_every)
     parsed_overrides(overrides)  # a slip of the pen is better said before the data are read
-    augmentation = None if transforms is None else read_entries(transforms)
-    if augmentation is not None:
-        build_pipeline(augmentation, name=f"{transforms}: augmentation", trust=trust)
+    from_file = None if transforms is None else read_own_transforms(transforms, trust=trust)
     if plan is not None:
         read_plan(plan)
     if frontend is not None:
@@ -115,6 +115,7 @@ def train_dataset(
     processes = Processes.from_environment()
     own_device = device_of_this_process(device, processes)
     trainer_class = bundle_trainer(bundle) if trainer is None else load_trainer_class(trainer)
+    own = own_transforms(trainer_class, from_file, trust=trust)
     say = on_progress if processes.is_first else _in_silence
     with processes.connected(own_device):
         with processes.one_after_the_first():
@@ -141,6 +142,7 @@ def train_dataset(
                 precision=store_precision,
                 plan_from=plan,
                 jobs=jobs,
+                own=own,
                 memory_factor=trainer_class.memory_factor,
                 check_plan=trainer_class.check_plan,
                 on_progress=say,
@@ -156,8 +158,7 @@ def train_dataset(
             training=training,
             validation=validation,
             trainer_class=trainer_class,
-            augmentation=augmentation,
-            trust=trust,
+            own=own,
             save_every=save_every,
             seed=processes.broadcast(draw_seed() if seed is None else seed),
             device=own_device,
@@ -207,6 +208,25 @@ def _sides(
             "side needs one at least; choose other splits or groups, or --fold all to train on everything"
         )
     return training, validation
+
+
+def own_transforms(
+    trainer: type[SegmentationTrainer], from_file: OwnTransforms | None, *, trust: bool = False
+) -> OwnTransforms:
+    """Return the transforms of a file, and those of a trainer's attributes for the pipelines that the file leaves out.
+
+    Raises:
+        SettingsError: If those of the trainer cannot be built, with the position of the entry.
+    """
+    own = OwnTransforms(
+        preprocessing=trainer.preprocessing,
+        augmentation=trainer.augmentation or (),
+        postprocessing=trainer.postprocessing,
+        trust=trust,
+    )
+    check_own_transforms(own, f"{trainer.__name__}.")
+    given = {name: lists for name in PIPELINES if (lists := getattr(from_file, name, ()))}
+    return dataclasses.replace(own, **given)
 
 
 def device_of_this_process(device: str, processes: Processes) -> torch.device:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.data.normalization import usual_intensities
-from candy_monai.data.pipelines.description import describe_pipelines
+from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.forecasting.signs import ScoreRange
 from candy_monai.inference.inferer_config import describe_inferer
@@ -61,9 +61,14 @@ class SegmentationTrainer(Trainer):
         weight_decay: Of the optimizer.
         inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
-        augmentation: Transforms of your own for training patches, in MONAI's config language: a list that cuts the
-            patch by ``candy_monai.transforms.RandWarpd`` replaces the plan's augmentation, any other follows it. For
-            runs with a plan; None for the plan's.
+        preprocessing: Steps of your own before the last one of the plan's preprocessing, or before the one that an
+            entry names by ``_before_``, in MONAI's config language. A list that loads the files itself, by
+            ``LoadImaged``, replaces the plan's. For runs with a plan, as the next two.
+        augmentation: Transforms of your own for training patches: a list that cuts the patch by
+            ``candy_monai.transforms.RandWarpd`` replaces the plan's augmentation, any other follows it. None for the
+            plan's.
+        postprocessing: Steps of your own on predicted label maps, at ``pred``, after the plan's postprocessing. A list
+            that undoes preprocessing itself, by ``Invertd``, replaces the plan's.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch.
         follows_filters: Whether the network is as wide as its plan's ``filters``; if not, a budget tries no others.
     """
@@ -79,7 +84,9 @@ class SegmentationTrainer(Trainer):
     max_grad_norm: float | None = 12.0
     inferer: Inferer | None = None
     plan: Plan | None = None
+    preprocessing: Sequence[Mapping[str, Any]] = ()
     augmentation: Sequence[Mapping[str, Any]] | None = None
+    postprocessing: Sequence[Mapping[str, Any]] = ()
     memory_factor: float = 1.0
     follows_filters: bool = False
     _score_range: ScoreRange | None = None
@@ -315,9 +322,13 @@ class SegmentationTrainer(Trainer):
             "regions": [asdict(region) for region in self.regions],
             "inferer": describe_inferer(self.inferer, self.plan),
             "plan": None if self.plan is None else self.plan.to_dict(),
-            "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self._own_augmentation),
+            "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self._own_transforms),
         }
 
     @property
-    def _own_augmentation(self) -> list[dict[str, Any]] | None:
-        return None if self.augmentation is None else [dict(entry) for entry in self.augmentation]
+    def _own_transforms(self) -> OwnTransforms:
+        return OwnTransforms(
+            preprocessing=self.preprocessing,
+            augmentation=self.augmentation or (),
+            postprocessing=self.postprocessing,
+        )

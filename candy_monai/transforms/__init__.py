@@ -4,8 +4,16 @@ Dictionaries of ``MetaTensor`` enter and leave, as with any transform of MONAI's
 ``inverse``. They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
 """
 
+from candy_monai.transforms.components import KeepLargestComponent, KeepLargestComponentd
 from candy_monai.transforms.cropping import CropForegroundIfAny, CropForegroundIfAnyd
-from candy_monai.transforms.degradation import RandBlur, RandBlurd, RandLowResolution, RandLowResolutiond
+from candy_monai.transforms.degradation import (
+    RandBlur,
+    RandBlurd,
+    RandGamma,
+    RandGammad,
+    RandLowResolution,
+    RandLowResolutiond,
+)
 from candy_monai.transforms.normalization import NormalizeForeground, NormalizeForegroundd
 from candy_monai.transforms.painting import PaintLabels, PaintLabelsd
 from candy_monai.transforms.resampling import ResampleToSpacing, ResampleToSpacingd
@@ -14,12 +22,16 @@ from candy_monai.transforms.warping import RandWarp, RandWarpd
 __all__ = [
     "CropForegroundIfAny",
     "CropForegroundIfAnyd",
+    "KeepLargestComponent",
+    "KeepLargestComponentd",
     "NormalizeForeground",
     "NormalizeForegroundd",
     "PaintLabels",
     "PaintLabelsd",
     "RandBlur",
     "RandBlurd",
+    "RandGamma",
+    "RandGammad",
     "RandLowResolution",
     "RandLowResolutiond",
     "RandWarp",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from candy_monai.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     from candy_monai.data.normalization import ChannelNormalization
@@ -16,32 +19,76 @@ IMAGE, LABEL, PREDICTION, CENTER = "image", "label", "pred", "center"
 MANY_CLASSES = 16
 """From so many classes on label ids are painted class by class: the scores of all take too much memory."""
 
+PIPELINES = ("preprocessing", "augmentation", "postprocessing")
+"""The names of a plan's pipelines."""
+
+BEFORE = "_before_"
+"""The key by which an entry of a user's own preprocessing names the step that it comes before."""
+
 _MONAI = "monai.transforms."
 _OURS = "candy_monai.transforms."
 _BOTH = [IMAGE, LABEL]
 _CUTTER = _OURS + "RandWarpd"
+_LOADER, _INVERTER = "LoadImaged", "Invertd"
 _LONGISH = 1.5
 
 
-def describe_pipelines(plan: Plan, *, own: Sequence[Entry] | None = None) -> dict[str, list[Entry]]:
+@dataclass(frozen=True, kw_only=True)
+class OwnTransforms:
+    """Lists of a user's own that extend or replace the pipelines of a plan; empty ones change nothing.
+
+    Attributes:
+        preprocessing: Steps before the last one, or before the one that an entry names by ``_before_``. A list that
+            loads the files itself, by ``LoadImaged``, replaces the plan's.
+        augmentation: Steps after the plan's. A list that cuts the patch itself, by
+            ``candy_monai.transforms.RandWarpd``, replaces the plan's.
+        postprocessing: Steps on the label map, at ``pred``, after the plan's. A list that undoes preprocessing itself,
+            by ``Invertd``, replaces the plan's.
+        trust: Whether to build any callable that they name, instead of known transforms only.
+    """
+
+    preprocessing: Sequence[Mapping[str, Any]] = ()
+    augmentation: Sequence[Mapping[str, Any]] = ()
+    postprocessing: Sequence[Mapping[str, Any]] = ()
+    trust: bool = False
+
+    @classmethod
+    def from_saved(cls, pipelines: object, *, trust: bool = False) -> Self:
+        """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none."""
+        saved = pipelines if isinstance(pipelines, dict) else {}
+        return cls(trust=trust, **{name: saved[name] for name in PIPELINES if isinstance(saved.get(name), list)})
+
+
+def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:
     """Return the pipelines of a plan: ``preprocessing``, ``augmentation`` and ``postprocessing``.
 
     Args:
         plan: The plan.
-        own: The user's own augmentation; see `augmentation`.
+        own: Lists of the user's own.
 
     MONAI alone builds them as they stand wherever no transform of ours is needed; with MONAI's ``ConfigParser``
     ``@preprocessing`` means the transforms that were built of that list.
     """
+    own = own or OwnTransforms()
     return {
-        "preprocessing": preprocessing(plan),
-        "augmentation": augmentation(plan, own),
-        "postprocessing": postprocessing(plan),
+        "preprocessing": preprocessing(plan, own.preprocessing),
+        "augmentation": augmentation(plan, own.augmentation),
+        "postprocessing": postprocessing(plan, own.postprocessing),
     }
 
 
-def preprocessing(plan: Plan) -> list[Entry]:
-    """Return the steps from a case's files to what a network reads: image, and label where there is one."""
+def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Entry]:
+    """Return the steps from a case's files to what a network reads: image, and label where there is one.
+
+    Args:
+        plan: The plan.
+        own: The user's own steps; see `OwnTransforms`.
+
+    Raises:
+        SettingsError: If an entry is to come before a step that there is not.
+    """
+    if _has(own, _LOADER):
+        return [dict(entry) for entry in own]
     steps = [_loading(plan)]
     if plan.orientation is not None:
         steps.append(_monai("Orientationd", keys=_BOTH, axcodes="".join(plan.orientation), labels=None))
@@ -60,34 +107,38 @@ def preprocessing(plan: Plan) -> list[Entry]:
     steps += _normalizing(plan.normalization)
     if plan.spacing_mm is not None:
         steps.append(_resampling(plan))
-    return [*steps, _monai("EnsureTyped", keys=IMAGE, dtype="float32")]
+    steps.append(_monai("EnsureTyped", keys=IMAGE, dtype="float32"))
+    for index, entry in enumerate(own):
+        steps.insert(_place(entry, steps, f"preprocessing[{index}]"), _for_any_case(entry))
+    return steps
 
 
-def augmentation(plan: Plan, own: Sequence[Entry] | None = None) -> list[Entry]:
+def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> list[Entry]:
     """Return the random changes to training patches: nnU-Net's kinds, strengths and probabilities.
 
     Args:
         plan: The plan.
-        own: The user's own transforms. A list that cuts the patch itself, by ``RandWarpd``, replaces the plan's; any
-            other follows it.
+        own: The user's own transforms; see `OwnTransforms`.
     """
-    if own is not None and any(entry.get("_target_") == _CUTTER for entry in own):
-        return list(own)
+    added = [dict(entry) for entry in own or ()]
+    if _has(added, _CUTTER):
+        return added
     rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.coarse_axis]
     in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
     interpolation = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
     share, zoom = 0.25, [0.5, 1.0]
+    single = len(plan.channel_names) == 1
     coarser = (
         _monai(
             "RandSimulateLowResolutiond",
             keys=IMAGE,
-            prob=share / 2,  # all channels are changed, where nnU-Net changes each with a probability of a half
+            prob=share / 2,  # nnU-Net changes a channel with a probability of a half
             downsample_mode="nearest-exact",
             upsample_mode=interpolation,
             zoom_range=zoom,
         )
-        if plan.coarse_axis is None
-        else _ours(
+        if plan.coarse_axis is None and single
+        else _ours(  # MONAI's changes all channels at once, by one strength, and spares no axis
             "RandLowResolutiond",
             keys=IMAGE,
             prob=share,
@@ -96,6 +147,9 @@ def augmentation(plan: Plan, own: Sequence[Entry] | None = None) -> list[Entry]:
             fixed_axis=plan.coarse_axis,
         )
     )
+    # MONAI's takes least, greatest, mean and deviation over all channels together.
+    curve = _monai("RandAdjustContrastd", retain_stats=True) if single else _ours("RandGammad")
+    curve |= {"keys": IMAGE, "gamma": [0.7, 1.5]}
     return [
         _ours(
             "RandWarpd",
@@ -119,9 +173,9 @@ def augmentation(plan: Plan, own: Sequence[Entry] | None = None) -> list[Entry]:
             "RandScaleIntensityFixedMeand", keys=IMAGE, prob=0.15, factors=0.25, preserve_range=True, channel_wise=True
         ),
         coarser,
-        _monai("RandAdjustContrastd", keys=IMAGE, prob=0.1, gamma=[0.7, 1.5], invert_image=True, retain_stats=True),
-        _monai("RandAdjustContrastd", keys=IMAGE, prob=0.3, gamma=[0.7, 1.5], retain_stats=True),
-        *(own or ()),
+        curve | {"prob": 0.1, "invert_image": True},
+        curve | {"prob": 0.3},
+        *added,
         plain_patches(),
     ]
 
@@ -137,8 +191,23 @@ def cutting(plan: Plan) -> list[Entry]:
     return [warp | {"prob_rotate": 0.0, "prob_scale": 0.0}, plain_patches()]
 
 
-def postprocessing(plan: Plan) -> list[Entry]:
-    """Return the steps from a network's logits, at ``pred``, to label ids on the grid of the file."""
+def postprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Entry]:
+    """Return the steps from a network's logits, at ``pred``, to label ids on the grid of the file.
+
+    Args:
+        plan: The plan.
+        own: The user's own steps; see `OwnTransforms`.
+    """
+    added = [dict(entry) for entry in own]
+    return added if _has(added, _INVERTER) else [*_label_steps(plan), *added]
+
+
+def largest_components() -> Entry:
+    """Return the step that keeps the largest connected part of each class."""
+    return _monai("KeepLargestConnectedComponentd", keys=PREDICTION)
+
+
+def _label_steps(plan: Plan) -> list[Entry]:
     paints = [region.paints for region in plan.regions]
     tracked = _monai("EnsureTyped", keys=PREDICTION, track_meta=True)  # without metadata Invertd inverts nothing
     if plan.resampling != "stock" and (paints or plan.num_classes >= MANY_CLASSES):
@@ -150,6 +219,33 @@ def postprocessing(plan: Plan) -> list[Entry]:
     if paints:
         return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, are_probabilities=True)]
     return [*probabilities, _monai("AsDiscreted", keys=PREDICTION, threshold=0.5)]
+
+
+def _has(entries: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(_name(entry) == name.rpartition(".")[2] for entry in entries)
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("_target_")).rpartition(".")[2]
+
+
+def _place(entry: Mapping[str, Any], steps: Sequence[Entry], where: str) -> int:
+    """Return where a step of the user's own goes among the others."""
+    names = [_name(step) for step in steps]
+    before = entry.get(BEFORE, names[-1])
+    if before not in names[1:]:
+        raise SettingsError(
+            f"{where}: {BEFORE} is {before!r}, expected one of the plan's steps after the first: "
+            f"{', '.join(names[1:])}.{did_you_mean(str(before), names[1:])}"
+        )
+    return names.index(before)
+
+
+def _for_any_case(entry: Mapping[str, Any]) -> Entry:
+    """Return a step that also takes a case without label, as those that are predicted."""
+    step = {key: value for key, value in entry.items() if key != BEFORE}
+    keys = step.get("keys")
+    return step if keys == IMAGE or keys == [IMAGE] else {**step, "allow_missing_keys": True}
 
 
 def _loading(plan: Plan) -> Entry:

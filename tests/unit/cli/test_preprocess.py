@@ -5,6 +5,7 @@ from pathlib import Path
 from candy_monai.cli.main import main
 from candy_monai.data.inspection import inspect
 from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning import plan
 from candy_monai.recipes import prepare
 
@@ -25,6 +26,8 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
 
     monkeypatch.setattr(prepare, "prepare_dataset", prepare_dataset)
     options = ["--store", "s", "--out", "o", "--set", "a=1", "--device", "cpu", "--plan", "p", "--jobs", "3"]
+    (tmp_path / "own.json").write_text('{"preprocessing": [{"_target_": "ScaleIntensityd", "keys": "image"}]}')
+    options += ["--transforms", str(tmp_path / "own.json")]
     assert main(["preprocess", "data", *options]) == 0
     assert seen == {
         "dataset": Path("data"),
@@ -33,6 +36,7 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
         "out": Path("o"),
         "device": "cpu",
         "precision": "float32",
+        "own": OwnTransforms(preprocessing=[{"_target_": "ScaleIntensityd", "keys": "image"}]),
         "plan_from": Path("p"),
         "jobs": 3,
     }

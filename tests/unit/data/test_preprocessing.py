@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from candy_monai.data.images.reading import geometry_of, load_image
 from candy_monai.data.images.writing import save_image
 from candy_monai.data.normalization import ChannelNormalization
+from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
 from candy_monai.data.planning import Region
 from candy_monai.data.preprocessing import Preprocessor
 from candy_monai.errors import BadInputError
@@ -281,3 +282,77 @@ def test_wrong_channels_axes_and_shapes_are_refused():
         Preprocessor(PLAN).apply(image, label[:, :-1])
     with pytest.raises(BadInputError, match="expected \\(3, 5, 6, 7\\)"):
         Preprocessor(PLAN).restore_labels(torch.zeros(3, 4, 4, 4), Preprocessor(PLAN).apply(image))
+
+
+def own(*preprocessing, **others):
+    return OwnTransforms(preprocessing=list(preprocessing), **others)
+
+
+FLIP = {"_target_": "Flipd", "keys": ["image", "label"], "spatial_axis": 0}
+DOUBLE = {"_target_": "Zoomd", "keys": ["image", "label"], "zoom": 2, "mode": ["area", "nearest"], "keep_size": False}
+
+
+@pytest.mark.parametrize("before", ["EnsureTyped", "ResampleToSpacingd", "CropForegroundd"])
+@pytest.mark.parametrize("added", [FLIP, DOUBLE], ids=["flip", "zoom"])
+def test_a_spatial_step_of_ones_own_moves_both_and_is_undone(added, before):
+    image, label = case()
+    image[:, :2] = 0.0  # cropped away
+    label[:, :2] = 0
+    preprocessor = Preprocessor(PLAN, own=own(added | {"_before_": before}))
+    plain, prepared = Preprocessor(PLAN).apply(image, label), preprocessor.apply(image, label)
+    doubled = 2 if added is DOUBLE and before == "EnsureTyped" else 1  # else resampled to the plan's spacing again
+    assert prepared.label.shape == prepared.image.shape == (1, 3 * doubled, 6 * doubled, 7 * doubled)
+    if added is FLIP:
+        assert torch.equal(prepared.label, plain.label.flip(1))
+    restored = preprocessor.restore_labels(one_hot(prepared.label) * 20.0 - 10.0, prepared)
+    assert torch.equal(restored.long(), label.as_tensor())
+    assert torch.equal(preprocessor.apply(image).image.as_tensor(), prepared.image.as_tensor())  # without a label, too
+
+
+def test_an_intensity_step_of_ones_own_changes_only_the_image():
+    image, label = case()
+    scaled = Preprocessor(PLAN, own=own({"_target_": "ScaleIntensityd", "keys": "image"})).apply(image, label)
+    assert (float(scaled.image.min()), float(scaled.image.max())) == (0.0, 1.0)
+    assert torch.equal(scaled.label, label.as_tensor())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"_target_": "RepeatChanneld", "keys": "image", "repeats": 2}, "made 2 channels of 1"),
+        (FLIP | {"keys": ["image"], "_target_": "SpatialPadd", "spatial_size": 9}, "must move the label"),
+        ({"_target_": "Zoomd", "keys": ["image", "label"], "zoom": 1.3, "keep_size": False}, "no ids"),
+        ({"_target_": "ThresholdIntensityd", "keys": "image", "threshold": 9.0, "cval": float("nan")}, "NaN"),
+        ({"_target_": "SqueezeDimd", "keys": ["image", "label"], "dim": 0}, "SqueezeDimd changed the grid"),
+    ],
+)
+def test_a_step_that_spoils_a_case_is_refused(entry, message):
+    image, label = case()
+    entry = {key: value for key, value in entry.items() if key != "spatial_axis"}
+    with pytest.raises(BadInputError, match=message):
+        Preprocessor(PLAN, own=own(entry)).apply(image, label)
+
+
+def test_monais_spacing_in_a_list_of_ones_own_is_monais_and_the_plans_is_ours():
+    image, label = case()
+    spacing = {"_target_": "Spacingd", "keys": ["image", "label"], "pixdim": [2.0, 2.0, 2.0]}
+    spacing |= {"mode": ["bilinear", "nearest"], "allow_missing_keys": True}
+    preprocessor = Preprocessor(PLAN, own=own(spacing))
+    assert type(preprocessor.preprocessing.transforms[-2]).__name__ == "Spacingd"
+    assert preprocessor.apply(image, label).image.shape == (1, 3, 4, 4)
+
+
+def test_the_postprocessing_of_ones_own_is_what_makes_the_label_map():
+    image, label = case()
+    planned = describe_pipelines(PLAN)["postprocessing"]
+    only_two = [*planned, {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}]
+    replaced = [planned[0], *only_two]  # not the plan's list and more, but another one
+    preprocessor = Preprocessor(PLAN, own=own(postprocessing=replaced))
+    prepared = preprocessor.apply(image, label)
+    restored = preprocessor.restore_labels(one_hot(label), prepared)
+    assert preprocessor.own_postprocessing is None
+    assert restored.dtype == torch.uint8
+    assert torch.equal(restored.long(), torch.where(label == 2, 2, 0).as_tensor())
+    spoiled = Preprocessor(PLAN, own=own(postprocessing=[planned[0], planned[1]]))
+    with pytest.raises(BadInputError, match=r"made values of shape \(3, 5, 6, 7\), expected label ids"):
+        spoiled.restore_labels(one_hot(label), spoiled.apply(image))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -15,6 +17,7 @@ from candy_monai.data.images.writing import save_image
 from candy_monai.data.inspection import inspect
 from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
 from candy_monai.data.planning import plan
 from candy_monai.data.preprocessing import Preprocessor
 from candy_monai.data.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
@@ -142,6 +145,19 @@ def test_the_key_covers_what_preprocessing_depends_on(made_plan):
     assert len({store_name(replace(made_plan, normalization=(how,))) for how in (channel, by_others, moved)}) == 3
 
 
+def test_the_key_covers_preprocessing_of_ones_own_and_a_saved_runs_is_that_of_the_run(made_plan):
+    scaled, flipped = (
+        OwnTransforms(preprocessing=[{"_target_": name, "keys": "image"}]) for name in ("ScaleIntensityd", "Flipd")
+    )
+    assert len({store_name(made_plan, own=own) for own in (scaled, flipped, None)}) == 3
+    noise = OwnTransforms(augmentation=[{"_target_": "RandGaussianNoised", "keys": "image"}])
+    assert store_name(made_plan, own=noise) == store_name(made_plan)
+    for resampling, own in itertools.product(("extent", "none"), (OwnTransforms(), scaled)):
+        planned = replace(made_plan, resampling=resampling)
+        saved = json.loads(json.dumps(describe_pipelines(planned, own=own)))
+        assert store_name(planned, own=OwnTransforms.from_saved(saved)) == store_name(made_plan, own=own)
+
+
 def changed_copy(dataset, folder):
     shutil.copytree(dataset.folder, folder)
     label = min((folder / "labelsTr").iterdir())
@@ -175,6 +191,12 @@ def test_a_store_of_before_is_refused_by_name(tmp_path):
     (tmp_path / "store.json").write_text('{"format": 2, "dataset": "x", "cases": {"a": [1]}}')
     with pytest.raises(BadInputError, match="a store of another version; build it again"):
         CaseStore(tmp_path)
+
+
+def test_preprocessing_of_ones_own_is_stored(dataset, made_plan, tmp_path):
+    own = OwnTransforms(preprocessing=[{"_target_": "ScaleIntensityd", "keys": "image", "minv": 2.0, "maxv": 3.0}])
+    image = CaseStore.build(dataset, made_plan, tmp_path, own=own).load(dataset.cases[0].case_id).image
+    assert (float(image.min()), float(image.max())) == (2.0, 3.0)
 
 
 def test_half_precision_halves_the_images(dataset, made_plan, tmp_path):

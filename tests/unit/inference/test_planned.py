@@ -1,6 +1,8 @@
 """Prediction of planned runs: preprocessing, windows and the way back, together."""
 
 import dataclasses
+import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -17,6 +19,7 @@ from candy_monai.inference.inputs import input_case
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.scratch import room_on_disk
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.transforms import KeepLargestComponent
 from tests.plans import small_plan
 from tests.toys import Squares, small_trainer
 
@@ -209,3 +212,52 @@ def test_an_ensemble_of_twins_predicts_what_each_of_them_does(predictor, experim
     image = _scan()
     own, together = (p.predict_image(image, probabilities=True).probabilities.as_tensor() for p in (predictor, twins))
     assert torch.allclose(own, together, atol=1e-5)
+
+
+def _with_postprocessing(experiment, folder, change):
+    """Return a copy of an experiment whose postprocessing is another."""
+    shutil.copytree(experiment, folder)
+    described = json.loads((folder / "experiment.json").read_text())
+    described["pipelines"]["postprocessing"] = change(described["pipelines"]["postprocessing"])
+    (folder / "experiment.json").write_text(json.dumps(described))
+    return folder
+
+
+ONLY_TWO = {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}
+
+
+@pytest.mark.parametrize("way", ["appended", "replaced"])
+def test_the_postprocessing_of_the_experiment_makes_the_label_map_of_one_and_of_several(
+    experiment, predictor, tmp_path, way
+):
+    change = {"appended": lambda steps: [*steps, ONLY_TWO], "replaced": lambda steps: [steps[0], *steps, ONLY_TWO]}[way]
+    folder = _with_postprocessing(experiment, tmp_path / "run", change)
+    member, image = Predictor(folder, network=_network()), _loaded(_scan())
+    plain = predictor.predict(image).as_tensor()
+    expected = torch.where(plain == 2, plain, 0)
+    assert 0 < (expected > 0).sum() < (plain > 0).sum()
+    assert member.preprocessor.paints_in_parts == (way == "appended")
+    prediction = member.predict_image(image, probabilities=True)
+    for labels in (prediction.labels, EnsemblePredictor([member, member]).predict(image)):
+        assert labels.dtype == torch.uint8
+        assert np.allclose(labels.affine, AFFINE)
+        assert (labels.as_tensor() == expected).float().mean() >= (1.0 if way == "appended" else 0.999)
+    assert prediction.probabilities.shape == (3, *plain.shape[1:])
+    with pytest.raises(BadInputError, match="postprocessing"):
+        EnsemblePredictor([predictor, member])
+
+
+def test_the_largest_component_is_a_step_after_those_of_the_experiment(experiment, tmp_path):
+    folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*steps, ONLY_TWO])
+    image = _loaded(_scan())
+    cleaned = Predictor(folder, network=_network(), largest_component=True).predict(image).as_tensor()
+    expected = KeepLargestComponent()(Predictor(folder, network=_network()).predict(image).as_tensor())
+    assert (cleaned > 0).sum() > 0
+    assert torch.equal(cleaned, expected.as_tensor())
+
+
+def test_a_step_that_makes_no_label_map_is_refused(experiment, tmp_path):
+    halves = {"_target_": "ScaleIntensityd", "keys": "pred", "minv": 0.0, "maxv": 1.0}
+    folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*steps, halves])
+    with pytest.raises(BadInputError, match="postprocessing made values .* expected label ids"):
+        Predictor(folder, network=_network()).predict(_loaded(_scan()))

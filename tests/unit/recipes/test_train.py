@@ -56,15 +56,55 @@ def test_the_experiment_holds_the_pipelines_that_it_was_trained_with(experiment)
     assert description["pipelines"] == describe_pipelines(Plan.from_dict(description["plan"]))
 
 
+OWN = {
+    "preprocessing": [{"_target_": "ScaleIntensityd", "keys": "image", "minv": 2.0, "maxv": 3.0}],
+    "augmentation": [{"_target_": "candy_monai.transforms.RandBlurd", "keys": "image", "prob": 1.0}],
+    "postprocessing": [{"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}],
+}
+
+
 def test_transforms_of_ones_own_are_trained_with_kept_and_resumed_with(phantom, tmp_path):
-    blur = {"_target_": "candy_monai.transforms.RandBlurd", "keys": "image", "prob": 1.0}
-    (tmp_path / "own.json").write_text(json.dumps([blur]))
+    (tmp_path / "own.json").write_text(json.dumps(OWN))
     options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
     folder = train_dataset(phantom, transforms=tmp_path / "own.json", **options)
-    described = json.loads((folder / "experiment.json").read_text())["pipelines"]["augmentation"]
-    assert described[-2] == blur
+    described = json.loads((folder / "experiment.json").read_text())["pipelines"]
+    assert [described["preprocessing"][-2]] == OWN["preprocessing"]
+    assert [described["augmentation"][-2]] == OWN["augmentation"]
+    assert described["postprocessing"][-1:] == OWN["postprocessing"]
+    stores = sorted((tmp_path / ".store").glob("*-*/store.json"))
     resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert json.loads((folder / "experiment.json").read_text())["pipelines"] == described
+    assert sorted((tmp_path / ".store").glob("*-*/store.json")) == stores  # what was stored serves again
+    predictor = load_predictor(folder)
+    image = NNUNetDataset(phantom).load(0)[0]
+    prepared = predictor.prepare("case", image).cases[0].image
+    assert (float(prepared.min()), float(prepared.max())) == (2.0, 3.0)
+    plain = predictor.run(predictor.prepare("case", image)).labels.as_tensor()
+    assert torch.equal(predictor.predict(image).as_tensor(), torch.where(plain == 2, plain, 0))
+
+
+def test_transforms_of_a_trainers_attributes_are_those_of_the_run_unless_a_file_has_others(phantom, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from candy_monai_bundles.unet import UNetTrainer\n"
+        f"class Mine(UNetTrainer):\n    preprocessing = {OWN['preprocessing']}\n"
+        f"    postprocessing = {OWN['postprocessing']}\n"
+    )
+    (tmp_path / "own.json").write_text(json.dumps({"postprocessing": [{"_target_": "FillHolesd", "keys": "pred"}]}))
+    options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    options |= {"trainer": f"{tmp_path / 'mine.py'}:Mine", "transforms": tmp_path / "own.json"}
+    described = json.loads((train_dataset(phantom, **options) / "experiment.json").read_text())["pipelines"]
+    assert [described["preprocessing"][-2]] == OWN["preprocessing"]
+    assert described["postprocessing"][-1]["_target_"] == "FillHolesd"
+
+
+def test_a_trainers_attribute_that_cannot_be_built_is_refused_with_its_position(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from candy_monai_bundles.unet import UNetTrainer\n"
+        "class Mine(UNetTrainer):\n    preprocessing = [{'_target_': 'os.system'}]\n"
+    )
+    with pytest.raises(SettingsError, match=r"Mine\.preprocessing\[0\]: os\.system"):
+        train_dataset(tmp_path / "nowhere", trainer=f"{tmp_path / 'mine.py'}:Mine", out=tmp_path, on_progress=_quiet)
 
 
 def test_a_run_of_a_version_that_kept_no_pipelines_goes_on_and_predicts(phantom, tmp_path):

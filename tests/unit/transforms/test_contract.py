@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from candy_monai import transforms as ours
 from candy_monai.transforms import (
     CropForegroundIfAnyd,
+    KeepLargestComponentd,
     NormalizeForegroundd,
     PaintLabelsd,
     RandBlurd,
+    RandGammad,
     RandLowResolutiond,
     RandWarpd,
     ResampleToSpacingd,
@@ -34,6 +36,8 @@ def transforms_for(num_dims, **options):
         ResampleToSpacingd(both, (0.5, 2.0, 1.5)[:num_dims], mode=("cubic", "majority"), **options),
         RandWarpd(both, (4, 6, 6)[:num_dims], mode=("bilinear", "nearest"), prob_rotate=1.0, **options),
         RandBlurd("image", 1.0, **options),
+        RandGammad("image", 1.0, **options),
+        KeepLargestComponentd("label", **options),
         RandLowResolutiond("image", 1.0, zoom_range=(0.3, 0.5), **options),
         PaintLabelsd("image", **options),
     ]

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.transforms import GaussianSmooth, RandSimulateLowResolution
+from monai.transforms import GaussianSmooth, RandAdjustContrast, RandSimulateLowResolution
 
-from candy_monai.transforms import RandBlur, RandBlurd, RandLowResolution
+from candy_monai.transforms import RandBlur, RandBlurd, RandGamma, RandLowResolution
 
 
 def test_blur_is_monais_away_from_the_border():
@@ -48,3 +48,28 @@ def test_low_resolution_spares_the_fixed_axis():
     image = torch.arange(6.0).expand(1, 8, 8, 6).clone()
     assert torch.equal(RandLowResolution(1.0, zoom_range=(0.5, 0.5), fixed_axis=2)(image), image)
     assert not torch.equal(RandLowResolution(1.0, zoom_range=(0.5, 0.5))(image), image)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_gamma_is_monais_for_each_channel_by_itself(inverted):
+    dark = torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(0)) - 0.3
+    image = torch.cat([dark, 50.0 * dark.flip(1)])
+    options = {"gamma": (1.4, 1.4), "invert_image": inverted}
+    found = RandGamma(1.0, **options)(image)
+    monais = RandAdjustContrast(1.0, retain_stats=True, **options)
+    for channel, values in zip(found, image, strict=True):
+        assert torch.allclose(channel, monais(values[None])[0], rtol=1e-3, atol=1e-4 * float(values.abs().max()))
+    assert not torch.allclose(found, monais(image), rtol=1e-2)
+
+
+def test_gamma_keeps_each_channels_mean_and_deviation_and_draws_each_a_power_of_its_own():
+    image = torch.rand(1, 9, 9).repeat(2, 1, 1) * torch.tensor([1.0, 100.0]).view(2, 1, 1)
+    found = RandGamma(1.0).set_random_state(0)(image)
+    assert torch.allclose(found.mean((1, 2)), image.mean((1, 2)), rtol=1e-4)
+    assert torch.allclose(found.std((1, 2)), image.std((1, 2)), rtol=1e-4)
+    assert not torch.allclose(found[0] * 100.0, found[1], rtol=1e-3)
+
+
+def test_gamma_leaves_a_constant_as_it_is():
+    image = torch.full((1, 4, 4), 3.0)
+    assert torch.allclose(RandGamma(1.0)(image), image)

@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 import torch
-from monai.transforms import Compose, RandFlipd
+from monai.transforms import Compose, Invertd, RandFlipd
 
 from candy_monai.data.images.writing import save_image
-from candy_monai.data.pipelines.building import build_pipeline, read_entries
+from candy_monai.data.pipelines.building import build_pipeline, check_own_transforms, read_own_transforms
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import ImageReadError, SettingsError
 
 FLIP = {"_target_": "monai.transforms.RandFlipd", "keys": ["image"], "prob": 1.0, "spatial_axis": 0}
@@ -127,7 +128,7 @@ def test_wrong_arguments_and_what_is_no_entry_are_refused_with_the_position():
 def test_a_trusted_list_is_built_as_monai_builds_it():
     pipeline = built(FLIP | {"prob": "$0.5 + 0.5"}, trust=True)
     assert pipeline.transforms[0].prob == 1.0
-    with pytest.raises(SettingsError, match="augmentation: cannot be built"):
+    with pytest.raises(SettingsError, match=r"augmentation\[0\]: cannot be built"):
         built({"_target_": "nowhere.Nothing"}, trust=True)
 
 
@@ -139,7 +140,7 @@ def test_a_file_of_transforms_is_json_or_yaml(tmp_path, name):
         if name == "a.json"
         else "- _target_: RandFlipd\n  keys: [image]\n  prob: 1.0\n  spatial_axis: 0\n"
     )
-    assert len(built(*read_entries(path)).transforms) == 1
+    assert len(read_own_transforms(path).augmentation) == 1
 
 
 @pytest.mark.parametrize("text", ["[", "{}", "[]", "- !!python/object/apply:os.system [true]"])
@@ -147,6 +148,67 @@ def test_a_file_that_holds_no_list_is_refused_by_name(tmp_path, text):
     for name in ("a.json", "a.yml"):
         (tmp_path / name).write_text(text)
         with pytest.raises(SettingsError, match=name.replace(".", r"\.")):
-            read_entries(tmp_path / name)
+            read_own_transforms(tmp_path / name)
     with pytest.raises(SettingsError, match="cannot be read"):
-        read_entries(tmp_path / "none.json")
+        read_own_transforms(tmp_path / "none.json")
+
+
+def test_a_file_may_hold_a_list_for_each_pipeline(tmp_path):
+    (tmp_path / "own.yml").write_text(
+        "preprocessing:\n- {_target_: ScaleIntensityd, keys: image, _before_: EnsureTyped}\n"
+        "postprocessing:\n- {_target_: FillHolesd, keys: pred}\n"
+    )
+    own = read_own_transforms(tmp_path / "own.yml")
+    assert [entry["_target_"] for entry in own.preprocessing] == ["ScaleIntensityd"]
+    assert [entry["_target_"] for entry in own.postprocessing] == ["FillHolesd"]
+    assert not own.augmentation
+
+
+def test_an_unknown_pipeline_is_refused_with_a_suggestion(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"preprocess": [FLIP]}))
+    with pytest.raises(SettingsError, match=r"own\.json: 'preprocess' is no pipeline.*preprocessing"):
+        read_own_transforms(tmp_path / "own.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "reason"),
+    [
+        ("preprocessing", {"_target_": "RandGaussianNoised", "keys": "image"}, "random"),
+        ("preprocessing", {"_target_": "GridSplitd", "keys": "image"}, "GridSplitd cannot be undone"),
+        ("preprocessing", {"_target_": "CropForegroundd", "keys": "image", "source_key": "label"}, "needs the label"),
+        ("preprocessing", {"_target_": "ScaleIntensity"}, "ScaleIntensityd, with keys"),
+        ("postprocessing", {"_target_": "RandFlipd", "keys": "pred"}, "random"),
+        ("augmentation", {"_target_": "RandFlip"}, "RandFlipd, with keys"),
+        ("augmentation", "RandFlipd", "expected a transform"),
+    ],
+)
+def test_what_cannot_stand_in_its_pipeline_is_refused_with_its_position(name, entry, reason):
+    fine = {"_target_": "ScaleIntensityd", "keys": "image"}
+    with pytest.raises(SettingsError, match=rf"^f\.yml: {name}\[1\]: .*{reason}"):
+        check_own_transforms(OwnTransforms(**{name: [fine, entry]}), "f.yml: ")
+
+
+def test_a_pipeline_gives_what_compose_gives_also_where_a_step_returns_several_samples():
+    entries = [
+        FLIP | {"prob": 1.0},
+        {"_target_": "RandSpatialCropSamplesd", "keys": "image", "roi_size": [2], "num_samples": 2},
+        {"_target_": "ScaleIntensityd", "keys": "image"},
+    ]
+    pipeline = built(*entries)
+    found = pipeline.set_random_state(0)({"image": torch.arange(8.0)[None]})
+    expected = Compose(pipeline.transforms).set_random_state(0)({"image": torch.arange(8.0)[None]})
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["image"].as_tensor(), other["image"].as_tensor())
+
+
+def test_a_trusted_list_may_mix_what_is_replaced_with_what_refers_to_other_lists():
+    invert = {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "transform": {"_target_": "Compose", "transforms": "@preprocessing"},
+        "orig_keys": "image",
+    }
+    known = built(FLIP).transforms
+    pipeline = build_pipeline([invert], name="post", transforms={"preprocessing": known}, trust=True)
+    assert isinstance(pipeline.transforms[0], Invertd)

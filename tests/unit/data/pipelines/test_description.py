@@ -12,8 +12,16 @@ from monai.transforms import Compose
 from candy_monai.data.images.writing import save_image
 from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.pipelines.building import build_pipeline
-from candy_monai.data.pipelines.description import augmentation, cutting, describe_pipelines
+from candy_monai.data.pipelines.description import (
+    OwnTransforms,
+    augmentation,
+    cutting,
+    describe_pipelines,
+    postprocessing,
+    preprocessing,
+)
 from candy_monai.data.planning import Region
+from candy_monai.errors import SettingsError
 from tests.plans import PLAN
 
 ZSCORE = ChannelNormalization(scheme="zscore", mean=4.0, std=2.0)
@@ -111,7 +119,46 @@ def test_a_list_of_ones_own_follows_the_plans_or_replaces_it_where_it_cuts_the_p
     planned = augmentation(PLAN)
     assert augmentation(PLAN, [blur]) == [*planned[:-1], blur, planned[-1]]
     assert augmentation(PLAN, [planned[0], blur]) == [planned[0], blur]
-    assert describe_pipelines(PLAN, own=[blur])["augmentation"][-2] == blur
+    assert describe_pipelines(PLAN, own=OwnTransforms(augmentation=[blur]))["augmentation"][-2] == blur
+
+
+def test_a_preprocessing_step_of_ones_own_comes_last_but_one_or_where_it_says():
+    clip = {"_target_": "ScaleIntensityRangePercentilesd", "keys": "image", "lower": 0, "upper": 99}
+    early = clip | {"_before_": "CropForegroundd"}
+    plain, added = (preprocessing(PLAN, own) for own in ((), [clip, early]))
+    assert added == [*plain[:2], clip, *plain[2:-1], clip, plain[-1]]
+    assert preprocessing(PLAN, [plain[0], clip]) == [plain[0], clip]  # it loads the files itself
+    with pytest.raises(SettingsError, match=r"preprocessing\[1\]: _before_ is 'Cropd', expected .*CropForegroundd"):
+        preprocessing(PLAN, [clip, clip | {"_before_": "Cropd"}])
+
+
+def test_a_step_that_moves_labels_takes_cases_without_a_label_too():
+    flip = {"_target_": "Flipd", "keys": ["image", "label"], "spatial_axis": 0}
+    assert preprocessing(PLAN, [flip])[-2] == flip | {"allow_missing_keys": True}
+
+
+def test_a_postprocessing_step_of_ones_own_follows_the_plans_unless_it_undoes_preprocessing_itself():
+    holes = {"_target_": "FillHolesd", "keys": "pred"}
+    planned = postprocessing(PLAN)
+    assert postprocessing(PLAN, [holes]) == [*planned, holes]
+    assert postprocessing(PLAN, [planned[1], holes]) == [planned[1], holes]
+
+
+def test_what_was_saved_gives_the_same_pipelines_again():
+    own = OwnTransforms(
+        preprocessing=[{"_target_": "ScaleIntensityd", "keys": "image"}],
+        augmentation=[{"_target_": "RandShiftIntensityd", "keys": "image", "offsets": 0.1}],
+        postprocessing=[{"_target_": "FillHolesd", "keys": "pred"}],
+    )
+    described = describe_pipelines(PLAN, own=own)
+    assert describe_pipelines(PLAN, own=OwnTransforms.from_saved(json.loads(json.dumps(described)))) == described
+    assert describe_pipelines(PLAN, own=OwnTransforms.from_saved(None)) == describe_pipelines(PLAN)
+
+
+def test_several_channels_are_changed_one_by_one_and_a_single_one_by_monais_transforms():
+    two = replace(PLAN, channel_names=("T1", "T2"), normalization=PLAN.normalization * 2)
+    assert names(augmentation(two))[-4:-1] == ["RandLowResolutiond", "RandGammad", "RandGammad"]
+    assert names(augmentation(PLAN))[-4:-1] == ["RandSimulateLowResolutiond", *["RandAdjustContrastd"] * 2]
 
 
 def test_postprocessing_follows_what_the_classes_are():
