@@ -241,7 +241,7 @@ def test_demo_takes_two_minutes_by_default(calls):
 def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
     options = (
         "--device cpu --checkpoint latest --memory 1.5G --mirror --largest-component --probabilities --trainer m.py:M "
-        "--channels 2,1"
+        "--channels 2,1 --trust"
     )
     assert main(["predict", "fold0", "fold1", "in", "out", *options.split()]) == 0
     assert calls.predict == {
@@ -251,6 +251,7 @@ def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
         "checkpoint": "latest",
         "memory": 1_500_000_000,
         "channels": (2, 1),
+        "trust": True,
         "mirror": True,
         "largest_component": True,
         "source": Path("in"),
