@@ -397,6 +397,7 @@ def _validate_epoch(experiment, score):
     _run_epoch(experiment, score)
 
 
+@pytest.mark.slow  # two hundred forecasts
 def test_by_forecast_a_run_that_has_long_passed_its_peak_stops_and_one_that_still_rises_goes_on(tmp_path):
     settings = {"num_epochs": 100, "early_stop_tolerance": "forecast", "val_score_prediction": False}
     peaked, rising = _experiment(tmp_path, **settings), _experiment(tmp_path, **settings)
