@@ -26,7 +26,16 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     f"torch.{function.__name__}": function for function in (torch.ne, torch.eq, torch.gt, torch.ge, torch.lt, torch.le)
 }
 # These write files, or find what they call by a name that is given as text.
-_REFUSED = ("SaveImage", "WriteFileMapping", "TorchIO", "RandTorchIO", "TorchVision", "CuCIM", "RandCuCIM")
+_REFUSED = (
+    "SaveImage",
+    "SaveClassification",
+    "WriteFileMapping",
+    "TorchIO",
+    "RandTorchIO",
+    "TorchVision",
+    "CuCIM",
+    "RandCuCIM",
+)
 _LOADING = {
     "keys",
     "allow_missing_keys",
@@ -113,7 +122,10 @@ def build_pipeline(
     if not isinstance(entries, list | tuple):
         raise SettingsError(f"{name}: found {type(entries).__name__}, expected a list of transforms")
     build = _Builder(transforms or {}, instead or {}, trust=trust)
-    return Pipeline([build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)], entries)
+    try:
+        return Pipeline([build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)], entries)
+    except RecursionError as error:  # an anchor of YAML may hold itself
+        raise SettingsError(f"{name}: the entries are nested without end, or too deep") from error
 
 
 def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms:
@@ -133,7 +145,7 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
         found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
     lists = {"augmentation": found} if isinstance(found, list) else found
@@ -263,11 +275,14 @@ class _Builder:
     def _component(self, entry: Mapping[str, Any], where: str) -> Any:
         target = entry["_target_"]
         mode = entry.get("_mode_", "default")
+        unnamed = next((key for key in entry if not isinstance(key, str)), None)  # YAML has keys of any type
+        if unnamed is not None:
+            raise SettingsError(f"{where}: found the argument {unnamed!r}, expected the name of one")
         arguments = {key: self._value(value, f"{where}.{key}") for key, value in entry.items() if key[:1] != "_"}
-        unknown = sorted(str(key) for key in entry if key[:1] == "_" and key not in ("_target_", "_mode_", "_desc_"))
+        unknown = sorted(key for key in entry if key[:1] == "_" and key not in ("_target_", "_mode_", "_desc_"))
         if unknown:
             raise SettingsError(f"{where}: {unknown[0]} is not known here; _target_, _mode_ and _desc_ are")
-        if target in _FUNCTIONS and mode == "callable":
+        if isinstance(target, str) and target in _FUNCTIONS and mode == "callable":
             return functools.partial(_FUNCTIONS[target], **arguments)
         kind = _transform_class(target, where)
         if mode != "default":
@@ -300,7 +315,13 @@ def _transform_class(target: object, where: str) -> type[Transform]:
 
 
 def _check_arguments(name: str, arguments: Mapping[str, object], where: str) -> None:
-    """Refuse readers that MONAI would import by a name that is given as text, and would call."""
+    """Refuse text in place of what is called, and readers that MONAI would import by such a text."""
+    called = [("func", arguments.get("func")), ("inv_func", arguments.get("inv_func"))] if "Lambda" in name else []
+    steps = arguments.get("transforms")
+    called += [(f"transforms[{index}]", step) for index, step in enumerate(steps if isinstance(steps, list) else [])]
+    for place, value in called:
+        if value is not None and not callable(value):
+            raise SettingsError(f"{where}.{place}: found {value!r}, which cannot be called; expected a transform")
     if not name.startswith("LoadImage"):
         return
     foreign = sorted(set(arguments) - _LOADING)

@@ -80,6 +80,8 @@ def test_a_reference_means_the_transforms_that_were_built_of_that_list():
         "candy_monai.transforms.warping.np.load",
         "RandFlip3d",
         7,
+        ["os.system"],
+        {"os": "system"},
     ],
 )
 def test_any_other_target_is_refused_with_the_position_of_the_entry(target):
@@ -98,6 +100,7 @@ def test_expressions_and_references_are_refused_wherever_they_stand(text):
         {"_target_": "LoadImaged", "keys": "image", "reader": "os.system", "command": "true"},
         {"_target_": "LoadImaged", "keys": "image", "reader": "os.system"},
         {"_target_": "SaveImaged", "keys": "image"},
+        {"_target_": "SaveClassificationd", "keys": "pred", "output_dir": "results"},
         {"_target_": "RandTorchIOd", "keys": "image", "name": "RandomMotion"},
         {"_target_": "TorchVisiond", "keys": "image", "name": "ColorJitter"},
         FLIP | {"_requires_": "x"},
@@ -121,8 +124,25 @@ def test_wrong_arguments_and_what_is_no_entry_are_refused_with_the_position():
     refused(r"augmentation\[0\]: RandFlipd cannot be built.*'probability'", FLIP | {"probability": 1})
     refused(r"augmentation\[1\]: found 'RandFlipd', expected a transform", FLIP, "RandFlipd")
     refused("Did you mean 'RandFlipd'", {"_target_": "RandFliped"})
+    refused(r"augmentation\[0\]: found the argument 5", FLIP | {5: "image"})
     with pytest.raises(SettingsError, match="augmentation: found dict, expected a list"):
         build_pipeline(FLIP, name="augmentation")
+
+
+def test_text_in_place_of_what_is_called_is_refused_when_it_is_built():
+    refused(
+        r"augmentation\[0\]\.func: found 'os.system'", {"_target_": "Lambdad", "keys": "image", "func": "os.system"}
+    )
+    refused(r"augmentation\[0\]\.transforms\[1\]: found 'x'", {"_target_": "Compose", "transforms": [FLIP, "x"]})
+
+
+def test_entries_that_hold_themselves_are_refused(tmp_path):
+    (tmp_path / "a.yml").write_text("- &flip\n  _target_: RandFlipd\n  keys: *flip\n")
+    with pytest.raises(SettingsError, match=r"a\.yml: augmentation: the entries are nested without end"):
+        read_own_transforms(tmp_path / "a.yml")
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(SettingsError, match=r"a\.json: is not JSON"):
+        read_own_transforms(tmp_path / "a.json")
 
 
 def test_a_trusted_list_is_built_as_monai_builds_it():
