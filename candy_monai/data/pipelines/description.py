@@ -54,9 +54,22 @@ class OwnTransforms:
 
     @classmethod
     def from_saved(cls, pipelines: object, *, trust: bool = False) -> Self:
-        """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none."""
-        saved = pipelines if isinstance(pipelines, dict) else {}
-        return cls(trust=trust, **{name: saved[name] for name in PIPELINES if isinstance(saved.get(name), list)})
+        """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none.
+
+        Raises:
+            SettingsError: If what was kept is damaged.
+        """
+        if pipelines is None:
+            return cls(trust=trust)
+        lists = (
+            {name: pipelines[name] for name in PIPELINES if name in pipelines} if isinstance(pipelines, dict) else {}
+        )
+        if not lists or not all(isinstance(entries, list) for entries in lists.values()):
+            raise SettingsError(
+                f"experiment.json: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
+                "take the file from a copy of the run"
+            )
+        return cls(trust=trust, **lists)
 
 
 def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:

@@ -155,6 +155,12 @@ def test_what_was_saved_gives_the_same_pipelines_again():
     assert describe_pipelines(PLAN, own=OwnTransforms.from_saved(None)) == describe_pipelines(PLAN)
 
 
+@pytest.mark.parametrize("saved", ["$import os", [], {}, {"preprocessing": None}, {"augmentation": "$import os"}])
+def test_damaged_pipelines_are_not_taken_for_those_of_the_plan(saved):
+    with pytest.raises(SettingsError, match="pipelines is damaged"):
+        OwnTransforms.from_saved(saved)
+
+
 def test_several_channels_are_changed_one_by_one_and_a_single_one_by_monais_transforms():
     two = replace(PLAN, channel_names=("T1", "T2"), normalization=PLAN.normalization * 2)
     assert names(augmentation(two))[-4:-1] == ["RandLowResolutiond", "RandGammad", "RandGammad"]
