@@ -7,7 +7,7 @@ run produce the same samples. Which random changes there are is described in ``c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -24,7 +24,7 @@ from candy_monai.data.planning import Plan
 from candy_monai.data.sampling import DrawOrder, PatchDraw, PositionedSampler
 from candy_monai.data.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.transforms import JointTransform
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, CandyError
 from candy_monai.label_ids import holds_whole_numbers
 
 if TYPE_CHECKING:
@@ -107,7 +107,18 @@ class PatchDataset(Dataset[Sample]):
         for part in self._random:
             part.R = state
         with untracked():
-            changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
+            try:
+                changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
+            except CandyError:
+                raise
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise _misfit(error) from error
+        if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
+            found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
+            raise BadInputError(
+                f"the augmentation made {found}, expected one sample with the keys {IMAGE} and {LABEL}: leave out what "
+                "removes these, and crops, since RandWarpd cuts the patch"
+            )
         image, label = changed[IMAGE], changed[LABEL]
         if self._transform is not None:
             self._transform.set_random_state(int(rng.integers(1 << 32)))
@@ -204,6 +215,13 @@ def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan, *, trust: b
         return chosen
     entries = augmentation(plan) if chosen is None else chosen or cutting(plan)
     return build_pipeline(entries, name="augmentation", trust=trust)
+
+
+def _misfit(error: Exception) -> BadInputError:
+    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one."""
+    reason = " ".join(str(error.args[0] if error.args else error).split())
+    step = "; ".join(getattr(error, "__notes__", ())) or "augmentation"
+    return BadInputError(f"{step}: cannot be applied to a patch ({type(error).__name__}: {reason})")
 
 
 def _random_parts(value: object) -> tuple[Randomizable, ...]:

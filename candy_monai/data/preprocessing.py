@@ -100,6 +100,13 @@ class Preprocessor:
         return build_pipeline(self.pipelines["preprocessing"], name="preprocessing", instead=ours, trust=self._trust)
 
     @cached_property
+    def augmentation(self) -> Pipeline:
+        """The pipeline that cuts a training patch out of a preprocessed case, at its ``center``, and changes it."""
+        from candy_monai.data.pipelines.building import build_pipeline
+
+        return build_pipeline(self.pipelines["augmentation"], name="augmentation", trust=self._trust)
+
+    @cached_property
     def postprocessing(self) -> Pipeline:
         """The pipeline from logits at ``pred``, beside the preprocessed image, to label ids on the grid of the file."""
         return build_postprocessing(

@@ -134,9 +134,10 @@ def batches(loader: DataLoader[Any]) -> Iterator[object]:
     except RuntimeError as error:
         if "equal size" not in str(error):
             raise
+        first_line = str(error).partition("\n")[0]  # MONAI appends hints
         raise BadInputError(
-            f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({error}): bring "
-            "them to one size with a transform, cut patches from them, or use batch_size=1"
+            f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({first_line}): "
+            "bring them to one size with a transform, cut patches from them, or use batch_size=1"
         ) from error
 
 

@@ -35,16 +35,23 @@ class NormalizeForeground(Transform):
             ``rescale_to_0_1`` for the channel's range; ``rgb_to_0_1`` to divide by 255; ``nonorm``.
 
     Raises:
-        ValueError: If a scheme is unknown.
+        ValueError: If an entry is no mapping, or its scheme is unknown or lacks a number.
     """
 
     def __init__(self, channels: Sequence[Mapping[str, Any]]) -> None:
-        self.channels = tuple(dict(channel) for channel in channels)
-        for index, channel in enumerate(self.channels):
+        for index, channel in enumerate(channels):
+            if not isinstance(channel, Mapping):
+                raise ValueError(
+                    f'channel {index}: found {channel!r}, expected a mapping such as {{"scheme": "zscore"}}'
+                )
             if channel.get("scheme") not in SCHEMES:
                 raise ValueError(
                     f"channel {index}: unknown scheme {channel.get('scheme')!r}: expected one of {SCHEMES}"
                 )
+            missing = sorted({"lower", "upper", "mean", "std"} - set(channel)) if channel["scheme"] == "ct" else []
+            if missing:
+                raise ValueError(f"channel {index}: the scheme ct needs {', '.join(missing)}")
+        self.channels = tuple(dict(channel) for channel in channels)
 
     def __call__(self, img: Any) -> Tensor:
         """Return a new float32 image ``(C, *spatial)``; the input is left alone.
@@ -69,7 +76,7 @@ class NormalizeForegroundd(MapTransform):
 
     Args:
         keys: The images.
-        channels: One entry a channel.
+        channels: One entry a channel, such as ``{"scheme": "zscore"}``; see `NormalizeForeground`.
         allow_missing_keys: Whether a key may be missing.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -20,6 +21,7 @@ import candy_monai.transforms
 from candy_monai.aliases import PathLike
 from candy_monai.data.pipelines.description import BEFORE, LABEL, PIPELINES, Entry, OwnTransforms
 from candy_monai.errors import CandyError, SettingsError, did_you_mean
+from candy_monai.text import read_text
 
 _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
 _FUNCTIONS: dict[str, Callable[..., object]] = {
@@ -64,11 +66,15 @@ class Pipeline(Compose):
     Args:
         transforms: The steps.
         entries: One entry of MONAI's config language for each of them.
+        name: What messages call it.
     """
 
-    def __init__(self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry]) -> None:
+    def __init__(
+        self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry], name: str = "pipeline"
+    ) -> None:
         super().__init__(list(transforms))
         self.entries = tuple(entries)
+        self.name = name
         self._is_plain = all(
             isinstance(step, MapTransform) and not (isinstance(step, LazyTrait) and step.lazy) for step in transforms
         )
@@ -82,7 +88,11 @@ class Pipeline(Compose):
                 for index, step in enumerate(self.transforms):
                     if not isinstance(input_, Mapping):  # several samples
                         return super().__call__(input_, start=index)
-                    input_ = step(input_)
+                    try:
+                        input_ = step(input_)
+                    except Exception as error:
+                        error.add_note(f"{self.name}[{index}], {_as_call(self.entries[index])}")
+                        raise
                 return input_
             return super().__call__(input_, *args, **kwargs)
         except RuntimeError as error:  # MONAI's, which says only which transform failed
@@ -123,9 +133,10 @@ def build_pipeline(
         raise SettingsError(f"{name}: found {type(entries).__name__}, expected a list of transforms")
     build = _Builder(transforms or {}, instead or {}, trust=trust)
     try:
-        return Pipeline([build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)], entries)
+        steps = [build.step(entry, f"{name}[{index}]") for index, entry in enumerate(entries)]
     except RecursionError as error:  # an anchor of YAML may hold itself
         raise SettingsError(f"{name}: the entries are nested without end, or too deep") from error
+    return Pipeline(steps, entries, name)
 
 
 def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms:
@@ -141,7 +152,7 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
@@ -253,6 +264,8 @@ class _Builder:
             built: Callable[[Any], Any] = ConfigParser({**known, "step": dict(entry)}).get_parsed_content("step")
         except Exception as error:
             raise SettingsError(f"{where}: cannot be built: {' '.join(str(error).split())}") from error
+        if not callable(built):
+            raise SettingsError(f"{where}: {entry['_target_']} is no transform: found {type(built).__name__}")
         return built
 
     def _value(self, value: object, where: str) -> Any:
@@ -304,14 +317,21 @@ def _transform_class(target: object, where: str) -> type[Transform]:
     module = _PACKAGES.get(package or "monai.transforms")
     kind = getattr(module, name, None) if module is not None else None
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
-        names = [each for each in vars(module or monai.transforms) if each[:1].isupper()]
         raise SettingsError(
             f"{where}: {target} is no transform of MONAI's or ours, nor one of the functions "
-            f"{', '.join(_FUNCTIONS)}.{did_you_mean(name, names)} Pass --trust for others, in a file that you wrote"
+            f"{', '.join(_FUNCTIONS)}.{_suggestion(target)} Pass --trust for others, in a file that you wrote"
         )
     if kind.__name__.startswith(_REFUSED):
         raise SettingsError(f"{where}: {kind.__name__} may write files or call what a text names: pass --trust for it")
     return kind
+
+
+def _suggestion(target: str) -> str:
+    """Return `` Did you mean ...?``: a transform of MONAI's by its name, one of ours with the package it needs."""
+    known = {name: name for name in dir(monai.transforms) if name[:1].isupper()}
+    known |= {name: f"candy_monai.transforms.{name}" for name in candy_monai.transforms.__all__}
+    close = difflib.get_close_matches(target.rpartition(".")[2], known, n=1)
+    return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
 def _check_arguments(name: str, arguments: Mapping[str, object], where: str) -> None:

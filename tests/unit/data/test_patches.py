@@ -261,3 +261,24 @@ def test_any_number_of_workers_forked_or_spawned_gives_the_same_samples(store, c
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["label"], other["label"])
         assert one["case_id"] == other["case_id"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"_target_": "DeleteItemsd", "keys": "label"}, "the keys image"),
+        (
+            {"_target_": "RandSpatialCropSamplesd", "keys": ["image", "label"], "roi_size": [4] * 3, "num_samples": 2},
+            "several samples",
+        ),
+    ],
+)
+def test_an_augmentation_that_makes_no_single_patch_is_refused(store, entry, found):
+    with pytest.raises(BadInputError, match=f"the augmentation made {found}.*expected one sample"):
+        patches(store, augmentation=[cutting(PLAN)[0], entry])[0]
+
+
+def test_a_step_that_cannot_be_applied_is_refused_with_its_position(store):
+    entries = [cutting(PLAN)[0], {"_target_": "RandFlipd", "keys": "img"}]
+    with pytest.raises(BadInputError, match=r"augmentation\[1\], RandFlipd\(keys='img'\): cannot be applied.*KeyError"):
+        patches(store, augmentation=entries)[0]

@@ -356,3 +356,10 @@ def test_the_postprocessing_of_ones_own_is_what_makes_the_label_map():
     spoiled = Preprocessor(PLAN, own=own(postprocessing=[planned[0], planned[1]]))
     with pytest.raises(BadInputError, match=r"made values of shape \(3, 5, 6, 7\), expected label ids"):
         spoiled.restore_labels(one_hot(label), spoiled.apply(image))
+
+
+def test_the_augmentation_prints_every_step_of_its_description():
+    preprocessor = Preprocessor(PLAN)
+    lines = str(preprocessor.augmentation).splitlines()
+    assert len(lines) == len(preprocessor.pipelines["augmentation"])
+    assert lines[0].startswith("0: candy_monai.transforms.RandWarpd(keys=['image', 'label'], spatial_size=")

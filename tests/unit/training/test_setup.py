@@ -1,4 +1,7 @@
 import pytest
+import torch
+from monai.data import DataLoader as MonaiLoader
+from monai.data import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.errors import BadInputError
@@ -34,6 +37,13 @@ def test_samples_of_different_sizes_are_refused_with_what_to_do():
 
     with pytest.raises(BadInputError, match=r"different sizes.*batch of 2.*batch_size=1"):
         list(batches(DataLoader(Varied(2), batch_size=2)))
+
+
+def test_hints_that_monai_appends_are_left_out_of_the_message():
+    sizes = Dataset([{"image": torch.zeros(1, size)} for size in (4, 5)])
+    with pytest.raises(BadInputError, match=r"\[1, 5\] at entry 1\): bring them") as caught:
+        list(batches(MonaiLoader(sizes, batch_size=2)))
+    assert "hint" not in str(caught.value)
 
 
 def test_an_error_of_the_user_s_dataset_stays_what_it_is():

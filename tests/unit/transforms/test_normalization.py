@@ -63,3 +63,12 @@ def test_wrong_channels_and_schemes_are_refused():
         NormalizeForeground([ZSCORE, {"scheme": "z-score"}])
     with pytest.raises(ValueError, match="2 channels, expected 1"):
         NormalizeForeground([ZSCORE])(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("channel", "message"),
+    [("MRI", "found 'MRI'.*zscore"), ({"scheme": "ct", "mean": 0}, "ct needs lower, std, upper")],
+)
+def test_an_entry_that_does_not_say_how_to_normalise_is_refused_when_it_is_given(channel, message):
+    with pytest.raises(ValueError, match=message):
+        NormalizeForeground([channel])

@@ -232,3 +232,26 @@ def test_a_trusted_list_may_mix_what_is_replaced_with_what_refers_to_other_lists
     known = built(FLIP).transforms
     pipeline = build_pipeline([invert], name="post", transforms={"preprocessing": known}, trust=True)
     assert isinstance(pipeline.transforms[0], Invertd)
+
+
+def test_what_a_transform_raises_notes_its_position_and_arguments():
+    pipeline = built({"_target_": "ScaleIntensityd", "keys": "image"}, {"_target_": "ScaleIntensityd", "keys": "img"})
+    with pytest.raises(KeyError) as caught:
+        pipeline({"image": torch.arange(8.0)[None]})
+    assert caught.value.__notes__ == ["augmentation[1], ScaleIntensityd(keys='img')"]
+
+
+def test_a_transform_of_ours_without_its_package_is_refused_with_its_whole_name():
+    with pytest.raises(SettingsError, match=r"Did you mean 'candy_monai\.transforms\.RandWarpd'"):
+        built({"_target_": "RandWarpd", "keys": "image"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_transforms_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "own.json").write_text(json.dumps([FLIP]), encoding=encoding)
+    assert read_own_transforms(tmp_path / "own.json").augmentation == [FLIP]
+
+
+def test_a_trusted_entry_that_builds_no_transform_is_refused_with_its_position():
+    with pytest.raises(SettingsError, match=r"own\[0\]: numpy\.array is no transform: found ndarray"):
+        build_pipeline([{"_target_": "numpy.array", "object": 1}], name="own", trust=True)
