@@ -234,8 +234,10 @@ def _label_steps(plan: Plan) -> list[Entry]:
     return [*probabilities, _monai("AsDiscreted", keys=PREDICTION, threshold=0.5)]
 
 
-def _has(entries: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return any(_name(entry) == name.rpartition(".")[2] for entry in entries)
+def _has(entries: object, name: str) -> bool:
+    """Return whether a transform of that name is among entries, or in a ``Compose`` or ``OneOf`` among them."""
+    steps = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list | tuple) else []
+    return any(_name(step) == name.rpartition(".")[2] or _has(step.get("transforms"), name) for step in steps)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

@@ -122,6 +122,12 @@ def test_a_list_of_ones_own_follows_the_plans_or_replaces_it_where_it_cuts_the_p
     assert describe_pipelines(PLAN, own=OwnTransforms(augmentation=[blur]))["augmentation"][-2] == blur
 
 
+@pytest.mark.parametrize("kind", ["Compose", "OneOf"])
+def test_a_list_of_ones_own_that_cuts_the_patch_within_another_transform_replaces_the_plans_too(kind):
+    own = [{"_target_": f"monai.transforms.{kind}", "transforms": [step(augmentation(PLAN), "RandWarpd")]}]
+    assert augmentation(PLAN, own) == own
+
+
 def test_a_preprocessing_step_of_ones_own_comes_last_but_one_or_where_it_says():
     clip = {"_target_": "ScaleIntensityRangePercentilesd", "keys": "image", "lower": 0, "upper": 99}
     early = clip | {"_before_": "CropForegroundd"}
