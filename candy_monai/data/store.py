@@ -206,19 +206,13 @@ class CaseStore:
         mode: Literal["r"] | None = "r" if mapped else None
         try:
             index = json.loads(paths.index.read_text(encoding="utf-8"))
-            image, label, places = (np.load(path, mmap_mode=mode) for path in paths.arrays)
-        except (OSError, ValueError) as error:
+            image, label, flat = (np.load(path, mmap_mode=mode) for path in paths.arrays)
+            counts = [(int(class_id), int(count)) for class_id, count in index["places"]]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{self._folder}: case {case_id!r} is damaged ({error}); build it again") from error
-        ends = np.cumsum([count for _, count in index["places"]])
-        return StoredCase(
-            case_id=case_id,
-            image=image,
-            label=label,
-            places={
-                class_id: places[end - count : end]
-                for (class_id, count), end in zip(index["places"], ends, strict=True)
-            },
-        )
+        ends = np.cumsum([count for _, count in counts])
+        places = {class_id: flat[end - count : end] for (class_id, count), end in zip(counts, ends, strict=True)}
+        return StoredCase(case_id=case_id, image=image, label=label, places=places)
 
     def _paths(self, case_id: str) -> _Paths:
         return _Paths(self._folder, case_id, self._digests[case_id])

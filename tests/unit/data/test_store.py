@@ -121,6 +121,22 @@ def test_an_interrupted_build_resumes_where_it_stopped(dataset, made_plan, tmp_p
     assert ids[2] in rest.loaded
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("kind", ["empty", "pickle", "index"])
+def test_a_damaged_case_is_refused_by_name_and_no_pickle_is_loaded(dataset, made_plan, tmp_path, kind, mapped):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    case_id = store.case_ids[0]
+    image = store._paths(case_id).arrays[0]
+    if kind == "empty":
+        image.write_bytes(b"")
+    elif kind == "pickle":
+        np.save(image, np.array([{}], dtype=object), allow_pickle=True)
+    else:
+        store._paths(case_id).index.write_text("{}")
+    with pytest.raises(BadInputError, match=f"{case_id}' is damaged"):
+        store.load(case_id, mapped=mapped)
+
+
 def test_a_half_written_case_is_written_again(dataset, made_plan, tmp_path):
     store = CaseStore.build(dataset, made_plan, tmp_path)
     damaged = next(store.folder.glob("*.image.npy"))
