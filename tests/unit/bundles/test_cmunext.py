@@ -50,6 +50,7 @@ class TestCMUNeXtTrainerOnBatches(TrainerContract):
         return _trainer(folder)
 
 
+@pytest.mark.slow
 class TestCMUNeXtTrainerOnSinglePicturesOfThreeClasses(TrainerContract):
     def make_trainer(self, folder):
         return _trainer(folder, Squares(2, size=(20, 28), channels=3, num_classes=3), batch_size=1, num_classes=3)

@@ -23,6 +23,7 @@ class TestUNetTrainerOnPictures(TrainerContract):
         return _trainer(folder)
 
 
+@pytest.mark.slow
 class TestUNetTrainerOnVolumesWithDeepSupervision(TrainerContract):
     def make_trainer(self, folder):
         return _trainer(folder, (14, 16, 12), num_classes=3, deep_supervision=True)

@@ -17,9 +17,9 @@ from candy_monai.experiment.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 worker = os.fork()
 if worker == 0:
+    print(os.getpid(), flush=True)  # by itself: it holds the lock until it has started
     time.sleep(60)
     os._exit(0)
-print(worker, flush=True)
 time.sleep(60)
 """
 

@@ -184,6 +184,7 @@ def test_the_folds_are_written_to_the_store_and_the_experiment(experiment, phant
     assert not (phantom / "splits_final.json").exists()
 
 
+@pytest.mark.slow
 def test_folds_are_grouped_or_stratified_by_a_table(phantom, tmp_path):
     ids = NNUNetDataset(phantom).case_ids
     table = tmp_path / "kinds.csv"

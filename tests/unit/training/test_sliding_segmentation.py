@@ -22,6 +22,7 @@ class TestTheContract(TrainerContract):
         return small_trainer(folder, cls=Small)
 
 
+@pytest.mark.slow
 class TestTheContractWithVolumesAndClasses(TrainerContract):
     def make_trainer(self, folder):
         trainer = small_trainer(folder, Squares(2, size=(16, 12, 13), num_classes=3), cls=Small)

@@ -155,8 +155,14 @@ def test_a_rate_that_is_a_tensor_starts_again_with_a_restarted_schedule(tmp_path
     "methods",
     [
         {"build_scheduler": lambda _s, o, _n: optim.lr_scheduler.LambdaLR(o, lambda step: np.cos(step / 9))},
-        {"build_optimizer": lambda _s, params: optim.SGD(params, lr=np.float64(0.01), momentum=np.float32(0.9))},
-        {"get_extra_state": lambda _s: {"n": np.arange(3)}, "set_extra_state": lambda _s, state: state["n"].sum()},
+        pytest.param(
+            {"build_optimizer": lambda _s, params: optim.SGD(params, lr=np.float64(0.01), momentum=np.float32(0.9))},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"get_extra_state": lambda _s: {"n": np.arange(3)}, "set_extra_state": lambda _s, state: state["n"].sum()},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["a schedule", "an optimizer", "extra state"],
 )

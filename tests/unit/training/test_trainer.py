@@ -22,6 +22,7 @@ class TestSmallTrainer(TrainerContract):
         return small_trainer(folder)
 
 
+@pytest.mark.slow
 class TestSmallTrainerOnThreeClassesOfVolumes(TrainerContract):
     def make_trainer(self, folder):
         trainer = small_trainer(folder, Squares(2, size=(14, 16, 12), channels=2, num_classes=3))

@@ -143,7 +143,14 @@ class _Typed(Squares):
         return (20 * image.abs()).round().to(self.types[0]), label.to(self.types[1])
 
 
-IMAGE_TYPES = [torch.uint8, torch.int16, torch.uint16, torch.int64, torch.float64, torch.float16, torch.bfloat16]
+IMAGE_TYPES = [
+    torch.uint16,
+    torch.float64,
+    *(
+        pytest.param(dtype, marks=pytest.mark.slow)
+        for dtype in (torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16)
+    ),
+]
 
 
 @pytest.mark.parametrize("dtype", IMAGE_TYPES)
