@@ -47,7 +47,7 @@ class Surroundings:
 
     @contextmanager
     def padded_already(self) -> Iterator[None]:
-        """Let images pass as they are within a block, in evaluation mode too."""
+        """Build a block within which images pass as they are, in evaluation mode too."""
         before, self.pads = self.pads, False
         try:
             yield
@@ -121,7 +121,7 @@ class Attachment:
         return None if call is None else call.end(outputs)
 
     def close(self) -> None:
-        """Leave a call that never ended, as an interruption from the keyboard makes one."""
+        """Write off a call that never ended, as an interruption from the keyboard makes one."""
         self._present.depth = min(self._present.depth, 1)
         self.after(nn.Identity(), None, None, None)
 
@@ -265,7 +265,7 @@ def attach(network: nn.Module, surroundings: Surroundings) -> Attachment:
 
 
 def detach(network: nn.Module) -> None:
-    """Leave a network as it was before `attach`, and its copies without effect; does nothing to any other."""
+    """Detach from a network and its copies what `attach` put around it; any other is not changed."""
     attachment = _remove_hooks(network)
     if attachment is not None:
         attachment.surroundings.is_active = False

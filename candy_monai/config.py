@@ -179,7 +179,7 @@ def environment_variable(secret: str) -> str:
 
 
 def is_in_environment(secret: str) -> bool:
-    """Say whether the environment sets this secret, and so wins over the file."""
+    """Return whether the environment sets this secret, and so wins over the file."""
     return _normalised(secret) in _environment_secrets()
 
 

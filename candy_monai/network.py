@@ -32,7 +32,7 @@ def choose_precision(amp: str | None, device: torch.device) -> Precision:
 
 
 def channels_last_pays(network_dims: int, amp: Precision, device: torch.device) -> bool:
-    """Say whether a layout with the channels last is the faster one: for pictures on tensor cores."""
+    """Return whether a layout with the channels last is the faster one: for pictures on tensor cores."""
     return network_dims == 2 and amp is not None and device.type == "cuda"
 
 

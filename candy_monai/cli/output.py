@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def output_that_may_be_closed() -> Iterator[None]:
-    """Let a command go on to its end when nobody reads its output any more."""
+    """Keep a command running to its end when nobody reads its output any more."""
     if sys.stdout is None:  # closed before the program began
         yield
         return

@@ -118,7 +118,7 @@ class CaseCache:
 
 
 def has_been_used(folder: PathLike) -> bool:
-    """Say whether a folder holds what was found out about any dataset, by this version or one before."""
+    """Return whether a folder holds what was found out about any dataset, by this version or one before."""
     return any(any(Path(folder).glob(pattern)) for pattern in (f"*{_SUFFIX}", _OF_BEFORE))
 
 

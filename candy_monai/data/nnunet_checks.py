@@ -180,7 +180,7 @@ def visit_dataset(
 
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
-    """Find out about cases, from what is kept where that is possible, and collect what is to be kept."""
+    """Read cases, from what is kept where that is possible, and collect what is to be kept."""
 
     description: DatasetDescription
     digests: Digests | None
@@ -333,7 +333,7 @@ def _facts_of(
 
 
 def _lacks_spacing(path: Path, image: Scan, *, is_label: bool) -> bool:
-    """Tell whether a file says nothing of its own about space, so that the shape is all that can be compared."""
+    """Return whether a file says nothing of its own about space, so that the shape is all that can be compared."""
     return image_suffix(path) in TIFFS and image.values.ndim == 4 and spacing_file(path, is_label=is_label) is None
 
 

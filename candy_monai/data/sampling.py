@@ -112,7 +112,7 @@ class SeededSampler(PositionedSampler):
 
 
 def follows_position(dataset: object) -> bool:
-    """Say whether a dataset's samples are functions of the index alone, the index's seed included."""
+    """Return whether a dataset's samples are functions of the index alone, the index's seed included."""
     return bool(getattr(dataset, "follows_position", False))
 
 
@@ -175,7 +175,7 @@ class DrawOrder:
         return PatchDraw(case_id=self._case_ids[order[position]], on_foreground=bool(on_foreground[position]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what a worker can work out again."""
+        """Return the state without what a worker can compute again."""
         return self.__dict__ | {"_pass": None}
 
     def _ordered(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -292,7 +292,7 @@ class _Paths:
         return [class_id for class_id, _ in places if class_id != ANNOTATED]
 
     def is_complete(self) -> bool:
-        """Tell whether every file is there with the size that the index recorded."""
+        """Return whether every file is there with the size that the index recorded."""
         try:
             sizes = json.loads(self.index.read_text(encoding="utf-8"))["sizes"]
             return bool(sizes == [path.stat().st_size for path in self.arrays])

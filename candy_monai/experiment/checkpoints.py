@@ -70,7 +70,7 @@ class Checkpoints:
         self.records: dict[str, CheckpointRecord] = {}
 
     def is_due(self, epoch: int, *, is_last: bool) -> bool:
-        """Say whether a numbered checkpoint belongs after this epoch; the last epoch always has one, if any has."""
+        """Return whether a numbered checkpoint belongs after this epoch; the last epoch always has one, if any has."""
         return epoch in self._due or (is_last and bool(self._due))
 
     def stage(self, name: str, weights: Weights, *, epoch: int, score: float | None, kind: WeightsKind) -> None:
@@ -160,7 +160,7 @@ def checkpoint_name(epoch: int) -> str:
 
 
 def is_leftover(name: str) -> bool:
-    """Say whether a file of this name is what a crash left of a write: a staged or a temporary file."""
+    """Return whether a file of this name is what a crash left of a write: a staged or a temporary file."""
     return bool(_LEFTOVER.fullmatch(name))
 
 
@@ -244,7 +244,7 @@ def digest_of(path: Path) -> str:
 
 
 def holds(path: Path, digest: str) -> bool:
-    """Say whether there is such a file with this digest."""
+    """Return whether there is such a file with this digest."""
     try:
         return digest_of(path) == digest
     except (OSError, zipfile.BadZipFile):

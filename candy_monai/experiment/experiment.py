@@ -170,7 +170,7 @@ class Experiment:
 
     @contextmanager
     def closed_on_failure(self) -> Iterator[None]:
-        """Let other processes have the folder if a block raises."""
+        """Release the folder to other processes if a block raises."""
         try:
             yield
         except BaseException:
@@ -211,7 +211,7 @@ class Experiment:
         return min(max(expected, self._promised_epochs), self.settings.num_epochs)
 
     def step_done(self, *, num_batches: int) -> None:
-        """Take the time of an optimizer step of so many batches."""
+        """Record the time of an optimizer step of so many batches."""
         if self.settings.time_limit_s is not None:
             self._pace.step_done(self.epoch_s, num_batches=num_batches)
 
@@ -229,7 +229,7 @@ class Experiment:
         return None if math.isinf(self.left_s) else self._pace.batches_in(self.left_s)
 
     def ends_with_this_epoch(self) -> bool:
-        """Say whether the epoch now being trained is the last; if not, there will be another at any rate."""
+        """Return whether the epoch now being trained is the last; if not, there will be another at any rate."""
         epoch = self.progress.epoch + 1
         if self.left_s <= 0 or epoch >= self.expected_epochs(current_s=self.epoch_s):
             return True

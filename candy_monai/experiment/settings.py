@@ -141,7 +141,7 @@ class SaveInterval:
         raise SettingsError(f"save_every must be a number of batches, or a time such as '10m' or '90s', got {value!r}")
 
     def is_over(self, *, steps: int, seconds: float) -> bool:
-        """Say whether it is time to save again, so many steps and seconds after the last time."""
+        """Return whether it is time to save again, so many steps and seconds after the last time."""
         return (self.steps is not None and steps >= self.steps) or (
             self.seconds is not None and seconds >= self.seconds
         )

@@ -120,7 +120,7 @@ def seen_curve(
 
 
 def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
-    """Say whether all finite scores are within a range, but for rounding: a Dice in float32 may exceed 1."""
+    """Return whether all finite scores are within a range, but for rounding: a Dice in float32 may exceed 1."""
     values = np.asarray(scores, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if not values.size:

@@ -157,7 +157,7 @@ class CasePredictor(ABC):
         """Work out the same once the case is prepared."""
 
     def goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
-        """Tell whether a case's unfinished scores must be kept on disk.
+        """Return whether a case's unfinished scores must be kept on disk.
 
         Args:
             case: The case.
@@ -300,7 +300,7 @@ class CasePredictor(ABC):
         return self._finished(self.run(prepared, probabilities=probabilities), prepared)
 
     def _keeps_to_memory(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
-        """Tell whether what a case needs must go to disk in part; raises if even then it is too much."""
+        """Return whether what a case needs must go to disk in part; raises if even then it is too much."""
         if needed is None or self.memory is None:
             return False
         return fits_on_disk_only(needed.with_probabilities() if probabilities else needed, self.memory)

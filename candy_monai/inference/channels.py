@@ -141,7 +141,7 @@ class RunChannels:
         )
 
     def _advice(self, there: Sequence[int]) -> str:
-        """Say how to choose from the channels that are there."""
+        """Return how to choose from the channels that are there."""
         count = len(self)
         if len(there) < count:
             return f"give all of them, or choose others with {_as_option(range(count))}"

@@ -206,7 +206,7 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
 
 
 def _same_grid(first: Predictor, other: Predictor) -> bool:
-    """Tell whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
+    """Return whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
 
     def what_counts(member: Predictor) -> tuple[object, ...] | None:
         plan, preprocessor = member.plan, member.preprocessor

@@ -173,7 +173,7 @@ def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCa
 
 
 def _are_channels(case_id: str, there: dict[str, dict[int, list[Path]]], channels: RunChannels) -> bool:
-    """Tell whether the numbers at the ends of a case's files are channels; else they belong to the names of cases."""
+    """Return whether the numbers at the ends of a case's files are channels; else they belong to the names of cases."""
     numbers = set(there[case_id])
     if channels.numbers is not None:
         return channels.are_numbered

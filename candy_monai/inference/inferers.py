@@ -249,7 +249,7 @@ class WindowInferer(SlidingWindowInferer):
         return other
 
     def _blends_itself(self, inputs: Tensor, options: Mapping[str, object]) -> bool:
-        """Tell whether a call is one of those that need not run MONAI's function."""
+        """Return whether a call is one of those that need not run MONAI's function."""
         is_plain = not (self.with_coord or self.progress or self.buffer_steps or _FOR_MONAI.intersection(options))
         return is_plain and inputs.dtype == torch.float32 and inputs.ndim in (4, 5)
 
@@ -325,7 +325,7 @@ class WholeOrWindowsInferer(WindowInferer):
         yield Brick(place=tuple(slice(0, extent) for extent in image.shape[1:]), sums=scores)
 
     def runs_whole(self, size: Sequence[int]) -> bool:
-        """Tell whether an image of this spatial size is run at once."""
+        """Return whether an image of this spatial size is run at once."""
         padded = self._padded(size)
         # Of an image of one divisor a single voxel is left at the bottom, which no instance norm can do with.
         return padded != self.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.roi_size)

@@ -288,7 +288,7 @@ class Predictor(CasePredictor, HasDevice):
 
     @staticmethod
     def _comes_in_bricks(inferer: Inferer | None) -> TypeGuard[WindowInferer]:
-        """Tell whether an inferer hands on parts of an image's scores as they become final."""
+        """Return whether an inferer hands on parts of an image's scores as they become final."""
         return isinstance(inferer, WindowInferer) and not inferer.with_coord
 
     def _on_device(self, image: Tensor) -> Tensor:

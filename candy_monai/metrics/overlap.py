@@ -274,7 +274,7 @@ def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:
 
 
 def is_batch(ids: Tensor) -> bool:
-    """Say whether a tensor holds several cases: ``(B, 1, *spatial)``, as against one, ``(1, *spatial)``.
+    """Return whether a tensor holds several cases: ``(B, 1, *spatial)``, as against one, ``(1, *spatial)``.
 
     Raises:
         ValueError: If it is neither.

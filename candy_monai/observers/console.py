@@ -129,7 +129,7 @@ def epoch_table(event: EpochFinished) -> Table:
 
 
 def _expected(event: EpochFinished, forecast: Forecast) -> str:
-    """Say with which chance a better score comes, where one is expected also when, and when the run ends."""
+    """Return with which chance a better score comes, where one is expected also when, and when the run ends."""
 
     def until(epoch: int) -> str:
         seconds = seconds_until(epoch, event.epoch, event.metrics)

@@ -145,7 +145,7 @@ def _planned_run(
 
 
 def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:
-    """Say whether an experiment's description tells which cases of which dataset it was trained on."""
+    """Return whether an experiment's description tells which cases of which dataset it was trained on."""
     return isinstance(facts, dict) and all(
         isinstance(facts.get(name), kind)
         for name, kind in {"folder": str, "store": str, "training": list, "validation": list}.items()

@@ -208,7 +208,7 @@ def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
 
 
 def _may_have_bf16(device: torch.device) -> bool:
-    """Say whether it is worth timing: without hardware for it bf16 on a CPU is emulated, and slow to find out."""
+    """Return whether it is worth timing: without hardware for it bf16 on a CPU is emulated, and slow to find out."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -26,7 +26,7 @@ class KeptBuffers:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Bring the buffers back to what they were."""
+        """Restore the buffers to what they were."""
         for part, name, kept in self._kept:
             present = part._buffers[name]
             if present is not None and (present.shape, present.dtype) == (kept.shape, kept.dtype):

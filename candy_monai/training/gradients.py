@@ -85,7 +85,7 @@ class WeighedPasses:
         self._weight = weight
 
     def end(self) -> None:
-        """Leave the weighed sum, on top of the gradients that were there before the first pass."""
+        """Compute the weighed sum, on top of the gradients that were there before the first pass."""
         scale_gradients(self._parameters, self._weight)
         self._weight = 1.0
 

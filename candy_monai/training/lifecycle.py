@@ -184,7 +184,7 @@ class Lifecycle(Continuity):
 
     @contextmanager
     def _giving_networks_back(self) -> Iterator[None]:
-        """Leave the networks of a run as the user's own when it is over."""
+        """Restore the networks of a run as the user's own when it is over."""
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ class LossWatch:
         self.first_skipped = ""
 
     def admits(self, loss: Scalar, *, step: int, case_ids: tuple[str, ...]) -> bool:
-        """Say whether the optimizer may step.
+        """Return whether the optimizer may step.
 
         Args:
             loss: The step's loss.

@@ -58,7 +58,7 @@ def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
 
 
 def needs_closure(optimizer: optim.Optimizer) -> bool:
-    """Say whether an optimizer cannot step without a closure, as ``torch.optim.LBFGS`` cannot."""
+    """Return whether an optimizer cannot step without a closure, as ``torch.optim.LBFGS`` cannot."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 

@@ -14,7 +14,7 @@ from candy_monai.experiment.history import LOSS
 
 
 def needs_a_metric(scheduler: Any) -> bool:
-    """Say whether a schedule cannot step without an argument, as ``ReduceLROnPlateau`` cannot.
+    """Return whether a schedule cannot step without an argument, as ``ReduceLROnPlateau`` cannot.
 
     Such a schedule steps after each validated epoch rather than after each batch.
     """
@@ -32,7 +32,7 @@ def step_after_batches(scheduler: Any, num_batches: int) -> None:
 
 
 def _is_at_its_end(scheduler: Any) -> bool:
-    """Say whether a one-cycle schedule is over, or a schedule that would step one that is."""
+    """Return whether a one-cycle schedule is over, or a schedule that would step one that is."""
     if isinstance(scheduler, OneCycleLR):
         return scheduler.last_epoch >= scheduler.total_steps - 1
     if isinstance(scheduler, SequentialLR):  # of its parts only the last has no end of its own

@@ -114,7 +114,7 @@ class CheckedWriter(ImageWriter):
         squeeze_end_dims: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Take an image; which axes the file has is decided by the one that it came from, not ``squeeze_end_dims``."""
+        """Check and keep an image; its axes are those of the file that it came from, whatever ``squeeze_end_dims`` is."""
         values = data_array.as_tensor() if isinstance(data_array, MetaTensor) else torch.as_tensor(data_array)
         values = values[None] if channel_dim is None else values.movedim(channel_dim, 0)
         if self.scale is not None:
@@ -131,7 +131,7 @@ class CheckedWriter(ImageWriter):
         dtype: DTypeLike = np.float64,
         **options: Any,
     ) -> None:
-        """Take the place of the image, and bring it onto the grid of the file that it came from.
+        """Compute the image on the grid of the file that it came from, and keep that place.
 
         Args:
             meta_dict: ``affine``, and of the file ``original_affine`` and ``spatial_shape``.

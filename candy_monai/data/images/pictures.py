@@ -142,7 +142,7 @@ def _raw_mode(picture: ImageFile.ImageFile) -> str:
 
 
 def _is_grey_with_alpha(picture: ImageFile.ImageFile) -> bool:
-    """Tell transparency from a second channel, which a TIFF may have as well."""
+    """Return whether a second channel is transparency; a TIFF may have one of another kind."""
     if picture.format == "TIFF":
         extra_samples = getattr(picture, "tag_v2", {}).get(_EXTRA_SAMPLES) or (0,)
         return picture.mode == "LA" and extra_samples[0] in _ALPHA_KINDS
@@ -171,7 +171,7 @@ def _beyond_pillow(path: Path) -> tuple[Shape, str] | None:
 
 
 def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
-    """Say whether Pillow would leave out bits, signs or channels of a TIFF."""
+    """Return whether Pillow would leave out bits, signs or channels of a TIFF."""
     tags = getattr(picture, "tag_v2", {})
     bits, count = int(max(tags.get(_BITS, (1,)))), int(tags.get(_SAMPLES, 1))
     sample_format = int(max(tags.get(_SAMPLE_FORMAT, (1,))))

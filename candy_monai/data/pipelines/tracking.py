@@ -26,7 +26,7 @@ _users = 0
 
 @contextmanager
 def untracked() -> Iterator[None]:
-    """Have MONAI's transforms return plain tensors within this block, in this thread alone.
+    """Make MONAI's transforms return plain tensors within this block, in this thread alone.
 
     MONAI's own switch, ``set_track_meta``, holds for the whole process: a transform in another thread would lose its
     affine and what its inverse needs. A patch takes a third less time without metadata, which nobody reads.
