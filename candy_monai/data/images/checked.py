@@ -114,7 +114,7 @@ class CheckedWriter(ImageWriter):
         squeeze_end_dims: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Check and keep an image; its axes are those of the file that it came from, whatever ``squeeze_end_dims`` is."""
+        """Check and keep an image; its axes are those of the file it came from, whatever ``squeeze_end_dims`` is."""
         values = data_array.as_tensor() if isinstance(data_array, MetaTensor) else torch.as_tensor(data_array)
         values = values[None] if channel_dim is None else values.movedim(channel_dim, 0)
         if self.scale is not None:
