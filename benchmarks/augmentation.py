@@ -27,11 +27,11 @@ from statistics import median
 import torch
 from torch.utils.data import DataLoader
 
-from candy_monai.data.inspection import inspect
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.patches import EpochSampler, PatchDataset
-from candy_monai.data.planning import Plan, plan
-from candy_monai.data.store import CaseStore
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.plan import Plan, plan
+from candy_monai.data.samples.patches import EpochSampler, PatchDataset
+from candy_monai.data.samples.store import CaseStore
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATASET = DATA / "Dataset004_Hippocampus"

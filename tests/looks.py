@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from candy_monai.data import digest, nnunet, nnunet_checks, nnunet_files
+from candy_monai.data.datasets import nnunet, nnunet_files
 from candy_monai.data.images import reading
+from candy_monai.data.inspection import checks, digest
 
 
 def counted_parses(monkeypatch):
@@ -13,7 +14,7 @@ def counted_parses(monkeypatch):
 
 def counted_reads(monkeypatch):
     """Return a list that grows by a path whenever its file is decoded."""
-    return _counted(monkeypatch, "read_scan", reading, nnunet, nnunet_checks)
+    return _counted(monkeypatch, "read_scan", reading, nnunet, checks)
 
 
 def counted_digests(monkeypatch):

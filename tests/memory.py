@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import torch
 from monai.data import MetaTensor
 
+from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.images.reading import Scan
-from candy_monai.data.nnunet_description import NNUNetCase
 
 
 class MemoryDataset:

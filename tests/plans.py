@@ -6,10 +6,10 @@ import functools
 import tempfile
 from pathlib import Path
 
-from candy_monai.data.inspection import inspect
-from candy_monai.data.normalization import ChannelNormalization
-from candy_monai.data.phantom import write_phantom_dataset
-from candy_monai.data.planning import Plan, plan
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.normalization import ChannelNormalization
+from candy_monai.data.planning.plan import Plan, plan
+from candy_monai.demo.phantom import write_phantom_dataset
 
 PLAN = Plan(
     dataset_name="Made up",

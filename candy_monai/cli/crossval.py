@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     parse_overrides(args.overrides)  # what is wrong with them is better said once than by every fold
 
-    from candy_monai.data.plan_files import read_plan
+    from candy_monai.data.planning.files import read_plan
     from candy_monai.recipes.crossval import cross_validate
 
     if args.plan is not None:

@@ -50,7 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.recipes.demo import run_demo
+    from candy_monai.demo.run import run_demo
 
     picture = run_demo(args.out, budget_s=args.budget, device=resolve_device(args.device), seed=args.seed)
     return done("Picture", picture)

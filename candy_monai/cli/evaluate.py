@@ -13,7 +13,7 @@ from candy_monai.cli.options import new_command
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
-    from candy_monai.data.nnunet_description import DatasetDescription
+    from candy_monai.data.datasets.nnunet_description import DatasetDescription
     from candy_monai.evaluation.results import EvalResult
 
 _MOST_LISTED = 3
@@ -107,7 +107,7 @@ def _regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | No
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:
-    from candy_monai.data.nnunet_description import read_description
+    from candy_monai.data.datasets.nnunet_description import read_description
 
     folder = (labels if labels.is_dir() else labels.parent).resolve().parent
     return read_description(folder) if (folder / "dataset.json").is_file() else None

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from candy_monai.cli.options import Subparsers
-    from candy_monai.data.explanation import Choice
-    from candy_monai.data.fingerprint import Fingerprint
-    from candy_monai.data.planning import Plan
+    from candy_monai.data.inspection.fingerprint import Fingerprint
+    from candy_monai.data.planning.explanation import Choice
+    from candy_monai.data.planning.plan import Plan
 
 
 _PLACES_PER_CLASS = 32
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     overrides = parse_overrides(args.overrides)
 
-    from candy_monai.data.nnunet_checks import visit_dataset
+    from candy_monai.data.inspection.checks import visit_dataset
     from candy_monai.recipes.inspection import INSPECTION, refuse_inside, save_inspection
 
     if args.out is not None:
@@ -120,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _found(fingerprint: Fingerprint, overrides: Mapping[str, str], device: str) -> _Found:
-    from candy_monai.data.explanation import explain
-    from candy_monai.data.planning import plan
+    from candy_monai.data.planning.explanation import explain
+    from candy_monai.data.planning.plan import plan
     from candy_monai.recipes.prepare import device_memory
 
     made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from candy_monai.data.explanation import Choice
-    from candy_monai.data.fingerprint import Fingerprint
-    from candy_monai.data.planning import Plan
+    from candy_monai.data.inspection.fingerprint import Fingerprint
+    from candy_monai.data.planning.explanation import Choice
+    from candy_monai.data.planning.plan import Plan
 
 
 _MOST_LABELS = 40

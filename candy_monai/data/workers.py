@@ -15,7 +15,7 @@ from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
 
 if TYPE_CHECKING:
-    from candy_monai.data.nnunet_description import NNUNetCase
+    from candy_monai.data.datasets.nnunet_description import NNUNetCase
 
 _BYTES_PER_VOXEL = 48
 """Peak of decoding, normalising and resampling one channel with its label: a few copies in 4 and 8 bytes."""

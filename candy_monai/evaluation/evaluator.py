@@ -13,7 +13,7 @@ from dataclasses import replace
 from monai.data import MetaTensor
 from torch import Tensor
 
-from candy_monai.data.cases import SupervisedDataset
+from candy_monai.data.datasets.bases import SupervisedDataset
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.measuring import ComparedCase, Measure, MeasuredCase, Metric, UnknownIdsError, confusion

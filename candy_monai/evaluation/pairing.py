@@ -13,8 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.cases import CaseDataset, ids_of
-from candy_monai.data.datasets import check_same_ids, image_files
+from candy_monai.data.datasets.bases import CaseDataset, ids_of
+from candy_monai.data.datasets.files import check_same_ids, image_files
 from candy_monai.data.images.alignment import mismatch
 from candy_monai.data.images.names import composed, image_suffix
 from candy_monai.data.images.reading import load_image, read_geometry, scan_of_nibabel

@@ -22,7 +22,7 @@ from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.data.images.formats import Geometry
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
-from candy_monai.data.preprocessing import PreprocessedCase, as_label_map, build_postprocessing
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, as_label_map, build_postprocessing
 from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.found import GIVEN_SHAPE, InputCase

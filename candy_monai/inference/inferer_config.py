@@ -23,7 +23,7 @@ from monai.inferers import (
     SlidingWindowSplitter,
 )
 
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import SettingsError
 from candy_monai.inference.inferers import WholeOrWindowsInferer, WindowInferer, build_inferer
 

@@ -28,7 +28,7 @@ from candy_monai.nn.deep_supervision import main_output
 from candy_monai.transforms.painting import label_ids
 
 if TYPE_CHECKING:
-    from candy_monai.data.planning import Plan
+    from candy_monai.data.planning.plan import Plan
     from candy_monai.nn.deep_supervision import NetworkOutput
 
 WHOLE_IMAGE_LIMIT = 2.0

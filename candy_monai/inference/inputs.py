@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.cases import CaseDataset
+from candy_monai.data.datasets.bases import CaseDataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images.names import split_channel, stem_of
 from candy_monai.data.images.reading import Scan, joined, scan_of_nibabel
-from candy_monai.data.nnunet import NNUNetDataset
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.found import CaseFiles, InputCase, find_inputs, group_files

@@ -18,8 +18,8 @@ from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach
 from candy_monai.data.images.formats import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.planning import Plan
-from candy_monai.data.preprocessing import Preprocessor
+from candy_monai.data.pipelines.preprocessing import Preprocessor
+from candy_monai.data.planning.plan import Plan
 from candy_monai.data.values import without_metadata
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError, SettingsError

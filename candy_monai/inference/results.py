@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from candy_monai.data.preprocessing import PreprocessedCase, Preprocessor
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.inference.blending import Brick
 from candy_monai.inference.cases import PreparedCase
 from candy_monai.inference.writing import Prediction

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from candy_monai.data.fingerprint import CaseFingerprint, Fingerprint
+    from candy_monai.data.inspection.fingerprint import CaseFingerprint, Fingerprint
 
 _WIDTH = 11.6
 _MOST_CLASSES = 30

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from candy_monai.attachment import Precision
-from candy_monai.data.planning import DEFAULT_MEMORY_BYTES, Plan
+from candy_monai.data.planning.plan import DEFAULT_MEMORY_BYTES, Plan
 from candy_monai.recipes.speed import Speed
 
 FEWEST_STEPS = 400

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.patients import patients_on_both_sides
+from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
 from candy_monai.experiment.below import CROSS_VALIDATION

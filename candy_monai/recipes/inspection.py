@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.recipes.loaders import evenly
 
 if TYPE_CHECKING:
-    from candy_monai.data.fingerprint import Fingerprint
+    from candy_monai.data.inspection.fingerprint import Fingerprint
 
 PICTURE, INSPECTION = "inspection.png", "inspection.json"
 _MOST_CASES = 12

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from candy_monai.data.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.pipelines.description import OwnTransforms, augmentation
-from candy_monai.data.planning import Plan
-from candy_monai.data.store import CaseStore
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
+from candy_monai.data.samples.store import CaseStore
 
 MAX_WORKERS = 8
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from candy_monai.attachment import Precision
-from candy_monai.data.folds import Fold, splits_as_text
-from candy_monai.data.nnunet_description import NNUNetCase
+from candy_monai.data.datasets.folds import Fold, splits_as_text
+from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.folder import example_shape, read_description
 from candy_monai.frontends.base import Frontend

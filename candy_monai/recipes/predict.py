@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.below import folds_below, summarize, what_is_below
 from candy_monai.experiment.folder import DESCRIPTION, example_shape, read_description

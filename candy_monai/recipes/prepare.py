@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.fingerprint import Fingerprint
-from candy_monai.data.folds import Fold, resolve_groups
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.nnunet_checks import CheckedDataset, visit_dataset
+from candy_monai.data.datasets.folds import Fold, resolve_groups
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.checks import CheckedDataset, visit_dataset
+from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.plan_files import adopted_plan, keep_plan, read_plan
-from candy_monai.data.planning import Plan, plan
-from candy_monai.data.store import CaseStore, StoredPrecision, store_bytes, unstored_cases
+from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
+from candy_monai.data.planning.plan import Plan, plan
+from candy_monai.data.samples.store import CaseStore, StoredPrecision, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 

@@ -11,10 +11,10 @@ import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
-from candy_monai.data.cache import has_been_used
+from candy_monai.data.inspection.findings import has_been_used
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.planning import Plan
-from candy_monai.data.store import CaseStore, StoredPrecision
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.samples.store import CaseStore, StoredPrecision
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.folder import DESCRIPTION
 from candy_monai.frontends.base import Frontend

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from candy_monai.attachment import Precision, detach
-from candy_monai.data.batches import Batch, unpack
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.training.segmentation import SegmentationTrainer

@@ -12,15 +12,15 @@ import torch
 
 from candy_monai.aliases import PathLike
 from candy_monai.config import load_secrets
-from candy_monai.data.folds import Fold, write_splits
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.overrides import parsed_overrides
-from candy_monai.data.patients import patients_on_both_sides
+from candy_monai.data.datasets.folds import Fold, write_splits
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.datasets.patients import patients_on_both_sides
+from candy_monai.data.inspection.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.data.pipelines.building import check_own_transforms, read_own_transforms
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
-from candy_monai.data.plan_files import read_plan
-from candy_monai.data.store import StoredPrecision
-from candy_monai.data.suspicions import labels_absent_from_folds, names_by_id
+from candy_monai.data.planning.files import read_plan
+from candy_monai.data.planning.overrides import parsed_overrides
+from candy_monai.data.samples.store import StoredPrecision
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.settings import SaveInterval

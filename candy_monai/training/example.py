@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from candy_monai.data.batches import unpack
+from candy_monai.data.samples.batches import unpack
 from candy_monai.data.sampling import PositionedSampler
 from candy_monai.errors import BadInputError
 from candy_monai.own_generators import OwnGenerators

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach, attachment_of, detach, tensors_in
-from candy_monai.data.sharing import shared_loader, unshare
+from candy_monai.data.samples.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment

@@ -12,8 +12,8 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
-from candy_monai.data.normalization import usual_intensities
 from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
+from candy_monai.data.planning.normalization import usual_intensities
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.forecasting.signs import ScoreRange
 from candy_monai.inference.inferer_config import describe_inferer
@@ -29,7 +29,7 @@ from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from candy_monai.data.planning import Plan, Region
+    from candy_monai.data.planning.plan import Plan, Region
 
 _COLOURS = 3
 _BACKGROUND_DICE = "dice 0"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Shape
-from candy_monai.data.digest import CaseSource, dataset_digest
+from candy_monai.data.inspection.digest import CaseSource, dataset_digest
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.differences import as_json
 from candy_monai.experiment.events import Preview, RunStarted

@@ -16,7 +16,7 @@ from candy_monai.training.sliding import SlidingTrainer
 from candy_monai.training.toolbox import TrainerToolbox
 
 if TYPE_CHECKING:
-    from candy_monai.data.planning import Plan
+    from candy_monai.data.planning.plan import Plan
 
 
 class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from candy_monai.data.inspection import inspect
-from candy_monai.data.nnunet import NNUNetDataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import describe_pipelines
-from candy_monai.data.planning import plan
-from candy_monai.data.preprocessing import Preprocessor
+from candy_monai.data.pipelines.preprocessing import Preprocessor
+from candy_monai.data.planning.plan import plan
 
 ALONE = """
 import json, sys

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.experiment.state import load_state
 from tests.crashes import assert_same_run
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from candy_monai.data.samples.sharing import shared_loader, unshare
 from candy_monai.data.sampling import SeededSampler
-from candy_monai.data.sharing import shared_loader, unshare
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.processes import Processes, _parts
 

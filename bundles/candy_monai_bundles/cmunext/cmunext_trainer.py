@@ -9,7 +9,7 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Params, Shape
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.nn.padding import Pad2d
 from candy_monai.nn.schedules import PolyLRScheduler

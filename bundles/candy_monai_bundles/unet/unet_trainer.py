@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import BadInputError
 from candy_monai.nn.padding import Pad2d, Pad3d
 from candy_monai.training.segmentation import SegmentationTrainer

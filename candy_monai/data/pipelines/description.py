@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from candy_monai.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from candy_monai.data.normalization import ChannelNormalization
-    from candy_monai.data.planning import Plan
+    from candy_monai.data.planning.normalization import ChannelNormalization
+    from candy_monai.data.planning.plan import Plan
 
 Entry = dict[str, Any]
 """A transform as plain data: ``{"_target_": "monai.transforms.RandFlipd", "keys": "image", ...}``."""

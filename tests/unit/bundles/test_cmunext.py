@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from candy_monai.data.inspection import inspect
-from candy_monai.data.phantom import write_phantom_dataset
-from candy_monai.data.planning import plan
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.plan import plan
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.metrics.overlap import dice_per_class

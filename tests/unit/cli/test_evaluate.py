@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from candy_monai.cli.main import main
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.images.writing import save_image
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.demo.phantom import write_phantom_dataset
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from candy_monai.cli.main import main
 from candy_monai.data.images.reading import load_image
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from tests.looks import counted_parses, counted_reads
 
 

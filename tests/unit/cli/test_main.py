@@ -41,7 +41,7 @@ def calls(monkeypatch):
         return Predictor()
 
     monkeypatch.setattr("candy_monai.recipes.train.train_dataset", train_dataset)
-    monkeypatch.setattr("candy_monai.recipes.demo.run_demo", run_demo)
+    monkeypatch.setattr("candy_monai.demo.run.run_demo", run_demo)
     monkeypatch.setattr("candy_monai.recipes.predict.load_experiments", load_experiments)
     return seen
 

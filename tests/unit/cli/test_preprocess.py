@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from candy_monai.cli.main import main
-from candy_monai.data.inspection import inspect
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.planning import plan
+from candy_monai.data.planning.plan import plan
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.recipes import prepare
 
 

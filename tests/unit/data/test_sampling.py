@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from candy_monai.data.patches import EpochSampler
+from candy_monai.data.samples.patches import EpochSampler
 from candy_monai.data.sampling import SeededIndex, SeededSampler, at
 from candy_monai.errors import BadInputError
 

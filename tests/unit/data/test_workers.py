@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from candy_monai.data import workers
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.demo.phantom import write_phantom_dataset
 
 BYTES_PER_CASE = 48 * 16**3  # one channel and its label
 

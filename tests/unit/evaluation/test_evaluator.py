@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU
 from monai.networks import one_hot
 
-from candy_monai.data.datasets import DatasetFromMemory, MergedDataset, SimpleDataset
+from candy_monai.data.datasets.files import DatasetFromMemory, MergedDataset, SimpleDataset
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator

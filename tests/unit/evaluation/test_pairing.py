@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from candy_monai.data.datasets import SimpleDataset
+from candy_monai.data.datasets.files import SimpleDataset
 from candy_monai.data.images.writing import save_image
 from candy_monai.evaluation.pairing import pair_up
 

@@ -13,7 +13,7 @@ from monai.transforms import LoadImaged
 from scipy.spatial.transform import Rotation
 from torch.utils.data import TensorDataset
 
-from candy_monai.data.datasets import DatasetFromMemory
+from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.errors import BadInputError
 from candy_monai.inference.cases import PredictionError, PredictionListener
 from candy_monai.inference.predictor import Predictor

@@ -6,8 +6,8 @@ import pytest
 import torch
 from monai.data import Dataset, MetaTensor
 
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
 from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.found import CaseFiles

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from candy_monai.data.planning import Region
+from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.cases import PredictionListener
 from candy_monai.inference.channels import RunChannels

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from candy_monai.data.inspection import inspect
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.plotting.charts import fingerprint_figure
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from candy_monai.cli.main import main
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.recipes import crossval
 from candy_monai.recipes.crossval import FoldRun, cross_validate

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from candy_monai.data.inspection import inspect
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import SettingsError
 from candy_monai.recipes.inspection import save_inspection
 

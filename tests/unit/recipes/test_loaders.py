@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
-from candy_monai.data.store import CaseStore
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.samples.store import CaseStore
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.recipes.loaders import case_loader, evenly, num_workers, patch_loader
 from tests.plans import small_plan
 

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.recipes.prepare import prepare_dataset
 from tests.looks import counted_reads

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from candy_monai.cli.main import main
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend

@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
-from candy_monai.data.folds import read_splits
+from candy_monai.data.datasets.folds import read_splits
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.images.writing import save_image
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
 from candy_monai.data.pipelines.description import describe_pipelines
-from candy_monai.data.planning import Plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.notion import NotionFrontend
@@ -137,9 +137,9 @@ def test_the_best_weights_are_scored_on_whole_cases_in_their_own_geometry(experi
 
 
 def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experiment):
-    from candy_monai.data.patches import StoredCases
-    from candy_monai.data.planning import Plan
-    from candy_monai.data.store import CaseStore
+    from candy_monai.data.planning.plan import Plan
+    from candy_monai.data.samples.patches import StoredCases
+    from candy_monai.data.samples.store import CaseStore
 
     description = json.loads((experiment / "experiment.json").read_text())
     (index,) = (experiment.parents[1] / ".store").glob("*/store.json")

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from candy_monai.data.planning import Region
+from candy_monai.data.planning.plan import Region
 from tests.toys import SmallTrainer, small_trainer
 
 

@@ -11,9 +11,9 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 from torch.utils.data import DataLoader
 
-from candy_monai.data.datasets import DatasetFromMemory
+from candy_monai.data.datasets.files import DatasetFromMemory
+from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.data.sampling import SeededSampler
-from candy_monai.data.transforms import JointTransform
 from candy_monai.experiment.events import RunInterrupted
 from candy_monai.experiment.state import load_state
 from candy_monai.nn.schedules import PolyLRScheduler

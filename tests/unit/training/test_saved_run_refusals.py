@@ -8,8 +8,8 @@ import torch
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from candy_monai.data.nnunet import NNUNetDataset
-from candy_monai.data.phantom import write_phantom_dataset
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.inference.inferers import WindowInferer

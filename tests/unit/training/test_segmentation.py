@@ -14,7 +14,7 @@ from monai.inferers import (
 from torch import nn
 from torch.utils.data import DataLoader
 
-from candy_monai.data.planning import Region
+from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor

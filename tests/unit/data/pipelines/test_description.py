@@ -10,7 +10,6 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from candy_monai.data.images.writing import save_image
-from candy_monai.data.normalization import ChannelNormalization
 from candy_monai.data.pipelines.building import build_pipeline
 from candy_monai.data.pipelines.description import (
     OwnTransforms,
@@ -20,7 +19,8 @@ from candy_monai.data.pipelines.description import (
     postprocessing,
     preprocessing,
 )
-from candy_monai.data.planning import Region
+from candy_monai.data.planning.normalization import ChannelNormalization
+from candy_monai.data.planning.plan import Region
 from candy_monai.errors import SettingsError
 from tests.plans import PLAN
 

@@ -1,0 +1,264 @@
+"""The base of every dataset: cases with ids, folds and subsets of them, and the order in which transforms apply.
+
+Owns no file format and loads nothing itself; ready-made datasets are in ``candy_monai.data.datasets.files``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from candy_monai.aliases import Device
+from candy_monai.data.datasets.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, pick_fold
+from candy_monai.data.images.names import stem_of
+from candy_monai.data.sampling import SeededIndex
+from candy_monai.device import HasDevice
+from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+Item = TypeVar("Item", covariant=True)
+Transform = Callable[[Any], Tensor]
+"""Takes one tensor to one tensor."""
+
+
+class PairTransform(Protocol):
+    """Takes an image and its label to an image and its label, with one random state for both."""
+
+    def __call__(self, image: Any, label: Any) -> tuple[Tensor, Tensor]:
+        """Return both, transformed in step."""
+
+
+class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
+    """Cases with ids that can be divided into folds and selected from.
+
+    Args:
+        case_ids: One id for each case.
+        device: Where items live.
+
+    Raises:
+        BadInputError: If an id occurs twice.
+    """
+
+    def __init__(self, case_ids: Sequence[str], *, device: Device = "cpu") -> None:
+        super().__init__(device)
+        twice = sorted(case_id for case_id, count in Counter(case_ids).items() if count > 1)
+        if twice:
+            raise BadInputError(f"the case ids {twice} occur more than once; ids must tell cases apart")
+        self._case_ids = tuple(case_ids)
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The id of each case, in the order of the items."""
+        return self._case_ids
+
+    def __len__(self) -> int:
+        return len(self._case_ids)
+
+    @abstractmethod
+    def load(self, idx: int) -> Item:
+        """Return a case before this dataset's transforms."""
+
+    def subset(self, case_ids: Sequence[str]) -> Self:
+        """Return a dataset of the same kind and options with these cases, in this order.
+
+        Raises:
+            BadInputError: If a case is not in this dataset.
+        """
+        position = {case_id: index for index, case_id in enumerate(self._case_ids)}
+        for case_id in case_ids:
+            if case_id not in position:
+                raise BadInputError(f"there is no case {case_id!r} in this dataset.{did_you_mean(case_id, position)}")
+        chosen = self._select([position[case_id] for case_id in case_ids])
+        chosen._case_ids = tuple(case_ids)
+        return chosen
+
+    def fold(
+        self,
+        *,
+        fold: int | Literal["all"] = 0,
+        k: int | None = None,
+        seed: int = DEFAULT_SEED,
+        groups: Grouping | None = None,
+        stratify_by: Strata | None = None,
+    ) -> tuple[Self, Self]:
+        """Divide the cases into training and validation.
+
+        Args:
+            fold: Which fold is held back; ``"all"`` holds nothing back: both sides are everything, as in nnU-Net, and
+                the score then says how well training data are fitted.
+            k: Number of folds; ``None`` takes 5, or the number of cases where that is less. One case has no validation.
+            seed: Seeds the shuffle; the default makes nnU-Net's own folds.
+            groups: Keep cases together: a regular expression, a mapping, or a CSV file (``resolve_groups``).
+            stratify_by: Spread a property of the cases evenly over the folds.
+
+        Returns:
+            The training and the validation dataset.
+
+        Raises:
+            SettingsError: If ``k`` or ``fold`` is out of range or options contradict each other.
+        """
+        if fold == "all":
+            return self.subset(self._case_ids), self.subset(self._case_ids)
+        folds = choose_folds(self._case_ids, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
+        return self.sides(folds, fold)
+
+    def sides(self, folds: Sequence[Fold], fold: int) -> tuple[Self, Self]:
+        """Return the training and the validation dataset of one of some folds, of the cases that are in this dataset.
+
+        Raises:
+            SettingsError: If there is no such fold.
+        """
+        if not isinstance(fold, int):
+            raise SettingsError(f"fold must be a number or 'all', got {fold!r}")
+        chosen, present = pick_fold(folds, fold), set(self._case_ids)
+        train, validation = (
+            [case_id for case_id in side if case_id in present] for side in (chosen.train, chosen.validation)
+        )
+        return self.subset(train), self.subset(validation)
+
+    @abstractmethod
+    def _select(self, indices: Sequence[int]) -> Self:
+        """Return a dataset of the same kind with these cases; the caller sets its ids."""
+
+
+class UnsupervisedDataset(CaseDataset[Tensor]):
+    """Images without labels. Subclasses say how to load one.
+
+    Args:
+        images: One entry for each case, of whatever ``load`` understands.
+        transform: Applied to each item.
+        device: Where items live.
+        case_ids: One id for each case; ``None`` takes the file's name without suffix, or its number.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        *,
+        transform: Transform | None = None,
+        device: Device = "cpu",
+        case_ids: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(ids_of(images) if case_ids is None else case_ids, device=device)
+        self._images = images
+        self._transform = transform
+        _same_length(len(images), len(self._case_ids), "images", "case ids")
+
+    @override
+    def __getitem__(self, idx: int) -> Tensor:
+        image = _named(self.load(idx), self._case_ids[idx])
+        return image if self._transform is None else _named(self._transform(image), self._case_ids[idx])
+
+    def construct_new(self, images: Sequence[Any]) -> Self:
+        """Return a dataset with the same options and other images."""
+        new = copy.copy(self)
+        new._images, new._case_ids = images, ids_of(images)
+        return new
+
+    @override
+    def _select(self, indices: Sequence[int]) -> Self:
+        return self.construct_new([self._images[index] for index in indices])
+
+
+class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
+    """Images with label maps. Subclasses say how to load one of each.
+
+    Args:
+        images: One entry for each case, of whatever ``load_image`` understands.
+        labels: One entry for each case, of whatever ``load_label`` understands.
+        transform: Applied to image and label in step.
+        device: Where items live.
+        case_ids: One id for each case; ``None`` takes the image file's name without suffix, or its number.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        labels: Sequence[Any],
+        *,
+        transform: PairTransform | None = None,
+        device: Device = "cpu",
+        case_ids: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(ids_of(images) if case_ids is None else case_ids, device=device)
+        _same_length(len(images), len(labels), "images", "labels")
+        _same_length(len(images), len(self._case_ids), "images", "case ids")
+        self._images = images
+        self._labels = labels
+        self._transform = transform
+
+    @abstractmethod
+    def load_image(self, idx: int) -> MetaTensor:
+        """Return a case's image ``(C, *spatial)``, float32, before this dataset's transforms."""
+
+    @abstractmethod
+    def load_label(self, idx: int) -> MetaTensor:
+        """Return a case's label ids ``(1, *spatial)``, int64, before this dataset's transforms."""
+
+    @override
+    def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
+        """Return a case's image and label before this dataset's transforms."""
+        return self.load_image(idx), self.load_label(idx)
+
+    @override
+    def __getitem__(self, idx: int) -> tuple[Tensor, Tensor]:
+        case_id = self._case_ids[idx]
+        case = [_named(tensor, case_id) for tensor in self.load(idx)]
+        seed_transform = getattr(self._transform, "set_random_state", None)
+        if isinstance(idx, SeededIndex) and seed_transform is not None:
+            seed_transform(idx.seed)
+        image, label = self._transformed(*case)
+        return _named(image, case_id), _named(label, case_id)
+
+    @property
+    def follows_position(self) -> bool:
+        """Whether an index, with the seed that a `SeededSampler` gives it, decides a sample alone."""
+        return self._transform is None or hasattr(self._transform, "set_random_state")
+
+    def construct_new(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:
+        """Return a dataset with the same options and other cases. Folds and subsets are built with it."""
+        new = copy.copy(self)
+        new._images, new._labels, new._case_ids = images, labels, ids_of(images)
+        return new
+
+    @override
+    def _select(self, indices: Sequence[int]) -> Self:
+        return self.construct_new(
+            [self._images[index] for index in indices], [self._labels[index] for index in indices]
+        )
+
+    def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return (image, label) if self._transform is None else self._transform(image, label)
+
+
+def ids_of(entries: Sequence[Any]) -> tuple[str, ...]:
+    """Name cases: a dataset's own ids, file names without suffix, or else numbers."""
+    if isinstance(entries, CaseDataset):
+        return entries.case_ids
+    if len(entries) and all(isinstance(entry, str | os.PathLike) for entry in entries):
+        return tuple(stem_of(entry) for entry in entries)
+    return tuple(f"case_{index:04d}" for index in range(len(entries)))
+
+
+def _named(tensor: Tensor, case_id: str) -> Tensor:
+    """Write the id where ``collate_cases`` finds it; a plain tensor has no place for it."""
+    from monai.data import MetaTensor
+
+    if isinstance(tensor, MetaTensor):
+        tensor.meta["case_id"] = case_id
+    return tensor
+
+
+def _same_length(first: int, second: int, what: str, other: str) -> None:
+    if first != second:
+        raise BadInputError(f"there are {first} {what} and {second} {other}; expected one for each case")

@@ -1,0 +1,364 @@
+"""Divide case ids into folds: plain, grouped or stratified, and read and write nnU-Net's split files.
+
+Pure functions of ids and a seed. Owns no dataset and no decision about which file holds a dataset's splits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import composed, image_suffix, split_channel, stem_of
+from candy_monai.data.values import listed
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.files import atomic_write_text
+from candy_monai.text import read_json, read_text
+
+DEFAULT_SEED = 12345
+DEFAULT_NUM_FOLDS = 5
+
+Grouping = str | os.PathLike[str] | Mapping[str, str]
+"""How to tell which cases belong together: see ``resolve_groups``."""
+
+Strata = Mapping[str, Hashable] | Callable[[str], Hashable]
+"""What to balance over the folds: a value for each case id, by mapping or by function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One way to divide the cases.
+
+    Attributes:
+        train: Ids of the cases to learn from, sorted.
+        validation: Ids of the cases held back, sorted.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def kfold(ids: Sequence[str], k: int, *, seed: int = DEFAULT_SEED) -> tuple[Fold, ...]:
+    """Divide the sorted ids into ``k`` folds, the very folds that nnU-Net makes for the same ids and seed.
+
+    That is scikit-learn's ``KFold(k, shuffle=True, random_state=seed)``: one shuffle of the positions, then consecutive
+    pieces, the first ``n % k`` of them one longer.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        k: 2 to the number of ids.
+        seed: Seeds the shuffle.
+
+    Raises:
+        SettingsError: If ``k`` is out of range or an id occurs twice.
+    """
+    ordered = _checked(ids, k, what="cases")
+    positions = np.arange(len(ordered))
+    np.random.RandomState(seed).shuffle(positions)
+    return _folds(ordered, [piece.tolist() for piece in np.array_split(positions, k)])
+
+
+def grouped_kfold(
+    ids: Sequence[str], groups: Mapping[str, str], k: int, *, seed: int = DEFAULT_SEED
+) -> tuple[Fold, ...]:
+    """Divide the ids into ``k`` folds and keep the cases of a group (a patient, a scanner) together.
+
+    Whole groups are dealt, the largest first, each to the fold with the fewest cases; fold sizes are equal as far as
+    the groups allow.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        groups: The group of each id.
+        k: 2 to the number of groups.
+        seed: Seeds the order of groups of one size.
+
+    Raises:
+        SettingsError: If ``k`` is out of range, an id occurs twice or has no group.
+    """
+    members = _members(_sorted_once(ids, "cases"), groups, "group")
+    names = _checked([str(name) for name in members], k, what="groups")
+    np.random.RandomState(seed).shuffle(names)
+    names.sort(key=lambda name: -len(members[name]))  # stable: the shuffle decides among groups of one size
+    pieces: list[list[int]] = [[] for _ in range(k)]
+    ordered = sorted(ids)
+    position = {case_id: index for index, case_id in enumerate(ordered)}
+    for name in names:
+        smallest = min(pieces, key=len)
+        smallest.extend(position[case_id] for case_id in members[name])
+    return _folds(ordered, pieces)
+
+
+def stratified_kfold(
+    ids: Sequence[str], strata: Mapping[str, Hashable], k: int, *, seed: int = DEFAULT_SEED
+) -> tuple[Fold, ...]:
+    """Divide the ids into ``k`` folds that hold the same share of every stratum, to one case.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        strata: The stratum of each id, for example its site or whether it has a lesion.
+        k: 2 to the number of ids.
+        seed: Seeds the shuffle within each stratum.
+
+    Raises:
+        SettingsError: If ``k`` is out of range, an id occurs twice or has no stratum.
+    """
+    ordered = _checked(ids, k, what="cases")
+    position = {case_id: index for index, case_id in enumerate(ordered)}
+    members = _members(ordered, strata, "stratum")
+    random = np.random.RandomState(seed)
+    dealt: list[int] = []
+    for stratum in sorted(members, key=repr):
+        positions = [position[case_id] for case_id in members[stratum]]
+        random.shuffle(positions)
+        dealt.extend(positions)  # dealing goes on where the last stratum stopped, so sizes differ by at most one
+    return _folds(ordered, [dealt[start::k] for start in range(k)])
+
+
+def choose_folds(
+    ids: Sequence[str],
+    *,
+    k: int | None = None,
+    seed: int = DEFAULT_SEED,
+    groups: Grouping | None = None,
+    stratify_by: Strata | None = None,
+) -> tuple[Fold, ...]:
+    """Make folds as the options ask, with sensible behaviour for few cases.
+
+    Args:
+        ids: Case ids, in any order; each once.
+        k: Number of folds; ``None`` takes 5, or as many as there are cases (groups) where they are fewer. A single case
+            (group) then gives one fold that trains on everything and validates on nothing.
+        seed: Seeds every shuffle.
+        groups: Keep cases together, see ``resolve_groups``.
+        stratify_by: Spread a property evenly.
+
+    Raises:
+        SettingsError: If ``k`` exceeds the number of cases (groups) or options contradict each other.
+        BadInputError: If there are no cases, or a case has no group or stratum.
+    """
+    if not ids:
+        raise BadInputError("there are no cases to divide into folds")
+    if groups is not None and stratify_by is not None:
+        raise SettingsError("groups and stratify_by exclude each other: choose one of them")
+    group_of = None if groups is None else resolve_groups(groups, ids)
+    num_units = len(ids) if group_of is None else len(set(group_of.values()))
+    if k is None and num_units == 1:
+        return (Fold(train=tuple(sorted(ids)), validation=()),)
+    k = min(DEFAULT_NUM_FOLDS, num_units) if k is None else k
+    if group_of is not None:
+        return grouped_kfold(ids, group_of, k, seed=seed)
+    if stratify_by is not None:
+        strata = {case_id: stratify_by(case_id) for case_id in ids} if callable(stratify_by) else stratify_by
+        return stratified_kfold(ids, strata, k, seed=seed)
+    return kfold(ids, k, seed=seed)
+
+
+def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups") -> dict[str, str]:
+    r"""Find the group of every case.
+
+    Args:
+        groups: A regular expression searched in the id (its first parenthesis is the group, or else the whole match:
+            ``r"patient(\d+)"``), a mapping from id to group, or a path to a CSV file whose first two columns are id and
+            group. Text that ends in ``.csv`` is such a path.
+        ids: The cases to find groups for.
+        what: The option's name, for messages.
+
+    Raises:
+        BadInputError: If a case has no group, or the expression or the file cannot be read.
+    """
+    if isinstance(groups, Mapping):
+        found = dict(groups)
+    elif isinstance(groups, str) and not groups.lower().endswith(".csv"):
+        try:
+            pattern = re.compile(groups)
+        except re.error as error:
+            raise BadInputError(f"{what}: {groups!r} is no regular expression ({error})") from error
+        matches = {case_id: pattern.search(case_id) for case_id in ids}
+        found = {case_id: match[pattern.groups > 0] for case_id, match in matches.items() if match}
+    else:
+        found = _read_group_table(Path(groups))
+    by_name = {composed(case_id): group for case_id, group in found.items()}
+    missing = [case_id for case_id in ids if not by_name.get(composed(case_id))]
+    if missing:
+        raise BadInputError(f"{what}: no group for {listed(missing)}; every case needs one")
+    return {case_id: by_name[composed(case_id)] for case_id in ids}
+
+
+def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tuple[Fold, ...]:
+    """Read a split file in nnU-Net's format: a list of ``{"train": [ids], "val": [ids]}``.
+
+    A single id may stand without its list, and a single fold without the outer one. Ids are numbers or text, with their
+    accents in any form.
+
+    Args:
+        path: The file.
+        case_ids: The cases that exist. An entry that is none of them stands for the case whose file it names
+            (``labelsTr/a.nii.gz``, ``a_0000.nii.gz``), or whose number it is without leading zeros, if there is one.
+
+    Raises:
+        BadInputError: If the file is missing or holds anything else, or a fold has a case on both sides.
+    """
+    known = _Known(case_ids or ())
+    try:
+        content = read_json(path)
+        entries = [content] if isinstance(content, dict) else content
+        if not isinstance(entries, list) or not entries:
+            raise ValueError("an empty list" if entries == [] else f"a {type(content).__name__}")
+        folds = tuple(Fold(train=known.ids(entry["train"]), validation=known.ids(entry["val"])) for entry in entries)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInputError(
+            f"{path}: found {type(error).__name__}: {error}; expected a list of {{'train': [ids], 'val': [ids]}}"
+        ) from error
+    for index, fold in enumerate(folds):
+        both = sorted(set(fold.train) & set(fold.validation))
+        if both:
+            raise BadInputError(f"{path}: fold {index} has {listed(both)} in both training and validation")
+    return folds
+
+
+def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
+    """Compare a split file with the cases that exist."""
+    try:
+        folds = read_splits(path, case_ids=case_ids)
+    except BadInputError as error:
+        return [str(error)]
+    known, problems = set(case_ids), []
+    for index, fold in enumerate(folds):
+        if not fold.train:
+            problems.append(f'{path.name}: fold {index} has no case to train on ("train" is empty); name some')
+        if not fold.validation and len(known) != 1:  # a single case trains without validation
+            problems.append(
+                f'{path.name}: fold {index} has no case to validate on ("val" is empty); name some, or choose '
+                "the fold 'all', which trains on every case"
+            )
+        named = Counter((*fold.train, *fold.validation))
+        unknown = sorted(set(named) - known)
+        if unknown:
+            problems.append(f"{path.name}: fold {index} names cases that do not exist: {', '.join(unknown)}")
+        twice = sorted(case_id for case_id, count in named.items() if count > 1)
+        if twice:
+            problems.append(f"{path.name}: fold {index} names cases twice: {', '.join(twice)}")
+    return problems
+
+
+class _Known:
+    """The cases that exist, to find which one an entry of a split file means."""
+
+    def __init__(self, case_ids: Sequence[str]) -> None:
+        self._ids = {composed(case_id): case_id for case_id in case_ids}
+        self._numbers: dict[int, list[str]] = {}
+        for case_id in case_ids:
+            if case_id.isdecimal():
+                self._numbers.setdefault(int(case_id), []).append(case_id)
+
+    def ids(self, entries: object) -> tuple[str, ...]:
+        """Return the ids that one side of a fold names.
+
+        Raises:
+            ValueError: If it holds anything but text and whole numbers.
+        """
+        given = entries if isinstance(entries, list) else [entries]
+        if isinstance(entries, str) and self._found(entries) is None and "," in entries:
+            given = [part.strip() for part in entries.split(",")]
+        return tuple(self._id(entry) for entry in given)
+
+    def _id(self, entry: object) -> str:
+        if isinstance(entry, bool) or not isinstance(entry, str | int):
+            raise ValueError(f"{entry!r} where a case id was expected")
+        found = self._found(str(entry))
+        return composed(str(entry)) if found is None else found
+
+    def _found(self, entry: str) -> str | None:
+        name = PurePosixPath(composed(entry).strip().replace("\\", "/")).name
+        stem = stem_of(name) if image_suffix(name) in READABLE else name
+        for candidate in (composed(entry), name, stem, split_channel(stem)[0]):
+            if candidate in self._ids:
+                return self._ids[candidate]
+        numbered = self._numbers.get(int(stem), []) if stem.isdecimal() else []
+        return numbered[0] if len(numbered) == 1 else None
+
+
+def write_splits(path: PathLike, folds: Sequence[Fold]) -> None:
+    """Write folds in nnU-Net's format; the file appears whole or not at all."""
+    atomic_write_text(path, splits_as_text(folds))
+
+
+def splits_as_text(folds: Sequence[Fold]) -> str:
+    """Return what a file of folds in nnU-Net's format holds."""
+    content = [{"train": list(fold.train), "val": list(fold.validation)} for fold in folds]
+    return json.dumps(content, indent=4) + "\n"
+
+
+def pick_fold(folds: Sequence[Fold], fold: int) -> Fold:
+    """Return one fold by number.
+
+    Raises:
+        SettingsError: If there is no such fold.
+    """
+    if not 0 <= fold < len(folds):
+        raise SettingsError(f"fold {fold} does not exist: expected 0 to {len(folds) - 1}, or 'all'")
+    return folds[fold]
+
+
+def _checked(ids: Sequence[str], k: int, *, what: str) -> list[str]:
+    """Return the ids sorted, when they can be divided into ``k`` folds."""
+    ordered = _sorted_once(ids, what)
+    if k < 2:
+        raise SettingsError(f"k must be at least 2, got {k}")
+    if k > len(ordered):
+        raise SettingsError(f"{k} folds need at least {k} {what}, there are {len(ordered)}; lower k")
+    return ordered
+
+
+def _sorted_once(ids: Sequence[str], what: str) -> list[str]:
+    ordered = sorted(ids)
+    twice = [case_id for case_id, count in Counter(ordered).items() if count > 1]
+    if twice:
+        raise SettingsError(f"{listed(twice)} occurs more than once among the {what}")
+    return ordered
+
+
+def _members(ids: Sequence[str], key_of: Mapping[str, Hashable], what: str) -> dict[Hashable, list[str]]:
+    members: dict[Hashable, list[str]] = {}
+    missing = [case_id for case_id in ids if case_id not in key_of]
+    if missing:
+        raise SettingsError(f"no {what} for {listed(missing)}; every case needs one")
+    for case_id in ids:
+        members.setdefault(key_of[case_id], []).append(case_id)
+    return members
+
+
+def _folds(ordered: Sequence[str], pieces: Sequence[Sequence[int]]) -> tuple[Fold, ...]:
+    folds = []
+    for piece in pieces:
+        held_back = set(piece)
+        folds.append(
+            Fold(
+                train=tuple(case_id for index, case_id in enumerate(ordered) if index not in held_back),
+                validation=tuple(ordered[index] for index in sorted(held_back)),
+            )
+        )
+    return tuple(folds)
+
+
+def _read_group_table(path: Path) -> dict[str, str]:
+    try:
+        rows = [
+            row for row in csv.reader(io.StringIO(read_text(path), newline="")) if any(cell.strip() for cell in row)
+        ]
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInputError(f"{path}: cannot read groups ({error}); expected a CSV file: case id, group") from error
+    short = [row for row in rows if len(row) < 2]
+    if short:
+        raise BadInputError(f"{path}: found the row {short[0]!r}, expected two columns: case id, group")
+    return {row[0].strip(): row[1].strip() for row in rows}

@@ -1,0 +1,266 @@
+"""A folder in nnU-Net's format as a dataset.
+
+``nnunet_description`` reads ``dataset.json``, ``nnunet_files`` pairs files, ``inspection.checks`` finds what is wrong
+with the images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.aliases import Device, PathLike
+from candy_monai.data.datasets.bases import PairTransform, SupervisedDataset, Transform
+from candy_monai.data.datasets.folds import (
+    DEFAULT_SEED,
+    Fold,
+    Grouping,
+    Strata,
+    choose_folds,
+    read_splits,
+    split_problems,
+)
+from candy_monai.data.datasets.nnunet_description import (
+    NNUNetCase,
+    Split,
+)
+from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
+from candy_monai.data.images.names import composed
+from candy_monai.data.images.reading import (
+    Scan,
+    at_finest_spacing,
+    read_channels,
+    read_geometry,
+    read_scan,
+    turned_label,
+)
+from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+
+class NNUNetDataset(SupervisedDataset):
+    """The training or test cases of an nnU-Net folder, paired by case id.
+
+    Args:
+        folder: The folder that holds ``dataset.json``.
+        split: ``"Tr"``, or ``"Ts"`` for the test cases, whose labels may be missing.
+        prefix: Keep only cases whose id starts with it.
+        align_spacing: Resample every case to its own finest spacing, see ``load_image``.
+        transform: Applied to image and label in step, after the two below.
+        image_transform: Applied to the image alone.
+        label_transform: Applied to the label alone.
+        device: Where items live.
+        listing: What an earlier look at the folder found; None looks.
+
+    Raises:
+        DatasetError: If ``dataset.json`` makes no sense, or files are missing or too many; lists every problem. The
+            images are not opened for that: ``check_dataset`` does.
+    """
+
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        split: Split = "Tr",
+        prefix: str = "",
+        align_spacing: bool = False,
+        transform: PairTransform | None = None,
+        image_transform: Transform | None = None,
+        label_transform: Transform | None = None,
+        device: Device = "cpu",
+        listing: Listing | None = None,
+    ) -> None:
+        if split not in ("Tr", "Ts"):
+            raise SettingsError(f"split must be 'Tr' or 'Ts', got {split!r}")
+        self._folder = Path(folder)
+        self._split = split
+        listing = list_dataset(self._folder, split) if listing is None else listing
+        description, cases = listing.description, listing.cases.get(split, ())
+        problems = [*listing.description_problems, *listing.problems.get(split, ())]
+        if description is None or problems:
+            raise DatasetError(folder, problems)
+        self.description = description
+        self._all_ids = tuple(case.case_id for case in cases)
+        cases = tuple(case for case in cases if case.case_id.startswith(composed(prefix)))
+        if not cases:
+            found = f"no case whose id starts with {prefix!r}" if prefix else "no case"
+            raise DatasetError(folder, [f"images{split}: {found}"])
+        super().__init__(cases, cases, transform=transform, device=device, case_ids=[case.case_id for case in cases])
+        self._align_spacing = align_spacing
+        self._image_transform = image_transform
+        self._label_transform = label_transform
+
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder."""
+        return self._folder
+
+    @property
+    def cases(self) -> tuple[NNUNetCase, ...]:
+        """The cases with their files, in the order of the items."""
+        return tuple(self._images)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels, background included and the ignore label not."""
+        return self.description.num_classes
+
+    @property
+    def num_channels(self) -> int:
+        """The number of channels of every image."""
+        return self.description.num_channels
+
+    def dicts(self, *, label: bool | None = None) -> list[dict[str, Any]]:
+        """Return the cases as MONAI's datasets take them: dictionaries of file names, for ``LoadImaged``.
+
+        They name the files as they are: this dataset's own transforms and ``align_spacing`` do not apply.
+
+        Args:
+            label: Whether each has a ``"label"``; None for those cases that have one, as all training cases do.
+
+        Returns:
+            For each case ``"image"``, a file name or for several channels a list of them in order, ``"label"``, a file
+            name, and ``"case_id"``.
+
+        Raises:
+            DatasetError: If ``label`` is True and a case has none.
+        """
+        missing = [case.case_id for case in self.cases if case.label is None]
+        if label and missing:
+            raise DatasetError(self._folder, [f"{case_id}: has no label" for case_id in missing])
+        entries: list[dict[str, Any]] = []
+        for case in self.cases:
+            files = [str(path) for path in case.images]
+            entry: dict[str, Any] = {"image": files[0] if len(files) == 1 else files, "case_id": case.case_id}
+            if case.label is not None and label is not False:
+                entry["label"] = str(case.label)
+            entries.append(entry)
+        return entries
+
+    @override
+    def load_image(self, idx: int) -> MetaTensor:
+        """Return a case's image with all its channels.
+
+        Raises:
+            ImageReadError: If a file does not decode, or the channels differ in number from what they should, or cover
+                other places. Those whose axes run another way in the same space are turned to the first's.
+        """
+        return self._tensor(self._image_scan(self._images[idx]), is_label=False)
+
+    @override
+    def load_label(self, idx: int) -> MetaTensor:
+        """Return a case's label ids, in the axes of its image where its own run another way in the same space.
+
+        Raises:
+            DatasetError: If the case has no label, which only test cases may lack.
+            ImageReadError: If the file does not decode or does not hold whole numbers.
+        """
+        case: NNUNetCase = self._labels[idx]
+        if case.label is None:
+            raise DatasetError(self._folder, [f"{case.case_id}: has no label; use load_image for images alone"])
+        label = read_scan(case.label, is_label=True)
+        return self._tensor(turned_label(label, read_geometry(case.images[0])), is_label=True)
+
+    def read(self, idx: int) -> tuple[Scan, Scan]:
+        """Return what ``load`` does as plain scans on the CPU, which needs no MONAI; errors are the same."""
+        loaders = ("load", "load_image", "load_label")
+        own = all(getattr(type(self), name) is getattr(NNUNetDataset, name) for name in loaders)
+        case: NNUNetCase = self._images[idx]
+        if self._align_spacing or case.label is None or not own:
+            image, label = (tensor.cpu() for tensor in self.load(idx))
+            return Scan.of(image), Scan.of(label)
+        image = self._image_scan(case)
+        return image, turned_label(read_scan(case.label, is_label=True), image.geometry)
+
+    def fold(  # one option more than the base
+        self,
+        *,
+        fold: int | Literal["all"] = 0,
+        k: int | None = None,
+        seed: int = DEFAULT_SEED,
+        groups: Grouping | None = None,
+        stratify_by: Strata | None = None,
+        splits: PathLike | None = None,
+    ) -> tuple[Self, Self]:
+        """Divide the cases into training and validation.
+
+        Without ``k``, ``groups`` and ``stratify_by``, the splits of an earlier nnU-Net run hold when there are any:
+        ``splits``, ``splits_final.json`` in the dataset's folder, or the one under ``$nnUNet_preprocessed``. Otherwise
+        the folds are nnU-Net's own.
+
+        Args:
+            fold: Which fold is held back; ``"all"`` holds nothing back: both sides are everything, as in nnU-Net.
+            k: Number of folds; ``None`` takes 5, or the number of cases where that is less. One case has no validation.
+            seed: Seeds the shuffle of folds made here.
+            groups: Keep cases together: a regular expression, a mapping, or a CSV file (``resolve_groups``).
+            stratify_by: Spread a property of the cases evenly over the folds.
+            splits: A split file in nnU-Net's format.
+
+        Returns:
+            The training and the validation dataset.
+
+        Raises:
+            SettingsError: If ``k`` or ``fold`` is out of range or options contradict each other.
+            DatasetError: If a split file names unknown cases or has a case on both sides.
+        """
+        if fold == "all":
+            return super().fold(fold=fold)
+        return self.sides(self.folds(k=k, seed=seed, groups=groups, stratify_by=stratify_by, splits=splits), fold)
+
+    def folds(
+        self,
+        *,
+        k: int | None = None,
+        seed: int = DEFAULT_SEED,
+        groups: Grouping | None = None,
+        stratify_by: Strata | None = None,
+        splits: PathLike | None = None,
+    ) -> tuple[Fold, ...]:
+        """Return every way to divide the cases that ``fold`` chooses from; arguments and errors are as there."""
+        makes_own = k is not None or groups is not None or stratify_by is not None
+        if splits is not None and makes_own:
+            raise SettingsError(
+                "splits states the folds, so k, groups and stratify_by cannot apply: give one or the other"
+            )
+        path = None if makes_own or self._split != "Tr" else self._splits_file(splits)
+        if path is None:
+            return choose_folds(self._case_ids, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
+        problems = split_problems(path, self._all_ids)
+        if problems:
+            raise DatasetError(self._folder, problems)
+        return read_splits(path, case_ids=self._all_ids)
+
+    @override
+    def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        image = image if self._image_transform is None else self._image_transform(image)
+        label = label if self._label_transform is None else self._label_transform(label)
+        return super()._transformed(image, label)
+
+    def _image_scan(self, case: NNUNetCase) -> Scan:
+        scan = read_channels(case.images)
+        channels = len(scan.values)
+        if channels != self.num_channels:
+            raise ImageReadError(
+                f"{case.images[0]}: found {channels} channels, expected {self.num_channels}: "
+                f"{', '.join(self.description.channel_names)} (dataset.json)"
+            )
+        return scan
+
+    def _tensor(self, scan: Scan, *, is_label: bool) -> MetaTensor:
+        tensor = scan.tensor(self._device)
+        return at_finest_spacing(tensor, is_label=is_label) if self._align_spacing else tensor
+
+    def _splits_file(self, given: PathLike | None) -> Path | None:
+        if given is not None:
+            if not Path(given).is_file():
+                raise BadInputError(f"{given}: no such file; expected nnU-Net splits")
+            return Path(given)
+        preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - the name is nnU-Net's
+        folders = [self._folder, *([Path(preprocessed) / self._folder.resolve().name] if preprocessed else [])]
+        return next((path for path in (folder / "splits_final.json" for folder in folders) if path.is_file()), None)

@@ -1,0 +1,340 @@
+"""What an nnU-Net folder's ``dataset.json`` says, and what is wrong with it.
+
+Both generations are understood: v2 (``channel_names``, labels by name) and v1 or Medical Segmentation Decathlon
+(``modality``, labels by id, a ``training`` list).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
+from candy_monai.data.values import as_ids, named
+from candy_monai.errors import DatasetError, did_you_mean
+from candy_monai.text import read_json
+
+Split = Literal["Tr", "Ts"]
+
+_MOST_SHOWN = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class NNUNetCase:
+    """The files of one case.
+
+    Attributes:
+        case_id: The name that image and label share.
+        images: One file a channel, or a single file that holds all channels.
+        label: ``None`` where there is none, which only test cases may lack.
+    """
+
+    case_id: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images and, where there is one, the label."""
+        return self.images if self.label is None else (*self.images, self.label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDescription:
+    """What ``dataset.json`` says, whichever generation it is of.
+
+    Attributes:
+        name: The dataset's name, or its folder's.
+        channel_names: By channel number.
+        labels: Name to id, or to several ids for a region; the background first, the ignore label left out.
+        regions_class_order: For regions, the id painted for each, in the order of painting.
+        ignore_label: The id of voxels that nobody annotated.
+        file_ending: With its dot, in lower case.
+        num_training: The number of training cases that the file states, if it does.
+        listed: Cases that the file lists by path, by split; empty where the folders are to be searched.
+    """
+
+    name: str
+    channel_names: tuple[str, ...]
+    labels: Mapping[str, int | tuple[int, ...]]
+    regions_class_order: tuple[int, ...] | None = None
+    ignore_label: int | None = None
+    file_ending: str
+    num_training: int | None = None
+    listed: Mapping[str, tuple[NNUNetCase, ...]] = field(default_factory=dict)
+
+    @property
+    def num_channels(self) -> int:
+        """The number of channels of every image."""
+        return len(self.channel_names)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels, background included and the ignore label not."""
+        return len(self.labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The labels' names in order, background first."""
+        return tuple(self.labels)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether a label covers several ids, so that classes overlap."""
+        return any(isinstance(ids, tuple) for ids in self.labels.values())
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        """Every id that a label file may hold, ascending; the ignore label is not among them."""
+        return tuple(sorted({label_id for label in self.labels.values() for label_id in as_ids(label)}))
+
+
+def read_description(folder: PathLike) -> DatasetDescription:
+    """Read and check ``dataset.json``.
+
+    Raises:
+        DatasetError: If the folder or the file is missing or its content does not make sense; lists every problem.
+    """
+    description, problems = parse_description(Path(folder))
+    if description is None or problems:
+        raise DatasetError(folder, problems)
+    return description
+
+
+def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str]]:
+    """Read ``dataset.json`` as far as possible and collect what is wrong with it."""
+    file = folder / "dataset.json"
+    if not folder.is_dir():
+        return None, [f"{folder}: no such folder; give the folder that holds dataset.json"]
+    if not file.exists():
+        inside = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
+        hint = f"; did you mean the folder {inside[0]!r} inside?" if inside else ""
+        return None, [f"{file}: missing; an nnU-Net dataset needs it{hint}"]
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        return None, [f"{file}: not valid JSON ({error})"]
+    if not isinstance(content, dict):
+        return None, [f"{file}: found a {type(content).__name__}, expected an object with 'channel_names' and 'labels'"]
+    problems: list[str] = []
+    channels = _channel_names(content, problems)
+    labels, ignore = _labels(content, problems)
+    order = _region_order(content, labels, problems)
+    problems += _label_problems(labels, ignore, order)
+    ending = _file_ending(content, folder, problems)
+    problems = [f"dataset.json: {problem}" for problem in problems]
+    if not channels or not labels or not ending:
+        return None, problems
+    return DatasetDescription(
+        name=str(content.get("name") or folder.name),
+        channel_names=channels,
+        labels=labels,
+        regions_class_order=order,
+        ignore_label=ignore,
+        file_ending=ending,
+        num_training=content["numTraining"] if isinstance(content.get("numTraining"), int) else None,
+        listed=_listed_cases(content, folder, problems),
+    ), problems
+
+
+def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str, ...]:
+    key = "channel_names" if "channel_names" in content else "modality"
+    names = content.get(key)
+    if isinstance(names, list):
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, dict) or not names:
+        hint = did_you_mean("channel_names", content)
+        problems.append(f'\'channel_names\' is missing or empty; expected for example {{"0": "CT"}}.{hint}')
+        return ()
+    if sorted(names) != sorted(str(index) for index in range(len(names))):
+        problems.append(f"{key!r} has the numbers {sorted(names)}, expected 0 to {len(names) - 1}")
+        return ()
+    return tuple(str(names[str(index)]) for index in range(len(names)))
+
+
+def _labels(content: Mapping[str, Any], problems: list[str]) -> tuple[dict[str, int | tuple[int, ...]], int | None]:
+    given = content.get("labels")
+    if not isinstance(given, dict) or not given:
+        hint = did_you_mean("labels", content)
+        problems.append(f'\'labels\' is missing or empty; expected for example {{"background": 0, "liver": 1}}.{hint}')
+        return {}, None
+    if all(str(key).isdigit() for key in given) and all(isinstance(value, str) for value in given.values()):
+        if len(set(given.values())) < len(given):
+            problems.append(f"'labels' gives two ids one name: {given}; names must differ")
+        given = {name: int(key) for key, name in given.items()}  # v1 maps ids to names
+    labels: dict[str, int | tuple[int, ...]] = {}
+    for name, value in given.items():
+        ids = tuple(_integer(entry) for entry in (value if isinstance(value, list) else [value]))
+        whole = tuple(entry for entry in ids if entry is not None)
+        if not whole or len(whole) < len(ids):
+            problems.append(f"label {name!r} is {value!r}, expected an id or a list of ids, 0 or more")
+        else:
+            labels[str(name)] = whole[0] if len(whole) == 1 else whole
+    ignore = next((name for name in labels if name.casefold() == "ignore"), None)
+    ignored = None if ignore is None else labels.pop(ignore)
+    if isinstance(ignored, tuple):
+        problems.append(f"the ignore label is {list(ignored)}, expected a single id")
+        ignored = None
+    if any(isinstance(ids, tuple) for ids in labels.values()):  # the order of regions is that of painting
+        return dict(sorted(labels.items(), key=lambda item: item[1] != 0)), ignored
+    return dict(sorted(labels.items(), key=lambda item: item[1])), ignored
+
+
+def _integer(value: object) -> int | None:
+    """Return a whole number from 0, which sloppy files write as text; None for anything else."""
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _region_order(
+    content: Mapping[str, Any], labels: Mapping[str, int | tuple[int, ...]], problems: list[str]
+) -> tuple[int, ...] | None:
+    order = content.get("regions_class_order")
+    if order is None:
+        if any(isinstance(ids, tuple) for ids in labels.values()):
+            problems.append("labels with several ids (regions) need 'regions_class_order': one id for each region")
+        return None
+    if not isinstance(order, list) or any(_integer(entry) is None for entry in order):
+        problems.append(f"'regions_class_order' is {order!r}, expected a list with one id for each foreground label")
+        return None
+    return tuple(int(entry) for entry in order)
+
+
+def _label_problems(
+    labels: Mapping[str, int | tuple[int, ...]], ignore: int | None, order: Sequence[int] | None
+) -> list[str]:
+    if not labels:
+        return []
+    problems = []
+    plain = [ids for ids in labels.values() if isinstance(ids, int)]
+    ids = sorted({label_id for label in labels.values() for label_id in as_ids(label)})
+    if 0 not in plain:
+        problems.append('no label has the id 0, expected "background": 0')
+    elif ids != list(range(len(ids))):
+        remap = ", ".join(f"{old} -> {new}" for new, old in enumerate(ids) if old != new)
+        problems.append(f"label ids {ids} have gaps, expected 0 to {len(ids) - 1}; remap a copy of the labels: {remap}")
+    has_regions = len(plain) < len(labels)
+    if not has_regions and len(set(plain)) < len(plain):
+        problems.append(f"two labels have one id: {dict(labels)}")
+    if ignore is not None and ignore != ids[-1] + 1:
+        problems.append(f"the ignore label is {ignore}, expected the id after the highest, {ids[-1] + 1}")
+    if order is None:
+        return problems
+    foreground = sum(value != 0 for value in labels.values())
+    if ignore is not None and ignore in order:
+        problems.append(f"'regions_class_order' holds the ignore label {ignore}; leave it out")
+    elif len(order) != foreground:
+        problems.append(f"'regions_class_order' has {len(order)} ids, expected {foreground}: one a foreground label")
+    elif set(order) - set(ids):
+        problems.append(f"'regions_class_order' holds {sorted(set(order) - set(ids))}, expected ids among {ids}")
+    return problems
+
+
+def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) -> str:
+    """Take the stated ending; v1 states none, so the first listed or stored image tells."""
+    ending = content.get("file_ending")
+    if isinstance(ending, str) and ending.lower() in READABLE:
+        return ending.lower()
+    if ending is not None:
+        problems.append(f"'file_ending' is {ending!r}, expected one of {', '.join(READABLE)}")
+        return ""
+    training = content.get("training")
+    entries = training if isinstance(training, list) else []
+    listed = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
+    images = folder / "imagesTr"
+    stored = sorted(path.name for path in images.iterdir()) if images.is_dir() else []
+    for name in (*(image for image in listed if isinstance(image, str)), *stored):
+        suffix = image_suffix(name)
+        if suffix in READABLE and not Path(name).name.startswith("."):
+            return suffix
+    problems.append("'file_ending' is missing, and no image tells it; expected for example \".nii.gz\"")
+    return ""
+
+
+def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str]) -> dict[str, tuple[NNUNetCase, ...]]:
+    """Read the cases that the file lists: a v2 ``dataset`` object, or v1 ``training`` and ``test`` lists."""
+    listed: dict[str, tuple[NNUNetCase, ...]] = {}
+    try:
+        if isinstance(content.get("dataset"), dict):
+            listed["Tr"] = tuple(
+                _listed_case(folder, case_id, entry["images"], entry["label"])
+                for case_id, entry in sorted(content["dataset"].items())
+            )
+        elif isinstance(content.get("training"), list) and content["training"]:
+            cases = {"Tr": content["training"], "Ts": content.get("test") or []}
+            for split, entries in cases.items():
+                names_image = [_names_image(entry) for entry in entries]
+                if not all(names_image):
+                    where = {"Tr": "training", "Ts": "test"}[split]
+                    problems.append(_without_image(where, entries, names_image))
+                entries = list(itertools.compress(entries, names_image))
+                pairs = [(e, None) if isinstance(e, str) else (e["image"], e.get("label")) for e in entries]
+                found = [_listed_case(folder, _listed_id(image), image, label) for image, label in pairs]
+                listed[split] = tuple(sorted(found, key=lambda case: case.case_id))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        problems.append(f"dataset.json: the list of cases lacks {error}, expected image(s) and label for each case")
+    if any(_is_split_by_channel(folder, cases) for cases in listed.values()):
+        return {}
+    unlabelled = [case.case_id for case in listed.get("Tr", ()) if case.label is None]
+    if unlabelled:
+        problems.append(
+            f"dataset.json: the list of training cases names no label for {named(unlabelled, limit=5)}; expected image "
+            'and label of each, as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
+        )
+    return listed
+
+
+def _names_image(entry: object) -> bool:
+    image = entry.get("image") if isinstance(entry, dict) else entry if isinstance(entry, str) else None
+    several = isinstance(image, list) and image and all(isinstance(path, str) for path in image)
+    return bool(several or (isinstance(image, str) and image))
+
+
+def _without_image(where: str, entries: Sequence[object], names_image: Sequence[bool]) -> str:
+    wrong = [index for index, is_right in enumerate(names_image) if not is_right]
+    shown = repr(entries[wrong[0]])
+    return (
+        f"dataset.json: {len(wrong)} of {len(entries)} entries of {where!r} name no image, the first is entry "
+        f"{wrong[0] + 1}, {shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '...'}; expected "
+        '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
+    )
+
+
+def _listed_id(image: str | Sequence[str]) -> str:
+    """Return the id of a case that a list names by its image, or by one image a channel."""
+    if isinstance(image, str):
+        return stem_of(_portable(image))
+    return split_channel(stem_of(_portable(image[0])))[0]
+
+
+def _listed_case(folder: Path, case_id: str, images: str | Sequence[str], label: str | None) -> NNUNetCase:
+    paths = [images] if isinstance(images, str) else images
+    return NNUNetCase(
+        case_id=composed(case_id),
+        images=tuple(_resolved(folder, image) for image in paths),
+        label=_resolved(folder, label) if label else None,
+    )
+
+
+def _resolved(folder: Path, path: str) -> Path:
+    return existing_path(folder / Path(os.path.expandvars(_portable(path))).expanduser())
+
+
+def _portable(path: str) -> str:
+    """Return a path as every system reads it: Windows writes backslashes between folders."""
+    return path if "/" in path else path.replace("\\", "/")
+
+
+def _is_split_by_channel(folder: Path, cases: Sequence[NNUNetCase]) -> bool:
+    """Tell nnU-Net v1 from the Decathlon: its list names ``case.nii.gz`` and the folder holds ``case_0000.nii.gz``."""
+    if not cases or len(cases[0].images) != 1 or cases[0].images[0].exists():
+        return False
+    first = cases[0].images[0]
+    return first.with_name(f"{cases[0].case_id}_0000{image_suffix(first)}").exists()

@@ -1,0 +1,144 @@
+"""Which files of an nnU-Net folder belong to which case.
+
+Lists folders and opens no image. What ``dataset.json`` says is read by ``nnunet_description``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase, Split, parse_description
+from candy_monai.data.images.formats import PICTURES, TIFFS
+from candy_monai.data.images.names import composed, split_channel
+from candy_monai.errors import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a folder holds by its description and the names of its files.
+
+    Attributes:
+        folder: The dataset's folder.
+        description: What ``dataset.json`` says; None where it makes no sense.
+        cases: The cases of each split that was looked for.
+        description_problems: What is wrong with ``dataset.json``.
+        problems: What is wrong with the files of each split.
+    """
+
+    folder: Path
+    description: DatasetDescription | None
+    cases: Mapping[Split, tuple[NNUNetCase, ...]]
+    description_problems: tuple[str, ...]
+    problems: Mapping[Split, tuple[str, ...]]
+
+
+def list_dataset(folder: Path, *splits: Split) -> Listing:
+    """Read a folder's description and pair the files of some splits; no image is opened."""
+    description, problems = parse_description(folder)
+    found = {} if description is None else {split: find_cases(folder, description, split) for split in splits}
+    return Listing(
+        folder=folder,
+        description=description,
+        cases={split: cases for split, (cases, _) in found.items()},
+        description_problems=tuple(problems),
+        problems={split: tuple(wrong) for split, (_, wrong) in found.items()},
+    )
+
+
+def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:
+    """Pair images and labels by case id, and collect what is wrong.
+
+    Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Ids have their accents
+    composed, since one name may be stored in two forms. Hidden files and files of other kinds are passed over. Several
+    channel names with a single picture ``_0000`` mean that this file holds all channels, as colour pictures do.
+
+    Args:
+        folder: The dataset's folder.
+        description: Its description.
+        split: ``"Tr"`` for training cases, ``"Ts"`` for test cases, whose labels may be missing.
+
+    Returns:
+        The whole cases, sorted by id, and a problem for every file that is missing or one too many.
+    """
+    listed = description.listed.get(split)
+    if listed is not None:
+        twice = sorted(case_id for case_id, count in Counter(case.case_id for case in listed).items() if count > 1)
+        missing = [f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice]
+        missing += [
+            f"{case.case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}"
+            for case in listed
+            for path in (*case.images, *((case.label,) if case.label else ()))
+            if not path.is_file()
+        ]
+        return listed, missing
+    problems: list[str] = []
+    ending = description.file_ending
+    channels = _images_by_case(folder / f"images{split}", ending, problems)
+    labels = {name: path for path, name in _files(folder / f"labels{split}", ending, problems)}
+    if split == "Tr" and not channels:
+        problems.append(f"imagesTr: no {ending} image found")
+    cases = []
+    for case_id, files in sorted(channels.items()):
+        problem = _channel_problem(case_id, files, description)
+        if split == "Tr" and case_id not in labels:
+            problem = problem or f"{case_id}: labelsTr/{case_id}{ending} is missing; add it or remove the image"
+        if problem:
+            problems.append(problem)
+        else:
+            images = tuple(files[channel] for channel in sorted(files))
+            cases.append(NNUNetCase(case_id=case_id, images=images, label=labels.get(case_id)))
+    for case_id in sorted(set(labels) - set(channels)):
+        hint = did_you_mean(case_id, channels)
+        problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, a label is there.{hint}")
+    return tuple(cases), problems
+
+
+def _unset(path: Path) -> str:
+    """Name the environment variables that a path still contains: those that are not set."""
+    variables = sorted(set(re.findall(r"\$\{?\w+\}?", str(path))))
+    return f"; set the environment variable {', '.join(variables)}" if variables else ""
+
+
+def _files(folder: Path, ending: str, problems: list[str]) -> list[tuple[Path, str]]:
+    """List files of one ending with their names without it; a name in two spellings of the ending is a problem."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or not path.name.lower().endswith(ending):
+            continue
+        name = composed(path.name[: -len(ending)])
+        if name in found:
+            alike = composed(found[name].name) == composed(path.name)
+            why = " (their accents are encoded in two ways)" if alike else ""
+            problems.append(f"{name}: found both {found[name].name} and {path.name} in {folder.name}{why}; remove one")
+        found.setdefault(name, path)
+    return [(path, name) for name, path in found.items()]
+
+
+def _images_by_case(folder: Path, ending: str, problems: list[str]) -> dict[str, dict[int, Path]]:
+    channels: dict[str, dict[int, Path]] = {}
+    for path, name in _files(folder, ending, problems):
+        case_id, channel = split_channel(name)
+        if channel is None:
+            problems.append(f"{folder.name}/{path.name}: no channel number; rename it to {name}_0000{ending}")
+            continue
+        channels.setdefault(case_id, {})[channel] = path
+    return channels
+
+
+def _channel_problem(case_id: str, files: Mapping[int, Path], description: DatasetDescription) -> str | None:
+    expected, ending = range(description.num_channels), description.file_ending
+    if description.num_channels > 1 and list(files) == [0] and ending in (*PICTURES, *TIFFS):
+        return None
+    folder = next(iter(files.values())).parent.name
+    missing = [f"{case_id}_{channel:04d}{ending}" for channel in expected if channel not in files]
+    if missing:
+        return f"{case_id}: {', '.join(missing)} missing in {folder}; found channels {sorted(files)}"
+    extra = [path.name for channel, path in sorted(files.items()) if channel not in expected]
+    if extra:
+        names = list(description.channel_names)
+        return f"{case_id}: {', '.join(extra)} in {folder} beyond the channels {names} of dataset.json"
+    return None

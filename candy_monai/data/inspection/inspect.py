@@ -1,0 +1,237 @@
+"""Look at every case once and keep what planning needs to know: the dataset's fingerprint.
+
+Decides nothing (that is ``candy_monai.data.planning``), repairs nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import nibabel
+import numpy as np
+
+from candy_monai.aliases import PathLike, Shape
+from candy_monai.data.geometric import bounding_box
+from candy_monai.data.inspection.digest import CaseSource, case_seed, dataset_digest, opened_dataset
+from candy_monai.data.inspection.fingerprint import (
+    CaseFingerprint,
+    ChannelFingerprint,
+    Fingerprint,
+    IntensityStatistics,
+    Orientation,
+)
+from candy_monai.data.workers import case_pool
+from candy_monai.errors import BadInputError, CandyError, DatasetError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from candy_monai.data.datasets.bases import SupervisedDataset
+    from candy_monai.data.datasets.nnunet_description import DatasetDescription
+    from candy_monai.data.images.reading import Scan
+
+
+_SAMPLES_PER_CASE = 10_000
+_SAMPLES_IN_ALL = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasuredCase:
+    """What a fingerprint needs to know of one case.
+
+    Attributes:
+        fingerprint: Its geometry and classes.
+        is_picture: Whether its file knows no physical space.
+        foreground: ``(C, n)`` intensities of labelled voxels in random order, at most 10 000.
+        whole: ``(C, n)`` intensities of any voxels in random order, at most 10 000.
+    """
+
+    fingerprint: CaseFingerprint
+    is_picture: bool
+    foreground: NDArray[np.floating]
+    whole: NDArray[np.floating]
+
+    def thinned(self, count: int) -> MeasuredCase:
+        """Return the case with so many samples at most: always the same ones."""
+        return replace(self, foreground=self.foreground[:, :count].copy(), whole=self.whole[:, :count].copy())
+
+
+def samples_per_case(num_cases: int, num_channels: int) -> int:
+    """Return how many samples of each case are pooled: fewer where there are many cases."""
+    return min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (num_cases * num_channels), 100))
+
+
+def inspect(
+    dataset: SupervisedDataset | CaseSource | PathLike, *, num_workers: int | None = None, places_per_class: int = 0
+) -> Fingerprint:
+    """Read every case once and summarise it, as it is before the dataset's transforms.
+
+    Intensities are sampled, at most 10 000 voxels a case and 10 million in all, with a generator seeded by the case id:
+    memory stays at ``num_workers`` cases whatever the dataset's size, and the result does not depend on order or
+    workers. Cases without labelled voxels take no part in foreground statistics.
+
+    Args:
+        dataset: A dataset, or the folder of one. Where nothing names its labels, they are those that occur.
+        num_workers: Threads; decoding and counting release Python's lock. ``None`` takes one a processor. Fewer where
+            the cases would not fit into memory.
+        places_per_class: Voxels of each foreground id to keep for each case, drawn evenly; all where there are fewer.
+
+    Raises:
+        DatasetError: With every case that cannot be read, holds NaN or infinite intensities, or whose label does not
+            fit its image.
+    """
+    source = opened_dataset(dataset)
+    cases = source.cases
+    if not cases:
+        raise DatasetError(source.description.name, ["no case found; check imagesTr and labelsTr"])
+    count = samples_per_case(len(cases), len(source.description.channel_names))
+
+    def measured(index: int) -> MeasuredCase | str:
+        case_id = cases[index].case_id
+        try:
+            image, label = source.read(index)
+            found = measure_case(case_id, image, label, source.description, num_places=places_per_class)
+            return found.thinned(count)
+        except CandyError as error:
+            return f"{case_id}: {error}"
+
+    with case_pool(cases, num_workers) as pool:
+        results = list(pool.map(measured, range(len(cases))))
+    problems = [result for result in results if isinstance(result, str)]
+    seen = [result for result in results if not isinstance(result, str)]
+    problems += mixed_axes(seen)
+    if problems:
+        raise DatasetError(source.description.name, problems)
+    return pooled_fingerprint(source.description, dataset_digest(source), seen)
+
+
+def mixed_axes(cases: Sequence[MeasuredCase]) -> list[str]:
+    """Return the problem of a dataset of both pictures and volumes, if it is one."""
+    dimensions = {len(case.fingerprint.shape) for case in cases}
+    if len(dimensions) < 2:
+        return []
+    return [f"found images with {sorted(dimensions)} spatial axes; all cases must have the same number"]
+
+
+def pooled_fingerprint(description: DatasetDescription, digest: str, cases: Sequence[MeasuredCase]) -> Fingerprint:
+    """Return the fingerprint of a dataset from what was measured of each of its cases."""
+    return Fingerprint(
+        dataset_name=description.name,
+        digest=digest,
+        is_picture=all(case.is_picture for case in cases),
+        labels=_labels(description, cases),
+        ignore_label=description.ignore_label,
+        region_order=description.regions_class_order if description.has_regions else None,
+        channels=tuple(
+            ChannelFingerprint(
+                name=name,
+                foreground=_pooled([case.foreground[channel] for case in cases]),
+                whole=IntensityStatistics.of(np.concatenate([case.whole[channel] for case in cases])),
+            )
+            for channel, name in enumerate(description.channel_names)
+        ),
+        cases=tuple(sorted((case.fingerprint for case in cases), key=lambda case: case.case_id)),
+    )
+
+
+def axis_codes(affine: NDArray[np.floating]) -> Orientation:
+    """Return the axis codes of a volume's 4 x 4 affine.
+
+    Raises:
+        BadInputError: If the affine is degenerate, so that an axis points nowhere.
+    """
+    codes = tuple(nibabel.aff2axcodes(affine))
+    if None in codes:
+        raise BadInputError(f"the affine does not say where every axis points: {np.asarray(affine).tolist()}")
+    return codes
+
+
+def measure_case(
+    case_id: str, image_scan: Scan, label_scan: Scan, description: DatasetDescription, *, num_places: int = 0
+) -> MeasuredCase:
+    """Measure a decoded case.
+
+    Args:
+        case_id: Seeds what is drawn.
+        image_scan: All channels of its image.
+        label_scan: Its label, in the axes of the image.
+        description: The dataset's description.
+        num_places: Voxels of each foreground id to keep.
+
+    Raises:
+        BadInputError: If the label does not fit the image, intensities are NaN or infinite, ids are negative, or the
+            affine is degenerate.
+    """
+    geometry = image_scan.geometry
+    image, label = image_scan.values.numpy(), label_scan.values.numpy()[0]
+    names = description.channel_names
+    if image.shape[1:] != label.shape or len(image) != len(names):
+        raise BadInputError(
+            f"found {len(image)} channels of shape {image.shape[1:]} and a label of shape {label.shape}, expected "
+            f"{len(names)} channels of the label's shape"
+        )
+    if not np.isfinite(image).all():
+        raise BadInputError("the image holds NaN or infinite intensities; replace them")
+    if label.min() < 0:
+        raise BadInputError(f"the label holds negative ids ({label.min()}); label ids start at 0")
+    foreground = label > 0
+    if description.ignore_label is not None:
+        foreground &= label != description.ignore_label
+    labelled, nonzero = bounding_box(foreground), bounding_box((image != 0).any(axis=0))
+    seed, most = case_seed(case_id), _SAMPLES_PER_CASE
+    rng, order = np.random.default_rng(seed), np.random.default_rng(seed)
+    inside = np.flatnonzero(foreground)
+    inside = rng.choice(inside, most) if len(inside) > most else order.permutation(inside)
+    anywhere = order.permutation(label.size) if label.size <= most else rng.integers(0, label.size, most)
+    return MeasuredCase(
+        fingerprint=CaseFingerprint(
+            case_id=case_id,
+            shape=tuple(label.shape),
+            spacing_mm=geometry.spacing_mm,
+            orientation=None if geometry.is_picture or label.ndim < 3 else axis_codes(geometry.affine),
+            nonzero_shape=_extent(nonzero) if nonzero else tuple(label.shape),
+            foreground_shape=_extent(labelled) if labelled else None,
+            class_voxels=_counts(label),
+            foreground_bbox=tuple(end for side in labelled for end in (side.start, side.stop)) if labelled else None,
+            class_places=_places(label, foreground, num_places, rng) if num_places else {},
+        ),
+        is_picture=geometry.is_picture,
+        foreground=np.stack([channel.ravel()[inside] for channel in image]),
+        whole=np.stack([channel.ravel()[anywhere] for channel in image]),
+    )
+
+
+def _counts(label: NDArray[np.integer]) -> dict[int, int]:
+    ids, counts = np.unique(label, return_counts=True) if label.max() > 0xFFFF else (None, np.bincount(label.ravel()))
+    found = np.arange(len(counts)) if ids is None else ids
+    return {int(index): int(count) for index, count in zip(found, counts, strict=True) if count}
+
+
+def _places(
+    label: NDArray[np.integer], foreground: NDArray[np.bool_], count: int, rng: np.random.Generator
+) -> dict[int, tuple[Shape, ...]]:
+    places = {}
+    for index in np.unique(label[foreground]):
+        found = np.flatnonzero(label == index)
+        chosen = found if len(found) <= count else np.sort(rng.choice(found, count, replace=False))
+        voxels = np.stack(np.unravel_index(chosen, label.shape), axis=1)
+        places[int(index)] = tuple(tuple(voxel) for voxel in voxels.tolist())
+    return places
+
+
+def _labels(description: DatasetDescription, cases: Sequence[MeasuredCase]) -> Mapping[str, int | tuple[int, ...]]:
+    if description.labels:
+        return dict(description.labels)
+    found = {index for case in cases for index in case.fingerprint.class_voxels}
+    return {"background": 0} | {f"class_{index}": index for index in sorted(found - {0})}
+
+
+def _pooled(samples: Sequence[NDArray[np.floating]]) -> IntensityStatistics | None:
+    pooled = np.concatenate(samples)
+    return IntensityStatistics.of(pooled) if len(pooled) else None
+
+
+def _extent(box: tuple[slice, ...]) -> Shape:
+    return tuple(side.stop - side.start for side in box)

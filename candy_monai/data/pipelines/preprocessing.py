@@ -1,0 +1,415 @@
+"""Bring a case to the grid and the scale that a plan asks for, and bring results back to the case's own grid.
+
+Both directions are the pipelines that the plan describes (``candy_monai.data.pipelines``); what was done to a case is
+traced in its image, as MONAI's invertible transforms do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from candy_monai.aliases import Shape
+from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.reading import Scan
+from candy_monai.data.inspection.inspect import axis_codes
+from candy_monai.data.pipelines.description import (
+    IMAGE,
+    LABEL,
+    PREDICTION,
+    OwnTransforms,
+    describe_pipelines,
+    preprocessing,
+)
+from candy_monai.data.planning.grid import axis_order, resampled_shape
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.values import without_metadata
+from candy_monai.errors import BadInputError
+from candy_monai.label_ids import holds_whole_numbers
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+    from monai.transforms import MapTransform
+    from numpy.typing import NDArray
+
+    from candy_monai.data.pipelines.building import Pipeline
+    from candy_monai.data.pipelines.description import Entry
+    from candy_monai.transforms.painting import LabelPainter
+
+_CERTAINLY_NOT = -1e4
+"""A logit whose probability is 0, and which half precision still holds."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreprocessedCase:
+    """A case on the plan's grid.
+
+    Attributes:
+        image: ``(C, *spatial)`` float32, normalised, with its affine and the trace of what was done to it.
+        label: ``(1, *spatial)`` label ids; ``None`` when none was given.
+    """
+
+    image: MetaTensor
+    label: Tensor | None
+
+    @property
+    def shape_before_resampling(self) -> Shape:
+        """The spatial shape after reorientation and cropping."""
+        from candy_monai.transforms.painting import shape_before_resampling
+
+        return shape_before_resampling(self.image)
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether resampling changed the shape."""
+        return self.shape_before_resampling != tuple(self.image.shape[1:])
+
+
+class Preprocessor:
+    """Preprocess cases as a plan asks, and undo it for results.
+
+    Args:
+        plan: The plan.
+        own: Transforms that extend or replace the plan's pipelines.
+
+    Attributes:
+        pipelines: The descriptions of the pipelines.
+    """
+
+    def __init__(self, plan: Plan, *, own: OwnTransforms | None = None) -> None:
+        self._plan = plan
+        self._trust = own is not None and own.trust
+        self.pipelines = describe_pipelines(plan, own=own)
+
+    @cached_property
+    def preprocessing(self) -> Pipeline:
+        """The pipeline from files, or from tensors with their affine, to what a network reads."""
+        from candy_monai.data.pipelines.building import build_pipeline
+        from candy_monai.data.pipelines.loading import LoadCased
+        from candy_monai.transforms import CropForegroundIfAnyd
+
+        ours: dict[str, Callable[..., object]] = {"LoadImaged": LoadCased, "CropForegroundd": CropForegroundIfAnyd}
+        if self._plan.resampling != "stock":
+            ours["Spacingd"] = self._spacing
+        return build_pipeline(self.pipelines["preprocessing"], name="preprocessing", instead=ours, trust=self._trust)
+
+    @cached_property
+    def augmentation(self) -> Pipeline:
+        """The pipeline that cuts a training patch out of a preprocessed case, at its ``center``, and changes it."""
+        from candy_monai.data.pipelines.building import build_pipeline
+
+        return build_pipeline(self.pipelines["augmentation"], name="augmentation", trust=self._trust)
+
+    @cached_property
+    def postprocessing(self) -> Pipeline:
+        """The pipeline from logits at ``pred``, beside the preprocessed image, to label ids on the grid of the file."""
+        return build_postprocessing(
+            self.pipelines["postprocessing"], preprocessing=self.preprocessing.transforms, trust=self._trust
+        )
+
+    @property
+    def own_postprocessing(self) -> list[Entry] | None:
+        """The steps after the plan's postprocessing, on the label map; None where the list is another altogether."""
+        planned, steps = describe_pipelines(self._plan)["postprocessing"], self.pipelines["postprocessing"]
+        return steps[len(planned) :] if steps[: len(planned)] == planned else None
+
+    def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
+        """Build MONAI's ``Spacingd``, and ours where the plan names it for cases that need no resampling."""
+        from monai.transforms import Spacingd
+
+        from candy_monai.transforms import ResampleToSpacingd
+
+        asked = {"keys": list(keys), "pixdim": list(pixdim), **stock}
+        if any(asked == {key: step[key] for key in step if key != "_target_"} for step in preprocessing(self._plan)):
+            return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
+        return Spacingd(keys, pixdim, **stock)
+
+    def apply(self, image: Scan | Tensor, label: Tensor | None = None) -> PreprocessedCase:
+        """Preprocess a case.
+
+        Args:
+            image: ``(C, *spatial)`` as loaded or as read, with its affine. A plain tensor counts as lying on the plan's
+                grid.
+            label: ``(1, *spatial)`` integer ids on the same grid.
+
+        Raises:
+            BadInputError: If channels or axes are not those of the plan, the label's shape differs, or intensities are
+                NaN or infinite.
+        """
+        from monai.data import MetaTensor
+
+        scan = image if isinstance(image, Scan) else Scan.of(image)
+        values = self._checked(scan, label)
+        affine = torch.from_numpy(self._affine(None if _is_plain(image) else scan.geometry))
+        # A copy, since MONAI's NormalizeIntensity writes into its input.
+        data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
+        if label is not None:
+            data[LABEL] = MetaTensor(without_metadata(label), affine=affine)
+        done = self._preprocessed(data)
+        ids = done[LABEL].as_tensor().contiguous() if label is not None else None
+        return PreprocessedCase(image=done[IMAGE].contiguous(), label=ids)
+
+    def _preprocessed(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        """Run the pipeline, and refuse what a step of the user's own made that cannot be trained on or undone."""
+        from candy_monai.data.pipelines.building import keeps_track
+
+        num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
+        for index, step in enumerate(self.preprocessing.transforms):
+            before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
+            data = step(before)
+            if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
+                raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
+        image, label = data[IMAGE], data.get(LABEL)
+        made = f"{where}: preprocessing made"
+        if len(image) != num_channels:
+            raise BadInputError(f"{made} {len(image)} channels of {num_channels}, expected as many as in the files")
+        if label is not None and label.shape[1:] != image.shape[1:]:
+            raise BadInputError(
+                f"{made} a label of shape {tuple(label.shape[1:])} for an image of {tuple(image.shape[1:])}: what "
+                "moves the image must move the label, too"
+            )
+        if not bool(torch.isfinite(image).all()):
+            raise BadInputError(f"{made} intensities that are NaN or infinite")
+        if label is not None and not holds_whole_numbers(label):
+            raise BadInputError(f"{made} label values that are no ids: labels must be moved by nearest neighbour")
+        return data
+
+    @property
+    def paints(self) -> tuple[int, ...]:
+        """The id that each of the plan's regions writes, in painting order; empty where labels exclude each other."""
+        return tuple(region.paints for region in self._plan.regions)
+
+    @property
+    def paints_in_parts(self) -> bool:
+        """Whether label ids can be painted before anything but resampling is undone, so that scores come in parts.
+
+        Not so where scores must be interpolated to undo a step of the user's own, or the way to ids is the user's own.
+        """
+        return self._plan.resampling != "stock" and self.own_postprocessing is not None and self._is_undone_exactly
+
+    @cached_property
+    def _is_undone_exactly(self) -> bool:
+        """Whether all but a last resampling of ours moves no voxel between others."""
+        from monai.transforms import Cropd, Flipd, Orientationd, Padd, Rotate90d, Transposed
+
+        from candy_monai.data.pipelines.building import keeps_track
+        from candy_monai.transforms import ResampleToSpacingd
+
+        moving = [step for step in self.preprocessing.transforms if keeps_track(step)]
+        if moving and isinstance(moving[-1], ResampleToSpacingd):
+            moving.pop()
+        return all(isinstance(step, Cropd | Flipd | Orientationd | Padd | Rotate90d | Transposed) for step in moving)
+
+    def shape_on_grid(self, geometry: Geometry) -> Shape:
+        """Return the shape that a case on this grid gets if nothing is cropped."""
+        order = tuple(range(len(geometry.spatial_shape)))
+        if self._plan.orientation is not None and not geometry.is_picture:
+            order, _ = axis_order(axis_codes(geometry.affine), self._plan.orientation)
+        shape = [geometry.spatial_shape[axis] for axis in order]
+        return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.spacing_mm)
+
+    def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:
+        """Turn scores into label ids on the grid of the file, as `postprocessing` does, in bounded memory.
+
+        Args:
+            scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
+            case: The preprocessed case.
+            probabilities: Whether ``scores`` are probabilities.
+
+        Returns:
+            ``(1, *shape)`` ids in the file's axes, uint8 or int16: the best class, 1 where a single sigmoid exceeds
+            0.5, or the plan's regions painted in their order.
+
+        Raises:
+            BadInputError: If the shape is not that of the preprocessed case.
+        """
+        self._check_scores(scores, case)
+        if not self.paints_in_parts:
+            return self.restore_whole(scores, case, are_probabilities=probabilities)[0]
+        painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
+        painter.add(tuple(slice(0, extent) for extent in scores.shape[1:]), scores.float())
+        return self.painted_labels(painter, case)
+
+    def restore_whole(
+        self, scores: Tensor, case: PreprocessedCase, *, are_probabilities: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Bring all scores to the grid of the file, whatever preprocessing did, and make ids and probabilities of them.
+
+        Args:
+            scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
+            case: The preprocessed case.
+            are_probabilities: Whether ``scores`` are probabilities.
+
+        Returns:
+            Ids ``(1, *shape)`` as from `restore_labels`, and probabilities ``(C, *shape)`` float32.
+        """
+        from monai.data import MetaTensor
+
+        from candy_monai.transforms.painting import id_type, label_ids, probabilities_of
+
+        inside = torch.ones_like(scores[:1], dtype=torch.float32)
+        restored = self._undone(torch.cat([scores.float(), inside]), case, nearest=False)
+        restored, outside = restored[:-1], restored[-1] < 0.5  # what was cropped away comes back as 0
+        restored[:, outside] = 0.0 if are_probabilities else _CERTAINLY_NOT
+        if self._is_exclusive(restored):
+            restored[0, outside] = 1.0 if are_probabilities else 0.0
+        if self.own_postprocessing is None:
+            if are_probabilities:
+                raise BadInputError("a postprocessing of one's own takes logits, not probabilities")
+            made = self.postprocessing({PREDICTION: MetaTensor(scores.float().cpu()), IMAGE: case.image})[PREDICTION]
+            ids = as_label_map(made, tuple(restored.shape[1:])).to(id_type(len(scores), self.paints))
+            return ids, probabilities_of(restored, paints=self.paints)
+        ids = label_ids(restored, paints=self.paints, threshold=0.5 if are_probabilities else 0.0)
+        return ids[None], probabilities_of(restored, ids, paints=self.paints, are_probabilities=are_probabilities)
+
+    def label_painter(
+        self,
+        case: PreprocessedCase,
+        *,
+        axis: int = 0,
+        probabilities: bool = False,
+        with_probabilities: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> LabelPainter:
+        """Return what turns a case's scores into ids part by part; `painted_labels` ends it.
+
+        Args:
+            case: The preprocessed case.
+            axis: The axis of the preprocessed case along which the scores come.
+            probabilities: Whether the scores are probabilities.
+            with_probabilities: Whether to keep every class's probability, too; `painted_probabilities` returns them.
+            device: Where the scores are.
+        """
+        from candy_monai.transforms.painting import LabelPainter
+
+        return LabelPainter(
+            tuple(case.image.shape[1:]),
+            case.shape_before_resampling,
+            axis=axis,
+            paints=self.paints,
+            are_probabilities=probabilities,
+            with_probabilities=with_probabilities,
+            device=device,
+        )
+
+    def painted_labels(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
+        """Return what a painter painted, ``(1, *shape)`` in the file's axes; what was cropped away is background."""
+        return self._undone(painter.labels()[None], case, nearest=True)
+
+    def _undone(self, values: Tensor, case: PreprocessedCase, *, nearest: bool) -> Tensor:
+        from monai.data import MetaTensor
+        from monai.transforms import Invertd
+
+        invert = Invertd(PREDICTION, self.preprocessing, IMAGE, nearest_interp=nearest)
+        undone: Tensor = invert({PREDICTION: MetaTensor(values), IMAGE: case.image})[PREDICTION].as_tensor()
+        return undone.contiguous()
+
+    def painted_probabilities(self, painter: LabelPainter, case: PreprocessedCase) -> Tensor:
+        """Return a painter's probabilities, ``(K, *shape)`` float32 in the file's axes.
+
+        The ids of `painted_labels` are those of the greatest. What was cropped away is background for certain.
+        """
+        values = painter.probabilities()
+        restored = self._undone(values, case, nearest=True)
+        if self._is_exclusive(values) and values[0].numel() < restored[0].numel():
+            inside = self._undone(torch.ones_like(values[:1], dtype=torch.uint8), case, nearest=True)
+            restored[0].masked_fill_(inside[0] == 0, 1.0)
+        return restored
+
+    def _is_exclusive(self, scores: Tensor) -> bool:
+        return len(scores) > 1 and not self._plan.regions
+
+    def _checked(self, scan: Scan, label: Tensor | None) -> Tensor:
+        """Return the intensities, once all is as the plan expects it."""
+        where, image, plan = scan.file_name or "the image", scan.values, self._plan
+        if image.ndim != plan.num_dims + 1 or len(image) != len(plan.channel_names):
+            raise BadInputError(
+                f"{where}: found shape {tuple(image.shape)}, expected {len(plan.channel_names)} channels "
+                f"({', '.join(plan.channel_names)}) and {plan.num_dims} spatial axes"
+            )
+        if label is not None and label.shape[1:] != image.shape[1:]:
+            raise BadInputError(
+                f"{where}: the label has shape {tuple(label.shape[1:])}, the image {tuple(image.shape[1:])}"
+            )
+        values = image.float()
+        if not bool(torch.isfinite(values).all()):
+            count = int((~torch.isfinite(values)).sum())
+            raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
+        return values
+
+    def _affine(self, geometry: Geometry | None) -> NDArray[np.float64]:
+        """Return the affine that preprocessing goes by; a plain tensor's, None, is that of the plan's own grid."""
+        plan = self._plan
+        if geometry is not None and not (geometry.is_picture and plan.orientation is not None):
+            if plan.orientation is not None:
+                axis_codes(geometry.affine)  # says so where an axis points nowhere
+            return geometry.affine.copy()
+        spacing = plan.spacing_mm if geometry is None else geometry.spacing_mm
+        affine = np.diag([*(spacing or (1.0,) * plan.num_dims), *(1.0,) * (4 - plan.num_dims)])
+        if plan.orientation is not None:
+            # Each axis points along the one of space that its code names: this column goes to that row.
+            signs = [1.0 if code in "RAS" else -1.0 for code in plan.orientation]
+            rows = [{"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}[code] for code in plan.orientation]
+            lengths = np.diag(affine)[:3].copy()
+            affine[:3, :3] = 0.0
+            affine[rows, range(3)] = lengths * signs
+        return affine
+
+    def _check_scores(self, scores: Tensor, case: PreprocessedCase) -> None:
+        expected = (self._plan.num_classes, *case.image.shape[1:])
+        if tuple(scores.shape) != expected:
+            raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
+
+
+def build_postprocessing(
+    entries: Sequence[Entry], *, preprocessing: Sequence[Callable[[Any], Any]] = (), trust: bool = False
+) -> Pipeline:
+    """Build postprocessing, or the steps that follow it.
+
+    Args:
+        entries: Its description.
+        preprocessing: What ``@preprocessing`` means in it.
+        trust: Build any callable that it names, instead of known transforms only.
+
+    Raises:
+        SettingsError: With the position of the entry that cannot be built.
+    """
+    from candy_monai.data.pipelines.building import build_pipeline
+    from candy_monai.transforms import KeepLargestComponentd
+
+    return build_pipeline(
+        entries,
+        name="postprocessing",
+        transforms={"preprocessing": preprocessing},
+        instead={"KeepLargestConnectedComponentd": KeepLargestComponentd},
+        trust=trust,
+    )
+
+
+def as_label_map(made: Tensor, shape: Shape) -> Tensor:
+    """Return what postprocessing made, ``(1, *shape)``.
+
+    Raises:
+        BadInputError: If it is no map of label ids of that shape.
+    """
+    if tuple(made.shape) != (1, *shape) or not holds_whole_numbers(made):
+        raise BadInputError(
+            f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
+            f"{(1, *shape)}"
+        )
+    return without_metadata(made)
+
+
+def _grid(values: Tensor) -> tuple[object, ...]:
+    affine = getattr(values, "affine", None)
+    return tuple(values.shape[1:]), None if affine is None else affine.tolist()
+
+
+def _is_plain(image: Scan | Tensor) -> bool:
+    return isinstance(image, Tensor) and not hasattr(image, "affine")

@@ -1,0 +1,259 @@
+"""Say of every choice in a plan what it is, why, and how to make another. Chooses nothing itself.
+
+The rules are those of ``plan``, ``grid``, ``sizing`` and ``normalization``; a rule that changes there changes its
+sentence here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from candy_monai.data.planning.grid import coarse_axis
+from candy_monai.data.planning.overrides import SETTABLE
+from candy_monai.data.values import named
+
+if TYPE_CHECKING:
+    from candy_monai.data.inspection.fingerprint import Fingerprint
+    from candy_monai.data.planning.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One entry of a plan, explained.
+
+    Attributes:
+        name: The entry.
+        value: As text, in the form that ``--set`` reads where the entry can be set.
+        reason: Why it is so, a sentence.
+        remedy: How to have it otherwise.
+    """
+
+    name: str
+    value: str
+    reason: str
+    remedy: str
+
+
+def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Choice, ...]:
+    """Explain every choice of a plan.
+
+    Args:
+        plan: The plan.
+        fingerprint: What it was made for.
+    """
+    choices = []
+    for name, why in _REASONS.items():
+        value = as_text(getattr(plan, name)) if name in _ENTRIES_AS_THEY_ARE else _VALUES[name](plan)
+        choices.append(
+            Choice(
+                name=name,
+                value=value,
+                reason="You asked for it." if name in plan.chosen else why(plan, fingerprint),
+                remedy=_remedy(name, value),
+            )
+        )
+    return tuple(choices)
+
+
+def as_text(value: object) -> str:
+    """Write a plan's value as ``--set`` reads it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        nested = bool(value) and isinstance(value[0], tuple)
+        return (";" if nested else ",").join(as_text(part) for part in value) or "none"
+    return str(value)
+
+
+def _orientation(plan: Plan, fingerprint: Fingerprint) -> str:
+    if plan.orientation is None:
+        return "Pictures have no orientation in space; rows and columns stay as stored."
+    found = Counter("".join(case.orientation) for case in fingerprint.cases if case.orientation)
+    stored = ", ".join(f"{codes} in {count}" for codes, count in found.most_common(4))
+    return f"Most cases are stored so ({stored}); the others are turned to it, and predictions are turned back."
+
+
+def _spacing(plan: Plan, fingerprint: Fingerprint) -> str:
+    if plan.spacing_mm is None:
+        return "Pictures know no millimetres and are not resampled."
+    axis = coarse_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
+    if axis is None:
+        return "The median spacing of the cases along each axis."
+    return (
+        f"The median spacing along each axis; axis {axis} lies across thick slices, so it keeps a coarse spacing of "
+        "its own (the 10th percentile where there are few slices) and is resampled apart from the others."
+    )
+
+
+def _resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.resampling == "none":
+        return "No case changes its shape at this spacing; another case that does is resampled as by extent."
+    return "Images by splines and labels by majority, on each case's exact extent; stock is MONAI's Spacingd."
+
+
+def _median_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
+    done = "cropping to non-zero voxels" + ("" if plan.spacing_mm is None else " and resampling")
+    return f"The median of the cases' shapes after {done}; the patch starts from it."
+
+
+def _normalization(plan: Plan, _fingerprint: Fingerprint) -> str:
+    texts = []
+    for name, how in zip(plan.channel_names, plan.normalization, strict=True):
+        where = " over its non-zero voxels" if how.nonzero_only else ""
+        texts.append(f"{name}: {_SCHEMES[how.scheme].format(how=how, where=where)}")
+    return f"By the channel's name, as in nnU-Net. {'; '.join(dict.fromkeys(texts))}."
+
+
+def _num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.regions:
+        return f"One sigmoid for each region ({', '.join(plan.class_names)}), since regions overlap."
+    if plan.num_classes == 1:
+        return "A single sigmoid for the one foreground label."
+    return f"The labels of dataset.json, background included ({named(plan.class_names, limit=6)})."
+
+
+def _loss(plan: Plan, _fingerprint: Fingerprint) -> str:
+    kind = (
+        "each output is decided by itself"
+        if plan.regions or plan.num_classes == 1
+        else "labels exclude each other, so their scores compete"
+    )
+    ignored = "" if plan.ignore_label is None else f" Voxels with the id {plan.ignore_label} count for nothing."
+    return f"Dice counters the imbalance of classes, cross-entropy gives smooth gradients; {kind}.{ignored}"
+
+
+def _patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
+    share = math.prod(plan.patch_shape) / math.prod(plan.median_shape)
+    return (
+        f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the memory; "
+        f"a multiple of {as_text(plan.divisor)}, which the network divides by. Holds {share:.0%} of a median case."
+    )
+
+
+def _batch_size(plan: Plan, fingerprint: Fingerprint) -> str:
+    return (
+        f"As many patches as memory, speed and a twentieth of the dataset's voxels ({len(fingerprint.cases)} cases) "
+        f"allow, at least 2; a step takes about {plan.step_bytes / 2**20:.0f} MiB."
+    )
+
+
+def _filters(plan: Plan, _fingerprint: Fingerprint) -> str:
+    return (
+        f"{plan.filters[0]} at the finest of {plan.num_levels} levels, by the memory, and doubled from level to level."
+    )
+
+
+def _kernel_sizes(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if any(1 in kernel for kernel in plan.kernel_sizes):
+        return "3 along each axis, and 1 along a coarse or flat axis until the others are as coarse."
+    return "3 along each axis, since the spacing is about the same along all."
+
+
+def _strides(plan: Plan, _fingerprint: Fingerprint) -> str:
+    return (
+        f"Each level halves the axes that are long enough, the finest-spaced first; in all by {as_text(plan.divisor)}."
+    )
+
+
+def _deep_supervision(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.deep_supervision:
+        return "Coarser levels are trained on coarser labels, which helps networks of more than two levels."
+    return "Two levels or fewer have no coarser output to supervise."
+
+
+def _mirror_axes(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.mirror_axes == tuple(range(plan.num_dims)):
+        return "All axes may be flipped. Leave out one whose two sides carry different labels, such as left and right."
+    return "Flat axes have nothing to flip, and axes whose sides carry different labels must not be flipped."
+
+
+def _num_epochs(plan: Plan, _fingerprint: Fingerprint) -> str:
+    steps = plan.num_epochs * plan.iterations_per_epoch
+    return f"{steps} steps in all, by the memory: a small one means a CPU, where a long schedule would take days."
+
+
+def _foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
+    ignored = {0, fingerprint.ignore_label}
+    shares = [
+        sum(count for index, count in case.class_voxels.items() if index not in ignored) / math.prod(case.shape)
+        for case in fingerprint.cases
+    ]
+    return (
+        f"Labelled voxels are {np.median(shares):.2g} of a median case; so many of the patches are centred on one, its "
+        "class chosen evenly."
+    )
+
+
+def _constant(text: str) -> Callable[[Plan, Fingerprint], str]:
+    return lambda _plan, _fingerprint: text
+
+
+def _remedy(name: str, value: str) -> str:
+    if name not in SETTABLE:
+        return _ELSEWHERE[name]
+    return (
+        f"--set {name}=..."
+        if value in ("none", "as stored")
+        else f"--set {name}={value}"
+        if ";" not in value
+        else f"--set '{name}={value}'"
+    )
+
+
+_SCHEMES = {
+    "ct": "clipped to {how.lower:.4g} .. {how.upper:.4g}, then centred on {how.mean:.4g} and divided by {how.std:.4g}, "
+    "the labelled voxels' own numbers, because CT has an absolute scale",
+    "zscore": "mean 0 and deviation 1 in each case{where}, because the scale differs from scan to scan",
+    "rescale_to_0_1": "each case's range to 0 .. 1",
+    "rgb_to_0_1": "divided by 255",
+    "nonorm": "left as it is",
+}
+
+_REASONS: dict[str, Callable[[Plan, Fingerprint], str]] = {
+    "orientation": _orientation,
+    "spacing_mm": _spacing,
+    "median_shape": _median_shape,
+    "normalization": _normalization,
+    "resampling": _resampling,
+    "num_classes": _num_classes,
+    "loss": _loss,
+    "patch_shape": _patch_shape,
+    "batch_size": _batch_size,
+    "filters": _filters,
+    "kernel_sizes": _kernel_sizes,
+    "strides": _strides,
+    "deep_supervision": _deep_supervision,
+    "mirror_axes": _mirror_axes,
+    "foreground_share": _foreground_share,
+    "learning_rate": _constant("The first step's rate for AdamW; it falls linearly to 0 at the end of the run."),
+    "weight_decay": _constant("AdamW's own default."),
+    "iterations_per_epoch": _constant("Steps between two entries of metrics.csv; --budget measures and decides it."),
+    "num_epochs": _num_epochs,
+    "validate_every": _constant("Whole cases are slow to score; the last epoch is always validated."),
+    "num_validation_cases": _constant(
+        "Enough to compare epochs by; when training is over, all validation cases are scored."
+    ),
+}
+
+_VALUES: dict[str, Callable[[Plan], str]] = {
+    "orientation": lambda plan: "".join(plan.orientation) if plan.orientation else "as stored",
+    "normalization": lambda plan: as_text(tuple(how.scheme for how in plan.normalization)),
+    "loss": lambda plan: (
+        "Dice + binary cross-entropy" if plan.regions or plan.num_classes == 1 else "Dice + cross-entropy"
+    ),
+}
+_ENTRIES_AS_THEY_ARE = frozenset(_REASONS) - frozenset(_VALUES)
+_ELSEWHERE = {
+    "median_shape": "follows from spacing_mm",
+    "loss": "override build_criterion in a trainer of your own (--trainer FILE:Class)",
+}

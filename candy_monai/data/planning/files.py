@@ -1,0 +1,142 @@
+"""Plans on disk: one that a user names, and those that were made for the earlier states of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.planning.overrides import SETTABLE, parsed_overrides
+from candy_monai.data.planning.plan import Plan, as_applied
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.files import atomic_write_text
+from candy_monai.text import read_json
+
+_DESCRIPTION = "experiment.json"
+
+_MADE_FOR = ("num_dims", "channel_names", "class_names", "ignore_label", "regions")
+"""What must be the same in a dataset for a plan to fit it."""
+
+_DECIDES_OTHERS = ("orientation", "spacing_mm", "normalization", "num_classes", "filters", "kernel_sizes", "strides")
+"""What other entries follow, so that it cannot be changed in a plan that is made."""
+
+_OF_THE_LENGTH = ("num_epochs", "iterations_per_epoch", "validate_every", "num_validation_cases")
+
+_NOT_COMPARED = ("dataset_name", "median_shape", "chosen")
+_MOST_SHOWN = 60
+
+
+def read_plan(path: PathLike) -> Plan:
+    """Read a plan.
+
+    Args:
+        path: An experiment folder, or a file that is a plan or holds one under ``plan``: ``experiment.json``,
+            ``inspection.json``, or one that a store keeps.
+
+    Raises:
+        BadInputError: If there is none, or it is not one of this version.
+    """
+    file = Path(path) / _DESCRIPTION if Path(path).is_dir() else Path(path)
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise BadInputError(
+            f"{file}: no plan can be read ({error}); give an experiment folder, or a file that holds a plan"
+        ) from error
+    values = content.get("plan", content) if isinstance(content, dict) else content
+    if not isinstance(values, dict):
+        raise BadInputError(f"{file}: holds no plan; give the folder of a run that was begun by 'candy-monai train'")
+    try:
+        return Plan.from_dict(values)
+    except (BadInputError, AttributeError) as error:
+        raise BadInputError(f"{file}: {error}") from error
+
+
+def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, path: PathLike) -> Plan:
+    """Return a plan that a user gave, for a dataset.
+
+    Args:
+        given: The plan.
+        made: What would be planned for the dataset anew.
+        overrides: Entries to change all the same.
+        path: Where the plan was, for messages.
+
+    Raises:
+        BadInputError: If the plan is not for such a dataset.
+        SettingsError: If an override is one that the others follow.
+    """
+    for name in _MADE_FOR:
+        if getattr(given, name) != getattr(made, name):
+            raise BadInputError(
+                f"{path}: the plan is not for this dataset: its {name} is {_shown(getattr(given, name))}, the "
+                f"dataset's {_shown(getattr(made, name))}; leave out --plan to plan anew"
+            )
+    wishes = dict(parsed_overrides(overrides))
+    following = sorted(wishes.keys() & set(_DECIDES_OTHERS))
+    if following:
+        raise SettingsError(
+            f"--set {following[0]}: other entries of a plan follow it, and --plan keeps them; leave out one of both"
+        )
+    chosen = {*given.chosen, *wishes, *(SETTABLE - set(_OF_THE_LENGTH))}
+    changes: dict[str, Any] = {**wishes, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
+    if given.resampling == "none" and (made.resampling, made.spacing_mm) != ("none", given.spacing_mm):
+        changes.setdefault("resampling", "extent")  # some cases of this dataset change their shape
+    return dataclasses.replace(given, **changes)
+
+
+def plan_changes(old: Plan, new: Plan) -> list[str]:
+    """Return what of a plan has changed that preprocessing or training follows, as ``entry old -> new``."""
+    old, new = as_applied(old), as_applied(new)
+    texts = []
+    for name in (field.name for field in dataclasses.fields(Plan) if field.name not in _NOT_COMPARED):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            texts.append(name if name == "normalization" else f"{name} {_shown(before)} -> {_shown(after)}")
+    return texts
+
+
+def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[object]) -> tuple[list[str], Path] | None:
+    """Keep the plan of a dataset's present state, and compare it with that of the state before.
+
+    Args:
+        folder: Where derived data lie; made when missing.
+        plan: The plan.
+        digest: The dataset's.
+        wishes: What the plan depends on besides the dataset: only plans of the same wishes are compared.
+
+    Returns:
+        What changed since the state before, and the file that keeps the plan of then; None where nothing did, or this
+        state was planned for already.
+    """
+    wish = hashlib.blake2b(repr(wishes).encode(), digest_size=4).hexdigest()
+    stem = f"{quote(plan.dataset_name, safe=' ')}.plan-{wish}"
+    path = Path(folder) / f"{stem}-{digest}.json"
+    is_known = path.exists()
+    earlier = sorted(set(Path(folder).glob(f"{_literal(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps({"plan": plan.to_dict()}, indent=1), durable=False)
+    if is_known or not earlier:
+        return None
+    try:
+        changes = plan_changes(read_plan(earlier[-1]), plan)
+    except BadInputError:  # damaged, or of another version
+        return None
+    return (changes, earlier[-1]) if changes else None
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _shown(value: object) -> str:
+    text = ",".join(f"{entry:.4g}" if isinstance(entry, float) else str(entry) for entry in _entries(value))
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
+
+
+def _entries(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)

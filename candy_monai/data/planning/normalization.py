@@ -1,0 +1,99 @@
+"""How each channel's intensities are brought to a common scale: the schemes, and what selects and fills them.
+
+The schemes and the names that select them are those of nnU-Net's dataset format. The arithmetic is MONAI's, or that of
+``candy_monai.transforms.NormalizeForeground``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from candy_monai.errors import SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from candy_monai.data.inspection.fingerprint import IntensityStatistics
+
+SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
+"""The names of all schemes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelNormalization:
+    """How one channel is normalised.
+
+    Attributes:
+        scheme: One of ``SCHEMES``.
+        lower: For ``ct``, the intensity below which everything is clipped.
+        upper: For ``ct``, the intensity above which everything is clipped.
+        mean: For ``ct``, what is subtracted. For ``zscore``, the channel's mean over all cases, to show it by.
+        std: For ``ct``, what is divided by. For ``zscore``, the channel's deviation over all cases.
+        nonzero_only: For ``zscore``, whether mean and deviation are taken over non-zero voxels and zeros stay zero:
+            for images whose background was blanked, as after skull stripping.
+    """
+
+    scheme: str
+    lower: float = 0.0
+    upper: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+    nonzero_only: bool = False
+
+
+def scheme_of(channel_name: str) -> str:
+    """Return the scheme that a channel's name asks for; any name that is no scheme's means ``zscore``."""
+    name = channel_name.casefold()
+    return name if name in SCHEMES else "zscore"
+
+
+def channel_normalization(
+    scheme: str, statistics: IntensityStatistics, *, nonzero_only: bool = False
+) -> ChannelNormalization:
+    """Fill a scheme with a channel's statistics.
+
+    Args:
+        scheme: One of ``SCHEMES``.
+        statistics: The channel's intensities: for ``ct`` over labelled voxels, or over all where there are none.
+        nonzero_only: See ``ChannelNormalization``; of no effect but for ``zscore``.
+
+    Raises:
+        SettingsError: If the scheme is unknown.
+    """
+    if scheme not in SCHEMES:
+        raise SettingsError(
+            f"unknown normalization {scheme!r}: expected one of {', '.join(SCHEMES)}.{did_you_mean(scheme, SCHEMES)}"
+        )
+    if scheme == "zscore":
+        return ChannelNormalization(scheme=scheme, mean=statistics.mean, std=statistics.std, nonzero_only=nonzero_only)
+    if scheme != "ct":
+        return ChannelNormalization(scheme=scheme)
+    return ChannelNormalization(
+        scheme=scheme,
+        lower=statistics.percentile_00_5,
+        upper=statistics.percentile_99_5,
+        mean=statistics.mean,
+        std=statistics.std,
+    )
+
+
+def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
+    """Bring a normalised image back to about its own scale, for the eye: a case's own mean and deviation are lost.
+
+    Args:
+        image: ``(C, *spatial)``, normalised.
+        channels: One entry a channel.
+
+    Returns:
+        A new float32 tensor of the same shape.
+    """
+    return torch.stack([_usual(values, how) for values, how in zip(image.float(), channels, strict=True)])
+
+
+def _usual(values: Tensor, how: ChannelNormalization) -> Tensor:
+    if how.scheme in ("ct", "zscore"):
+        return values * how.std + how.mean
+    return values * 255.0 if how.scheme == "rgb_to_0_1" else values

@@ -1,0 +1,319 @@
+"""Derive from a dataset's fingerprint everything that preprocessing, network and training need: the plan.
+
+Owns the plan and the rules that choose its values. Reads no image and builds no network; the plan is a pure function of
+fingerprint, memory and overrides. The rules follow nnU-Net (Isensee et al., Nature Methods 18, 2021), with a lighter
+network where memory is short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from candy_monai.aliases import Shape
+from candy_monai.data.planning.grid import coarse_axis, majority_orientation, median_shape, planned_shape, target_grid
+from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
+from candy_monai.data.planning.overrides import Wishes, parsed_overrides
+from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network
+from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
+from candy_monai.data.values import as_ids, frozen
+from candy_monai.errors import BadInputError, SettingsError
+
+if TYPE_CHECKING:
+    from candy_monai.data.inspection.fingerprint import Fingerprint, Orientation
+
+DEFAULT_MEMORY_BYTES = 1 << 30
+"""What a plan assumes when no memory is named: little enough for a network that a CPU trains in minutes."""
+
+_LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers bears it, and short schedules need it
+_MUCH_BLANKED = 0.75
+_BY_LEVEL = ("kernel_sizes", "strides")
+_ALONG_AXES = ("patch_shape", "spacing_mm", "orientation", *_BY_LEVEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A foreground region: a union of labels with an output channel of its own.
+
+    Attributes:
+        name: The region's name.
+        ids: The label ids that it unites.
+        paints: The id that it writes into a label map; later regions overwrite earlier ones.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    paints: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a dataset is preprocessed, sampled and trained on. All axes are those after reorientation.
+
+    Attributes:
+        dataset_name: The dataset that the plan was made for.
+        num_dims: Spatial axes, 2 or 3.
+        orientation: Axis codes to which volumes are brought; ``None`` leaves axes as stored (anything 2-D).
+        spacing_mm: Distance of voxels to which cases are resampled; ``None`` for pictures, which never are.
+        median_shape: Median shape of the cases after cropping and resampling.
+        channel_names: The image's channels.
+        normalization: One entry a channel.
+        class_names: What the output channels mean: the labels with background, or the regions.
+        num_classes: Channels of the network's output: labels with background, 1 for a single sigmoid, or one a region.
+        ignore_label: Id that is left out of loss, sampling and scores; ``None`` without.
+        regions: Overlapping regions in painting order; empty when labels exclude each other.
+        patch_shape: What training cuts and inference slides; a multiple of ``divisor``.
+        batch_size: Patches in an optimizer step.
+        filters: Width of each network level, finest first.
+        kernel_sizes: Kernel of each level.
+        strides: What each level halves on entry.
+        deep_supervision: Whether coarser levels are supervised, too.
+        mirror_axes: Spatial axes that augmentation may flip. Leave out an axis whose sides carry different labels.
+        foreground_share: Share of patches that are centred on a labelled voxel, 0 to 1.
+        learning_rate: Initial rate.
+        weight_decay: Of the optimizer.
+        iterations_per_epoch: Optimizer steps in an epoch.
+        num_epochs: Length of the schedule.
+        validate_every: Epochs from one validation to the next.
+        num_validation_cases: Cases scored in a validation, evenly chosen; ``None`` takes all.
+        chosen: Names of the entries that the user chose, sorted; the others follow from the data.
+        resampling: ``extent`` keeps each case's extent, by ``ResampleToSpacingd``; ``stock`` takes MONAI's
+            ``Spacingd``; ``none`` names ``Spacingd`` where no case of the dataset is resampled, so that MONAI alone
+            builds the pipeline, and any other case is resampled as by ``extent``.
+    """
+
+    dataset_name: str
+    num_dims: int
+    orientation: Orientation | None
+    spacing_mm: tuple[float, ...] | None
+    median_shape: Shape
+    channel_names: tuple[str, ...]
+    normalization: tuple[ChannelNormalization, ...]
+    class_names: tuple[str, ...]
+    num_classes: int
+    ignore_label: int | None
+    regions: tuple[Region, ...]
+    patch_shape: Shape
+    batch_size: int
+    filters: tuple[int, ...]
+    kernel_sizes: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+    deep_supervision: bool
+    mirror_axes: tuple[int, ...]
+    foreground_share: float
+    learning_rate: float
+    weight_decay: float
+    iterations_per_epoch: int
+    num_epochs: int
+    validate_every: int
+    num_validation_cases: int | None
+    chosen: tuple[str, ...] = ()
+    resampling: str = "extent"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def topology(self) -> Topology:
+        """The network's kernels and strides."""
+        return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides)
+
+    @property
+    def divisor(self) -> Shape:
+        """What each axis of the network's input must be a multiple of: the product of its strides."""
+        return self.topology.divisor
+
+    @property
+    def step_bytes(self) -> int:
+        """Memory of a training step, as ``candy_monai.data.planning.topology.training_bytes`` estimates it."""
+        return training_bytes(
+            self.patch_shape,
+            self.topology,
+            self.filters,
+            batch_size=self.batch_size,
+            num_inputs=len(self.channel_names),
+            num_outputs=self.num_classes,
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the network, the finest and the lowest included."""
+        return len(self.filters)
+
+    @property
+    def coarse_axis(self) -> int | None:
+        """The axis across thick slices, if there is one: see the function of this name."""
+        return coarse_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values that JSON stores and ``from_dict`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Plan:
+        """Restore a plan, also after a round trip through JSON.
+
+        Raises:
+            BadInputError: If an entry is missing, unknown or of the wrong kind.
+        """
+        try:
+            plain: dict[str, Any] = {key: frozen(value) for key, value in values.items()}
+            plain["normalization"] = tuple(ChannelNormalization(**entry) for entry in plain["normalization"])
+            plain["regions"] = tuple(Region(**entry) for entry in plain["regions"])
+            return cls(**plain)
+        except (TypeError, KeyError) as error:
+            raise BadInputError(f"not a plan of this version ({error}): plan the dataset again") from error
+
+
+def as_applied(plan: Plan) -> Plan:
+    """Return the plan without what follows from every case and changes none: statistics that only show an image."""
+    normalization = tuple(
+        replace(channel, mean=0.0, std=1.0) if channel.scheme == "zscore" else channel for channel in plan.normalization
+    )
+    resampling = "extent" if plan.resampling == "none" else plan.resampling  # both do the same to any case
+    return replace(plan, normalization=normalization, resampling=resampling)
+
+
+def plan(
+    fingerprint: Fingerprint, *, memory_bytes: int | None = None, overrides: Mapping[str, object] | None = None
+) -> Plan:
+    """Choose everything that follows from a dataset, a memory and the user's own wishes.
+
+    The patch starts at the cases' median shape and loses voxels, proportionally, until a step of two patches fits into
+    the memory by the model of ``topology.training_bytes``. Each axis is rounded up to what the network
+    divides it by, and the batch grows while memory allows, to at most a twentieth of the dataset's voxels. Under 4 GiB,
+    which means a CPU or a small GPU, the network starts at 16 filters instead of 32, a step is kept at about 400 000
+    voxels, and the schedule is short.
+
+    Args:
+        fingerprint: From ``inspect``.
+        memory_bytes: Memory that a training step may use. ``None`` assumes 1 GiB, whatever the machine.
+        overrides: Entries of the plan by name, as values or as text: ``{"patch_shape": "40,56,40"}``. What follows
+            from an overridden entry follows it: eight filters on three levels make a network of three levels.
+
+    Raises:
+        SettingsError: If an override is unknown, of the wrong kind, or contradicts another.
+    """
+    wishes = parsed_overrides(overrides or {})
+    _check_axes(fingerprint.num_dims, wishes)
+    memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
+    light = memory < LIGHT_BELOW_BYTES
+    orientation = wishes.get("orientation", majority_orientation(fingerprint))
+    spacing, shapes = target_grid(fingerprint, orientation, wishes)
+    as_stored = [planned_shape(case, orientation, None) for case in fingerprint.cases]
+    is_resampled = any(shape != other for shape, other in zip(shapes, as_stored, strict=True))
+    class_names, num_classes, regions = _classes(fingerprint, wishes)
+    network = fit_network(
+        shapes,
+        spacing or (1.0,) * fingerprint.num_dims,
+        num_inputs=len(fingerprint.channels),
+        num_outputs=num_classes,
+        memory_bytes=memory,
+        wishes=wishes,
+    )
+    default_mirrors = tuple(axis for axis, size in enumerate(network.patch_shape) if size > 1)
+    return Plan(
+        dataset_name=fingerprint.dataset_name,
+        num_dims=fingerprint.num_dims,
+        orientation=orientation,
+        spacing_mm=spacing,
+        median_shape=median_shape(shapes),
+        channel_names=fingerprint.channel_names,
+        normalization=_normalization(fingerprint, wishes.get("normalization")),
+        class_names=class_names,
+        num_classes=num_classes,
+        ignore_label=fingerprint.ignore_label,
+        regions=regions,
+        patch_shape=network.patch_shape,
+        batch_size=network.batch_size,
+        filters=network.filters,
+        kernel_sizes=network.topology.kernel_sizes,
+        strides=network.topology.strides,
+        deep_supervision=wishes.get("deep_supervision", len(network.filters) > 2),
+        mirror_axes=wishes.get("mirror_axes", default_mirrors),
+        foreground_share=wishes.get("foreground_share", 0.33),
+        learning_rate=wishes.get("learning_rate", _LEARNING_RATE),
+        weight_decay=wishes.get("weight_decay", 1e-2),
+        iterations_per_epoch=wishes.get("iterations_per_epoch", 50 if light else 250),
+        num_epochs=wishes.get("num_epochs", 100 if light else 200),
+        validate_every=wishes.get("validate_every", 5),
+        num_validation_cases=wishes.get("num_validation_cases", 16),
+        chosen=tuple(sorted(wishes)),
+        resampling=wishes.get("resampling", "extent" if is_resampled else "none"),
+    )
+
+
+def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
+    """Return what the output's channels mean, how many there are, and the regions."""
+    names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
+    if fingerprint.region_order is None:
+        ordered = tuple(sorted(names, key=lambda name: as_ids(fingerprint.labels[name])))
+        num_classes = wishes.get("num_classes", len(ordered))
+        if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
+            raise SettingsError(
+                f"num_classes={num_classes} contradicts the dataset's {len(ordered)} labels ({', '.join(ordered)}); "
+                "leave it out, or say 1 where there is one foreground label"
+            )
+        return ordered, num_classes, ()
+    foreground = [name for name in names if as_ids(fingerprint.labels[name]) != (0,)]
+    if wishes.get("num_classes", len(foreground)) != len(foreground):
+        raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
+    regions = tuple(
+        Region(name=name, ids=as_ids(fingerprint.labels[name]), paints=paints)
+        for name, paints in zip(foreground, fingerprint.region_order, strict=True)
+    )
+    return tuple(foreground), len(regions), regions
+
+
+def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) -> tuple[ChannelNormalization, ...]:
+    names = schemes or tuple(scheme_of(name) for name in fingerprint.channel_names)
+    if len(names) == 1:
+        names *= len(fingerprint.channels)
+    if len(names) != len(fingerprint.channels):
+        raise SettingsError(f"normalization names {len(names)} schemes for {len(fingerprint.channels)} channels")
+    kept = [math.prod(case.nonzero_shape) / math.prod(case.shape) for case in fingerprint.cases]
+    blanked = float(np.median(kept)) < _MUCH_BLANKED
+    return tuple(
+        channel_normalization(
+            name, channel.foreground or channel.whole if name == "ct" else channel.whole, nonzero_only=blanked
+        )
+        for name, channel in zip(names, fingerprint.channels, strict=True)
+    )
+
+
+def _check(plan: Plan) -> None:
+    """Refuse a plan whose entries contradict each other."""
+    check_levels(plan.filters, plan.kernel_sizes, plan.strides)
+    _check_axes(plan.num_dims, {name: getattr(plan, name) for name in _ALONG_AXES})
+    if any(size % step for size, step in zip(plan.patch_shape, plan.divisor, strict=True)):
+        nearest = "x".join(map(str, rounded_up(plan.patch_shape, plan.divisor)))
+        raise SettingsError(
+            f"patch_shape {'x'.join(map(str, plan.patch_shape))} is no multiple of what the network divides by, "
+            f"{'x'.join(map(str, plan.divisor))}: take {nearest}, or give strides or fewer filters"
+        )
+    if not 0.0 <= plan.foreground_share <= 1.0:
+        raise SettingsError(f"foreground_share must lie in 0 .. 1, got {plan.foreground_share}")
+    if any(axis not in range(plan.num_dims) for axis in plan.mirror_axes):
+        raise SettingsError(f"mirror_axes must lie in 0 .. {plan.num_dims - 1}, got {plan.mirror_axes}")
+    positive = ("batch_size", "iterations_per_epoch", "num_epochs", "validate_every", "learning_rate")
+    for name in positive:
+        if not 0 < getattr(plan, name) < math.inf:  # not so for NaN either
+            raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")
+    for name in ("patch_shape", "filters", "spacing_mm"):
+        if not all(0 < entry < math.inf for entry in getattr(plan, name) or ()):
+            raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")
+
+
+def _check_axes(num_dims: int, entries: Mapping[str, Any]) -> None:
+    """Refuse entries, a plan's or a user's, that have not one value for each spatial axis."""
+    for name in _ALONG_AXES:
+        value = entries.get(name)
+        levels = value or () if name in _BY_LEVEL else () if value is None else (value,)
+        for level, along_axes in enumerate(levels):
+            if len(along_axes) != num_dims:
+                where = f"{name}[{level}]" if name in _BY_LEVEL else name
+                raise SettingsError(f"{where} has {len(along_axes)} entries for {num_dims} spatial axes: {along_axes}")

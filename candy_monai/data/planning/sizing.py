@@ -1,0 +1,173 @@
+"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others.
+
+Owns the search. What a topology is and costs is in ``candy_monai.data.planning.topology``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from candy_monai.aliases import Shape
+from candy_monai.data.planning.grid import median_shape
+from candy_monai.data.planning.overrides import Wishes
+from candy_monai.data.planning.topology import (
+    Topology,
+    check_levels,
+    filters_of,
+    kernels_of,
+    rounded_up,
+    topology_of,
+    topology_with,
+    training_bytes,
+)
+from candy_monai.errors import SettingsError
+
+LIGHT_BELOW_BYTES = 4 << 30
+"""A memory below this means a CPU or a small GPU, and a network that starts at 16 filters instead of 32."""
+
+_LIGHT_VOXELS_PER_STEP = 400_000
+_LARGEST_SHARE_OF_DATASET = 0.05  # a batch that saw more of all voxels would hardly be random
+_SMALLEST_BATCH = 2
+_LARGEST_BATCH = {2: 32, 3: 16}
+_LONGEST_SIDE = {2: 2048, 3: 256}
+_SHORTEST_SIDE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network over a patch.
+
+    Attributes:
+        patch_shape: Voxels along each axis.
+        batch_size: Patches in a step.
+        filters: Width of each level.
+        topology: Kernels and strides of each level.
+    """
+
+    patch_shape: Shape
+    batch_size: int
+    filters: tuple[int, ...]
+    topology: Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    spacing_mm: Sequence[float]
+    num_inputs: int
+    num_outputs: int
+    light: bool
+    wishes: Wishes
+
+    def network(self, patch: Shape, batch_size: int) -> Network:
+        """Return the network for a patch, which is rounded up to what the network divides by."""
+        topology = self._topology(patch)
+        base, limit = (16, 256) if self.light else (32, 320 if len(patch) == 3 else 512)
+        filters = self.wishes.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
+        check_levels(filters, topology.kernel_sizes, topology.strides)
+        rounded = patch if "patch_shape" in self.wishes else rounded_up(patch, topology.divisor)
+        return Network(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
+
+    def cost(self, network: Network, batch_size: int) -> int:
+        return training_bytes(
+            network.patch_shape,
+            network.topology,
+            network.filters,
+            batch_size=batch_size,
+            num_inputs=self.num_inputs,
+            num_outputs=self.num_outputs,
+        )
+
+    def _topology(self, patch: Shape) -> Topology:
+        strides, kernels = self.wishes.get("strides"), self.wishes.get("kernel_sizes")
+        if strides is None:
+            topology = self._pooled(patch, self.wishes.get("filters") or kernels)
+            return Topology(kernel_sizes=kernels or topology.kernel_sizes, strides=topology.strides)
+        return Topology(kernel_sizes=kernels or kernels_of(strides, patch, self.spacing_mm), strides=strides)
+
+    def _pooled(self, patch: Shape, by_level: Sequence[object] | None) -> Topology:
+        if by_level is None:
+            return topology_of(patch, self.spacing_mm, max_levels=6 if self.light else 8)
+        topology = topology_with(patch, self.spacing_mm, num_levels=len(by_level))
+        if topology is None:
+            raise SettingsError(
+                f"{len(by_level)} network levels were asked for, but a patch of {'x'.join(map(str, patch))} cannot be "
+                "halved so often: name fewer filters, or give a larger patch_shape"
+            )
+        return topology
+
+
+def fit_network(
+    shapes: Sequence[Shape],
+    spacing_mm: Sequence[float],
+    *,
+    num_inputs: int,
+    num_outputs: int,
+    memory_bytes: int,
+    wishes: Wishes,
+) -> Network:
+    """Return the largest patch, then the largest batch, that a memory allows.
+
+    Args:
+        shapes: The cases' shapes after resampling.
+        spacing_mm: Distance of voxels; all ones without physical space.
+        num_inputs: Image channels.
+        num_outputs: Channels of the network's output.
+        memory_bytes: Memory of a training step.
+        wishes: What the user fixed, with one value for each spatial axis.
+
+    Raises:
+        SettingsError: If a wish cannot be met.
+    """
+    search = _Search(
+        spacing_mm=spacing_mm,
+        num_inputs=num_inputs,
+        num_outputs=num_outputs,
+        light=memory_bytes < LIGHT_BELOW_BYTES,
+        wishes=wishes,
+    )
+    median = median_shape(shapes)
+    least = wishes.get("batch_size", _SMALLEST_BATCH)
+    start = wishes.get("patch_shape", _largest_patch(median, spacing_mm))
+    network = search.network(start, least)
+    while "patch_shape" not in wishes and search.cost(network, least) > memory_bytes:
+        smaller = _smaller(search, network, median)
+        if smaller is None:
+            break
+        network = smaller
+    if "batch_size" in wishes:
+        return network
+    most = _largest_batch(network.patch_shape, shapes, light=search.light)
+    fitting = [size for size in range(most, least, -1) if search.cost(network, size) <= memory_bytes]
+    return dataclasses.replace(network, batch_size=fitting[0] if fitting else least)
+
+
+def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
+    """Return the median shape, cut to a cube in space (a square in pictures) that no machine needs to exceed."""
+    side_mm = _LONGEST_SIDE[len(median)] * math.prod(spacing_mm) ** (1 / len(median))
+    return tuple(min(size, max(1, round(side_mm / step))) for size, step in zip(median, spacing_mm, strict=True))
+
+
+def _smaller(search: _Search, network: Network, median: Shape) -> Network | None:
+    """Shorten the axis that covers most of the cases; ``None`` when no axis can give way."""
+    patch, divisor = network.patch_shape, network.topology.divisor
+    for axis in sorted(range(len(patch)), key=lambda axis: -patch[axis] / median[axis]):
+        shorter = patch[axis] - divisor[axis]
+        if shorter < _SHORTEST_SIDE:
+            continue
+        try:
+            smaller = search.network((*patch[:axis], shorter, *patch[axis + 1 :]), network.batch_size)
+        except SettingsError:  # the levels that the user asked for need this axis
+            continue
+        if math.prod(smaller.patch_shape) < math.prod(patch):
+            return smaller
+    return None
+
+
+def _largest_batch(patch: Shape, shapes: Sequence[Shape], *, light: bool) -> int:
+    voxels = math.prod(patch)
+    share = int(_LARGEST_SHARE_OF_DATASET * sum(math.prod(shape) for shape in shapes) / voxels)
+    most = min(share, _LARGEST_BATCH[len(patch)])
+    return max(_SMALLEST_BATCH, min(most, _LIGHT_VOXELS_PER_STEP // voxels) if light else most)

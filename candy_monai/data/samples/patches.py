@@ -1,0 +1,261 @@
+"""Training patches from a store: which case, where, and the same ones for any number of workers.
+
+Every random number is a function of the seed and the sample's index, so that workers, forked or spawned, and a resumed
+run produce the same samples. Which random changes there are is described in ``candy_monai.data.pipelines``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable, Transform
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from candy_monai.data.datasets.joint import JointTransform
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline
+from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
+from candy_monai.data.pipelines.tracking import untracked
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.samples.store import ANNOTATED, CaseStore, StoredCase
+from candy_monai.data.sampling import DrawOrder, PatchDraw, PositionedSampler
+from candy_monai.errors import BadInputError, CandyError
+from candy_monai.label_ids import holds_whole_numbers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_IN_MEMORY_BYTES = 256 << 20
+_OPEN_CASES = 64  # a mapped case holds three file descriptors
+
+
+class Sample(TypedDict):
+    """One patch or one case: image ``(C, *spatial)`` float32, label ``(1, *spatial)`` int64, and the case's id."""
+
+    image: Tensor
+    label: Tensor
+    case_id: str
+
+
+class PatchDataset(Dataset[Sample]):
+    """Patches of a plan's shape; an index of 0 or more names a sample, without end.
+
+    Cases come in passes: each pass visits every case once, in an order of its own. A share of the visits is centred on
+    a voxel of an evenly chosen class of the case, the rest lies anywhere. Both are spread evenly: the share holds over
+    any stretch of indices, and over the visits to each case that has foreground. Volumes smaller than the patch are
+    centred and padded: images by 0, labels by the ignore label or else the background.
+
+    Args:
+        store: The preprocessed cases.
+        case_ids: Those to use, for example a fold's.
+        plan: Shape, share, and what the augmentation follows from.
+        seed: Seeds everything.
+        augmentation: What cuts a patch out of a case and changes it, in MONAI's config language or built; ``None`` for
+            what follows from the plan, an empty list to cut only.
+        transform: Applied last, seeded for each sample.
+        trust: Build any callable that the augmentation names, instead of known transforms only.
+
+    Raises:
+        BadInputError: If a case is not in the store, or there is none.
+        SettingsError: If the augmentation cannot be built.
+    """
+
+    follows_position = True
+
+    def __init__(
+        self,
+        store: CaseStore,
+        case_ids: Sequence[str],
+        plan: Plan,
+        *,
+        seed: int,
+        augmentation: Sequence[Entry] | Pipeline | None = None,
+        transform: JointTransform | None = None,
+        trust: bool = False,
+    ) -> None:
+        self._cases = _Cases(store, case_ids)
+        self._case_ids = tuple(case_ids)
+        self._shape = plan.patch_shape
+        self._seed = seed
+        self.augmentation = _pipeline(augmentation, plan, trust=trust)
+        self._random = _random_parts(self.augmentation)
+        self._transform = transform
+        self._order = DrawOrder(
+            case_ids,
+            [bool(store.classes_of(case_id)) for case_id in case_ids],
+            foreground_share=plan.foreground_share,
+            seed=seed,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of cases: the indices of one pass."""
+        return len(self._case_ids)
+
+    @override
+    def __getitem__(self, index: int) -> Sample:
+        drawn = self.draw(index)
+        case = self._cases[drawn.case_id]
+        rng = np.random.default_rng([self._seed, index])
+        center = self._center(case, drawn.on_foreground, rng)
+        # MONAI draws from a RandomState; PCG64 is seeded in a tenth of the time that its own Mersenne twister takes.
+        state = np.random.RandomState(np.random.PCG64(rng.integers(1 << 32, size=4)))
+        for part in self._random:
+            part.R = state
+        with untracked():
+            try:
+                changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
+            except CandyError:
+                raise
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise _misfit(error) from error
+        if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
+            found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
+            raise BadInputError(
+                f"the augmentation made {found}, expected one sample with the keys {IMAGE} and {LABEL}: leave out what "
+                "removes these, and crops, since RandWarpd cuts the patch"
+            )
+        image, label = changed[IMAGE], changed[LABEL]
+        if self._transform is not None:
+            self._transform.set_random_state(int(rng.integers(1 << 32)))
+            image, label = self._transform(image, label)
+        self._check(image, label)
+        return {"image": image.float(), "label": label.long(), "case_id": drawn.case_id}
+
+    def draw(self, index: int) -> PatchDraw:
+        """Return which case a sample comes from and how, without cutting it."""
+        return self._order.draw(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a worker no random state: it gets that of its sample."""
+        for part in self._random:
+            part.__dict__.pop("R", None)
+        return self.__dict__
+
+    def _check(self, image: Tensor, label: Tensor) -> None:
+        """Refuse what a transform of the user's own made that cannot be trained on."""
+        if tuple(image.shape[1:]) != self._shape or tuple(label.shape) != (1, *self._shape):
+            raise BadInputError(
+                f"the augmentation made an image of shape {tuple(image.shape)} and a label of {tuple(label.shape)}, "
+                f"expected the plan's patch {self._shape}: leave its shape as it is"
+            )
+        if not holds_whole_numbers(label):
+            raise BadInputError(
+                "the augmentation made label values that are no ids: labels must be interpolated by nearest neighbour, "
+                'in MONAI with mode=("bilinear", "nearest") for image and label'
+            )
+
+    def _center(self, case: StoredCase, on_foreground: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
+        """Draw the voxel that a patch is centred on; None for anywhere."""
+        places = None
+        if on_foreground:
+            classes = [class_id for class_id in case.places if class_id != ANNOTATED]
+            places = case.places[classes[int(rng.integers(len(classes)))]]
+        elif len(case.places.get(ANNOTATED, ())):
+            places = case.places[ANNOTATED]
+        if places is None:
+            return None
+        return np.array(np.unravel_index(int(places[int(rng.integers(len(places)))]), case.label.shape[1:]))
+
+
+class StoredCases(Dataset[Sample]):
+    """Whole preprocessed cases, for validation.
+
+    Args:
+        store: The preprocessed cases.
+        case_ids: Those to use.
+
+    Raises:
+        BadInputError: If a case is not in the store, or there is none.
+    """
+
+    def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
+        self._cases = _Cases(store, case_ids)
+        self._case_ids = tuple(case_ids)
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The cases in order."""
+        return self._case_ids
+
+    def __len__(self) -> int:
+        return len(self._case_ids)
+
+    @override
+    def __getitem__(self, index: int) -> Sample:
+        case_id = self._case_ids[index]
+        case = self._cases[case_id]
+        return {
+            "image": torch.from_numpy(np.array(case.image, dtype=np.float32)),
+            "label": torch.from_numpy(np.array(case.label, dtype=np.int64)),
+            "case_id": case_id,
+        }
+
+
+class EpochSampler(PositionedSampler):
+    """Name the samples of an epoch: epoch ``e`` of ``n`` samples has the indices ``e * n`` to ``e * n + n - 1``.
+
+    With a dataset whose samples depend on the index alone, no two epochs are alike and each can be repeated.
+
+    Args:
+        num_samples: Samples in an epoch.
+    """
+
+    @override
+    def indices(self, epoch: int) -> Sequence[int]:
+        return range(epoch * self._num_samples, (epoch + 1) * self._num_samples)
+
+
+def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan, *, trust: bool) -> Pipeline:
+    if isinstance(chosen, Pipeline):
+        return chosen
+    entries = augmentation(plan) if chosen is None else chosen or cutting(plan)
+    return build_pipeline(entries, name="augmentation", trust=trust)
+
+
+def _misfit(error: Exception) -> BadInputError:
+    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one."""
+    reason = " ".join(str(error.args[0] if error.args else error).split())
+    step = "; ".join(getattr(error, "__notes__", ())) or "augmentation"
+    return BadInputError(f"{step}: cannot be applied to a patch ({type(error).__name__}: {reason})")
+
+
+def _random_parts(value: object) -> tuple[Randomizable, ...]:
+    """Return all that draws in a pipeline, however deep: `set_random_state` would give each a state of its own."""
+    if isinstance(value, list | tuple):
+        return tuple(part for entry in value for part in _random_parts(entry))
+    if isinstance(value, dict):
+        return _random_parts(list(value.values()))
+    nested = _random_parts(vars(value)) if isinstance(value, Transform) else ()
+    return (value, *nested) if isinstance(value, Randomizable) else nested
+
+
+class _Cases:
+    """Opened cases: small stores whole in memory, else the recently used ones mapped from disk."""
+
+    def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
+        if not case_ids:
+            raise BadInputError("no case was named; give at least one")
+        for case_id in case_ids:
+            store.classes_of(case_id)  # says so where it is unknown
+        self._store = store
+        self._mapped = store.num_bytes > _IN_MEMORY_BYTES
+        self._opened: OrderedDict[str, StoredCase] = OrderedDict()
+
+    def __getitem__(self, case_id: str) -> StoredCase:
+        if case_id in self._opened:
+            self._opened.move_to_end(case_id)
+            return self._opened[case_id]
+        case = self._store.load(case_id, mapped=self._mapped)
+        self._opened[case_id] = case
+        if self._mapped and len(self._opened) > _OPEN_CASES:
+            self._opened.popitem(last=False)
+        return case
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a worker the folder, not the arrays."""
+        return self.__dict__ | {"_opened": OrderedDict()}

@@ -1,0 +1,343 @@
+"""Preprocessed cases on disk, laid out so that a patch is read without reading its case.
+
+Owns the files and their keys. A store is a cache: it can be made again from dataset and plan, lives where the caller
+says, and is never inside the dataset's folder. A case is stored under its content and what preprocessing depends on, so
+that a case more, or another network, leaves the others as they are. What a patch is belongs to
+``candy_monai.data.samples.patches``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+import numpy as np
+import torch
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.inspection.digest import CaseSource, Digests, case_seed, case_stamp, dataset_digests
+from candy_monai.data.pipelines.description import OwnTransforms, preprocessing
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
+from candy_monai.data.planning.grid import planned_shape
+from candy_monai.data.planning.plan import Plan, as_applied
+from candy_monai.data.workers import case_pool
+from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
+from candy_monai.files import atomic_path, atomic_write_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from candy_monai.data.inspection.fingerprint import Fingerprint
+
+StoredPrecision = Literal["float32", "float16"]
+
+ANNOTATED = -1
+"""Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
+
+_FORMAT = 3
+_INDEX = "store.json"
+_PLACES_PER_CLASS = 10_000
+_LEAST_OF_HALF = 2.0**-4
+"""The least highest value of an image for float16, whose steps end at 2 ** -24: a millionth of it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredCase:
+    """A preprocessed case, mapped from disk: reading a part touches that part.
+
+    Attributes:
+        case_id: The case.
+        image: ``(C, *spatial)``, float32 or float16; float32 in any store where values do not fit into float16.
+        label: ``(1, *spatial)``, uint8 or int16.
+        places: For each foreground id that occurs, sampled flat indices into ``*spatial``, at most 10 000. With an
+            ignore label, ``ANNOTATED`` holds places anywhere outside of it.
+    """
+
+    case_id: str
+    image: NDArray[np.floating]
+    label: NDArray[np.integer]
+    places: Mapping[int, NDArray[np.integer]]
+
+
+class CaseStore:
+    """Preprocessed cases in a folder, as ``build`` leaves it.
+
+    Args:
+        folder: The store's own folder.
+
+    Raises:
+        BadInputError: If there is no complete store in the folder.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self._folder = Path(folder)
+        try:
+            index = json.loads((self._folder / _INDEX).read_text(encoding="utf-8"))
+            is_known = index["format"] == _FORMAT
+            if is_known:
+                self._precision: StoredPrecision = index["precision"]
+                self._classes = {case_id: tuple(case["classes"]) for case_id, case in index["cases"].items()}
+                self._digests = {case_id: str(case["digest"]) for case_id, case in index["cases"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInputError(f"{self._folder}: no complete store of preprocessed cases; build it again") from error
+        if not is_known:
+            raise BadInputError(f"{self._folder}: a store of another version; build it again")
+
+    @classmethod
+    def build(
+        cls,
+        dataset: CaseSource,
+        plan: Plan,
+        folder: PathLike,
+        *,
+        num_workers: int | None = None,
+        precision: StoredPrecision = "float32",
+        digests: Digests | None = None,
+        own: OwnTransforms | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> CaseStore:
+        """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
+
+        Args:
+            dataset: The cases.
+            plan: How to preprocess them.
+            folder: Where stores lie. This one gets a folder of its own inside, named by ``store_name``; a case of
+                another content is another file there.
+            num_workers: Threads; decoding and resampling release Python's lock, and threads cost no start-up. ``None``
+                takes one a processor. Fewer where the cases would not fit into memory.
+            precision: Type of the stored images; float16 halves them. An image whose values do not fit into it stays
+                float32.
+            digests: The dataset's digests, where they are known already.
+            own: The user's own transforms, whose preprocessing extends or replaces the plan's.
+            on_progress: Called with the number of cases done and of all cases, in this thread.
+
+        Raises:
+            DatasetError: With every case that could not be preprocessed.
+        """
+        target = Path(folder) / store_name(plan, precision=precision, own=own)
+        target.mkdir(parents=True, exist_ok=True)
+        digests = dataset_digests(dataset) if digests is None else digests
+        paths = {case.case_id: _Paths(target, case.case_id, digests.cases[case.case_id]) for case in dataset.cases}
+        preprocessor, problems, done = Preprocessor(plan, own=own), [], 0
+
+        def prepare(index: int) -> str | None:
+            case = dataset.cases[index]
+            if paths[case.case_id].is_complete():
+                return None
+            try:
+                image, label = dataset.read(index)
+                preprocessed = preprocessor.apply(image, label.values.to(torch.int16))
+            except CandyError as error:
+                return f"{case.case_id}: {error}"
+            if case_stamp(case) != digests.stamps.get(case.case_id, ""):
+                return (
+                    f"{case.case_id}: its files have changed meanwhile; wait until they are complete, and start again"
+                )
+            _write(preprocessed, paths[case.case_id], plan, precision)
+            return None
+
+        with case_pool(dataset.cases, num_workers) as pool:
+            futures = [pool.submit(prepare, index) for index in range(len(paths))]
+            for future in as_completed(futures):
+                if problem := future.result():
+                    problems.append(problem)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, len(paths))
+        if problems:
+            raise DatasetError(dataset.description.name, sorted(problems))
+        cases = {
+            case_id: {"digest": digests.cases[case_id], "classes": files.foreground()}
+            for case_id, files in paths.items()
+        }
+        index = {"format": _FORMAT, "dataset": plan.dataset_name, "precision": precision, "cases": cases}
+        atomic_write_text(target / _INDEX, json.dumps(index, indent=1), durable=False)
+        return cls(target)
+
+    @property
+    def folder(self) -> Path:
+        """The store's own folder."""
+        return self._folder
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The stored cases, in the dataset's order."""
+        return tuple(self._classes)
+
+    @property
+    def precision(self) -> StoredPrecision:
+        """The type of the stored images that was asked for."""
+        return self._precision
+
+    @property
+    def num_bytes(self) -> int:
+        """What the stored images and labels take on disk."""
+        return sum(path.stat().st_size for case_id in self._classes for path in self._paths(case_id).arrays)
+
+    def classes_of(self, case_id: str) -> tuple[int, ...]:
+        """Return the foreground ids that occur in a case.
+
+        Raises:
+            BadInputError: If there is no such case.
+        """
+        if case_id not in self._classes:
+            raise BadInputError(f"{self._folder}: there is no case {case_id!r}.{did_you_mean(case_id, self._classes)}")
+        return self._classes[case_id]
+
+    def load(self, case_id: str, *, mapped: bool = True) -> StoredCase:
+        """Open a case.
+
+        Args:
+            case_id: One of ``case_ids``.
+            mapped: Map the arrays from disk; otherwise read them whole.
+
+        Raises:
+            BadInputError: If there is no such case, or its files are damaged.
+        """
+        self.classes_of(case_id)
+        paths = self._paths(case_id)
+        mode: Literal["r"] | None = "r" if mapped else None
+        try:
+            index = json.loads(paths.index.read_text(encoding="utf-8"))
+            image, label, flat = (np.load(path, mmap_mode=mode) for path in paths.arrays)
+            counts = [(int(class_id), int(count)) for class_id, count in index["places"]]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{self._folder}: case {case_id!r} is damaged ({error}); build it again") from error
+        ends = np.cumsum([count for _, count in counts])
+        places = {class_id: flat[end - count : end] for (class_id, count), end in zip(counts, ends, strict=True)}
+        return StoredCase(case_id=case_id, image=image, label=label, places=places)
+
+    def _paths(self, case_id: str) -> _Paths:
+        return _Paths(self._folder, case_id, self._digests[case_id])
+
+
+def store_bytes(
+    fingerprint: Fingerprint,
+    plan: Plan,
+    *,
+    precision: StoredPrecision = "float32",
+    case_ids: Sequence[str] | None = None,
+) -> int:
+    """Return what the stored images and labels of some or all cases will take on disk, from the fingerprint alone."""
+    size = np.dtype(precision).itemsize * len(plan.channel_names)
+    highest = max((label_id for case in fingerprint.cases for label_id in case.class_voxels), default=0)
+    size += _label_type(highest).itemsize
+    counted = None if case_ids is None else set(case_ids)
+    return sum(
+        math.prod(planned_shape(case, plan.orientation, plan.spacing_mm)) * size
+        for case in fingerprint.cases
+        if counted is None or case.case_id in counted
+    )
+
+
+def store_name(plan: Plan, *, precision: StoredPrecision = "float32", own: OwnTransforms | None = None) -> str:
+    """Return the name of a store's folder: the dataset's name and a key of what preprocessing depends on.
+
+    Another patch or network, or other cases, share the store.
+    """
+    # What changes no case, in the plan's words or in those of a saved run, makes no other store.
+    same = list(zip(preprocessing(plan), preprocessing(as_applied(plan)), strict=True))
+    steps = [
+        next((applied for planned, applied in same if planned == step), step)
+        for step in preprocessing(plan, () if own is None else own.preprocessing)
+    ]
+    relevant = (_FORMAT, json.dumps(steps, sort_keys=True, default=str), plan.ignore_label, precision)
+    key = hashlib.blake2b(repr(relevant).encode(), digest_size=6).hexdigest()
+    return f"{quote(plan.dataset_name, safe=' ')}-{key}"
+
+
+def unstored_cases(
+    digests: Digests,
+    plan: Plan,
+    folder: PathLike,
+    *,
+    precision: StoredPrecision = "float32",
+    own: OwnTransforms | None = None,
+) -> tuple[str, ...]:
+    """Return the cases that `CaseStore.build` would still have to preprocess."""
+    target = Path(folder) / store_name(plan, precision=precision, own=own)
+    return tuple(
+        case_id for case_id, digest in digests.cases.items() if not _Paths(target, case_id, digest).is_complete()
+    )
+
+
+class _Paths:
+    """The files of one case. The index is written last: a case without it does not exist."""
+
+    def __init__(self, folder: Path, case_id: str, digest: str) -> None:
+        name = "case-" + quote(case_id, safe="")
+        self.seed = case_seed(name)
+        self.index = folder / f"{name}-{digest}.json"
+        self.arrays = tuple(folder / f"{name}-{digest}.{what}.npy" for what in ("image", "label", "places"))
+
+    def foreground(self) -> list[int]:
+        """Read which foreground ids occur in a complete case."""
+        places = json.loads(self.index.read_text(encoding="utf-8"))["places"]
+        return [class_id for class_id, _ in places if class_id != ANNOTATED]
+
+    def is_complete(self) -> bool:
+        """Return whether every file is there with the size that the index recorded."""
+        try:
+            sizes = json.loads(self.index.read_text(encoding="utf-8"))["sizes"]
+            return bool(sizes == [path.stat().st_size for path in self.arrays])
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredPrecision) -> None:
+    if case.label is None:
+        name = case.image.meta["filename_or_obj"]
+        raise BadInputError(f"{name}: a case without label cannot be trained on")
+    label = case.label.cpu().numpy()
+    label = label.astype(_label_type(int(label.max())))
+    places = _places(label[0], plan.ignore_label, paths.seed)
+    flat = np.concatenate([np.empty(0, dtype=np.int32), *places.values()])
+    arrays = (_stored_image(case.image.cpu().numpy(), precision), label, flat)
+    for path, array in zip(paths.arrays, arrays, strict=True):
+        with atomic_path(path, durable=False) as temporary:
+            np.save(temporary, array)
+    index = {
+        "sizes": [path.stat().st_size for path in paths.arrays],
+        "places": [(class_id, len(found)) for class_id, found in places.items()],
+    }
+    atomic_write_text(paths.index, json.dumps(index), durable=False)
+
+
+def _stored_image(image: NDArray[np.floating], precision: StoredPrecision) -> NDArray[np.floating]:
+    """Return an image in the type asked for, and in float32 where its values do not fit: none becomes infinite or 0."""
+    highest = float(np.abs(image).max(initial=0.0))
+    fits = highest == 0.0 or _LEAST_OF_HALF <= highest <= np.finfo(np.float16).max
+    return image.astype(precision if fits else np.float32)
+
+
+def _places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
+    """Sample where each foreground id is, in one pass over the label whatever the number of classes."""
+    rng = np.random.default_rng(seed)
+    flat = label.ravel()
+    inside = np.flatnonzero(flat)
+    ids = flat[inside]
+    order = np.argsort(ids, kind="stable")
+    found, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    places = {}
+    for class_id, start, count in zip(found, starts, counts, strict=True):
+        if class_id != ignore_label:
+            places[int(class_id)] = _at_most(inside[order[start : start + count]], rng)
+    if ignore_label is not None:
+        places[ANNOTATED] = _at_most(np.flatnonzero(flat != ignore_label), rng)
+    kind = np.int32 if flat.size <= np.iinfo(np.int32).max else np.int64
+    return {class_id: chosen.astype(kind) for class_id, chosen in places.items()}
+
+
+def _at_most(indices: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.integer]:
+    return indices if len(indices) <= _PLACES_PER_CLASS else rng.choice(indices, _PLACES_PER_CLASS, replace=False)
+
+
+def _label_type(largest_id: int) -> np.dtype[np.uint8] | np.dtype[np.int16]:
+    return np.dtype(np.uint8) if largest_id <= np.iinfo(np.uint8).max else np.dtype(np.int16)

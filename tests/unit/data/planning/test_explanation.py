@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from candy_monai.data.inspection.inspect import inspect
+from candy_monai.data.planning.explanation import as_text, explain
+from candy_monai.data.planning.overrides import SETTABLE, parsed_overrides
+from candy_monai.data.planning.plan import plan
+from candy_monai.demo.phantom import write_phantom_dataset
+
+
+@pytest.fixture(scope="module")
+def fingerprint(tmp_path_factory):
+    return inspect(write_phantom_dataset(tmp_path_factory.mktemp("d") / "d", num_cases=3, shape=(24, 24, 16)))
+
+
+def test_every_entry_that_can_be_set_is_explained_with_the_option_that_sets_it(fingerprint):
+    choices = {choice.name: choice for choice in explain(plan(fingerprint), fingerprint)}
+    assert set(choices) >= SETTABLE
+    for name in SETTABLE:
+        assert f"{name}=" in choices[name].remedy
+        assert choices[name].reason.endswith(".")
+
+
+def test_every_entry_of_a_plan_is_explained_or_follows_from_the_dataset(fingerprint):
+    explained = {choice.name for choice in explain(plan(fingerprint), fingerprint)}
+    described = {"dataset_name", "num_dims", "channel_names", "class_names", "ignore_label", "regions", "chosen"}
+    assert {field.name for field in fields(plan(fingerprint))} <= explained | described
+
+
+def test_the_values_shown_make_the_same_plan_when_they_are_given_back(fingerprint):
+    made = plan(fingerprint)
+    shown = {c.name: c.value for c in explain(made, fingerprint) if c.name in SETTABLE}
+    given_back = plan(fingerprint, overrides=shown)
+    assert given_back.spacing_mm == pytest.approx(made.spacing_mm, rel=1e-5)  # shown with six digits
+    assert replace(given_back, spacing_mm=made.spacing_mm, chosen=()) == made
+
+
+def test_what_the_user_fixed_is_said_to_be_the_users_choice(fingerprint):
+    made = plan(fingerprint, overrides={"batch_size": "3"})
+    choices = {choice.name: choice for choice in explain(made, fingerprint)}
+    assert (choices["batch_size"].value, choices["batch_size"].reason) == ("3", "You asked for it.")
+    assert choices["filters"].reason != "You asked for it."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("strides", ((1, 1, 1), (2, 2, 1))), ("mirror_axes", ()), ("deep_supervision", False), ("spacing_mm", (0.5, 3.0))],
+)
+def test_text_is_what_an_override_reads(name, value):
+    assert parsed_overrides({name: as_text(value)})[name] == value

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from candy_monai.data.planning.grid import axis_order, coarse_axis, resampled_shape
+
+
+def test_resampling_keeps_the_space_that_is_covered():
+    assert resampled_shape((10, 10, 5), (1.0, 1.0, 4.0), (0.5, 2.0, 4.0)) == (20, 5, 5)
+    assert resampled_shape((1, 1, 1), (0.1, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 1, 1)
+
+
+def test_the_axis_order_between_orientations_is_found():
+    order, flips = axis_order(("P", "S", "R"), ("L", "A", "S"))
+    assert order == (2, 0, 1)  # left-right is stored third, front-back first, up-down second
+    assert flips == (0, 1)
+
+
+def test_the_coarse_axis_is_the_thick_or_flat_one():
+    assert coarse_axis((1.0, 1.0, 5.0), (10, 10, 10)) == 2
+    assert coarse_axis((1.0, 1.0, 1.0), (8, 64, 64)) == 0
+    assert coarse_axis((1.0, 1.0, 2.0), (32, 64, 64)) is None
+    assert coarse_axis((1.0, 1.0), (1, 64)) is None

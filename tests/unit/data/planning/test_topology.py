@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from candy_monai.data.planning.topology import (
+    Topology,
+    filters_of,
+    kernels_of,
+    rounded_up,
+    topology_of,
+    topology_with,
+    training_bytes,
+)
+
+
+def test_even_axes_are_halved_together_until_they_are_short():
+    topology = topology_of((36, 50, 35), (1.0, 1.0, 1.0), max_levels=9)
+    assert topology.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert topology.divisor == (8, 8, 8)
+
+
+def test_depth_is_bounded():
+    assert len(topology_of((256, 256), (1.0, 1.0), max_levels=3).strides) == 3
+
+
+def test_an_axis_joins_once_its_spacing_is_less_than_twice_the_finest():
+    kernels = kernels_of(((1, 1, 1), (2, 2, 1), (2, 2, 1)), (64, 64, 16), (1.0, 1.0, 4.0))
+    assert kernels == ((3, 3, 1), (3, 3, 1), (3, 3, 3))  # spacings 1:4, 2:4 and 4:4
+
+
+def test_a_depth_beyond_reach_is_none():
+    assert topology_with((16, 16), (1.0, 1.0), num_levels=3) is not None
+    assert topology_with((16, 16), (1.0, 1.0), num_levels=8) is None
+
+
+def test_shapes_are_rounded_up_to_multiples():
+    assert rounded_up((36, 56, 1), (8, 8, 1)) == (40, 56, 1)
+
+
+def test_filters_double_up_to_their_limit():
+    assert filters_of(5, base=16, limit=100) == (16, 32, 64, 100, 100)
+
+
+def test_the_memory_model_by_hand():
+    topology = Topology(kernel_sizes=((1, 1), (1, 1)), strides=((1, 1), (2, 2)))
+    # Values: input 1 and output 3 x 2 channels on 4 x 4; 15 maps of 1 filter on 4 x 4; 6 maps of 2 filters on 2 x 2.
+    values = 16 * (1 + 6) + 16 * 1 * 15 + 4 * 2 * 6
+    # Weights: level one 1 + 4 and its unit stride 1; level two 2 + 4 and its stride 4 x 2.
+    weights = (1 + 4 + 1) + (2 + 4 + 8)
+    found = training_bytes((4, 4), topology, (1, 2), batch_size=3, num_inputs=1, num_outputs=2)
+    assert found == values * 3 * 4 + weights * 20
+
+
+def test_a_patch_too_small_to_be_halved_gets_three_levels_of_its_own_size():
+    topology = topology_of((7, 6, 5), (1.0, 1.0, 1.0), max_levels=6)
+    assert topology.strides == ((1, 1, 1),) * 3
+    assert topology.kernel_sizes == ((3, 3, 3),) * 3
