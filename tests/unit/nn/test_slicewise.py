@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import DynUNet
+from torch import nn
+
+from candy_monai.nn.slicewise import Slicewise
+
+
+def unet(**options: object) -> DynUNet:
+    torch.manual_seed(0)
+    return DynUNet(2, 1, 3, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 8, 16], **options)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_slice_gets_what_the_network_makes_of_it_alone(axis):
+    network = unet().eval()
+    volumes = torch.randn(2, 1, 16, 16, 16).narrow(2 + axis, 0, 3)
+    with torch.no_grad():
+        output = Slicewise(network, axis)(volumes)
+        for index in range(3):
+            expected = network(volumes.select(2 + axis, index))
+            torch.testing.assert_close(output.select(2 + axis, index), expected)
+    assert output.shape == (2, 3, *volumes.shape[2:])
+
+
+def test_stacked_outputs_of_deep_supervision_keep_their_axis():
+    output = Slicewise(unet(deep_supervision=True, deep_supr_num=1).train(), 2)(torch.randn(2, 1, 16, 24, 5))
+    assert output.shape == (2, 2, 3, 16, 24, 5)
+
+
+def test_outputs_in_lists_and_dictionaries_become_volumes_each():
+    class Several(nn.Module):
+        def forward(self, x, *, scale):
+            return {"all": [x * scale, x[..., ::2, ::2]], "pair": (x, x)}
+
+    volumes = torch.randn(1, 2, 3, 8, 6)
+    outputs = Slicewise(Several(), 0)(volumes, scale=2)
+    torch.testing.assert_close(outputs["all"][0], volumes * 2)
+    torch.testing.assert_close(outputs["all"][1], volumes[..., ::2, ::2])
+    assert isinstance(outputs["pair"], tuple)
+    torch.testing.assert_close(outputs["pair"][1], volumes)
+
+
+def test_gradients_are_those_of_the_slices_as_a_batch():
+    sliced, batch = unet(), unet()
+    volumes = torch.randn(2, 1, 16, 16, 3)
+    Slicewise(sliced, 2)(volumes).square().mean().backward()
+    batch(volumes.movedim(4, 1).flatten(0, 1)).square().mean().backward()
+    for ours, theirs in zip(sliced.parameters(), batch.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
