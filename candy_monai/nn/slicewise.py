@@ -40,7 +40,7 @@ class Slicewise(nn.Module):
 
     def _as_volumes(self, outputs: Any, counts: tuple[int, ...]) -> Any:
         if isinstance(outputs, Tensor):
-            stacked = outputs.unflatten(0, counts)
+            stacked = outputs.reshape(*counts, *outputs.shape[1:])
             return stacked.movedim(1, stacked.ndim - 3 + self.axis)
         if isinstance(outputs, dict):
             return {key: self._as_volumes(value, counts) for key, value in outputs.items()}
