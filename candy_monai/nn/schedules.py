@@ -1,6 +1,6 @@
 """Learning-rate schedules that PyTorch lacks: straight lines that can be turned, and the polynomial decay of nnU-Net.
 
-Owns the curves. How often they are stepped, and over which horizon, is the caller's choice.
+How often they are stepped, and over which horizon, is the caller's choice.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ A class that others enclose would never be seen: the few classes that are mostly
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +15,10 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from candy_monai.data.geometric import bounding_box
-from candy_monai.plotting.canvas.arrays import Floats, Ids, Pixels, sample_ids
+from candy_monai.plotting.canvas.arrays import Floats, Ids, Pixels, Spacing, sample_field, sample_ids
 from candy_monai.plotting.canvas.colors import colorize
 
-Spacing = tuple[float, float, float]
-
 _AZIMUTH, _ELEVATION = math.radians(38.0), math.radians(22.0)
-_MARGIN = 0.05  # of the screen, on each side
 _LEVEL = 0.5  # of occupancy, at which the surface lies
 _MISSED = np.float32(1e6)
 _MOST_CLASSES_TO_LOOK_BEHIND, _MOST_HIDDEN_SHOWN = 24, 6
@@ -37,7 +33,7 @@ class Camera(NamedTuple):
     high_mm: Floats
 
 
-def camera_for(labels: Sequence[Ids], spacing_mm: Spacing) -> Camera | None:
+def camera_for(labels: list[Ids], spacing_mm: Spacing) -> Camera | None:
     """Return a camera at the patient's left front, a little above, that sees all foreground of ``(X, Y, Z)`` labels."""
     points = np.concatenate([_points(label, spacing_mm)[0] for label in labels])
     if not len(points):
@@ -71,8 +67,8 @@ def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume:
     box = bounding_box(ids != 0) or ()
     field, corner_mm, step_mm = _resampled(ids[box] != 0, spacing_mm, max_volume)
     corner_mm = corner_mm + np.array([side.start for side in box]) * spacing_mm
-    # Rays are in voxels of the field, which are cubes.
-    pixel, scene = (high_mm - low_mm)[:2].max() / (size * (1 - 2 * _MARGIN)) / step_mm, (high_mm - low_mm)[2] / step_mm
+    # Rays are in voxels of the field, which are cubes. The scene fills 0.9 of the screen.
+    pixel, scene = (high_mm - low_mm)[:2].max() / (0.9 * size) / step_mm, (high_mm - low_mm)[2] / step_mm
     right, down = ((low_mm + high_mm)[:2] / 2 / step_mm)[:, None] + (np.arange(size) + 0.5 - size / 2) * pixel
     screen = np.stack([np.tile(right, size), np.repeat(down, size), np.full(size * size, low_mm[2] / step_mm)], axis=1)
     origins = (screen @ axes - corner_mm / step_mm).astype(np.float32)
@@ -83,15 +79,19 @@ def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume:
         depth = _first_hits(field, starts, axes[2], near[rays], end)
         picture, classes = np.zeros((len(rays), 4), dtype=np.float32), np.zeros(len(rays), dtype=ids.dtype)
         hit = np.flatnonzero(depth < _MISSED)
+        if not hit.size:
+            return picture, classes, depth
         points = starts[hit] + depth[hit, None] * axes[2]
         steps = np.eye(3, dtype=np.float32)
-        normals = np.stack([_sample(field, points - step) - _sample(field, points + step) for step in steps], axis=1)
+        normals = np.stack(
+            [sample_field(field, points - step) - sample_field(field, points + step) for step in steps], axis=1
+        )
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.float32(1e-9))
         for inwards in (0.0, 0.7, 1.5, 2.5, 4.0):  # smoothing may have put the surface just outside of the voxels
             lost = np.flatnonzero(classes[hit] == 0)
             places = points[lost] - np.float32(inwards) * normals[lost]
             classes[hit[lost]] = sample_ids(ids, (places * step_mm + corner_mm) / spacing_mm - 0.5)
-        crowded = np.sum([_sample(field, points + np.float32(reach) * normals) for reach in (2.5, 4.5)], axis=0)
+        crowded = np.sum([sample_field(field, points + np.float32(reach) * normals) for reach in (2.5, 4.5)], axis=0)
         picture[hit, :3] = _shade(classes[hit], normals, 1 - 0.45 * crowded, depth[hit] / scene, axes)
         picture[hit, 3] = 1
         return picture * (classes != 0)[:, None], classes, depth
@@ -126,18 +126,13 @@ def _resampled(filled: NDArray[np.bool_], spacing_mm: Spacing, max_volume: int) 
     values = (values + np.float32(_LEVEL)).clip(0.0, 1.0) if thick else values
     # What is so thin that smoothing took it below the level comes back: vessels, specks, single voxels.
     occupied = F.interpolate(merged, scale_factor=stretch.tolist(), mode="nearest-exact")[0, 0].numpy() > 0.1
-    lost = occupied & ~ndimage.maximum_filter(values >= _LEVEL + 0.1 * thick, 2 * math.ceil(stretch.max() / 2) + 1)
+    around = (2 * np.ceil(stretch / 2) + (3 if thick else 1)).astype(int)
+    lost = occupied & ~ndimage.maximum_filter(values >= _LEVEL + 0.1 * thick, tuple(around))
     if lost.any():
         blurred = ndimage.gaussian_filter(lost.astype(np.float32), 0.7, mode="constant")
         ridges = np.maximum(ndimage.maximum_filter(blurred, 3), np.float32(1e-6))
         values = np.maximum(values, np.where(blurred > 0.02, blurred / ridges, np.float32(0.0)))
     return torch.from_numpy(values)[None, None], -rim * stretch * step, float(step)
-
-
-def _sample(field: torch.Tensor, places: Floats) -> Floats:
-    unit = places * (np.float32(2.0) / np.array(field.shape[2:], dtype=np.float32)) - np.float32(1.0)
-    grid = torch.from_numpy(np.ascontiguousarray(unit[:, ::-1]))[None, None, None]  # the last axis comes first
-    return np.asarray(F.grid_sample(field, grid, align_corners=False)[0, 0, 0, 0].numpy(), dtype=np.float32)
 
 
 def _reach(field: torch.Tensor, origins: Floats, axes: Floats) -> tuple[Floats, float]:
@@ -158,7 +153,7 @@ def _first_hits(field: torch.Tensor, origins: Floats, ahead: Floats, near: Float
     depth, rays = np.full(len(origins), _MISSED), np.flatnonzero(near < end)
     at, before, step = near[rays], np.zeros(len(rays), dtype=np.float32), np.zeros(len(rays), dtype=np.float32)
     while rays.size:
-        here = _sample(field, origins[rays] + at[:, None] * ahead)
+        here = sample_field(field, origins[rays] + at[:, None] * ahead)
         met = here >= _LEVEL
         depth[rays[met]] = (at - step * (here - _LEVEL) / np.maximum(here - before, _LEVEL / 100))[met]
         step = (np.float32(1.5) - 8 * here).clip(np.float32(0.5))
@@ -169,10 +164,9 @@ def _first_hits(field: torch.Tensor, origins: Floats, ahead: Floats, near: Float
 
 def _shade(classes: Ids, normals: Floats, openness: Floats, depth: Floats, axes: Floats) -> Floats:
     """Light points: a lamp beside the camera, a dim sky, dark crevices and edges, haze in the distance of 0 to 1."""
-    right, down, ahead = axes
-    lamp = (-ahead - 0.45 * right - 0.65 * down) / math.sqrt(1 + 0.45**2 + 0.65**2)
-    halfway = (lamp - ahead) / np.linalg.norm(lamp - ahead)
-    facing, diffuse, shine = ((normals @ towards).clip(0.0, 1.0)[:, None] for towards in (-ahead, lamp, halfway))
+    lamp = np.array([-0.45, -0.65, -1.0]) @ axes / math.sqrt(0.45**2 + 0.65**2 + 1)
+    halfway = (lamp - axes[2]) / np.linalg.norm(lamp - axes[2])
+    facing, diffuse, shine = ((normals @ towards).clip(0.0, 1.0)[:, None] for towards in (-axes[2], lamp, halfway))
     light = (0.34 + 0.74 * diffuse) * openness[:, None] * (1 - 0.45 * (1 - facing) ** 3)
     haze = 0.22 * depth[:, None].clip(0.0, 1.0)
     lit = colorize(classes) / np.float32(255.0) * light + 0.16 * shine**40

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from torch.nn import functional as F
 
 from candy_monai.errors import BadInputError
 
@@ -19,6 +20,9 @@ Ids = NDArray[np.integer]
 
 Floats = NDArray[np.floating]
 """Intensities, coordinates or colours."""
+
+Spacing = tuple[float, float, float]
+"""Millimetres between voxel centres, along three axes."""
 
 ImageLike = torch.Tensor | ArrayLike
 """A tensor on any device (a MetaTensor keeps its affine), a numpy array, or nested lists."""
@@ -183,3 +187,10 @@ def sample_ids(ids: Ids, places: Floats) -> Ids:
     votes = np.stack([(weights * (corners == corner)).sum(axis=0) for corner in corners])
     found[mixed] = np.take_along_axis(corners, votes.argmax(axis=0)[None], axis=0)[0]
     return found
+
+
+def sample_field(field: torch.Tensor, places: Floats) -> Floats:
+    """Return a field ``(1, 1, X, Y, Z)`` at places in voxels from its corner, ``(n, 3)``, by linear interpolation."""
+    unit = places * (np.float32(2.0) / np.array(field.shape[2:], dtype=np.float32)) - np.float32(1.0)
+    grid = torch.from_numpy(np.ascontiguousarray(unit[:, ::-1]))[None, None, None]  # the last axis comes first
+    return np.asarray(F.grid_sample(field, grid, align_corners=False)[0, 0, 0, 0].numpy())

@@ -70,15 +70,9 @@ def line_of_text(
 def write_on(
     pixels: Pixels, text: str, place: tuple[int, int], size: int, *, anchor: str, color: RGB = PAPER
 ) -> Pixels:
-    """Return a picture with a word on it; a light one has a dark rim, so that it can be read on anything.
+    """Return a picture with a word at a column and row, as Pillow's two letters ``anchor`` it.
 
-    Args:
-        pixels: ``(H, W, 3)``; not changed.
-        text: The word.
-        place: Column and row of the anchor.
-        size: Of the font.
-        anchor: Pillow's two letters: where the anchor is in the text.
-        color: Of the letters.
+    A light word has a dark rim, so that it can be read on anything.
     """
     picture = Image.fromarray(pixels)
     rim = 2 if sum(color) > 384 else 0
@@ -89,11 +83,9 @@ def write_on(
 
 
 def legend(entries: Sequence[tuple[str, RGB | None]], width: int) -> Pixels:
-    """Draw a legend of a width in as few rows as it needs.
+    """Draw a legend of texts, each with the colour beside it or none, in as few rows of a width as it needs.
 
-    Args:
-        entries: Texts, each with the colour beside it or ``None``. Those beyond the third row are counted at its end.
-        width: In pixels.
+    Entries beyond the third row are counted at its end.
     """
     size, gap, box, height = _LEGEND_SIZE, _LEGEND_SIZE, round(_LEGEND_SIZE * 0.85), round(_LEGEND_SIZE * 1.65)
     picture = Image.new("RGB", (width, height * _LEGEND_ROWS), PAPER)
@@ -137,13 +129,7 @@ def paste(canvas: Pixels, picture: Pixels, top: int, left: int) -> None:
 
 
 def contact_sheet(pictures: Sequence[Pixels], captions: Sequence[str], *, columns: int) -> Pixels:
-    """Put pictures into a table on white.
-
-    Args:
-        pictures: At least one; sizes may differ, each is centred in its cell.
-        captions: One for each picture, written below it.
-        columns: How many side by side.
-    """
+    """Put at least one picture of any size into a table on white, each in the middle of its cell over its caption."""
     across, gap = min(columns, len(pictures)), _SHEET_GAP
     wide, high = max(picture.shape[1] for picture in pictures), max(len(picture) for picture in pictures)
     size = min(22, max(12, wide // 24))
@@ -157,15 +143,7 @@ def contact_sheet(pictures: Sequence[Pixels], captions: Sequence[str], *, column
 
 
 def save_png(pixels: Pixels, path: PathLike) -> Path:
-    """Write a picture as PNG; readers see the old file or the new one, never half of it.
-
-    Args:
-        pixels: ``(H, W, 3)``.
-        path: The file to write. Its folder is made if need be.
-
-    Returns:
-        The path.
-    """
+    """Write a picture as PNG and return the path, whose folder is made; readers never see half of a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, durable=False) as temporary:

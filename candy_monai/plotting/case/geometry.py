@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from candy_monai.aliases import Shape3d
 from candy_monai.errors import BadInputError
-from candy_monai.plotting.canvas.arrays import Ids, ImageLike, as_array
+from candy_monai.plotting.canvas.arrays import Ids, ImageLike, Spacing, as_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +25,18 @@ class Geometry:
         known: Whether a file said so; otherwise RAS is assumed and no direction is written on a picture.
     """
 
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    spacing_mm: Spacing = (1.0, 1.0, 1.0)
     order: Shape3d = (0, 1, 2)
     flipped: tuple[bool, bool, bool] = (True, True, True)
     known: bool = False
 
     def to_view(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of a volume whose axes run to the patient's left, back and feet.
-
-        Two of these axes at a time, the second one down and the first one to the right, are the pictures that
-        radiologists look at.
-        """
+        """Return a view of a volume whose axes run to the patient's left, back and feet, as radiologists look at it."""
         steps = tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flipped)
         return volume.transpose(self.order)[steps]
 
     @property
-    def view_spacing_mm(self) -> tuple[float, float, float]:
+    def view_spacing_mm(self) -> Spacing:
         """Voxel distances along the axes of ``to_view``."""
         first, second, third = (self.spacing_mm[axis] for axis in self.order)
         return first, second, third

@@ -55,10 +55,9 @@ class Layout:
 
 
 def arrange(sizes_mm: Sequence[tuple[float, float]]) -> Layout:
-    """Place three planes side by side, or the last two below each other if that shows much more; then the surface.
+    """Place three planes of a width and height side by side, or two below each other if that shows much more.
 
-    Args:
-        sizes_mm: Width and height of the axial, coronal and sagittal plane.
+    The surface stands at the right.
     """
     row, stack = (_arranged(sizes_mm, stack=stack) for stack in (False, True))
     return stack if stack.planes[0].width > _MUCH * row.planes[0].width else row

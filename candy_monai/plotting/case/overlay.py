@@ -12,12 +12,7 @@ from candy_monai.plotting.canvas.colors import colorize
 
 
 def overlay(
-    image: ImageLike,
-    label: ImageLike,
-    *,
-    max_label_opacity: float = 0.5,
-    contour: bool = True,
-    rgb: bool | None = None,
+    image: ImageLike, label: ImageLike, *, max_label_opacity: float = 0.5, contour: bool = True, rgb: bool | None = None
 ) -> torch.Tensor:
     """Draw a label over a picture.
 
@@ -49,14 +44,7 @@ def overlay(
 
 
 def blend(picture: Floats, ids: Ids, *, opacity: float, line_width: int) -> Floats:
-    """Return a picture with the colours of the classes mixed in.
-
-    Args:
-        picture: ``(H, W, 3)`` in 0..1.
-        ids: ``(H, W)`` label ids.
-        opacity: Of the areas, 0 to 1.
-        line_width: Of the outlines in pixels; 0 draws none.
-    """
+    """Return a picture ``(H, W, 3)`` in 0..1 with the colours of label ids ``(H, W)`` mixed in."""
     colors = colorize(ids).astype(np.float32) / np.float32(255.0)
     weight = np.where(ids != 0, np.float32(opacity), np.float32(0.0))
     weight[outline(ids, line_width)] = 1.0

@@ -13,15 +13,7 @@ _HEIGHT = 320
 def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pixels:
     """Draw a case in one row: image, reference, prediction with its mean Dice, and for a volume the two surfaces.
 
-    Of a volume the plane with the smallest pixels is shown.
-
-    Args:
-        image: ``(C, *spatial)``.
-        label: ``(1, *spatial)`` label ids.
-        prediction: ``(1, *spatial)`` label ids.
-
-    Returns:
-        ``(H, W, 3)`` 8 bit, on white.
+    Of an image ``(C, *spatial)`` the plane with the smallest pixels is shown; labels are ids ``(1, *spatial)``.
 
     Raises:
         BadInputError: If shapes do not fit.
@@ -51,19 +43,7 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
 
 
 def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:
-    """Draw the most telling slice of a case with its label over it, in a square.
-
-    Args:
-        image: ``(C, *spatial)``.
-        label: ``(1, *spatial)`` label ids.
-        size: Of the square in pixels.
-
-    Returns:
-        ``(size, size, 3)`` 8 bit, on black.
-
-    Raises:
-        BadInputError: If shapes do not fit.
-    """
+    """Draw the most telling slice of a case as ``case_panel`` does, its label over it, in a black square of pixels."""
     case = CasePictures(image, [label])
     wide, high = case.size_mm(case.finest_plane)
     height, width = (max(1, round(size * side / max(wide, high))) for side in (high, wide))

@@ -10,22 +10,8 @@ import numpy as np
 from candy_monai.aliases import Shape3d
 from candy_monai.data.geometric import bounding_box
 from candy_monai.errors import BadInputError
-from candy_monai.plotting.canvas import drawing
-from candy_monai.plotting.canvas.arrays import (
-    Floats,
-    Ids,
-    ImageLike,
-    Pixels,
-    as_channels,
-    as_ids,
-    has_colors,
-    intensity_range,
-    resize_ids,
-    resize_image,
-    to_pixels,
-    to_rgb,
-    to_unit,
-)
+from candy_monai.plotting.canvas import arrays, drawing
+from candy_monai.plotting.canvas.arrays import Floats, Ids, ImageLike, Pixels
 from candy_monai.plotting.canvas.colors import RGB, class_color, colorize
 from candy_monai.plotting.case.geometry import PLANES, Geometry, Plane, geometry_of, telling_slices
 from candy_monai.plotting.case.layout import CAPTION, Box, Layout, alone, arrange
@@ -71,12 +57,12 @@ class CasePictures:
     ) -> None:
         if num_spatial is None:
             num_spatial = _num_spatial(labels[0])
-        channels = as_channels(image, num_spatial)
-        ids = [as_ids(label, num_spatial) for label in labels]
+        channels = arrays.as_channels(image, num_spatial)
+        ids = [arrays.as_ids(label, num_spatial) for label in labels]
         for label in ids:
             if label.shape != channels.shape[1:]:
                 raise BadInputError(f"the image is {channels.shape[1:]}, a label {label.shape}: expected the same size")
-        self._rgb = has_colors(channels, rgb)
+        self._rgb = arrays.has_colors(channels, rgb)
         self._max_volume = max_volume
         self._class_names = class_names or {}
         if num_spatial == 2:  # a picture becomes the only axial slice of a volume
@@ -137,7 +123,7 @@ class CasePictures:
 
     @cached_property
     def _limits(self) -> list[tuple[float, float]]:
-        return [intensity_range(channel) for channel in self._channels[:_MOST_CHANNELS]]
+        return [arrays.intensity_range(channel) for channel in self._channels[:_MOST_CHANNELS]]
 
     def size_mm(self, plane: Plane) -> tuple[float, float]:
         """Return width and height of a plane."""
@@ -188,31 +174,26 @@ class CasePictures:
         index = self.slices[plane.normal]
         picture = drawing.blank(*size, 0)
         if image:
-            picture = resize_image(to_pixels(self._cut(plane, index, channel)), size)
+            picture = arrays.resize_image(arrays.to_pixels(self._cut(plane, index, channel)), size)
             picture = picture if tint is None or self._rgb else tint[picture[..., 0]]
         if layer is None:
             return picture
         ids = plane.cut(self.ids[layer], index)
         scale = size[0] / ids.shape[0]  # of a pixel of the label
-        ids = resize_ids(ids, size)
+        ids = arrays.resize_ids(ids, size)
         if not image:
             return colorize(ids)
         width = 0 if scale < 0.75 else 1 if scale < 2.5 else 2
-        return to_pixels(blend(picture / np.float32(255.0), ids, opacity=_OPACITY, line_width=width))
+        return arrays.to_pixels(blend(picture / np.float32(255.0), ids, opacity=_OPACITY, line_width=width))
 
     def _cut(self, plane: Plane, index: int, channel: int) -> Floats:
         if self._rgb:
-            return to_rgb(np.stack([plane.cut(part, index) for part in self._channels]), rgb=True)
-        grey = to_unit(plane.cut(self._channels[channel], index), limits=self._limits[channel])
+            return arrays.to_rgb(np.stack([plane.cut(part, index) for part in self._channels]), rgb=True)
+        grey = arrays.to_unit(plane.cut(self._channels[channel], index), limits=self._limits[channel])
         return np.repeat(grey[..., None], 3, axis=2)
 
     def surface(self, layer: int, size: int | None = None) -> Pixels | None:
-        """Draw the surface of one of the labels, all from the same camera; ``None`` if the case has none.
-
-        Args:
-            layer: Which label.
-            size: Height and width in pixels; by default those of the layout.
-        """
+        """Draw the surface of a label in a square, by default the layout's; ``None`` if the case is no body."""
         if self.layout.surface is None:
             return None
         size = size or self.layout.surface.width
@@ -265,21 +246,9 @@ class CasePictures:
         return text if channel is None else f"{text}   channel {channel}"
 
     def page(
-        self,
-        panel: Pixels,
-        title: str | None,
-        *,
-        layer: int | None = None,
-        dice: Mapping[int, float] | None = None,
+        self, panel: Pixels, title: str | None, *, layer: int | None = None, dice: Mapping[int, float] | None = None
     ) -> Pixels:
-        """Return a panel with a title above, and below it a legend of the classes that one of the labels holds.
-
-        Args:
-            panel: What ``panel`` drew.
-            title: One line.
-            layer: Which label, if any.
-            dice: Written beside each class, unless there are too many, after their mean.
-        """
+        """Return a panel with a title above, and below it a legend of the classes in a label and their Dice."""
         width = panel.shape[1]
         parts = [drawing.line_of_text(title, width, _TITLE_SIZE, bold=True)] if title else []
         parts.append(panel)

@@ -15,7 +15,6 @@ PREVIEW_NAMES = tuple(f"{what} (preview).png" for what in ("input", "label", "pr
 """The files that ``save_preview_files`` writes, in its order."""
 
 _GAP = 10
-_REFERENCE, _PREDICTION = 0, 1
 
 
 def save_preview_files(
@@ -69,17 +68,13 @@ def save_preview_files(
         class_names=class_names,
         rgb=rgb,
     )
-    dice = dice_by_class(case.ids[_REFERENCE], case.ids[_PREDICTION], num_classes=num_classes)
+    dice = dice_by_class(case.ids[0], case.ids[1], num_classes=num_classes)
     heading = f"{title}: " if title else ""
     rows = drawing.stacked([case.panel(channel=channel) for channel in range(case.num_rows)], gap=_GAP)
     pictures = [case.page(rows, f"{heading}input")]
-    surfaces = [case.surface(layer) for layer in (_REFERENCE, _PREDICTION)]
-    for what, over_image, layer in (
-        ("label", False, _REFERENCE),
-        ("prediction", False, _PREDICTION),
-        ("expected", True, _REFERENCE),
-        ("actual", True, _PREDICTION),
-    ):
+    surfaces = [case.surface(layer) for layer in (0, 1)]
+    kinds = (("label", False, 0), ("prediction", False, 1), ("expected", True, 0), ("actual", True, 1))
+    for what, over_image, layer in kinds:
         panel = case.panel(image=over_image, layer=layer, surface=surfaces[layer])
         pictures.append(case.page(panel, heading + what, layer=layer, dice=dice if what == "actual" else None))
     names = zip(pictures, PREVIEW_NAMES, strict=True)

@@ -40,7 +40,7 @@ def visualize2d(
     Raises:
         BadInputError: If the image has another number of axes, or there is no such colour map.
     """
-    return _figure(_case(image, 2, is_label), title, cmap, is_label, screenshot_as)
+    return _figure(_case(image, 2, is_label, None, 1), title, cmap, is_label, screenshot_as)
 
 
 def visualize3d(
@@ -75,17 +75,12 @@ def visualize3d(
     """
     if max_volume < 1:
         raise BadInputError(f"max_volume is {max_volume}: expected at least 1 voxel")
-    case = _case(image, 3, is_label, spacing_mm=spacing_mm, max_volume=max_volume)
+    case = _case(image, 3, is_label, spacing_mm, max_volume)
     return _figure(case, title, cmap, is_label, screenshot_as)
 
 
 def _case(
-    image: ImageLike,
-    num_spatial: int,
-    is_label: bool,
-    *,
-    spacing_mm: Sequence[float] | None = None,
-    max_volume: int = 1,
+    image: ImageLike, num_spatial: int, is_label: bool, spacing_mm: Sequence[float] | None, max_volume: int
 ) -> CasePictures:
     ndim = np.ndim(image)
     if ndim not in (num_spatial, num_spatial + 1):

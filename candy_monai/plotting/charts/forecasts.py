@@ -20,15 +20,7 @@ _COLOR, _CURVE_COLOR = "#009e73", "#d55e00"
 
 
 def draw_forecast(axes: Axes, forecast: Forecast, *, now: int, best: float, horizon: int) -> None:
-    """Draw into a panel how the best score is expected to move from now to the end of the run.
-
-    Args:
-        axes: The panel of the score.
-        forecast: What is expected; its interval must be there.
-        now: Epochs over.
-        best: The best score so far.
-        horizon: Epochs planned.
-    """
+    """Draw into a panel how the best score is expected to move from epoch ``now`` to ``horizon``, in its interval."""
     assert forecast.interval is not None
     low, high = forecast.interval
     target = min(max(forecast.epoch, now + 1), max(horizon, now + 1))

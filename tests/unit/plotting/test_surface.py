@@ -45,7 +45,7 @@ def test_a_ball_keeps_its_size_in_millimetres() -> None:
     camera = camera_for([label], ISOTROPIC)
     assert camera is not None
     painted = _painted(render_surface(label, spacing_mm=ISOTROPIC, size=200))
-    radius = np.sqrt(painted.sum() / np.pi) * 2 * camera.reach_mm / (200 * 0.9)
+    radius = np.sqrt(painted.sum() / np.pi) * (camera.high_mm - camera.low_mm)[:2].max() / (200 * 0.9)
     assert radius == pytest.approx(12.0, abs=0.7)
 
 
