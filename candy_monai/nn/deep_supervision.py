@@ -126,14 +126,10 @@ def _nearest(old: int, new: int, device: torch.device) -> Tensor:
 
 
 def outputs_as_list(output: NetworkOutput, num_dims: int) -> list[Tensor]:
-    """Return the segmentation outputs of a network, the finest first.
+    """Return the segmentation outputs of a network, ``(B, C, *spatial)`` with 2 or 3 spatial axes, the finest first.
 
     Tensors of another number of axes (a scalar loss, a vector of features) are left out. Among outputs of one size the
     order is kept, in a dict with ``"out"`` or ``"logits"`` first.
-
-    Args:
-        output: What the network returned.
-        num_dims: Number of spatial axes, 2 or 3.
 
     Raises:
         ValueError: If there is no output of that many axes.
@@ -146,7 +142,7 @@ def outputs_as_list(output: NetworkOutput, num_dims: int) -> list[Tensor]:
 
 
 def main_output(output: NetworkOutput, *, num_dims: int) -> Tensor:
-    """Return the logits at full resolution, the first of `outputs_as_list`, whose arguments and errors are the same."""
+    """Return the logits at full resolution, the first of `outputs_as_list`, whose errors are the same."""
     return outputs_as_list(output, num_dims)[0]
 
 

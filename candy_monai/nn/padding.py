@@ -63,12 +63,7 @@ class _PadToMultiple(nn.Module):
         return self.pad(x, fill=self.value)
 
     def pad(self, x: Tensor, *, fill: float) -> Tensor:
-        """Pad like ``forward``, with another value for new voxels where the mode is constant.
-
-        Args:
-            x: ``(B, C, *spatial)`` or ``(C, *spatial)``.
-            fill: The value of new voxels; without effect where the mode copies voxels.
-        """
+        """Pad like ``forward``, but with ``fill`` in new voxels where the mode is constant."""
         widths = self.widths(self._spatial(x))
         if not any(before or after for before, after in widths):
             return x

@@ -68,8 +68,8 @@ def _class_rows(fingerprint: Fingerprint) -> list[tuple[str, int, int, int]]:
 
 
 def _draw_classes(axes: Axes, rows: Sequence[tuple[str, int, int, int]], num_cases: int) -> None:
-    most = f" (the {_MOST_CLASSES} largest)" if len(rows) == _MOST_CLASSES else ""
-    prepare_axes(axes, f"voxels of each class{most}, and cases that have it")
+    each = f"the {_MOST_CLASSES} largest classes" if len(rows) == _MOST_CLASSES else "each class"
+    prepare_axes(axes, f"voxels of {each}, and cases")
     total = max(1, sum(voxels for *_, voxels, _ in rows))
     shares = [voxels / total for *_, voxels, _ in rows]
     smallest = min((share for share in shares if share), default=1.0)
