@@ -66,6 +66,17 @@ def test_a_thread_of_one_voxel_is_drawn_whole(spacing_mm: tuple[float, float, fl
     assert columns[20:100].all()  # the picture has a rim of one slice
 
 
+def test_a_plate_of_one_voxel_between_thick_slices_has_no_holes() -> None:
+    label = np.zeros((40, 40, 8), dtype=int)
+    label[5:35, 20, :] = 1
+    label[12:28, 22:36, 2:6] = 2  # behind it
+    picture = render_surface(label, spacing_mm=(1.0, 1.0, 5.0), size=160)
+    painted = _painted(picture)
+    first, last = (np.flatnonzero(painted.any(axis=0))[[0, -1]]).tolist()
+    middle = painted[60:100, (first + last) // 2 - 20 : (first + last) // 2 + 20]
+    assert middle.all()
+
+
 def test_an_empty_label_is_white() -> None:
     assert (render_surface(np.zeros((4, 5, 6), dtype=int), spacing_mm=ISOTROPIC, size=50) == 255).all()
 
@@ -126,6 +137,12 @@ def test_a_shared_camera_shows_two_labels_in_the_same_place() -> None:
 def test_the_surface_is_brighter_on_the_side_of_the_lamp() -> None:
     picture = render_surface(_ball(30, 12.0), spacing_mm=ISOTROPIC, size=120).sum(axis=2).astype(int)
     assert picture[40, 40] > picture[85, 85]  # the lamp is at the upper left
+
+
+def test_a_label_outside_of_the_picture_leaves_it_white() -> None:
+    near, far = np.zeros((2, 60, 20, 20), dtype=int)
+    near[:5], far[-5:] = 1, 1
+    assert (render_surface(far, spacing_mm=ISOTROPIC, size=60, camera=camera_for([near], ISOTROPIC)) == 255).all()
 
 
 def test_no_foreground_has_no_camera() -> None:
