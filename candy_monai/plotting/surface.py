@@ -19,8 +19,7 @@ from candy_monai.plotting.canvas.arrays import Floats, Ids, Pixels, Spacing, sam
 from candy_monai.plotting.canvas.colors import colorize
 
 _AZIMUTH, _ELEVATION = math.radians(38.0), math.radians(22.0)
-_LEVEL = 0.5  # of occupancy, at which the surface lies
-_MISSED = np.float32(1e6)
+_LEVEL, _MISSED = 0.5, np.float32(1e6)  # occupancy at which the surface lies; depth of a ray that misses it
 _MOST_CLASSES_TO_LOOK_BEHIND, _MOST_HIDDEN_SHOWN = 24, 6
 _HIDDEN_BELOW, _SHINE_THROUGH = 0.25, np.float32(0.72)
 
@@ -72,20 +71,18 @@ def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume:
     right, down = ((low_mm + high_mm)[:2] / 2 / step_mm)[:, None] + (np.arange(size) + 0.5 - size / 2) * pixel
     screen = np.stack([np.tile(right, size), np.repeat(down, size), np.full(size * size, low_mm[2] / step_mm)], axis=1)
     origins = (screen @ axes - corner_mm / step_mm).astype(np.float32)
-    near, end = _reach(field, origins, axes)
+    near, far = _reach(field, origins, axes)
 
     def trace(rays: NDArray[np.intp], shift: Floats) -> tuple[Floats, Ids, Floats]:
         starts = origins[rays] + shift
-        depth = _first_hits(field, starts, axes[2], near[rays], end)
+        depth = _first_hits(field, starts, axes[2], near[rays], far[rays])
         picture, classes = np.zeros((len(rays), 4), dtype=np.float32), np.zeros(len(rays), dtype=ids.dtype)
         hit = np.flatnonzero(depth < _MISSED)
         if not hit.size:
             return picture, classes, depth
         points = starts[hit] + depth[hit, None] * axes[2]
-        steps = np.eye(3, dtype=np.float32)
-        normals = np.stack(
-            [sample_field(field, points - step) - sample_field(field, points + step) for step in steps], axis=1
-        )
+        corners = np.float32(0.7) * np.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], dtype=np.float32)
+        normals = -np.sum([corner * sample_field(field, points + corner)[:, None] for corner in corners], axis=0)
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.float32(1e-9))
         for inwards in (0.0, 0.7, 1.5, 2.5, 4.0):  # smoothing may have put the surface just outside of the voxels
             lost = np.flatnonzero(classes[hit] == 0)
@@ -99,8 +96,7 @@ def _paint(ids: Ids, spacing_mm: Spacing, camera: Camera, size: int, max_volume:
     picture, classes, depth = trace(np.arange(size * size), np.zeros(3, dtype=np.float32))
     # Where the class changes or the surface jumps, four rays through the quarters of the pixel.
     change = ndimage.morphological_gradient(classes.reshape(size, size), (3, 3)) != 0
-    jump = ndimage.morphological_gradient(depth.reshape(size, size), (3, 3)) > 8 * pixel
-    edges = np.flatnonzero(change | jump)
+    edges = np.flatnonzero(change | (ndimage.morphological_gradient(depth.reshape(size, size), (3, 3)) > 8 * pixel))
     quarters = (np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * pixel / 4 @ axes[:2]).astype(np.float32)
     finer = trace(np.tile(edges, 4), quarters.repeat(len(edges), axis=0))[0]
     picture[edges] = finer.reshape(4, len(edges), 4).mean(axis=0)
@@ -135,29 +131,33 @@ def _resampled(filled: NDArray[np.bool_], spacing_mm: Spacing, max_volume: int) 
     return torch.from_numpy(values)[None, None], -rim * stretch * step, float(step)
 
 
-def _reach(field: torch.Tensor, origins: Floats, axes: Floats) -> tuple[Floats, float]:
-    """Return from which depth on each ray may meet the surface, and up to which any, from the filled voxels."""
+def _reach(field: torch.Tensor, origins: Floats, axes: Floats) -> tuple[Floats, Floats]:
+    """Return between which depths each ray may meet the surface, from the outermost voxels on a coarse screen."""
     rays = origins @ axes.T
-    filled = (np.argwhere(field[0, 0].numpy() >= _LEVEL).astype(np.float32) + np.float32(0.5)) @ axes.T
+    mask = field[0, 0].numpy() >= _LEVEL
+    filled = (np.argwhere(mask & ~ndimage.minimum_filter(mask, 3)).astype(np.float32) + np.float32(0.5)) @ axes.T
     low = rays.min(axis=0)
-    of_rays, of_filled = (((along - low)[:, :2] / 2).astype(int) for along in (rays, filled))
-    shape = tuple(of_rays.max(axis=0) + 1)
-    near, depths = np.full(shape, np.inf, dtype=np.float32), filled[:, 2] - low[2]
-    np.minimum.at(near.reshape(-1), np.ravel_multi_index(tuple(of_filled.T), shape, mode="clip"), depths)
+    of_rays, of_filled = (((along - low)[:, :2] / 2).astype(int).T for along in (rays, filled))
+    shape, depths = tuple(of_rays.max(axis=1) + 1), filled[:, 2] - low[2]
+    cells = np.ravel_multi_index(tuple(of_filled), shape, mode="clip")
+    near, far = np.full(shape, np.inf, dtype=np.float32), np.full(shape, -np.inf, dtype=np.float32)
+    np.minimum.at(near.reshape(-1), cells, depths)
+    np.maximum.at(far.reshape(-1), cells, depths)
     # A ray that meets the surface comes nearer than two voxels to the middle of a filled one.
-    return (ndimage.minimum_filter(near, 3) - 2)[tuple(of_rays.T)], float(depths.max(initial=0.0)) + 2
+    near, far = ndimage.minimum_filter(near, 3) - 2, ndimage.maximum_filter(far, 3) + 2
+    return near[tuple(of_rays)], far[tuple(of_rays)]
 
 
-def _first_hits(field: torch.Tensor, origins: Floats, ahead: Floats, near: Floats, end: float) -> Floats:
+def _first_hits(field: torch.Tensor, origins: Floats, ahead: Floats, near: Floats, far: Floats) -> Floats:
     """Return at which depth each ray meets the surface, or ``_MISSED``."""
-    depth, rays = np.full(len(origins), _MISSED), np.flatnonzero(near < end)
+    depth, rays = np.full(len(origins), _MISSED), np.flatnonzero(near < far)
     at, before, step = near[rays], np.zeros(len(rays), dtype=np.float32), np.zeros(len(rays), dtype=np.float32)
     while rays.size:
         here = sample_field(field, origins[rays] + at[:, None] * ahead)
         met = here >= _LEVEL
         depth[rays[met]] = (at - step * (here - _LEVEL) / np.maximum(here - before, _LEVEL / 100))[met]
         step = (np.float32(1.5) - 8 * here).clip(np.float32(0.5))
-        on = np.flatnonzero(~met & (at < end))
+        on = np.flatnonzero(~met & (at < far[rays]))
         rays, at, before, step = rays[on], (at + step)[on], here[on], step[on]
     return depth
 

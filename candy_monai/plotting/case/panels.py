@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from candy_monai.plotting.canvas import drawing
 from candy_monai.plotting.canvas.arrays import ImageLike, Pixels
 from candy_monai.plotting.case.layout import CAPTION, GAP, Box
-from candy_monai.plotting.case.pictures import CasePictures, dice_by_class, mean_of, write_caption
+from candy_monai.plotting.case.pictures import CasePictures, dice_by_class, write_caption
 
 _HEIGHT = 320
 
@@ -23,7 +25,7 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
     wide, high = case.size_mm(plane)
     size = (_HEIGHT, max(1, min(round(_HEIGHT * wide / high), 3 * _HEIGHT)))
     dice = dice_by_class(case.ids[0], case.ids[1])
-    score = f", Dice {mean_of(dice):.3f}" if dice else ""
+    score = f", Dice {fmean(dice.values()):.3f}" if dice else ""
     tiles = [
         ("image", case.plane(plane, size)),
         ("reference", case.plane(plane, size, layer=0)),

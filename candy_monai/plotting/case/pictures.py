@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 
@@ -259,7 +261,7 @@ class CasePictures:
     def _legend(self, present: Sequence[int], dice: Mapping[int, float]) -> list[tuple[str, RGB | None]]:
         entries: list[tuple[str, RGB | None]] = []
         if dice:
-            entries.append((f"{'Dice' if len(dice) == 1 else 'mean Dice'} {mean_of(dice):.3f}", None))
+            entries.append((f"{'Dice' if len(dice) == 1 else 'mean Dice'} {fmean(dice.values()):.3f}", None))
         for value in present:
             name = self._class_names.get(value, f"class {value}")
             if value in dice and 1 < len(dice) <= _MOST_SCORES_LISTED:
@@ -282,18 +284,16 @@ def dice_by_class(label: Ids, prediction: Ids, *, num_classes: int | None = None
     counted = (label >= 0) & ((label > 0) | (prediction > 0))
     if num_classes is not None:
         counted &= label < num_classes
-    both = np.stack([label[counted], prediction[counted]])
-    found, which = np.unique(both, return_inverse=True)
-    which = which.reshape(both.shape)
-    sizes = np.bincount(which.ravel(), minlength=len(found))
-    shared = np.bincount(which[0, which[0] == which[1]], minlength=len(found))
-    scores = zip(found.tolist(), (2 * shared / sizes).tolist(), strict=True)
-    return {value: score for value, score in scores if value > 0 and (num_classes is None or value < num_classes)}
+    reference, predicted = label[counted], prediction[counted]
+    sizes = _sizes(reference) + _sizes(predicted)
+    shared = _sizes(reference[reference == predicted])
+    classes = sorted(value for value in sizes if value > 0 and (num_classes is None or value < num_classes))
+    return {value: 2 * shared[value] / sizes[value] for value in classes}
 
 
-def mean_of(dice: Mapping[int, float]) -> float:
-    """Return the mean over at least one class."""
-    return sum(dice.values()) / len(dice)
+def _sizes(ids: Ids) -> Counter[int]:
+    found, counts = np.unique(ids, return_counts=True)
+    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
 def _num_spatial(label: ImageLike) -> int:
