@@ -122,8 +122,7 @@ def _resampled(filled: NDArray[np.bool_], spacing_mm: Spacing, max_volume: int) 
     values = (values + np.float32(_LEVEL)).clip(0.0, 1.0) if thick else values
     # What is so thin that smoothing took it below the level comes back: vessels, specks, single voxels.
     occupied = F.interpolate(merged, scale_factor=stretch.tolist(), mode="nearest-exact")[0, 0].numpy() > 0.1
-    around = (2 * np.ceil(stretch / 2) + (3 if thick else 1)).astype(int)
-    lost = occupied & ~ndimage.maximum_filter(values >= _LEVEL + 0.1 * thick, tuple(around))
+    lost = occupied & ~ndimage.maximum_filter(values >= _LEVEL + 0.1 * thick, 2 * math.ceil(stretch.max() / 2) + 1)
     if lost.any():
         blurred = ndimage.gaussian_filter(lost.astype(np.float32), 0.7, mode="constant")
         ridges = np.maximum(ndimage.maximum_filter(blurred, 3), np.float32(1e-6))
