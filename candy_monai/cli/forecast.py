@@ -121,8 +121,8 @@ def _length(source: Path, history: ScoreHistory) -> _Length:
 
 
 def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) -> None:
-    from candy_monai.plotting.figures import save_figure
-    from candy_monai.plotting.forecasts import forecast_figure
+    from candy_monai.plotting.canvas.figures import save_figure
+    from candy_monai.plotting.charts.forecasts import forecast_figure
 
     figure = forecast_figure(history.scores, result, horizon, name=history.name, first_epoch=history.first_epoch)
     save_figure(figure, picture)

@@ -30,8 +30,8 @@ class CurvesObserver(ThrottledObserver):
 
     @override
     def draw(self, event: EpochFinished) -> None:
-        from candy_monai.plotting.curves import curve_figure, progress_figure
-        from candy_monai.plotting.figures import save_figure
+        from candy_monai.plotting.canvas.figures import save_figure
+        from candy_monai.plotting.charts.curves import curve_figure, progress_figure
 
         if self._folder is None:
             return

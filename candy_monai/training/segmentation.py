@@ -221,7 +221,7 @@ class SegmentationTrainer(Trainer):
 
     @override
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
-        from candy_monai.plotting.previews import save_preview_files
+        from candy_monai.plotting.case.previews import save_preview_files
 
         drawn = self._drawn()
         style = self._preview_style() if drawn is None else cast(_PreviewStyle, drawn.style)

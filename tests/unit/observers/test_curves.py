@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import candy_monai.plotting.curves
+import candy_monai.plotting.charts.curves
 from candy_monai.observers.curves import CurvesObserver, PictureNames
 from tests.events import epoch_finished, run_started
 
@@ -80,9 +80,9 @@ def test_a_metric_keeps_the_name_of_its_picture():
 
 
 def test_a_curve_that_cannot_be_drawn_does_not_keep_the_others_from_it(observer, tmp_path, monkeypatch):
-    drawn = candy_monai.plotting.curves.curve_figure
+    drawn = candy_monai.plotting.charts.curves.curve_figure
     monkeypatch.setattr(
-        candy_monai.plotting.curves,
+        candy_monai.plotting.charts.curves,
         "curve_figure",
         lambda name, values: 1 / 0 if name == "bad" else drawn(name, values),
     )
