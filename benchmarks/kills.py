@@ -40,7 +40,7 @@ from killed_run import experiment_in, result_of, same, train
 from launched import by_processes, in_a_child, killed_after, still_running
 
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.writer import Writer
+from candy_monai.experiment.saving import Writer
 from candy_monai.observers.curves import CurvesObserver
 
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.truncate"}

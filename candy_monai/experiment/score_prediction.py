@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from candy_monai.experiment.history import EPOCH_DURATION
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, points_needed
 from candy_monai.forecasting.signs import ScoreRange, is_within
 
@@ -22,7 +22,7 @@ def predict_maximum(
 
     A range of scores that those so far do not keep to counts as unknown.
     """
-    scores, rates = metrics.get("val score", ()), metrics.get("learning rate", ())
+    scores, rates = metrics.get(SCORE, ()), metrics.get(LEARNING_RATE, ())
     return forecast(
         scores,
         num_epochs,
@@ -40,7 +40,7 @@ def predict_safely(
     Returns:
         None while there are too few scores for one; a forecast that abstains if it failed.
     """
-    if np.isfinite(metrics.get("val score", ())).sum() < points_needed(degree):
+    if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
     try:
         return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range)

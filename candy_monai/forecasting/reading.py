@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.forecasting.signs import ScoreRange, is_within
 
-_OWN_SCORE, _OWN_RATE, _OWN_DURATION = "val score", "learning rate", "epoch duration"
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000
 """What nnU-Net trains unless it is told otherwise."""
@@ -84,14 +84,14 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
     names = [name for name in (rows[0] if rows else ()) if name]
     if not rows:
         raise BadInputError(f"{path}: holds no epoch yet")
-    name = column or _OWN_SCORE
+    name = column or SCORE
     if name not in names:
-        others = [other for other in names if other not in ("epoch", "step")]
+        others = [other for other in names if other not in (EPOCH, "step")]
         hint = did_you_mean(name, others) if column else " Choose one with --column (column= in Python)."
         raise BadInputError(f"{path}: has no column {name!r}, only {', '.join(map(repr, others))}.{hint}")
     epochs = list(map(float, range(1, len(rows) + 1)))
-    if "epoch" in names:
-        epochs = [_number(path, "epoch", row["epoch"]) for row in rows]
+    if EPOCH in names:
+        epochs = [_number(path, EPOCH, row[EPOCH]) for row in rows]
     if not any(map(math.isfinite, epochs)):
         raise BadInputError(f"{path}: the column 'epoch' holds no number")
     first = 0 if min(epoch for epoch in epochs if math.isfinite(epoch)) < 1 else 1
@@ -101,7 +101,7 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
             return ()
         return _by_epoch(path, zip(epochs, (_number(path, wanted, row[wanted]) for row in rows), strict=True), first)
 
-    scores, rates, durations = map(read, (name, _OWN_RATE, _OWN_DURATION))
+    scores, rates, durations = map(read, (name, LEARNING_RATE, EPOCH_DURATION))
     return ScoreHistory(
         scores=_higher_is_better(name, scores),
         name=_score_name(name),
@@ -109,7 +109,7 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
         durations_s=durations,
         horizon=_planned(path.parent / "experiment.json"),
         first_epoch=first,
-        score_range=_range_of(path.parent / "experiment.json", scores) if name == _OWN_SCORE else None,
+        score_range=_range_of(path.parent / "experiment.json", scores) if name == SCORE else None,
         source=path,
     )
 

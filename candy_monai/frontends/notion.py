@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from typing_extensions import override
 
+from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.config import Secret
 from candy_monai.errors import SettingsError
 from candy_monai.frontends.base import Frontend
@@ -98,11 +99,11 @@ class NotionFrontend(Frontend):
         }
         if self._num_epochs:
             facts["Progress"] = epoch / self._num_epochs
-        if scores := _known(metrics.get("val score", ())):
+        if scores := _known(metrics.get(SCORE, ())):
             facts["Score"] = max(scores)
         if early_stop_tolerance is not None and self._tolerance:
             facts["Early Stop"] = early_stop_tolerance / self._tolerance
-        if durations := _known(metrics.get("epoch duration", ())):
+        if durations := _known(metrics.get(EPOCH_DURATION, ())):
             left_s = max(0, self._num_epochs - epoch) * sum(durations) / len(durations)
             facts["Expected End"] = Span(start=_now() + timedelta(seconds=left_s))
         self._tell_if_possible(experiment_id, facts)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from typing_extensions import override
 
+from candy_monai.columns import SCORE
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.score_prediction import forecast_messages
 from candy_monai.forecasting.signs import is_within
@@ -84,5 +85,5 @@ class ForecastObserver(Observer):
             )
 
     def _is_news(self, event: EpochFinished, score: float) -> bool:
-        scores = [value for value in event.metrics["val score"] if math.isfinite(value)]
+        scores = [value for value in event.metrics[SCORE] if math.isfinite(value)]
         return not abs(score - self._shown_score) <= NOTABLE * (max(scores) - min(scores))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from candy_monai.columns import SCORE
 from candy_monai.plotting.figures import FAINT, RULE, new_figure, prepare_axes, show_epochs
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def draw_forecast(axes: Axes, forecast: ScoreForecast, *, now: int, best: float,
 
 
 def forecast_figure(
-    scores: Sequence[float], forecast: ScoreForecast, horizon: int, *, name: str = "val score", first_epoch: int = 1
+    scores: Sequence[float], forecast: ScoreForecast, horizon: int, *, name: str = SCORE, first_epoch: int = 1
 ) -> Figure:
     """Draw the scores so far, the forecast of the best, its 80 % interval and its epoch; or why there is none.
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from candy_monai.aliases import Shape
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.experiment.differences import as_json
+from candy_monai.experiment.description import as_json
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings

@@ -14,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import BadInputError, CandyError
-from candy_monai.experiment.folder import DESCRIPTION, METRICS, STATE, read_description
+from candy_monai.errors import BadInputError, CandyError, ExperimentError
+from candy_monai.experiment.description import DESCRIPTION, read_description
+from candy_monai.experiment.folder import METRICS, STATE
 
 CROSS_VALIDATION = "crossval.json"
 """In the folder of a cross-validation: what its folds reached."""
@@ -70,26 +71,26 @@ def summarize(folder: Path) -> RunSummary:
     newest = next((path for path in (folder / STATE, folder / METRICS, folder / DESCRIPTION) if path.is_file()), folder)
     saved_at = datetime.fromtimestamp(newest.stat().st_mtime)
     try:
-        settings = read_description(folder).get("settings")
-        num_epochs = settings.get("num_epochs") if isinstance(settings, dict) else None
+        num_epochs = read_description(folder).setting("num_epochs")
     except CandyError:
         return RunSummary(folder=folder, saved_at=saved_at)
-    try:
-        import torch
+    from candy_monai.experiment.checkpoints import BEST
+    from candy_monai.experiment.state import load_state
 
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-        best = state["checkpoints"].get("checkpoint_best.pth", {})
-        return RunSummary(
-            folder=folder,
-            saved_at=saved_at,
-            num_epochs=num_epochs,
-            epochs_done=state["progress"]["epoch"],
-            best_score=best.get("score"),
-            best_epoch=best.get("epoch"),
-            is_finished=state["is_complete"],
-        )
-    except Exception:  # a state of another version or a damaged one: the run may still be predicted with
+    try:
+        state = load_state(folder, verify=False)
+    except ExperimentError:  # of another version, or damaged: the run may still be predicted with
         return RunSummary(folder=folder, saved_at=saved_at, num_epochs=num_epochs)
+    best = state.checkpoints.get(BEST)
+    return RunSummary(
+        folder=folder,
+        saved_at=saved_at,
+        num_epochs=num_epochs,
+        epochs_done=state.progress.epoch,
+        best_score=None if best is None else best.score,
+        best_epoch=None if best is None else best.epoch,
+        is_finished=state.is_complete,
+    )
 
 
 def runs_below(folder: PathLike) -> list[Path]:
