@@ -61,6 +61,8 @@ class _Record:
             read = entry.metadata["read"]
             try:
                 known[entry.name] = value if read is None else read(value)
+            except ExperimentError as error:  # of the record in it
+                raise ExperimentError(f"{entry.name}.{error}") from None
             except (TypeError, ValueError) as error:
                 raise ExperimentError(f"{entry.name} is {_short(value)}: {error}") from error
         return cls(**known, more=more)

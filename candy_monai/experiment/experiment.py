@@ -26,7 +26,7 @@ from candy_monai.experiment.state import Progress, RunState, RunWeights, Trainer
 from candy_monai.experiment.time_limit import StepPace, epochs_in_time
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange
 
 
 class Experiment:

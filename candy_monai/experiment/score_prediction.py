@@ -10,7 +10,7 @@ import numpy as np
 
 from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, points_needed
-from candy_monai.forecasting.signs import ScoreRange, is_within
+from candy_monai.forecasting.curve import ScoreRange, is_within
 
 Columns = Mapping[str, Sequence[float]]
 

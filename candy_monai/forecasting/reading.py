@@ -17,7 +17,7 @@ from pathlib import Path
 from candy_monai.aliases import PathLike
 from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.errors import BadInputError, did_you_mean
-from candy_monai.forecasting.signs import ScoreRange, is_within
+from candy_monai.forecasting.curve import ScoreRange, is_within
 
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000

@@ -16,7 +16,7 @@ from typing_extensions import override
 from candy_monai.columns import SCORE
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.score_prediction import forecast_messages
-from candy_monai.forecasting.signs import is_within
+from candy_monai.forecasting.curve import is_within
 from candy_monai.observers.base import Observer
 
 NOTABLE = 0.05

@@ -16,7 +16,7 @@ from candy_monai.columns import LOSS
 from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
 from candy_monai.data.planning.normalization import usual_intensities
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_config import describe_inferer
 from candy_monai.inference.inferers import MainOutput, build_inferer, run_inferer
 from candy_monai.label_ids import highest_id

@@ -40,7 +40,8 @@ def test_a_description_of_the_first_format_is_read(tmp_path):
 )
 def test_a_damaged_entry_is_refused_by_its_name_and_the_file_s(tmp_path, entries):
     (tmp_path / "experiment.json").write_text(json.dumps({"format": FORMAT, **entries}))
-    with pytest.raises(ExperimentError, match=r"experiment\.json: (plan|bundle|training|example_shape) is"):
+    names = "plan|bundle|dataset.training|network.example_shape"
+    with pytest.raises(ExperimentError, match=rf"experiment\.json: ({names}) is"):
         read_description(tmp_path)
 
 
