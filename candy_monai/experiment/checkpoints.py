@@ -1,4 +1,4 @@
-"""The weight files of a run: when one is due, what it is called, what it holds. Builds no networks.
+"""The weight files of a run: when one is due, what it is called, what it holds.
 
 A file is staged under a hidden name first, and takes its place only after the run's state, which names its digest, is
 on disk. So a crash at any moment leaves each file either in its place or staged beside it.

@@ -17,7 +17,7 @@ from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, Weight
 from candy_monai.experiment.description import ExperimentDescription, write_description
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
-from candy_monai.experiment.folder import LOGS, METRICS, FolderLock, RunLog, disk_failures_of, publish_folder
+from candy_monai.experiment.folder import LOGS, METRICS, FolderLock, disk_failures_of, log_line, publish_folder
 from candy_monai.experiment.history import History
 from candy_monai.experiment.saving import Snapshots, Writer
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
@@ -76,7 +76,6 @@ class Experiment:
         self._pace, self._promised_epochs = StepPace(), 0
         self._save_s = self._longest_save_s = 0.0  # that is counted on; measured, by the thread that saves
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
-        self._log = RunLog(folder / LOGS)
         self._writes = writes
         self._lock = self._locked() if writes else None
         self._writer, self._snapshots = Writer(), Snapshots()
@@ -93,18 +92,15 @@ class Experiment:
         *,
         files: Mapping[str, str] = MappingProxyType({}),
     ) -> Path:
-        """Publish a new folder that holds its description and a first state.
+        """Publish a new folder that holds its description and a first state, and return it.
 
         Args:
             parent: The folder of this trainer's experiments.
             settings: What ``train`` was told.
             description: Of trainer, network, plan and dataset; id, settings and environment are added.
             weights: The weights before the first step.
-            state: The states of optimizer, scheduler and the rest.
+            state: The states of the trainer's parts.
             files: More texts that the folder is born with, by their files' names.
-
-        Returns:
-            The folder.
         """
 
         def fill(folder: Path, experiment_id: str) -> None:
@@ -253,7 +249,7 @@ class Experiment:
         if not self._writes:
             return message
         with disk_failures_of(self.folder):
-            return self._log.write(message)
+            return log_line(self.folder, message)
 
     def begin_epoch(self, learning_rate: Scalar) -> None:
         """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.

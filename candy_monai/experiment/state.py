@@ -1,4 +1,4 @@
-"""``state.pt``: everything that a run needs to go on, as tensors and plain values. Builds nothing from it."""
+"""``state.pt``: everything that a run needs to go on, as tensors and plain values."""
 
 from __future__ import annotations
 

@@ -156,8 +156,7 @@ def watchers(
     report: Log,
 ) -> ObserverGroup:
     """Return those who watch the run: the console at once, pictures on a thread of their own, and the others."""
-    from candy_monai.observers.curves import CurvesObserver
-    from candy_monai.observers.previews import PreviewObserver
+    from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
 
     pictures: list[Observer] = [CurvesObserver()]
     if settings.save_preview:

@@ -182,7 +182,7 @@ def test_whatever_a_full_disk_does_not_take_fails_the_run(tmp_path, monkeypatch,
     def full(*_arguments, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("candy_monai.experiment.folder.RunLog.write", full)
+    monkeypatch.setattr("candy_monai.experiment.experiment.log_line", full)
     monkeypatch.setattr("candy_monai.experiment.description.atomic_write_text", full)
     monkeypatch.setattr("candy_monai.experiment.history.History.save_csv", full)
     writes = {

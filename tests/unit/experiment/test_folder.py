@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.folder import FolderLock, RunLog, publish_folder
+from candy_monai.experiment.folder import FolderLock, log_line, publish_folder
 
 
 def _clock():
@@ -139,7 +139,6 @@ def test_a_folder_on_a_file_system_without_locks_is_trained_in_all_the_same(tmp_
 
 @pytest.mark.parametrize("message", ["plain", "[bold]not markup[/]", "naïve ✓ 日本", "100 % {braces} %s", "a\ud800b"])
 def test_any_text_is_logged_verbatim(tmp_path, message):
-    log = RunLog(tmp_path / "logs.txt", clock=lambda: datetime(2026, 1, 2, 3, 4, 5))
-    log.write(message)
+    log_line(tmp_path, message, clock=lambda: datetime(2026, 1, 2, 3, 4, 5))
     shown = message.encode("utf-8", "backslashreplace").decode()
     assert (tmp_path / "logs.txt").read_text(encoding="utf-8") == f"[2026-01-02 03:04:05] {shown}\n"
