@@ -165,9 +165,9 @@ class ExperimentDescription(_Record):
     bundle: str | None = field(default=None, metadata=_is(str))
     padding: Mapping[str, object] | None = field(default=None, metadata=_is(dict))
     score_range: Sequence[float | None] | None = field(default=None, metadata=_is(list, tuple))
-    processes: int | None = field(default=None, metadata=_is(int))
-    data: Mapping[str, object] | None = field(default=None, metadata=_is(dict))
-    parts: Mapping[str, object] | None = field(default=None, metadata=_is(dict))
+    processes: object = field(default=None, metadata=_is(object))
+    data: object = field(default=None, metadata=_is(object))
+    parts: object = field(default=None, metadata=_is(object))
     network: NetworkRecord = field(default=NetworkRecord(), metadata=_is(dict, read=NetworkRecord.from_dict))
     num_classes: int | None = field(default=None, metadata=_is(int))
     regions: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_is(list, tuple))
@@ -176,7 +176,7 @@ class ExperimentDescription(_Record):
     pipelines: object = field(default=None, metadata=_is(object))
     dataset: DatasetRecord | None = field(default=None, metadata=_is(dict, read=DatasetRecord.from_dict))
     settings: Mapping[str, Any] | None = field(default=None, metadata=_is(dict))
-    environment: Mapping[str, object] | None = field(default=None, metadata=_is(dict))
+    environment: object = field(default=None, metadata=_is(object))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -216,6 +216,24 @@ class ExperimentDescription(_Record):
         if self.dataset is not None:
             kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in _PLACES}
         return kept
+
+
+def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentDescription:
+    """Return the description of a new run.
+
+    Args:
+        trainer: The trainer's class name.
+        entries: What it says of itself.
+
+    Raises:
+        ExperimentError: If an entry of the user's own has the name of another and is of another type.
+    """
+    try:
+        return ExperimentDescription.from_dict(as_json({"format": FORMAT, "trainer": trainer, **entries}))
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"what {trainer} adds to {DESCRIPTION}: {error}; give an entry of your own another name"
+        ) from None
 
 
 def example_shape(folder: PathLike, description: ExperimentDescription) -> Shape:

@@ -77,7 +77,8 @@ class Experiment:
         self._save_s = self._longest_save_s = 0.0  # that is counted on; measured, by the thread that saves
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
         self._writes = writes
-        self._lock = self._locked() if writes else None
+        with disk_failures_of(folder):
+            self._lock = FolderLock(folder) if writes else None
         self._writer, self._snapshots = Writer(), Snapshots()
         self._clock = clock
         self._epoch_started = self._counted_until = clock()
@@ -133,10 +134,6 @@ class Experiment:
             self.checkpoints.reconcile()
             if len(self.history):
                 self.history.save_csv(self.folder / METRICS)
-
-    def _locked(self) -> FolderLock:
-        with disk_failures_of(self.folder):
-            return FolderLock(self.folder)
 
     def close(self) -> None:
         """Let other processes have the folder, once nothing is being written."""
@@ -325,7 +322,7 @@ class Experiment:
         names = [BEST] if is_best else []
         if self.checkpoints.is_due(epoch, is_last=self.is_complete):
             names.append(checkpoint_name(epoch))
-        copied, saved = self._copied(weights, state)
+        copied, saved = self._copied(weights, state, dataclasses.replace(self.progress))
 
         def write() -> None:
             self.checkpoints.stage(LATEST, copied.raw, epoch=epoch, score=raw_score, kind="raw")
@@ -348,7 +345,7 @@ class Experiment:
         if not self._writes:
             return
         self.wait_until_saved()
-        copied, saved = self._copied(weights, state, epoch_s=self.epoch_s)
+        copied, saved = self._copied(weights, state, dataclasses.replace(self.progress, epoch_s=self.epoch_s))
         self._begin_to(lambda: self._commit(saved, copied.to_dict(raw=True, scored=True)))
 
     @property
@@ -404,12 +401,12 @@ class Experiment:
         progress = self.progress
         return RunFinished(epoch=progress.epoch, best_score=progress.best_score, best_epoch=progress.best_epoch)
 
-    def _copied(self, weights: RunWeights, state: TrainerState, **progress: float) -> tuple[RunWeights, RunState]:
+    def _copied(self, weights: RunWeights, state: TrainerState, progress: Progress) -> tuple[RunWeights, RunState]:
         """Copy what is to be written: all but what is known only when the weight files are."""
         raw, scored, parts = self._snapshots.of((weights.raw, weights.scored, vars(state)))
         saved = RunState(
             settings=self.settings,
-            progress=dataclasses.replace(self.progress, **progress),
+            progress=progress,
             history=self.history.state_dict(),
             early_stopping=self.early_stopping.state_dict(),
             is_complete=self.is_complete,

@@ -101,7 +101,8 @@ def _status(column: Object, value: str) -> Object | None:
     found = options if isinstance(options, list) else []
     names = {str(option.get("name")).casefold(): option.get("name") for option in found if isinstance(option, dict)}
     words = (value.casefold(), *_SYNONYMS.get(value, ()))
-    return next(({"status": {"name": names[word]}} for word in words if word in names), None)
+    name = next((names[word] for word in words if word in names), None)
+    return None if name is None else {"status": {"name": name}}
 
 
 class NotionTable:

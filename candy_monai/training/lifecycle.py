@@ -20,7 +20,7 @@ from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach, attachment_of, detach, tensors_in
 from candy_monai.data.samples.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
-from candy_monai.experiment.description import FORMAT, ExperimentDescription
+from candy_monai.experiment.description import ExperimentDescription, describe_trainer
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
@@ -323,8 +323,6 @@ class Lifecycle(Continuity):
 
     def _description(self, toolbox: TrainerToolbox, example_shape: Shape) -> ExperimentDescription:
         entries = {
-            "format": FORMAT,
-            "trainer": type(self).__name__,
             "bundle": bundle_of(self),
             "padding": padding_to_dict(self._padding),
             "score_range": None if self.score_range is None else list(self.score_range),
@@ -334,7 +332,7 @@ class Lifecycle(Continuity):
             **self.describe(example_shape),
             **self._more_facts,
         }
-        return ExperimentDescription.from_dict(entries)
+        return describe_trainer(type(self).__name__, entries)
 
     def _preview_style(self) -> object:
         """Return what `save_preview` needs to know of the run that begins, beyond its folder."""

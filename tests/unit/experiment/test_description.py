@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from candy_monai.errors import ExperimentError
@@ -7,6 +8,7 @@ from candy_monai.experiment.description import (
     FORMAT,
     DatasetRecord,
     ExperimentDescription,
+    describe_trainer,
     differences,
     example_shape,
     read_description,
@@ -26,6 +28,13 @@ def test_what_is_written_is_read_again_with_what_this_version_does_not_know(tmp_
     assert (read.trainer, read.dataset, read.regions, read.more) == ("T", dataset, [{"paints": 2}], {"site": "north"})
     assert set(read.environment) >= {"python", "torch", "git_commit"}
     assert read.differences(described) == []
+
+
+def test_a_trainer_s_own_entries_are_kept_as_json_and_one_that_takes_a_name_of_another_is_refused():
+    described = describe_trainer("Mine", {"num_classes": np.int64(3), "sites": ("north",), "data": "all"})
+    assert (described.num_classes, described.more, described.data) == (3, {"sites": ["north"]}, "all")
+    with pytest.raises(ExperimentError, match="what Mine adds to experiment.json: dataset is 'BraTS', .*another name"):
+        describe_trainer("Mine", {"dataset": "BraTS"})
 
 
 def test_a_description_of_the_first_format_is_read(tmp_path):
