@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -59,7 +59,7 @@ class History:
         Args:
             columns: What the run itself says of the epoch, by name.
         """
-        row = dict(zip(self._pending, _means(self._pending.values()), strict=True))
+        row = {name: _mean(values) for name, values in self.pending().items()}
         if LOSS not in row:  # a training loop of the user's own records its loss itself
             row = {LOSS if name == column_beside(LOSS) else name: mean for name, mean in row.items()}
         row.update(columns or {})
@@ -165,12 +165,6 @@ def as_float(value: Any) -> float:
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         return math.nan
     return float(value.item() if isinstance(value, np.ndarray) else value)
-
-
-def _means(columns: Iterable[list[Scalar]]) -> list[float]:
-    columns = list(columns)
-    read = _read([value for values in columns for value in values])
-    return [_mean(list(itertools.islice(read, len(values)))) for values in columns]
 
 
 def _read(values: list[Scalar]) -> Iterator[float]:
