@@ -86,7 +86,7 @@ class _Slow(Observer):
         monkeypatch.setattr("candy_monai.experiment.experiment.save_state", self._slowly)
 
     def _slowly(self, folder, state, **options):
-        if state["progress"]["epoch"]:
+        if state.progress.epoch:
             assert self._may_write.wait(10)
             if self._error is not None:
                 raise self._error
