@@ -24,9 +24,9 @@ from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.events import EpochFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import last_epoch_as_text
-from candy_monai.experiment.plain import plain
+from candy_monai.experiment.serialization import plain
 from candy_monai.experiment.settings import SaveInterval
-from candy_monai.experiment.state import RunWeights
+from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.network import plain_network, plain_weights
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
@@ -223,18 +223,18 @@ class Continuity(Overridables, Reporting, HasDevice):
             self._said.add(message)
             self.log(message)
 
-    def _say_what_is_not_saved(self, toolbox: TrainerToolbox, state: Mapping[str, object]) -> None:
+    def _say_what_is_not_saved(self, toolbox: TrainerToolbox, state: TrainerState) -> None:
         own: list[object] = [*vars(toolbox).values(), plain_network(toolbox.model), self._scaler, self._dataloader]
         own.append(getattr(self, "_validation_dataloader", None))
         attributes = {f"self.{name}": value for name, value in vars(self).items()}
         names = unsaved_parts(
             {name: value for name, value in attributes.items() if not any(value is part for part in own)},
             saved=[
-                state,
+                vars(state),
                 plain_network(toolbox.model).state_dict(),
                 {} if toolbox.ema is None else toolbox.ema.state_dict(),
             ],
-            extra=state["extra"],
+            extra=state.extra,
         )
         if names:
             self._say_once(
@@ -242,7 +242,7 @@ class Continuity(Overridables, Reporting, HasDevice):
                 "get_extra_state can return their states, and set_extra_state take them up"
             )
 
-    def _state(self, run: Experiment | None, toolbox: TrainerToolbox) -> dict[str, object]:
+    def _state(self, run: Experiment | None, toolbox: TrainerToolbox) -> TrainerState:
         """Return what a resumed run needs besides the weights.
 
         Every process takes part: each has its own random numbers and, within an epoch, its own part of the metrics.
@@ -256,16 +256,16 @@ class Continuity(Overridables, Reporting, HasDevice):
             "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
             "pending": {} if run is None else run.history.pending(),
         }
-        state: dict[str, object] = {
-            "optimizer": plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
-            "scheduler": plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
-            "schedule_epochs": self._schedule_epochs,
-            "scaler": self._scaler.state_dict(),
-            "criterion": plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
-            "extra": plain(self.get_extra_state(), f"what {type(self).__name__}.get_extra_state returned"),
-            "ema": None if toolbox.ema is None else self._state_of_average(toolbox.ema),
-            "processes": self._processes.gathered(own),
-        }
+        state = TrainerState(
+            optimizer=plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
+            scheduler=plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
+            schedule_epochs=self._schedule_epochs,
+            scaler=self._scaler.state_dict(),
+            criterion=plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
+            extra=plain(self.get_extra_state(), f"what {type(self).__name__}.get_extra_state returned"),
+            ema=None if toolbox.ema is None else self._state_of_average(toolbox.ema),
+            processes=self._processes.gathered(own),
+        )
         if run is not None:
             self._say_what_is_not_saved(toolbox, state)
         return state

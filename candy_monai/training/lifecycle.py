@@ -20,6 +20,7 @@ from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach, attachment_of, detach, tensors_in
 from candy_monai.data.samples.sharing import shared_loader, unshare
 from candy_monai.device import HasDevice
+from candy_monai.experiment.description import ExperimentDescription, describe_trainer
 from candy_monai.experiment.events import Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
@@ -259,11 +260,11 @@ class Lifecycle(Continuity):
             criterion=toolbox.criterion,
             trainer=vars(self),
         )
-        facts = self._facts_of_run(toolbox, example_shape)
+        description = self._description(toolbox, example_shape)
         if saved is None:
-            run, generators = self._created(settings, toolbox, facts)
+            run, generators = self._created(settings, toolbox, description)
         else:
-            saved.refuse_differences(facts)
+            saved.refuse_differences(description)
             run, generators = self._reopened(saved, toolbox)
         with run.closed_on_failure():
             self._experiment, self._preview = run, None
@@ -276,7 +277,7 @@ class Lifecycle(Continuity):
             generators.restore(self._own_generators)
             if saved is not None and saved.schedule is not None:
                 run.save_point(weights_of(toolbox, self._scored), self._state(run, toolbox))
-                run.describe(facts)
+                run.describe(description)
             self._saved_at = (run.progress.batch, time.monotonic())
         return run, toolbox
 
@@ -287,7 +288,7 @@ class Lifecycle(Continuity):
         return dataclasses.replace(settings, seed=seed, amp=choose_precision(settings.amp, self.device()))
 
     def _created(
-        self, settings: TrainSettings, toolbox: TrainerToolbox, facts: dict[str, object]
+        self, settings: TrainSettings, toolbox: TrainerToolbox, description: ExperimentDescription
     ) -> tuple[Experiment, GeneratorStates]:
         """Publish a new experiment and return it with the random generators that it begins with."""
         self._schedule_epochs = settings.num_epochs
@@ -301,7 +302,7 @@ class Lifecycle(Continuity):
         folder = None
         if self._processes.is_first:
             folder = Experiment.publish(
-                parent, settings, facts, weights_of(toolbox, self._scored), state, files=self._more_files
+                parent, settings, description, weights_of(toolbox, self._scored), state, files=self._more_files
             )
         folder = self._processes.broadcast(folder)
         assert folder is not None
@@ -314,15 +315,14 @@ class Lifecycle(Continuity):
         )
         self._scored = reopened.scored
         with reopened.run.closed_on_failure():
-            self._scaler.load_state_dict(reopened.scaler)
+            self._scaler.load_state_dict(dict(reopened.scaler))
             if reopened.extra:
                 self.set_extra_state(reopened.extra)
         self._schedule_epochs, self._epoch_generators = reopened.schedule_epochs, reopened.epoch_generators
         return reopened.run, reopened.generators
 
-    def _facts_of_run(self, toolbox: TrainerToolbox, example_shape: Shape) -> dict[str, object]:
-        return {
-            "trainer": type(self).__name__,
+    def _description(self, toolbox: TrainerToolbox, example_shape: Shape) -> ExperimentDescription:
+        entries = {
             "bundle": bundle_of(self),
             "padding": padding_to_dict(self._padding),
             "score_range": None if self.score_range is None else list(self.score_range),
@@ -332,6 +332,7 @@ class Lifecycle(Continuity):
             **self.describe(example_shape),
             **self._more_facts,
         }
+        return describe_trainer(type(self).__name__, entries)
 
     def _preview_style(self) -> object:
         """Return what `save_preview` needs to know of the run that begins, beyond its folder."""

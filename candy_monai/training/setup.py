@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from candy_monai.aliases import Shape
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.experiment.differences import as_json
+from candy_monai.experiment.description import as_json
 from candy_monai.experiment.events import Preview, RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
@@ -156,8 +156,7 @@ def watchers(
     report: Log,
 ) -> ObserverGroup:
     """Return those who watch the run: the console at once, pictures on a thread of their own, and the others."""
-    from candy_monai.observers.curves import CurvesObserver
-    from candy_monai.observers.previews import PreviewObserver
+    from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
 
     pictures: list[Observer] = [CurvesObserver()]
     if settings.save_preview:

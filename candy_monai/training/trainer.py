@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Metrics, PathLike, Scalar
 from candy_monai.allocation import freed_memory_kept
+from candy_monai.columns import LOSS
 from candy_monai.config import load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.history import LOSS
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.nn.padding import pad_labels
 from candy_monai.training.accumulation import Group

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.errors import BadInputError
 from candy_monai.plotting.canvas.figures import FAINT, INK, new_figure, prepare_axes, show_epochs
 from candy_monai.plotting.charts.forecasts import draw_forecast
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-_SCORE, _RATE, _DURATION, _EPOCH = "val score", "learning rate", "epoch duration", "epoch"
 _VALIDATION = "val "
 _LOWER = re.compile("loss|error|hausdorff|distance|hd95|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
@@ -76,7 +76,7 @@ def progress_figure(
         figure.text(0.5, 0.5, "no epoch has finished yet", ha="center", va="center", color=FAINT, fontsize=11)
         return figure
     longest = max(1, *(len(values) for values in metrics.values()))
-    expected = forecast is not None and forecast.interval is not None and _SCORE in metrics
+    expected = forecast is not None and forecast.interval is not None and SCORE in metrics
     last = max(longest, forecast.epoch, num_epochs) if forecast is not None and expected else longest
     # Placed by hand: matplotlib's own layouts cost more than all the drawing.
     width, height = figure.get_size_inches()
@@ -87,7 +87,7 @@ def progress_figure(
         row, column = divmod(number, columns)
         start = (left + column * (wide + across), height - top - (row + 1) * high - row * between)
         axes = figure.add_axes((start[0] / width, start[1] / height, wide / width, high / height))
-        _panel(axes, names, metrics, (longest, last), forecast if expected and _SCORE in names else None)
+        _panel(axes, names, metrics, (longest, last), forecast if expected and SCORE in names else None)
         if number + columns >= len(panels):
             axes.set_xlabel("epoch", color=FAINT, fontsize=9)
     return figure
@@ -95,13 +95,13 @@ def progress_figure(
 
 def _panels(names: Sequence[str]) -> list[list[str]]:
     """Group the metrics: the score, losses, other metrics with their validation, the learning rate, the time."""
-    plain = [name for name in names if name not in (_SCORE, _RATE, _DURATION, _EPOCH)]
+    plain = [name for name in names if name not in (SCORE, LEARNING_RATE, EPOCH_DURATION, EPOCH)]
     grouped: dict[str, list[str]] = {}
     for name in sorted(plain, key=lambda name: name.startswith(_VALIDATION)):  # training before its validation
         grouped.setdefault(name.removeprefix(_VALIDATION), []).append(name)
     order = sorted(grouped, key=lambda base: (base != "loss", "loss" not in base.lower()))
-    panels = [[_SCORE]] if _SCORE in names else []
-    last = [[name] for name in (_RATE, _DURATION) if name in names]
+    panels = [[SCORE]] if SCORE in names else []
+    last = [[name] for name in (LEARNING_RATE, EPOCH_DURATION) if name in names]
     panels += [grouped[base] for base in order][: _MOST_PANELS - len(panels) - len(last)]
     return panels + last
 
@@ -124,10 +124,10 @@ def _panel(
         label = "validation" if name.startswith(_VALIDATION) else "training"
         _draw(axes, epochs, numbers, color=_color_of(name), label=label if len(names) > 1 else None)
         drawn.append(numbers)
-    if names[0] == _SCORE:
-        _mark_best(axes, _SCORE, epochs, drawn[0])
+    if names[0] == SCORE:
+        _mark_best(axes, SCORE, epochs, drawn[0])
     if forecast is not None and forecast.interval is not None and np.isfinite(drawn[0]).any():
-        now, best = len(metrics[_SCORE]), float(np.nanmax(drawn[0]))
+        now, best = len(metrics[SCORE]), float(np.nanmax(drawn[0]))
         draw_forecast(axes, forecast, now=now, best=best, horizon=last)
         drawn.append(np.array([*forecast.interval, forecast.score]))
     _finish(axes, title, np.array([1.0, float(last)]), drawn)
@@ -167,7 +167,7 @@ def _finish(axes: Axes, name: str, epochs: Numbers, drawn: Sequence[Numbers]) ->
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, **style)
         return
     low, high = float(numbers.min()), float(numbers.max())
-    if _RATE in name.lower() and low > 0 and high / low > 30:
+    if LEARNING_RATE in name.lower() and low > 0 and high / low > 30:
         axes.set_yscale("log")
         return
     # One wild value at the start must not flatten all the rest.
@@ -175,10 +175,10 @@ def _finish(axes: Axes, name: str, epochs: Numbers, drawn: Sequence[Numbers]) ->
         usual = float(np.percentile(numbers, 97))
         if high - usual > 4 * (usual - low) > 0:
             high = usual + 0.25 * (usual - low)
-    if name == _DURATION:
+    if name == EPOCH_DURATION:
         low = min(low, 0.0)
     slack = max(0.06 * (high - low), 1e-9 * max(abs(low), abs(high))) if high > low else 0.06 * abs(high) or 0.5
-    axes.set_ylim(low - (0 if low == 0 and name == _DURATION else slack), high + slack)
+    axes.set_ylim(low - (0 if low == 0 and name == EPOCH_DURATION else slack), high + slack)
 
 
 def _numbers(values: Sequence[float]) -> Numbers:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from candy_monai.columns import SCORE
 from candy_monai.plotting.canvas.figures import FAINT, RULE, new_figure, prepare_axes, show_epochs
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def draw_forecast(axes: Axes, forecast: Forecast, *, now: int, best: float, hori
 
 
 def forecast_figure(
-    scores: Sequence[float], forecast: Forecast, horizon: int, *, name: str = "val score", first_epoch: int = 1
+    scores: Sequence[float], forecast: Forecast, horizon: int, *, name: str = SCORE, first_epoch: int = 1
 ) -> Figure:
     """Draw the scores so far, the forecast of the best, its 80 % interval and its epoch; or why there is none.
 

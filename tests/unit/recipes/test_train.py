@@ -148,7 +148,7 @@ def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experime
     for sample in StoredCases(store, description["dataset"]["validation"][: plan.num_validation_cases]):
         logits = predictor.logits(sample["image"])
         scores.append(dice_per_class(logits.argmax(0, keepdim=True), sample["label"], 3, batched=False).nanmean())
-    recorded = load_state(experiment)["checkpoints"]["checkpoint_best.pth"]["score"]
+    recorded = load_state(experiment).checkpoints["checkpoint_best.pth"].score
     assert float(torch.stack(scores).mean()) == pytest.approx(recorded, abs=1e-6)
 
 

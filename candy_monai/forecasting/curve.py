@@ -1,7 +1,4 @@
-"""What a curve shows of its future, as a few numbers that know neither the score's unit nor the run's length.
-
-Owns the numbers. What they are signs of was learned from real runs: `candy_monai.forecasting.experience`.
-"""
+"""The part of a run's curve that is known, and how much of the run's learning is done after each epoch."""
 
 from __future__ import annotations
 
@@ -12,35 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.forecasting.average import draw_best, noise_of
-
 Array = NDArray[np.float64]
 
-NAMES = (
-    "learning left",
-    "rise",
-    "late rise by time",
-    "rises or falls",
-    "late rise",
-    "noise",
-    "since best",
-    "below best",
-    "late records",
-    "headroom",
-    "scores",
-    "share",
-    "rate decayed",
-    "loss",
-    "promised none",
-    "promised middle",
-    "promised spread",
-)
-"""The signs, in the order of their values. The last three are what the quotients promise."""
-
-_UNBOUNDED = 10.0  # headroom that no run uses up, in ranges of the scores so far
-_NEAR_TOP = 0.05
-_TINY = 0.01
-_NONE = 0.002  # a gain of less than this share of the range is none
 _MOST_DECAY = 3.0
 _LEAST_RATE = 1e-6  # of the largest: a schedule may end at 0
 _RISING = 2.0  # standard deviations of what noise alone would do
@@ -130,68 +100,6 @@ def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
     return not (values.min() < least - slack or values.max() > largest + slack)
 
 
-def promises(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
-    """Return draws of the run's best score and of its epoch from the average of quotients."""
-    return draw_best(curve.epochs, curve.values, curve.now, curve.axis, degree=degree, best=curve.best, top=curve.top)
-
-
-def signs_of(curve: SeenCurve, promised: Array) -> Array:
-    """Return the signs in the order of `NAMES`; NaN for a learning rate that is unknown.
-
-    Args:
-        curve: What is known, with a range above 0.
-        promised: Draws of the run's best score, from `promises`.
-    """
-    values, count, size = curve.values, len(curve.values), curve.range
-    quarter = max(2, count // 4) if count > 3 else 1
-    last, before = values[-quarter:].mean(), values[-2 * quarter : -quarter].mean()
-    # How fast the score rises with the logarithm of what was learned.
-    done = np.log(curve.axis[curve.epochs.astype(int) - 1])
-    to_come = curve.left_to_learn
-    rise = _slope(done[count // 2 :], values[count // 2 :]) / size
-    late = _slope(done[-max(3, quarter) :], values[-max(3, quarter) :]) / size
-    return np.array(
-        [
-            math.log(to_come),
-            math.log(max(rise, 0.0) * to_come + _TINY),
-            math.log(max(late, 0.0) * to_come + _TINY),
-            math.tanh(3 * rise),
-            math.asinh((last - before) / size / (5 * _TINY)),
-            math.log(noise_of(values) / size + _TINY / 2),
-            1 - float(curve.epochs[int(values.argmax())]) / curve.now,
-            math.log(max(0.0, curve.best - last) / size + _TINY),
-            math.log(max(0.0, curve.best - values[:-quarter].max()) / size + _TINY),
-            math.log(min((curve.top - curve.best) / size, _UNBOUNDED) + _NEAR_TOP),
-            math.log(count),
-            curve.now / curve.horizon,
-            1 - curve.rate_left,
-            float(curve.top == 0),  # no score is positive: losses are less noisy than what is counted
-            *_promise(promised, curve),
-        ]
-    )
-
-
-def headroom_of(sign: Array) -> Array:
-    """Return the headroom that the sign stands for, in ranges of the scores so far."""
-    return np.asarray(np.maximum(0.0, np.exp(sign) - _NEAR_TOP))
-
-
-def _promise(promised: Array, curve: SeenCurve) -> tuple[float, float, float]:
-    """Return the log odds of no gain, and the middle and the spread of the logarithm of a gain."""
-    gains = (promised - curve.best) / curve.range
-    none = float(np.clip((gains <= _NONE).mean(), 0.02, 0.98))
-    some = gains[gains > _NONE]
-    if len(some) < 10:  # too few for a quantile
-        some = np.append(some, np.full(10, _TINY))
-    low, middle, high = np.log(np.quantile(some, (0.2, 0.5, 0.8)))
-    return math.log(none / (1 - none)), float(middle), float(high - low) / 1.68 + 0.05
-
-
-def _slope(places: Array, values: Array) -> float:
-    deviations = places - places.mean()
-    return float(deviations @ values / max(float(deviations @ deviations), 1e-12))
-
-
 def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, horizon: int) -> Array:
     """Return how much of a run's learning is done after each planned epoch, rising to 1.
 
@@ -217,13 +125,19 @@ def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, hori
     return np.asarray(done / done[-1])
 
 
+def slope(places: Array, values: Array) -> float:
+    """Return the slope of a straight line through values."""
+    deviations = places - places.mean()
+    return float(deviations @ values / max(float(deviations @ deviations), 1e-12))
+
+
 def _trend(values: Array) -> float:
     """Return by how many standard deviations values rise (Mann and Kendall's test); alike neighbours count for less."""
     count, places = len(values), np.arange(float(len(values)))
     if count < _LEAST_LATE:
         return 0.0
     rises = np.sign(values[None, :] - values[:, None])[np.triu_indices(count, 1)].sum()
-    residuals = values - values.mean() - _slope(places, values) * (places - places.mean())
+    residuals = values - values.mean() - slope(places, values) * (places - places.mean())
     alike = float(residuals[1:] @ residuals[:-1]) / max(float(residuals @ residuals), 1e-30)
     alike = float(np.clip(alike, 0.0, 0.9))
     variance = count * (count - 1) * (2 * count + 5) / 18

@@ -1,4 +1,4 @@
-"""How much of a run a time limit leaves room for, going by what was done so far. Reads no clock."""
+"""How much of a run a time limit leaves room for, going by what was done so far."""
 
 from __future__ import annotations
 

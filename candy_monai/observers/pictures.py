@@ -1,19 +1,67 @@
-"""The metrics of a run as pictures: one curve a metric and ``progress.png``. Computes no metric."""
+"""The pictures in a run's folder, drawn now and then: curves of its metrics, and the preview of a validated case."""
 
 from __future__ import annotations
 
 import hashlib
+import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from typing_extensions import override
 
-from candy_monai.experiment.events import EpochFinished, RunStarted
-from candy_monai.observers.throttle import ThrottledObserver
+from candy_monai.experiment.events import EpochFinished, Preview, RunFinished, RunInterrupted, RunStarted
+from candy_monai.observers.base import Observer
 
 OVERVIEW = "progress.png"
+MAX_SHARE = 0.02
 _MOST_BYTES = 100
+
+
+class ThrottledObserver(Observer):
+    """Calls ``draw`` at most once in ``interval_s``, and for the last epoch in any case.
+
+    What takes long is done less often: drawing takes at most one fiftieth of the time, since on a small machine it
+    takes it from the training.
+
+    Args:
+        interval_s: Seconds between two calls at least, and before the first.
+        clock: Tells seconds.
+    """
+
+    def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._not_before = clock() + interval_s
+        self._waiting: EpochFinished | None = None
+
+    def draw(self, event: EpochFinished) -> None:
+        """Draw the state after this epoch."""
+        raise NotImplementedError
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._waiting = event
+        if self._clock() >= self._not_before:
+            self._draw_waiting()
+
+    @override
+    def on_run_finished(self, event: RunFinished) -> None:
+        self._draw_waiting()
+
+    @override
+    def on_run_interrupted(self, event: RunInterrupted) -> None:
+        self._draw_waiting()
+
+    def _draw_waiting(self) -> None:
+        if self._waiting is not None:
+            event, self._waiting = self._waiting, None
+            started = self._clock()
+            try:
+                self.draw(event)
+            finally:
+                duration = self._clock() - started
+                self._not_before = started + max(self._interval_s, duration / MAX_SHARE)
 
 
 class CurvesObserver(ThrottledObserver):
@@ -78,3 +126,28 @@ def _as_stem(metric: str) -> str:
 def _compared(stem: str) -> str:
     """Return the form in which two names are the same to some file system."""
     return unicodedata.normalize("NFC", stem).casefold()
+
+
+class PreviewObserver(ThrottledObserver):
+    """Has the preview of the newest validated epoch drawn.
+
+    Args:
+        save: Draws and writes one preview.
+        interval_s: Seconds between two previews at least.
+    """
+
+    name = "drawing the preview"
+
+    def __init__(self, save: Callable[[Preview], None], *, interval_s: float = 30.0) -> None:
+        super().__init__(interval_s=interval_s)
+        self._save = save
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        if event.preview is not None:
+            super().on_epoch_finished(event)
+
+    @override
+    def draw(self, event: EpochFinished) -> None:
+        if event.preview is not None:
+            self._save(event.preview)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.below import (
+from candy_monai.experiment.description import DESCRIPTION, read_description
+from candy_monai.experiment.runs import (
     RunSummary,
     folds_below,
     refuse_folder_of_runs,
@@ -13,7 +14,6 @@ from candy_monai.experiment.below import (
     runs_below,
     what_is_below,
 )
-from candy_monai.experiment.folder import DESCRIPTION, read_description
 
 
 def _run(folder):

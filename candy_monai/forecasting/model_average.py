@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 from scipy.special import logsumexp, ndtri
 
+from candy_monai.forecasting.curve import SeenCurve
+
 Array = NDArray[np.float64]
 
 _DRAWS = 400
@@ -91,25 +93,19 @@ class _Average:
         return np.asarray(self.level + self.shares @ curves)
 
 
-def draw_best(
-    epochs: Array, values: Array, now: int, axis: Array, *, degree: int, best: float, top: float
-) -> tuple[Array, Array]:
+def draw_best(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
     """Draw the run's best score and its epoch many times over, from the average of all quotients.
 
     Args:
-        epochs: Those with a score, from 1.
-        values: Their scores, all finite.
-        now: Epochs over.
-        axis: How much of the whole run's learning is done after each planned epoch, rising to 1.
+        curve: What is known of it.
         degree: Upper bound of the degree of both polynomials.
-        best: The best score so far.
-        top: The largest score that the metric can have.
 
     Returns:
-        The best scores, none below ``best`` or above ``top``, and their epochs; ``now`` where nothing better came.
+        The best scores, none below the best so far or above the largest that the metric can have, and their epochs;
+        the present one where nothing better came.
     """
-    horizon = len(axis)
-    average = _fitted(axis[epochs.astype(int) - 1], values, degree)
+    axis, values, now, horizon = curve.axis, curve.values, curve.now, len(curve.axis)
+    average = _fitted(axis[curve.epochs.astype(int) - 1], values, degree)
     places = np.unique(np.linspace(now + 1, horizon, min(_PLACES, horizon - now)).round()).astype(int)
     per_place = (horizon - now) / len(places)
     generator = np.random.default_rng(0)
@@ -122,9 +118,9 @@ def draw_best(
     # The size of the noise is itself known from few epochs only.
     freedom = len(values) / 2
     size = average.noise * np.sqrt(freedom / generator.chisquare(freedom, (_DRAWS, 1)))
-    curves = np.minimum(curves + size * noise, top)
+    curves = np.minimum(curves + size * noise, curve.top)
     ahead = curves.max(1)
-    return np.maximum(ahead, best), np.where(ahead > best, places[curves.argmax(1)], now)
+    return np.maximum(ahead, curve.best), np.where(ahead > curve.best, places[curves.argmax(1)], now)
 
 
 def _fitted(t: Array, values: Array, degree: int) -> _Average:

@@ -1,7 +1,4 @@
-"""The runs that lie below a folder: what they have reached, the folds among them, and how to name them in a message.
-
-Loads no weights and imports PyTorch only to read a run's state.
-"""
+"""The runs that lie below a folder: what they have reached, the folds among them, and how to name them in a message."""
 
 from __future__ import annotations
 
@@ -9,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import BadInputError, CandyError
-from candy_monai.experiment.folder import DESCRIPTION, METRICS, STATE, read_description
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.description import DESCRIPTION, read_description
+from candy_monai.experiment.folder import METRICS, STATE
 
 CROSS_VALIDATION = "crossval.json"
 """In the folder of a cross-validation: what its folds reached."""
@@ -52,44 +50,27 @@ class RunSummary:
         state = "state unknown" if self.is_finished is None else "finished" if self.is_finished else "not finished"
         # A run that ended early, as one with a time limit does, was never to have all the epochs of its settings.
         of = "" if self.num_epochs is None or self.is_finished else f" of {self.num_epochs}"
-        epochs = (
-            ""
-            if self.epochs_done is None
-            else f", {self.epochs_done}{of} epoch{'s' * (of != '' or self.epochs_done != 1)}"
-        )
+        plural = "s" * (of != "" or self.epochs_done != 1)
+        epochs = "" if self.epochs_done is None else f", {self.epochs_done}{of} epoch{plural}"
         score = "" if self.best_score is None else f", best score {self.best_score:.4f} at epoch {self.best_epoch}"
         return f"{self.folder}: {self.saved_at:%Y-%m-%d %H:%M}, {state}{epochs}{score}"
 
 
 def summarize(folder: Path) -> RunSummary:
-    """Return what a run has reached, as far as its files can be read.
-
-    Args:
-        folder: The experiment folder.
-    """
+    """Return what a run has reached, as far as the files in its experiment folder can be read."""
     newest = next((path for path in (folder / STATE, folder / METRICS, folder / DESCRIPTION) if path.is_file()), folder)
     saved_at = datetime.fromtimestamp(newest.stat().st_mtime)
+    summary = RunSummary(folder=folder, saved_at=saved_at)
     try:
-        settings = read_description(folder).get("settings")
-        num_epochs = settings.get("num_epochs") if isinstance(settings, dict) else None
-    except CandyError:
-        return RunSummary(folder=folder, saved_at=saved_at)
-    try:
-        import torch
+        summary = replace(summary, num_epochs=read_description(folder).setting("num_epochs"))
+        from candy_monai.experiment.state import load_state  # imports PyTorch
 
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-        best = state["checkpoints"].get("checkpoint_best.pth", {})
-        return RunSummary(
-            folder=folder,
-            saved_at=saved_at,
-            num_epochs=num_epochs,
-            epochs_done=state["progress"]["epoch"],
-            best_score=best.get("score"),
-            best_epoch=best.get("epoch"),
-            is_finished=state["is_complete"],
-        )
-    except Exception:  # a state of another version or a damaged one: the run may still be predicted with
-        return RunSummary(folder=folder, saved_at=saved_at, num_epochs=num_epochs)
+        state = load_state(folder, verify=False)
+    except ExperimentError:  # of another version, or damaged: the run may still be predicted with
+        return summary
+    summary = replace(summary, epochs_done=state.progress.epoch, is_finished=state.is_complete)
+    best = state.checkpoints.get("checkpoint_best.pth")
+    return summary if best is None else replace(summary, best_score=best.score, best_epoch=best.epoch)
 
 
 def runs_below(folder: PathLike) -> list[Path]:
@@ -158,25 +139,13 @@ def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = 
 
 
 def refuse_folder_of_runs(folder: PathLike, *, call: str) -> None:
-    """Refuse a folder that holds runs where a single one is expected.
-
-    Args:
-        folder: What was given.
-        call: See `what_is_below`.
-
-    Raises:
-        BadInputError: If runs lie below it; names them.
-    """
+    """Raise a `BadInputError` that names the runs below a folder where a single one is expected."""
     if Path(folder).is_dir() and (below := what_is_below(folder, call=call)):
         raise BadInputError(f"{folder}: is not a run itself{below}")
 
 
 def refuse_run(folder: PathLike) -> None:
-    """Refuse a run, or a folder of runs, in place of a folder of label maps.
-
-    Raises:
-        BadInputError: If the folder is one.
-    """
+    """Raise a `BadInputError` for a run, or a folder of runs, in place of a folder of label maps."""
     folder = Path(folder)
     call = "candy-monai predict {run} IMAGES PREDICTIONS"
     if (folder / DESCRIPTION).is_file():

@@ -43,24 +43,24 @@ _CODE = (
     functools.partial,
 )
 _SEQUENCES = {"set": set, "frozenset": frozenset}
-_BY_TEXT: dict[str, tuple[type, Callable[[Any], str], Callable[[str], object]]] = {
-    "datetime": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
-    "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
-    "path": (pathlib.Path, str, pathlib.Path),
-    "decimal": (decimal.Decimal, str, decimal.Decimal),
-    "fraction": (fractions.Fraction, str, fractions.Fraction),
-    "uuid": (uuid.UUID, str, uuid.UUID),
-    "numpy type": (np.dtype, lambda value: str(value.str), np.dtype),
-}
-_BY_NUMBERS: dict[str, tuple[type, Callable[[Any], tuple[Any, ...]], Callable[..., object]]] = {
+# By kind: the type, the name under which a value's parts are written, what these are, and what is made of them again.
+_VALUES: dict[str, tuple[type, str, Callable[[Any], object], Callable[[Any], object]]] = {
+    "datetime": (datetime.datetime, "text", datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    "date": (datetime.date, "text", datetime.date.isoformat, datetime.date.fromisoformat),
+    "time": (datetime.time, "text", datetime.time.isoformat, datetime.time.fromisoformat),
+    "path": (pathlib.Path, "text", str, pathlib.Path),
+    "decimal": (decimal.Decimal, "text", str, decimal.Decimal),
+    "fraction": (fractions.Fraction, "text", str, fractions.Fraction),
+    "uuid": (uuid.UUID, "text", str, uuid.UUID),
+    "numpy type": (np.dtype, "text", lambda value: str(value.str), np.dtype),
     "timedelta": (
         datetime.timedelta,
+        "numbers",
         lambda value: (value.days, value.seconds, value.microseconds),
-        datetime.timedelta,
+        lambda parts: datetime.timedelta(*parts),
     ),
-    "range": (range, lambda value: (value.start, value.stop, value.step), range),
-    "slice": (slice, lambda value: (value.start, value.stop, value.step), slice),
+    "range": (range, "numbers", lambda value: (value.start, value.stop, value.step), lambda parts: range(*parts)),
+    "slice": (slice, "numbers", lambda value: (value.start, value.stop, value.step), lambda parts: slice(*parts)),
 }
 _FACTORIES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict, set, tuple, collections.Counter)}
 _DICTIONARIES = {kind.__name__: kind for kind in (dict, collections.OrderedDict, collections.Counter)}
@@ -126,12 +126,9 @@ class _Writing:
         for base in _NUMBERS_AND_TEXTS:
             if isinstance(value, base):
                 return base(value)
-        for name, (base, text, _) in _BY_TEXT.items():
+        for name, (base, key, parts, _) in _VALUES.items():
             if isinstance(value, base):
-                return {_KIND: name, "text": text(value)}
-        for name, (base, numbers, _) in _BY_NUMBERS.items():
-            if isinstance(value, base):
-                return {_KIND: name, "numbers": self.plain(numbers(value), place)}
+                return {_KIND: name, key: self.plain(parts(value), place)}
         if id(value) in self._around:
             raise BadInputError(f"{place} holds itself, which cannot be saved")
         self._around.add(id(value))
@@ -235,22 +232,21 @@ class _Writing:
         return name
 
 
-def _restored_members(values: Any, like: object) -> list[Any]:
+def _restored_members(values: Any, like: object = None) -> list[Any]:
     members = like if isinstance(like, list | tuple) else ()
     return [restored(value, members[index] if index < len(members) else None) for index, value in enumerate(values)]
 
 
 def _restored_kind(value: dict[str, Any], like: object) -> Any:
     kind = value[_KIND]
-    if kind in _BY_TEXT:
-        return _BY_TEXT[kind][2](value["text"])
-    if kind in _BY_NUMBERS:
-        return _BY_NUMBERS[kind][2](*value["numbers"])
+    if kind in _VALUES:
+        _, key, _, make = _VALUES[kind]
+        return make(value[key])
     if kind in _SEQUENCES:
-        return _SEQUENCES[kind](_restored_members(value["members"], None))
+        return _SEQUENCES[kind](_restored_members(value["members"]))
     match kind:
         case "deque":
-            return collections.deque(_restored_members(value["members"], None), value["maxlen"])
+            return collections.deque(_restored_members(value["members"]), value["maxlen"])
         case "dictionary":
             pairs = dict(zip(map(restored, value["names"]), map(restored, value["members"]), strict=True))
             if value["class"] == "defaultdict":
@@ -263,7 +259,7 @@ def _restored_kind(value: dict[str, Any], like: object) -> Any:
         case "enum":
             return _class_of(value["class"], enum.Enum)(restored(value["value"]))
         case "named tuple":
-            return _class_of(value["class"], tuple)._make(_restored_members(value["members"], None))
+            return _class_of(value["class"], tuple)._make(_restored_members(value["members"]))
         case "dataclass":
             return _with_parts(_class_of(value["class"], object), restored(value["parts"]))
     return _restored_into(like, value)
@@ -273,7 +269,7 @@ def _restored_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
     shape = tuple(value["shape"])
     if "members" in value:
         made = np.empty(len(value["members"]), dtype=object)
-        for index, member in enumerate(_restored_members(value["members"], None)):
+        for index, member in enumerate(_restored_members(value["members"])):
             made[index] = member
         return made.reshape(shape)
     kind = np.dtype(value["type"])

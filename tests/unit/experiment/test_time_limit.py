@@ -1,6 +1,6 @@
 import pytest
 
-from candy_monai.experiment.pace import StepPace, epochs_in_time
+from candy_monai.experiment.time_limit import StepPace, epochs_in_time
 
 
 def test_without_a_limit_or_before_the_first_epoch_the_run_is_as_long_as_planned():

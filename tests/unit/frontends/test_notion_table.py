@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from candy_monai.frontends.notion_columns import COLUMNS, Span, encoded
+from candy_monai.frontends.notion_table import COLUMNS, Span, encoded
 
 START = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
 STATUS = {"type": "status", "status": {"options": [{"name": "Not started"}, {"name": "In progress"}, {"name": "Done"}]}}

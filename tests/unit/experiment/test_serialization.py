@@ -13,7 +13,7 @@ import torch
 from torch import nn, optim
 
 from candy_monai.errors import BadInputError
-from candy_monai.experiment.plain import plain, restored
+from candy_monai.experiment.serialization import plain, restored
 
 
 class Phase(enum.Enum):

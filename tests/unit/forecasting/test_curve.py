@@ -5,14 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from candy_monai.forecasting.signs import NAMES, learning_axis, promises, seen_curve, signs_of
-
-SCORES = 0.8 * (1 - np.exp(-np.arange(1, 21) / 8))
-
-
-def signs(scores=SCORES, horizon=60, **known):
-    curve = seen_curve(scores, horizon, **known)
-    return dict(zip(NAMES, signs_of(curve, promises(curve, degree=5)[0]), strict=True))
+from candy_monai.forecasting.curve import learning_axis, seen_curve
 
 
 def test_without_learning_rates_all_epochs_count_alike():
@@ -58,38 +51,10 @@ def test_a_schedule_may_end_at_zero():
     axis = learning_axis([1.0, 1.0, 0.0, 0.0], 2, 4)
     assert axis == pytest.approx([0.5, 1.0, 1.0, 1.0], abs=1e-5)
     assert axis[1] < 1
-    assert math.isfinite(signs(learning_rates=[0.1] * 20 + [0.0] * 40)["learning left"])
-
-
-def test_a_plan_does_not_look_like_a_decay_that_has_begun():
-    assert signs(learning_rates=[0.1] * 20 + [0.01] * 40)["rate decayed"] == 0.0
-
-
-@pytest.mark.parametrize(("scores", "expected"), [(SCORES, 0.0), (SCORES - 0.9, 1.0)], ids=["dice", "negative loss"])
-def test_scores_of_which_none_is_positive_are_losses(scores, expected):
-    assert signs(scores)["loss"] == expected
-
-
-@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (7.0, -50.0)])
-def test_the_signs_know_neither_unit_nor_origin_of_the_score(scale, shift):
-    expected = signs(ceiling=1.0)
-    scaled = signs(scale * SCORES + shift, ceiling=scale + shift)
-    assert list(scaled.values()) == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-4, nan_ok=True)
-
-
-def test_a_learning_rate_that_is_unknown_is_nan_and_one_that_halved_says_so():
-    assert math.isnan(signs()["rate decayed"])
-    assert signs(learning_rates=[0.1] * 10 + [0.05] * 10)["rate decayed"] == pytest.approx(0.5)
-
-
-def test_how_long_ago_the_best_was_is_a_share_of_what_was_seen():
-    peaked = np.concatenate([np.linspace(0, 0.8, 10), np.linspace(0.79, 0.5, 10)])
-    assert signs(peaked)["since best"] == pytest.approx(0.5)
-    assert signs()["since best"] == 0.0
 
 
 def test_a_missing_score_is_no_epoch_less():
-    scores = SCORES.copy()
+    scores = np.linspace(0.1, 0.9, 20)
     scores[[3, 9]] = math.nan
     curve = seen_curve(scores, 60)
     assert (curve.now, len(curve.values), curve.epochs[-1]) == (20, 18, 20)
