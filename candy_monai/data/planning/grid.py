@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import Shape
-from candy_monai.data.planning.overrides import Wishes
+from candy_monai.data.planning.entries import Wishes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

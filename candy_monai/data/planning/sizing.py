@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from candy_monai.aliases import Shape
+from candy_monai.data.planning.entries import Wishes
 from candy_monai.data.planning.grid import median_shape
-from candy_monai.data.planning.overrides import Wishes
 from candy_monai.data.planning.topology import (
     Topology,
     check_levels,

@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 import pytest
 
 from candy_monai.data.inspection.inspect import inspect
-from candy_monai.data.planning.explanation import as_text, explain
-from candy_monai.data.planning.overrides import SETTABLE, parsed_overrides
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.entries import as_text
+from candy_monai.data.planning.explanation import explain
+from candy_monai.data.planning.plan import SETTABLE, parsed_overrides, plan
 from candy_monai.demo.phantom import write_phantom_dataset
 
 
