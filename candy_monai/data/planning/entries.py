@@ -166,6 +166,10 @@ def _whole(value: object) -> tuple[int, ...]:
     return tuple(_positive(part) for part in _parts(value.replace("x", ",") if isinstance(value, str) else value))
 
 
+def _levels(value: object) -> tuple[tuple[int, ...], ...]:
+    return tuple(_whole(level) for level in (value.split(";") if isinstance(value, str) else _parts(value)))
+
+
 def _orientation(value: object) -> tuple[str, ...]:
     letters = value.replace(",", "").strip() if isinstance(value, str) else _parts(value)
     codes = tuple(_word(letter).upper() for letter in letters)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.data.planning.plan import Plan
 
+__all__ = ["Choice", "explain"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
