@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -71,10 +71,14 @@ class _RandByChannel(RandomizableTransform):
 class _RandByChanneld(RandomizableTransform, MapTransform):
     """Dictionary form of a change by channel: all keys are changed alike."""
 
-    def __init__(self, keys: KeysCollection, prob: float, change: _RandByChannel, allow_missing_keys: bool) -> None:
+    array_form: Callable[..., _RandByChannel]
+
+    def __init__(
+        self, keys: KeysCollection, prob: float = 0.1, *, allow_missing_keys: bool = False, **options: Any
+    ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.change = change
+        self.change = self.array_form(1.0, **options)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
         """Seed the transform, as MONAI's do."""
@@ -132,21 +136,11 @@ class RandBlurd(_RandByChanneld):
     Args:
         keys: The images.
         prob: Probability of any blur.
-        sigma: Smallest and largest standard deviation in voxels.
-        channel_prob: Probability of each channel's, when there is any.
         allow_missing_keys: Whether a key may be missing.
+        options: All others are those of `RandBlur`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        *,
-        sigma: Sequence[float] = (0.5, 1.0),
-        channel_prob: float = 1.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, prob, RandBlur(1.0, sigma=sigma, channel_prob=channel_prob), allow_missing_keys)
+    array_form = RandBlur
 
 
 class RandLowResolution(_RandByChannel):
@@ -186,24 +180,11 @@ class RandLowResolutiond(_RandByChanneld):
     Args:
         keys: The images.
         prob: Probability of any change.
-        zoom_range: Smallest and largest share of the resolution that is kept.
-        fixed_axis: The spatial axis to spare.
-        channel_prob: Probability of each channel's, when there is any.
         allow_missing_keys: Whether a key may be missing.
+        options: All others are those of `RandLowResolution`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        *,
-        zoom_range: Sequence[float] = (0.5, 1.0),
-        fixed_axis: int | None = None,
-        channel_prob: float = 1.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        coarsen = RandLowResolution(1.0, zoom_range=zoom_range, fixed_axis=fixed_axis, channel_prob=channel_prob)
-        super().__init__(keys, prob, coarsen, allow_missing_keys)
+    array_form = RandLowResolution
 
 
 class RandGamma(_RandByChannel):
@@ -233,21 +214,11 @@ class RandGammad(_RandByChanneld):
     Args:
         keys: The images.
         prob: Probability of any change.
-        gamma: Smallest and largest power.
-        invert_image: Whether to bend the negative instead.
         allow_missing_keys: Whether a key may be missing.
+        options: All others are those of `RandGamma`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        *,
-        gamma: Sequence[float] = (0.7, 1.5),
-        invert_image: bool = False,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, prob, RandGamma(1.0, gamma=gamma, invert_image=invert_image), allow_missing_keys)
+    array_form = RandGamma
 
 
 def _bent(values: Tensor, power: float) -> Tensor:

@@ -17,7 +17,8 @@ Entry = dict[str, Any]
 
 IMAGE, LABEL, PREDICTION, CENTER = "image", "label", "pred", "center"
 MANY_CLASSES = 16
-"""From so many classes on label ids are painted class by class: the scores of all take too much memory."""
+"""From so many classes on label ids are painted class by class, since the scores of all take much memory at the file's
+size. A rule of thumb that was not measured: below it MONAI's own steps do, which any MONAI can build."""
 
 PIPELINES = ("preprocessing", "augmentation", "postprocessing")
 """The names of a plan's pipelines."""
@@ -28,8 +29,9 @@ BEFORE = "_before_"
 _MONAI = "monai.transforms."
 _OURS = "candy_monai.transforms."
 _BOTH = [IMAGE, LABEL]
-_CUTTER = _OURS + "RandWarpd"
-_LOADER, _INVERTER = "LoadImaged", "Invertd"
+_WHOLE = {"preprocessing": "LoadImaged", "augmentation": _OURS + "RandWarpd", "postprocessing": "Invertd"}
+"""The step by which a list is a whole pipeline: one without it extends the plan's, one with it replaces that."""
+
 _LONGISH = 1.5
 
 
@@ -64,11 +66,15 @@ class OwnTransforms:
         lists = (
             {name: pipelines[name] for name in PIPELINES if name in pipelines} if isinstance(pipelines, dict) else {}
         )
-        if not lists or not all(isinstance(entries, list) for entries in lists.values()):
-            raise SettingsError(
-                f"experiment.json: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
-                "take the file from a copy of the run"
-            )
+        for name, entries in (lists or {"": pipelines}).items():
+            # Without the step that makes it a whole pipeline it would only extend the plan's.
+            if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
+                found = "an empty list" if entries == [] else f"{str(entries)[:60]}"
+                raise SettingsError(
+                    f"experiment.json: pipelines{name and f'.{name}'} is damaged: found {found}, expected lists of "
+                    f"transforms under {', '.join(PIPELINES)}, that of {name or PIPELINES[0]} with "
+                    f"{_WHOLE[name or PIPELINES[0]]}; take the file from a copy of the run"
+                )
         return cls(trust=trust, **lists)
 
 
@@ -100,7 +106,7 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
     Raises:
         SettingsError: If an entry is to come before a step that there is not.
     """
-    if _has(own, _LOADER):
+    if _has(own, _WHOLE["preprocessing"]):
         return [dict(entry) for entry in own]
     steps = [_loading(plan)]
     if plan.orientation is not None:
@@ -134,7 +140,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
         own: The user's own transforms; see `OwnTransforms`.
     """
     added = [dict(entry) for entry in own or ()]
-    if _has(added, _CUTTER):
+    if _has(added, _WHOLE["augmentation"]):
         return added
     rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.coarse_axis]
     in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
@@ -212,7 +218,7 @@ def postprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[En
         own: The user's own steps; see `OwnTransforms`.
     """
     added = [dict(entry) for entry in own]
-    return added if _has(added, _INVERTER) else [*_label_steps(plan), *added]
+    return added if _has(added, _WHOLE["postprocessing"]) else [*_label_steps(plan), *added]
 
 
 def largest_components() -> Entry:
@@ -297,16 +303,12 @@ def _normalizing(channels: tuple[ChannelNormalization, ...]) -> list[Entry]:
 
 
 def _scheme(channel: ChannelNormalization) -> dict[str, object]:
+    names = ["scheme"]
     if channel.scheme == "ct":
-        return {
-            "scheme": "ct",
-            "lower": channel.lower,
-            "upper": channel.upper,
-            "mean": channel.mean,
-            "std": channel.std,
-        }
-    nonzero_only = {"nonzero_only": True} if channel.scheme == "zscore" and channel.nonzero_only else {}
-    return {"scheme": channel.scheme, **nonzero_only}
+        names += ["lower", "upper", "mean", "std"]
+    elif channel.scheme == "zscore" and channel.nonzero_only:
+        names.append("nonzero_only")
+    return {name: getattr(channel, name) for name in names}
 
 
 def _resampling(plan: Plan) -> Entry:
