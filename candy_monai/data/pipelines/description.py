@@ -63,19 +63,22 @@ class OwnTransforms:
         """
         if pipelines is None:
             return cls(trust=trust)
-        lists = (
-            {name: pipelines[name] for name in PIPELINES if name in pipelines} if isinstance(pipelines, dict) else {}
-        )
-        for name, entries in (lists or {"": pipelines}).items():
-            # Without the step that makes it a whole pipeline it would only extend the plan's.
+        lists: Mapping[str, Any] = pipelines if isinstance(pipelines, dict) else {}
+        if not any(name in lists for name in PIPELINES):
+            raise SettingsError(
+                f"experiment.json: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
+                "take the file from a copy of the run"
+            )
+        saved = {name: lists[name] for name in PIPELINES if name in lists}
+        for name, entries in saved.items():
+            # One without the step that makes it whole would be taken for an extension of the plan's.
             if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
-                found = "an empty list" if entries == [] else f"{str(entries)[:60]}"
+                found = "none of that name" if isinstance(entries, list) and entries else repr(entries)[:60]
                 raise SettingsError(
-                    f"experiment.json: pipelines{name and f'.{name}'} is damaged: found {found}, expected lists of "
-                    f"transforms under {', '.join(PIPELINES)}, that of {name or PIPELINES[0]} with "
-                    f"{_WHOLE[name or PIPELINES[0]]}; take the file from a copy of the run"
+                    f"experiment.json: pipelines.{name} is damaged: expected a list of transforms, {_WHOLE[name]} among "
+                    f"them, found {found}; take the file from a copy of the run"
                 )
-        return cls(trust=trust, **lists)
+        return cls(trust=trust, **saved)
 
 
 def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:
