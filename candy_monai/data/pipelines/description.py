@@ -75,8 +75,8 @@ class OwnTransforms:
             if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
                 found = "none of that name" if isinstance(entries, list) and entries else repr(entries)[:60]
                 raise SettingsError(
-                    f"experiment.json: pipelines.{name} is damaged: expected a list of transforms, {_WHOLE[name]} among "
-                    f"them, found {found}; take the file from a copy of the run"
+                    f"experiment.json: pipelines.{name} is damaged: expected a list of transforms with {_WHOLE[name]}, "
+                    f"found {found}; take the file from a copy of the run"
                 )
         return cls(trust=trust, **saved)
 

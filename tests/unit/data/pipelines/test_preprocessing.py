@@ -270,9 +270,10 @@ def test_monais_own_resampling_goes_there_and_back_without_its_warning():
     prepared = preprocessor.apply(image, label)
     by_monai = Spacingd(["image", "label"], (2.0, 1.0, 1.0), mode=["bilinear", "nearest"], scale_extent=True)
     assert prepared.image.shape[1:] != image.shape[1:]
+    steps = Preprocessor(replace(PLAN, resampling="stock", spacing_mm=None)).apply(image, label)
+    data = {"image": steps.image, "label": MetaTensor(steps.label, affine=steps.image.affine)}
     with pytest.warns(UserWarning, match="align_corners"):
-        steps = Preprocessor(replace(PLAN, resampling="stock", spacing_mm=None)).apply(image, label)
-        expected = by_monai({"image": steps.image, "label": MetaTensor(steps.label, affine=steps.image.affine)})
+        expected = by_monai(data)
     assert torch.equal(prepared.image.as_tensor(), expected["image"].as_tensor())
     assert torch.equal(prepared.label, expected["label"].as_tensor())
 
