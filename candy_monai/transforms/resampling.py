@@ -111,21 +111,15 @@ def resample_scores(scores: Tensor, shape: Shape) -> Tensor:
     return result
 
 
-def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> Shape:
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Shape:
     """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
-    if target is None:
-        return tuple(shape)
     return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing, target, strict=True))
 
 
 def thick_axis(spacing: Sequence[float], *, ratio: float = _ANISOTROPIC) -> int | None:
     """Return the axis of a volume along which voxels are more than ``ratio`` times as long as along both others."""
-    if len(spacing) < 3:
-        return None
-    for axis, length in enumerate(spacing):
-        if length > ratio * max(other for index, other in enumerate(spacing) if index != axis):
-            return axis
-    return None
+    axis = int(np.argmax(spacing))
+    return axis if len(spacing) > 2 and spacing[axis] > ratio * sorted(spacing)[-2] else None
 
 
 class ResampleToSpacing(InvertibleTransform):
@@ -175,22 +169,17 @@ class ResampleToSpacing(InvertibleTransform):
             raise ValueError(f"pixdim has {len(target)} entries for an image of shape {tuple(values.shape)}")
         spacing = _spacing_of(img, len(old))
         new = resampled_shape(old, spacing, target)
-        thick = None
-        if new != old:
-            own = thick_axis(spacing, ratio=self.anisotropy)
-            thick = own if own is not None else thick_axis(target, ratio=self.anisotropy)
+        own, other = (thick_axis(lengths, ratio=self.anisotropy) for lengths in (spacing, target))
+        thick = other if own is None else own
         result = _resampled(values, new, mode, thick)
         if not isinstance(img, MetaTensor):
             return result
-        extra = {
-            "src_affine": img.affine.clone(),
-            "mode": {"cubic": "linear"}.get(mode, mode),  # of the way back; Invertd may put "nearest" here
-        }
+        back = "linear" if mode == "cubic" else mode  # Invertd may put "nearest" in its place
         info = TraceableTransform.track_transform_meta(
             img,
             sp_size=new,
             affine=torch.as_tensor(scale_affine(old, new)),
-            extra_info=extra,
+            extra_info={"src_affine": img.affine.clone(), "mode": back},
             orig_size=old,
             transform_info=self.get_transform_info(),
         )
@@ -200,15 +189,14 @@ class ResampleToSpacing(InvertibleTransform):
     def inverse(self, data: Tensor) -> Tensor:
         """Return scores or labels on the grid from before: scores linearly, labels as ``mode`` says."""
         info = self.pop_transform(data)
-        extra = info[TraceKeys.EXTRA_INFO]
         shape = tuple(int(size) for size in info[TraceKeys.ORIG_SIZE])
         values = data.as_tensor() if isinstance(data, MetaTensor) else data
-        mode = extra["mode"]
+        mode = info[TraceKeys.EXTRA_INFO]["mode"]
         if mode == "linear" and not values.is_floating_point():
             mode = "majority"
         result = resample_scores(values, shape) if mode == "linear" else _resampled(values, shape, mode, None)
         placed: MetaTensor = MetaTensor(result).copy_meta_from(data)
-        placed.affine = extra["src_affine"]
+        placed.affine = info[TraceKeys.EXTRA_INFO]["src_affine"]
         return placed
 
 

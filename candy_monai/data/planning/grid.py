@@ -1,7 +1,4 @@
-"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow from them.
-
-Owns the rules, nnU-Net's (Isensee et al., Nature Methods 18, 2021), and moves no voxel.
-"""
+"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow, by nnU-Net's rules."""
 
 from __future__ import annotations
 

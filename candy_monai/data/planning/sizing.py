@@ -1,7 +1,4 @@
-"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others.
-
-Owns the search. What a topology is and costs is in ``candy_monai.data.planning.topology``.
-"""
+"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others."""
 
 from __future__ import annotations
 

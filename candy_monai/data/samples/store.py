@@ -1,9 +1,8 @@
 """Preprocessed cases on disk, laid out so that a patch is read without reading its case.
 
-Owns the files and their keys. A store is a cache: it can be made again from dataset and plan, lives where the caller
-says, and is never inside the dataset's folder. A case is stored under its content and what preprocessing depends on, so
-that a case more, or another network, leaves the others as they are. What a patch is belongs to
-``candy_monai.data.samples.patches``.
+A store is a cache: it can be made again from dataset and plan, lives where the caller says, and is never inside the
+dataset's folder. A case is stored under its content and what preprocessing depends on, so that a case more, or another
+network, leaves the others as they are.
 """
 
 from __future__ import annotations
