@@ -159,7 +159,7 @@ def test_thick_slices_are_found_in_the_image_or_else_in_the_target():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="Unsupported option 'cubick'|did you mean 'cubic'"):
+    with pytest.raises(ValueError, match="did you mean 'cubic'"):
         ResampleToSpacingd("image", (1.0, 1.0), mode="cubick")
     with pytest.raises(ValueError, match="must be positive"):
         ResampleToSpacing((1.0, 0.0))

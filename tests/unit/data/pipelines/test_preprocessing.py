@@ -268,7 +268,8 @@ def test_monais_own_resampling_goes_there_and_back_without_its_warning():
     image, label = case()
     preprocessor = Preprocessor(replace(PLAN, resampling="stock", spacing_mm=(2.0, 1.0, 1.0)))
     prepared = preprocessor.apply(image, label)
-    by_monai = Spacingd(["image", "label"], (2.0, 1.0, 1.0), mode=["bilinear", "nearest"], scale_extent=True)
+    options = {"mode": ["bilinear", "nearest"], "scale_extent": True, "dtype": torch.float32}
+    by_monai = Spacingd(["image", "label"], (2.0, 1.0, 1.0), **options)
     assert prepared.image.shape[1:] != image.shape[1:]
     steps = Preprocessor(replace(PLAN, resampling="stock", spacing_mm=None)).apply(image, label)
     data = {"image": steps.image, "label": MetaTensor(steps.label, affine=steps.image.affine)}
