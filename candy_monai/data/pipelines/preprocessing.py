@@ -27,6 +27,7 @@ from monai.transforms import (
     Spacingd,
     Transposed,
 )
+from nibabel.orientations import axcodes2ornt
 from torch import Tensor
 
 from candy_monai.aliases import Shape
@@ -376,11 +377,10 @@ class Preprocessor:
         affine = np.diag([*(spacing or (1.0,) * plan.num_dims), *(1.0,) * (4 - plan.num_dims)])
         if plan.orientation is not None:
             # Each axis points along the one of space that its code names: this column goes to that row.
-            signs = [1.0 if code in "RAS" else -1.0 for code in plan.orientation]
-            rows = [{"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}[code] for code in plan.orientation]
+            rows, signs = axcodes2ornt(plan.orientation).T
             lengths = np.diag(affine)[:3].copy()
             affine[:3, :3] = 0.0
-            affine[rows, range(3)] = lengths * signs
+            affine[rows.astype(int), range(3)] = lengths * signs
         return affine
 
     def _check_scores(self, scores: Tensor, case: PreprocessedCase) -> None:

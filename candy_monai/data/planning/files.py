@@ -42,9 +42,8 @@ def read_plan(path: PathLike) -> Plan:
     try:
         content = read_json(file)
     except OSError as error:
-        found = (
-            "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        )
+        is_missing = isinstance(error, FileNotFoundError)
+        found = "there is no such file" if is_missing else f"cannot be read ({error.strerror})"
         raise BadInputError(f"{file}: {found}; {give}") from error
     except ValueError as error:
         raise BadInputError(f"{file}: holds no plan, found text that is no JSON ({error}); {give}") from error
@@ -144,9 +143,5 @@ def _literal(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = ",".join(f"{entry:.4g}" if isinstance(entry, float) else str(entry) for entry in _entries(value))
+    text = as_text(value)
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
-
-
-def _entries(value: object) -> tuple[object, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -7,7 +7,7 @@ The schemes and the names that select them are those of nnU-Net's dataset format
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,17 +67,12 @@ def channel_normalization(
         raise SettingsError(
             f"unknown normalization {scheme!r}: expected one of {', '.join(SCHEMES)}.{did_you_mean(scheme, SCHEMES)}"
         )
-    if scheme == "zscore":
-        return ChannelNormalization(scheme=scheme, mean=statistics.mean, std=statistics.std, nonzero_only=nonzero_only)
-    if scheme != "ct":
+    if scheme not in ("ct", "zscore"):
         return ChannelNormalization(scheme=scheme)
-    return ChannelNormalization(
-        scheme=scheme,
-        lower=statistics.percentile_00_5,
-        upper=statistics.percentile_99_5,
-        mean=statistics.mean,
-        std=statistics.std,
-    )
+    measured = ChannelNormalization(scheme=scheme, mean=statistics.mean, std=statistics.std)
+    if scheme == "zscore":
+        return replace(measured, nonzero_only=nonzero_only)
+    return replace(measured, lower=statistics.percentile_00_5, upper=statistics.percentile_99_5)
 
 
 def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:

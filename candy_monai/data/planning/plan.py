@@ -170,7 +170,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse values that no user could have set, and entries that contradict each other."""
-        for name, entry in ENTRIES.items():
+        for name, entry in entries_of(self).items():
             entry.check(name, getattr(self, name))
         check_levels(self.filters, self.kernel_sizes, self.strides)
         _check_axes(self.num_dims, {name: getattr(self, name) for name in ENTRIES})
