@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.data.planning.plan import Plan
 
-Wishes = Mapping[str, Any]
+Overrides = Mapping[str, Any]
 """The entries of a plan that a user fixed, by name, converted."""
 
 _METADATA = "entry"

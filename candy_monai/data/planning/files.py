@@ -78,21 +78,21 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
                 f"{path}: the plan is not for this dataset: its {name} is {_shown(getattr(given, name))}, the "
                 f"dataset's {_shown(getattr(made, name))}; leave out --plan to plan anew"
             )
-    wishes = dict(parsed_overrides(overrides))
-    for name in sorted(wishes):
+    fixed = dict(parsed_overrides(overrides))
+    for name in sorted(fixed):
         entry, kept = ENTRIES[name], getattr(given, name)
         if not entry.decides_others:
             continue
-        wish = wishes.pop(name)
-        if name == "normalization" and len(wish) == 1:  # one scheme for all channels
-            wish *= len(kept)
-        if as_text(wish) != entry.shown(kept):
+        asked = fixed.pop(name)
+        if name == "normalization" and len(asked) == 1:  # one scheme for all channels
+            asked *= len(kept)
+        if as_text(asked) != entry.shown(kept):
             raise SettingsError(
-                f"--set {name}={as_text(wish)}: the plan of {path} has {entry.shown(kept)}, which other entries of it "
+                f"--set {name}={as_text(asked)}: the plan of {path} has {entry.shown(kept)}, which other entries of it "
                 "follow; leave out --set to keep it, or --plan to plan anew"
             )
     chosen = {*given.chosen, *overrides, *(name for name in SETTABLE if not ENTRIES[name].is_length)}
-    changes: dict[str, Any] = {**wishes, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
+    changes: dict[str, Any] = {**fixed, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
     if given.resampling == "none" and (made.resampling, made.spacing_mm) != ("none", given.spacing_mm):
         changes.setdefault("resampling", "extent")  # some cases of this dataset change their shape
     return dataclasses.replace(given, **changes)

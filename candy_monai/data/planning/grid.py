@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import Shape
-from candy_monai.data.planning.entries import Wishes
+from candy_monai.data.planning.entries import Overrides
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
 
 
 def target_grid(
-    fingerprint: Fingerprint, orientation: Orientation | None, wishes: Wishes
+    fingerprint: Fingerprint, orientation: Orientation | None, overrides: Overrides
 ) -> tuple[tuple[float, ...] | None, list[Shape]]:
     """Return the target spacing and every case's shape at it, in the plan's axes."""
     default = None
@@ -74,7 +74,7 @@ def target_grid(
         default = _target_spacing(
             np.array([spacing for _, spacing in turned]), np.array([shape for shape, _ in turned])
         )
-    target = wishes.get("spacing_mm", default)
+    target = overrides.get("spacing_mm", default)
     return target, [planned_shape(case, orientation, target) for case in fingerprint.cases]
 
 

@@ -75,7 +75,7 @@ def channel_normalization(
     return replace(measured, lower=statistics.percentile_00_5, upper=statistics.percentile_99_5)
 
 
-def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
+def denormalize(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
     """Bring a normalised image back to about its own scale, for the eye: a case's own mean and deviation are lost.
 
     Args:
@@ -85,10 +85,10 @@ def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -
     Returns:
         A new float32 tensor of the same shape.
     """
-    return torch.stack([_usual(values, how) for values, how in zip(image.float(), channels, strict=True)])
+    return torch.stack([_denormalized(values, how) for values, how in zip(image.float(), channels, strict=True)])
 
 
-def _usual(values: Tensor, how: ChannelNormalization) -> Tensor:
+def _denormalized(values: Tensor, how: ChannelNormalization) -> Tensor:
     if how.scheme in ("ct", "zscore"):
         return values * how.std + how.mean
     return values * 255.0 if how.scheme == "rgb_to_0_1" else values

@@ -29,7 +29,7 @@ from candy_monai.data.planning.entries import (
     WHOLE_NUMBER,
     WHOLE_NUMBER_OR_ALL,
     WIDTHS,
-    Wishes,
+    Overrides,
     derived,
     entries_of,
     one_of,
@@ -247,7 +247,7 @@ SETTABLE = frozenset(name for name, entry in ENTRIES.items() if entry.kind)
 """The entries of a plan that a user may fix."""
 
 
-def parsed_overrides(overrides: Mapping[str, object]) -> Wishes:
+def parsed_overrides(overrides: Mapping[str, object]) -> Overrides:
     """Convert overrides to the types of a plan.
 
     Text is read as on a command line: numbers separated by ``,`` (or ``x`` in whole numbers), levels of nested entries
@@ -277,7 +277,7 @@ def as_applied(plan: Plan) -> Plan:
 def plan(
     fingerprint: Fingerprint, *, memory_bytes: int | None = None, overrides: Mapping[str, object] | None = None
 ) -> Plan:
-    """Choose everything that follows from a dataset, a memory and the user's own wishes.
+    """Choose everything that follows from a dataset, a memory and the user's overrides.
 
     The patch starts at the cases' median shape and loses voxels, proportionally, until a step of two patches fits into
     the memory by the model of ``topology.training_bytes``. Each axis is rounded up to what the network
@@ -294,22 +294,22 @@ def plan(
     Raises:
         SettingsError: If an override is unknown, of the wrong kind, or contradicts another.
     """
-    wishes = parsed_overrides(overrides or {})
-    _check_axes(fingerprint.num_dims, wishes)
+    fixed = parsed_overrides(overrides or {})
+    _check_axes(fingerprint.num_dims, fixed)
     memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
     light = memory < LIGHT_BELOW_BYTES
-    orientation = wishes.get("orientation", majority_orientation(fingerprint))
-    spacing, shapes = target_grid(fingerprint, orientation, wishes)
+    orientation = fixed.get("orientation", majority_orientation(fingerprint))
+    spacing, shapes = target_grid(fingerprint, orientation, fixed)
     as_stored = [planned_shape(case, orientation, None) for case in fingerprint.cases]
     is_resampled = any(shape != other for shape, other in zip(shapes, as_stored, strict=True))
-    class_names, num_classes, regions = _classes(fingerprint, wishes)
+    class_names, num_classes, regions = _classes(fingerprint, fixed)
     network = fit_network(
         shapes,
         spacing or (1.0,) * fingerprint.num_dims,
         num_inputs=len(fingerprint.channels),
         num_outputs=num_classes,
         memory_bytes=memory,
-        wishes=wishes,
+        overrides=fixed,
     )
     made = Plan(
         dataset_name=fingerprint.dataset_name,
@@ -318,7 +318,7 @@ def plan(
         spacing_mm=spacing,
         median_shape=median_shape(shapes),
         channel_names=fingerprint.channel_names,
-        normalization=_normalization(fingerprint, wishes.get("normalization")),
+        normalization=_normalization(fingerprint, fixed.get("normalization")),
         class_names=class_names,
         num_classes=num_classes,
         ignore_label=fingerprint.ignore_label,
@@ -334,16 +334,16 @@ def plan(
         num_epochs=100 if light else 200,
         resampling="extent" if is_resampled else "none",
     )
-    taken = {name: value for name, value in wishes.items() if name != "normalization"}
-    return replace(made, **taken, chosen=tuple(sorted(wishes)))
+    taken = {name: value for name, value in fixed.items() if name != "normalization"}
+    return replace(made, **taken, chosen=tuple(sorted(fixed)))
 
 
-def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
+def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
     """Return what the output's channels mean, how many there are, and the regions."""
     names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
     if fingerprint.region_order is None:
         ordered = tuple(sorted(names, key=lambda name: as_ids(fingerprint.labels[name])))
-        num_classes = wishes.get("num_classes", len(ordered))
+        num_classes = fixed.get("num_classes", len(ordered))
         if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
             raise SettingsError(
                 f"num_classes={num_classes} contradicts the dataset's {len(ordered)} labels ({', '.join(ordered)}); "
@@ -351,7 +351,7 @@ def _classes(fingerprint: Fingerprint, wishes: Wishes) -> tuple[tuple[str, ...],
             )
         return ordered, num_classes, ()
     foreground = [name for name in names if as_ids(fingerprint.labels[name]) != (0,)]
-    if wishes.get("num_classes", len(foreground)) != len(foreground):
+    if fixed.get("num_classes", len(foreground)) != len(foreground):
         raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
     regions = tuple(
         Region(name=name, ids=as_ids(fingerprint.labels[name]), paints=paints)
