@@ -49,10 +49,7 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
         fill: The value outside.
     """
     bounds = [(int(first), int(first) + size) for first, size in zip(start, shape, strict=True)]
-    inside = tuple(
-        slice(max(first, 0), max(0, min(stop, limit)))
-        for (first, stop), limit in zip(bounds, array.shape[1:], strict=True)
-    )
+    inside = tuple(slice(max(first, 0), max(stop, 0)) for first, stop in bounds)
     if isinstance(array, Tensor):
         found = (array.as_tensor() if isinstance(array, MetaTensor) else array)[(slice(None), *inside)].clone()
     else:
@@ -61,12 +58,11 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
         return found
     if not found.is_floating_point() and fill > torch.iinfo(found.dtype).max:
         found = found.long()  # an id to fill with that this image itself has not
-    box = found.new_full((len(found), *shape), fill)
-    if found.numel():
-        sides = zip(inside, bounds, strict=True)
-        target = tuple(slice(side.start - first, side.stop - first) for side, (first, _) in sides)
-        box[(slice(None), *target)] = found
-    return box
+    padding: list[int] = []  # of the last axis first
+    for (first, _), size, held in zip(bounds, shape, found.shape[1:], strict=True):
+        before = min(max(-first, 0), size - held)
+        padding = [before, size - held - before, *padding]
+    return F.pad(found, padding, value=fill)
 
 
 class RandWarp(RandomizableTransform):

@@ -44,7 +44,7 @@ from candy_monai.data.pipelines.description import (
     describe_pipelines,
     preprocessing,
 )
-from candy_monai.data.planning.grid import axis_order, resampled_shape
+from candy_monai.data.planning.grid import axis_order
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
@@ -57,6 +57,7 @@ from candy_monai.transforms.painting import (
     probabilities_of,
     shape_before_resampling,
 )
+from candy_monai.transforms.resampling import resampled_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -243,7 +244,9 @@ class Preprocessor:
         order = tuple(range(len(geometry.spatial_shape)))
         if self._plan.orientation is not None and not geometry.is_picture:
             order, _ = axis_order(axis_codes(geometry.affine), self._plan.orientation)
-        shape = [geometry.spatial_shape[axis] for axis in order]
+        shape = tuple(geometry.spatial_shape[axis] for axis in order)
+        if self._plan.spacing_mm is None:
+            return shape
         return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.spacing_mm)
 
     def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:

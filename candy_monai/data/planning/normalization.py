@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.transforms.normalization import SCHEMES
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import IntensityStatistics
-
-SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
-"""The names of all schemes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ _SHORTEST_SIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class FittedNetwork:
     """A network over a patch.
 
     Attributes:
@@ -58,16 +58,16 @@ class _Search:
     light: bool
     overrides: Overrides
 
-    def network(self, patch: Shape, batch_size: int) -> Network:
+    def network(self, patch: Shape, batch_size: int) -> FittedNetwork:
         """Return the network for a patch, which is rounded up to what the network divides by."""
         topology = self._topology(patch)
         base, limit = (16, 256) if self.light else (32, 320 if len(patch) == 3 else 512)
         filters = self.overrides.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
         check_levels(filters, topology.kernel_sizes, topology.strides)
         rounded = patch if "patch_shape" in self.overrides else rounded_up(patch, topology.divisor)
-        return Network(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
+        return FittedNetwork(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
 
-    def cost(self, network: Network, batch_size: int) -> int:
+    def cost(self, network: FittedNetwork, batch_size: int) -> int:
         return training_bytes(
             network.patch_shape,
             network.topology,
@@ -104,7 +104,7 @@ def fit_network(
     num_outputs: int,
     memory_bytes: int,
     overrides: Overrides,
-) -> Network:
+) -> FittedNetwork:
     """Return the largest patch, then the largest batch, that a memory allows.
 
     Args:
@@ -147,7 +147,7 @@ def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
     return tuple(min(size, max(1, round(side_mm / step))) for size, step in zip(median, spacing_mm, strict=True))
 
 
-def _smaller(search: _Search, network: Network, median: Shape) -> Network | None:
+def _smaller(search: _Search, network: FittedNetwork, median: Shape) -> FittedNetwork | None:
     """Shorten the axis that covers most of the cases; ``None`` when no axis can give way."""
     patch, divisor = network.patch_shape, network.topology.divisor
     for axis in sorted(range(len(patch)), key=lambda axis: -patch[axis] / median[axis]):
