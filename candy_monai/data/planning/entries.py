@@ -163,11 +163,11 @@ def _axes(value: object) -> tuple[int, ...]:
 
 
 def _whole(value: object) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in _parts(value.replace("x", ",") if isinstance(value, str) else value))
+    return tuple(_positive(part) for part in _some(value.replace("x", ",") if isinstance(value, str) else value))
 
 
 def _levels(value: object) -> tuple[tuple[int, ...], ...]:
-    return tuple(_whole(level) for level in (value.split(";") if isinstance(value, str) else _parts(value)))
+    return tuple(_whole(level) for level in (value.split(";") if isinstance(value, str) else _some(value)))
 
 
 def _orientation(value: object) -> tuple[str, ...]:
@@ -182,6 +182,12 @@ def _parts(value: object) -> list[object]:
     if isinstance(value, str):
         return [part.strip() for part in value.strip().strip("()[]").split(",") if part.strip()]
     return list(value) if isinstance(value, Iterable) else [value]
+
+
+def _some(value: object) -> list[object]:
+    if not (parts := _parts(value)):
+        raise ValueError("empty")
+    return parts
 
 
 def _word(value: object) -> str:
