@@ -79,5 +79,5 @@ class KeepLargestComponentd(KeepLargestConnectedComponentd):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cleaner = KeepLargestComponent()
-        cleaner.__dict__.update(vars(self.converter))  # built by MONAI from the arguments
+        cleaner.__dict__.update(vars(self)["converter"].__dict__)  # built by MONAI from the arguments
         self.converter = cleaner

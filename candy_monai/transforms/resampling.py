@@ -195,9 +195,10 @@ class ResampleToSpacing(InvertibleTransform):
         if mode == "linear" and not values.is_floating_point():
             mode = "majority"
         result = resample_scores(values, shape) if mode == "linear" else _resampled(values, shape, mode, None)
-        placed: MetaTensor = MetaTensor(result).copy_meta_from(data)
+        placed = MetaTensor(result).copy_meta_from(data)
         placed.affine = info[TraceKeys.EXTRA_INFO]["src_affine"]
-        return placed
+        restored: Tensor = placed
+        return restored
 
 
 class ResampleToSpacingd(MapTransform, InvertibleTransform):

@@ -177,7 +177,7 @@ class RandWarp(RandomizableTransform):
     def _patch(self, img: Any, mode: str, fill: float) -> Tensor:
         matrix = np.eye(len(self.shape)) if self.matrix is None else self.matrix
         centre = self.start + (np.array(self.shape) - 1) / 2
-        warp = {"coarse_axis": self.fixed_axis, "displacement": self.displacement}
+        warp: dict[str, Any] = {"coarse_axis": self.fixed_axis, "displacement": self.displacement}
         is_copy = self.matrix is None and self.displacement is None
         corner, box = (self.start, self.shape) if is_copy else source_box(matrix, centre, self.shape, **warp)
         values = cut(img, corner, box, fill=fill)
