@@ -211,12 +211,7 @@ LENGTHS_MM = Kind(
     parse=lambda value: tuple(_positive_number(part) for part in _parts(value)),
     expected="positive numbers in mm, for example 0.5,0.5,3",
 )
-LEVELS = Kind(
-    parse=lambda value: tuple(
-        _whole(level) for level in (value.split(";") if isinstance(value, str) else _parts(value))
-    ),
-    expected="whole numbers for each axis, levels separated by ';', for example 1,1,1;2,2,1",
-)
+LEVELS = Kind(parse=_levels, expected="whole numbers for each axis, levels separated by ';', for example 1,1,1;2,2,1")
 AXIS_CODES = Kind(parse=_orientation, expected="codes of three axes, for example RAS")
 SCHEMES = Kind(
     parse=lambda value: tuple(_word(part) for part in _parts(value)),
