@@ -16,17 +16,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import (
-    Cropd,
-    Flipd,
-    Invertd,
-    MapTransform,
-    Orientationd,
-    Padd,
-    Rotate90d,
-    Spacingd,
-    Transposed,
-)
+from monai.transforms import Cropd, Flipd, Invertd, MapTransform, Orientationd, Padd, Rotate90d, Spacingd, Transposed
 from nibabel.orientations import axcodes2ornt
 from torch import Tensor
 
@@ -50,13 +40,7 @@ from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError
 from candy_monai.label_ids import holds_whole_numbers
 from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
-from candy_monai.transforms.painting import (
-    LabelPainter,
-    id_type,
-    label_ids,
-    probabilities_of,
-    shape_before_resampling,
-)
+from candy_monai.transforms.painting import LabelPainter, id_type, label_ids, probabilities_of, shape_before_resampling
 from candy_monai.transforms.resampling import resampled_shape
 
 if TYPE_CHECKING:
