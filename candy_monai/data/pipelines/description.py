@@ -161,12 +161,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
         )
         if plan.coarse_axis is None and single
         else _ours(  # MONAI's changes all channels at once, by one strength, and spares no axis
-            "RandLowResolutiond",
-            keys=IMAGE,
-            prob=share,
-            channel_prob=0.5,
-            zoom_range=zoom,
-            fixed_axis=plan.coarse_axis,
+            "RandLowResolutiond", keys=IMAGE, prob=share, channel_prob=0.5, zoom_range=zoom, fixed_axis=plan.coarse_axis
         )
     )
     # MONAI's takes least, greatest, mean and deviation over all channels together.
