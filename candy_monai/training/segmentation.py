@@ -14,7 +14,7 @@ from typing_extensions import override
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.columns import LOSS
 from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
-from candy_monai.data.planning.normalization import usual_intensities
+from candy_monai.data.planning.normalization import denormalize
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_config import describe_inferer
@@ -229,7 +229,7 @@ class SegmentationTrainer(Trainer):
         plan = style.plan
         if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
             # Normalised by itself, each channel of a colour picture would be as bright as the others.
-            image = usual_intensities(image, plan.normalization).clamp(0.0, 255.0)
+            image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
         save_preview_files(
             self.experiment_folder(),
             image,

@@ -1,7 +1,4 @@
-"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow from them.
-
-Owns the rules, nnU-Net's (Isensee et al., Nature Methods 18, 2021), and moves no voxel.
-"""
+"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow, by nnU-Net's rules."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import Shape
-from candy_monai.data.planning.overrides import Wishes
+from candy_monai.data.planning.entries import Overrides
+from candy_monai.transforms.resampling import resampled_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,13 +52,6 @@ def axis_order(source: Orientation, target: Orientation) -> tuple[tuple[int, ...
     return order, tuple(axis for axis, stored in enumerate(order) if change[stored, 1] < 0)
 
 
-def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float] | None) -> Shape:
-    """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
-    if target_mm is None:
-        return tuple(shape)
-    return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing_mm, target_mm, strict=True))
-
-
 def majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
     """Return the orientation that most cases have; ``None`` for anything 2-D."""
     found = sorted(case.orientation for case in fingerprint.cases if case.orientation is not None)
@@ -68,7 +59,7 @@ def majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
 
 
 def target_grid(
-    fingerprint: Fingerprint, orientation: Orientation | None, wishes: Wishes
+    fingerprint: Fingerprint, orientation: Orientation | None, overrides: Overrides
 ) -> tuple[tuple[float, ...] | None, list[Shape]]:
     """Return the target spacing and every case's shape at it, in the plan's axes."""
     default = None
@@ -77,7 +68,7 @@ def target_grid(
         default = _target_spacing(
             np.array([spacing for _, spacing in turned]), np.array([shape for shape, _ in turned])
         )
-    target = wishes.get("spacing_mm", default)
+    target = overrides.get("spacing_mm", default)
     return target, [planned_shape(case, orientation, target) for case in fingerprint.cases]
 
 
@@ -90,7 +81,7 @@ def planned_shape(case: CaseFingerprint, orientation: Orientation | None, spacin
         spacing_mm: The plan's.
     """
     shape, spacing = _turned(case, orientation)
-    return resampled_shape(shape, spacing, spacing_mm)
+    return shape if spacing_mm is None else resampled_shape(shape, spacing, spacing_mm)
 
 
 def _turned(case: CaseFingerprint, orientation: Orientation | None) -> tuple[Shape, tuple[float, ...]]:

@@ -1,7 +1,4 @@
-"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others.
-
-Owns the search. What a topology is and costs is in ``candy_monai.data.planning.topology``.
-"""
+"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from candy_monai.aliases import Shape
+from candy_monai.data.planning.entries import Overrides
 from candy_monai.data.planning.grid import median_shape
-from candy_monai.data.planning.overrides import Wishes
 from candy_monai.data.planning.topology import (
     Topology,
     check_levels,
@@ -37,7 +34,7 @@ _SHORTEST_SIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class FittedNetwork:
     """A network over a patch.
 
     Attributes:
@@ -59,18 +56,18 @@ class _Search:
     num_inputs: int
     num_outputs: int
     light: bool
-    wishes: Wishes
+    overrides: Overrides
 
-    def network(self, patch: Shape, batch_size: int) -> Network:
+    def network(self, patch: Shape, batch_size: int) -> FittedNetwork:
         """Return the network for a patch, which is rounded up to what the network divides by."""
         topology = self._topology(patch)
         base, limit = (16, 256) if self.light else (32, 320 if len(patch) == 3 else 512)
-        filters = self.wishes.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
+        filters = self.overrides.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
         check_levels(filters, topology.kernel_sizes, topology.strides)
-        rounded = patch if "patch_shape" in self.wishes else rounded_up(patch, topology.divisor)
-        return Network(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
+        rounded = patch if "patch_shape" in self.overrides else rounded_up(patch, topology.divisor)
+        return FittedNetwork(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
 
-    def cost(self, network: Network, batch_size: int) -> int:
+    def cost(self, network: FittedNetwork, batch_size: int) -> int:
         return training_bytes(
             network.patch_shape,
             network.topology,
@@ -81,9 +78,9 @@ class _Search:
         )
 
     def _topology(self, patch: Shape) -> Topology:
-        strides, kernels = self.wishes.get("strides"), self.wishes.get("kernel_sizes")
+        strides, kernels = self.overrides.get("strides"), self.overrides.get("kernel_sizes")
         if strides is None:
-            topology = self._pooled(patch, self.wishes.get("filters") or kernels)
+            topology = self._pooled(patch, self.overrides.get("filters") or kernels)
             return Topology(kernel_sizes=kernels or topology.kernel_sizes, strides=topology.strides)
         return Topology(kernel_sizes=kernels or kernels_of(strides, patch, self.spacing_mm), strides=strides)
 
@@ -106,8 +103,8 @@ def fit_network(
     num_inputs: int,
     num_outputs: int,
     memory_bytes: int,
-    wishes: Wishes,
-) -> Network:
+    overrides: Overrides,
+) -> FittedNetwork:
     """Return the largest patch, then the largest batch, that a memory allows.
 
     Args:
@@ -116,28 +113,28 @@ def fit_network(
         num_inputs: Image channels.
         num_outputs: Channels of the network's output.
         memory_bytes: Memory of a training step.
-        wishes: What the user fixed, with one value for each spatial axis.
+        overrides: What the user fixed, with one value for each spatial axis.
 
     Raises:
-        SettingsError: If a wish cannot be met.
+        SettingsError: If an override cannot be met.
     """
     search = _Search(
         spacing_mm=spacing_mm,
         num_inputs=num_inputs,
         num_outputs=num_outputs,
         light=memory_bytes < LIGHT_BELOW_BYTES,
-        wishes=wishes,
+        overrides=overrides,
     )
     median = median_shape(shapes)
-    least = wishes.get("batch_size", _SMALLEST_BATCH)
-    start = wishes.get("patch_shape", _largest_patch(median, spacing_mm))
+    least = overrides.get("batch_size", _SMALLEST_BATCH)
+    start = overrides.get("patch_shape", _largest_patch(median, spacing_mm))
     network = search.network(start, least)
-    while "patch_shape" not in wishes and search.cost(network, least) > memory_bytes:
+    while "patch_shape" not in overrides and search.cost(network, least) > memory_bytes:
         smaller = _smaller(search, network, median)
         if smaller is None:
             break
         network = smaller
-    if "batch_size" in wishes:
+    if "batch_size" in overrides:
         return network
     most = _largest_batch(network.patch_shape, shapes, light=search.light)
     fitting = [size for size in range(most, least, -1) if search.cost(network, size) <= memory_bytes]
@@ -150,7 +147,7 @@ def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
     return tuple(min(size, max(1, round(side_mm / step))) for size, step in zip(median, spacing_mm, strict=True))
 
 
-def _smaller(search: _Search, network: Network, median: Shape) -> Network | None:
+def _smaller(search: _Search, network: FittedNetwork, median: Shape) -> FittedNetwork | None:
     """Shorten the axis that covers most of the cases; ``None`` when no axis can give way."""
     patch, divisor = network.patch_shape, network.topology.divisor
     for axis in sorted(range(len(patch)), key=lambda axis: -patch[axis] / median[axis]):

@@ -10,7 +10,13 @@ from monai.transforms import Compose, EnsureTyped, Invertd, SpatialResample
 from monai.transforms.utils import scale_affine
 
 from candy_monai.transforms import ResampleToSpacing, ResampleToSpacingd
-from candy_monai.transforms.resampling import resample_image, resample_label, resample_scores, thick_axis
+from candy_monai.transforms.resampling import (
+    resample_image,
+    resample_label,
+    resample_scores,
+    resampled_shape,
+    thick_axis,
+)
 
 
 def test_resampling_to_the_same_shape_is_the_identity_itself():
@@ -159,9 +165,14 @@ def test_thick_slices_are_found_in_the_image_or_else_in_the_target():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="unknown mode 'cubick'"):
+    with pytest.raises(ValueError, match="did you mean 'cubic'"):
         ResampleToSpacingd("image", (1.0, 1.0), mode="cubick")
     with pytest.raises(ValueError, match="must be positive"):
         ResampleToSpacing((1.0, 0.0))
     with pytest.raises(ValueError, match="pixdim has 2 entries"):
         ResampleToSpacing((1.0, 1.0))(torch.rand(1, 3, 3, 3))
+
+
+def test_resampling_keeps_the_space_that_is_covered():
+    assert resampled_shape((10, 10, 5), (1.0, 1.0, 4.0), (0.5, 2.0, 4.0)) == (20, 5, 5)
+    assert resampled_shape((1, 1, 1), (0.1, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 1, 1)

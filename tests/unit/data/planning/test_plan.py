@@ -268,6 +268,8 @@ def test_one_sigmoid_instead_of_two_classes_is_the_users_choice():
         ({"patch_shape": "36,56,40"}, "take 40x56x40"),
         ({"patch_shape": "40,56"}, "2 entries for 3 spatial axes"),
         ({"filters": "8,16", "strides": "1,1,1;2,2,2;2,2,2"}, "filters names 2"),
+        ({"filters": ""}, "filters: got '', expected positive whole numbers"),
+        ({"strides": []}, r"strides: got \[\], expected whole numbers for each axis"),
         ({"spacing_mm": "1,1"}, r"spacing_mm has 2 entries for 3 spatial axes: \(1.0, 1.0\)"),
         ({"spacing_mm": "0,1,1"}, "spacing_mm: got '0,1,1', expected positive numbers in mm"),
         ({"spacing_mm": "1,inf,1"}, "spacing_mm: got '1,inf,1', expected positive numbers in mm"),
@@ -291,7 +293,7 @@ def test_a_bad_override_says_what_is_wrong(overrides, message):
 
 @pytest.mark.parametrize(("entry", "value"), [("learning_rate", math.nan), ("spacing_mm", (1.0, math.nan, 1.0))])
 def test_a_plan_that_says_no_number_is_refused_wherever_it_comes_from(entry, value):
-    with pytest.raises(SettingsError, match=f"{entry} must be positive"):
+    with pytest.raises(SettingsError, match=f"{entry}: got .*nan.*, expected"):
         replace(plan(HIPPOCAMPUS), **{entry: value})
 
 
