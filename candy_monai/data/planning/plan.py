@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
 from candy_monai.aliases import Shape
 from candy_monai.data.planning.grid import coarse_axis, majority_orientation, median_shape, planned_shape, target_grid
-from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
+from candy_monai.data.planning.normalization import SCHEMES, ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.planning.overrides import Wishes, parsed_overrides
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
-from candy_monai.data.values import as_ids, frozen
+from candy_monai.data.values import as_ids, frozen, is_of_kind
 from candy_monai.errors import BadInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class Plan:
             plain: dict[str, Any] = {key: frozen(value) for key, value in values.items()}
             plain["normalization"] = tuple(ChannelNormalization(**entry) for entry in plain["normalization"])
             plain["regions"] = tuple(Region(**entry) for entry in plain["regions"])
+            _check_kinds(plain)
             return cls(**plain)
         except (TypeError, KeyError) as error:
             raise BadInputError(f"not a plan of this version ({error}): plan the dataset again") from error
@@ -306,6 +307,33 @@ def _check(plan: Plan) -> None:
     for name in ("patch_shape", "filters", "spacing_mm"):
         if not all(0 < entry < math.inf for entry in getattr(plan, name) or ()):
             raise SettingsError(f"{name} must be positive, got {getattr(plan, name)}")
+
+
+def _check_kinds(entries: Mapping[str, Any]) -> None:
+    """Refuse entries from a file that are not of their type, or that no plan has.
+
+    Raises:
+        BadInputError: With the entry.
+    """
+    hints = get_type_hints(Plan, localns={"Orientation": tuple[str, ...]})
+    for name in entries.keys() & hints.keys():
+        if not is_of_kind(entries[name], hints[name]):
+            raise BadInputError(f"not a plan: {name} is {entries[name]!r}; take the file from a copy, or plan again")
+    directions = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+    orientation, num_classes = entries["orientation"], entries["num_classes"]
+    classes = len(entries["regions"] or entries["class_names"])
+    is_right = {
+        "orientation": orientation is None or {directions.get(code) for code in orientation} == {0, 1, 2},
+        "normalization": len(entries["normalization"]) == len(entries["channel_names"]) > 0
+        and all(channel.scheme in SCHEMES for channel in entries["normalization"]),
+        "num_classes": num_classes == classes or (num_classes, classes) == (1, 2),
+        "weight_decay": entries["weight_decay"] >= 0,
+        "num_validation_cases": (count := entries["num_validation_cases"]) is None or count > 0,
+        "resampling": entries.get("resampling", "extent") in ("extent", "stock", "none"),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise BadInputError(f"not a plan: {name} is {entries[name]!r}, which does not fit; plan the dataset again")
 
 
 def _check_axes(num_dims: int, entries: Mapping[str, Any]) -> None:
