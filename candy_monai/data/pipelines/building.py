@@ -15,7 +15,6 @@ import torch
 import yaml
 from monai.transforms import Compose, InvertibleTransform, Lambdad, MapTransform, Randomizable, Transform
 from monai.transforms.traits import LazyTrait
-from monai.utils import ensure_tuple
 from typing_extensions import override
 
 import candy_monai.transforms
@@ -356,7 +355,9 @@ def _check_arguments(kind: type[Transform], arguments: Mapping[str, object], whe
     name, called = kind.__name__, []
     for place, parameter in inspect.signature(kind).parameters.items():
         if "Callable" in str(parameter.annotation) and "str" not in str(parameter.annotation):
-            called += [(place, value) for value in ensure_tuple(arguments.get(place)) if isinstance(value, str)]
+            value = arguments.get(place)
+            each = [(f"{place}[{index}]", part) for index, part in enumerate(value)] if isinstance(value, list) else []
+            called += [(at, part) for at, part in each or [(place, value)] if isinstance(part, str)]
     steps = arguments.get("transforms")
     called += [(f"transforms[{index}]", step) for index, step in enumerate(steps if isinstance(steps, list) else [])]
     for place, value in called:

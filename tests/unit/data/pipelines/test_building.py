@@ -137,7 +137,7 @@ def test_text_in_place_of_what_is_called_is_refused_when_it_is_built():
     crop = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": "os.system"}
     refused(r"augmentation\[0\]\.select_fn: found 'os.system'", crop)
     other = {"_target_": "Activationsd", "keys": "image", "other": ["os.system"]}
-    refused(r"augmentation\[0\]\.other: found 'os.system'", other)
+    refused(r"augmentation\[0\]\.other\[0\]: found 'os.system'", other)
 
 
 def test_entries_that_hold_themselves_are_refused(tmp_path):
