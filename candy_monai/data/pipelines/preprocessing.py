@@ -166,11 +166,9 @@ class Preprocessor:
                 data = step(before)
             except CandyError:
                 raise
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
-                raise BadInputError(
-                    f"{where}: {name} cannot be applied ({type(error).__name__}: {reason}); correct its arguments"
-                ) from error
+                raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
             if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
                 raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
         image, label = data[IMAGE], data.get(LABEL)

@@ -204,7 +204,7 @@ def test_a_case_that_changes_while_it_is_read_is_refused(dataset, made_plan, tmp
 
 
 def test_a_case_whose_files_vanish_while_it_is_read_is_refused(made_plan, tmp_path, monkeypatch):
-    data = NNUNetDataset(write_phantom_dataset(tmp_path / "d", num_cases=2, num_test_cases=0, shape=(24, 20, 12)))
+    data = NNUNetDataset(write_phantom_dataset(tmp_path / "d", num_cases=2, num_test_cases=0, shape=(24, 24, 16)))
     digests, read = dataset_digests(data), data.read
 
     def vanishing(index):
