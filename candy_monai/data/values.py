@@ -38,7 +38,7 @@ def is_of_kind(value: object, kind: Any) -> bool:
     if kind in (int, float):
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         return is_whole or (kind is float and isinstance(value, float) and math.isfinite(value))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind).items()
         return isinstance(value, kind) and all(is_of_kind(getattr(value, name), hint) for name, hint in hints)
     return isinstance(value, kind)
