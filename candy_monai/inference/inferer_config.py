@@ -165,6 +165,8 @@ def _built(description: Mapping[str, Any]) -> Any:
         for name, argument in description.items()
         if name != _TARGET
     }
+    if unknown := sorted(_LEFT_OUT & arguments.keys()):
+        raise SettingsError(f"{unknown[0]} is not stored with an inferer")
     if arguments.get("merger_cls", _MERGER) != _MERGER:  # MONAI imports whatever else stands there
         raise SettingsError(f"merger_cls must be {_MERGER}, got {arguments['merger_cls']!r}")
     return _KINDS[description[_TARGET]](**arguments)

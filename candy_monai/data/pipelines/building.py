@@ -52,6 +52,7 @@ _STILL = (
     "RandSmoothFieldAdjustContrastd",
     "RandSmoothFieldAdjustIntensityd",
 )
+_MOST_VALUES = 100_000
 _LOADING = {
     "keys",
     "allow_missing_keys",
@@ -174,6 +175,10 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
     lists = {"augmentation": found} if isinstance(found, list) else found
+    if _is_endless(found):
+        raise SettingsError(
+            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
+        )
     if not isinstance(lists, dict) or not any(lists.values()):
         raise SettingsError(
             f"{path}: expected a list of transforms, each like "
@@ -222,6 +227,17 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
 def keeps_track(step: object) -> bool:
     """Return whether a transform that moves an image records how to undo it."""
     return isinstance(step, InvertibleTransform) and not isinstance(step, Lambdad)  # whose inverse does nothing
+
+
+def _is_endless(found: object) -> bool:
+    """Return whether there are more values than anybody writes, as a few anchors of YAML can make."""
+    waiting, count = [found], 0
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping | list):
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return count > _MOST_VALUES
 
 
 def _checked_entry(entry: object, where: str) -> Mapping[str, Any]:
@@ -342,7 +358,7 @@ class _Builder:
         kind = _transform_class(target, where)
         if mode != "default":
             raise SettingsError(f"{where}: _mode_ {mode!r} is only for functions, as 'callable'")
-        _check_arguments(kind.__name__, arguments, where)
+        _check_arguments(kind, arguments, where)
         replacement: Callable[..., Any] = self._instead.get(kind.__name__, kind)
         try:
             inspect.signature(kind).bind(**arguments)
@@ -376,9 +392,14 @@ def _suggestion(target: str) -> str:
     return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
-def _check_arguments(name: str, arguments: Mapping[str, object], where: str) -> None:
+def _check_arguments(kind: type[Transform], arguments: Mapping[str, object], where: str) -> None:
     """Refuse text in place of what is called, and readers that MONAI would import by such a text."""
-    called = [("func", arguments.get("func")), ("inv_func", arguments.get("inv_func"))] if "Lambda" in name else []
+    name, called = kind.__name__, []
+    for place, parameter in inspect.signature(kind).parameters.items():
+        if "Callable" in str(parameter.annotation) and "str" not in str(parameter.annotation):
+            value = arguments.get(place)
+            each = [(f"{place}[{index}]", part) for index, part in enumerate(value)] if isinstance(value, list) else []
+            called += [(at, part) for at, part in each or [(place, value)] if isinstance(part, str)]
     steps = arguments.get("transforms")
     called += [(f"transforms[{index}]", step) for index, step in enumerate(steps if isinstance(steps, list) else [])]
     for place, value in called:

@@ -37,7 +37,7 @@ from candy_monai.data.pipelines.description import (
 from candy_monai.data.planning.grid import axis_order
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.values import without_metadata
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, CandyError
 from candy_monai.label_ids import holds_whole_numbers
 from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
 from candy_monai.transforms.painting import LabelPainter, id_type, label_ids, probabilities_of, shape_before_resampling
@@ -184,7 +184,13 @@ class Preprocessor:
         num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
         for index, step in enumerate(self.preprocessing.transforms):
             before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
-            data = step(before)
+            try:
+                data = step(before)
+            except CandyError:
+                raise
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
             if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
                 raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
         image, label = data[IMAGE], data.get(LABEL)

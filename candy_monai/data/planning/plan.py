@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
@@ -39,8 +39,9 @@ from candy_monai.data.planning.grid import coarse_axis, majority_orientation, me
 from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
-from candy_monai.data.values import as_ids, frozen
+from candy_monai.data.values import as_ids, frozen, is_of_kind
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint, Orientation
@@ -235,7 +236,9 @@ class Plan:
             plain: dict[str, Any] = {key: frozen(value) for key, value in values.items()}
             plain["normalization"] = tuple(ChannelNormalization(**entry) for entry in plain["normalization"])
             plain["regions"] = tuple(Region(**entry) for entry in plain["regions"])
-            return cls(**plain)
+            made = cls(**plain)
+            _check_kinds(plain)
+            return made
         except TypeError as error:
             raise BadInputError(f"not a plan of this version ({error}): plan the dataset again") from error
 
@@ -374,6 +377,27 @@ def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) ->
         )
         for name, channel in zip(names, fingerprint.channels, strict=True)
     )
+
+
+def _check_kinds(entries: Mapping[str, Any]) -> None:
+    """Refuse entries from a file that are not of their type, or that do not fit together.
+
+    Raises:
+        BadInputError: With the entry.
+    """
+    hints = get_type_hints(Plan, localns={"Orientation": tuple[str, ...]})
+    for name in entries.keys() & hints.keys():
+        if not is_of_kind(entries[name], hints[name]):
+            raise BadInputError(f"not a plan: {name} is {entries[name]!r}; take the file from a copy, or plan again")
+    classes, num_classes = len(entries["regions"] or entries["class_names"]), entries["num_classes"]
+    schemes = [channel.scheme for channel in entries["normalization"]]
+    is_right = {
+        "normalization": len(schemes) == len(entries["channel_names"]) > 0 and set(schemes) <= set(SCHEME_NAMES),
+        "num_classes": num_classes == classes or (num_classes, classes) == (1, 2),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise BadInputError(f"not a plan: {name} is {entries[name]!r}, which does not fit; plan the dataset again")
 
 
 def _check_axes(num_dims: int, values: Mapping[str, Any]) -> None:

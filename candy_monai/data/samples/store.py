@@ -141,7 +141,11 @@ class CaseStore:
                 preprocessed = preprocessor.apply(image, label.values.to(torch.int16))
             except CandyError as error:
                 return f"{case.case_id}: {error}"
-            if case_stamp(case) != digests.stamps.get(case.case_id, ""):
+            try:
+                changed = case_stamp(case) != digests.stamps.get(case.case_id, "")
+            except OSError:  # a file is gone
+                changed = True
+            if changed:
                 return (
                     f"{case.case_id}: its files have changed meanwhile; wait until they are complete, and start again"
                 )
@@ -294,7 +298,7 @@ class _Paths:
         try:
             sizes = json.loads(self.index.read_text(encoding="utf-8"))["sizes"]
             return bool(sizes == [path.stat().st_size for path in self.arrays])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
 

@@ -132,6 +132,8 @@ def test_experiments_of_before_describe_windows_in_another_way():
         {"_target_": "monai.inferers.SimpleInferer", "splitter": {"_target_": "os.system", "command": "true"}},
         {"_target_": "monai.inferers.PatchInferer", "merger_cls": "os.path.join"},
         {"_target_": "candy_monai.WindowInferer"},
+        {"_target_": "candy_monai.WindowInferer", "roi_size": [8, 8], "new_room": "os.system"},
+        {"_target_": "monai.inferers.PatchInferer", "preprocessing": "os.system"},
         {"kind": "windows", "window_shape": None},
     ],
     ids=str,

@@ -136,12 +136,23 @@ def test_text_in_place_of_what_is_called_is_refused_when_it_is_built():
         r"augmentation\[0\]\.func: found 'os.system'", {"_target_": "Lambdad", "keys": "image", "func": "os.system"}
     )
     refused(r"augmentation\[0\]\.transforms\[1\]: found 'x'", {"_target_": "Compose", "transforms": [FLIP, "x"]})
+    crop = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": "os.system"}
+    refused(r"augmentation\[0\]\.select_fn: found 'os.system'", crop)
+    other = {"_target_": "Activationsd", "keys": "image", "other": ["os.system"]}
+    refused(r"augmentation\[0\]\.other\[0\]: found 'os.system'", other)
 
 
 def test_entries_that_hold_themselves_are_refused(tmp_path):
     (tmp_path / "a.yml").write_text("- &flip\n  _target_: RandFlipd\n  keys: *flip\n")
-    with pytest.raises(SettingsError, match=r"a\.yml: augmentation: the entries are nested without end"):
+    with pytest.raises(SettingsError, match=r"a\.yml: holds more than 100,000 values, or is nested without end"):
         read_own_transforms(tmp_path / "a.yml")
+    levels = ["a0: &a0 [1, 2]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    (tmp_path / "many.yml").write_text("augmentation:\n- _target_: RandFlipd\n  " + "\n  ".join(levels))
+    with pytest.raises(SettingsError, match=r"many\.yml: holds more than 100,000 values"):
+        read_own_transforms(tmp_path / "many.yml")
+    entry: dict = {"_target_": "RandFlipd"}
+    entry["keys"] = entry
+    refused("the entries are nested without end", entry)
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(SettingsError, match=r"a\.json: is not JSON"):
         read_own_transforms(tmp_path / "a.json")

@@ -340,6 +340,7 @@ def test_an_intensity_step_of_ones_own_changes_only_the_image():
         ({"_target_": "Zoomd", "keys": ["image", "label"], "zoom": 1.3, "keep_size": False}, "no ids"),
         ({"_target_": "ThresholdIntensityd", "keys": "image", "threshold": 9.0, "cval": float("nan")}, "NaN"),
         ({"_target_": "SqueezeDimd", "keys": ["image", "label"], "dim": 0}, "SqueezeDimd changed the grid"),
+        ({"_target_": "Transposed", "keys": ["image", "label"], "indices": [0, 1]}, "Transposed cannot be applied"),
     ],
 )
 def test_a_step_that_spoils_a_case_is_refused(entry, message):

@@ -16,6 +16,7 @@ from candy_monai.data.inspection.fingerprint import (
 )
 from candy_monai.data.planning.plan import Plan, plan
 from candy_monai.errors import BadInputError, SettingsError
+from tests.plans import PLAN
 
 STATISTICS = IntensityStatistics(
     mean=50.0, std=10.0, median=50.0, percentile_00_5=0.0, percentile_99_5=100.0, min=-5.0, max=500.0
@@ -103,6 +104,35 @@ def test_a_plan_survives_json():
 def test_a_dictionary_that_is_no_plan_is_refused():
     with pytest.raises(BadInputError, match="plan the dataset again"):
         Plan.from_dict({"patch_shape": [8, 8, 8]})
+
+
+TAMPERED = {
+    "orientation": (["R", "R", "S"], [1, 2, 3], "RAS"),
+    "spacing_mm": ([True, 1.0, 1.0],),
+    "channel_names": ("MRI", [1]),
+    "normalization": (
+        [],
+        [{"scheme": "foo"}],
+        [{"scheme": "ct", "lower": float("nan")}],
+        [{"scheme": "ct", "std": "1"}],
+    ),
+    "class_names": (5, "abc"),
+    "num_classes": ("3", 2, 10**30, None),
+    "ignore_label": ("3", 1.5),
+    "regions": ([{"name": "a", "ids": ["1"], "paints": 1}],),
+    "patch_shape": ([8.0, 8.0, 8.0],),
+    "batch_size": (1.5, 1e30, True),
+    "deep_supervision": (1, "yes"),
+    "weight_decay": (float("nan"), "0", -1.0),
+    "num_validation_cases": (0, 2.5),
+    "resampling": ("other", None, []),
+}
+
+
+@pytest.mark.parametrize(("entry", "value"), [(name, value) for name, values in TAMPERED.items() for value in values])
+def test_an_entry_of_another_kind_in_a_plan_from_a_file_is_refused_by_its_name(entry, value):
+    with pytest.raises(BadInputError, match=f"{entry}( is|:)"):
+        Plan.from_dict({**PLAN.to_dict(), entry: value})
 
 
 def test_a_thick_axis_keeps_kernel_one_and_is_not_halved_until_the_others_caught_up():

@@ -236,6 +236,21 @@ def test_a_case_that_changes_while_it_is_read_is_refused(dataset, made_plan, tmp
         CaseStore.build(dataset, made_plan, tmp_path, digests=early)
 
 
+def test_a_case_whose_files_vanish_while_it_is_read_is_refused(made_plan, tmp_path, monkeypatch):
+    data = NNUNetDataset(write_phantom_dataset(tmp_path / "d", num_cases=2, num_test_cases=0, shape=(24, 24, 16)))
+    digests, read = dataset_digests(data), data.read
+
+    def vanishing(index):
+        case = read(index)
+        data.cases[index].images[0].unlink()
+        return case
+
+    monkeypatch.setattr(data, "read", vanishing)
+    with pytest.raises(DatasetError, match="2 problems") as caught:
+        CaseStore.build(data, made_plan, tmp_path, digests=digests)
+    assert all("changed meanwhile" in problem for problem in caught.value.problems)
+
+
 def test_a_store_of_before_is_refused_by_name(tmp_path):
     (tmp_path / "store.json").write_text('{"format": 2, "dataset": "x", "cases": {"a": [1]}}')
     with pytest.raises(BadInputError, match="a store of another version; build it again"):
