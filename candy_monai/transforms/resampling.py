@@ -6,6 +6,7 @@ Voxels are boxes: the first and the last end where they ended before, as in nnU-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -112,8 +113,14 @@ def resample_scores(scores: Tensor, shape: Shape) -> Tensor:
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Shape:
-    """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
-    return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing, target, strict=True))
+    """Return the shape that covers the same space at another spacing, at least one voxel along each axis.
+
+    A target that is not positive keeps its axis as it is, as in MONAI's ``Spacing``.
+    """
+    return tuple(
+        max(1, round(size * old / new)) if new > 0 else size
+        for size, old, new in zip(shape, spacing, target, strict=True)
+    )
 
 
 def thick_axis(spacing: Sequence[float], *, ratio: float = _ANISOTROPIC) -> int | None:
@@ -132,21 +139,21 @@ class ResampleToSpacing(InvertibleTransform):
     On data that need no resampling the results are the same.
 
     Args:
-        pixdim: The spacing along each spatial axis.
+        pixdim: The spacing along each spatial axis; an axis for which it is not positive keeps its own.
         mode: ``cubic`` or ``linear`` for intensities, ``majority`` or ``nearest`` for label ids.
         anisotropy: An axis counts as one of thick slices if its spacing is more than so many times that of both others,
             in the image itself or else in ``pixdim``.
 
     Raises:
-        ValueError: If the mode is unknown, or a spacing is not positive.
+        ValueError: If the mode is unknown, or a spacing is not finite.
     """
 
     def __init__(
         self, pixdim: Sequence[float] | float, *, mode: str = "cubic", anisotropy: float = _ANISOTROPIC
     ) -> None:
         self.pixdim = (pixdim,) if isinstance(pixdim, int | float) else tuple(pixdim)
-        if not all(0 < length < float("inf") for length in self.pixdim):
-            raise ValueError(f"pixdim must be positive, got {self.pixdim}")
+        if not all(map(math.isfinite, self.pixdim)):
+            raise ValueError(f"pixdim must be finite, got {self.pixdim}")
         self.mode = look_up_option(mode, _MODES)
         self.anisotropy = anisotropy
 
@@ -169,7 +176,8 @@ class ResampleToSpacing(InvertibleTransform):
             raise ValueError(f"pixdim has {len(target)} entries for an image of shape {tuple(values.shape)}")
         spacing = _spacing_of(img, len(old))
         new = resampled_shape(old, spacing, target)
-        own, other = (thick_axis(lengths, ratio=self.anisotropy) for lengths in (spacing, target))
+        wanted = [length if length > 0 else kept for length, kept in zip(target, spacing, strict=True)]
+        own, other = (thick_axis(lengths, ratio=self.anisotropy) for lengths in (spacing, wanted))
         thick = other if own is None else own
         result = _resampled(values, new, mode, thick)
         if not isinstance(img, MetaTensor):

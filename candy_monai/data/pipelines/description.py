@@ -310,8 +310,8 @@ def _scheme(channel: ChannelNormalization) -> dict[str, object]:
 
 
 def _resampling(plan: Plan) -> Entry:
-    assert plan.spacing_mm is not None
-    shared = {"keys": _BOTH, "pixdim": list(plan.spacing_mm), "allow_missing_keys": True}
+    assert plan.pixdim is not None
+    shared = {"keys": _BOTH, "pixdim": list(plan.pixdim), "allow_missing_keys": True}
     if plan.resampling == "extent":
         return _ours("ResampleToSpacingd", mode=["cubic", "majority"], **shared)
     return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)

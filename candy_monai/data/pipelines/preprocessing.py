@@ -235,9 +235,9 @@ class Preprocessor:
         if self._plan.orientation is not None and not geometry.is_picture:
             order, _ = axis_order(axis_codes(geometry.affine), self._plan.orientation)
         shape = tuple(geometry.spatial_shape[axis] for axis in order)
-        if self._plan.spacing_mm is None:
+        if self._plan.pixdim is None:
             return shape
-        return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.spacing_mm)
+        return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.pixdim)
 
     def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:
         """Turn scores into label ids on the grid of the file, as `postprocessing` does, in bounded memory.

@@ -156,6 +156,10 @@ def _optional_int(value: object) -> int | None:
     return None if value is None or (isinstance(value, str) and _word(value) in ("none", "all")) else _positive(value)
 
 
+def _optional_axis(value: object) -> int | None:
+    return None if value is None or (isinstance(value, str) and _word(value) == "none") else _int(value)
+
+
 def _axes(value: object) -> tuple[int, ...]:
     if value is None or (isinstance(value, str) and _word(value) in ("none", "")):
         return ()
@@ -204,6 +208,7 @@ POSITIVE_NUMBER = Kind(parse=_positive_number, expected="a positive number")
 NUMBER_FROM_0 = Kind(parse=_number(0.0), expected="a number, 0 or more")
 SHARE = Kind(parse=_number(0.0, 1.0), expected="a number from 0 to 1")
 FLAG = Kind(parse=_bool, expected="true or false")
+AXIS_OR_NONE = Kind(parse=_optional_axis, expected="an axis, for example 2, or none")
 AXES = Kind(parse=_axes, expected="axes, for example 0,2, or none")
 SIZES = Kind(parse=_whole, expected="positive whole numbers, for example 40,56,40")
 WIDTHS = Kind(parse=_whole, expected="positive whole numbers, for example 16,32,64")

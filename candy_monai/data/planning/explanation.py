@@ -100,6 +100,17 @@ def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
     )
 
 
+def slice_axis(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.num_dims == 2:
+        return "Pictures are their own slices."
+    if plan.slice_axis is None:
+        return "A 3-D network sees what lies before and behind each slice (configuration 3d)."
+    return (
+        f"A 2-D network is trained on slices across axis {plan.slice_axis} (configuration 2d): where they are thick, "
+        "many of them teach more in a given time than few blocks. They are not resampled along this axis."
+    )
+
+
 def resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.resampling == "none":
         return "No case changes its shape at this spacing; another case that does is resampled as by extent."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from candy_monai.aliases import Shape
 from candy_monai.data.planning.entries import Overrides
@@ -31,6 +32,7 @@ _SMALLEST_BATCH = 2
 _LARGEST_BATCH = {2: 32, 3: 16}
 _LONGEST_SIDE = {2: 2048, 3: 256}
 _SHORTEST_SIDE = 8
+_ALONG_AXES = ("patch_shape", "kernel_sizes", "strides")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,41 @@ def fit_network(
     most = _largest_batch(network.patch_shape, shapes, light=search.light)
     fitting = [size for size in range(most, least, -1) if search.cost(network, size) <= memory_bytes]
     return dataclasses.replace(network, batch_size=fitting[0] if fitting else least)
+
+
+def fit_slice_network(axis: int) -> Callable[..., FittedNetwork]:
+    """Return `fit_network` for a 2-D network on slices of volumes across ``axis``.
+
+    Shapes, spacing and overrides have three axes, and so has the network, which is flat along that of the slices.
+    """
+
+    def fit(
+        shapes: Sequence[Shape], spacing_mm: Sequence[float], *, overrides: Overrides, **options: int
+    ) -> FittedNetwork:
+        flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
+        slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
+        network = fit_network(slices, _without(spacing_mm, axis), overrides=flat, **options)
+        return dataclasses.replace(
+            network,
+            patch_shape=_with_one(network.patch_shape, axis),
+            topology=Topology(
+                kernel_sizes=tuple(_with_one(kernel, axis) for kernel in network.topology.kernel_sizes),
+                strides=tuple(_with_one(stride, axis) for stride in network.topology.strides),
+            ),
+        )
+
+    return fit
+
+
+def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
+    """Return the numbers of two axes, or those of each level."""
+    if value and isinstance(value[0], tuple):
+        return tuple(_without(level, axis) for level in value)
+    return (*value[:axis], *value[axis + 1 :])
+
+
+def _with_one(value: Shape, axis: int) -> Shape:
+    return (*value[:axis], 1, *value[axis:])
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:

@@ -242,7 +242,7 @@ def store_bytes(
     size += _label_type(highest).itemsize
     counted = None if case_ids is None else set(case_ids)
     return sum(
-        math.prod(planned_shape(case, plan.orientation, plan.spacing_mm)) * size
+        math.prod(planned_shape(case, plan.orientation, plan.pixdim)) * size
         for case in fingerprint.cases
         if counted is None or case.case_id in counted
     )
