@@ -245,11 +245,9 @@ class Plan:
     @property
     def coarse_axis(self) -> int | None:
         """The axis across slices or thick slices, if there is one: see the function of this name."""
-        return (
-            self.slice_axis
-            if self.slice_axis is not None
-            else coarse_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
-        )
+        if self.slice_axis is not None:
+            return self.slice_axis
+        return coarse_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values that JSON stores and ``from_dict`` reads."""
@@ -418,10 +416,9 @@ def _slice_axis(
     # Few blocks of thick slices are seen in the time of a CPU; a network of 3-D kernels that are flat where it matters
     # learns less from them than a 2-D network from many slices: Dice 0.87 and 0.73 on 16 cases of ACDC in ten minutes.
     is_thick = light and thick_axis(spacing_mm) is not None
-    if configuration == "auto" and (
-        not (single or is_thick) or {"patch_shape", "kernel_sizes", "strides"} & set(fixed)
-    ):
-        return None  # what the user fixed has three axes
+    is_3d = bool({"patch_shape", "kernel_sizes", "strides"} & set(fixed))  # what the user fixed has three axes
+    if configuration == "auto" and (is_3d or not (single or is_thick)):
+        return None
     return single[-1] if single else default_slice_axis(spacing_mm)
 
 

@@ -166,11 +166,11 @@ def test_thick_slices_are_found_in_the_image_or_else_in_the_target():
 
 def test_an_axis_without_a_positive_spacing_stays_as_it_is_as_in_monai():
     image = placed(torch.rand(1, 6, 5, 4), (1.0, 1.0, 8.0))
-    resampled = ResampleToSpacing((0.5, 1.0, -1.0))(image)
+    resampled = ResampleToSpacing((0.5, 1.0, -1.0), mode="linear")(image)
     assert resampled.shape == Spacing((0.5, 1.0, -1.0), scale_extent=True)(image).shape == (1, 12, 5, 4)
     assert tuple(resampled.pixdim.tolist()) == (0.5, 1.0, 8.0)
     for slice_, before in zip(resampled.unbind(3), image.unbind(3), strict=True):
-        alone = ResampleToSpacing((0.5, 1.0))(torch.as_tensor(before))
+        alone = ResampleToSpacing((0.5, 1.0), mode="linear")(torch.as_tensor(before))
         assert torch.allclose(torch.as_tensor(slice_), alone, atol=1e-6)
 
 
