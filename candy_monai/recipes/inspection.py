@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.errors import CandyError, SettingsError
-from candy_monai.recipes.loaders import evenly
+from candy_monai.recipes.prepare import evenly
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint

@@ -7,53 +7,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
-
 from candy_monai.aliases import PathLike
-from candy_monai.config import load_secrets
 from candy_monai.data.inspection.findings import has_been_used
+from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.plan import Plan
-from candy_monai.data.samples.store import CaseStore, StoredPrecision
+from candy_monai.data.samples.store import CaseStore
+from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.folder import DESCRIPTION
-from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
-from candy_monai.recipes.prepare import Prepared, checked_dataset, store_of
-from candy_monai.recipes.train import bundle_trainer, device_of_this_process, load_trainer_class
+from candy_monai.recipes.prepare import Prepared, checked_dataset
+from candy_monai.recipes.train import bundle_trainer, load_trainer_class, ready_frontend
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
 def resume_training(
     experiment: PathLike,
+    options: TrainOptions | None = None,
     *,
     dataset: PathLike | None = None,
-    store: PathLike | None = None,
-    num_epochs: int | None = None,
     schedule: Continuation | None = None,
-    trainer: str | None = None,
-    frontend: type[Frontend] | None = None,
-    device: str = "auto",
     force: bool = False,
-    trust: bool = False,
     on_progress: Callable[[str], None] = print,
+    **keywords: Any,
 ) -> Path:
-    """Continue an interrupted run that was begun by ``train_dataset``, or make a finished one longer.
+    """Continue an interrupted run that was begun by `train_dataset`, or make a finished one longer.
+
+    On a CPU the result is that of a run that was never interrupted, to the bit.
 
     Args:
         experiment: The experiment folder.
+        options: Of these ``num_epochs`` (epochs in all; None for as many as planned), ``device``, ``store`` (None for
+            where it was), ``trainer``, ``trust`` and ``frontends`` hold; everything else is the run's own.
         dataset: The dataset's folder; None for where it was.
-        store: The folder for what is derived from datasets; None for where it was.
-        num_epochs: Epochs in all; None for as many as planned.
         schedule: What the learning rate does when the number of epochs changes; see ``Trainer.continue_training``.
-        trainer: ``FILE:Class``, the trainer of your own that the run was begun with.
-        frontend: A dashboard to report to.
-        device: A PyTorch device, or ``auto``.
         force: Go on even if data, network or trainer are not those that the run was saved with.
-        trust: Build any callable that the run's pipelines name, instead of known transforms only.
-        on_progress: Told what is being done.
+        on_progress: Told what is being done, a line at a time.
+        **keywords: Any of these fields of `TrainOptions`, in place of those of ``options``.
 
     Returns:
         The experiment folder.
@@ -61,9 +55,10 @@ def resume_training(
     Raises:
         BadInputError: If the run was not begun by a plan, or its dataset or its store is not where it was.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
+        RunFailedError: If it failed after it went on, such as at a full disk.
     """
-    if frontend is not None:
-        frontend(load_secrets())  # a missing secret is better said before anything is read
+    options = TrainOptions.of(options, keywords, resumes=True)
+    frontend = ready_frontend(options)  # a missing secret is better said before anything is read
     folder = Path(experiment)
     saved = SavedRun.load(folder)
     facts, plan = saved.description.get("dataset"), saved.description.get("plan")
@@ -75,72 +70,62 @@ def resume_training(
             f"call recover_from({folder.name!r}).continue_training() on its trainer"
         )
     validated = not facts["validation"] or (folder / VALIDATION_SCORES).exists()
-    if saved.is_finished and num_epochs is None and validated:
+    if saved.is_finished and options.num_epochs is None and validated:
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
-    processes = Processes.from_environment()
-    own_device = device_of_this_process(device, processes)
-    trainer_class = _trainer_class(saved, trainer)
-    own = OwnTransforms.from_saved(saved.description.get("pipelines"), trust=trust)
-    with processes.connected(own_device):
-        run = _planned_run(
-            saved,
-            facts,
-            Plan.from_dict(plan),
-            trainer_class,
-            dataset,
-            store,
-            own=own,
-            device=own_device,
-            processes=processes,
-        )
-        run = dataclasses.replace(run, frontend=frontend)
-        return run.resume(folder, num_epochs, schedule, force=force)
-
-
-def _planned_run(
-    saved: SavedRun,
-    facts: dict[str, Any],
-    plan: Plan,
-    trainer: type[SegmentationTrainer],
-    dataset: PathLike | None,
-    store: PathLike | None,
-    *,
-    own: OwnTransforms,
-    device: torch.device,
-    processes: Processes,
-) -> PlannedRun:
-    source = Path(dataset if dataset is not None else facts["folder"])
-    if not source.is_dir():
-        raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
-    store_folder = Path(store) if store is not None else _store_that_was(facts, saved.folder)
-    with processes.one_after_the_first():
-        checked = checked_dataset(source, store_folder)
-        assert checked.fingerprint is not None  # a dataset without problems has one
-        precision: StoredPrecision = "float16" if facts.get("store_precision") == "float16" else "float32"
-        prepared = Prepared(
-            dataset=checked.dataset,
-            fingerprint=checked.fingerprint,
-            plan=plan,
-            store=CaseStore.build(
-                checked.dataset, plan, store_folder, precision=precision, own=own, digests=checked.digests
-            ),
-            warnings=checked.report.warnings,
-        )
     seed = saved.settings.seed
     assert seed is not None  # a run records the seed that it drew
-    return PlannedRun(
-        prepared=prepared,
+    processes = Processes.from_environment()
+    device = processes.device_of(find_device(options.device))
+    trainer = _trainer_class(saved, options.trainer)
+    own = read_saved_transforms(saved.description.get("pipelines"), folder / DESCRIPTION, trust=options.trust)
+    with processes.connected(device):
+        with processes.one_after_the_first():
+            prepared = _prepared_again(saved.folder, facts, Plan.from_dict(plan), own, options, dataset)
+        run = PlannedRun(
+            prepared=prepared,
+            options=dataclasses.replace(options, out=saved.folder.resolve().parents[1]),
+            trainer_class=trainer,
+            own=own,
+            frontend=frontend,
+            num_scored=facts.get("num_scored"),
+            seed=seed,
+            device=device,
+            processes=processes,
+        )
+        return run.resume(folder, options.num_epochs, schedule, force=force)
+
+
+def _prepared_again(
+    folder: Path,
+    facts: dict[str, Any],
+    plan: Plan,
+    own: OwnTransforms,
+    options: TrainOptions,
+    dataset: PathLike | None,
+) -> Prepared:
+    """Return the dataset, the store and the cases of a run."""
+    source = Path(facts["folder"] if dataset is None else dataset)
+    if not source.is_dir():
+        raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
+    store = _store_that_was(facts, folder) if options.store is None else Path(options.store)
+    checked = checked_dataset(source, store, jobs=options.jobs)
+    assert checked.fingerprint is not None  # a dataset without problems has one
+    return Prepared(
+        dataset=checked.dataset,
+        fingerprint=checked.fingerprint,
         plan=plan,
+        store=CaseStore.build(
+            checked.dataset,
+            plan,
+            store,
+            precision="float16" if facts.get("store_precision") == "float16" else "float32",
+            own=own,
+            digests=checked.digests,
+            num_workers=options.jobs,
+        ),
         training=tuple(facts["training"]),
         validation=tuple(facts["validation"]),
-        trainer_class=trainer,
-        own=own,
-        num_scored=facts.get("num_scored"),
-        seed=seed,
-        device=device,
-        processes=processes,
-        out=saved.folder.resolve().parents[1],
     )
 
 
@@ -154,7 +139,7 @@ def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:
 
 def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
     """Return where the store is that was used, or the one beside the experiments: no file says where else to write."""
-    store, beside = Path(facts["store"]), store_of(None, folder.resolve().parent.parent)
+    store, beside = Path(facts["store"]), folder.resolve().parent.parent / ".store"
     if store == beside or has_been_used(store):
         return store
     if has_been_used(beside):  # both were moved
@@ -162,7 +147,7 @@ def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
     raise BadInputError(f"{store}: the store is not there any more; say where it is, or is to be (--store)")
 
 
-def _trainer_class(saved: SavedRun, trainer: str | None) -> type[SegmentationTrainer]:
+def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[SegmentationTrainer]:
     name, bundle = saved.description.get("trainer"), saved.description.get("bundle")
     if trainer is not None:
         found = load_trainer_class(trainer)
