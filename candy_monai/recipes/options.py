@@ -233,6 +233,8 @@ class TrainOptions(Declared):
             values = json.loads(text)
         except ValueError as error:
             raise SettingsError(f"options: not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise SettingsError(f"options: found {type(values).__name__}, expected an object of options by name")
         return cls.of(None, values)
 
 
