@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     options = chosen_options(args)
 
     from candy_monai.data.inspection.checks import visit_dataset
-    from candy_monai.recipes.inspection import INSPECTION, refuse_inside, save_inspection
+    from candy_monai.recipes.inspection import INSPECTION, save_inspection
+    from candy_monai.recipes.prepare import refuse_inside
 
     if args.folder is not None:
         refuse_inside(args.folder, args.dataset)

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,16 +145,17 @@ def fit_to_time(
         )
     num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
     epoch_s = usable / num_epochs
-    changes: dict[str, Any] = {}
+    fitted = dataclasses.replace(plan, num_epochs=TIMES_FASTER * num_epochs)
     if num_cases:
         affordable = math.floor(VALIDATION_SHARE * epoch_s / speed.case_s)
         meaningful = min(FEWEST_CASES, max(1, math.floor(DEAREST_VALIDATION * usable / speed.case_s)))
         validated = min(num_cases, max(affordable, meaningful))
-        changes["num_validation_cases"] = validated
         dear = validated * speed.case_s / (DEAREST_VALIDATION * epoch_s)
-        changes["validate_every"] = 1 if validated <= affordable else min(num_epochs, max(1, math.ceil(dear)))
-    kept = {name: value for name, value in changes.items() if name not in plan.chosen}
-    fitted = dataclasses.replace(plan, **kept, num_epochs=TIMES_FASTER * num_epochs)
+        if "num_validation_cases" not in plan.chosen:
+            fitted = dataclasses.replace(fitted, num_validation_cases=validated)
+        if "validate_every" not in plan.chosen:
+            every = 1 if validated <= affordable else min(num_epochs, max(1, math.ceil(dear)))
+            fitted = dataclasses.replace(fitted, validate_every=every)
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
     step_budget = epoch_s - EPOCH_OVERHEAD_S - validated * speed.case_s / fitted.validate_every
     num_iterations = max(1, int(step_budget / speed.step_s))
@@ -279,9 +279,6 @@ def without_margin(plan: Plan) -> Plan:
 
     A planned patch is rounded up to what the network divides it by. Where whole cases fit into one, up to half of it is
     padding; the next smaller patch sees nearly as much and is trained on that much more often.
-
-    Args:
-        plan: The plan.
     """
     patch = tuple(
         size if size <= typical else max(typical // divisor, _VOXELS_AT_BOTTOM) * divisor
@@ -291,16 +288,13 @@ def without_margin(plan: Plan) -> Plan:
 
 
 def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
-    """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network.
+    """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network, or None.
 
     The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
 
     Args:
         plan: The plan.
         fixed: Entries that stay, besides those that the user chose.
-
-    Returns:
-        None when nothing can give way.
     """
     fixed = (*fixed, *plan.chosen)
     if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:
@@ -314,15 +308,7 @@ def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
 
 
 def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
-    """Return the plan with a network of twice the width.
-
-    Args:
-        plan: The plan.
-        memory_bytes: Memory of a training step; None for what a plan assumes.
-
-    Returns:
-        None when that is wider than nnU-Net's, or does not fit into the memory.
-    """
+    """Return the plan with a network of twice the width; None if that is wider than nnU-Net's, or needs more memory."""
     if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
         return None
     filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)

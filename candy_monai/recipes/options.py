@@ -124,9 +124,7 @@ class TrainOptions(Declared):
         default="auto",
         resumes=True,
     )
-    out: PathLike = option(
-        "--out DIR", PATH, "folder of the experiments (default: experiments)", default=Path("experiments")
-    )
+    out: PathLike = option("--out DIR", PATH, "folder of the experiments (default: experiments)", default="experiments")
     store: PathLike | None = option(
         "--store DIR", PATH, "folder of preprocessed cases (default: .store in the folder of --out)", resumes=True
     )

@@ -257,14 +257,7 @@ def patch_loader(
 ) -> DataLoader[Any]:
     """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch for each process.
 
-    Args:
-        store: The preprocessed cases.
-        case_ids: The cases to train on.
-        plan: Patch, batch and augmentation.
-        seed: Every patch is a function of this, the epoch and the position.
-        device: Where the batches will go.
-        num_processes: Processes among which the patches will be shared out.
-        own: The user's own transforms, whose augmentation extends or replaces the plan's.
+    Every patch is a function of the seed, the epoch and its position; those of an epoch are shared out among processes.
     """
     workers, own = num_workers(device), own or OwnTransforms()
     changes = augmentation(plan, own.augmentation)

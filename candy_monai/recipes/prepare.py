@@ -150,21 +150,12 @@ def store_of(options: TrainOptions) -> Path:
 def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -> CheckedDataset:
     """Check a dataset whole; of cases that were found sound before and have not changed no file is decoded.
 
-    Args:
-        folder: The dataset's folder, nnU-Net format.
-        store: The folder for what is derived from datasets.
-        jobs: Cases that are decoded at once; None for one a processor.
-
-    Returns:
-        The dataset, with digests and fingerprint.
-
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
         SettingsError: If the store lies inside the dataset.
         BadInputError: If the store's folder cannot be written to.
     """
-    if store.resolve().is_relative_to(Path(folder).resolve()):
-        raise SettingsError(f"{store}: inside the dataset, which is never written to; choose --out or --store")
+    refuse_inside(store, folder)
     check_writable(store)
     checked = visit_dataset(folder, store=store, num_workers=jobs)
     if checked.report.problems:
@@ -172,6 +163,16 @@ def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -
     if checked.fingerprint is None:
         raise DatasetError(folder, ["imagesTr: no case; training needs at least one image with its label"])
     return checked
+
+
+def refuse_inside(path: PathLike, dataset: PathLike) -> None:
+    """Refuse a place to write to that lies inside a dataset.
+
+    Raises:
+        SettingsError: If it does.
+    """
+    if Path(path).resolve().is_relative_to(Path(dataset).resolve()):
+        raise SettingsError(f"{path}: inside the dataset, which is never written to; choose another folder")
 
 
 def chosen_folds(dataset: NNUNetDataset, options: TrainOptions) -> tuple[Fold, ...]:

@@ -20,7 +20,7 @@ from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
-from candy_monai.recipes.train import bundle_trainer, load_trainer_class, ready_frontend
+from candy_monai.recipes.train import find_trainer, ready_frontend
 from candy_monai.training.saved_run import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -149,15 +149,14 @@ def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
 
 def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[SegmentationTrainer]:
     name, bundle = saved.description.get("trainer"), saved.description.get("bundle")
-    if trainer is not None:
-        found = load_trainer_class(trainer)
-    elif isinstance(bundle, str):
-        found = bundle_trainer(bundle)
-    else:
+    if not isinstance(bundle, str):
+        bundle = None
+    if trainer is None and bundle is None:
         raise BadInputError(
             f"{saved.folder}: trained by {name}, a class of your own, which is never imported by a name that stands in "
             f"a file: say where it is, --trainer FILE:{name}"
         )
+    found = find_trainer(bundle=bundle, own=trainer)
     if found.__name__ != name:
         raise ExperimentError(f"{saved.folder}: trained by {name}, not by {found.__name__}")
     return found

@@ -113,7 +113,7 @@ class Parts:
             read_plan(options.plan)
         frontend = ready_frontend(options)
         check_writable(options.out)
-        trainer = bundle_trainer(options.bundle) if options.trainer is None else load_trainer_class(options.trainer)
+        trainer = find_trainer(bundle=options.bundle, own=options.trainer)
         return cls(trainer=trainer, own=_own_transforms(trainer, options), frontend=frontend)
 
 
@@ -144,29 +144,21 @@ def ready_frontend(options: TrainOptions) -> type[Frontend] | None:
     return frontend
 
 
-def bundle_trainer(name: str) -> type[SegmentationTrainer]:
-    """Return a bundle's trainer.
+def find_trainer(*, bundle: str | None = None, own: str | type[object] | None = None) -> type[SegmentationTrainer]:
+    """Return the user's own trainer, imported from ``FILE:Class`` or given as a class, or else a bundle's.
 
     Raises:
-        BadInputError: If there is no such bundle, or its trainer cannot follow a plan.
+        BadInputError: If there is no such bundle, file or class, or it cannot follow a plan.
     """
-    return _checked(find_bundle(name).trainer, f"the trainer of bundle {name!r}")
-
-
-def load_trainer_class(where: str | type[object]) -> type[SegmentationTrainer]:
-    """Import a trainer of the user's own from ``FILE:Class``; a class is only checked.
-
-    Raises:
-        BadInputError: If there is no such file or class, or it is no `SegmentationTrainer`.
-    """
-    found = where if isinstance(where, type) else class_from_file(where, option="--trainer")
-    return _checked(found, f"--trainer {where}")
-
-
-def _checked(trainer: object, what: str) -> type[SegmentationTrainer]:
-    if not isinstance(trainer, type) or not issubclass(trainer, SegmentationTrainer):
+    found: object
+    if own is None:
+        assert bundle is not None
+        what, found = f"the trainer of bundle {bundle!r}", find_bundle(bundle).trainer
+    else:
+        what, found = f"--trainer {own}", own if isinstance(own, type) else class_from_file(own, option="--trainer")
+    if not isinstance(found, type) or not issubclass(found, SegmentationTrainer):
         raise BadInputError(f"{what} is not a SegmentationTrainer")
-    return trainer
+    return found
 
 
 def _in_silence(_message: str) -> None:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,14 @@ def seen(monkeypatch, tmp_path):
 def test_what_was_typed_is_what_decides_the_folds_and_the_next_command_is_named(seen, tmp_path, capsys):
     typed = ["--epochs", "3", "--seed", "1", "--set", "a=1", "--set", "b=2", "--note", "mine", "--save-every", "90s"]
     assert main(["crossval", "D", *typed, "--jobs", "2", "--plan", "p"]) == 0
-    given = {"num_epochs": 3, "seed": 1, "overrides": {"a": "1", "b": "2"}, "note": "mine", "save_every": "90s"}
+    given = {
+        "out": Path("experiments"),
+        "num_epochs": 3,
+        "seed": 1,
+        "overrides": {"a": "1", "b": "2"},
+        "note": "mine",
+        "save_every": "90s",
+    }
     assert vars(seen["options"]) == {**vars(TrainOptions(**given)), "plan": seen["options"].plan}
     assert (str(seen["options"].plan), seen["num_parallel"]) == ("p", 2)
     assert capsys.readouterr().out.endswith(f"Next: candy-monai predict {tmp_path / 'crossval-D'} IMAGES predictions\n")

@@ -18,7 +18,7 @@ from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.resume import resume_training
-from candy_monai.recipes.train import load_trainer_class, train_dataset
+from candy_monai.recipes.train import find_trainer, train_dataset
 from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make, texture
 from tests.looks import counted_digests, counted_parses, counted_reads
@@ -358,7 +358,7 @@ def test_a_trainer_that_cannot_be_had_is_a_clear_error(tmp_path, where):
     file = tmp_path / "mine.py"
     file.write_text("class NotATrainer:\n    pass\n")
     with pytest.raises(BadInputError, match="--trainer"):
-        load_trainer_class(where.format(file=file))
+        find_trainer(own=where.format(file=file))
 
 
 @pytest.mark.slow
