@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="folds trained at the same time, each with its share of the processors (default: 1)",
     )
-    add_training(parser)
+    add_training(parser, but=("fold", "jobs"))
 
 
 def run(args: argparse.Namespace) -> int:

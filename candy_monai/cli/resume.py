@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_option_file, add_options, chosen_options, new_command
 from candy_monai.cli.predict import command_for
+from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+
+_OF_A_RUN = {
+    "num_epochs": "epochs in all (default: as many as were planned)",
+    "store": "the store (default: where it was)",
+    "trainer": "the trainer of your own that the run was begun with",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -27,7 +35,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "candy-monai resume experiments/UNetTrainer/20251101-14-a3f2 --epochs 200 --schedule restart",
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="the experiment's folder")
-    add_options(parser, "num_epochs", help="epochs in all (default: as many as were planned)")
+    for field in dataclasses.fields(TrainOptions):
+        if field.metadata["resumes"]:
+            add_options(parser, field.name, help=_OF_A_RUN.get(field.name, field.metadata["help"]))
     parser.add_argument(
         "--schedule",
         choices=("keep", "stretch", "restart"),
@@ -35,12 +45,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "schedule of an unfinished run; restart it for the added epochs of a finished one",
     )
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="the dataset (default: where it was)")
-    add_options(parser, "store", help="the store (default: where it was)")
-    add_options(parser, "trainer", help="the trainer of your own that the run was begun with")
     parser.add_argument(
         "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
     )
-    add_options(parser, "trust", "device", "frontends")
     add_option_file(parser)
 
 

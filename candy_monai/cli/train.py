@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import add_dataset, add_option_file, add_options, chosen_options, new_command
 from candy_monai.cli.predict import command_for
+from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -27,19 +29,21 @@ def add_parser(subparsers: Subparsers) -> None:
         "candy-monai train Dataset004_Hippocampus --fold 1 --epochs 50 --set batch_size=4 --seed 42",
     )
     add_dataset(parser)
-    add_options(parser, "fold")
     add_training(parser)
-    add_options(parser, "jobs")
     add_option_file(parser)
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what decides a training but for its dataset, its fold and its preprocessing."""
-    add_options(parser, "bundle")
-    add_options(parser.add_mutually_exclusive_group(), "num_epochs", "budget_s")
-    add_options(parser, "save_every", "seed", "overrides", "plan", "device", "out", "store", "store_precision")
-    add_options(parser, "splits", "num_folds", "groups", "stratify", "trainer", "transforms", "trust")
-    add_options(parser, "frontends", "note")
+def add_training(parser: argparse.ArgumentParser, *, but: Sequence[str] = ()) -> None:
+    """Add what decides a training but for its dataset.
+
+    Args:
+        parser: Where to add it.
+        but: Fields of `TrainOptions` to leave out.
+    """
+    length = parser.add_mutually_exclusive_group()
+    for name in TrainOptions.names():
+        if name not in but:
+            add_options(length if name in ("num_epochs", "budget_s") else parser, name)
 
 
 def run(args: argparse.Namespace) -> int:
