@@ -154,8 +154,8 @@ class PlannedRun:
             self._score(trainer, folder)
         except BadInputError as error:  # a file that was there at the start: nobody gave bad input
             raise RunFailedError(
-                f"{folder}: is trained, but its best weights could not be scored: {error}; once that is mended, "
-                f"'candy-monai resume {folder}' scores them"
+                f"{folder}: is trained, but its best weights could not be scored; once this is mended, 'candy-monai "
+                f"resume {folder}' scores them: {error}"
             ) from error
         return folder
 
