@@ -137,6 +137,7 @@ class FoldRun:
 
     def command(self) -> list[str]:
         """Write the fold's options to a file, and return the command that begins the fold or goes on with it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         file, options = self.folder / "options.json", self.options
         if self.experiment is None:
             words = ["train", str(self.dataset)]
@@ -174,10 +175,10 @@ def _run_all(
 
 
 def _started(run: FoldRun, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    run.folder.mkdir(parents=True, exist_ok=True)
+    command = run.command()
     with run.log.open("ab") as output:
         return subprocess.Popen(
-            run.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
 
 

@@ -244,6 +244,6 @@ def _path_as_text(value: object) -> str:
 
 # One text serves the command line's help and Python's.
 TrainOptions.__doc__ = f"{TrainOptions.__doc__}\n\nAttributes:\n" + "".join(
-    f"    {field.name}: {field.metadata['help'].capitalize()} (``{field.metadata['flag']}``).\n"
+    f"    {field.name}: As ``{field.metadata['flag']}``: {field.metadata['help']}.\n"
     for field in dataclasses.fields(TrainOptions)
 )
