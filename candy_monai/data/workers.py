@@ -1,4 +1,4 @@
-"""Threads that work on cases: as many as there are processors, and as there is free memory for their cases."""
+"""Thread pools for cases: as many threads as processors, if the free memory holds their cases."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from candy_monai.config import load_secrets
 from candy_monai.data.datasets.folds import Fold, write_splits
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
-from candy_monai.data.inspection.suspicions import labels_absent_from_folds, names_by_id
+from candy_monai.data.inspection.consistency import labels_absent_from_folds, names_by_id
 from candy_monai.data.pipelines.building import check_own_transforms, read_own_transforms
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.planning.files import read_plan

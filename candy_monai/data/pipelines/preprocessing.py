@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import Shape
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import Scan
 from candy_monai.data.inspection.inspect import axis_codes
 from candy_monai.data.pipelines.description import (
