@@ -105,15 +105,10 @@ def choose_folds(
     groups: Grouping | None = None,
     stratify_by: Strata | None = None,
 ) -> tuple[Fold, ...]:
-    """Make folds as the options ask, with sensible behaviour for few cases.
+    """Return folds by the options of `CaseDataset.fold`.
 
-    Args:
-        ids: Case ids, in any order; each once.
-        k: Number of folds; ``None`` takes 5, or as many as there are cases (groups) where they are fewer. A single case
-            (group) then gives one fold that trains on everything and validates on nothing.
-        seed: Seeds every shuffle.
-        groups: Keep cases together, see ``resolve_groups``.
-        stratify_by: Spread a property evenly.
+    Without ``k`` there are 5, or as many as cases (groups) where they are fewer. A single case (group) then gives one
+    fold that trains on everything and validates on nothing.
 
     Raises:
         SettingsError: If ``k`` exceeds the number of cases (groups) or options contradict each other.

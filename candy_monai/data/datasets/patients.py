@@ -31,15 +31,10 @@ _NO_PATIENT = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class PatientNames:
-    """What the ids of a dataset seem to say about its patients.
+    """What the ids of a dataset seem to say about its patients."""
 
-    Attributes:
-        patient_of: For each case id what the ids of its patient have in common.
-        groups: The regular expression for ``--groups`` that finds it.
-    """
-
-    patient_of: Mapping[str, str]
-    groups: str
+    patient_of: Mapping[str, str]  # for each case id, what the ids of its patient have in common
+    groups: str  # the regular expression for --groups that finds it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +75,18 @@ def patients_on_both_sides(folds: Sequence[Fold], *, first: int = 0) -> list[str
     """
     everything = sorted({case_id for fold in folds for case_id in (*fold.train, *fold.validation)})
     names = patients_by_name(everything)
-    patient_of = {} if names is None else names.patient_of
-    divided, per_fold = set[str](), []
+    if names is None:
+        return []
+    patient_of, divided, per_fold = names.patient_of, set[str](), []
     for number, fold in enumerate(folds, start=first):
-        if names is None or set(fold.train) == set(fold.validation):  # the fold 'all' says that they are the same
+        if set(fold.train) == set(fold.validation):  # the fold 'all' validates on what it trains on, as it says
             continue
         validated = {patient_of[case_id] for case_id in fold.validation}
         both = validated & {patient_of[case_id] for case_id in fold.train}
         divided |= both
         if both:
             per_fold.append(f"{len(both)} of {len(validated)} validated in fold {number}")
-    if names is None or not divided:
+    if not divided:
         return []
     patient = min(divided)
     examples = [case_id for case_id in everything if patient_of[case_id] == patient][:2]

@@ -77,12 +77,7 @@ class Geometry:
 
 
 def affine_problem(affine: NDArray[np.floating], num_dims: int) -> str | None:
-    """Return why an affine says no place for every voxel; ``None`` where it does.
-
-    Args:
-        affine: 4 x 4, from indices to a position in space.
-        num_dims: Spatial axes, 2 or 3; the columns of the others do not count.
-    """
+    """Return why a 4 x 4 affine says no place for every voxel of 2 or 3 axes; ``None`` where it does."""
     axes = np.asarray(affine, dtype=np.float64)[:3, :num_dims]
     if not (np.isfinite(axes).all() and np.isfinite(np.asarray(affine)[:3, 3]).all()):
         return "holds NaN or infinite numbers"

@@ -133,12 +133,8 @@ def read_channels(paths: Sequence[PathLike], *, is_label: bool = False) -> Scan:
 def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan:
     """Return the channels of one case as one image on the grid of the first, with axes swapped and flipped to its.
 
-    Args:
-        parts: ``(C, *spatial)`` each.
-        names: What to call them in messages; by default their files.
-
     Raises:
-        ImageReadError: If their grids cover other places.
+        ImageReadError: If their grids cover other places; ``names`` say what to call them, by default their files.
     """
     first, *others = parts
     if not others:
@@ -207,12 +203,9 @@ def read_geometry(path: PathLike) -> Geometry:
 def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     """Return the grid of a loaded ``(C, *spatial)`` tensor, with whatever transforms did to it.
 
-    Args:
-        image: The tensor.
-        name: What to call it in a message; by default its file.
-
     Raises:
-        BadInputError: If its affine gives no place: it holds NaN, a voxel size of 0, or axes in one plane.
+        BadInputError: If its affine gives no place (NaN, a voxel size of 0, axes in one plane); ``name`` says what to
+            call it, by default its file.
     """
     from monai.data.utils import to_affine_nd
 

@@ -58,12 +58,7 @@ class CaseFindings:
 
 
 class CaseCache:
-    """The findings of a dataset's cases, one file each.
-
-    Args:
-        folder: Where derived data lie, for example that of the stores; made by the first `save`.
-        description: The dataset's description, on which findings depend.
-    """
+    """The findings of a dataset's cases, one file each, in a folder for derived data that the first `save` makes."""
 
     def __init__(self, folder: PathLike, description: DatasetDescription) -> None:
         self._folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"

@@ -112,8 +112,9 @@ def inspect(
     def measured(index: int) -> MeasuredCase | str:
         case_id = cases[index].case_id
         try:
-            found = measure_case(case_id, *source.read(index), description, num_places=places_per_class)
-            return found.thinned(count)
+            image, label = source.read(index)
+            _refuse_unfit(image, label, description)
+            return measure_case(case_id, image, label, description, num_places=places_per_class).thinned(count)
         except CandyError as error:
             return f"{case_id}: {error}"
 
@@ -171,31 +172,15 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
 def measure_case(
     case_id: str, image_scan: Scan, label_scan: Scan | None, description: DatasetDescription, *, num_places: int = 0
 ) -> MeasuredCase:
-    """Compute what the fingerprint and the comparison of cases need of a decoded case.
+    """Compute what the fingerprint and the comparison of cases need of a decoded case, whose label fits its image.
 
-    Args:
-        case_id: Seeds what is drawn.
-        image_scan: All channels of its image.
-        label_scan: Its label, in the axes of the image; None where there is none.
-        description: The dataset's description.
-        num_places: Voxels of each foreground id to keep.
+    The case id seeds what is drawn; ``num_places`` voxels of each foreground id are kept.
 
     Raises:
-        BadInputError: If the label does not fit the image, intensities are NaN or infinite, ids are negative, or the
-            affine is degenerate.
+        BadInputError: If the affine is degenerate.
     """
     geometry, image = image_scan.geometry, image_scan.values.numpy()
     label = np.zeros(image.shape[1:], np.uint8) if label_scan is None else label_scan.values.numpy()[0]
-    num_channels = len(description.channel_names)
-    if image.shape[1:] != label.shape or len(image) != num_channels:
-        raise BadInputError(
-            f"found {len(image)} channels of shape {image.shape[1:]} and a label of shape {label.shape}, expected "
-            f"{num_channels} channels of the label's shape"
-        )
-    if not np.isfinite(image).all():
-        raise BadInputError("the image holds NaN or infinite intensities; replace them")
-    if label.min() < 0:
-        raise BadInputError(f"the label holds negative ids ({label.min()}); label ids start at 0")
     foreground = label > 0
     if description.ignore_label is not None:
         foreground &= label != description.ignore_label
@@ -225,6 +210,20 @@ def measure_case(
         foreground=np.stack([channel.ravel()[inside] for channel in image]),
         whole=np.stack([channel.ravel()[anywhere] for channel in image]),
     )
+
+
+def _refuse_unfit(image: Scan, label: Scan, description: DatasetDescription) -> None:
+    """Raise an error if a label does not fit its image, intensities are NaN or infinite, or ids are negative."""
+    shape, label_shape, num_channels = image.values.shape, label.values.shape[1:], len(description.channel_names)
+    if shape != (num_channels, *label_shape):
+        raise BadInputError(
+            f"found {shape[0]} channels of shape {tuple(shape[1:])} and a label of shape {tuple(label_shape)}, "
+            f"expected {num_channels} channels of the label's shape"
+        )
+    if not image.values.isfinite().all():
+        raise BadInputError("the image holds NaN or infinite intensities; replace them")
+    if (lowest := int(label.values.min())) < 0:
+        raise BadInputError(f"the label holds negative ids ({lowest}); label ids start at 0")
 
 
 def _content_of(image: NDArray[np.floating]) -> str:
