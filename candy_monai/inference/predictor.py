@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor

@@ -17,8 +17,8 @@ from candy_monai.data.datasets.folds import Fold, resolve_groups, write_splits
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.checks import SPLITS, CheckedDataset, visit_dataset
+from candy_monai.data.inspection.consistency import labels_absent_from_folds, names_by_id
 from candy_monai.data.inspection.fingerprint import Fingerprint
-from candy_monai.data.inspection.suspicions import labels_absent_from_folds, names_by_id
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning.plan import Plan, plan
