@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DIR",
         help="write inspection.png (class frequencies, spacings, shapes, cases) and inspection.json to this folder",
     )
-    add_options(parser, "overrides", "jobs")
+    add_options(parser, "configuration", "overrides", "jobs")
     add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
 
 
@@ -95,7 +95,9 @@ def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Seq
     from candy_monai.recipes.prepare import device_memory
 
     memory = device_memory(find_device(options.device))
-    made = plan(fingerprint, memory_bytes=memory, overrides=options.overrides or {})
+    made = plan(
+        fingerprint, memory_bytes=memory, overrides=options.overrides or {}, configuration=options.configuration
+    )
     return made, explain(made, fingerprint)
 
 

@@ -21,12 +21,15 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="plan for a dataset and preprocess it",
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --set, --plan, --transforms and --device. Cases that were stored "
+        "finds them, given the same --out or --store, --configuration, --set, --plan, --transforms and "
+        "--device. Cases that were stored "
         "before are left as they are.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
     )
     add_dataset(parser)
-    add_options(parser, "overrides", "plan", "jobs", "out", "store", "store_precision", "transforms", "trust")
+    add_options(
+        parser, "configuration", "overrides", "plan", "jobs", "out", "store", "store_precision", "transforms", "trust"
+    )
     add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
 
 

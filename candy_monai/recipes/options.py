@@ -112,6 +112,13 @@ class TrainOptions(Declared):
         "fix an entry of the plan, for example patch_shape=64,64,32; may be repeated",
         collected=parsed_pairs,
     )
+    configuration: Literal["auto", "2d", "3d"] = option(
+        "--configuration 2d|3d|auto",
+        one_of("auto", "2d", "3d"),
+        "train a 2-D network on the slices of volumes, or a 3-D network (default: auto, which takes slices where they "
+        "are thick and the machine is small)",
+        default="auto",
+    )
     plan: PathLike | None = option(
         "--plan FILE",
         PATH,

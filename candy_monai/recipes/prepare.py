@@ -103,16 +103,24 @@ def prepare_dataset(
         on_progress(f"Warning: {warning}")
     memory, overrides = device_memory(device), options.overrides or {}
     bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.memory_factor))
-    made = plan(fingerprint, memory_bytes=bound, overrides=overrides if given is None else None)
-    if given is not None and options.plan is not None:
-        made = adopted_plan(given, made, overrides, path=options.plan)
+    if given is None or options.plan is None:
+        made = plan(fingerprint, memory_bytes=bound, overrides=overrides, configuration=options.configuration)
+    else:
+        made = adopted_plan(given, plan(fingerprint, memory_bytes=bound), overrides, path=options.plan)
+        if options.configuration not in ("auto", made.configuration):
+            raise SettingsError(
+                f"{options.plan}: a plan of the configuration {made.configuration}, asked for {options.configuration}: "
+                "leave out --configuration or --plan"
+            )
     if trainer is not None:
         trainer.check_plan(made)  # before the cases are preprocessed for it
     left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
     if given is None:
-        moved = keep_plan(store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), bound))
+        moved = keep_plan(
+            store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), options.configuration, bound)
+        )
         if moved is not None:
             changes, earlier = moved
             old = shlex.quote(str(earlier))

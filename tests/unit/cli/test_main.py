@@ -159,7 +159,8 @@ def test_train_passes_on_every_option(calls, capsys):
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
         "--save-every 10m --splits f.json --note words --trainer mine.py:Mine --groups ^p "
         "--transforms mine.yml --trust "
-        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3"
+        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3 "
+        "--configuration 2d"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
@@ -168,6 +169,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "bundle": "net",
         "fold": 3,
         "num_epochs": None,
+        "configuration": "2d",
         "budget_s": 5400.0,
         "save_every": "10m",
         "seed": 7,
