@@ -90,8 +90,8 @@ from candy_monai.plotting.visualize import visualize2d as visualize2d
 from candy_monai.plotting.visualize import visualize3d as visualize3d
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
+from candy_monai.training.sliding import SlidingSegmentationTrainer as SlidingSegmentationTrainer
 from candy_monai.training.sliding import SlidingTrainer as SlidingTrainer
-from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer as SlidingSegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox as TrainerToolbox
 from candy_monai.training.trainer import Trainer as Trainer
 

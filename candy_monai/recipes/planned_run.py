@@ -36,8 +36,9 @@ from candy_monai.recipes.speed import (
     num_scored,
     usable_s,
 )
-from candy_monai.training.saved_run import Continuation
+from candy_monai.training.resume import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.trainer import add_to_folder
 from candy_monai.training.validation import certainty
 
 VALIDATION_SCORES = "validation.json"
@@ -141,7 +142,7 @@ class PlannedRun:
 
     def _prepare(self, trainer: SegmentationTrainer) -> None:
         files = {SPLITS: splits_as_text(self.folds)} if self.folds else {}
-        trainer.add_to_folder(facts={"dataset": self._facts()}, files=files)
+        add_to_folder(trainer, facts={"dataset": self._facts()}, files=files)
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
 

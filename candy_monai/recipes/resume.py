@@ -22,7 +22,7 @@ from candy_monai.processes import Processes
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset, store_of
 from candy_monai.recipes.train import bundle_trainer, device_of_this_process, load_trainer_class
-from candy_monai.training.saved_run import Continuation, SavedRun
+from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn, optim
 
@@ -14,7 +14,9 @@ from candy_monai.aliases import Metrics, Scalar
 from candy_monai.attachment import attachment_of
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.history import as_float, why_no_number
-from candy_monai.training.toolbox import TrainerToolbox
+
+if TYPE_CHECKING:
+    from candy_monai.training.toolbox import TrainerToolbox
 
 T = TypeVar("T")
 

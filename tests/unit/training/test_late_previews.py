@@ -39,7 +39,7 @@ class _DrawsLate(SmallTrainer):
 def pictures(monkeypatch):
     """Return what is asked to be drawn, in place of drawing it: folder and names of the classes."""
     asked = []
-    monkeypatch.setattr("candy_monai.training.setup.RENDERING_PATIENCE_S", 0.0)
+    monkeypatch.setattr("candy_monai.training.run.RENDERING_PATIENCE_S", 0.0)
     monkeypatch.setattr(
         "candy_monai.plotting.previews.save_preview_files",
         lambda folder, *_, class_names, **__: asked.append((folder, class_names)),
@@ -65,6 +65,6 @@ def test_a_preview_that_a_user_draws_is_of_the_trainer_as_it_is(tmp_path, pictur
     trainer = small_trainer(tmp_path)
     trainer.train(1, save_preview=False)
     trainer.regions = (Region(name="now", ids=(1,), paints=1),)
-    image, label = trainer.dataloader().dataset[0]
+    image, label = trainer._dataloader.dataset[0]
     trainer.save_preview(image, label, image)
     assert pictures == [(trainer.experiment_folder(), {1: "now"})]

@@ -59,7 +59,7 @@ def test_names_that_are_free_and_methods_that_replace_methods_are_the_user_s(tmp
             self.files, self.facts, self.epoch, self._mine, self.num_classes = [1], {"a": 2}, 3, 4, 1
             self.label_fill = 2
             self.check_sample = lambda image, label: None
-            self._dataloader = self.dataloader()
+            self._dataloader = self._dataloader
 
     trainer = small_trainer(tmp_path, cls=Mine)
     trainer.train(1, save_preview=False)

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from candy_monai.training.interruption import Interrupted, how_to_resume
+from candy_monai.training.signals import Interrupted, how_to_resume
 from tests.toys import SmallTrainer, small_trainer
 
 SCRIPT = """
