@@ -15,7 +15,7 @@ from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.toolbox import TrainerToolbox
 
-ORIGINAL = "_original"
+ORIGINAL = "_trainer_that_this_is_a_copy_of"
 """The attribute of a trainer's copy, which draws a preview, that holds the trainer."""
 
 

@@ -84,7 +84,7 @@ class SegmentationTrainer(Trainer):
 
     @property
     def score_range(self) -> ScoreRange | None:
-        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; settable.
+        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; set it for another score.
 
         None, which is unknown, where a subclass has another ``validate_case`` or ``score_case`` and does not say.
         """
@@ -98,7 +98,9 @@ class SegmentationTrainer(Trainer):
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:
-        """Refuse a plan that this trainer cannot follow; by default there is none.
+        """Check that this trainer can follow a plan; by default it follows any.
+
+        Override it for a network that not every plan can be followed with.
 
         Raises:
             BadInputError: If a subclass's network cannot be built for it.
@@ -107,7 +109,7 @@ class SegmentationTrainer(Trainer):
     def use_plan(self, plan: Plan) -> None:
         """Follow a plan: its classes, loss, learning rate and inference; score by Dice.
 
-        A bundle's trainer takes its network from the plan too.
+        Override it to take more from the plan, as a bundle's trainer takes its network.
 
         Raises:
             BadInputError: If this trainer cannot follow the plan.
@@ -164,7 +166,7 @@ class SegmentationTrainer(Trainer):
         return score, metrics, logits.squeeze(0)
 
     def score_case(self, logits: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics]:
-        """Score the logits of one whole case.
+        """Score the logits of one whole case. Override it for another score or other metrics of the same inference.
 
         Args:
             logits: ``(1, classes, *spatial)``.

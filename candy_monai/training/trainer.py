@@ -526,7 +526,7 @@ class Trainer(Hooks, HasDevice):
             build_scheduler=lambda optimizer, num_epochs: self.build_scheduler(optimizer, num_epochs),
             get_extra_state=lambda: self.get_extra_state(),
             set_extra_state=lambda state: self.set_extra_state(state),
-            attributes=lambda: {name: value for name, value in vars(self).items() if name != "_run"},
+            attributes=lambda: {name: value for name, value in vars(self).items() if name not in ("_run", "_loaders")},
             how_to_resume=lambda folder: how_to_resume(
                 type(self), folder, is_planned="dataset" in self._facts, bundle=bundle_of(self)
             ),

@@ -21,7 +21,7 @@ class _DrawsLate(SmallTrainer):
         self.drawn_for.append(None)
         self.has_begun.set()
         if is_first:
-            assert self.may_draw.wait(20)
+            assert self.may_draw.wait(200)
         self.log("drawing", on_screen=False)
         self.drawn_for[0 if is_first else 1] = self.experiment_folder()
         super().save_preview(image, label, output, quality=quality)
@@ -32,7 +32,7 @@ class _DrawsLate(SmallTrainer):
         super().train_epoch(toolbox)
         if self.drawn_for:  # in the second run
             self.may_draw.set()
-            assert self.has_drawn.wait(20)
+            assert self.has_drawn.wait(200)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run
     trainer.regions = (Region(name="before", ids=(1,), paints=1),)
     trainer.train(1)
     first = trainer.experiment_folder()
-    assert trainer.has_begun.wait(20)
+    assert trainer.has_begun.wait(200)
     trainer.regions = (Region(name="after", ids=(1,), paints=1),)
     trainer.train(1)
     assert first != trainer.experiment_folder()

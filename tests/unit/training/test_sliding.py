@@ -312,7 +312,7 @@ def test_windows_that_cannot_work_are_refused_before_anything_is_written(tmp_pat
 
 def test_labels_beyond_the_image_hold_what_the_trainer_fills_them_with(tmp_path):
     class Filled(Windowed):
-        label_fill = 7
+        ignore_index = 7
 
         def backward_windowed(self, images, labels, toolbox, metadata):
             self.labels = labels
