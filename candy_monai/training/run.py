@@ -53,10 +53,6 @@ Message = tuple[str, bool]
 """A text, and whether it is also for the screen."""
 
 
-def _rebuilds_nothing(optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
-    raise NotImplementedError
-
-
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
     """What a run asks of whoever trains it.
@@ -70,8 +66,8 @@ class Callbacks:
         how_to_resume: Returns what to type to go on with the run in a folder.
     """
 
-    name: str = "a trainer"
-    build_scheduler: Callable[[optim.Optimizer, int], optim.lr_scheduler.LRScheduler] = _rebuilds_nothing
+    name: str
+    build_scheduler: Callable[[optim.Optimizer, int], optim.lr_scheduler.LRScheduler]
     get_extra_state: Callable[[], dict[str, Any]] = dict
     set_extra_state: Callable[[dict[str, Any]], None] = lambda _: None
     attributes: Callable[[], Mapping[str, object]] = dict
@@ -100,9 +96,9 @@ class TrainingRun:
     Args:
         settings: What ``train`` was told.
         loaders: The loaders of all samples.
-        device: Where the networks are.
-        processes: Those that train together, connected.
         callbacks: What the run asks of whoever trains it.
+        device: Where the networks are.
+        processes: Those that train together, connected; None for this one alone.
         messages: What was logged before.
         rehearses: Whether nothing of this run is kept, as of steps that are only timed.
 
@@ -126,10 +122,10 @@ class TrainingRun:
         self,
         settings: TrainSettings,
         loaders: Loaders,
+        callbacks: Callbacks,
         *,
         device: torch.device,
         processes: Processes | None = None,
-        callbacks: Callbacks | None = None,
         messages: Sequence[Message] = (),
         rehearses: bool = False,
     ) -> None:
@@ -137,7 +133,7 @@ class TrainingRun:
         self.processes = processes or Processes()
         self.loaders = loaders.shared(self.processes)
         self.device = device
-        self.callbacks = callbacks or Callbacks()
+        self.callbacks = callbacks
         seed = self.processes.broadcast(draw_seed() if settings.seed is None else settings.seed)
         set_seed(seed, deterministic=settings.deterministic)
         self.settings = dataclasses.replace(settings, seed=seed, amp=choose_precision(settings.amp, device))

@@ -174,9 +174,9 @@ class Trainer(Hooks, HasDevice):
             self._run = run = TrainingRun(
                 settings,
                 self._loaders,
+                self._callbacks(),
                 device=device,
                 processes=processes,
-                callbacks=self._callbacks(),
                 messages=self._messages,
             )
             self._messages, self._saved = [], None
@@ -558,7 +558,8 @@ class Rehearsal:
 
     def __init__(self, trainer: Trainer, settings: TrainSettings, image: Tensor) -> None:
         self._trainer = trainer
-        self._run = TrainingRun(settings, trainer._loaders, device=trainer.device(), rehearses=True)
+        callbacks, device = trainer._callbacks(), trainer.device()
+        self._run = TrainingRun(settings, trainer._loaders, callbacks, device=device, rehearses=True)
         trainer._run = self._run
         self._image = image
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from candy_monai.training.toolbox import Equipment, TrainerToolbox
 from tests.toys import Squares, loaders
 
 CPU = torch.device("cpu")
+CALLBACKS = Callbacks(
+    name="a trainer", build_scheduler=lambda optimizer, _num_epochs: optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+)
 
 
 class _Watching(Observer):
@@ -53,10 +57,14 @@ def _equipment():
     )
 
 
-def _run(settings=None, **arguments):
+def _run(settings=None, *, callbacks=CALLBACKS, **arguments):
     settings = {"num_epochs": 2, "ema": False, "save_preview": False, "seed": 3, **(settings or {})}
     training, validation = loaders()
-    return TrainingRun(TrainSettings(**settings), Loaders(training, validation), device=CPU, **arguments)
+    return TrainingRun(TrainSettings(**settings), Loaders(training, validation), callbacks, device=CPU, **arguments)
+
+
+def _resumed(saved, callbacks=CALLBACKS):
+    return TrainingRun(saved.settings, Loaders(*loaders()), callbacks, device=CPU)
 
 
 def _epoch(run, *, stop_after=None):
@@ -124,7 +132,7 @@ def test_a_run_that_is_asked_to_stop_is_saved_and_goes_on_to_the_same_weights(tm
         _trained(tmp_path / "halted", halted, stop_after=1, observers=lambda: [watching])
     assert isinstance(watching.events[-1], RunInterrupted)
     saved = SavedRun.load(halted.current().folder)
-    resumed = _trained(tmp_path, TrainingRun(saved.settings, Loaders(*loaders()), device=CPU), saved=saved)
+    resumed = _trained(tmp_path, _resumed(saved), saved=saved)
     names = ("checkpoint_latest.pth", "checkpoint_best.pth")
     for name in names:
         first, second = (torch.load(run.current().folder / name, weights_only=True) for run in (whole, resumed))
@@ -132,12 +140,12 @@ def test_a_run_that_is_asked_to_stop_is_saved_and_goes_on_to_the_same_weights(tm
 
 
 def test_what_else_is_saved_comes_back_to_who_gave_it(tmp_path):
-    halted, taken = _run(callbacks=Callbacks(get_extra_state=lambda: {"step": 7})), []
+    halted, taken = _run(callbacks=replace(CALLBACKS, get_extra_state=lambda: {"step": 7})), []
     with pytest.raises(Interrupted):
         _trained(tmp_path, halted, stop_after=1)
     saved = SavedRun.load(halted.current().folder)
-    callbacks = Callbacks(get_extra_state=lambda: {"step": 7}, set_extra_state=taken.append)
-    _trained(tmp_path, TrainingRun(saved.settings, Loaders(*loaders()), device=CPU, callbacks=callbacks), saved=saved)
+    callbacks = replace(CALLBACKS, get_extra_state=lambda: {"step": 7}, set_extra_state=taken.append)
+    _trained(tmp_path, _resumed(saved, callbacks), saved=saved)
     assert taken == [{"step": 7}]
 
 
@@ -157,4 +165,4 @@ def test_a_rehearsal_records_nothing():
 def test_an_empty_loader_is_refused_before_anything_is_made():
     empty = Loaders(DataLoader(Squares(1), batch_size=2, drop_last=True))
     with pytest.raises(BadInputError, match="yields no batch"):
-        TrainingRun(TrainSettings(num_epochs=1), empty, device=CPU)
+        TrainingRun(TrainSettings(num_epochs=1), empty, CALLBACKS, device=CPU)
