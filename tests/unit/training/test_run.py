@@ -2,6 +2,7 @@
 
 import json
 import signal
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -53,7 +54,7 @@ def _equipment():
         surroundings=surroundings,
         scaled_backward=ScaledBackward(torch.amp.grad_scaler.GradScaler("cpu", enabled=False)),
         image_type=torch.float32,
-        surrounded=(),
+        surrounded=(weakref.ref(network),),
     )
 
 
@@ -113,6 +114,7 @@ def test_it_gives_the_network_back_and_keeps_no_part_of_the_toolbox(tmp_path):
         seen.append(run.toolbox.model)
         assert attachment_of(seen[0]) is not None
     assert run.is_over
+    assert attachment_of(seen[0]) is None
     with pytest.raises(ExperimentError, match="not being trained at this moment"):
         _ = run.toolbox
 
