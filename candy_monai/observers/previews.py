@@ -1,10 +1,12 @@
-"""Has the case to look at drawn."""
+"""Calls the trainer's ``save_preview`` with the case to look at. Draws nothing itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from typing_extensions import override
 
-from candy_monai.experiment.events import EpochFinished
+from candy_monai.experiment.events import EpochFinished, Preview
 from candy_monai.observers.throttle import ThrottledObserver
 
 
@@ -12,13 +14,15 @@ class PreviewObserver(ThrottledObserver):
     """Has the preview of the newest validated epoch drawn.
 
     Args:
+        save: Draws and writes one preview.
         interval_s: Seconds between two previews at least.
     """
 
     name = "drawing the preview"
 
-    def __init__(self, *, interval_s: float = 30.0) -> None:
+    def __init__(self, save: Callable[[Preview], None], *, interval_s: float = 30.0) -> None:
         super().__init__(interval_s=interval_s)
+        self._save = save
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
@@ -28,4 +32,4 @@ class PreviewObserver(ThrottledObserver):
     @override
     def draw(self, event: EpochFinished) -> None:
         if event.preview is not None:
-            event.preview.draw()
+            self._save(event.preview)

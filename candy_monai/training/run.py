@@ -326,7 +326,7 @@ class TrainingRun:
 
         pictures: list[Observer] = [CurvesObserver()]
         if self.settings.save_preview:
-            pictures.append(PreviewObserver())
+            pictures.append(PreviewObserver(lambda preview: preview.draw()))
         group: list[Observer] = []
         if self._console:
             from candy_monai.observers.notebook import screen_observer

@@ -6,12 +6,12 @@ from tests.events import epoch_finished
 
 
 def test_an_epoch_without_a_preview_does_not_hide_the_one_before():
-    drawn, image = [], torch.zeros(1, 2, 2)
-    preview = Preview(image=image, label=image, output=image, draw=lambda: drawn.append("the case"))
-    observer = PreviewObserver(interval_s=0)
+    preview = Preview(image=torch.zeros(1, 2, 2), label=torch.zeros(1, 2, 2), output=torch.zeros(1, 2, 2))
+    saved = []
+    observer = PreviewObserver(saved.append, interval_s=0)
     observer.receive(epoch_finished(1))
-    assert drawn == []
+    assert saved == []
     observer.receive(epoch_finished(2, preview=preview))
     observer.receive(epoch_finished(3))
     observer.receive(RunFinished(epoch=3, best_score=0.0, best_epoch=0))
-    assert drawn == ["the case"]
+    assert saved == [preview]
