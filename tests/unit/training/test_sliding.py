@@ -237,9 +237,14 @@ def test_inference_blends_the_windows_of_the_scored_weights(tmp_path):
     trainer = small_trainer(tmp_path, Squares(1, size=(20, 20)), cls=Windowed)
     image, label = Squares(1, size=(20, 20))[0]
     outputs = []
-    trainer.validate = lambda toolbox: outputs.append(
-        (trainer.infer(image[None], toolbox), trainer.validate_case(image, label, toolbox)[2])
-    )
+
+    def train_epoch(toolbox):
+        Windowed.train_epoch(trainer, toolbox)
+        toolbox.model.eval()
+        with torch.no_grad():
+            outputs.append((trainer.infer(image[None], toolbox), trainer.validate_case(image, label, toolbox)[2]))
+
+    trainer.train_epoch = train_epoch
     trainer.train(1)
     ((inferred, validated),) = outputs
     assert torch.equal(inferred[0], validated)
