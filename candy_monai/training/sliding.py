@@ -62,13 +62,15 @@ class SlidingTrainer(Trainer):
 
     @abstractmethod
     def get_window_shape(self) -> Shape2d | Shape3d:
-        """Return the window's shape, one number a spatial axis."""
+        """Return the window's shape, one number a spatial axis. Every trainer on windows overrides it."""
 
     @abstractmethod
     def backward_windowed(
         self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
     ) -> tuple[Scalar, Metrics]:
         """Compute the loss of some windows and call ``loss.backward()``, but not ``optimizer.step()``.
+
+        Override it in place of ``backward``.
 
         Args:
             images: ``(windows, C, *window)``, padded, on the trainer's device; at most `sliding_window_batch_size`.
@@ -84,7 +86,7 @@ class SlidingTrainer(Trainer):
     def validate_case_windowed(
         self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
     ) -> tuple[float, Metrics, Tensor]:
-        """Score some windows of one case.
+        """Score some windows of one case. Override it in place of ``validate_case``.
 
         Args:
             images: ``(windows, C, *window)``, not padded; at most `sliding_window_batch_size`.
@@ -98,7 +100,7 @@ class SlidingTrainer(Trainer):
 
     @override
     def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
-        """Train on every window of a batch of whole images.
+        """Train on every window of a batch of whole images. Override `backward_windowed` in its place.
 
         Args:
             images: ``(B, C, *spatial)`` as the loader yielded them.
@@ -126,7 +128,7 @@ class SlidingTrainer(Trainer):
 
     @override
     def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
-        """Score a whole case by its windows.
+        """Score a whole case by its windows. Override it to score the whole image, as segmentation does.
 
         Args:
             image: ``(C, *spatial)``.
@@ -221,7 +223,7 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
     def validate_case_windowed(
         self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
     ) -> tuple[float, Metrics, Tensor]:
-        """Return the windows' logits. They have no score of their own: the whole image is scored."""
+        """Return the windows' logits, which have no score: the whole image is scored. Override it for other logits."""
         network = toolbox.ema if toolbox.ema else toolbox.model
         return math.nan, {}, main_output(network(images), num_dims=metadata.ndim)
 
@@ -235,7 +237,7 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
 
     @override
     def use_plan(self, plan: Plan) -> None:
-        """Follow a plan; the window is its patch."""
+        """Follow a plan; the window is its patch. Override it to take more from the plan."""
         super().use_plan(plan)
         self.inferer = None
         self.sliding_window_shape = plan.patch_shape  # type: ignore[assignment]  # a plan has 2 or 3 axes
