@@ -180,7 +180,7 @@ def seen(curve: Curve, share: float) -> int:
 
 @contextmanager
 def learned(experience: Mapping[str, Sequence[object]]) -> Iterator[None]:
-    """Let the forecast know only this, by the names of `candy_monai.forecasting.experience` in lower case."""
+    """Let the forecast know only this, by the names in `candy_monai.forecasting.gain` in lower case."""
     with mock.patch.multiple(gain, **{name.upper(): values for name, values in experience.items()}):
         yield
 

@@ -64,7 +64,7 @@ def experiment_in(out: Path) -> Path | None:
 
 def result_of(folder: Path) -> dict[str, object]:
     """Return everything of a run that no clock decides."""
-    state = load_state(folder)
+    state = load_state(folder).to_dict()
     for row in state["history"]["rows"]:
         row.pop("epoch duration")
     state["progress"].pop("total_s")

@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.experiment.state import RunWeights
+from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.seeding import GeneratorStates
 from candy_monai_bundles.unet import UNetTrainer
@@ -68,10 +69,10 @@ class Subject:
         """Return the weights as a run hands them on."""
         return RunWeights(raw=dict(self.network.state_dict()), scored=dict(self.ema.module.state_dict()), kind="ema")
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> TrainerState:
         """Return what a run saves besides the weights."""
         own = [{"generators": GeneratorStates.capture().state_dict(), "epoch_generators": None, "pending": {}}]
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": {}, "processes": own}
+        return TrainerState(optimizer=self.optimizer.state_dict(), processes=own)
 
 
 def measure(save: Callable[[], Callable[[], None]]) -> dict[str, float]:
@@ -94,7 +95,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         settings = TrainSettings(num_epochs=10**6, seed=0, num_checkpoints=0, early_stop_tolerance=None)
         settings = TrainSettings(**{**settings.as_dict(), "val_score_prediction": False})
-        folder = Experiment.publish(Path(scratch), settings, {}, subject.weights(), subject.state())
+        folder = Experiment.publish(
+            Path(scratch), settings, ExperimentDescription(), subject.weights(), subject.state()
+        )
         run = Experiment(folder, settings)
 
         path = Path(scratch) / "plain.pth"

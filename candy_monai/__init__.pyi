@@ -85,9 +85,9 @@ from candy_monai.nn.padding import Pad3d as Pad3d
 from candy_monai.nn.regions import RegionLoss as RegionLoss
 from candy_monai.nn.schedules import AbsoluteLinearLR as AbsoluteLinearLR
 from candy_monai.nn.schedules import PolyLRScheduler as PolyLRScheduler
-from candy_monai.plotting.overlay import overlay as overlay
-from candy_monai.plotting.visualize import visualize2d as visualize2d
-from candy_monai.plotting.visualize import visualize3d as visualize3d
+from candy_monai.plotting.case.overlay import overlay as overlay
+from candy_monai.plotting.case.visualize import visualize2d as visualize2d
+from candy_monai.plotting.case.visualize import visualize3d as visualize3d
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
 from candy_monai.training.sliding import SlidingSegmentationTrainer as SlidingSegmentationTrainer

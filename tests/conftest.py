@@ -45,4 +45,4 @@ def _few_threads() -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no curves: they take most of a short run's time, and tests of something else need none."""
-    monkeypatch.setattr("candy_monai.observers.curves.CurvesObserver.draw", lambda *_arguments: None)
+    monkeypatch.setattr("candy_monai.observers.pictures.CurvesObserver.draw", lambda *_arguments: None)

@@ -40,7 +40,7 @@ def assert_same_run(first, second):
     assert names[0] == names[1]
     for name in names[0]:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    assert_same(comparable(load_state(first)), comparable(load_state(second)))
+    assert_same(comparable(load_state(first).to_dict()), comparable(load_state(second).to_dict()))
     assert _rows(first) == _rows(second)
 
 

@@ -1,7 +1,7 @@
-"""Learn from real curves what the signs of a curve say about its future: writes forecasting/experience.py.
+"""Learn from real curves what the features of a curve say about its future: writes forecasting/coefficients.py.
 
 Every run gives two curves, its Dice and its negative loss, and each is cut after many epochs. Three straight lines in
-the signs, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
+the features, which correct what the quotients promise of the chance of no gain and of a gain's middle and spread, are
 fitted to what came after each cut by the pinball loss of all quantiles: the middle one is the error that the back-test
 reports. Some made-up curves that saturate or peak are among them, so that what is known of ideal curves is not
 unlearned. How wide the distribution must be for its intervals to hold those gains that come, and how often one comes
@@ -31,10 +31,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from forecast import GAIN, LEFT_OUT, SHARES, Curve, learned, load_curves, seen
 
 from candy_monai.forecasting.best_score import why_not
-from candy_monai.forecasting.gain import LEAST_SPREAD, Gain, headroom, left, promise, standardised
-from candy_monai.forecasting.signs import NAMES, promises, seen_curve, signs_of
+from candy_monai.forecasting.curve import seen_curve
+from candy_monai.forecasting.features import NAMES, features_of, headroom, left
+from candy_monai.forecasting.gain import LEAST_SPREAD, Gain, promise, standardised
+from candy_monai.forecasting.model_average import draw_best
 
-TARGET = Path(__file__).parents[2] / "candy_monai" / "forecasting" / "experience.py"
+TARGET = Path(__file__).parents[2] / "candy_monai" / "forecasting" / "coefficients.py"
 LEVELS = torch.arange(0.5, 10, dtype=torch.float64) / 10
 CUTS = 8
 STEPS, STEP = 120, 0.05
@@ -57,7 +59,7 @@ Array = NDArray[np.float64]
 
 
 class Experience(NamedTuple):
-    """What was learned, in the order of the signs."""
+    """What was learned, in the order of the features."""
 
     means: list[float]
     scales: list[float]
@@ -73,7 +75,7 @@ class Cuts:
     ``size`` is a share of the whole run's range.
     """
 
-    signs: Array
+    features: Array
     rising: list[bool]
     gain: Array
     size: Array
@@ -90,13 +92,13 @@ def cut(curves: list[Curve]) -> Cuts:
             known = seen_curve(scores[:now], horizon, learning_rates=curve.learning_rates[:now])
             if now >= horizon or why_not(known, 6) is not None:
                 continue
-            signs = signs_of(known, promises(known, degree=5)[0])
+            features = features_of(known, draw_best(known, degree=5)[0])
             gain = (float(np.nanmax(scores)) - known.best) / known.range
             size = known.range / max(curve.range, LEAST_RANGE)
-            rows.append((signs, known.rises, gain, size, curve.run, curve.dataset))
-    signs, rising, gain, size, names, datasets = map(list, zip(*rows, strict=True))
+            rows.append((features, known.rises, gain, size, curve.run, curve.dataset))
+    features, rising, gain, size, names, datasets = map(list, zip(*rows, strict=True))
     return Cuts(
-        signs=np.array(signs),
+        features=np.array(features),
         rising=rising,
         gain=np.array(gain),
         size=np.array(size),
@@ -140,10 +142,10 @@ def quantiles(weights: Tensor, standard: Tensor, promised: Tensor, room: Tensor)
 
 def fitted(cuts: Cuts, chosen: Array) -> Experience:
     """Fit to the chosen cuts; every run counts the same."""
-    signs = cuts.signs[chosen]
-    means, scales = np.nanmean(signs, 0), np.nanstd(signs, 0) + 1e-6
-    standard, promised = torch.tensor(standardised(signs, means, scales)), torch.tensor(promise(signs))
-    room = torch.tensor(headroom(signs))
+    features = cuts.features[chosen]
+    means, scales = np.nanmean(features, 0), np.nanstd(features, 0) + 1e-6
+    standard, promised = torch.tensor(standardised(features, means, scales)), torch.tensor(promise(features))
+    room = torch.tensor(headroom(features))
     gain, size = torch.tensor(cuts.gain[chosen]), torch.tensor(cuts.size[chosen])
     runs = [run for run, used in zip(cuts.run, chosen, strict=True) if used]
     number = Counter(runs)
@@ -179,13 +181,17 @@ def hedged(cuts: Cuts, without: dict[str, Experience], experience: Experience) -
         without: For each dataset that may be used, what was learned without it.
         experience: What is returned, with these two replaced.
     """
-    kinds, shares, to_come = cuts.signs[:, NAMES.index("loss")], cuts.signs[:, NAMES.index("share")], left(cuts.signs)
+    kinds, shares, to_come = (
+        cuts.features[:, NAMES.index("loss")],
+        cuts.features[:, NAMES.index("share")],
+        left(cuts.features),
+    )
     came = cuts.gain * cuts.size > GAIN
     hopes = np.full(len(cuts.run), math.nan)
     for dataset, known in without.items():
         with learned(known._asdict()):
             for i in np.flatnonzero(cuts.dataset == dataset):
-                hopes[i] = 1 - Gain.expected(cuts.signs[i]).none
+                hopes[i] = 1 - Gain.expected(cuts.features[i]).none
     unlikely = hopes < UNLIKELY
     least_chance = [
         round(float(came[unlikely & (kinds == kind)].sum() / to_come[unlikely & (kinds == kind)].sum()), 3)
@@ -197,7 +203,7 @@ def hedged(cuts: Cuts, without: dict[str, Experience], experience: Experience) -
             for (kind, place), found in held.items():
                 near = came & (cuts.dataset == dataset) & (kinds == kind) & (abs(shares - SHARES[place]) < NEAR)
                 found += [
-                    _holds(Gain.expected(cuts.signs[i], rising=cuts.rising[i]), cuts.gain[i])
+                    _holds(Gain.expected(cuts.features[i], rising=cuts.rising[i]), cuts.gain[i])
                     for i in np.flatnonzero(near)
                 ]
     best = {key: abs(np.mean(found, axis=0) - HELD).argmin() for key, found in held.items()}
@@ -230,20 +236,24 @@ def learn(cuts: Cuts) -> dict[str, Experience]:
 
 
 def write(experience: Experience, num_runs: int) -> None:
-    def row(values: list[float], indent: str = "") -> str:
-        return "(\n" + "".join(f"{indent}    {value:.5g},\n" for value in values) + f"{indent})"
-
-    lines = "".join(f"    {row(line, '    ')},\n" for line in experience.weights)
+    """Write the module, one feature a line."""
+    columns = (experience.means, experience.scales, *(weights[:-1] for weights in experience.weights))
+    rows = "".join(
+        f'    "{name}": ({", ".join(f"{value:.5g}" for value in row)}),\n'
+        for name, *row in zip(NAMES, *columns, strict=True)
+    )
     TARGET.write_text(
-        '"""What the signs of a curve say about its future, learned from real runs.\n\n'
-        f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand. One "
-        "number a sign,\nin the order of `candy_monai.forecasting.signs.NAMES`. The weights are those of the chance of "
-        "no gain, of its middle\nand of its spread, each with a constant at its end; the widening is that at a "
-        "quarter, a half and three\nquarters of a run, of other scores and of losses; the least chance of a gain, of "
-        'both, is for each share of the\nlearning that is left.\n"""\n\n'
-        f"MEANS = {row(experience.means)}\nSCALES = {row(experience.scales)}\nWEIGHTS = (\n{lines})\n"
+        '"""What the features of a curve say about its future, learned from real runs.\n\n'
+        f"Written by ``benchmarks/curves/calibrate.py`` from {num_runs} real runs; not to be edited by hand.\n"
+        f'"""\n\nFEATURES = {{\n{rows}}}\n'
+        '"""Of each feature: mean, standard deviation, and its weights for the chance of no gain, its middle and its '
+        'spread."""\n'
+        f"CONSTANTS = ({', '.join(f'{weights[-1]:.5g}' for weights in experience.weights)})\n"
+        '"""Of these three numbers."""\n'
         f"WIDENING = ({', '.join(str(tuple(line)) for line in experience.widening)})\n"
+        '"""At a quarter, a half and three quarters of a run: of other scores, and of losses."""\n'
         f"LEAST_CHANCE = {tuple(experience.least_chance)}\n"
+        '"""Of a gain, for each share of the learning that is left: of other scores, and of losses."""\n'
     )
 
 
@@ -256,7 +266,7 @@ def main() -> None:
     experience = learn(cuts)
     write(experience.pop(""), num_runs)
     LEFT_OUT.write_text(json.dumps({name: known._asdict() for name, known in experience.items()}) + "\n")
-    print(json.dumps({"benchmark": "calibrate", "runs": num_runs, "cuts": len(cuts.run), "signs": len(NAMES)}))
+    print(json.dumps({"benchmark": "calibrate", "runs": num_runs, "cuts": len(cuts.run), "features": len(NAMES)}))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing_extensions import override
 
 from candy_monai import AbsoluteLinearLR, DatasetFromMemory, DiceCELossWithLogits, PolyLRScheduler, SegmentationTrainer
 from candy_monai.experiment.history import load_metrics
-from candy_monai.observers.curves import CurvesObserver
+from candy_monai.observers.pictures import CurvesObserver
 from candy_monai.seeding import set_seed
 from candy_monai_bundles.unet import build_unet
 

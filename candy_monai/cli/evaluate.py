@@ -62,7 +62,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.evaluation.evaluator import Evaluator
-    from candy_monai.experiment.below import refuse_run
+    from candy_monai.experiment.runs import refuse_run
     from candy_monai.files import check_writable
 
     refuse_run(args.predictions)

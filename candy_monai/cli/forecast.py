@@ -60,7 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import SettingsError
-    from candy_monai.experiment.below import refuse_folder_of_runs
+    from candy_monai.experiment.runs import refuse_folder_of_runs
     from candy_monai.forecasting.best_score import forecast
     from candy_monai.forecasting.reading import read_scores
 
@@ -101,18 +101,20 @@ def _length(source: Path, history: ScoreHistory) -> _Length:
     if history.horizon is None or not (folder / _STATE).is_file() or not (folder / "experiment.json").is_file():
         return _Length(history.horizon)
     from candy_monai.errors import ExperimentError
-    from candy_monai.experiment.pace import epochs_in_time
     from candy_monai.experiment.state import load_state
+    from candy_monai.experiment.time_limit import epochs_in_time
 
     try:
         state = load_state(folder)
     except ExperimentError:  # of another version, or half copied: the scores are read all the same
         return _Length(history.horizon)
-    limit_s, done = state["settings"].get("time_limit_s"), state["progress"]["epoch"]
-    if not state["is_complete"]:
-        elapsed_s = state["progress"]["total_s"]
+    limit_s, done = state.settings.time_limit_s, state.progress.epoch
+    if not state.is_complete:
         expected = epochs_in_time(
-            history.durations_s[:done], elapsed_s=elapsed_s, num_epochs=history.horizon, limit_s=limit_s
+            history.durations_s[:done],
+            elapsed_s=state.progress.total_s,
+            num_epochs=history.horizon,
+            limit_s=limit_s,
         )
         return _Length(max(expected, done + 1))
     if done >= history.horizon:
@@ -121,8 +123,8 @@ def _length(source: Path, history: ScoreHistory) -> _Length:
 
 
 def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) -> None:
-    from candy_monai.plotting.figures import save_figure
-    from candy_monai.plotting.forecasts import forecast_figure
+    from candy_monai.plotting.canvas.figures import save_figure
+    from candy_monai.plotting.charts.forecasts import forecast_figure
 
     figure = forecast_figure(history.scores, result, horizon, name=history.name, first_epoch=history.first_epoch)
     save_figure(figure, picture)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import types
 from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -22,6 +26,22 @@ def frozen(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: frozen(entry) for key, entry in value.items()}
     return tuple(frozen(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+
+def is_of_kind(value: object, kind: Any) -> bool:
+    """Return whether a value from a file is of an annotated type; a number must be finite, and ``True`` is none."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(is_of_kind(value, part) for part in parts)
+    if origin is tuple:  # of any length
+        return isinstance(value, tuple) and all(is_of_kind(entry, parts[0]) for entry in value)
+    if kind in (int, float):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return is_whole or (kind is float and isinstance(value, float) and math.isfinite(value))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind).items()
+        return isinstance(value, kind) and all(is_of_kind(getattr(value, name), hint) for name, hint in hints)
+    return isinstance(value, kind)
 
 
 def listed(entries: Sequence[object], *, limit: int = 12) -> str:

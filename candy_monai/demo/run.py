@@ -62,9 +62,8 @@ def run_demo(
 
 
 def _show(unseen: NNUNetDataset, predictions: Path, path: Path) -> Path:
-    from candy_monai.plotting.display import save_png
-    from candy_monai.plotting.drawing import contact_sheet
-    from candy_monai.plotting.panels import case_panel
+    from candy_monai.plotting.canvas.drawing import contact_sheet, save_png
+    from candy_monai.plotting.case.panels import case_panel
 
     panels, captions = [], []
     for index, case in enumerate(unseen.cases):
@@ -72,4 +71,4 @@ def _show(unseen: NNUNetDataset, predictions: Path, path: Path) -> Path:
         prediction = load_image(predictions / f"{case.case_id}{unseen.description.file_ending}", is_label=True)
         panels.append(case_panel(image, label, prediction))
         captions.append(case.case_id)
-    return save_png(contact_sheet(panels, captions=captions, columns=1), path)
+    return save_png(contact_sheet(panels, captions, columns=1), path)

@@ -1,4 +1,4 @@
-"""The weight files of a run: when one is due, what it is called, what it holds. Builds no networks.
+"""The weight files of a run: when one is due, what it is called, what it holds.
 
 A file is staged under a hidden name first, and takes its place only after the run's state, which names its digest, is
 on disk. So a crash at any moment leaves each file either in its place or staged beside it.
@@ -6,7 +6,6 @@ on disk. So a crash at any moment leaves each file either in its place or staged
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -138,20 +137,17 @@ class Checkpoints:
         name = next(names, None)
         return None if name is None else self._folder / name
 
-    def state_dict(self) -> dict[str, dict[str, str | int | float | None]]:
-        """Return what each file holds."""
-        return {name: dataclasses.asdict(record) for name, record in self.records.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember what a saved state says about each file.
+def records_of(state: Mapping[str, Mapping[str, Any]]) -> dict[str, CheckpointRecord]:
+    """Return what a saved state says about each file.
 
-        Raises:
-            ExperimentError: If it names a file that is none of ours, which may lie outside the folder.
-        """
-        for name in state:
-            if not _NAME.fullmatch(name):
-                raise ExperimentError(f"{self._folder}: its state names {name!r}, which is no checkpoint of a run")
-        self.records = {name: CheckpointRecord(**record) for name, record in state.items()}
+    Raises:
+        ExperimentError: If it names a file that is none of ours, which may lie outside the folder.
+    """
+    for name in state:
+        if not _NAME.fullmatch(name):
+            raise ExperimentError(f"{name!r} is named, which is no checkpoint of a run")
+    return {name: CheckpointRecord(**record) for name, record in state.items()}
 
 
 def checkpoint_name(epoch: int) -> str:

@@ -1,4 +1,4 @@
-"""Decides when a run has stopped getting better. Knows epochs and what is expected of them, nothing else."""
+"""Early stopping: by epochs without a better score, or by the forecast."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from candy_monai.forecasting.best_score import Forecast
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,8 @@
-"""One run on disk and in memory: the folder and the collaborators that fill it, and the order in which they write.
-
-Owns what survives a crash. Knows no Trainer, no network and no data: it is handed weights and states and stores them.
-"""
+"""One run on disk and in memory: the folder and the parts that fill it, and the order in which they are written."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,33 +12,21 @@ from types import MappingProxyType
 from typing import Any
 
 from candy_monai.aliases import Scalar
-from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, checkpoint_name
-from candy_monai.experiment.differences import as_json
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
+from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, Weights, checkpoint_name
+from candy_monai.experiment.description import ExperimentDescription, write_description
 from candy_monai.experiment.early_stopping import EarlyStopping
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
-from candy_monai.experiment.folder import (
-    DESCRIPTION,
-    FORMAT,
-    LOGS,
-    METRICS,
-    Json,
-    disk_failures_of,
-    environment,
-    publish_folder,
-)
-from candy_monai.experiment.history import EPOCH_DURATION, LEARNING_RATE, SCORE, History
-from candy_monai.experiment.lock import FolderLock
-from candy_monai.experiment.log import RunLog
-from candy_monai.experiment.pace import StepPace, epochs_in_time
-from candy_monai.experiment.progress import Progress
+from candy_monai.experiment.folder import LOGS, METRICS, FolderLock, disk_failures_of, log_line, publish_folder
+from candy_monai.experiment.history import History
+from candy_monai.experiment.saving import Snapshots, Writer
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.experiment.snapshot import Snapshots
-from candy_monai.experiment.state import RunWeights, State, load_state, save_state
-from candy_monai.experiment.writer import Writer
+from candy_monai.experiment.state import Progress, RunState, RunWeights, TrainerState, load_state, save_state
+from candy_monai.experiment.time_limit import StepPace, epochs_in_time
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange
 
 
 class Experiment:
@@ -92,9 +76,9 @@ class Experiment:
         self._pace, self._promised_epochs = StepPace(), 0
         self._save_s = self._longest_save_s = 0.0  # that is counted on; measured, by the thread that saves
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
-        self._log = RunLog(folder / LOGS)
         self._writes = writes
-        self._lock = self._locked() if writes else None
+        with disk_failures_of(folder):
+            self._lock = FolderLock(folder) if writes else None
         self._writer, self._snapshots = Writer(), Snapshots()
         self._clock = clock
         self._epoch_started = self._counted_until = clock()
@@ -103,28 +87,25 @@ class Experiment:
     def publish(
         parent: Path,
         settings: TrainSettings,
-        facts: Json,
+        description: ExperimentDescription,
         weights: RunWeights,
-        state: State,
+        state: TrainerState,
         *,
         files: Mapping[str, str] = MappingProxyType({}),
     ) -> Path:
-        """Publish a new folder that holds its description and a first state.
+        """Publish a new folder that holds its description and a first state, and return it.
 
         Args:
             parent: The folder of this trainer's experiments.
             settings: What ``train`` was told.
-            facts: More for ``experiment.json``: trainer, network, plan, dataset.
+            description: Of trainer, network, plan and dataset; id, settings and environment are added.
             weights: The weights before the first step.
-            state: The states of optimizer, scheduler and the rest.
+            state: The states of the trainer's parts.
             files: More texts that the folder is born with, by their files' names.
-
-        Returns:
-            The folder.
         """
 
         def fill(folder: Path, experiment_id: str) -> None:
-            _write_description(folder, {"format": FORMAT, "id": experiment_id, **facts}, settings)
+            _describe(folder, description, experiment_id, settings)
             (folder / LOGS).touch()
             for name, text in files.items():
                 atomic_write_text(folder / name, text)
@@ -136,27 +117,23 @@ class Experiment:
 
         return publish_folder(parent, fill)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: RunState) -> None:
         """Continue from a saved state, and put the folder's files in step with it.
 
         Raises:
             ExperimentError: If a weight file that the state names is missing or is another.
             RunFailedError: If the folder cannot be written to.
         """
-        self.progress.load_state_dict(state["progress"])
-        self.history.load_state_dict(state["history"])
-        self.early_stopping.load_state_dict(state["early_stopping"])
-        self.checkpoints.load_state_dict(state["checkpoints"])
+        self.progress = dataclasses.replace(state.progress)
+        self.history.load_state_dict(state.history)
+        self.early_stopping.load_state_dict(state.early_stopping)
+        self.checkpoints.records = dict(state.checkpoints)
         if not self._writes:
             return
         with disk_failures_of(self.folder):
             self.checkpoints.reconcile()
             if len(self.history):
                 self.history.save_csv(self.folder / METRICS)
-
-    def _locked(self) -> FolderLock:
-        with disk_failures_of(self.folder):
-            return FolderLock(self.folder)
 
     def close(self) -> None:
         """Let other processes have the folder, once nothing is being written."""
@@ -269,7 +246,7 @@ class Experiment:
         if not self._writes:
             return message
         with disk_failures_of(self.folder):
-            return self._log.write(message)
+            return log_line(self.folder, message)
 
     def begin_epoch(self, learning_rate: Scalar) -> None:
         """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.
@@ -323,7 +300,7 @@ class Experiment:
         metrics, num_epochs = self.history.metrics(), self.expected_epochs()
         return predict_safely(metrics, num_epochs, degree=degree, score_range=self.score_range)
 
-    def save_epoch(self, weights: RunWeights, state: State, *, score: float | None, is_best: bool) -> None:
+    def save_epoch(self, weights: RunWeights, state: TrainerState, *, score: float | None, is_best: bool) -> None:
         """Begin to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
 
         Returns when everything is copied. It is written on a thread of its own; `wait_until_saved` says when, and how.
@@ -345,21 +322,21 @@ class Experiment:
         names = [BEST] if is_best else []
         if self.checkpoints.is_due(epoch, is_last=self.is_complete):
             names.append(checkpoint_name(epoch))
-        copied, content = self._copied(weights, state)
+        copied, saved = self._copied(weights, state, dataclasses.replace(self.progress))
 
         def write() -> None:
             self.checkpoints.stage(LATEST, copied.raw, epoch=epoch, score=raw_score, kind="raw")
             for name in names:
                 self.checkpoints.stage(name, copied.scored, epoch=epoch, score=score, kind=kind)
-            self._commit(content, copied.to_dict(raw=False, scored=not names))
+            self._commit(saved, copied.to_dict(raw=False, scored=not names))
             self.checkpoints.publish()
             history = History()
-            history.load_state_dict(content["history"])
+            history.load_state_dict(saved.history)
             history.save_csv(self.folder / METRICS)
 
         self._begin_to(write)
 
-    def save_point(self, weights: RunWeights, state: State) -> None:
+    def save_point(self, weights: RunWeights, state: TrainerState) -> None:
         """Begin to write ``state.pt`` with all weights in it: within an epoch, or before the first.
 
         Raises:
@@ -368,10 +345,8 @@ class Experiment:
         if not self._writes:
             return
         self.wait_until_saved()
-        # Of a copy: the clock of this process goes on from where it was.
-        progress = dataclasses.replace(self.progress, epoch_s=self.epoch_s)
-        copied, content = self._copied(weights, {"progress": progress.state_dict(), **state})
-        self._begin_to(lambda: self._commit(content, copied.to_dict(raw=True, scored=True)))
+        copied, saved = self._copied(weights, state, dataclasses.replace(self.progress, epoch_s=self.epoch_s))
+        self._begin_to(lambda: self._commit(saved, copied.to_dict(raw=True, scored=True)))
 
     @property
     def is_saved(self) -> bool:
@@ -386,7 +361,7 @@ class Experiment:
         """
         self._writer.wait()
 
-    def describe(self, facts: Json) -> None:
+    def describe(self, description: ExperimentDescription) -> None:
         """Write ``experiment.json`` anew, with the settings as they are now.
 
         Raises:
@@ -396,7 +371,7 @@ class Experiment:
             return
         self.wait_until_saved()
         with disk_failures_of(self.folder):
-            _write_description(self.folder, {"format": FORMAT, "id": self.experiment_id, **facts}, self.settings)
+            _describe(self.folder, description, self.experiment_id, self.settings)
 
     def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:
         """Return the event that tells of the last finished epoch.
@@ -426,21 +401,22 @@ class Experiment:
         progress = self.progress
         return RunFinished(epoch=progress.epoch, best_score=progress.best_score, best_epoch=progress.best_epoch)
 
-    def _copied(self, weights: RunWeights, state: State) -> tuple[RunWeights, dict[str, Any]]:
+    def _copied(self, weights: RunWeights, state: TrainerState, progress: Progress) -> tuple[RunWeights, RunState]:
         """Copy what is to be written: all but what is known only when the weight files are."""
-        own = {
-            "settings": self.settings.as_dict(),
-            "progress": self.progress.state_dict(),
-            "history": self.history.state_dict(),
-            "early_stopping": self.early_stopping.state_dict(),
-            "is_complete": self.is_complete,
-            "kind": weights.kind,
-        }
-        raw, scored, content = self._snapshots.of((weights.raw, weights.scored, {**own, **state}))
-        return RunWeights(raw=raw, scored=scored, kind=weights.kind), content
+        raw, scored, parts = self._snapshots.of((weights.raw, weights.scored, vars(state)))
+        saved = RunState(
+            settings=self.settings,
+            progress=progress,
+            history=self.history.state_dict(),
+            early_stopping=self.early_stopping.state_dict(),
+            is_complete=self.is_complete,
+            kind=weights.kind,
+            trainer=TrainerState(**parts),
+        )
+        return RunWeights(raw=raw, scored=scored, kind=weights.kind), saved
 
-    def _commit(self, content: State, weights: Json) -> None:
-        state = {**content, "checkpoints": self.checkpoints.state_dict(), "weights": weights}
+    def _commit(self, saved: RunState, weights: Mapping[str, Weights]) -> None:
+        state = dataclasses.replace(saved, checkpoints=dict(self.checkpoints.records), weights=weights)
         save_state(self.folder, state, confirm=self.checkpoints.confirm_staged)
 
     def _begin_to(self, write: Callable[[], None]) -> None:
@@ -453,6 +429,5 @@ class Experiment:
         self._writer.start(work)
 
 
-def _write_description(folder: Path, facts: Json, settings: TrainSettings) -> None:
-    description = {**facts, "settings": settings.as_dict(), "environment": environment()}
-    atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(description), indent=2) + "\n")
+def _describe(folder: Path, description: ExperimentDescription, experiment_id: str, settings: TrainSettings) -> None:
+    write_description(folder, dataclasses.replace(description, id=experiment_id, settings=settings.as_dict()))

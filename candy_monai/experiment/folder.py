@@ -1,39 +1,29 @@
-"""The folder of one experiment: its name, its birth in one rename, its description. Knows no training."""
+"""The folder of one experiment: its name, its birth in one rename, its lock and its log."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import platform
 import secrets
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
-from candy_monai.aliases import PathLike, Shape
+from filelock import FileLock, Timeout
+
+from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError, RunFailedError
 
-FORMAT = 2
-READABLE_FORMATS = (1, 2)
-"""Format 1 differs in ``state.pt`` only, which cannot be continued from."""
-DESCRIPTION = "experiment.json"
+LOCK = ".lock"
+"""The file in a run's folder that is locked while it is trained; a killed run leaves it, unlocked."""
 LOGS = "logs.txt"
 METRICS = "metrics.csv"
 STATE = "state.pt"
 
-Json = Mapping[str, object]
-
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-def new_experiment_id(now: datetime, token: str) -> str:
-    """Return ``YYYYMMDD-HH-xxxx``: the hour, and four characters that tell runs of that hour apart."""
-    return f"{now:%Y%m%d-%H}-{token}"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 def publish_folder(
@@ -45,7 +35,8 @@ def publish_folder(
 ) -> Path:
     """Make a new experiment folder that appears complete, or not at all.
 
-    It is filled under a hidden name and then renamed; a rename never replaces another run's folder.
+    It is filled under a hidden name and then renamed; a rename never replaces another run's folder. Its name, which is
+    the experiment's id, is ``YYYYMMDD-HH-xxxx``.
 
     Args:
         parent: The folder of this trainer's experiments; made when missing.
@@ -66,7 +57,7 @@ def publish_folder(
     except OSError as error:
         raise _not_made(error, f"{parent}: cannot make the folder for experiments") from error
     for _ in range(100):
-        experiment_id = new_experiment_id(clock(), draw())
+        experiment_id = f"{clock():%Y%m%d-%H}-{draw()}"  # the hour, and what tells runs of that hour apart
         target, staging = parent / experiment_id, parent / f".{experiment_id}-{os.getpid()}"
         if target.exists() or staging.exists():
             continue
@@ -95,66 +86,6 @@ def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
     return kind(f"{what} ({reason.strerror})")
 
 
-def read_description(folder: PathLike) -> dict[str, object]:
-    """Read ``experiment.json``.
-
-    Raises:
-        ExperimentError: If the folder is no experiment, or of a newer format; names the runs below it.
-    """
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        from candy_monai.experiment.below import what_is_below
-
-        below = what_is_below(folder)
-        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){below}")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExperimentError(f"{path}: not readable as JSON ({error})") from error
-    found = description.get("format") if isinstance(description, dict) else type(description).__name__
-    if not isinstance(description, dict) or found not in READABLE_FORMATS:
-        raise ExperimentError(f"{path}: format {found!r}, this version reads formats {READABLE_FORMATS}")
-    return description
-
-
-def example_shape(folder: PathLike, description: Json) -> Shape:
-    """Return the shape ``(C, *spatial)`` that a run's network was built for.
-
-    Args:
-        folder: The experiment folder, for messages.
-        description: What ``experiment.json`` says.
-
-    Raises:
-        ExperimentError: If it does not say that.
-    """
-    network = description.get("network")
-    shape = network.get("example_shape") if isinstance(network, dict) else None
-    if not isinstance(shape, list) or not shape:
-        raise ExperimentError(f"{folder}: {DESCRIPTION} does not say the shape the network was built for")
-    return tuple(int(extent) for extent in shape)
-
-
-def environment() -> dict[str, str | None]:
-    """Return the versions that a run depends on, and the commit of the working folder if it is a git checkout."""
-    names = ("candy-monai", "torch", "monai", "numpy", "nibabel")
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {**versions, "git_commit": _git_commit()}
-
-
-def _git_commit() -> str | None:
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
 @contextmanager
 def disk_failures_of(folder: Path) -> Iterator[None]:
     """Say of a disk that fails while a block writes which run it is and what is to be done.
@@ -177,3 +108,48 @@ def disk_failures_of(folder: Path) -> Iterator[None]:
         raise RunFailedError(
             f"{folder}: {what} ({reason}). The last saved state is whole: {then}, then continue this run"
         ) from error
+
+
+class FolderLock:
+    """A lock on a folder that the operating system drops with the process that holds it, however that ends.
+
+    Forked children, such as the workers of a loader, do not hold it: one that outlives a killed run does not keep the
+    folder. File systems without locks (some of NFS) are not locked.
+
+    Args:
+        folder: The experiment folder.
+
+    Raises:
+        ExperimentError: If another process, or another run of this one, holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        # Any thread may release it. A marker in place of a lock would outlive a killed process.
+        self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ExperimentError(
+                f"{folder}: this experiment is being trained at this moment; stop that run, or let it end"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if not self._lock.is_locked:  # a file system without locks, or a forked child, which has none
+            return
+        if os.name == "posix":  # still locked: whoever waits for this file looks again; Windows removes it by itself
+            with suppress(OSError):
+                self._path.unlink()
+        self._lock.release()
+
+
+def log_line(folder: Path, message: str, *, clock: Callable[[], datetime] = datetime.now) -> str:
+    """Append a message with its time to ``logs.txt``, so that a crash loses none, and return the line as written."""
+    line = f"[{clock():%Y-%m-%d %H:%M:%S}] {message}"
+    with (folder / LOGS).open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{line}\n")
+    return line

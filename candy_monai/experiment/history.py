@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -15,19 +15,11 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import Scalar
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE
 from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_write_text
 
-EPOCH_DURATION = "epoch duration"
-"""The metric that holds the seconds of an epoch, validation included."""
-LEARNING_RATE = "learning rate"
-"""The metric that holds the first learning rate of an epoch."""
-SCORE = "val score"
-"""The metric that holds an epoch's validation score."""
-LOSS = "combined loss"
-"""The metric that holds the mean of the losses that ``backward`` returned."""
-
-_COLUMNS_OF_A_RUN = ("epoch", EPOCH_DURATION, LEARNING_RATE, SCORE)
+_COLUMNS_OF_A_RUN = (EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE)
 _BESIDE = " (metric)"
 
 
@@ -67,7 +59,7 @@ class History:
         Args:
             columns: What the run itself says of the epoch, by name.
         """
-        row = dict(zip(self._pending, _means(self._pending.values()), strict=True))
+        row = {name: _mean(values) for name, values in self.pending().items()}
         if LOSS not in row:  # a training loop of the user's own records its loss itself
             row = {LOSS if name == column_beside(LOSS) else name: mean for name, mean in row.items()}
         row.update(columns or {})
@@ -89,7 +81,7 @@ class History:
         metrics = self.metrics()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["epoch", *metrics])
+        writer.writerow([EPOCH, *metrics])
         for index in range(len(self._rows)):
             cells = (values[index] for values in metrics.values())
             writer.writerow([index + 1, *("" if math.isnan(cell) else repr(cell) for cell in cells)])
@@ -155,7 +147,7 @@ def load_metrics(path: Path) -> dict[str, list[float]]:
     """Read a ``metrics.csv``: every column but ``epoch`` as one list, NaN for an empty cell."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
+    names = [name for name in (rows[0] if rows else {}) if name != EPOCH]
     return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
 
 
@@ -173,12 +165,6 @@ def as_float(value: Any) -> float:
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
         return math.nan
     return float(value.item() if isinstance(value, np.ndarray) else value)
-
-
-def _means(columns: Iterable[list[Scalar]]) -> list[float]:
-    columns = list(columns)
-    read = _read([value for values in columns for value in values])
-    return [_mean(list(itertools.islice(read, len(values)))) for values in columns]
 
 
 def _read(values: list[Scalar]) -> Iterator[float]:

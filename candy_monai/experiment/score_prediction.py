@@ -1,16 +1,15 @@
-"""The forecast of a run's best validation score, from its history, and what the log says about it. Fits nothing."""
+"""The forecast of a run's best validation score, from its history, and its numbers in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 
 import numpy as np
 
-from candy_monai.experiment.history import EPOCH_DURATION
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.forecasting.best_score import LEVELS, Forecast, forecast, points_needed
-from candy_monai.forecasting.signs import ScoreRange, is_within
+from candy_monai.forecasting.curve import ScoreRange, is_within
 
 Columns = Mapping[str, Sequence[float]]
 
@@ -22,7 +21,7 @@ def predict_maximum(
 
     A range of scores that those so far do not keep to counts as unknown.
     """
-    scores, rates = metrics.get("val score", ()), metrics.get("learning rate", ())
+    scores, rates = metrics.get(SCORE, ()), metrics.get(LEARNING_RATE, ())
     return forecast(
         scores,
         num_epochs,
@@ -40,7 +39,7 @@ def predict_safely(
     Returns:
         None while there are too few scores for one; a forecast that abstains if it failed.
     """
-    if np.isfinite(metrics.get("val score", ())).sum() < points_needed(degree):
+    if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
     try:
         return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range)
@@ -79,39 +78,6 @@ def chance_as_text(chance: float) -> str:
     if chance >= most - 1e-9:
         return f"at least {most * 100:.0f} %"
     return f"at most {least * 100:.0f} %" if chance <= least + 1e-9 else f"{chance * 100:.0f} %"
-
-
-def forecast_messages(
-    prediction: Forecast, metrics: Columns, *, epoch: int, num_epochs: int, best: float, best_epoch: int, now: datetime
-) -> list[str]:
-    """Return the log's lines about a forecast: the score, when it comes, how sure that is and what stopping would cost.
-
-    Args:
-        prediction: The forecast.
-        metrics: The run's history.
-        epoch: Epochs over.
-        num_epochs: Epochs that the run will have.
-        best: The best score so far.
-        best_epoch: Its epoch.
-        now: The time.
-
-    Returns:
-        The lines; one that says why, where the forecast abstains.
-    """
-    if prediction.interval is None:
-        return [f"No forecast of the best validation score: {prediction.reason}"]
-    seconds = seconds_until(prediction.epoch, epoch, metrics)
-    at = now + timedelta(seconds=seconds)
-    low, high = (limit - best for limit in prediction.interval)
-    when = prediction.epoch if prediction.score > best else best_epoch
-    return [
-        f"Maximum validation score {prediction.score:.4f} predicted at epoch {when}",
-        f"Estimated time of completion in {seconds:.1f} seconds at {at:%m-%d %H:%M:%S}",
-        f"Stopping now would cost {number_as_text(prediction.score - best)} "
-        f"({number_as_text(low)} to {number_as_text(high)} in 80 % of the runs that get better)",
-        f"A better one than {best:.4f} comes with a chance of {chance_as_text(prediction.chance_above(best))}; "
-        f"the run ends at epoch {num_epochs}, in {duration_as_text(seconds_until(num_epochs, epoch, metrics))}",
-    ]
 
 
 def duration_as_text(seconds: float) -> str:

@@ -1,11 +1,10 @@
 """The best validation score of a run, foretold from the scores so far.
 
-Owns the forecast and when to abstain. Knows nothing of training: scores in (higher is better), a statement out. Epochs
-are counted from 1.
+Scores enter (higher is better), a statement leaves. Epochs are counted from 1.
 
-Two things are put together. The average of many quotients of polynomials (`candy_monai.forecasting.average`) says what
-this curve promises. What the promise has been worth in real runs, given how the curve looks otherwise, was learned from
-such runs (`candy_monai.forecasting.gain`): by the middle of a run half of them are past their best.
+Two things are put together. The average of many quotients of polynomials (`candy_monai.forecasting.model_average`) says
+what this curve promises. What the promise has been worth in real runs, given how the curve looks otherwise, was learned
+from such runs (`candy_monai.forecasting.gain`): by the middle of a run half of them are past their best.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.forecasting.average import noise_of
 from candy_monai.forecasting.continuation import continuation
+from candy_monai.forecasting.curve import ScoreRange, SeenCurve, seen_curve
+from candy_monai.forecasting.features import features_of
 from candy_monai.forecasting.gain import Gain
-from candy_monai.forecasting.signs import ScoreRange, SeenCurve, promises, seen_curve, signs_of
+from candy_monai.forecasting.model_average import draw_best, noise_of
 
 Array = NDArray[np.float64]
 
@@ -117,7 +117,7 @@ def forecast(
     if reason is not None:
         best_epoch = int(curve.epochs[curve.values.argmax()])
         return Forecast(epoch=best_epoch, score=curve.best, interval=None, reason=reason)
-    promised, when = promises(curve, degree=degree)
+    promised, when = draw_best(curve, degree=degree)
     if method == "quotient":
         quantiles = np.quantile(promised, LEVELS)
         stated = _stated(curve, quantiles, interval_of(promised, curve.best), when, promised > curve.best)
@@ -126,7 +126,7 @@ def forecast(
     def score_of(gain: Array) -> Array:
         return np.minimum(curve.best + curve.range * gain, curve.top)
 
-    expected = Gain.expected(signs_of(curve, promised), rising=curve.rises)
+    expected = Gain.expected(features_of(curve, promised), rising=curve.rises)
     low, high = expected.interval()
     low, high = score_of(np.array((low, high))).tolist()
     room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
@@ -139,9 +139,7 @@ def forecast(
 
 def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
     """Let the continuation of smooth fits have the say in a forecast that the residuals of the scores allow."""
-    plain = np.arange(1, curve.horizon + 1) / curve.horizon
-    axes = [plain] if np.allclose(curve.axis, plain) else [plain, curve.axis]
-    ahead = continuation(curve.epochs, curve.values, curve.now, axes)
+    ahead = continuation(curve)
     if ahead is None or stated.interval is None:
         return stated
     width = stated.interval[1] - stated.interval[0]

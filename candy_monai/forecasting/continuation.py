@@ -18,6 +18,8 @@ from scipy.optimize import least_squares
 from scipy.special import ndtri, softmax
 from scipy.stats import chi2
 
+from candy_monai.forecasting.curve import SeenCurve
+
 Array = NDArray[np.float64]
 
 NOISE_FULLY_TRUSTED, NOISE_NOT_TRUSTED = 0.0001, 0.001
@@ -113,19 +115,17 @@ class _Fit:
         return -count * math.log(max(self.noise, _LEAST_NOISE)) - 0.5 * self.coefficients * math.log(count)
 
 
-def continuation(epochs: Array, values: Array, now: int, axes: list[Array]) -> Continuation | None:
-    """Fit smooth families to scores and continue them to the horizon.
+def continuation(curve: SeenCurve) -> Continuation | None:
+    """Fit smooth families to scores, over epochs and over sums of learning rates, and continue them to the horizon.
 
     Args:
-        epochs: Those with a score, from 1.
-        values: Their scores, all finite.
-        now: Epochs over, fewer than planned.
-        axes: Places of all planned epochs on the axes that may count, each rising: epochs, sums of learning rates.
+        curve: What is known, with epochs left.
 
     Returns:
         The continuation; None where there are too few scores or no family comes near them.
     """
-    size, count = float(np.ptp(values)), len(values)
+    epochs, values, now = curve.epochs, curve.values, curve.now
+    size, count = curve.range, len(values)
     # A jump or a few steps between scores that stand still fit to all and tell nothing.
     moves = np.count_nonzero(np.abs(np.diff(values)) > _ROUNDING * size)
     if count < _LEAST_POINTS or moves < _LEAST_POINTS - 1 or moves < 0.5 * count:
@@ -135,6 +135,8 @@ def continuation(epochs: Array, values: Array, now: int, axes: list[Array]) -> C
     if _shown_noise(epochs, values) > _WORTH_FITTING * later * size:
         return None  # nearly all real runs: the fits would cost time for nothing
     seen = epochs.astype(int) - 1
+    plain = np.arange(1, curve.horizon + 1) / curve.horizon
+    axes = [plain] if np.allclose(curve.axis, plain) else [plain, curve.axis]
     level = float(values[-1])
     scaled = (values - level) / size
     fits = [fit for axis in axes for fit in _fits(axis / axis[seen[-1]], seen, scaled)]
@@ -145,17 +147,17 @@ def continuation(epochs: Array, values: Array, now: int, axes: list[Array]) -> C
     trust = _trust(noise / later)
     if not trust:
         return None
-    curve = np.asarray(sum(s * f.curve for s, f in zip(shares, fits, strict=True)))[now:]
-    at = int(curve.argmax())
-    near = int((curve >= curve[at] - noise).sum())
+    mean = np.asarray(sum(s * f.curve for s, f in zip(shares, fits, strict=True)))[now:]
+    at = int(mean.argmax())
+    near = int((mean >= mean[at] - noise).sum())
     extra = noise * float(ndtri(0.5 ** (1 / near))) if noise > _LEAST_NOISE else 0.0
     tops = np.array([fit.curve[now:].max() for fit in fits])
     gradients = [fit.jacobian[now + at] for fit in fits]
     errors = np.array([g @ f.covariance @ g for g, f in zip(gradients, fits, strict=True)]) * noise**2
-    variance = float(shares @ (errors + (tops - curve[at]) ** 2)) + noise**2 + _LEAST_ERROR**2
+    variance = float(shares @ (errors + (tops - mean[at]) ** 2)) + noise**2 + _LEAST_ERROR**2
     variance += _held_out_error(axes, seen, scaled, now) ** 2
     return Continuation(
-        score=level + size * (float(curve[at]) + extra),
+        score=level + size * (float(mean[at]) + extra),
         error=size * math.sqrt(variance),
         epoch=now + 1 + at,
         trust=trust,

@@ -1,8 +1,8 @@
-"""By how much the best score so far will yet be beaten: a distribution, read from the signs by what real runs taught.
+"""By how much the best score so far will yet be beaten: a distribution, as real runs taught to read it from features.
 
 There is a chance that it is not beaten at all, for half of all runs are past their best by their middle; a gain, if
-there is one, is log-normal. Both are what the quotients promise, corrected by three straight lines in the signs that
-were fitted to real curves (``benchmarks/curves/calibrate.py``) and are kept in `candy_monai.forecasting.experience`.
+there is one, is log-normal. Both are what the quotients promise, corrected by three straight lines in the features that
+were fitted to real curves (``benchmarks/curves/calibrate.py``) and are kept in `candy_monai.forecasting.coefficients`.
 
 The chance of a gain never falls below a share of the learning that is left, also learned there, and is more than even
 while the curve rises: however a curve looks, one run in a few takes off again.
@@ -17,12 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
-from candy_monai.forecasting.experience import LEAST_CHANCE, MEANS, SCALES, WEIGHTS, WIDENING
-from candy_monai.forecasting.signs import NAMES, headroom_of
+from candy_monai.forecasting.coefficients import CONSTANTS, FEATURES, LEAST_CHANCE, WIDENING
+from candy_monai.forecasting.features import NAMES, headroom, left
 
 Array = NDArray[np.float64]
 
-FARTHEST_SIGN = 3.0  # standard deviations; beyond them no run was seen, so nothing is extrapolated
+_TABLE = np.array(list(FEATURES.values()))
+MEANS, SCALES = _TABLE[:, 0], _TABLE[:, 1]
+WEIGHTS = np.ascontiguousarray(np.column_stack([_TABLE[:, 2:].T, CONSTANTS]))
+"""Of the three numbers ``(3, features + 1)``, a constant at the end of each."""
+
+FARTHEST_FEATURE = 3.0  # standard deviations; beyond them no run was seen, so nothing is extrapolated
 FARTHEST_DEVIATION = 3.0
 LEAST_SPREAD = 0.05
 _NEARLY_CERTAIN = 0.1  # chance of no gain below which an interval leaves the best so far out
@@ -54,23 +59,23 @@ class Gain:
     widening: float = 1.0
 
     @classmethod
-    def expected(cls, signs: Array, *, rising: bool = False) -> Gain:
-        """Read the distribution from the signs; a sign that is NaN counts as an ordinary one.
+    def expected(cls, features: Array, *, rising: bool = False) -> Gain:
+        """Read the distribution from the features; a feature that is NaN counts as an ordinary one.
 
         Args:
-            signs: In the order of `NAMES`.
+            features: In the order of `NAMES`.
             rising: Whether the curve rises by more than its noise.
         """
-        standard = standardised(signs, np.array(MEANS), np.array(SCALES))
-        none, middle, spread = np.array(WEIGHTS) @ standard + promise(signs)
-        kind = int(signs[NAMES.index("loss")] > 0.5)
-        least = LEAST_CHANCE[kind] * float(left(signs))
+        standard = standardised(features, np.array(MEANS), np.array(SCALES))
+        none, middle, spread = np.array(WEIGHTS) @ standard + promise(features)
+        kind = int(features[NAMES.index("loss")] > 0.5)
+        least = LEAST_CHANCE[kind] * float(left(features))
         return cls(
             none=min(float(expit(none)), 1 - max(least, _RISING_CHANCE if rising else 0.0)),
             middle=float(middle),
             spread=float(np.logaddexp(0.0, spread)) + LEAST_SPREAD,
-            headroom=float(headroom(signs)),
-            widening=float(np.interp(signs[NAMES.index("share")], _SHARES, WIDENING[kind])),
+            headroom=float(headroom(features)),
+            widening=float(np.interp(features[NAMES.index("share")], _SHARES, WIDENING[kind])),
         )
 
     def quantiles(self, levels: Sequence[float] | Array) -> Array:
@@ -95,26 +100,16 @@ class Gain:
         return np.asarray(1 / (1 / gains + 1 / max(self.headroom, 1e-9)))
 
 
-def standardised(signs: Array, means: Array, scales: Array) -> Array:
-    """Bring signs ``(..., signs)`` to mean 0 and standard deviation 1, and append a 1 for the constant."""
-    standard = np.clip(np.nan_to_num((signs - means) / scales), -FARTHEST_SIGN, FARTHEST_SIGN)
+def standardised(features: Array, means: Array, scales: Array) -> Array:
+    """Bring features ``(..., features)`` to mean 0 and standard deviation 1, and append a 1 for the constant."""
+    standard = np.clip(np.nan_to_num((features - means) / scales), -FARTHEST_FEATURE, FARTHEST_FEATURE)
     return np.concatenate([standard, np.ones_like(standard[..., :1])], axis=-1)
 
 
-def promise(signs: Array) -> Array:
+def promise(features: Array) -> Array:
     """Return what the quotients say of the three numbers, before any correction: ``(..., 3)``."""
-    none, middle, spread = np.moveaxis(signs[..., -3:], -1, 0)
+    none, middle, spread = np.moveaxis(features[..., -3:], -1, 0)
     return np.stack([none, middle, np.log(np.expm1(np.maximum(spread, 0.1)))], axis=-1)
-
-
-def left(signs: Array) -> Array:
-    """Return the share of the run's learning that is left: ``(...)``."""
-    return np.asarray(-np.expm1(-np.exp(signs[..., NAMES.index("learning left")])))
-
-
-def headroom(signs: Array) -> Array:
-    """Return the headroom in ranges of the scores so far: ``(...)``."""
-    return headroom_of(signs[..., NAMES.index("headroom")])
 
 
 def _normal(share: Array) -> Array:

@@ -1,7 +1,6 @@
 """Curves as a quotient of two polynomials: fit one, differentiate it, bound it.
 
-Owns the plain arithmetic. Coefficients are in ascending powers of ``x`` everywhere, as in ``numpy.polynomial``. What
-such a curve says about a training run is `candy_monai.forecasting.best_score`'s business.
+Coefficients are in ascending powers of ``x`` everywhere, as in ``numpy.polynomial``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Reads a run's scores from what training tools leave behind: a ``metrics.csv``, nnU-Net's log, a folder of either.
-
-Owns the formats. What the scores foretell is `candy_monai.forecasting.best_score`'s business.
-"""
+"""Reads a run's scores from what training tools leave behind: a ``metrics.csv``, nnU-Net's log, a folder of either."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.errors import BadInputError, did_you_mean
-from candy_monai.forecasting.signs import ScoreRange, is_within
+from candy_monai.forecasting.curve import ScoreRange, is_within
 
-_OWN_SCORE, _OWN_RATE, _OWN_DURATION = "val score", "learning rate", "epoch duration"
 _NNUNET_SCORE = "Pseudo dice"
 _NNUNET_EPOCHS = 1000
 """What nnU-Net trains unless it is told otherwise."""
@@ -66,16 +63,19 @@ def read_scores(path: PathLike, *, column: str | None = None) -> ScoreHistory:
         BadInputError: If there is no such file, or it holds no scores.
     """
     path = Path(path)
+    files = [path]
     if path.is_dir():
-        metrics, logs = path / "metrics.csv", sorted(path.glob("training_log_*.txt"))
-        if metrics.is_file():
-            return _read_csv(metrics, column)
-        if logs:
-            return _read_nnunet(logs, column)
-        raise BadInputError(f"{path}: holds neither a metrics.csv nor a training_log_*.txt; name the file itself")
-    if not path.is_file():
+        metrics = path / "metrics.csv"
+        files = [metrics] if metrics.is_file() else sorted(path.glob("training_log_*.txt"))
+        if not files:
+            raise BadInputError(f"{path}: holds neither a metrics.csv nor a training_log_*.txt; name the file itself")
+    if not files[0].is_file():
         raise BadInputError(f"{path}: no such file or folder")
-    return _read_csv(path, column) if path.suffix.lower() == ".csv" else _read_nnunet([path], column)
+    is_csv = files[0].suffix.lower() == ".csv"
+    history = _read_csv(files[0], column) if is_csv else _read_nnunet(files, column)
+    if not _LOWER_IS_BETTER.search(history.name):
+        return history
+    return replace(history, scores=tuple(-score for score in history.scores), name=f"-{history.name}")
 
 
 def _read_csv(path: Path, column: str | None) -> ScoreHistory:
@@ -84,14 +84,14 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
     names = [name for name in (rows[0] if rows else ()) if name]
     if not rows:
         raise BadInputError(f"{path}: holds no epoch yet")
-    name = column or _OWN_SCORE
+    name = column or SCORE
     if name not in names:
-        others = [other for other in names if other not in ("epoch", "step")]
+        others = [other for other in names if other not in (EPOCH, "step")]
         hint = did_you_mean(name, others) if column else " Choose one with --column (column= in Python)."
         raise BadInputError(f"{path}: has no column {name!r}, only {', '.join(map(repr, others))}.{hint}")
     epochs = list(map(float, range(1, len(rows) + 1)))
-    if "epoch" in names:
-        epochs = [_number(path, "epoch", row["epoch"]) for row in rows]
+    if EPOCH in names:
+        epochs = [_number(path, EPOCH, row[EPOCH]) for row in rows]
     if not any(map(math.isfinite, epochs)):
         raise BadInputError(f"{path}: the column 'epoch' holds no number")
     first = 0 if min(epoch for epoch in epochs if math.isfinite(epoch)) < 1 else 1
@@ -101,15 +101,18 @@ def _read_csv(path: Path, column: str | None) -> ScoreHistory:
             return ()
         return _by_epoch(path, zip(epochs, (_number(path, wanted, row[wanted]) for row in rows), strict=True), first)
 
-    scores, rates, durations = map(read, (name, _OWN_RATE, _OWN_DURATION))
+    scores, rates, durations = map(read, (name, LEARNING_RATE, EPOCH_DURATION))
+    run = _json(path.parent / "experiment.json")
+    settings = run.get("settings")
+    horizon = settings.get("num_epochs") if isinstance(settings, Mapping) else None
     return ScoreHistory(
-        scores=_higher_is_better(name, scores),
-        name=_score_name(name),
+        scores=scores,
+        name=name,
         learning_rates=rates,
         durations_s=durations,
-        horizon=_planned(path.parent / "experiment.json"),
+        horizon=horizon if isinstance(horizon, int) else None,
         first_epoch=first,
-        score_range=_range_of(path.parent / "experiment.json", scores) if name == _OWN_SCORE else None,
+        score_range=_range_of(run, scores) if name == SCORE else None,
         source=path,
     )
 
@@ -136,12 +139,13 @@ def _read_nnunet(paths: Sequence[Path], column: str | None) -> ScoreHistory:
         _by_epoch(paths[-1], [*((e, v) for e, v in values.items() if e <= last), (last, values.get(last, math.nan))], 0)
         for values in found.values()
     )
+    planned = str(_json(paths[-1].parent / "debug.json").get("num_epochs", ""))
     return ScoreHistory(
-        scores=_higher_is_better(name, scores),
-        name=_score_name(name),
+        scores=scores,
+        name=name,
         learning_rates=rates,
         durations_s=durations,
-        horizon=max(len(scores), _nnunet_horizon(paths[-1].parent / "debug.json")),
+        horizon=max(len(scores), int(planned) if planned.isdigit() else _NNUNET_EPOCHS),
         first_epoch=0,
         source=paths[-1],
     )
@@ -180,34 +184,12 @@ def _nnunet_number(text: str) -> float:
     return math.fsum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _higher_is_better(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(-value for value in values) if _LOWER_IS_BETTER.search(name) else values
-
-
-def _score_name(name: str) -> str:
-    return f"-{name}" if _LOWER_IS_BETTER.search(name) else name
-
-
-def _planned(description: Path) -> int | None:
-    settings = _json(description).get("settings")
-    epochs = settings.get("num_epochs") if isinstance(settings, Mapping) else None
-    return epochs if isinstance(epochs, int) else None
-
-
-def _range_of(description: Path, scores: Sequence[float]) -> ScoreRange | None:
+def _range_of(run: Mapping[str, object], scores: Sequence[float]) -> ScoreRange | None:
     """Return the range of scores that a run states, unless its scores do not keep to it."""
-    stated = _json(description).get("score_range")
-    if not isinstance(stated, list) or len(stated) != 2:
-        return None
-    if not all(bound is None or isinstance(bound, int | float) for bound in stated):
-        return None
-    score_range = (stated[0], stated[1])
-    return score_range if is_within(scores, score_range) else None
-
-
-def _nnunet_horizon(debug: Path) -> int:
-    text = str(_json(debug).get("num_epochs", ""))
-    return int(text) if text.isdigit() else _NNUNET_EPOCHS
+    match run.get("score_range"):
+        case [(int() | float() | None) as least, (int() | float() | None) as largest]:
+            return (least, largest) if is_within(scores, (least, largest)) else None
+    return None
 
 
 def _json(path: Path) -> Mapping[str, object]:

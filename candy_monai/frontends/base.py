@@ -1,4 +1,4 @@
-"""The base of every dashboard: four callbacks that do nothing, and access to its secrets. Knows no service."""
+"""The base of every dashboard: four callbacks that do nothing, and access to its secrets."""
 
 from __future__ import annotations
 

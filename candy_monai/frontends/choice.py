@@ -1,4 +1,4 @@
-"""Finds dashboards by the names that the command line uses. Makes none."""
+"""Finds dashboards by the names that the command line uses."""
 
 from __future__ import annotations
 

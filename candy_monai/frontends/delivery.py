@@ -1,4 +1,4 @@
-"""Brings a run's events to a dashboard without the run waiting for it. Knows no dashboard, and nothing of training.
+"""Brings a run's events to a dashboard without the run waiting for it.
 
 A dashboard may be slow, hang or fail. While the run goes on, it costs nothing: each one has a thread of its own. When
 the run ends, it is waited for as long as it makes progress, and only for a moment; what is left is delivered while the
@@ -16,8 +16,7 @@ from typing_extensions import override
 
 from candy_monai.experiment.events import EpochFinished, Event, RunFinished, RunInterrupted, RunStarted
 from candy_monai.frontends.base import Frontend
-from candy_monai.frontends.observer import FrontendObserver
-from candy_monai.observers.base import BackgroundObserver, ObserverGroup
+from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 
 SHARE = 0.01
 """Of the run's time: for so long its end may wait for a dashboard."""
@@ -32,6 +31,49 @@ MAX_WAITING = 8
 
 _POLL_S = 0.02
 _unfinished: list[Delivery] = []
+
+
+class FrontendObserver(Observer):
+    """Translates events into a frontend's callbacks.
+
+    Args:
+        frontend: The dashboard. It gets copies of all lists, so it cannot change the run's.
+        log: Writes a message of the dashboard's into the run's log.
+    """
+
+    def __init__(self, frontend: Frontend, log: Callable[[str], None]) -> None:
+        self.name = type(frontend).__name__
+        self._frontend = frontend
+        self._log = log
+        self._experiment_id = ""
+
+    @override
+    def on_run_started(self, event: RunStarted) -> None:
+        self._experiment_id = event.experiment_id
+        self._frontend.log_to(self._log)
+        self._frontend.on_experiment_created(
+            event.experiment_id,
+            event.trainer,
+            event.model,
+            event.note,
+            event.num_params,
+            event.num_macs,
+            event.num_epochs,
+            event.early_stop_tolerance,
+        )
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        metrics = {name: list(values) for name, values in event.metrics.items()}
+        self._frontend.on_experiment_updated(self._experiment_id, event.epoch, metrics, event.early_stop_tolerance)
+
+    @override
+    def on_run_finished(self, event: RunFinished) -> None:
+        self._frontend.on_experiment_completed(self._experiment_id)
+
+    @override
+    def on_run_interrupted(self, event: RunInterrupted) -> None:
+        self._frontend.on_experiment_interrupted(self._experiment_id, event.error)
 
 
 class Delivery(BackgroundObserver):

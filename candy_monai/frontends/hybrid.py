@@ -1,4 +1,4 @@
-"""Several dashboards as one. Knows no service."""
+"""Several dashboards as one."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ def create_hybrid_frontend(*frontends: type[Frontend] | Frontend) -> type[Fronte
     return type(f"{name}Frontend", (_Hybrid,), {"_given": frontends, "__module__": __name__})
 
 
+def _passed_on(name: str) -> Callable[..., None]:
+    """Return a callback that calls the one of this name of each part."""
+
+    def call(hybrid: Frontend, *facts: Any, **named_facts: Any) -> None:
+        for part in hybrid.parts():
+            try:  # what one part does to the metrics stays with it
+                getattr(part, name)(*map(_copied, facts), **{key: _copied(fact) for key, fact in named_facts.items()})
+            except Exception as error:
+                hybrid.log(f"{type(part).__name__} failed: {type(error).__name__}: {error}")
+
+    return call
+
+
+def _copied(fact: Any) -> Any:
+    return {name: list(values) for name, values in fact.items()} if isinstance(fact, dict) else fact
+
+
 class _Hybrid(Frontend):
     """Passes every callback to each part; says the failure of one in the log and goes on with the next."""
 
@@ -57,31 +74,7 @@ class _Hybrid(Frontend):
         for part in self._parts:
             part.log_to(write)
 
-    @override
-    def on_experiment_created(self, *facts: Any, **named_facts: Any) -> None:
-        self._each(lambda part: part.on_experiment_created(*facts, **named_facts))
-
-    @override
-    def on_experiment_updated(
-        self, experiment_id: str, epoch: int, metrics: dict[str, list[float]], early_stop_tolerance: int | None
-    ) -> None:
-        def update(part: Frontend) -> None:
-            copy = {name: list(values) for name, values in metrics.items()}  # what one part does to it stays with it
-            part.on_experiment_updated(experiment_id, epoch, copy, early_stop_tolerance)
-
-        self._each(update)
-
-    @override
-    def on_experiment_completed(self, experiment_id: str) -> None:
-        self._each(lambda part: part.on_experiment_completed(experiment_id))
-
-    @override
-    def on_experiment_interrupted(self, experiment_id: str, error: BaseException) -> None:
-        self._each(lambda part: part.on_experiment_interrupted(experiment_id, error))
-
-    def _each(self, call: Callable[[Frontend], None]) -> None:
-        for part in self.parts():
-            try:
-                call(part)
-            except Exception as error:
-                self.log(f"{type(part).__name__} failed: {type(error).__name__}: {error}")
+    on_experiment_created = _passed_on("on_experiment_created")
+    on_experiment_updated = _passed_on("on_experiment_updated")
+    on_experiment_completed = _passed_on("on_experiment_completed")
+    on_experiment_interrupted = _passed_on("on_experiment_interrupted")

@@ -1,6 +1,6 @@
 """A dashboard in Notion: one page for each run in a database of the user's, kept up to date.
 
-The columns are listed in `candy_monai.frontends.notion_columns`, the requests are sent by
+The columns are listed in `candy_monai.frontends.notion_table`, the requests are sent by
 `candy_monai.frontends.notion_client`.
 """
 
@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 
 from typing_extensions import override
 
+from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.config import Secret
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.score_prediction import seconds_until
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.notion_client import BASE_URL, NotionClient, NotionUnavailableError
-from candy_monai.frontends.notion_columns import COMPLETED, INTERRUPTED, RUNNING, Span, Value
-from candy_monai.frontends.notion_table import NotionTable
+from candy_monai.frontends.notion_table import COMPLETED, INTERRUPTED, RUNNING, NotionTable, Span, Value
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -89,7 +90,7 @@ class NotionFrontend(Frontend):
     def on_experiment_updated(
         self, experiment_id: str, epoch: int, metrics: dict[str, list[float]], early_stop_tolerance: int | None
     ) -> None:
-        newest = {name: value for name, values in metrics.items() if (value := _last(values)) is not None}
+        newest = {name: known[-1] for name, values in metrics.items() if (known := _known(values))}
         facts: dict[str, Value] = {
             **newest,
             "Status": RUNNING,
@@ -98,12 +99,12 @@ class NotionFrontend(Frontend):
         }
         if self._num_epochs:
             facts["Progress"] = epoch / self._num_epochs
-        if scores := _known(metrics.get("val score", ())):
+        if scores := _known(metrics.get(SCORE, ())):
             facts["Score"] = max(scores)
         if early_stop_tolerance is not None and self._tolerance:
             facts["Early Stop"] = early_stop_tolerance / self._tolerance
-        if durations := _known(metrics.get("epoch duration", ())):
-            left_s = max(0, self._num_epochs - epoch) * sum(durations) / len(durations)
+        if EPOCH_DURATION in newest:
+            left_s = seconds_until(self._num_epochs, epoch, metrics)
             facts["Expected End"] = Span(start=_now() + timedelta(seconds=left_s))
         self._tell_if_possible(experiment_id, facts)
 
@@ -154,9 +155,4 @@ def _database_id(text: str) -> str:
 
 
 def _known(values: Sequence[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
-
-
-def _last(values: Sequence[float]) -> float | None:
-    """Return the newest value that was measured."""
-    return next((float(value) for value in reversed(values) if math.isfinite(value)), None)
+    return [float(value) for value in values if math.isfinite(value)]

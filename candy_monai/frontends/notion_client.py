@@ -1,6 +1,6 @@
 """Talks JSON over HTTPS to Notion's REST API: time limits, repetitions, and errors that say what to mend.
 
-Knows requests and answers, nothing of experiments. The API key is in no message, no attribute and no ``repr``.
+The API key is in no message, no attribute and no ``repr``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from monai.inferers import (
     AvgMerger,
@@ -25,12 +25,8 @@ from monai.inferers import (
 
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.description import CUSTOM, PLAN, InfererDescription
 from candy_monai.inference.inferers import WholeOrWindowsInferer, WindowInferer, build_inferer
-
-PLAN: Literal["plan"] = "plan"
-CUSTOM: Literal["custom"] = "custom"
-
-InfererDescription = Literal["plan", "custom"] | dict[str, object] | None
 
 _TARGET = "_target_"
 # Nothing else is built from a file: not every class that can be named is safe to call.
@@ -81,7 +77,7 @@ def describe_windows(inferer: WindowInferer) -> dict[str, object]:
     return {"kind": kind.__name__, "divisor": getattr(inferer, "divisor", None), **_arguments(inferer, WindowInferer)}
 
 
-def inferer_from_description(description: object, plan: Plan | None = None) -> Inferer | None:
+def inferer_from_description(description: InfererDescription, plan: Plan | None = None) -> Inferer | None:
     """Build what `describe_inferer` described.
 
     Args:
@@ -95,7 +91,6 @@ def inferer_from_description(description: object, plan: Plan | None = None) -> I
         return None
     if description == PLAN and plan is not None:
         return build_inferer(plan)
-    description = in_present_words(description)
     if isinstance(description, Mapping) and str(description.get(_TARGET)) in _INFERERS:
         try:
             inferer: Inferer = _built(description)
@@ -103,19 +98,6 @@ def inferer_from_description(description: object, plan: Plan | None = None) -> I
             raise _refusal(description) from error
         return inferer
     raise _refusal(description)
-
-
-def in_present_words(description: object) -> object:
-    """Return a description as it would be written today, of whichever version it is."""
-    if not (isinstance(description, Mapping) and description.get("kind") == "windows"):
-        return description
-    renamed = {"window_shape": "roi_size", "batch_size": "sw_batch_size", "overlap": "overlap"}
-    given = {new: description.get(earlier) for earlier, new in renamed.items()}
-    defaults = {"sw_batch_size": None, "overlap": 0.5}
-    return {
-        _TARGET: "candy_monai.WindowInferer",
-        **{name: value for name, value in given.items() if name not in defaults or value != defaults[name]},
-    }
 
 
 def _refusal(description: object) -> SettingsError:
@@ -183,6 +165,8 @@ def _built(description: Mapping[str, Any]) -> Any:
         for name, argument in description.items()
         if name != _TARGET
     }
+    if unknown := sorted(_LEFT_OUT & arguments.keys()):
+        raise SettingsError(f"{unknown[0]} is not stored with an inferer")
     if arguments.get("merger_cls", _MERGER) != _MERGER:  # MONAI imports whatever else stands there
         raise SettingsError(f"merger_cls must be {_MERGER}, got {arguments['merger_cls']!r}")
     return _KINDS[description[_TARGET]](**arguments)

@@ -103,6 +103,9 @@ class WindowInferer(SlidingWindowInferer):
         check_overlap(overlap)
         if sw_batch_size is not None and sw_batch_size < 1:
             raise SettingsError(f"the number of windows run at once must be at least 1, got {sw_batch_size}")
+        widths = ensure_tuple(sigma_scale)
+        if not all(0 < width < math.inf for width in widths) or not math.isfinite(cval):  # logits would be NaN
+            raise SettingsError(f"expected sigma_scale above 0 and a finite cval, got {sigma_scale} and {cval}")
         super().__init__(
             roi_size,
             sw_batch_size,

@@ -8,7 +8,7 @@ from torch import nn
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.folder import read_description
+from candy_monai.experiment.description import read_description
 from candy_monai.inference.predictor import Predictor
 from candy_monai.registry import find_bundle
 
@@ -33,8 +33,8 @@ def load_predictor(
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
     """
-    bundle = read_description(experiment).get("bundle")
-    predictor = find_bundle(bundle).predictor if isinstance(bundle, str) else Predictor
+    bundle = read_description(experiment).bundle
+    predictor = find_bundle(bundle).predictor if bundle is not None else Predictor
     if not issubclass(predictor, Predictor):
         raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
     return predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

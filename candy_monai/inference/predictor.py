@@ -24,7 +24,7 @@ from candy_monai.data.values import without_metadata
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
-from candy_monai.experiment.folder import example_shape, read_description
+from candy_monai.experiment.description import example_shape, read_description
 from candy_monai.experiment.state import weight_file
 from candy_monai.inference.blending import Brick, Network
 from candy_monai.inference.cases import CasePredictor, PreparedCase
@@ -97,12 +97,11 @@ class Predictor(CasePredictor, HasDevice):
         HasDevice.__init__(self, device)
         self._folder = Path(experiment)
         self.description = read_description(self._folder)
-        plan, num_classes = self.description.get("plan"), self.description.get("num_classes")
-        self.plan = Plan.from_dict(plan) if isinstance(plan, dict) else None
-        self.num_classes = num_classes if isinstance(num_classes, int) else None
+        plan, self.num_classes = self.description.plan, self.description.num_classes
+        self.plan = None if plan is None else Plan.from_dict(plan)
         _ = self.channels  # a wrong choice is better said before the weights are read
         self._inferer = self._find_inferer() if inferer is None else inferer
-        own = OwnTransforms.from_saved(self.description.get("pipelines"), trust=trust)
+        own = OwnTransforms.from_saved(self.description.pipelines, trust=trust)
         self.preprocessor = None if self.plan is None else Preprocessor(self.plan, own=own)
         self._trust = trust
         self._mirror_axes = self._chosen_axes(mirror)
@@ -116,20 +115,18 @@ class Predictor(CasePredictor, HasDevice):
         Args:
             example_shape: ``(C, *spatial)`` of the example that the trainer built its network for.
         """
-        bundle = self.description.get("bundle")
-        if not isinstance(bundle, str):
-            trainer = self.description.get("trainer")
+        bundle = self.description.bundle
+        if bundle is None:
             raise ExperimentError(
-                f"{self._folder}: trained by {trainer}, which belongs to no bundle: pass Predictor(..., network=...) "
-                "or override build_network"
+                f"{self._folder}: trained by {self.description.trainer}, which belongs to no bundle: pass "
+                "Predictor(..., network=...) or override build_network"
             )
         return find_bundle(bundle).build_network(**self.network_arguments())
 
     def build_padding_module(self) -> nn.Module | None:
         """Build what the trainer padded with, from ``experiment.json``."""
-        description = self.description.get("padding")
         try:
-            return padding_from_dict(description if isinstance(description, dict) else None)
+            return padding_from_dict(self.description.padding)
         except SettingsError as error:
             raise ExperimentError(
                 f"{self._folder}: trained with a padding module of its own: pass Predictor(..., padding=...) "
@@ -138,9 +135,8 @@ class Predictor(CasePredictor, HasDevice):
 
     def network_arguments(self) -> dict[str, Any]:
         """Return what the trainer's ``network_arguments`` said, from ``experiment.json``."""
-        network = self.description.get("network")
-        arguments = network.get("arguments") if isinstance(network, dict) else None
-        if not isinstance(arguments, dict):
+        arguments = self.description.network.arguments
+        if arguments is None:
             raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
         return arguments
 
@@ -185,8 +181,7 @@ class Predictor(CasePredictor, HasDevice):
         """The id that each channel paints where classes are overlapping regions; empty where they are not."""
         if self.preprocessor is not None:
             return self.preprocessor.paints
-        regions = self.description.get("regions")
-        return tuple(region["paints"] for region in regions) if isinstance(regions, list) else ()
+        return tuple(region["paints"] for region in self.description.regions or ())
 
     def bricks(self, case: PreparedCase, *, on_disk: bool = False) -> Iterator[Brick]:
         """Run the network on a preprocessed case and yield parts of its logits as they become final.
@@ -266,12 +261,11 @@ class Predictor(CasePredictor, HasDevice):
     @property
     @override
     def channel_names(self) -> tuple[str, ...]:
-        dataset = self.description.get("dataset")
-        names = dataset.get("channel_names") if isinstance(dataset, dict) else None
+        dataset = self.description.dataset
+        names = None if dataset is None else dataset.channel_names
         if self.plan is not None:
             names = self.plan.channel_names
-        known = isinstance(names, list | tuple) and len(names) == self.num_channels
-        return tuple(str(name) for name in names) if known and names else super().channel_names
+        return tuple(names) if names and len(names) == self.num_channels else super().channel_names
 
     @property
     @override
@@ -345,9 +339,7 @@ class Predictor(CasePredictor, HasDevice):
             name = type(network).__name__
             raise ExperimentError(f"{weights_file}: does not fit the network {name}: {first[:200]}") from error
         padding = self._padding if self._padding is not None else self.build_padding_module()
-        settings = self.description.get("settings")
-        stored = settings.get("amp") if isinstance(settings, dict) else None
-        amp = choose_precision(stored, self.device())
+        amp = choose_precision(self.description.setting("amp"), self.device())
         if amp == "fp16" and self.device().type == "cpu":
             amp = None  # CPUs are slow in half precision
         surroundings = Surroundings(padding=padding, amp=amp, num_dims=len(self._example_shape) - 1)
@@ -356,7 +348,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def _find_inferer(self) -> Inferer | None:
         try:
-            return inferer_from_description(self.description.get("inferer"), self.plan)
+            return inferer_from_description(self.description.inferer, self.plan)
         except SettingsError as error:
             raise ExperimentError(
                 f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"

@@ -1,7 +1,6 @@
 """One loss over several output resolutions, and the one output that counts among whatever a network returns.
 
-Owns how the outputs of a network (a tensor, list, tuple, dict, or MONAI DynUNet's stacked heads) are told apart, how
-labels are brought to lower resolutions, and how the losses are weighed. The loss at each resolution is any criterion.
+A network may return a tensor, list, tuple, dict, or MONAI DynUNet's stacked heads.
 """
 
 from __future__ import annotations
@@ -75,22 +74,19 @@ class DeepSupervisionLoss(nn.Module):
             raise ValueError(
                 f"the finest output has spatial size {tuple(outputs[0].shape[2:])}, the labels have {tuple(size)}"
             )
-        total: Tensor | None = None
-        parts: Mapping[str, Scalar] = {}
-        for index, (logits, weight) in enumerate(zip(outputs, self._weights_for(len(outputs)), strict=True)):
-            if weight == 0 and index > 0:
-                continue
-            loss, these = split_loss(self.criterion(logits, downsample_labels(labels, logits.shape[2:])))
-            total = weight * loss if total is None else total + weight * loss
-            if index == 0:
-                parts = these
-        assert total is not None
+        first, *others = self._weights_for(len(outputs))
+        loss, parts = split_loss(self.criterion(outputs[0], labels))
+        total = first * loss
+        for logits, weight in zip(outputs[1:], others, strict=True):
+            if weight > 0:
+                smaller = downsample_labels(labels, logits.shape[2:])
+                total = total + weight * split_loss(self.criterion(logits, smaller))[0]
         return total, parts
 
     def _weights_for(self, count: int) -> tuple[float, ...]:
         if self.weights is None:
-            whole = sum(0.5**level for level in range(count))
-            return tuple(0.5**level / whole for level in range(count))
+            halves = [0.5**level for level in range(count)]
+            return tuple(half / sum(halves) for half in halves)
         if len(self.weights) != count:
             raise ValueError(f"got {len(self.weights)} weights for {count} outputs of the network")
         return self.weights
@@ -130,14 +126,10 @@ def _nearest(old: int, new: int, device: torch.device) -> Tensor:
 
 
 def outputs_as_list(output: NetworkOutput, num_dims: int) -> list[Tensor]:
-    """List the segmentation outputs of a network, the finest first.
+    """Return the segmentation outputs of a network, ``(B, C, *spatial)`` with 2 or 3 spatial axes, the finest first.
 
     Tensors of another number of axes (a scalar loss, a vector of features) are left out. Among outputs of one size the
     order is kept, in a dict with ``"out"`` or ``"logits"`` first.
-
-    Args:
-        output: What the network returned.
-        num_dims: Number of spatial axes, 2 or 3.
 
     Raises:
         ValueError: If there is no output of that many axes.
@@ -150,16 +142,7 @@ def outputs_as_list(output: NetworkOutput, num_dims: int) -> list[Tensor]:
 
 
 def main_output(output: NetworkOutput, *, num_dims: int) -> Tensor:
-    """Return the logits at full resolution out of whatever a network returned.
-
-    Args:
-        output: A tensor, list, tuple, dict, or stacked heads ``(B, heads, C, *spatial)``.
-        num_dims: Number of spatial axes, 2 or 3.
-
-    Raises:
-        ValueError: If there is no output of that many axes.
-        TypeError: If something in it is neither a tensor nor a collection of them.
-    """
+    """Return the logits at full resolution, the first of `outputs_as_list`, whose errors are the same."""
     return outputs_as_list(output, num_dims)[0]
 
 
@@ -168,13 +151,11 @@ def _flattened(output: NetworkOutput, num_dims: int) -> list[Tensor]:
         if output.ndim == num_dims + 3:
             return list(output.unbind(1))
         return [output] if output.ndim == num_dims + 2 else []
+    if output is None:
+        return []
     if isinstance(output, Mapping):
         first = next((key for key in _MAIN_KEYS if key in output), None)
-        values = [output[key] for key in sorted(output, key=lambda key: key != first)]
-    elif output is None:
-        return []
-    elif isinstance(output, (list, tuple)):
-        values = list(output)
-    else:
+        output = [output[key] for key in sorted(output, key=lambda key: key != first)]
+    if not isinstance(output, (list, tuple)):
         raise TypeError(f"a network must return tensors or a list, tuple or dict of them; got {type(output).__name__}")
-    return [tensor for value in values for tensor in _flattened(value, num_dims)]
+    return [tensor for value in output for tensor in _flattened(value, num_dims)]

@@ -1,7 +1,4 @@
-"""An exponential moving average of a network's weights, kept without touching the device's queue.
-
-Owns the averaging rule. Who updates it, and whose weights are validated and saved, is the Trainer's business.
-"""
+"""An exponential moving average of a network's weights, updated without waiting for the device."""
 
 from __future__ import annotations
 
@@ -87,20 +84,16 @@ class ExponentialMovingAverage(AveragedModel):
         """Sort the tensors into those to average and those to copy, one pair of lists a type, which foreach wants."""
         averaged: defaultdict[object, _Pair] = defaultdict(lambda: ([], []))
         copied: defaultdict[object, _Pair] = defaultdict(lambda: ([], []))
-        kinds = (
-            (list(self.module.parameters()), list(model.parameters()), True),
-            (list(self.module.buffers()), list(model.buffers()), False),
-        )
-        for ours, theirs, averages in kinds:
+        for what in ("parameters", "buffers"):
+            ours, theirs = (list(getattr(network, what)()) for network in (self.module, model))
             if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
-                what = "parameters" if averages else "buffers"
                 raise ValueError(
                     f"the model given is not the one that is averaged: it has {len(theirs)} {what} where {len(ours)} "
                     "were expected, or their shapes differ"
                 )
             for mine, new in zip(ours, theirs, strict=True):
-                averages_this = averages and (mine.is_floating_point() or mine.is_complex())
-                first, second = (averaged if averages_this else copied)[mine.device, mine.dtype]
+                averages = what == "parameters" and (mine.is_floating_point() or mine.is_complex())
+                first, second = (averaged if averages else copied)[mine.device, mine.dtype]
                 first.append(mine.detach())
                 second.append(new.detach().to(mine.device, mine.dtype, non_blocking=True))
         return list(averaged.values()), list(copied.values())

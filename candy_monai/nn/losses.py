@@ -1,7 +1,6 @@
 """Dice with cross-entropy, from logits, with the parts of the loss reported beside it.
 
-Owns the two combined criteria and the two adapters between "a loss" and "a loss with its parts". The Dice part is
-MONAI's own, the entropy parts are PyTorch's. Deep supervision, and how hard predictions are scored, live elsewhere.
+The Dice part is MONAI's own, the entropy parts are PyTorch's.
 
 The reported ``soft dice`` follows the library's policy for absent classes: a class that neither the reference nor the
 thresholded prediction contains is left out of the mean; where that leaves nothing to measure it is 1. The loss itself
@@ -37,7 +36,6 @@ class _DiceAndEntropy(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        *,
         lambda_entropy: float,
         lambda_soft_dice: float,
         smooth: float,
@@ -55,8 +53,7 @@ class _DiceAndEntropy(nn.Module):
             raise SettingsError(f"smooth must be positive, or an empty label divides by zero; got {smooth}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self._lambda_entropy = lambda_entropy
-        self._lambda_soft_dice = lambda_soft_dice
+        self._weights = lambda_entropy, lambda_soft_dice
         # With one channel there is no background channel that could be left out.
         self._first_scored = 0 if include_background or num_classes == 1 else 1
         self._batch_dice = batch_dice
@@ -98,21 +95,6 @@ class _DiceAndEntropy(nn.Module):
                 f"{classes - 1}: set num_classes to {highest + 1}, or map the ids"
             )
 
-    def _nan_unless_ids(self, loss: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss, which on a GPU is NaN where a label is none: to raise would make the step wait.
-
-        One-hot encoding ends the process at an integer that is no class; nothing else notices the others.
-        """
-        if labels.device.type == "cpu" or not (labels.is_floating_point() or self.num_classes == 1):
-            return loss
-        if labels.shape[1] > 1:
-            fits = (labels >= 0) & (labels <= 1)
-        else:
-            fits = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.round())
-        if self.ignore_index is not None:
-            fits = fits | (widened(labels) == self.ignore_index)
-        return torch.where(fits.all(), loss, torch.nan)
-
     def _dice_parts(
         self, probabilities: Tensor, target: Tensor, valid: Tensor | None, *, threshold: float
     ) -> tuple[Tensor, Tensor]:
@@ -131,8 +113,21 @@ class _DiceAndEntropy(nn.Module):
         count = present.sum()
         return losses.mean(), torch.where(count > 0, dice / count.clamp(min=1), 1.0)
 
-    def _combined(self, entropy: Tensor, dice_loss: Tensor) -> Tensor:
-        return self._lambda_entropy * entropy + self._lambda_soft_dice * dice_loss
+    def _combined(self, entropy: Tensor, dice_loss: Tensor, labels: Tensor) -> Tensor:
+        """Return the weighted sum, which on a GPU is NaN where a label is none: to raise would make the step wait.
+
+        One-hot encoding ends the process at an integer that is no class; nothing else notices the others.
+        """
+        loss = self._weights[0] * entropy + self._weights[1] * dice_loss
+        if labels.device.type == "cpu" or not (labels.is_floating_point() or self.num_classes == 1):
+            return loss
+        if labels.shape[1] > 1:
+            fits = (labels >= 0) & (labels <= 1)
+        else:
+            fits = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.round())
+        if self.ignore_index is not None:
+            fits = fits | (widened(labels) == self.ignore_index)
+        return torch.where(fits.all(), loss, torch.nan)
 
 
 class DiceBCELossWithLogits(_DiceAndEntropy):
@@ -174,13 +169,7 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(
-            num_classes,
-            lambda_entropy=lambda_bce,
-            lambda_soft_dice=lambda_soft_dice,
-            smooth=smooth,
-            include_background=include_background,
-            batch_dice=batch_dice,
-            ignore_index=ignore_index,
+            num_classes, lambda_bce, lambda_soft_dice, smooth, include_background, batch_dice, ignore_index
         )
 
     @override
@@ -216,8 +205,7 @@ class DiceBCELossWithLogits(_DiceAndEntropy):
         if valid is not None:
             entropy = (entropy * valid).sum() / (valid.sum() * self.num_classes).clamp(min=1)
         dice_loss, dice = self._dice_parts(logits.sigmoid(), target, valid, threshold=0.5)
-        loss = self._nan_unless_ids(self._combined(entropy, dice_loss), labels)
-        return loss, {"soft dice": dice, "bce loss": entropy.detach()}
+        return self._combined(entropy, dice_loss, labels), {"soft dice": dice, "bce loss": entropy.detach()}
 
 
 class DiceCELossWithLogits(_DiceAndEntropy):
@@ -261,15 +249,7 @@ class DiceCELossWithLogits(_DiceAndEntropy):
                 "num_classes=1 leaves cross-entropy nothing to decide: a softmax over one channel is always 1 and its "
                 "loss always 0; use DiceBCELossWithLogits(num_classes=1) instead"
             )
-        super().__init__(
-            num_classes,
-            lambda_entropy=lambda_ce,
-            lambda_soft_dice=lambda_soft_dice,
-            smooth=smooth,
-            include_background=include_background,
-            batch_dice=batch_dice,
-            ignore_index=ignore_index,
-        )
+        super().__init__(num_classes, lambda_ce, lambda_soft_dice, smooth, include_background, batch_dice, ignore_index)
 
     @override
     def forward(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -286,8 +266,9 @@ class DiceCELossWithLogits(_DiceAndEntropy):
             ValueError: If the shapes do not fit, or on the CPU a label is no id of the classes.
         """
         self._check_shapes(logits, labels, masks_allowed=False)
-        self._check_ids(_plain(labels))
-        logits, ids = _plain(logits).float(), _plain(labels).long()
+        logits, labels = _plain(logits).float(), _plain(labels)
+        self._check_ids(labels)
+        ids = labels.long()
         valid = None
         if self.ignore_index is not None:
             valid = ids != self.ignore_index
@@ -301,8 +282,7 @@ class DiceCELossWithLogits(_DiceAndEntropy):
         # A class that is the argmax somewhere has at least this probability there.
         threshold = 1 / self.num_classes
         dice_loss, dice = self._dice_parts(logits.softmax(1), target, valid, threshold=threshold)
-        loss = self._nan_unless_ids(self._combined(entropy, dice_loss), _plain(labels))
-        return loss, {"soft dice": dice, "ce loss": entropy.detach()}
+        return self._combined(entropy, dice_loss, labels), {"soft dice": dice, "ce loss": entropy.detach()}
 
 
 class _LossOnly(nn.Module):

@@ -1,8 +1,4 @@
-"""Padding to multiples of what a network divides by, and the way back.
-
-Owns `Pad2d` and `Pad3d` with their inverse, and the two helpers that undo or repeat *any* module's padding, a user's
-own included. Decides neither when to pad nor what the ignore value is.
-"""
+"""Padding to multiples of what a network divides by, and the way back, for `Pad2d`, `Pad3d` and a user's own module."""
 
 from __future__ import annotations
 
@@ -67,12 +63,7 @@ class _PadToMultiple(nn.Module):
         return self.pad(x, fill=self.value)
 
     def pad(self, x: Tensor, *, fill: float) -> Tensor:
-        """Pad like ``forward``, with another value for new voxels where the mode is constant.
-
-        Args:
-            x: ``(B, C, *spatial)`` or ``(C, *spatial)``.
-            fill: The value of new voxels; without effect where the mode copies voxels.
-        """
+        """Pad like ``forward``, but with ``fill`` in new voxels where the mode is constant."""
         widths = self.widths(self._spatial(x))
         if not any(before or after for before, after in widths):
             return x
@@ -98,7 +89,7 @@ class _PadToMultiple(nn.Module):
             ValueError: If ``x`` does not have the size that ``size`` pads to.
         """
         widths = self.widths(size)
-        padded = tuple(before + length + after for length, (before, after) in zip(size, widths, strict=True))
+        padded = tuple(length + sum(width) for length, width in zip(size, widths, strict=True))
         if self._spatial(x) != padded:
             raise ValueError(f"size {tuple(size)} pads to {padded}, but the tensor to restore is {tuple(x.shape)}")
         return _crop(x, [before for before, _ in widths], size)
@@ -141,17 +132,7 @@ class Pad2d(_PadToMultiple):
 
 
 class Pad3d(_PadToMultiple):
-    """Pad the last three axes to multiples of a factor, split evenly, the odd voxel at the end.
-
-    Args:
-        min_factor: What each axis becomes a multiple of; one number, or one an axis.
-        value: The value of new voxels with ``mode="constant"``.
-        mode: ``"constant"``, ``"reflect"``, ``"replicate"`` or ``"circular"``. Axes too short to be reflected once are
-            reflected again and again.
-
-    Raises:
-        SettingsError: If an argument is out of range, or a value is given to a mode that copies voxels.
-    """
+    """Pad the last three axes to multiples of a factor; arguments and errors are those of `Pad2d`."""
 
     num_dims = 3
 

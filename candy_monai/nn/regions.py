@@ -1,7 +1,4 @@
-"""Overlapping regions: unions of label ids with an output channel each, as masks to learn from and as ids to write.
-
-Knows no files and no plan: a region is the ids that it unites, or the id that it paints.
-"""
+"""Overlapping regions: unions of label ids with an output channel each, as masks to learn from and as ids to write."""
 
 from __future__ import annotations
 
@@ -82,7 +79,6 @@ class RegionLoss(nn.Module):
             logits: ``(B, regions, *spatial)``.
             labels: Ids ``(B, 1, *spatial)``.
         """
-        loss, parts = split_loss(
-            self.criterion(logits, region_masks(labels, self._regions, ignore_index=self._ignore_index))
-        )
+        masks = region_masks(labels, self._regions, ignore_index=self._ignore_index)
+        loss, parts = split_loss(self.criterion(logits, masks))
         return loss, dict(parts)

@@ -1,6 +1,6 @@
 """Learning-rate schedules that PyTorch lacks: straight lines that can be turned, and the polynomial decay of nnU-Net.
 
-Owns the curves. How often they are stepped, and over which horizon, is the caller's choice.
+How often they are stepped, and over which horizon, is the caller's choice.
 """
 
 from __future__ import annotations
@@ -112,11 +112,7 @@ class RelativeLinearLR(LRScheduler):
         return [rate * self._factor() for rate in self.base_lrs]
 
     def end_in(self, num_steps: int) -> None:
-        """Turn the line where it is, so that it reaches zero after so many more steps.
-
-        Args:
-            num_steps: At least 1.
-        """
+        """Turn the line where it is, as `AbsoluteLinearLR.end_in` does."""
         if num_steps < 1:
             raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
         factor = self._factor()

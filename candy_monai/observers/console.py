@@ -1,4 +1,4 @@
-"""The run on the screen: messages, a progress bar, and the metrics table after each epoch. Writes no files."""
+"""The run on the screen: messages, a progress bar, and the metrics table after each epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says after each epoch what the best validation score will be and when. Fits nothing itself.
+"""Says after each epoch what the best validation score will be and when.
 
 Every forecast goes to the log. On the screen, where three lines an epoch would bury the rest, are the first one and
 those that change what was last said there.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from typing_extensions import override
 
+from candy_monai.columns import SCORE
 from candy_monai.experiment.events import EpochFinished
-from candy_monai.experiment.score_prediction import forecast_messages
-from candy_monai.forecasting.signs import is_within
+from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, number_as_text, seconds_until
+from candy_monai.forecasting.best_score import Forecast
+from candy_monai.forecasting.curve import is_within
 from candy_monai.observers.base import Observer
 
 NOTABLE = 0.05
@@ -58,16 +60,7 @@ class ForecastObserver(Observer):
         on_screen = abstains or self._is_news(event, prediction.score)
         if on_screen:
             self._shown_score = math.nan if abstains else prediction.score
-        messages = forecast_messages(
-            prediction,
-            event.metrics,
-            epoch=event.epoch,
-            num_epochs=event.num_epochs,
-            best=event.best_score,
-            best_epoch=event.best_epoch,
-            now=self._clock(),
-        )
-        for message in messages:
+        for message in forecast_messages(event, prediction, self._clock()):
             self._log(message, on_screen=on_screen)
         self._abstained = abstains
 
@@ -84,5 +77,27 @@ class ForecastObserver(Observer):
             )
 
     def _is_news(self, event: EpochFinished, score: float) -> bool:
-        scores = [value for value in event.metrics["val score"] if math.isfinite(value)]
+        scores = [value for value in event.metrics[SCORE] if math.isfinite(value)]
         return not abs(score - self._shown_score) <= NOTABLE * (max(scores) - min(scores))
+
+
+def forecast_messages(event: EpochFinished, prediction: Forecast, now: datetime) -> list[str]:
+    """Return the log's lines about a forecast: the score, when it comes, how sure that is and what stopping would cost.
+
+    Where it abstains there is one line, which says why.
+    """
+    if prediction.interval is None:
+        return [f"No forecast of the best validation score: {prediction.reason}"]
+    best, metrics = event.best_score, event.metrics
+    seconds = seconds_until(prediction.epoch, event.epoch, metrics)
+    low, high = (limit - best for limit in prediction.interval)
+    when = prediction.epoch if prediction.score > best else event.best_epoch
+    end = duration_as_text(seconds_until(event.num_epochs, event.epoch, metrics))
+    return [
+        f"Maximum validation score {prediction.score:.4f} predicted at epoch {when}",
+        f"Estimated time of completion in {seconds:.1f} seconds at {now + timedelta(seconds=seconds):%m-%d %H:%M:%S}",
+        f"Stopping now would cost {number_as_text(prediction.score - best)} "
+        f"({number_as_text(low)} to {number_as_text(high)} in 80 % of the runs that get better)",
+        f"A better one than {best:.4f} comes with a chance of {chance_as_text(prediction.chance_above(best))}; "
+        f"the run ends at epoch {event.num_epochs}, in {end}",
+    ]

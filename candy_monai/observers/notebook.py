@@ -1,7 +1,7 @@
 """The run below a notebook's cell: one display that is replaced in place, so it does not grow with the epochs.
 
 A notebook keeps whatever a cell shows. A table for each epoch and a widget for each bar would fill pages, and remain in
-the saved file. Writes no files; what is left out here is in ``logs.txt``.
+the saved file. What is left out here is in ``logs.txt``.
 """
 
 from __future__ import annotations

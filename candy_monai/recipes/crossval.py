@@ -20,7 +20,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.errors import CandyError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
-from candy_monai.experiment.below import CROSS_VALIDATION
+from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text, check_writable
 from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of

@@ -45,11 +45,10 @@ def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: Pa
     Raises:
         SettingsError: If the folder lies inside the dataset.
     """
-    from candy_monai.plotting import drawing
-    from candy_monai.plotting.charts import fingerprint_figure
-    from candy_monai.plotting.display import save_png
-    from candy_monai.plotting.figures import pixels_of
-    from candy_monai.plotting.panels import case_tile
+    from candy_monai.plotting.canvas import drawing
+    from candy_monai.plotting.canvas.figures import pixels_of
+    from candy_monai.plotting.case.panels import case_tile
+    from candy_monai.plotting.charts.fingerprints import fingerprint_figure
 
     refuse_inside(folder, dataset.folder)
     tiles, captions = [], []
@@ -65,5 +64,5 @@ def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: Pa
     heading = drawing.line_of_text(title, _WIDTH, 22, bold=True)
     parts = [heading, pixels_of(fingerprint_figure(fingerprint))]
     if tiles:
-        parts.append(drawing.contact_sheet(tiles, captions=captions, columns=6))
-    return save_png(drawing.framed(drawing.stacked(parts, gap=6), 10), Path(folder) / PICTURE)
+        parts.append(drawing.contact_sheet(tiles, captions, columns=6))
+    return drawing.save_png(drawing.stacked(parts, gap=6, margin=10), Path(folder) / PICTURE)

@@ -17,7 +17,7 @@ from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.plan import Plan
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.experiment.folder import example_shape, read_description
+from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.found import CaseFiles
 from candy_monai.inference.loading import load_predictor
@@ -142,7 +142,7 @@ class PlannedRun:
 
     def _prepare(self, trainer: SegmentationTrainer) -> None:
         files = {SPLITS: splits_as_text(self.folds)} if self.folds else {}
-        add_to_folder(trainer, facts={"dataset": self._facts()}, files=files)
+        add_to_folder(trainer, facts={"dataset": self._record().to_dict()}, files=files)
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
 
@@ -206,21 +206,21 @@ class PlannedRun:
         trainer.postprocessing = self.own.postprocessing
         return trainer
 
-    def _facts(self) -> dict[str, object]:
+    def _record(self) -> DatasetRecord:
         description, precision = self.prepared.dataset.description, self.prepared.store.precision
-        return {
-            "name": description.name,
-            "folder": str(self.prepared.dataset.folder.resolve()),
-            "store": str(self.prepared.store_folder.parent.resolve()),
-            "digest": self.prepared.fingerprint.digest,
-            "channel_names": list(description.channel_names),
-            "labels": dict(description.labels),
-            "file_ending": description.file_ending,
-            "training": list(self.training),
-            "validation": list(self.validation),
-            **({} if self.num_scored is None else {"num_scored": self.num_scored}),
-            **({} if precision == "float32" else {"store_precision": precision}),
-        }
+        return DatasetRecord(
+            name=description.name,
+            folder=str(self.prepared.dataset.folder.resolve()),
+            store=str(self.prepared.store_folder.parent.resolve()),
+            digest=self.prepared.fingerprint.digest,
+            channel_names=tuple(description.channel_names),
+            labels=dict(description.labels),
+            file_ending=description.file_ending,
+            training=tuple(self.training),
+            validation=tuple(self.validation),
+            num_scored=self.num_scored,
+            store_precision=None if precision == "float32" else precision,
+        )
 
 
 def _step_as_text(plan: Plan) -> str:

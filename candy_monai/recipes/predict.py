@@ -9,11 +9,10 @@ from typing import Any
 from candy_monai.aliases import PathLike
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.below import folds_below, summarize, what_is_below
-from candy_monai.experiment.folder import DESCRIPTION, example_shape, read_description
+from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
+from candy_monai.experiment.runs import folds_below, summarize, what_is_below
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.inferer_config import CUSTOM
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.recipes.train import load_trainer_class
@@ -106,8 +105,8 @@ def _tell_of_unfinished(folder: Path, checkpoint: str, on_progress: Callable[[st
 
 def _bundle_predictor(folder: Path, options: dict[str, Any]) -> Predictor:
     description = read_description(folder)
-    if not isinstance(description.get("bundle"), str):
-        name = description.get("trainer")
+    if description.bundle is None:
+        name = description.trainer
         raise ExperimentError(
             f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
             f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
@@ -119,15 +118,14 @@ def _own_predictor(folder: PathLike, trainer_class: type[SegmentationTrainer], o
     """Ask a trainer of the user's own for the network, the padding and the inferer."""
     description = read_description(folder)
     trainer = trainer_class("unused", None, None, console=False)  # type: ignore[arg-type]  # it trains nothing
-    plan = description.get("plan")
-    if isinstance(plan, dict):
-        trainer.use_plan(Plan.from_dict(plan))
-    elif isinstance(classes := description.get("num_classes"), int):
-        trainer.num_classes = classes
+    if description.plan is not None:
+        trainer.use_plan(Plan.from_dict(description.plan))
+    elif description.num_classes is not None:
+        trainer.num_classes = description.num_classes
     return Predictor(
         folder,
         network=trainer.build_network(example_shape(folder, description)),
         padding=trainer.build_padding_module(),
-        inferer=trainer.inferer if description.get("inferer") == CUSTOM else None,
+        inferer=trainer.inferer if description.inferer == CUSTOM else None,
         **options,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import torch
 
@@ -16,7 +15,7 @@ from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import CaseStore, StoredPrecision
 from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.folder import DESCRIPTION
+from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
 from candy_monai.frontends.base import Frontend
 from candy_monai.processes import Processes
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
@@ -66,26 +65,26 @@ def resume_training(
         frontend(load_secrets())  # a missing secret is better said before anything is read
     folder = Path(experiment)
     saved = SavedRun.load(folder)
-    facts, plan = saved.description.get("dataset"), saved.description.get("plan")
-    if facts is not None and not _are_facts(facts):
+    trained, plan = saved.description.dataset, saved.description.plan
+    if trained is not None and None in (trained.folder, trained.store, trained.training, trained.validation):
         raise BadInputError(f"{folder / DESCRIPTION}: does not name the dataset, the store and the cases of the run")
-    if facts is None or not isinstance(plan, dict):
+    if trained is None or plan is None:
         raise BadInputError(
             f"{folder}: was trained from Python, so only its script knows the data: "
             f"call recover_from({folder.name!r}).continue_training() on its trainer"
         )
-    validated = not facts["validation"] or (folder / VALIDATION_SCORES).exists()
+    validated = not trained.validation or (folder / VALIDATION_SCORES).exists()
     if saved.is_finished and num_epochs is None and validated:
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
     processes = Processes.from_environment()
     own_device = device_of_this_process(device, processes)
     trainer_class = _trainer_class(saved, trainer)
-    own = OwnTransforms.from_saved(saved.description.get("pipelines"), trust=trust)
+    own = OwnTransforms.from_saved(saved.description.pipelines, trust=trust)
     with processes.connected(own_device):
         run = _planned_run(
             saved,
-            facts,
+            trained,
             Plan.from_dict(plan),
             trainer_class,
             dataset,
@@ -100,7 +99,7 @@ def resume_training(
 
 def _planned_run(
     saved: SavedRun,
-    facts: dict[str, Any],
+    trained: DatasetRecord,
     plan: Plan,
     trainer: type[SegmentationTrainer],
     dataset: PathLike | None,
@@ -110,14 +109,14 @@ def _planned_run(
     device: torch.device,
     processes: Processes,
 ) -> PlannedRun:
-    source = Path(dataset if dataset is not None else facts["folder"])
+    source = Path(dataset if dataset is not None else str(trained.folder))
     if not source.is_dir():
         raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
-    store_folder = Path(store) if store is not None else _store_that_was(facts, saved.folder)
+    store_folder = Path(store) if store is not None else _store_that_was(trained, saved.folder)
     with processes.one_after_the_first():
         checked = checked_dataset(source, store_folder)
         assert checked.fingerprint is not None  # a dataset without problems has one
-        precision: StoredPrecision = "float16" if facts.get("store_precision") == "float16" else "float32"
+        precision: StoredPrecision = "float16" if trained.store_precision == "float16" else "float32"
         prepared = Prepared(
             dataset=checked.dataset,
             fingerprint=checked.fingerprint,
@@ -132,11 +131,11 @@ def _planned_run(
     return PlannedRun(
         prepared=prepared,
         plan=plan,
-        training=tuple(facts["training"]),
-        validation=tuple(facts["validation"]),
+        training=trained.training or (),
+        validation=trained.validation or (),
         trainer_class=trainer,
         own=own,
-        num_scored=facts.get("num_scored"),
+        num_scored=trained.num_scored,
         seed=seed,
         device=device,
         processes=processes,
@@ -144,17 +143,9 @@ def _planned_run(
     )
 
 
-def _are_facts(facts: object) -> TypeGuard[dict[str, Any]]:
-    """Return whether an experiment's description tells which cases of which dataset it was trained on."""
-    return isinstance(facts, dict) and all(
-        isinstance(facts.get(name), kind)
-        for name, kind in {"folder": str, "store": str, "training": list, "validation": list}.items()
-    )
-
-
-def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
+def _store_that_was(trained: DatasetRecord, folder: Path) -> Path:
     """Return where the store is that was used, or the one beside the experiments: no file says where else to write."""
-    store, beside = Path(facts["store"]), store_of(None, folder.resolve().parent.parent)
+    store, beside = Path(str(trained.store)), store_of(None, folder.resolve().parent.parent)
     if store == beside or has_been_used(store):
         return store
     if has_been_used(beside):  # both were moved
@@ -163,10 +154,10 @@ def _store_that_was(facts: dict[str, Any], folder: Path) -> Path:
 
 
 def _trainer_class(saved: SavedRun, trainer: str | None) -> type[SegmentationTrainer]:
-    name, bundle = saved.description.get("trainer"), saved.description.get("bundle")
+    name, bundle = saved.description.trainer, saved.description.bundle
     if trainer is not None:
         found = load_trainer_class(trainer)
-    elif isinstance(bundle, str):
+    elif bundle is not None:
         found = bundle_trainer(bundle)
     else:
         raise BadInputError(

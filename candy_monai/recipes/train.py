@@ -19,7 +19,7 @@ from candy_monai.data.inspection.suspicions import labels_absent_from_folds, nam
 from candy_monai.data.pipelines.building import check_own_transforms, read_own_transforms
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.planning.files import read_plan
-from candy_monai.data.planning.overrides import parsed_overrides
+from candy_monai.data.planning.plan import parsed_overrides
 from candy_monai.data.samples.store import StoredPrecision
 from candy_monai.device import auto_device
 from candy_monai.errors import BadInputError, SettingsError

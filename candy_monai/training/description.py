@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
 from candy_monai.errors import SettingsError
-from candy_monai.experiment.differences import as_json
+from candy_monai.experiment.description import ExperimentDescription, as_json, describe_trainer
 from candy_monai.experiment.events import RunStarted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.network import count_macs, num_parameters, plain_network
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from candy_monai.training.hooks import Hooks
 
 
-def describe_run(trainer: Hooks, equipment: Equipment, loaders: Loaders, processes: Processes) -> dict[str, object]:
+def describe_run(
+    trainer: Hooks, equipment: Equipment, loaders: Loaders, processes: Processes, facts: Mapping[str, object]
+) -> ExperimentDescription:
     """Return what ``experiment.json`` says of a run besides its settings.
 
     Args:
@@ -30,9 +33,12 @@ def describe_run(trainer: Hooks, equipment: Equipment, loaders: Loaders, process
         equipment: Before the first step.
         loaders: Those that the user gave, of all samples.
         processes: Those that train.
+        facts: More plain values, by name.
+
+    Raises:
+        ExperimentError: If an entry of the trainer's own has the name of another and is of another type.
     """
-    return {
-        "trainer": type(trainer).__name__,
+    entries = {
         "bundle": bundle_of(trainer),
         "padding": padding_to_dict(equipment.padding),
         "score_range": None if trainer.score_range is None else list(trainer.score_range),
@@ -40,7 +46,9 @@ def describe_run(trainer: Hooks, equipment: Equipment, loaders: Loaders, process
         "data": {"training": _loader(loaders.training), "validation": _loader(loaders.validation)},
         "parts": _parts(equipment.toolbox, loaders),
         **trainer.describe(equipment.example_shape),
+        **facts,
     }
+    return describe_trainer(type(trainer).__name__, entries)
 
 
 def run_started(run: Experiment, trainer: str, equipment: Equipment) -> RunStarted:

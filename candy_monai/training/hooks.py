@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.toolbox import TrainerToolbox

@@ -18,13 +18,11 @@ from torch import Tensor, nn, optim
 from candy_monai.attachment import tensors_in
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.checkpoints import WeightsKind
-from candy_monai.experiment.differences import differences
+from candy_monai.experiment.description import ExperimentDescription, read_description
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.folder import read_description
-from candy_monai.experiment.plain import restored
+from candy_monai.experiment.serialization import restored
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.experiment.state import RunWeights, load_state, stored_weights
-from candy_monai.inference.inferer_config import CUSTOM, in_present_words
+from candy_monai.experiment.state import RunWeights, TrainerState, load_state, stored_weights
 from candy_monai.network import plain_network, plain_weights
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
@@ -34,8 +32,6 @@ from candy_monai.training.toolbox import TrainerToolbox
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
 
-_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range")
-_PLACES = ("folder", "store")
 _DEPTH = 3  # of lists and dictionaries in each other, where parts with a state are looked for
 
 
@@ -53,7 +49,7 @@ class SavedRun:
     """
 
     folder: Path
-    description: Mapping[str, object]
+    description: ExperimentDescription
     settings: TrainSettings
     is_finished: bool
     schedule: Continuation | None = None
@@ -67,9 +63,7 @@ class SavedRun:
             ExperimentError: If the folder is no experiment, or its state is damaged or of another format.
         """
         description, state = read_description(folder), load_state(folder)
-        with _refusing_what_does_not_fit(folder):
-            settings = TrainSettings(**state["settings"])
-            return cls(folder=folder, description=description, settings=settings, is_finished=state["is_complete"])
+        return cls(folder=folder, description=description, settings=state.settings, is_finished=state.is_complete)
 
     def continued(self, num_epochs: int | None, *, schedule: Continuation | None, force: bool) -> Self:
         """Return this run with the number of epochs that it goes on to.
@@ -96,22 +90,16 @@ class SavedRun:
         longer = dataclasses.replace(self.settings, num_epochs=num_epochs)
         return dataclasses.replace(self, settings=longer, schedule=schedule, force=force)
 
-    def refuse_differences(self, facts: Mapping[str, object]) -> None:
+    def refuse_differences(self, present: ExperimentDescription) -> None:
         """Compare what is about to be trained with what was saved.
 
         Args:
-            facts: What would stand in ``experiment.json`` of a new run.
+            present: What would stand in ``experiment.json`` of a new run.
 
         Raises:
             ExperimentError: If anything differs; every difference is listed.
         """
-        saved, present = _what_was_trained(self.description), _what_was_trained(facts)
-        for name in ("parts", "pipelines"):
-            if name not in saved:  # written down by later versions only
-                present.pop(name, None)
-        if saved.get("inferer") == CUSTOM:  # which one it was, earlier versions did not write down
-            present["inferer"] = CUSTOM
-        found = differences(saved, present)
+        found = self.description.differences(present)
         if found and not self.force:
             lines = "".join(f"\n  - {line}" for line in found)
             raise ExperimentError(
@@ -143,18 +131,19 @@ class SavedRun:
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0
                 weights = stored_weights(state, run.checkpoints, self.folder)
-                _load_weights(toolbox, weights, state["ema"])
-                toolbox.criterion.load_state_dict(restored(state["criterion"], toolbox.criterion.state_dict()))
-                schedule_epochs = self._schedule(toolbox, state, run, rebuild)
-                own = state["processes"][processes.rank if processes.rank < len(state["processes"]) else 0]
+                parts = state.trainer
+                _load_weights(toolbox, weights, parts.ema)
+                toolbox.criterion.load_state_dict(restored(parts.criterion, toolbox.criterion.state_dict()))
+                schedule_epochs = self._schedule(toolbox, parts, run, rebuild)
+                own = parts.processes[processes.rank if processes.rank < len(parts.processes) else 0]
                 run.history.absorb([own["pending"]])
                 epoch_start = own["epoch_generators"]
                 return ReopenedRun(
                     run=run,
                     schedule_epochs=schedule_epochs,
                     scored="raw" if toolbox.ema is None else weights.kind,
-                    scaler=state["scaler"],
-                    extra=restored(state.get("extra", {})),
+                    scaler=parts.scaler,
+                    extra=restored(parts.extra),
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
                 )
@@ -162,18 +151,18 @@ class SavedRun:
     def _schedule(
         self,
         toolbox: TrainerToolbox,
-        state: Mapping[str, Any],
+        state: TrainerState,
         run: Experiment,
         rebuild: Rebuild,
     ) -> int:
         """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
-        made_for: int = state["schedule_epochs"]
-        optimizer = restored(state["optimizer"], toolbox.optimizer.state_dict())
+        made_for = state.schedule_epochs
+        optimizer = restored(state.optimizer, toolbox.optimizer.state_dict())
         has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
         if self.schedule in (None, "keep") or has_no_end:
             if made_for != self.settings.num_epochs:
                 toolbox.scheduler = rebuild(made_for)
-            toolbox.scheduler.load_state_dict(restored(state["scheduler"], toolbox.scheduler.state_dict()))
+            toolbox.scheduler.load_state_dict(restored(state.scheduler, toolbox.scheduler.state_dict()))
             toolbox.optimizer.load_state_dict(optimizer)
             return made_for
         toolbox.optimizer.load_state_dict(optimizer)
@@ -210,23 +199,10 @@ class ReopenedRun:
     run: Experiment
     schedule_epochs: int
     scored: WeightsKind
-    scaler: dict[str, Any]
+    scaler: Mapping[str, Any]
     extra: dict[str, Any]
     generators: GeneratorStates
     epoch_generators: GeneratorStates | None
-
-
-def _what_was_trained(facts: Mapping[str, object]) -> dict[str, object]:
-    """Leave out what is about the run alone, and where the data are: what they hold is compared by its digest."""
-    kept = {name: value for name, value in facts.items() if name not in _ABOUT_THE_RUN}
-    plan, dataset = kept.get("plan"), kept.get("dataset")
-    if isinstance(plan, dict):
-        kept["plan"] = {"resampling": "extent", **plan}  # earlier versions knew no other
-    if isinstance(dataset, dict):
-        kept["dataset"] = {name: value for name, value in dataset.items() if name not in _PLACES}
-    if "inferer" in kept:
-        kept["inferer"] = in_present_words(kept["inferer"])
-    return kept
 
 
 @contextmanager

@@ -26,12 +26,14 @@ from candy_monai.aliases import Scalar
 from candy_monai.attachment import attachment_of, tensors_in
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.checkpoints import WeightsKind
+from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished, Event, MessageLogged, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, last_epoch_as_text
-from candy_monai.experiment.plain import plain
+from candy_monai.experiment.serialization import plain
 from candy_monai.experiment.settings import SaveInterval, TrainSettings
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.experiment.state import RunWeights, TrainerState
+from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.network import choose_precision, plain_network
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 from candy_monai.observers.forecast import ForecastObserver
@@ -176,7 +178,7 @@ class TrainingRun:
 
     def begin(
         self,
-        facts: Mapping[str, object],
+        description: ExperimentDescription,
         *,
         parent: Path,
         files: Mapping[str, str] | None = None,
@@ -188,7 +190,7 @@ class TrainingRun:
         """Publish a new experiment folder, or take up that of a saved run, and tell those who watch.
 
         Args:
-            facts: What ``experiment.json`` says besides the settings.
+            description: What ``experiment.json`` says of the run.
             parent: The folder of this trainer's experiments.
             files: More texts that a new folder is born with, by their files' names.
             saved: The run to go on with; None for a new one.
@@ -199,7 +201,9 @@ class TrainingRun:
         Raises:
             ExperimentError: If the saved run is trained elsewhere, or differs from this one.
         """
-        generators = self._publish(parent, facts, files or {}) if saved is None else self._take_up(saved, facts)
+        generators = (
+            self._publish(parent, description, files or {}) if saved is None else self._take_up(saved, description)
+        )
         run = self.current()
         self._closing.callback(run.close)
         run.score_range = score_range
@@ -213,7 +217,7 @@ class TrainingRun:
         generators.restore(self.generators)
         if saved is not None and saved.schedule is not None:
             self._save_point()
-            run.describe(facts)
+            run.describe(description)
         self._saved_at = (run.progress.batch, time.monotonic())
         self._has_begun = True
 
@@ -264,7 +268,7 @@ class TrainingRun:
                     print(how, file=sys.stderr)
         self.notify(RunInterrupted(error))
 
-    def _publish(self, parent: Path, facts: Mapping[str, object], files: Mapping[str, str]) -> GeneratorStates:
+    def _publish(self, parent: Path, description: ExperimentDescription, files: Mapping[str, str]) -> GeneratorStates:
         """Publish a new experiment and return the states of the random generators that it begins with."""
         for network in self.toolbox.networks:
             self.processes.share(tensors_in(plain_network(network).state_dict()))
@@ -275,15 +279,15 @@ class TrainingRun:
         generators, state = self._captured(), self._state()
         folder = None
         if self.processes.is_first:
-            folder = Experiment.publish(parent, self.settings, facts, self._weights(), state, files=files)
+            folder = Experiment.publish(parent, self.settings, description, self._weights(), state, files=files)
         folder = self.processes.broadcast(folder)
         assert folder is not None
         self.experiment = Experiment(folder, self.settings, writes=self.processes.is_first)
         return generators
 
-    def _take_up(self, saved: SavedRun, facts: Mapping[str, object]) -> GeneratorStates:
+    def _take_up(self, saved: SavedRun, description: ExperimentDescription) -> GeneratorStates:
         """Take a saved run up and return the states of the random generators that it goes on with."""
-        saved.refuse_differences(facts)
+        saved.refuse_differences(description)
         toolbox = self.toolbox
         reopened = saved.reopened(
             toolbox, lambda epochs: self.callbacks.build_scheduler(toolbox.optimizer, epochs), self.processes
@@ -292,7 +296,7 @@ class TrainingRun:
         self.scored, self._schedule_epochs = reopened.scored, reopened.schedule_epochs
         self._epoch_generators = reopened.epoch_generators
         with reopened.run.closed_on_failure():
-            self.equipment.scaler.load_state_dict(reopened.scaler)
+            self.equipment.scaler.load_state_dict(dict(reopened.scaler))
             if reopened.extra:
                 self.callbacks.set_extra_state(reopened.extra)
         return reopened.generators
@@ -321,8 +325,7 @@ class TrainingRun:
 
     def _watched_by(self, others: Sequence[Observer]) -> ObserverGroup:
         """Return those who watch: the console at once, pictures on a thread of their own, and the others."""
-        from candy_monai.observers.curves import CurvesObserver
-        from candy_monai.observers.previews import PreviewObserver
+        from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
 
         pictures: list[Observer] = [CurvesObserver()]
         if self.settings.save_preview:
@@ -588,13 +591,13 @@ class TrainingRun:
     def _captured(self) -> GeneratorStates:
         return GeneratorStates.capture(self.generators)
 
-    def _weights(self) -> Any:
+    def _weights(self) -> RunWeights:
         return weights_of(self.toolbox, self.scored)
 
     def _save_point(self) -> None:
         self.current().save_point(self._weights(), self._state())
 
-    def _state(self) -> dict[str, object]:
+    def _state(self) -> TrainerState:
         """Return what a resumed run needs besides the weights.
 
         Every process takes part: each has its own random numbers and, within an epoch, its own part of the metrics.
@@ -612,21 +615,21 @@ class TrainingRun:
         if ema is not None and self.scored == "ema":  # its weights are in files of their own
             ema = {name: value for name, value in ema.items() if not name.startswith("module.")}
         extra = self.callbacks.get_extra_state()
-        state: dict[str, object] = {
-            "optimizer": plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
-            "scheduler": plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
-            "schedule_epochs": self._schedule_epochs,
-            "scaler": self.equipment.scaler.state_dict(),
-            "criterion": plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
-            "extra": plain(extra, f"what {self.callbacks.name}.get_extra_state returned"),
-            "ema": ema,
-            "processes": self.processes.gathered(own),
-        }
+        state = TrainerState(
+            optimizer=plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
+            scheduler=plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
+            schedule_epochs=self._schedule_epochs,
+            scaler=self.equipment.scaler.state_dict(),
+            criterion=plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
+            extra=plain(extra, f"what {self.callbacks.name}.get_extra_state returned"),
+            ema=ema,
+            processes=self.processes.gathered(own),
+        )
         if run is not None:
             self._say_what_is_not_saved(state)
         return state
 
-    def _say_what_is_not_saved(self, state: Mapping[str, object]) -> None:
+    def _say_what_is_not_saved(self, state: TrainerState) -> None:
         toolbox = self.toolbox
         parts = [*vars(toolbox).values(), plain_network(toolbox.model), *self.loaders]
         names = unsaved_parts(
@@ -635,8 +638,8 @@ class TrainingRun:
                 for name, value in self.callbacks.attributes().items()
                 if not any(value is part for part in parts)
             },
-            saved=[state, *(plain_network(network).state_dict() for network in toolbox.networks)],
-            extra=state["extra"],
+            saved=[vars(state), *(plain_network(network).state_dict() for network in toolbox.networks)],
+            extra=state.extra,
         )
         if names:
             self.say_once(

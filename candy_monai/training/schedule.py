@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ChainedScheduler, OneCycleLR, SequentialLR
 
-from candy_monai.experiment.history import LOSS
+from candy_monai.columns import LOSS
 
 
 def needs_a_metric(scheduler: Any) -> bool:

@@ -12,10 +12,11 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.columns import LOSS
 from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
-from candy_monai.data.planning.normalization import usual_intensities
+from candy_monai.data.planning.normalization import denormalize
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.forecasting.signs import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_config import describe_inferer
 from candy_monai.inference.inferers import MainOutput, build_inferer, run_inferer
 from candy_monai.label_ids import highest_id
@@ -181,7 +182,7 @@ class SegmentationTrainer(Trainer):
         scored = [value for name, value in by_class.items() if self.regions or name != _BACKGROUND_DICE]
         mean_dice = torch.stack(scored).nanmean()
         score = float(mean_dice) if self.score == "dice" else -float(loss)
-        return score, {"combined loss": loss, **metrics, "dice": mean_dice, **by_class}
+        return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
     def _predicted_ids(self, logits: Tensor) -> Tensor:
         """Turn logits ``(B, C, *spatial)`` into label ids ``(B, 1, *spatial)``; regions are painted in their order."""
@@ -209,12 +210,12 @@ class SegmentationTrainer(Trainer):
 
     @override
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
-        from candy_monai.plotting.previews import save_preview_files
+        from candy_monai.plotting.case.previews import save_preview_files
 
         plan = self.plan
         if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
             # Normalised by itself, each channel of a colour picture would be as bright as the others.
-            image = usual_intensities(image, plan.normalization).clamp(0.0, 255.0)
+            image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
         save_preview_files(
             self.experiment_folder(),
             image,

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Device, Metrics, PathLike, Scalar
 from candy_monai.allocation import freed_memory_kept
+from candy_monai.columns import LOSS
 from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.events import Preview, StepFinished
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.history import LOSS
 from candy_monai.experiment.score_prediction import predict_maximum
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
@@ -187,7 +187,7 @@ class Trainer(Hooks, HasDevice):
                 equipment = build_toolbox(self, run.settings, image, device)
                 run.equip(equipment)
                 run.begin(
-                    {**describe_run(self, equipment, self._loaders, processes), **self._facts},
+                    describe_run(self, equipment, self._loaders, processes, self._facts),
                     parent=self._trainer_folder / type(self).__name__,
                     files=self._files,
                     saved=saved,

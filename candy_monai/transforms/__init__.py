@@ -4,8 +4,6 @@ Dictionaries of ``MetaTensor`` enter and leave, as with any transform of MONAI's
 ``inverse``. They import only PyTorch, MONAI, NumPy and SciPy, so that a bundle can carry these modules along.
 """
 
-from candy_monai.transforms.components import KeepLargestComponent, KeepLargestComponentd
-from candy_monai.transforms.cropping import CropForegroundIfAny, CropForegroundIfAnyd
 from candy_monai.transforms.degradation import (
     RandBlur,
     RandBlurd,
@@ -13,6 +11,12 @@ from candy_monai.transforms.degradation import (
     RandGammad,
     RandLowResolution,
     RandLowResolutiond,
+)
+from candy_monai.transforms.foreground import (
+    CropForegroundIfAny,
+    CropForegroundIfAnyd,
+    KeepLargestComponent,
+    KeepLargestComponentd,
 )
 from candy_monai.transforms.normalization import NormalizeForeground, NormalizeForegroundd
 from candy_monai.transforms.painting import PaintLabels, PaintLabelsd

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +19,87 @@ from torch.nn import functional as F
 _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-class RandBlur(RandomizableTransform):
+class _RandByChannel(RandomizableTransform):
+    """A change of each channel by a random strength of its own.
+
+    Args:
+        prob: Probability of any change.
+        strengths: Smallest and largest strength.
+        channel_prob: Probability of each channel's change, when there is any; ``None`` to change all and draw nothing.
+    """
+
+    def __init__(self, prob: float, strengths: Sequence[float], channel_prob: float | None) -> None:
+        super().__init__(prob)
+        self.strengths = (float(strengths[0]), float(strengths[1]))
+        self.channel_prob = channel_prob
+        self.drawn: tuple[float | None, ...] = ()
+
+    def randomize(self, data: Any) -> None:
+        """Draw whether there is any change and how strong each of ``data`` channels'; None for one that stays."""
+        super().randomize(None)
+        self.drawn = tuple(self._strength() for _ in range(data))
+
+    def _strength(self) -> float | None:
+        if not self._do_transform or (self.channel_prob is not None and self.R.random_sample() >= self.channel_prob):
+            return None
+        return float(self.R.uniform(*self.strengths))
+
+    def __call__(self, img: Any, randomize: bool = True) -> Tensor:
+        """Return the image ``(C, *spatial)``, changed or as it was.
+
+        Args:
+            img: The image.
+            randomize: Draw anew; else as the last time.
+        """
+        img = convert_to_tensor(img, track_meta=get_track_meta())
+        if randomize:
+            self.randomize(len(img))
+        if all(strength is None for strength in self.drawn):
+            whole: Tensor = img
+            return whole
+        values = img.as_tensor() if isinstance(img, MetaTensor) else img
+        values = values if values.is_floating_point() else values.float()
+        channels = zip(values, self.drawn, strict=True)
+        result = torch.stack([old if strength is None else self._changed(old, strength) for old, strength in channels])
+        return MetaTensor(result).copy_meta_from(img) if isinstance(img, MetaTensor) else result
+
+    @abstractmethod
+    def _changed(self, values: Tensor, strength: float) -> Tensor:
+        """Return one channel ``(*spatial)``, changed."""
+
+
+class _RandByChanneld(RandomizableTransform, MapTransform):
+    """Dictionary form of a change by channel: all keys are changed alike."""
+
+    array_form: Callable[..., _RandByChannel]
+
+    def __init__(
+        self, keys: KeysCollection, prob: float = 0.1, *, allow_missing_keys: bool = False, **options: Any
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.change = self.array_form(1.0, **options)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
+        """Seed the transform, as MONAI's do."""
+        super().set_random_state(seed, state)
+        self.change.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the items with those of the keys changed, or as they were."""
+        d = dict(data)
+        self.randomize(None)
+        drawn_for = -1
+        for key in self.key_iterator(d):
+            d[key] = convert_to_tensor(d[key], track_meta=get_track_meta())
+            if self._do_transform:
+                d[key] = self.change(d[key], randomize=len(d[key]) != drawn_for)
+                drawn_for = len(d[key])
+        return d
+
+
+class RandBlur(_RandByChannel):
     """Blur each channel, with a probability of its own, by a Gaussian of random width.
 
     MONAI's ``RandGaussianSmooth`` takes 113 ms for a patch of 128^3, this one 7: the kernel has few taps, which are
@@ -31,71 +112,38 @@ class RandBlur(RandomizableTransform):
     """
 
     def __init__(self, prob: float = 0.1, *, sigma: Sequence[float] = (0.5, 1.0), channel_prob: float = 1.0) -> None:
-        super().__init__(prob)
-        self.sigma = (float(sigma[0]), float(sigma[1]))
-        self.channel_prob = channel_prob
-        self.sigmas: tuple[float | None, ...] = ()
+        super().__init__(prob, sigma, channel_prob)
 
-    def randomize(self, data: Any) -> None:
-        """Draw whether there is any blur and how wide each of ``data`` channels'; None for one that stays."""
-        super().randomize(None)
-        if not self._do_transform:
-            self.sigmas = (None,) * data
-            return
-        self.sigmas = tuple(
-            self.R.uniform(*self.sigma) if self.R.random_sample() < self.channel_prob else None for _ in range(data)
-        )
-
-    def __call__(self, img: Any, randomize: bool = True) -> Tensor:
-        """Return the image ``(C, *spatial)``, blurred or as it was.
-
-        Args:
-            img: The image.
-            randomize: Draw anew; else as the last time.
-        """
-        img = convert_to_tensor(img, track_meta=get_track_meta())
-        if randomize:
-            self.randomize(len(img))
-        radius = max(1, round(3 * self.sigma[1]))
-        return _by_channel(img, self.sigmas, lambda values, sigma: _blurred(values, sigma, radius))
+    def _changed(self, values: Tensor, strength: float) -> Tensor:
+        radius = max(1, round(3 * self.strengths[1]))
+        weights = np.exp([-0.5 * (offset / strength) ** 2 for offset in range(-radius, radius + 1)])
+        weights /= weights.sum()
+        for axis, size in enumerate(values.shape):
+            if size == 1:
+                continue
+            edges = [values.narrow(axis, end, 1).expand_as(values.narrow(axis, 0, 1)) for end in (0, size - 1)]
+            padded = torch.cat([edges[0]] * radius + [values] + [edges[1]] * radius, dim=axis)
+            blurred = padded.narrow(axis, 0, size) * float(weights[0])
+            for shift in range(1, len(weights)):
+                blurred.add_(padded.narrow(axis, shift, size), alpha=float(weights[shift]))
+            values = blurred
+        return values
 
 
-class RandBlurd(RandomizableTransform, MapTransform):
+class RandBlurd(_RandByChanneld):
     """Dictionary form of `RandBlur`: all keys are blurred alike.
 
     Args:
         keys: The images.
         prob: Probability of any blur.
-        sigma: Smallest and largest standard deviation in voxels.
-        channel_prob: Probability of each channel's, when there is any.
         allow_missing_keys: Whether a key may be missing.
+        options: All others are those of `RandBlur`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        *,
-        sigma: Sequence[float] = (0.5, 1.0),
-        channel_prob: float = 1.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
-        self.blur = RandBlur(1.0, sigma=sigma, channel_prob=channel_prob)
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandBlurd:
-        """Seed the transform, as MONAI's do."""
-        super().set_random_state(seed, state)
-        self.blur.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with those of the keys blurred, or as they were."""
-        return _changed(self, self.blur, data)
+    array_form = RandBlur
 
 
-class RandLowResolution(RandomizableTransform):
+class RandLowResolution(_RandByChannel):
     """Simulate low resolution of each channel, with one axis spared: sample more coarsely, and interpolate back.
 
     MONAI's ``RandSimulateLowResolution``, which this one equals for one channel without the two options, coarsens every
@@ -116,76 +164,30 @@ class RandLowResolution(RandomizableTransform):
         fixed_axis: int | None = None,
         channel_prob: float = 1.0,
     ) -> None:
-        super().__init__(prob)
-        self.zoom_range = (float(zoom_range[0]), float(zoom_range[1]))
+        super().__init__(prob, zoom_range, channel_prob)
         self.fixed_axis = fixed_axis
-        self.channel_prob = channel_prob
-        self.zooms: tuple[float | None, ...] = ()
 
-    def randomize(self, data: Any) -> None:
-        """Draw whether there is any change and what each of ``data`` channels keeps; None for one that stays."""
-        super().randomize(None)
-        if not self._do_transform:
-            self.zooms = (None,) * data
-            return
-        self.zooms = tuple(
-            self.R.uniform(*self.zoom_range) if self.R.random_sample() < self.channel_prob else None
-            for _ in range(data)
-        )
-
-    def __call__(self, img: Any, randomize: bool = True) -> Tensor:
-        """Return the image ``(C, *spatial)``, coarsened or as it was.
-
-        Args:
-            img: The image.
-            randomize: Draw anew; else as the last time.
-        """
-        img = convert_to_tensor(img, track_meta=get_track_meta())
-        if randomize:
-            self.randomize(len(img))
-        return _by_channel(img, self.zooms, lambda values, zoom: _coarsened(values, zoom, self.fixed_axis))
+    def _changed(self, values: Tensor, strength: float) -> Tensor:
+        shape = values.shape
+        small = [size if axis == self.fixed_axis else max(1, round(size * strength)) for axis, size in enumerate(shape)]
+        coarse = F.interpolate(values[None, None], size=small, mode="nearest-exact")
+        return F.interpolate(coarse, size=shape, mode=_LINEAR_MODES[values.ndim], align_corners=False)[0, 0]
 
 
-class RandLowResolutiond(RandomizableTransform, MapTransform):
+class RandLowResolutiond(_RandByChanneld):
     """Dictionary form of `RandLowResolution`: all keys are coarsened alike.
 
     Args:
         keys: The images.
         prob: Probability of any change.
-        zoom_range: Smallest and largest share of the resolution that is kept.
-        fixed_axis: The spatial axis to spare.
-        channel_prob: Probability of each channel's, when there is any.
         allow_missing_keys: Whether a key may be missing.
+        options: All others are those of `RandLowResolution`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        *,
-        zoom_range: Sequence[float] = (0.5, 1.0),
-        fixed_axis: int | None = None,
-        channel_prob: float = 1.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
-        self.coarsen = RandLowResolution(1.0, zoom_range=zoom_range, fixed_axis=fixed_axis, channel_prob=channel_prob)
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandLowResolutiond:
-        """Seed the transform, as MONAI's do."""
-        super().set_random_state(seed, state)
-        self.coarsen.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with those of the keys coarsened, or as they were."""
-        return _changed(self, self.coarsen, data)
+    array_form = RandLowResolution
 
 
-class RandGamma(RandomizableTransform):
+class RandGamma(_RandByChannel):
     """Bend the intensities of each channel by a random power, and keep its mean and deviation.
 
     MONAI's ``RandAdjustContrast`` with ``retain_stats``, which this one equals for one channel, takes least, greatest,
@@ -199,119 +201,24 @@ class RandGamma(RandomizableTransform):
     """
 
     def __init__(self, prob: float = 0.1, *, gamma: Sequence[float] = (0.7, 1.5), invert_image: bool = False) -> None:
-        super().__init__(prob)
-        self.gamma = (float(gamma[0]), float(gamma[1]))
+        super().__init__(prob, gamma, None)
         self.invert_image = invert_image
-        self.powers: tuple[float | None, ...] = ()
 
-    def randomize(self, data: Any) -> None:
-        """Draw whether there is any change, and the power of each of ``data`` channels."""
-        super().randomize(None)
-        self.powers = tuple(self.R.uniform(*self.gamma) if self._do_transform else None for _ in range(data))
-
-    def __call__(self, img: Any, randomize: bool = True) -> Tensor:
-        """Return the image ``(C, *spatial)``, bent or as it was.
-
-        Args:
-            img: The image.
-            randomize: Draw anew; else as the last time.
-        """
-        img = convert_to_tensor(img, track_meta=get_track_meta())
-        if randomize:
-            self.randomize(len(img))
-        return _by_channel(img, self.powers, self._bent)
-
-    def _bent(self, values: Tensor, power: float) -> Tensor:
-        return _bent(values.neg(), power).neg_() if self.invert_image else _bent(values, power)
+    def _changed(self, values: Tensor, strength: float) -> Tensor:
+        return _bent(values.neg(), strength).neg_() if self.invert_image else _bent(values, strength)
 
 
-class RandGammad(RandomizableTransform, MapTransform):
+class RandGammad(_RandByChanneld):
     """Dictionary form of `RandGamma`: all keys are bent alike.
 
     Args:
         keys: The images.
         prob: Probability of any change.
-        gamma: Smallest and largest power.
-        invert_image: Whether to bend the negative instead.
         allow_missing_keys: Whether a key may be missing.
+        options: All others are those of `RandGamma`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        prob: float = 0.1,
-        *,
-        gamma: Sequence[float] = (0.7, 1.5),
-        invert_image: bool = False,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
-        self.bend = RandGamma(1.0, gamma=gamma, invert_image=invert_image)
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandGammad:
-        """Seed the transform, as MONAI's do."""
-        super().set_random_state(seed, state)
-        self.bend.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items with those of the keys bent, or as they were."""
-        return _changed(self, self.bend, data)
-
-
-def _changed(
-    transform: RandBlurd | RandGammad | RandLowResolutiond,
-    change: RandBlur | RandGamma | RandLowResolution,
-    data: Mapping[Hashable, Any],
-) -> dict[Hashable, Any]:
-    """Draw once, and change all keys alike."""
-    d = dict(data)
-    transform.randomize(None)
-    drawn_for = -1
-    for key in transform.key_iterator(d):
-        d[key] = convert_to_tensor(d[key], track_meta=get_track_meta())
-        if transform._do_transform:
-            d[key] = change(d[key], randomize=len(d[key]) != drawn_for)
-            drawn_for = len(d[key])
-    return d
-
-
-def _by_channel(img: Tensor, drawn: Sequence[float | None], change: Callable[[Tensor, float], Tensor]) -> Tensor:
-    if all(strength is None for strength in drawn):
-        return img
-    values = img.as_tensor() if isinstance(img, MetaTensor) else img
-    if not values.is_floating_point():
-        values = values.float()
-    result = torch.stack(
-        [
-            channel if strength is None else change(channel, strength)
-            for channel, strength in zip(values, drawn, strict=True)
-        ]
-    )
-    return MetaTensor(result).copy_meta_from(img) if isinstance(img, MetaTensor) else result
-
-
-def _blurred(values: Tensor, sigma: float, radius: int) -> Tensor:
-    weights = np.exp([-0.5 * (offset / sigma) ** 2 for offset in range(-radius, radius + 1)])
-    weights /= weights.sum()
-    for axis, size in enumerate(values.shape):
-        if size == 1:
-            continue
-        edges = [values.narrow(axis, end, 1).expand_as(values.narrow(axis, 0, 1)) for end in (0, size - 1)]
-        padded = torch.cat([edges[0]] * radius + [values] + [edges[1]] * radius, dim=axis)
-        blurred = padded.narrow(axis, 0, size) * float(weights[0])
-        for shift in range(1, len(weights)):
-            blurred.add_(padded.narrow(axis, shift, size), alpha=float(weights[shift]))
-        values = blurred
-    return values
-
-
-def _coarsened(values: Tensor, zoom: float, fixed_axis: int | None) -> Tensor:
-    small = [size if axis == fixed_axis else max(1, round(size * zoom)) for axis, size in enumerate(values.shape)]
-    coarse = F.interpolate(values[None, None], size=small, mode="nearest-exact")
-    mode = _LINEAR_MODES[values.ndim]
-    return F.interpolate(coarse, size=values.shape, mode=mode, align_corners=False)[0, 0]
+    array_form = RandGamma
 
 
 def _bent(values: Tensor, power: float) -> Tensor:

@@ -8,8 +8,8 @@ ids, so that ids are those of the greatest probability.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,48 +20,16 @@ from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 from torch.nn import functional as F
 
+from candy_monai.transforms.resampling import linear_taps
+
 Shape = tuple[int, ...]
+
+_Part = tuple[tuple[slice, ...], Tensor]
+"""Where scores lie across the layers, and the scores ``(K, planes, *across)``."""
 
 _VOXELS_AT_ONCE = 1 << 22  # of the planes that are resampled together: bounds their floats to 16 MB each
 _BLOCK = 1 << 15  # voxels whose best score stays in the processor's cache while the classes are gone through
 _MODES = {1: "linear", 2: "bilinear"}
-
-
-class BestClass:
-    """Label ids of some voxels, from one class after the other.
-
-    Args:
-        shape: The voxels' shape.
-        paints: For independent channels, the id that each writes, later over earlier; empty where classes exclude each
-            other, or for a single channel that writes 1.
-        num_channels: Channels to come.
-        threshold: What an independent channel must exceed.
-        device: Where to compute.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        num_channels: int,
-        paints: Sequence[int] = (),
-        threshold: float = 0.0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.ids = torch.zeros(tuple(shape), dtype=id_type(num_channels, paints), device=device)
-        self._paints = tuple(paints) or ((1,) if num_channels == 1 else ())
-        self._threshold = threshold
-        self._best: Tensor | None = None
-
-    def take(self, channel: int, scores: Tensor) -> None:
-        """Let a channel, the first one first, claim its voxels."""
-        if self._paints:
-            self.ids.masked_fill_(scores > self._threshold, self._paints[channel])
-        elif self._best is None:
-            self._best = scores.clone()
-        else:
-            self.ids.masked_fill_(scores > self._best, channel)
-            torch.maximum(self._best, scores, out=self._best)
 
 
 def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float = 0.0) -> Tensor:
@@ -69,25 +37,37 @@ def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float = 
 
     Args:
         scores: ``(K, *spatial)``; each class's may be times one positive number a voxel.
-        paints: See `BestClass`.
-        threshold: See `BestClass`.
+        paints: For independent channels, the id that each writes, later over earlier; empty where classes exclude each
+            other, or for a single channel that writes 1.
+        threshold: What an independent channel must exceed.
 
     Returns:
         ``(*spatial)`` uint8, or int16 for ids above 255.
     """
-    flat = scores.flatten(1)
+    flat, kind = scores.flatten(1), id_type(len(scores), paints)
     if scores.device.type != "cpu" and not paints and len(scores) > 1:
-        return flat.max(0).indices.to(id_type(len(scores), paints)).view(scores.shape[1:])
-    ids = torch.empty(flat.shape[1], dtype=id_type(len(scores), paints), device=scores.device)
+        return flat.max(0).indices.to(kind).view(scores.shape[1:])
+    ids = torch.empty(flat.shape[1], dtype=kind, device=scores.device)
     for first in range(0, flat.shape[1], _BLOCK):
         block = flat[:, first : first + _BLOCK]
-        best = BestClass(
-            block.shape[1:], num_channels=len(scores), paints=paints, threshold=threshold, device=scores.device
-        )
-        for channel, values in enumerate(block):
-            best.take(channel, values)
-        ids[first : first + _BLOCK] = best.ids
+        ids[first : first + _BLOCK] = _ids_by_class(block, len(scores), paints, threshold)
     return ids.view(scores.shape[1:])
+
+
+def _ids_by_class(channels: Iterable[Tensor], num_channels: int, paints: Sequence[int], threshold: float) -> Tensor:
+    """Return the ids of some voxels from the scores of one class after the other, the first one first."""
+    remaining = iter(channels)
+    first = next(remaining)
+    ids = torch.zeros(first.shape, dtype=id_type(num_channels, paints), device=first.device)
+    if paints or num_channels == 1:
+        for label_id, scores in zip(paints or (1,), chain([first], remaining), strict=True):
+            ids.masked_fill_(scores > threshold, label_id)
+        return ids
+    best = first.clone()
+    for channel, scores in enumerate(remaining, start=1):
+        ids.masked_fill_(scores > best, channel)
+        torch.maximum(best, scores, out=best)
+    return ids
 
 
 def probabilities_of(
@@ -101,8 +81,8 @@ def probabilities_of(
 
     Args:
         scores: ``(K, *spatial)`` floating.
-        ids: ``(*spatial)``, from `label_ids` or `BestClass` of the same scores.
-        paints: See `BestClass`.
+        ids: ``(*spatial)``, from `label_ids` of the same scores.
+        paints: See `label_ids`.
         are_probabilities: Whether the scores are probabilities already, which stay as they are apart from ties.
 
     Returns:
@@ -143,7 +123,7 @@ class LabelPainter:
         source: Spatial shape of the scores.
         target: Spatial shape of the label map.
         axis: The axis along which layers follow each other.
-        paints: See `BestClass`.
+        paints: See `label_ids`.
         are_probabilities: Whether the scores are probabilities instead of logits.
         with_probabilities: Whether to keep every class's probability, too.
         device: Where the label map lies.
@@ -171,6 +151,7 @@ class LabelPainter:
         self._num_planes = 0  # that were resampled
         self._num_painted = 0  # planes of the label map
         self._last: Tensor | None = None
+        self._low, self._high, self._share = linear_taps(source[axis], target[axis])
 
     def add(self, place: tuple[slice, ...], scores: Tensor, *, weights: Tensor | None = None) -> None:
         """Take a part of the scores; together the parts fill the source once.
@@ -196,12 +177,10 @@ class LabelPainter:
         scores = scores if weights is None else scores.div_(weights)
         sides = list(place)
         along = sides.pop(self._axis)
-        self._layers.setdefault(along.start, []).append(
-            _Part(across=tuple(sides), scores=scores.movedim(self._axis + 1, 1))
-        )
+        self._layers.setdefault(along.start, []).append((tuple(sides), scores.movedim(self._axis + 1, 1)))
         cross_section = math.prod(self._source) // self._source[self._axis]
         while layer := self._layers.get(self._num_planes):
-            if sum(part.scores[0, 0].numel() for part in layer) < cross_section:
+            if sum(part[0, 0].numel() for _, part in layer) < cross_section:
                 break
             del self._layers[self._num_planes]
             self._paint(layer, self._labels.movedim(self._axis, 0))
@@ -234,65 +213,47 @@ class LabelPainter:
 
     def _paint(self, layer: list[_Part], labels: Tensor) -> None:
         """Paint all planes of the label map that lie between planes that have come."""
-        old, new = self._source[self._axis], self._target[self._axis]
-        first, end = self._num_planes, self._num_planes + layer[0].scores.shape[1]
-        position = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp(min=0, max=old - 1)
-        low = position.floor().long()
-        high = (low + 1).clamp_max(old - 1)
-        ready = int((high < end).sum())
-        num_channels = layer[0].scores.shape[0]
+        num_channels, num_planes = layer[0][1].shape[:2]
+        first, end = self._num_planes, self._num_planes + num_planes
+        ready, size = int((self._high < end).sum()), tuple(labels.shape[1:])
         held_at_once = 1 if self._probabilities is None else num_channels
-        at_once = max(1, _VOXELS_AT_ONCE // (held_at_once * math.prod(labels.shape[1:])))
+        at_once = max(1, _VOXELS_AT_ONCE // (held_at_once * math.prod(size)))
         for start in range(self._num_painted, ready, at_once):
             rows = slice(start, min(start + at_once, ready))
-            needed = range(int(low[rows.start]), int(high[rows.stop - 1]) + 1)
-            share = (position - low)[rows].float().to(self._device).view(-1, *[1] * (labels.ndim - 1))
-            best = BestClass(
-                labels[rows].shape,
-                num_channels=num_channels,
-                paints=self._paints,
-                threshold=self._threshold,
-                device=self._device,
-            )
-            every: list[Tensor] = []
-            for channel in range(num_channels):
-                planes = self._planes(layer, channel, needed, first)
-                below, above = planes[(low[rows] - needed.start)], planes[(high[rows] - needed.start)]
-                between = below.lerp_(above, share)
-                size = tuple(labels.shape[1:])
-                if tuple(between.shape[1:]) != size:
-                    mode = _MODES[between.ndim - 1]
-                    between = F.interpolate(between[None], size=size, mode=mode, align_corners=False)[0]
-                best.take(channel, between)
-                if self._probabilities is not None:
-                    every.append(between)
-            labels[rows] = best.ids
-            if self._probabilities is not None:
-                probabilities = self._as_probabilities(torch.stack(every), best.ids)
-                self._probabilities.movedim(self._axis + 1, 1)[:, rows] = probabilities.cpu()
+            channels = (self._between(layer, channel, rows, first, size) for channel in range(num_channels))
+            if self._probabilities is None:
+                labels[rows] = _ids_by_class(channels, num_channels, self._paints, self._threshold)
+            else:
+                scores = torch.stack(list(channels))
+                ids = _ids_by_class(scores, num_channels, self._paints, self._threshold)
+                labels[rows] = ids
+                self._probabilities.movedim(self._axis + 1, 1)[:, rows] = self._as_probabilities(scores, ids).cpu()
         self._num_painted, self._num_planes = ready, end
         self._last = torch.stack([self._planes(layer, c, range(end - 1, end), first)[0] for c in range(num_channels)])
+
+    def _between(self, layer: list[_Part], channel: int, rows: slice, first: int, size: Shape) -> Tensor:
+        """Return planes of the label map, of one channel, from the source's planes on both sides of each."""
+        low, high = self._low[rows], self._high[rows]
+        needed = range(int(low[0]), int(high[-1]) + 1)
+        planes = self._planes(layer, channel, needed, first)
+        share = self._share[rows].to(planes.device).view(-1, *[1] * len(size))
+        between = planes[low - needed.start].lerp_(planes[high - needed.start], share)
+        if tuple(between.shape[1:]) == size:
+            return between
+        return F.interpolate(between[None], size=size, mode=_MODES[len(size)], align_corners=False)[0]
 
     def _planes(self, layer: list[_Part], channel: int, needed: range, first: int) -> Tensor:
         """Return planes of one channel: those of a layer that begins with plane ``first``, and the one before it."""
         own = slice(max(needed.start - first, 0), needed.stop - first)
         cross_section = [extent for axis, extent in enumerate(self._source) if axis != self._axis]
-        planes = layer[0].scores.new_empty((len(needed), *cross_section))
+        planes = layer[0][1].new_empty((len(needed), *cross_section))
         before = max(first - needed.start, 0)
         if before:
             assert self._last is not None
             planes[0] = self._last[channel]
-        for part in layer:
-            planes[(slice(before, None), *part.across)] = part.scores[channel, own]
+        for across, part in layer:
+            planes[(slice(before, None), *across)] = part[channel, own]
         return planes
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Part:
-    """Scores ``(K, planes, *across)`` and where they lie in the planes."""
-
-    across: tuple[slice, ...]
-    scores: Tensor
 
 
 def shape_before_resampling(image: Tensor) -> Shape:

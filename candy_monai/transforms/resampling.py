@@ -6,6 +6,7 @@ Voxels are boxes: the first and the last end where they ended before, as in nnU-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -17,7 +18,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta
 from monai.data.utils import affine_to_spacing
 from monai.transforms import InvertibleTransform, MapTransform, TraceableTransform
-from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple_rep
+from monai.transforms.utils import scale_affine
+from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple_rep, look_up_option
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -110,21 +112,21 @@ def resample_scores(scores: Tensor, shape: Shape) -> Tensor:
     return result
 
 
-def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> Shape:
-    """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
-    if target is None:
-        return tuple(shape)
-    return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing, target, strict=True))
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Shape:
+    """Return the shape that covers the same space at another spacing, at least one voxel along each axis.
+
+    A target that is not positive keeps its axis as it is, as in MONAI's ``Spacing``.
+    """
+    return tuple(
+        max(1, round(size * old / new)) if new > 0 else size
+        for size, old, new in zip(shape, spacing, target, strict=True)
+    )
 
 
 def thick_axis(spacing: Sequence[float], *, ratio: float = _ANISOTROPIC) -> int | None:
     """Return the axis of a volume along which voxels are more than ``ratio`` times as long as along both others."""
-    if len(spacing) < 3:
-        return None
-    for axis, length in enumerate(spacing):
-        if length > ratio * max(other for index, other in enumerate(spacing) if index != axis):
-            return axis
-    return None
+    axis = int(np.argmax(spacing))
+    return axis if len(spacing) > 2 and spacing[axis] > ratio * sorted(spacing)[-2] else None
 
 
 class ResampleToSpacing(InvertibleTransform):
@@ -137,22 +139,22 @@ class ResampleToSpacing(InvertibleTransform):
     On data that need no resampling the results are the same.
 
     Args:
-        pixdim: The spacing along each spatial axis.
+        pixdim: The spacing along each spatial axis; an axis for which it is not positive keeps its own.
         mode: ``cubic`` or ``linear`` for intensities, ``majority`` or ``nearest`` for label ids.
         anisotropy: An axis counts as one of thick slices if its spacing is more than so many times that of both others,
             in the image itself or else in ``pixdim``.
 
     Raises:
-        ValueError: If the mode is unknown, or a spacing is not positive.
+        ValueError: If the mode is unknown, or a spacing is not finite.
     """
 
     def __init__(
         self, pixdim: Sequence[float] | float, *, mode: str = "cubic", anisotropy: float = _ANISOTROPIC
     ) -> None:
         self.pixdim = (pixdim,) if isinstance(pixdim, int | float) else tuple(pixdim)
-        if not all(0 < length < float("inf") for length in self.pixdim):
-            raise ValueError(f"pixdim must be positive, got {self.pixdim}")
-        self.mode = _known(mode)
+        if not all(map(math.isfinite, self.pixdim)):
+            raise ValueError(f"pixdim must be finite, got {self.pixdim}")
+        self.mode = look_up_option(mode, _MODES)
         self.anisotropy = anisotropy
 
     def __call__(self, img: Any, mode: str | None = None) -> Tensor:
@@ -165,7 +167,7 @@ class ResampleToSpacing(InvertibleTransform):
         Raises:
             ValueError: If the mode is unknown, or there are not as many spatial axes as spacings.
         """
-        mode = _known(mode or self.mode)
+        mode = look_up_option(mode or self.mode, _MODES)
         img = convert_to_tensor(img, track_meta=get_track_meta())
         values = img.as_tensor() if isinstance(img, MetaTensor) else img
         old = tuple(values.shape[1:])
@@ -174,22 +176,18 @@ class ResampleToSpacing(InvertibleTransform):
             raise ValueError(f"pixdim has {len(target)} entries for an image of shape {tuple(values.shape)}")
         spacing = _spacing_of(img, len(old))
         new = resampled_shape(old, spacing, target)
-        thick = None
-        if new != old:
-            own = thick_axis(spacing, ratio=self.anisotropy)
-            thick = own if own is not None else thick_axis(target, ratio=self.anisotropy)
+        wanted = [length if length > 0 else kept for length, kept in zip(target, spacing, strict=True)]
+        own, other = (thick_axis(lengths, ratio=self.anisotropy) for lengths in (spacing, wanted))
+        thick = other if own is None else own
         result = _resampled(values, new, mode, thick)
         if not isinstance(img, MetaTensor):
             return result
-        extra = {
-            "src_affine": img.affine.clone(),
-            "mode": {"cubic": "linear"}.get(mode, mode),  # of the way back; Invertd may put "nearest" here
-        }
+        back = "linear" if mode == "cubic" else mode  # Invertd may put "nearest" in its place
         info = TraceableTransform.track_transform_meta(
             img,
             sp_size=new,
-            affine=_scale_affine(old, new),
-            extra_info=extra,
+            affine=torch.as_tensor(scale_affine(old, new)),
+            extra_info={"src_affine": img.affine.clone(), "mode": back},
             orig_size=old,
             transform_info=self.get_transform_info(),
         )
@@ -199,18 +197,16 @@ class ResampleToSpacing(InvertibleTransform):
     def inverse(self, data: Tensor) -> Tensor:
         """Return scores or labels on the grid from before: scores linearly, labels as ``mode`` says."""
         info = self.pop_transform(data)
-        extra = info[TraceKeys.EXTRA_INFO]
         shape = tuple(int(size) for size in info[TraceKeys.ORIG_SIZE])
         values = data.as_tensor() if isinstance(data, MetaTensor) else data
-        mode = extra["mode"]
+        mode = info[TraceKeys.EXTRA_INFO]["mode"]
         if mode == "linear" and not values.is_floating_point():
             mode = "majority"
         result = resample_scores(values, shape) if mode == "linear" else _resampled(values, shape, mode, None)
-        placed = MetaTensor(result)
-        placed.copy_meta_from(data)
-        placed.affine = extra["src_affine"]
-        whole: Tensor = placed
-        return whole
+        placed = MetaTensor(result).copy_meta_from(data)
+        placed.affine = info[TraceKeys.EXTRA_INFO]["src_affine"]
+        restored: Tensor = placed
+        return restored
 
 
 class ResampleToSpacingd(MapTransform, InvertibleTransform):
@@ -234,7 +230,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.mode = tuple(_known(each) for each in ensure_tuple_rep(mode, len(self.keys)))
+        self.mode = tuple(look_up_option(each, _MODES) for each in ensure_tuple_rep(mode, len(self.keys)))
         self.resampler = ResampleToSpacing(pixdim, anisotropy=anisotropy)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -252,29 +248,11 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         return d
 
 
-def _known(mode: str) -> str:
-    if mode not in _MODES:
-        raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(_MODES)}")
-    return mode
-
-
 def _spacing_of(img: Tensor, num_dims: int) -> tuple[float, ...]:
     if not isinstance(img, MetaTensor):
         return (1.0,) * num_dims
-    affine = img.affine
-    rank = min(num_dims, len(affine) - 1)
-    # All rows count: the plane of a 2-D image may lie askew in space.
-    lengths = affine_to_spacing(affine, r=len(affine) - 1)[:rank]
-    return tuple(float(length) for length in lengths)
-
-
-def _scale_affine(old: Shape, new: Shape) -> Tensor:
-    """Return the affine from new to old indices where both grids cover the same extent."""
-    affine = torch.eye(len(old) + 1, dtype=torch.float64)
-    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
-        affine[axis, axis] = before / after
-        affine[axis, -1] = (before / after - 1) / 2
-    return affine
+    rank = len(img.affine) - 1  # all rows count: the plane of a 2-D image may lie askew in space
+    return tuple(float(length) for length in affine_to_spacing(img.affine, r=rank)[: min(num_dims, rank)])
 
 
 def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None) -> Tensor:
@@ -301,7 +279,7 @@ def _score_in_box(
         if shape[axis] == old_shape[axis]:
             continue
         start, stop = box[axis].start, box[axis].stop
-        lower, upper, share = _linear_taps(old_shape[axis], shape[axis])
+        lower, upper, share = linear_taps(old_shape[axis], shape[axis])
         touched = torch.nonzero((upper >= start) & (lower < stop))
         place[axis] = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0)
         parts = []
@@ -316,7 +294,7 @@ def _score_in_box(
 
 
 @lru_cache(maxsize=64)
-def _linear_taps(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
+def linear_taps(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each new voxel its two old neighbours and the second one's share, as PyTorch interpolates."""
     place = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp_(0, old - 1)
     lower = place.long()

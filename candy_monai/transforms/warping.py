@@ -11,7 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, RandomizableTransform, TraceableTransform
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple_rep, look_up_option
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,10 +49,7 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
         fill: The value outside.
     """
     bounds = [(int(first), int(first) + size) for first, size in zip(start, shape, strict=True)]
-    inside = tuple(
-        slice(max(first, 0), max(0, min(stop, limit)))
-        for (first, stop), limit in zip(bounds, array.shape[1:], strict=True)
-    )
+    inside = tuple(slice(max(first, 0), max(stop, 0)) for first, stop in bounds)
     if isinstance(array, Tensor):
         found = (array.as_tensor() if isinstance(array, MetaTensor) else array)[(slice(None), *inside)].clone()
     else:
@@ -61,12 +58,11 @@ def cut(array: NDArray[Any] | Tensor, start: Sequence[int] | NDArray[np.int64], 
         return found
     if not found.is_floating_point() and fill > torch.iinfo(found.dtype).max:
         found = found.long()  # an id to fill with that this image itself has not
-    box = found.new_full((len(found), *shape), fill)
-    if found.numel():
-        sides = zip(inside, bounds, strict=True)
-        target = tuple(slice(side.start - first, side.stop - first) for side, (first, _) in sides)
-        box[(slice(None), *target)] = found
-    return box
+    padding: list[int] = []  # of the last axis first
+    for (first, _), size, held in zip(bounds, shape, found.shape[1:], strict=True):
+        before = min(max(-first, 0), size - held)
+        padding = [before, size - held - before, *padding]
+    return F.pad(found, padding, value=fill)
 
 
 class RandWarp(RandomizableTransform):
@@ -122,7 +118,7 @@ class RandWarp(RandomizableTransform):
         self.fixed_axis = fixed_axis
         self.spacing = None if spacing is None else tuple(spacing)
         self.random_center = random_center
-        self.mode, self.fill = _known(mode), fill
+        self.mode, self.fill = look_up_option(mode, _MODES), fill
         self.matrix: NDArray[np.float64] | None = None
         self.displacement: Tensor | None = None
         self.start: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -170,7 +166,7 @@ class RandWarp(RandomizableTransform):
         """
         if randomize:
             self.randomize(img.shape[1:], center)
-        mode, fill = _known(mode or self.mode), self.fill if fill is None else fill
+        mode, fill = look_up_option(mode or self.mode, _MODES), self.fill if fill is None else fill
         patch = self._patch(img, mode, fill)
         if not (isinstance(img, MetaTensor) and get_track_meta()):
             return patch
@@ -179,23 +175,17 @@ class RandWarp(RandomizableTransform):
         return placed
 
     def _patch(self, img: Any, mode: str, fill: float) -> Tensor:
-        if self.matrix is None and self.displacement is None:
-            return _as(cut(img, self.start, self.shape, fill=fill), mode)
         matrix = np.eye(len(self.shape)) if self.matrix is None else self.matrix
         centre = self.start + (np.array(self.shape) - 1) / 2
-        corner, box = source_box(
-            matrix, centre, self.shape, coarse_axis=self.fixed_axis, displacement=self.displacement
-        )
-        values = _as(cut(img, corner, box, fill=fill), mode)
+        warp: dict[str, Any] = {"coarse_axis": self.fixed_axis, "displacement": self.displacement}
+        is_copy = self.matrix is None and self.displacement is None
+        corner, box = (self.start, self.shape) if is_copy else source_box(matrix, centre, self.shape, **warp)
+        values = cut(img, corner, box, fill=fill)
+        values = values.float() if mode == "bilinear" else values
+        if is_copy:
+            return values
         if self._grid is None:
-            self._grid = sampling_grid(
-                matrix,
-                list(centre - corner),
-                box,
-                self.shape,
-                coarse_axis=self.fixed_axis,
-                displacement=self.displacement,
-            )
+            self._grid = sampling_grid(matrix, list(centre - corner), box, self.shape, **warp)
         return sample(values, self._grid, mode=mode, coarse_axis=self.fixed_axis)
 
     def _affine(self) -> Tensor:
@@ -274,7 +264,7 @@ class RandWarpd(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.center_key = center_key
-        self.mode = tuple(_known(each) for each in ensure_tuple_rep(mode, len(self.keys)))
+        self.mode = tuple(look_up_option(each, _MODES) for each in ensure_tuple_rep(mode, len(self.keys)))
         self.fill = tuple(float(each) for each in ensure_tuple_rep(fill, len(self.keys)))
         self.warper = RandWarp(spatial_size, **kwargs)
 
@@ -317,8 +307,8 @@ def source_box(
     Args:
         matrix: From offsets in the patch to offsets in the image, in voxels.
         centre: Where the patch's centre lies in the image, in voxels.
-        shape: The patch's shape.
-        coarse_axis: The axis along which the box is exactly the patch.
+        shape: The patch's shape, which along a coarse axis is that of the box.
+        coarse_axis: The axis across thick slices, along which nothing is warped.
         displacement: How far points over the patch are moved, ``(num_dims, *points)`` in voxels.
     """
     reach = np.abs(matrix) @ ((np.array(shape) - 1) / 2)
@@ -343,16 +333,11 @@ def sampling_grid(
 ) -> Tensor:
     """Return PyTorch's sampling grid ``(1, *shape, num_dims)``, whose coordinates run from -1 to 1 and x first.
 
-    Args:
-        matrix: From offsets in the patch to offsets in the box, in voxels.
-        centre: Where the patch's centre lies in the box, in voxels.
-        box: The shape of what is sampled.
-        shape: The patch's shape. Along a coarse axis it must be that of the box.
-        coarse_axis: An axis that is left out of the grid, which serves every slice across it.
-        displacement: How far points over the patch are moved, ``(num_dims, *points)`` in voxels.
+    The arguments are those of `source_box`, but for the centre, which is that in the box, and the shape of the box. A
+    coarse axis is left out of the grid, which serves every slice across it.
     """
     axes = [axis for axis in range(len(shape)) if axis != coarse_axis]
-    count, plane = len(axes), tuple(box[axis] for axis in axes)
+    count = len(axes)
     grid = torch.empty(*(shape[axis] for axis in axes), count)
     for number, axis in enumerate(axes):
         scale = 2 / max(box[axis] - 1, 1)
@@ -363,7 +348,9 @@ def sampling_grid(
         grid[..., count - 1 - number] = position
     if displacement is not None:
         in_plane = displacement if coarse_axis is None else displacement[axes].squeeze(coarse_axis + 1)
-        _displace(grid, in_plane, plane)
+        offsets = resample_image(in_plane, tuple(grid.shape[:-1]))  # smooth between the points
+        for number, axis in enumerate(axes):
+            grid[..., count - 1 - number] += offsets[number] * (2 / max(box[axis] - 1, 1))
     return grid[None]
 
 
@@ -382,23 +369,6 @@ def sample(values: Tensor, grid: Tensor, *, mode: str, coarse_axis: int | None =
         return found.view(*slices.shape[:2], *found.shape[1:]).movedim(1, coarse_axis + 1).contiguous()
     found = F.grid_sample(values[None].float(), grid, mode=mode, padding_mode="border", align_corners=True)
     return found[0].to(values.dtype)
-
-
-def _displace(grid: Tensor, displacement: Tensor, box: Shape) -> None:
-    """Move a grid ``(*shape, num_dims)``, which is changed, by a displacement that is smooth between its points."""
-    offsets = resample_image(displacement, tuple(grid.shape[:-1]))
-    for axis, size in enumerate(box):
-        grid[..., len(box) - 1 - axis] += offsets[axis] * (2 / max(size - 1, 1))
-
-
-def _as(values: Tensor, mode: str) -> Tensor:
-    return values.float() if mode == "bilinear" else values
-
-
-def _known(mode: str) -> str:
-    if mode not in _MODES:
-        raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(_MODES)}")
-    return mode
 
 
 def _centred_where_smaller(start: NDArray[np.integer], room: NDArray[np.integer]) -> NDArray[np.int64]:

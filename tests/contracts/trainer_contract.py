@@ -53,7 +53,7 @@ class TrainerContract:
     def test_the_best_checkpoint_reproduces_the_recorded_best_score_exactly(self, tmp_path):
         trainer = self._trained(tmp_path)
         folder = trainer.experiment_folder()
-        best = load_state(folder)["checkpoints"]["checkpoint_best.pth"]
+        best = load_state(folder).checkpoints["checkpoint_best.pth"]
         weights = torch.load(folder / "checkpoint_best.pth", weights_only=True)
         again = self.make_trainer(tmp_path / "again")
         build = again.build_network
@@ -66,7 +66,7 @@ class TrainerContract:
         again.build_network = build_with_weights
         again.train_epoch = lambda toolbox: None
         again.train(1, ema=False, save_preview=False)
-        assert again.metrics()["val score"] == [best["score"]]
+        assert again.metrics()["val score"] == [best.score]
 
     def test_a_seed_makes_two_runs_alike_to_the_bit(self, tmp_path):
         first, second = self._trained(tmp_path / "1"), self._trained(tmp_path / "2")
@@ -80,7 +80,7 @@ class TrainerContract:
         trainer._validation_dataloader = None
         trainer.train(2, ema=False, seed=0)
         state = load_state(trainer.experiment_folder())
-        assert state["checkpoints"]["checkpoint_best.pth"]["epoch"] == 2
+        assert state.checkpoints["checkpoint_best.pth"].epoch == 2
         assert "val score" not in trainer.metrics()
 
     def test_it_trains_in_mixed_precision(self, tmp_path):

@@ -85,7 +85,7 @@ def test_a_planned_run_whose_process_is_killed_ends_and_is_resumed_to_the_same_r
     assert code != 0, output
     assert not any(map(_is_running, ranks.values()))
     killed = _folder(tmp_path / "killed")
-    assert 1 <= load_state(killed)["progress"]["epoch"] < 4
+    assert 1 <= load_state(killed).progress.epoch < 4
     code, output = _end(_start("resume", killed))
     assert code == 0, output
     assert_same_run(whole, killed)

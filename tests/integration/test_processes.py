@@ -77,7 +77,7 @@ def test_one_process_that_fails_ends_all_and_the_run_can_go_on_to_the_same_resul
     code, output = _run(tmp_path / "halted", 2, how, count=2)
     assert code != 0, output
     halted = _folder(tmp_path / "halted")
-    assert load_state(halted)["progress"]["epoch"] >= 1
+    assert load_state(halted).progress.epoch >= 1
     code, output = _run(tmp_path / "halted", 2, "resume", halted.name, count=2)
     assert code == 0, output
     first, second = _weights(_folder(tmp_path / "whole")), _weights(halted)
@@ -94,4 +94,4 @@ def test_a_request_to_end_is_agreed_on_and_saved(tmp_path):
     output, _ = process.communicate(timeout=120)
     folder = _folder(tmp_path)
     assert "SIGTERM" in (folder / "logs.txt").read_text(), output
-    assert load_state(folder)["progress"]["epoch"] >= 1
+    assert load_state(folder).progress.epoch >= 1

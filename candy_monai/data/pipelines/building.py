@@ -19,7 +19,7 @@ from typing_extensions import override
 
 import candy_monai.transforms
 from candy_monai.aliases import PathLike
-from candy_monai.data.pipelines.description import BEFORE, LABEL, PIPELINES, Entry, OwnTransforms
+from candy_monai.data.pipelines.description import BEFORE, IMAGE, LABEL, PIPELINES, Entry, OwnTransforms
 from candy_monai.errors import CandyError, SettingsError, did_you_mean
 from candy_monai.text import read_text
 
@@ -38,6 +38,21 @@ _REFUSED = (
     "CuCIM",
     "RandCuCIM",
 )
+_MOVING = (
+    "monai.transforms.spatial",
+    "monai.transforms.croppad",
+    "monai.transforms.smooth_field",
+    "candy_monai.transforms.resampling",
+    "candy_monai.transforms.warping",
+)
+# These stand among those that move voxels, and move none.
+_STILL = (
+    "BoundingRectd",
+    "RandSimulateLowResolutiond",
+    "RandSmoothFieldAdjustContrastd",
+    "RandSmoothFieldAdjustIntensityd",
+)
+_MOST_VALUES = 100_000
 _LOADING = {
     "keys",
     "allow_missing_keys",
@@ -160,6 +175,10 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
     lists = {"augmentation": found} if isinstance(found, list) else found
+    if _is_endless(found):
+        raise SettingsError(
+            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
+        )
     if not isinstance(lists, dict) or not any(lists.values()):
         raise SettingsError(
             f"{path}: expected a list of transforms, each like "
@@ -187,6 +206,7 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
     Raises:
         SettingsError: With the position of the entry. Preprocessing may not draw random numbers, nor need the label,
             which a case to be predicted lacks; what it moves must be invertible, so that results can be moved back.
+            Neither it nor augmentation may move the image and leave the label, unless the lists are trusted.
     """
     for name in PIPELINES:
         entries = getattr(own, name)
@@ -200,11 +220,24 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
         pipeline = build_pipeline(plain, name=f"{where}{name}", transforms={"preprocessing": ()}, trust=own.trust)
         for index, step in enumerate(pipeline.transforms):
             _check_place(step, plain[index], name, f"{where}{name}[{index}]", trust=own.trust)
+        if not own.trust and name != "postprocessing":
+            _check_in_step(pipeline.transforms, f"{where}{name}")
 
 
 def keeps_track(step: object) -> bool:
     """Return whether a transform that moves an image records how to undo it."""
     return isinstance(step, InvertibleTransform) and not isinstance(step, Lambdad)  # whose inverse does nothing
+
+
+def _is_endless(found: object) -> bool:
+    """Return whether there are more values than anybody writes, as a few anchors of YAML can make."""
+    waiting, count = [found], 0
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping | list):
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return count > _MOST_VALUES
 
 
 def _checked_entry(entry: object, where: str) -> Mapping[str, Any]:
@@ -225,13 +258,38 @@ def _check_place(step: object, entry: Mapping[str, Any], pipeline: str, where: s
         )
     if pipeline != "preprocessing":
         return
-    module = type(step).__module__
-    moves = module.startswith(("monai.transforms.spatial", "monai.transforms.croppad"))
-    if (moves and not keeps_track(step)) or kind == "FromMetaTensord":
+    if (_moves(step) and not keeps_track(step)) or kind == "FromMetaTensord":
         raise SettingsError(f"{where}: {kind} cannot be undone, so that no result could be brought back to its file")
     needing = [key for key, value in entry.items() if key != "keys" and value == LABEL]
     if needing:
         raise SettingsError(f"{where}: {kind} needs the label ({needing[0]}), which a case to be predicted lacks")
+
+
+def _check_in_step(steps: Sequence[object], where: str) -> None:
+    """Refuse what moves the image and leaves the label where it was, or the other way round."""
+    moving = [(index, part) for index, step in enumerate(steps) for part in _parts(step) if _moves(part)]
+    for index, part in moving:
+        moved = {IMAGE, LABEL} & set(part.keys)
+        left = {IMAGE, LABEL} - moved
+        same = any(left == {IMAGE, LABEL} & set(other.keys) for _, other in moving if type(other) is type(part))
+        if len(moved) == 1 and (isinstance(part, Randomizable) or not same):
+            kind, is_at, stays = type(part).__name__, *moved, *left
+            raise SettingsError(
+                f"{where}[{index}]: {kind} moves the {is_at} and leaves the {stays} where it was; give it the keys "
+                f'["{IMAGE}", "{LABEL}"], or pass --trust for a file that means it so'
+            )
+
+
+def _parts(step: object) -> list[Any]:
+    """Return the transforms of dictionaries in a step, however deep in ``Compose``, ``OneOf`` and the like."""
+    if isinstance(step, Compose):
+        return [part for each in step.transforms for part in _parts(each)]
+    return [step] if isinstance(step, MapTransform) else []
+
+
+def _moves(step: object) -> bool:
+    """Return whether a transform moves voxels, by the modules of its class and of those that it inherits from."""
+    return type(step).__name__ not in _STILL and any(kind.__module__.startswith(_MOVING) for kind in type(step).__mro__)
 
 
 class _Builder:
@@ -300,7 +358,7 @@ class _Builder:
         kind = _transform_class(target, where)
         if mode != "default":
             raise SettingsError(f"{where}: _mode_ {mode!r} is only for functions, as 'callable'")
-        _check_arguments(kind.__name__, arguments, where)
+        _check_arguments(kind, arguments, where)
         replacement: Callable[..., Any] = self._instead.get(kind.__name__, kind)
         try:
             inspect.signature(kind).bind(**arguments)
@@ -334,9 +392,14 @@ def _suggestion(target: str) -> str:
     return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
-def _check_arguments(name: str, arguments: Mapping[str, object], where: str) -> None:
+def _check_arguments(kind: type[Transform], arguments: Mapping[str, object], where: str) -> None:
     """Refuse text in place of what is called, and readers that MONAI would import by such a text."""
-    called = [("func", arguments.get("func")), ("inv_func", arguments.get("inv_func"))] if "Lambda" in name else []
+    name, called = kind.__name__, []
+    for place, parameter in inspect.signature(kind).parameters.items():
+        if "Callable" in str(parameter.annotation) and "str" not in str(parameter.annotation):
+            value = arguments.get(place)
+            each = [(f"{place}[{index}]", part) for index, part in enumerate(value)] if isinstance(value, list) else []
+            called += [(at, part) for at, part in each or [(place, value)] if isinstance(part, str)]
     steps = arguments.get("transforms")
     called += [(f"transforms[{index}]", step) for index, step in enumerate(steps if isinstance(steps, list) else [])]
     for place, value in called:

@@ -17,7 +17,8 @@ Entry = dict[str, Any]
 
 IMAGE, LABEL, PREDICTION, CENTER = "image", "label", "pred", "center"
 MANY_CLASSES = 16
-"""From so many classes on label ids are painted class by class: the scores of all take too much memory."""
+"""From so many classes on label ids are painted class by class, since the scores of all take much memory at the file's
+size. A rule of thumb that was not measured: below it MONAI's own steps do, which any MONAI can build."""
 
 PIPELINES = ("preprocessing", "augmentation", "postprocessing")
 """The names of a plan's pipelines."""
@@ -28,8 +29,9 @@ BEFORE = "_before_"
 _MONAI = "monai.transforms."
 _OURS = "candy_monai.transforms."
 _BOTH = [IMAGE, LABEL]
-_CUTTER = _OURS + "RandWarpd"
-_LOADER, _INVERTER = "LoadImaged", "Invertd"
+_WHOLE = {"preprocessing": "LoadImaged", "augmentation": _OURS + "RandWarpd", "postprocessing": "Invertd"}
+"""The step by which a list is a whole pipeline: one without it extends the plan's, one with it replaces that."""
+
 _LONGISH = 1.5
 
 
@@ -61,15 +63,22 @@ class OwnTransforms:
         """
         if pipelines is None:
             return cls(trust=trust)
-        lists = (
-            {name: pipelines[name] for name in PIPELINES if name in pipelines} if isinstance(pipelines, dict) else {}
-        )
-        if not lists or not all(isinstance(entries, list) for entries in lists.values()):
+        lists: Mapping[str, Any] = pipelines if isinstance(pipelines, dict) else {}
+        if not any(name in lists for name in PIPELINES):
             raise SettingsError(
                 f"experiment.json: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
                 "take the file from a copy of the run"
             )
-        return cls(trust=trust, **lists)
+        saved = {name: lists[name] for name in PIPELINES if name in lists}
+        for name, entries in saved.items():
+            # One without the step that makes it whole would be taken for an extension of the plan's.
+            if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
+                found = "none of that name" if isinstance(entries, list) and entries else repr(entries)[:60]
+                raise SettingsError(
+                    f"experiment.json: pipelines.{name} is damaged: expected a list of transforms with {_WHOLE[name]}, "
+                    f"found {found}; take the file from a copy of the run"
+                )
+        return cls(trust=trust, **saved)
 
 
 def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:
@@ -100,7 +109,7 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
     Raises:
         SettingsError: If an entry is to come before a step that there is not.
     """
-    if _has(own, _LOADER):
+    if _has(own, _WHOLE["preprocessing"]):
         return [dict(entry) for entry in own]
     steps = [_loading(plan)]
     if plan.orientation is not None:
@@ -134,7 +143,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
         own: The user's own transforms; see `OwnTransforms`.
     """
     added = [dict(entry) for entry in own or ()]
-    if _has(added, _CUTTER):
+    if _has(added, _WHOLE["augmentation"]):
         return added
     rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.coarse_axis]
     in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
@@ -152,12 +161,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
         )
         if plan.coarse_axis is None and single
         else _ours(  # MONAI's changes all channels at once, by one strength, and spares no axis
-            "RandLowResolutiond",
-            keys=IMAGE,
-            prob=share,
-            channel_prob=0.5,
-            zoom_range=zoom,
-            fixed_axis=plan.coarse_axis,
+            "RandLowResolutiond", keys=IMAGE, prob=share, channel_prob=0.5, zoom_range=zoom, fixed_axis=plan.coarse_axis
         )
     )
     # MONAI's takes least, greatest, mean and deviation over all channels together.
@@ -212,7 +216,7 @@ def postprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[En
         own: The user's own steps; see `OwnTransforms`.
     """
     added = [dict(entry) for entry in own]
-    return added if _has(added, _INVERTER) else [*_label_steps(plan), *added]
+    return added if _has(added, _WHOLE["postprocessing"]) else [*_label_steps(plan), *added]
 
 
 def largest_components() -> Entry:
@@ -297,21 +301,17 @@ def _normalizing(channels: tuple[ChannelNormalization, ...]) -> list[Entry]:
 
 
 def _scheme(channel: ChannelNormalization) -> dict[str, object]:
+    names = ["scheme"]
     if channel.scheme == "ct":
-        return {
-            "scheme": "ct",
-            "lower": channel.lower,
-            "upper": channel.upper,
-            "mean": channel.mean,
-            "std": channel.std,
-        }
-    nonzero_only = {"nonzero_only": True} if channel.scheme == "zscore" and channel.nonzero_only else {}
-    return {"scheme": channel.scheme, **nonzero_only}
+        names += ["lower", "upper", "mean", "std"]
+    elif channel.scheme == "zscore" and channel.nonzero_only:
+        names.append("nonzero_only")
+    return {name: getattr(channel, name) for name in names}
 
 
 def _resampling(plan: Plan) -> Entry:
-    assert plan.spacing_mm is not None
-    shared = {"keys": _BOTH, "pixdim": list(plan.spacing_mm), "allow_missing_keys": True}
+    assert plan.pixdim is not None
+    shared = {"keys": _BOTH, "pixdim": list(plan.pixdim), "allow_missing_keys": True}
     if plan.resampling == "extent":
         return _ours("ResampleToSpacingd", mode=["cubic", "majority"], **shared)
     return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)

@@ -6,41 +6,45 @@ traced in its image, as MONAI's invertible transforms do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Cropd, Flipd, Invertd, MapTransform, Orientationd, Padd, Rotate90d, Spacingd, Transposed
+from nibabel.orientations import axcodes2ornt
 from torch import Tensor
 
 from candy_monai.aliases import Shape
 from candy_monai.data.images.formats import Geometry
-from candy_monai.data.images.reading import Scan
+from candy_monai.data.images.reading import Scan, read_channels
 from candy_monai.data.inspection.inspect import axis_codes
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline, keeps_track
 from candy_monai.data.pipelines.description import (
     IMAGE,
     LABEL,
     PREDICTION,
+    Entry,
     OwnTransforms,
     describe_pipelines,
     preprocessing,
 )
-from candy_monai.data.planning.grid import axis_order, resampled_shape
+from candy_monai.data.planning.grid import axis_order
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.values import without_metadata
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, CandyError
 from candy_monai.label_ids import holds_whole_numbers
+from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
+from candy_monai.transforms.painting import LabelPainter, id_type, label_ids, probabilities_of, shape_before_resampling
+from candy_monai.transforms.resampling import resampled_shape
 
 if TYPE_CHECKING:
-    from monai.data import MetaTensor
-    from monai.transforms import MapTransform
     from numpy.typing import NDArray
-
-    from candy_monai.data.pipelines.building import Pipeline
-    from candy_monai.data.pipelines.description import Entry
-    from candy_monai.transforms.painting import LabelPainter
 
 _CERTAINLY_NOT = -1e4
 """A logit whose probability is 0, and which half precision still holds."""
@@ -61,14 +65,38 @@ class PreprocessedCase:
     @property
     def shape_before_resampling(self) -> Shape:
         """The spatial shape after reorientation and cropping."""
-        from candy_monai.transforms.painting import shape_before_resampling
-
         return shape_before_resampling(self.image)
 
     @property
     def is_resampled(self) -> bool:
         """Whether resampling changed the shape."""
         return self.shape_before_resampling != tuple(self.image.shape[1:])
+
+
+class LoadCased(MapTransform):
+    """Load the files of a case, channel first, as `load_image` does; what is a tensor already stays as it is.
+
+    Args:
+        keys: Where the files stand: a path, or a list of paths, a channel each. Under ``label`` stand label ids.
+        allow_missing_keys: Whether a key may be missing.
+        stock: Further arguments of MONAI's ``LoadImaged``, which our readers do without.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **stock: object) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the items with tensors ``(C, *spatial)`` in place of the files of the keys.
+
+        Raises:
+            ImageReadError: If a file does not decode, or the grids of the channels cover other places.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if not isinstance(d[key], torch.Tensor):
+                paths = [d[key]] if isinstance(d[key], str | Path) else d[key]
+                d[key] = read_channels(paths, is_label=key == LABEL).tensor()
+        return d
 
 
 class Preprocessor:
@@ -90,20 +118,16 @@ class Preprocessor:
     @cached_property
     def preprocessing(self) -> Pipeline:
         """The pipeline from files, or from tensors with their affine, to what a network reads."""
-        from candy_monai.data.pipelines.building import build_pipeline
-        from candy_monai.data.pipelines.loading import LoadCased
-        from candy_monai.transforms import CropForegroundIfAnyd
-
-        ours: dict[str, Callable[..., object]] = {"LoadImaged": LoadCased, "CropForegroundd": CropForegroundIfAnyd}
-        if self._plan.resampling != "stock":
-            ours["Spacingd"] = self._spacing
+        ours: dict[str, Callable[..., object]] = {
+            "LoadImaged": LoadCased,
+            "CropForegroundd": CropForegroundIfAnyd,
+            "Spacingd": self._spacing,
+        }
         return build_pipeline(self.pipelines["preprocessing"], name="preprocessing", instead=ours, trust=self._trust)
 
     @cached_property
     def augmentation(self) -> Pipeline:
         """The pipeline that cuts a training patch out of a preprocessed case, at its ``center``, and changes it."""
-        from candy_monai.data.pipelines.building import build_pipeline
-
         return build_pipeline(self.pipelines["augmentation"], name="augmentation", trust=self._trust)
 
     @cached_property
@@ -121,14 +145,16 @@ class Preprocessor:
 
     def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
         """Build MONAI's ``Spacingd``, and ours where the plan names it for cases that need no resampling."""
-        from monai.transforms import Spacingd
-
-        from candy_monai.transforms import ResampleToSpacingd
-
         asked = {"keys": list(keys), "pixdim": list(pixdim), **stock}
-        if any(asked == {key: step[key] for key in step if key != "_target_"} for step in preprocessing(self._plan)):
+        planned = [] if self._plan.resampling == "stock" else preprocessing(self._plan)
+        if any(asked == {key: step[key] for key in step if key != "_target_"} for step in planned):
             return ResampleToSpacingd(keys, pixdim, mode=("cubic", "majority"), allow_missing_keys=True)
-        return Spacingd(keys, pixdim, **stock)
+        spacing = Spacingd(keys, pixdim, **stock)
+        if all(spacing.scale_extent):
+            # MONAI warns at each call that is told to keep the extent; the transform that it calls may know it as well.
+            spacing.spacing_transform.scale_extent = True
+            spacing.scale_extent = (None,) * len(spacing.keys)
+        return spacing
 
     def apply(self, image: Scan | Tensor, label: Tensor | None = None) -> PreprocessedCase:
         """Preprocess a case.
@@ -142,8 +168,6 @@ class Preprocessor:
             BadInputError: If channels or axes are not those of the plan, the label's shape differs, or intensities are
                 NaN or infinite.
         """
-        from monai.data import MetaTensor
-
         scan = image if isinstance(image, Scan) else Scan.of(image)
         values = self._checked(scan, label)
         affine = torch.from_numpy(self._affine(None if _is_plain(image) else scan.geometry))
@@ -157,12 +181,16 @@ class Preprocessor:
 
     def _preprocessed(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
         """Run the pipeline, and refuse what a step of the user's own made that cannot be trained on or undone."""
-        from candy_monai.data.pipelines.building import keeps_track
-
         num_channels, where = len(data[IMAGE]), data[IMAGE].meta["filename_or_obj"] or "the image"
         for index, step in enumerate(self.preprocessing.transforms):
             before, name = data, f"preprocessing[{index}]: {type(step).__name__}"
-            data = step(before)
+            try:
+                data = step(before)
+            except CandyError:
+                raise
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
             if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
                 raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
         image, label = data[IMAGE], data.get(LABEL)
@@ -196,11 +224,6 @@ class Preprocessor:
     @cached_property
     def _is_undone_exactly(self) -> bool:
         """Whether all but a last resampling of ours moves no voxel between others."""
-        from monai.transforms import Cropd, Flipd, Orientationd, Padd, Rotate90d, Transposed
-
-        from candy_monai.data.pipelines.building import keeps_track
-        from candy_monai.transforms import ResampleToSpacingd
-
         moving = [step for step in self.preprocessing.transforms if keeps_track(step)]
         if moving and isinstance(moving[-1], ResampleToSpacingd):
             moving.pop()
@@ -211,8 +234,10 @@ class Preprocessor:
         order = tuple(range(len(geometry.spatial_shape)))
         if self._plan.orientation is not None and not geometry.is_picture:
             order, _ = axis_order(axis_codes(geometry.affine), self._plan.orientation)
-        shape = [geometry.spatial_shape[axis] for axis in order]
-        return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.spacing_mm)
+        shape = tuple(geometry.spatial_shape[axis] for axis in order)
+        if self._plan.pixdim is None:
+            return shape
+        return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.pixdim)
 
     def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:
         """Turn scores into label ids on the grid of the file, as `postprocessing` does, in bounded memory.
@@ -249,10 +274,6 @@ class Preprocessor:
         Returns:
             Ids ``(1, *shape)`` as from `restore_labels`, and probabilities ``(C, *shape)`` float32.
         """
-        from monai.data import MetaTensor
-
-        from candy_monai.transforms.painting import id_type, label_ids, probabilities_of
-
         inside = torch.ones_like(scores[:1], dtype=torch.float32)
         restored = self._undone(torch.cat([scores.float(), inside]), case, nearest=False)
         restored, outside = restored[:-1], restored[-1] < 0.5  # what was cropped away comes back as 0
@@ -286,8 +307,6 @@ class Preprocessor:
             with_probabilities: Whether to keep every class's probability, too; `painted_probabilities` returns them.
             device: Where the scores are.
         """
-        from candy_monai.transforms.painting import LabelPainter
-
         return LabelPainter(
             tuple(case.image.shape[1:]),
             case.shape_before_resampling,
@@ -303,9 +322,6 @@ class Preprocessor:
         return self._undone(painter.labels()[None], case, nearest=True)
 
     def _undone(self, values: Tensor, case: PreprocessedCase, *, nearest: bool) -> Tensor:
-        from monai.data import MetaTensor
-        from monai.transforms import Invertd
-
         invert = Invertd(PREDICTION, self.preprocessing, IMAGE, nearest_interp=nearest)
         undone: Tensor = invert({PREDICTION: MetaTensor(values), IMAGE: case.image})[PREDICTION].as_tensor()
         return undone.contiguous()
@@ -354,11 +370,10 @@ class Preprocessor:
         affine = np.diag([*(spacing or (1.0,) * plan.num_dims), *(1.0,) * (4 - plan.num_dims)])
         if plan.orientation is not None:
             # Each axis points along the one of space that its code names: this column goes to that row.
-            signs = [1.0 if code in "RAS" else -1.0 for code in plan.orientation]
-            rows = [{"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}[code] for code in plan.orientation]
+            rows, signs = axcodes2ornt(plan.orientation).T
             lengths = np.diag(affine)[:3].copy()
             affine[:3, :3] = 0.0
-            affine[rows, range(3)] = lengths * signs
+            affine[rows.astype(int), range(3)] = lengths * signs
         return affine
 
     def _check_scores(self, scores: Tensor, case: PreprocessedCase) -> None:
@@ -380,9 +395,6 @@ def build_postprocessing(
     Raises:
         SettingsError: With the position of the entry that cannot be built.
     """
-    from candy_monai.data.pipelines.building import build_pipeline
-    from candy_monai.transforms import KeepLargestComponentd
-
     return build_pipeline(
         entries,
         name="postprocessing",

@@ -1,26 +1,27 @@
-"""Say of every choice in a plan what it is, why, and how to make another. Chooses nothing itself.
+"""Say of every choice in a plan what it is, why, and how to make another.
 
-The rules are those of ``plan``, ``grid``, ``sizing`` and ``normalization``; a rule that changes there changes its
-sentence here.
+The reasons are those of the rules in ``plan``, ``grid``, ``sizing`` and ``normalization``; a rule that changes there
+changes its sentence here. Which entry has which reason stands at the fields of ``Plan``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from candy_monai.data.planning.entries import Entry, as_text, entries_of
 from candy_monai.data.planning.grid import coarse_axis
-from candy_monai.data.planning.overrides import SETTABLE
 from candy_monai.data.values import named
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.data.planning.plan import Plan
+
+__all__ = ["Choice", "explain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,34 +49,38 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Choice, ...]:
         fingerprint: What it was made for.
     """
     choices = []
-    for name, why in _REASONS.items():
-        value = as_text(getattr(plan, name)) if name in _ENTRIES_AS_THEY_ARE else _VALUES[name](plan)
+    for name, entry in entries_of(plan).items():
+        value, reason = entry.shown(getattr(plan, name)), entry.reason
+        if name in plan.chosen:
+            reason = "You asked for it."
+        elif not isinstance(reason, str):
+            reason = reason(plan, fingerprint)
         choices.append(
-            Choice(
-                name=name,
-                value=value,
-                reason="You asked for it." if name in plan.chosen else why(plan, fingerprint),
-                remedy=_remedy(name, value),
-            )
+            Choice(name=name, value=value, reason=reason, remedy=entry.remedy or _option(entry, name, value))
         )
+        if name == "num_classes":
+            choices.append(_loss(plan))
     return tuple(choices)
 
 
-def as_text(value: object) -> str:
-    """Write a plan's value as ``--set`` reads it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, tuple):
-        nested = bool(value) and isinstance(value[0], tuple)
-        return (";" if nested else ",").join(as_text(part) for part in value) or "none"
-    return str(value)
+def _option(entry: Entry, name: str, value: str) -> str:
+    value = "..." if value in ("none", entry.none) else value
+    return f"--set '{name}={value}'" if ";" in value else f"--set {name}={value}"
 
 
-def _orientation(plan: Plan, fingerprint: Fingerprint) -> str:
+def _loss(plan: Plan) -> Choice:
+    is_binary = bool(plan.regions) or plan.num_classes == 1
+    kind = "each output is decided by itself" if is_binary else "labels exclude each other, so their scores compete"
+    ignored = "" if plan.ignore_label is None else f" Voxels with the id {plan.ignore_label} count for nothing."
+    return Choice(
+        name="loss",
+        value="Dice + binary cross-entropy" if is_binary else "Dice + cross-entropy",
+        reason=f"Dice counters the imbalance of classes, cross-entropy gives smooth gradients; {kind}.{ignored}",
+        remedy="override build_criterion in a trainer of your own (--trainer FILE:Class)",
+    )
+
+
+def orientation(plan: Plan, fingerprint: Fingerprint) -> str:
     if plan.orientation is None:
         return "Pictures have no orientation in space; rows and columns stay as stored."
     found = Counter("".join(case.orientation) for case in fingerprint.cases if case.orientation)
@@ -83,7 +88,7 @@ def _orientation(plan: Plan, fingerprint: Fingerprint) -> str:
     return f"Most cases are stored so ({stored}); the others are turned to it, and predictions are turned back."
 
 
-def _spacing(plan: Plan, fingerprint: Fingerprint) -> str:
+def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
     if plan.spacing_mm is None:
         return "Pictures know no millimetres and are not resampled."
     axis = coarse_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
@@ -95,18 +100,29 @@ def _spacing(plan: Plan, fingerprint: Fingerprint) -> str:
     )
 
 
-def _resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
+def slice_axis(plan: Plan, _fingerprint: Fingerprint) -> str:
+    if plan.num_dims == 2:
+        return "Pictures are their own slices."
+    if plan.slice_axis is None:
+        return "A 3-D network sees what lies before and behind each slice (configuration 3d)."
+    return (
+        f"A 2-D network is trained on slices across axis {plan.slice_axis} (configuration 2d): where they are thick, "
+        "many of them teach more in a given time than few blocks. They are not resampled along this axis."
+    )
+
+
+def resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.resampling == "none":
         return "No case changes its shape at this spacing; another case that does is resampled as by extent."
     return "Images by splines and labels by majority, on each case's exact extent; stock is MONAI's Spacingd."
 
 
-def _median_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
+def median_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     done = "cropping to non-zero voxels" + ("" if plan.spacing_mm is None else " and resampling")
     return f"The median of the cases' shapes after {done}; the patch starts from it."
 
 
-def _normalization(plan: Plan, _fingerprint: Fingerprint) -> str:
+def normalization(plan: Plan, _fingerprint: Fingerprint) -> str:
     texts = []
     for name, how in zip(plan.channel_names, plan.normalization, strict=True):
         where = " over its non-zero voxels" if how.nonzero_only else ""
@@ -114,7 +130,7 @@ def _normalization(plan: Plan, _fingerprint: Fingerprint) -> str:
     return f"By the channel's name, as in nnU-Net. {'; '.join(dict.fromkeys(texts))}."
 
 
-def _num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
+def num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.regions:
         return f"One sigmoid for each region ({', '.join(plan.class_names)}), since regions overlap."
     if plan.num_classes == 1:
@@ -122,17 +138,7 @@ def _num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
     return f"The labels of dataset.json, background included ({named(plan.class_names, limit=6)})."
 
 
-def _loss(plan: Plan, _fingerprint: Fingerprint) -> str:
-    kind = (
-        "each output is decided by itself"
-        if plan.regions or plan.num_classes == 1
-        else "labels exclude each other, so their scores compete"
-    )
-    ignored = "" if plan.ignore_label is None else f" Voxels with the id {plan.ignore_label} count for nothing."
-    return f"Dice counters the imbalance of classes, cross-entropy gives smooth gradients; {kind}.{ignored}"
-
-
-def _patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
+def patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     share = math.prod(plan.patch_shape) / math.prod(plan.median_shape)
     return (
         f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the memory; "
@@ -140,49 +146,49 @@ def _patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     )
 
 
-def _batch_size(plan: Plan, fingerprint: Fingerprint) -> str:
+def batch_size(plan: Plan, fingerprint: Fingerprint) -> str:
     return (
         f"As many patches as memory, speed and a twentieth of the dataset's voxels ({len(fingerprint.cases)} cases) "
         f"allow, at least 2; a step takes about {plan.step_bytes / 2**20:.0f} MiB."
     )
 
 
-def _filters(plan: Plan, _fingerprint: Fingerprint) -> str:
+def filters(plan: Plan, _fingerprint: Fingerprint) -> str:
     return (
         f"{plan.filters[0]} at the finest of {plan.num_levels} levels, by the memory, and doubled from level to level."
     )
 
 
-def _kernel_sizes(plan: Plan, _fingerprint: Fingerprint) -> str:
+def kernel_sizes(plan: Plan, _fingerprint: Fingerprint) -> str:
     if any(1 in kernel for kernel in plan.kernel_sizes):
         return "3 along each axis, and 1 along a coarse or flat axis until the others are as coarse."
     return "3 along each axis, since the spacing is about the same along all."
 
 
-def _strides(plan: Plan, _fingerprint: Fingerprint) -> str:
+def strides(plan: Plan, _fingerprint: Fingerprint) -> str:
     return (
         f"Each level halves the axes that are long enough, the finest-spaced first; in all by {as_text(plan.divisor)}."
     )
 
 
-def _deep_supervision(plan: Plan, _fingerprint: Fingerprint) -> str:
+def deep_supervision(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.deep_supervision:
         return "Coarser levels are trained on coarser labels, which helps networks of more than two levels."
     return "Two levels or fewer have no coarser output to supervise."
 
 
-def _mirror_axes(plan: Plan, _fingerprint: Fingerprint) -> str:
+def mirror_axes(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.mirror_axes == tuple(range(plan.num_dims)):
         return "All axes may be flipped. Leave out one whose two sides carry different labels, such as left and right."
     return "Flat axes have nothing to flip, and axes whose sides carry different labels must not be flipped."
 
 
-def _num_epochs(plan: Plan, _fingerprint: Fingerprint) -> str:
+def num_epochs(plan: Plan, _fingerprint: Fingerprint) -> str:
     steps = plan.num_epochs * plan.iterations_per_epoch
     return f"{steps} steps in all, by the memory: a small one means a CPU, where a long schedule would take days."
 
 
-def _foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
+def foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
     ignored = {0, fingerprint.ignore_label}
     shares = [
         sum(count for index, count in case.class_voxels.items() if index not in ignored) / math.prod(case.shape)
@@ -194,22 +200,6 @@ def _foreground_share(plan: Plan, fingerprint: Fingerprint) -> str:
     )
 
 
-def _constant(text: str) -> Callable[[Plan, Fingerprint], str]:
-    return lambda _plan, _fingerprint: text
-
-
-def _remedy(name: str, value: str) -> str:
-    if name not in SETTABLE:
-        return _ELSEWHERE[name]
-    return (
-        f"--set {name}=..."
-        if value in ("none", "as stored")
-        else f"--set {name}={value}"
-        if ";" not in value
-        else f"--set '{name}={value}'"
-    )
-
-
 _SCHEMES = {
     "ct": "clipped to {how.lower:.4g} .. {how.upper:.4g}, then centred on {how.mean:.4g} and divided by {how.std:.4g}, "
     "the labelled voxels' own numbers, because CT has an absolute scale",
@@ -217,43 +207,4 @@ _SCHEMES = {
     "rescale_to_0_1": "each case's range to 0 .. 1",
     "rgb_to_0_1": "divided by 255",
     "nonorm": "left as it is",
-}
-
-_REASONS: dict[str, Callable[[Plan, Fingerprint], str]] = {
-    "orientation": _orientation,
-    "spacing_mm": _spacing,
-    "median_shape": _median_shape,
-    "normalization": _normalization,
-    "resampling": _resampling,
-    "num_classes": _num_classes,
-    "loss": _loss,
-    "patch_shape": _patch_shape,
-    "batch_size": _batch_size,
-    "filters": _filters,
-    "kernel_sizes": _kernel_sizes,
-    "strides": _strides,
-    "deep_supervision": _deep_supervision,
-    "mirror_axes": _mirror_axes,
-    "foreground_share": _foreground_share,
-    "learning_rate": _constant("The first step's rate for AdamW; it falls linearly to 0 at the end of the run."),
-    "weight_decay": _constant("AdamW's own default."),
-    "iterations_per_epoch": _constant("Steps between two entries of metrics.csv; --budget measures and decides it."),
-    "num_epochs": _num_epochs,
-    "validate_every": _constant("Whole cases are slow to score; the last epoch is always validated."),
-    "num_validation_cases": _constant(
-        "Enough to compare epochs by; when training is over, all validation cases are scored."
-    ),
-}
-
-_VALUES: dict[str, Callable[[Plan], str]] = {
-    "orientation": lambda plan: "".join(plan.orientation) if plan.orientation else "as stored",
-    "normalization": lambda plan: as_text(tuple(how.scheme for how in plan.normalization)),
-    "loss": lambda plan: (
-        "Dice + binary cross-entropy" if plan.regions or plan.num_classes == 1 else "Dice + cross-entropy"
-    ),
-}
-_ENTRIES_AS_THEY_ARE = frozenset(_REASONS) - frozenset(_VALUES)
-_ELSEWHERE = {
-    "median_shape": "follows from spacing_mm",
-    "loss": "override build_criterion in a trainer of your own (--trainer FILE:Class)",
 }

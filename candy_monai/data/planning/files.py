@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.planning.overrides import SETTABLE, parsed_overrides
-from candy_monai.data.planning.plan import Plan, as_applied
+from candy_monai.data.planning.entries import as_text
+from candy_monai.data.planning.plan import ENTRIES, SETTABLE, Plan, as_applied, parsed_overrides
+from candy_monai.data.values import named
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
 from candy_monai.text import read_json
@@ -21,11 +22,6 @@ _DESCRIPTION = "experiment.json"
 
 _MADE_FOR = ("num_dims", "channel_names", "class_names", "ignore_label", "regions")
 """What must be the same in a dataset for a plan to fit it."""
-
-_DECIDES_OTHERS = ("orientation", "spacing_mm", "normalization", "num_classes", "filters", "kernel_sizes", "strides")
-"""What other entries follow, so that it cannot be changed in a plan that is made."""
-
-_OF_THE_LENGTH = ("num_epochs", "iterations_per_epoch", "validate_every", "num_validation_cases")
 
 _NOT_COMPARED = ("dataset_name", "median_shape", "chosen")
 _MOST_SHOWN = 60
@@ -39,18 +35,24 @@ def read_plan(path: PathLike) -> Plan:
             ``inspection.json``, or one that a store keeps.
 
     Raises:
-        BadInputError: If there is none, or it is not one of this version.
+        BadInputError: If there is none, it is not one of this version, or holds a value that no plan may have.
     """
     file = Path(path) / _DESCRIPTION if Path(path).is_dir() else Path(path)
+    give = f"give the folder of an experiment, or a file that holds a plan, such as its {_DESCRIPTION}"
     try:
         content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise BadInputError(
-            f"{file}: no plan can be read ({error}); give an experiment folder, or a file that holds a plan"
-        ) from error
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        found = "there is no such file" if is_missing else f"cannot be read ({error.strerror})"
+        raise BadInputError(f"{file}: {found}; {give}") from error
+    except ValueError as error:
+        raise BadInputError(f"{file}: holds no plan, found text that is no JSON ({error}); {give}") from error
     values = content.get("plan", content) if isinstance(content, dict) else content
-    if not isinstance(values, dict):
-        raise BadInputError(f"{file}: holds no plan; give the folder of a run that was begun by 'candy-monai train'")
+    names = {field.name for field in dataclasses.fields(Plan)}
+    if not isinstance(values, dict) or len(names & values.keys()) < len(names) / 2:
+        keys = named([str(key) for key in values], limit=5) if isinstance(values, dict) and values else ""
+        found = f"the entries {keys}" if keys else repr(values)[:_MOST_SHOWN]
+        raise BadInputError(f"{file}: holds no plan, found {found}; {give}")
     try:
         return Plan.from_dict(values)
     except (BadInputError, AttributeError) as error:
@@ -68,7 +70,7 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
 
     Raises:
         BadInputError: If the plan is not for such a dataset.
-        SettingsError: If an override is one that the others follow.
+        SettingsError: If an override changes an entry that others follow.
     """
     for name in _MADE_FOR:
         if getattr(given, name) != getattr(made, name):
@@ -76,14 +78,21 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
                 f"{path}: the plan is not for this dataset: its {name} is {_shown(getattr(given, name))}, the "
                 f"dataset's {_shown(getattr(made, name))}; leave out --plan to plan anew"
             )
-    wishes = dict(parsed_overrides(overrides))
-    following = sorted(wishes.keys() & set(_DECIDES_OTHERS))
-    if following:
-        raise SettingsError(
-            f"--set {following[0]}: other entries of a plan follow it, and --plan keeps them; leave out one of both"
-        )
-    chosen = {*given.chosen, *wishes, *(SETTABLE - set(_OF_THE_LENGTH))}
-    changes: dict[str, Any] = {**wishes, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
+    fixed = dict(parsed_overrides(overrides))
+    for name in sorted(fixed):
+        entry, kept = ENTRIES[name], getattr(given, name)
+        if not entry.decides_others:
+            continue
+        asked = fixed.pop(name)
+        if name == "normalization" and len(asked) == 1:  # one scheme for all channels
+            asked *= len(kept)
+        if as_text(asked) != entry.shown(kept):
+            raise SettingsError(
+                f"--set {name}={as_text(asked)}: the plan of {path} has {entry.shown(kept)}, which other entries of it "
+                "follow; leave out --set to keep it, or --plan to plan anew"
+            )
+    chosen = {*given.chosen, *overrides, *(name for name in SETTABLE if not ENTRIES[name].is_length)}
+    changes: dict[str, Any] = {**fixed, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
     if given.resampling == "none" and (made.resampling, made.spacing_mm) != ("none", given.spacing_mm):
         changes.setdefault("resampling", "extent")  # some cases of this dataset change their shape
     return dataclasses.replace(given, **changes)
@@ -134,9 +143,5 @@ def _literal(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = ",".join(f"{entry:.4g}" if isinstance(entry, float) else str(entry) for entry in _entries(value))
+    text = as_text(value)
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
-
-
-def _entries(value: object) -> tuple[object, ...]:
-    return value if isinstance(value, tuple) else (value,)

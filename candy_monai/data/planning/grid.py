@@ -1,7 +1,4 @@
-"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow from them.
-
-Owns the rules, nnU-Net's (Isensee et al., Nature Methods 18, 2021), and moves no voxel.
-"""
+"""On which grid a dataset is trained: orientation, spacing, and the shapes that follow, by nnU-Net's rules."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import Shape
-from candy_monai.data.planning.overrides import Wishes
+from candy_monai.transforms.resampling import resampled_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,31 +51,31 @@ def axis_order(source: Orientation, target: Orientation) -> tuple[tuple[int, ...
     return order, tuple(axis for axis, stored in enumerate(order) if change[stored, 1] < 0)
 
 
-def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float] | None) -> Shape:
-    """Return the shape that covers the same space at another spacing, at least one voxel along each axis."""
-    if target_mm is None:
-        return tuple(shape)
-    return tuple(max(1, round(size * old / new)) for size, old, new in zip(shape, spacing_mm, target_mm, strict=True))
-
-
 def majority_orientation(fingerprint: Fingerprint) -> Orientation | None:
     """Return the orientation that most cases have; ``None`` for anything 2-D."""
     found = sorted(case.orientation for case in fingerprint.cases if case.orientation is not None)
     return max(dict.fromkeys(found), key=found.count) if found else None
 
 
-def target_grid(
-    fingerprint: Fingerprint, orientation: Orientation | None, wishes: Wishes
-) -> tuple[tuple[float, ...] | None, list[Shape]]:
-    """Return the target spacing and every case's shape at it, in the plan's axes."""
-    default = None
-    if not fingerprint.is_picture:
-        turned = [_turned(case, orientation) for case in fingerprint.cases]
-        default = _target_spacing(
-            np.array([spacing for _, spacing in turned]), np.array([shape for shape, _ in turned])
-        )
-    target = wishes.get("spacing_mm", default)
-    return target, [planned_shape(case, orientation, target) for case in fingerprint.cases]
+def target_spacing(fingerprint: Fingerprint, orientation: Orientation | None) -> tuple[float, ...] | None:
+    """Return the spacing that follows from the cases, in the plan's axes; ``None`` for pictures."""
+    if fingerprint.is_picture:
+        return None
+    turned = [_turned(case, orientation) for case in fingerprint.cases]
+    return _target_spacing(np.array([spacing for _, spacing in turned]), np.array([shape for shape, _ in turned]))
+
+
+def default_slice_axis(spacing_mm: Sequence[float]) -> int:
+    """Return the axis across the slices of a 2-D network: the coarsest, of even ones the last (axial in RAS)."""
+    coarsest = max(spacing_mm)
+    return max(axis for axis, length in enumerate(spacing_mm) if length > 0.99 * coarsest)
+
+
+def pixdim(spacing_mm: Sequence[float] | None, slice_axis: int | None) -> tuple[float, ...] | None:
+    """Return the spacing for a resampling transform: -1 across slices of a 2-D network, which stay as they are."""
+    if spacing_mm is None:
+        return None
+    return tuple(-1.0 if axis == slice_axis else length for axis, length in enumerate(spacing_mm))
 
 
 def planned_shape(case: CaseFingerprint, orientation: Orientation | None, spacing_mm: Sequence[float] | None) -> Shape:
@@ -87,10 +84,10 @@ def planned_shape(case: CaseFingerprint, orientation: Orientation | None, spacin
     Args:
         case: The case.
         orientation: The plan's.
-        spacing_mm: The plan's.
+        spacing_mm: The plan's `pixdim`.
     """
     shape, spacing = _turned(case, orientation)
-    return resampled_shape(shape, spacing, spacing_mm)
+    return shape if spacing_mm is None else resampled_shape(shape, spacing, spacing_mm)
 
 
 def _turned(case: CaseFingerprint, orientation: Orientation | None) -> tuple[Shape, tuple[float, ...]]:

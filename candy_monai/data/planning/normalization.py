@@ -7,19 +7,17 @@ The schemes and the names that select them are those of nnU-Net's dataset format
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.transforms.normalization import SCHEMES
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import IntensityStatistics
-
-SCHEMES = ("ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
-"""The names of all schemes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +65,15 @@ def channel_normalization(
         raise SettingsError(
             f"unknown normalization {scheme!r}: expected one of {', '.join(SCHEMES)}.{did_you_mean(scheme, SCHEMES)}"
         )
-    if scheme == "zscore":
-        return ChannelNormalization(scheme=scheme, mean=statistics.mean, std=statistics.std, nonzero_only=nonzero_only)
-    if scheme != "ct":
+    if scheme not in ("ct", "zscore"):
         return ChannelNormalization(scheme=scheme)
-    return ChannelNormalization(
-        scheme=scheme,
-        lower=statistics.percentile_00_5,
-        upper=statistics.percentile_99_5,
-        mean=statistics.mean,
-        std=statistics.std,
-    )
+    measured = ChannelNormalization(scheme=scheme, mean=statistics.mean, std=statistics.std)
+    if scheme == "zscore":
+        return replace(measured, nonzero_only=nonzero_only)
+    return replace(measured, lower=statistics.percentile_00_5, upper=statistics.percentile_99_5)
 
 
-def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
+def denormalize(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
     """Bring a normalised image back to about its own scale, for the eye: a case's own mean and deviation are lost.
 
     Args:
@@ -90,10 +83,10 @@ def usual_intensities(image: Tensor, channels: Sequence[ChannelNormalization]) -
     Returns:
         A new float32 tensor of the same shape.
     """
-    return torch.stack([_usual(values, how) for values, how in zip(image.float(), channels, strict=True)])
+    return torch.stack([_denormalized(values, how) for values, how in zip(image.float(), channels, strict=True)])
 
 
-def _usual(values: Tensor, how: ChannelNormalization) -> Tensor:
+def _denormalized(values: Tensor, how: ChannelNormalization) -> Tensor:
     if how.scheme in ("ct", "zscore"):
         return values * how.std + how.mean
     return values * 255.0 if how.scheme == "rgb_to_0_1" else values

@@ -1,18 +1,16 @@
-"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others.
-
-Owns the search. What a topology is and costs is in ``candy_monai.data.planning.topology``.
-"""
+"""Choose patch, depth, width and batch of a network together, since within a memory each bounds the others."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from candy_monai.aliases import Shape
+from candy_monai.data.planning.entries import Overrides
 from candy_monai.data.planning.grid import median_shape
-from candy_monai.data.planning.overrides import Wishes
 from candy_monai.data.planning.topology import (
     Topology,
     check_levels,
@@ -34,10 +32,11 @@ _SMALLEST_BATCH = 2
 _LARGEST_BATCH = {2: 32, 3: 16}
 _LONGEST_SIDE = {2: 2048, 3: 256}
 _SHORTEST_SIDE = 8
+_ALONG_AXES = ("patch_shape", "kernel_sizes", "strides")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class FittedNetwork:
     """A network over a patch.
 
     Attributes:
@@ -59,18 +58,18 @@ class _Search:
     num_inputs: int
     num_outputs: int
     light: bool
-    wishes: Wishes
+    overrides: Overrides
 
-    def network(self, patch: Shape, batch_size: int) -> Network:
+    def network(self, patch: Shape, batch_size: int) -> FittedNetwork:
         """Return the network for a patch, which is rounded up to what the network divides by."""
         topology = self._topology(patch)
         base, limit = (16, 256) if self.light else (32, 320 if len(patch) == 3 else 512)
-        filters = self.wishes.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
+        filters = self.overrides.get("filters", filters_of(len(topology.strides), base=base, limit=limit))
         check_levels(filters, topology.kernel_sizes, topology.strides)
-        rounded = patch if "patch_shape" in self.wishes else rounded_up(patch, topology.divisor)
-        return Network(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
+        rounded = patch if "patch_shape" in self.overrides else rounded_up(patch, topology.divisor)
+        return FittedNetwork(patch_shape=rounded, batch_size=batch_size, filters=filters, topology=topology)
 
-    def cost(self, network: Network, batch_size: int) -> int:
+    def cost(self, network: FittedNetwork, batch_size: int) -> int:
         return training_bytes(
             network.patch_shape,
             network.topology,
@@ -81,9 +80,9 @@ class _Search:
         )
 
     def _topology(self, patch: Shape) -> Topology:
-        strides, kernels = self.wishes.get("strides"), self.wishes.get("kernel_sizes")
+        strides, kernels = self.overrides.get("strides"), self.overrides.get("kernel_sizes")
         if strides is None:
-            topology = self._pooled(patch, self.wishes.get("filters") or kernels)
+            topology = self._pooled(patch, self.overrides.get("filters") or kernels)
             return Topology(kernel_sizes=kernels or topology.kernel_sizes, strides=topology.strides)
         return Topology(kernel_sizes=kernels or kernels_of(strides, patch, self.spacing_mm), strides=strides)
 
@@ -106,8 +105,8 @@ def fit_network(
     num_inputs: int,
     num_outputs: int,
     memory_bytes: int,
-    wishes: Wishes,
-) -> Network:
+    overrides: Overrides,
+) -> FittedNetwork:
     """Return the largest patch, then the largest batch, that a memory allows.
 
     Args:
@@ -116,32 +115,67 @@ def fit_network(
         num_inputs: Image channels.
         num_outputs: Channels of the network's output.
         memory_bytes: Memory of a training step.
-        wishes: What the user fixed, with one value for each spatial axis.
+        overrides: What the user fixed, with one value for each spatial axis.
 
     Raises:
-        SettingsError: If a wish cannot be met.
+        SettingsError: If an override cannot be met.
     """
     search = _Search(
         spacing_mm=spacing_mm,
         num_inputs=num_inputs,
         num_outputs=num_outputs,
         light=memory_bytes < LIGHT_BELOW_BYTES,
-        wishes=wishes,
+        overrides=overrides,
     )
     median = median_shape(shapes)
-    least = wishes.get("batch_size", _SMALLEST_BATCH)
-    start = wishes.get("patch_shape", _largest_patch(median, spacing_mm))
+    least = overrides.get("batch_size", _SMALLEST_BATCH)
+    start = overrides.get("patch_shape", _largest_patch(median, spacing_mm))
     network = search.network(start, least)
-    while "patch_shape" not in wishes and search.cost(network, least) > memory_bytes:
+    while "patch_shape" not in overrides and search.cost(network, least) > memory_bytes:
         smaller = _smaller(search, network, median)
         if smaller is None:
             break
         network = smaller
-    if "batch_size" in wishes:
+    if "batch_size" in overrides:
         return network
     most = _largest_batch(network.patch_shape, shapes, light=search.light)
     fitting = [size for size in range(most, least, -1) if search.cost(network, size) <= memory_bytes]
     return dataclasses.replace(network, batch_size=fitting[0] if fitting else least)
+
+
+def fit_slice_network(axis: int) -> Callable[..., FittedNetwork]:
+    """Return `fit_network` for a 2-D network on slices of volumes across ``axis``.
+
+    Shapes, spacing and overrides have three axes, and so has the network, which is flat along that of the slices.
+    """
+
+    def fit(
+        shapes: Sequence[Shape], spacing_mm: Sequence[float], *, overrides: Overrides, **options: int
+    ) -> FittedNetwork:
+        flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
+        slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
+        network = fit_network(slices, _without(spacing_mm, axis), overrides=flat, **options)
+        return dataclasses.replace(
+            network,
+            patch_shape=_with_one(network.patch_shape, axis),
+            topology=Topology(
+                kernel_sizes=tuple(_with_one(kernel, axis) for kernel in network.topology.kernel_sizes),
+                strides=tuple(_with_one(stride, axis) for stride in network.topology.strides),
+            ),
+        )
+
+    return fit
+
+
+def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
+    """Return the numbers of two axes, or those of each level."""
+    if value and isinstance(value[0], tuple):
+        return tuple(_without(level, axis) for level in value)
+    return (*value[:axis], *value[axis + 1 :])
+
+
+def _with_one(value: Shape, axis: int) -> Shape:
+    return (*value[:axis], 1, *value[axis:])
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
@@ -150,7 +184,7 @@ def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
     return tuple(min(size, max(1, round(side_mm / step))) for size, step in zip(median, spacing_mm, strict=True))
 
 
-def _smaller(search: _Search, network: Network, median: Shape) -> Network | None:
+def _smaller(search: _Search, network: FittedNetwork, median: Shape) -> FittedNetwork | None:
     """Shorten the axis that covers most of the cases; ``None`` when no axis can give way."""
     patch, divisor = network.patch_shape, network.topology.divisor
     for axis in sorted(range(len(patch)), key=lambda axis: -patch[axis] / median[axis]):

@@ -1,7 +1,7 @@
 """The geometry of a U-shaped network over a patch: where it halves which axis, and what that costs in memory.
 
-Owns arithmetic on shapes only; builds no network and reads no data. The pooling rule is the one of nnU-Net (Isensee et
-al., Nature Methods 18, 2021): halve the axes that are still long, but a coarse axis only once the others caught up.
+The pooling rule is that of nnU-Net (Isensee et al., Nature Methods 18, 2021): halve the axes that are still long, but a
+coarse axis only once the others caught up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a loader yields, whichever way it yields it: one batch as plain tensors with the ids of its cases.
 
-Owns no loader and no geometry: a batch mixes cases, so no single affine would be true of it.
+A batch mixes cases, so no single affine would be true of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A loader's samples shared out among the processes of a run. Knows no trainer."""
+"""A loader's samples shared out among the processes of a run."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Preprocessed cases on disk, laid out so that a patch is read without reading its case.
 
-Owns the files and their keys. A store is a cache: it can be made again from dataset and plan, lives where the caller
-says, and is never inside the dataset's folder. A case is stored under its content and what preprocessing depends on, so
-that a case more, or another network, leaves the others as they are. What a patch is belongs to
-``candy_monai.data.samples.patches``.
+A store is a cache: it can be made again from dataset and plan, lives where the caller says, and is never inside the
+dataset's folder. A case is stored under its content and what preprocessing depends on, so that a case more, or another
+network, leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,7 +28,7 @@ from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preproces
 from candy_monai.data.planning.grid import planned_shape
 from candy_monai.data.planning.plan import Plan, as_applied
 from candy_monai.data.workers import case_pool
-from candy_monai.errors import BadInputError, CandyError, DatasetError, did_you_mean
+from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError, did_you_mean
 from candy_monai.files import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ ANNOTATED = -1
 """Stands for "any voxel that somebody annotated" among the classes of ``StoredCase.places``."""
 
 _FORMAT = 3
-_INDEX = "store.json"
 _PLACES_PER_CLASS = 10_000
 _LEAST_OF_HALF = 2.0**-4
 """The least highest value of an image for float16, whose steps end at 2 ** -24: a millionth of it."""
@@ -71,15 +70,19 @@ class CaseStore:
 
     Args:
         folder: The store's own folder.
+        digest: Which dataset's, or which state's: datasets of one name share the folder. ``None`` for the one that was
+            stored last.
 
     Raises:
         BadInputError: If there is no complete store in the folder.
     """
 
-    def __init__(self, folder: PathLike) -> None:
+    def __init__(self, folder: PathLike, *, digest: str | None = None) -> None:
         self._folder = Path(folder)
         try:
-            index = json.loads((self._folder / _INDEX).read_text(encoding="utf-8"))
+            indices = self._folder.glob("store*.json" if digest is None else _index_name(digest))
+            newest = max(indices, key=lambda path: path.stat().st_mtime_ns)
+            index = json.loads(newest.read_text(encoding="utf-8"))
             is_known = index["format"] == _FORMAT
             if is_known:
                 self._precision: StoredPrecision = index["precision"]
@@ -120,9 +123,11 @@ class CaseStore:
 
         Raises:
             DatasetError: With every case that could not be preprocessed.
+            RunFailedError: If the store cannot be written, as on a disk that is full.
         """
         target = Path(folder) / store_name(plan, precision=precision, own=own)
-        target.mkdir(parents=True, exist_ok=True)
+        with _writing(target):
+            target.mkdir(parents=True, exist_ok=True)
         digests = dataset_digests(dataset) if digests is None else digests
         paths = {case.case_id: _Paths(target, case.case_id, digests.cases[case.case_id]) for case in dataset.cases}
         preprocessor, problems, done = Preprocessor(plan, own=own), [], 0
@@ -136,11 +141,16 @@ class CaseStore:
                 preprocessed = preprocessor.apply(image, label.values.to(torch.int16))
             except CandyError as error:
                 return f"{case.case_id}: {error}"
-            if case_stamp(case) != digests.stamps.get(case.case_id, ""):
+            try:
+                changed = case_stamp(case) != digests.stamps.get(case.case_id, "")
+            except OSError:  # a file is gone
+                changed = True
+            if changed:
                 return (
                     f"{case.case_id}: its files have changed meanwhile; wait until they are complete, and start again"
                 )
-            _write(preprocessed, paths[case.case_id], plan, precision)
+            with _writing(target):
+                _write(preprocessed, paths[case.case_id], plan, precision)
             return None
 
         with case_pool(dataset.cases, num_workers) as pool:
@@ -158,8 +168,9 @@ class CaseStore:
             for case_id, files in paths.items()
         }
         index = {"format": _FORMAT, "dataset": plan.dataset_name, "precision": precision, "cases": cases}
-        atomic_write_text(target / _INDEX, json.dumps(index, indent=1), durable=False)
-        return cls(target)
+        with _writing(target):
+            atomic_write_text(target / _index_name(digests.whole), json.dumps(index, indent=1), durable=False)
+        return cls(target, digest=digests.whole)
 
     @property
     def folder(self) -> Path:
@@ -231,7 +242,7 @@ def store_bytes(
     size += _label_type(highest).itemsize
     counted = None if case_ids is None else set(case_ids)
     return sum(
-        math.prod(planned_shape(case, plan.orientation, plan.spacing_mm)) * size
+        math.prod(planned_shape(case, plan.orientation, plan.pixdim)) * size
         for case in fingerprint.cases
         if counted is None or case.case_id in counted
     )
@@ -287,8 +298,24 @@ class _Paths:
         try:
             sizes = json.loads(self.index.read_text(encoding="utf-8"))["sizes"]
             return bool(sizes == [path.stat().st_size for path in self.arrays])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def _index_name(digest: str) -> str:
+    return f"store-{digest}.json"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise what fails in writing to the store as a run that failed."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(
+            f"{folder}: the preprocessed cases cannot be written ({error.strerror or error}); make room or choose "
+            "another --store, and start again: cases that are stored already are not preprocessed again"
+        ) from error
 
 
 def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredPrecision) -> None:

@@ -211,7 +211,7 @@ def test_the_best_checkpoint_in_a_predictor_scores_what_was_recorded(tmp_path, b
     for image, label in data:
         dice = dice_per_class(predictor.predict(image).as_tensor(), label, max(num_classes, 2), batched=False)
         scores.append(float(dice.nanmean()))
-    recorded = load_state(trainer.experiment_folder())["checkpoints"]["checkpoint_best.pth"]["score"]
+    recorded = load_state(trainer.experiment_folder()).checkpoints["checkpoint_best.pth"].score
     assert sum(scores) / len(scores) == recorded
 
 

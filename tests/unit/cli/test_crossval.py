@@ -26,7 +26,7 @@ def test_a_plan_to_keep_reaches_the_folds_and_what_is_none_is_refused_before_the
     options = _options(_parsed(["crossval", "D", "--plan", str(tmp_path / "plan.json")]))
     assert options[options.index("--plan") + 1] == str(tmp_path / "plan.json")
     assert main(["crossval", str(tmp_path / "none"), "--plan", str(tmp_path / "plan.json")]) == 2
-    assert "plan.json: no plan can be read" in capsys.readouterr().err
+    assert "plan.json: there is no such file; give the folder of an experiment" in capsys.readouterr().err
 
 
 def test_folds_without_scores_are_shown_without_numbers():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from candy_monai.cli.main import main
-from candy_monai.experiment.state import save_state
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.state import Progress, RunState, TrainerState, save_state
 
 SCORES = 0.85 * (1 - np.exp(-np.arange(1, 41) / 15)) + 0.01 * np.random.default_rng(0).standard_normal(40)
 
@@ -42,9 +43,16 @@ def test_an_experiment_gets_score_epoch_interval_time_and_a_picture_in_its_folde
 
 
 def _saved(folder, *, is_complete, epoch, total_s, limit_s):
-    settings = {"num_epochs": 100, "time_limit_s": limit_s}
-    progress = {"epoch": epoch, "total_s": total_s}
-    save_state(folder, {"settings": settings, "progress": progress, "is_complete": is_complete}, confirm=lambda: None)
+    state = RunState(
+        settings=TrainSettings(num_epochs=100, time_limit_s=limit_s),
+        progress=Progress(epoch=epoch, total_s=total_s),
+        history={"rows": [], "pending": {}},
+        early_stopping={"num_stale_epochs": 0},
+        is_complete=is_complete,
+        kind="raw",
+        trainer=TrainerState(optimizer={}),
+    )
+    save_state(folder, state, confirm=lambda: None)
 
 
 def test_a_run_that_its_time_limit_has_ended_is_finished_and_nothing_is_foretold(experiment, capsys):

@@ -14,6 +14,7 @@ from candy_monai.experiment.checkpoints import (
     evenly_spaced_epochs,
     is_leftover,
     load_weights,
+    records_of,
     save_tensors,
 )
 
@@ -47,9 +48,9 @@ def test_each_file_s_epoch_score_kind_and_digest_are_known(tmp_path):
     assert not (tmp_path / "checkpoint_best.pth").exists()
     checkpoints.confirm_staged()
     checkpoints.publish()
-    record = checkpoints.state_dict()["checkpoint_best.pth"]
+    record = checkpoints.records["checkpoint_best.pth"]
     digest = digest_of(tmp_path / "checkpoint_best.pth")
-    assert record == {"epoch": 2, "score": 0.75, "kind": "ema", "digest": digest}
+    assert (record.epoch, record.score, record.kind, record.digest) == (2, 0.75, "ema", digest)
 
 
 def test_the_digest_tells_other_weights_and_not_another_name(tmp_path):
@@ -118,10 +119,8 @@ def test_a_state_that_names_a_file_other_than_a_checkpoint_is_refused_before_any
     staged.parent.mkdir(parents=True)
     torch.save({"w": torch.ones(1)}, staged)
     record = {"epoch": 1, "score": None, "kind": "raw", "digest": digest_of(staged)}
-    checkpoints = Checkpoints(folder, num_epochs=1, num_checkpoints=1)
     with pytest.raises(ExperimentError, match="no checkpoint of a run"):
-        checkpoints.load_state_dict({name: record})
-    assert checkpoints.records == {}
+        records_of({name: record})
     assert staged.exists()
 
 

@@ -9,16 +9,19 @@ import pytest
 import torch
 
 from candy_monai.errors import ExperimentError, RunFailedError
+from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.lock import LOCK
+from candy_monai.experiment.folder import LOCK
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.experiment.state import RunWeights, load_state, stored_weights, weight_file
+from candy_monai.experiment.state import RunWeights, TrainerState, load_state, stored_weights, weight_file
 from candy_monai.files import finish_file
+
+NO_STATE = TrainerState(optimizer={})
 
 
 def _experiment(parent, **settings):
     settings = TrainSettings(**{"num_epochs": 4, "seed": 7, "num_checkpoints": 2, **settings})
-    folder = Experiment.publish(parent, settings, {"trainer": "T"}, _weights(0.0), {"optimizer": {}})
+    folder = Experiment.publish(parent, settings, ExperimentDescription(trainer="T"), _weights(0.0), NO_STATE)
     return Experiment(folder, settings)
 
 
@@ -34,7 +37,7 @@ def _run_epoch(experiment, score):
     experiment.history.record("loss", 1.0)
     improved = experiment.finish_epoch(score)
     weights = _weights(float(experiment.progress.epoch))
-    experiment.save_epoch(weights, {"optimizer": {}}, score=score, is_best=improved)
+    experiment.save_epoch(weights, NO_STATE, score=score, is_best=improved)
     experiment.wait_until_saved()
 
 
@@ -44,7 +47,7 @@ def test_a_folder_is_born_with_its_description_its_log_and_a_first_state(tmp_pat
     description = json.loads((experiment.folder / "experiment.json").read_text())
     assert description["settings"]["seed"] == 7
     assert description["trainer"] == "T"
-    assert load_state(experiment.folder)["progress"]["epoch"] == 0
+    assert load_state(experiment.folder).progress.epoch == 0
 
 
 def test_the_best_checkpoint_holds_the_weights_that_were_scored(tmp_path):
@@ -55,9 +58,9 @@ def test_the_best_checkpoint_holds_the_weights_that_were_scored(tmp_path):
     latest = torch.load(experiment.folder / "checkpoint_latest.pth", weights_only=True)
     assert best["w"] == 2.5
     assert latest["w"] == 3.0
-    records = load_state(experiment.folder)["checkpoints"]
-    assert (records["checkpoint_best.pth"]["epoch"], records["checkpoint_best.pth"]["kind"]) == (2, "ema")
-    assert records["checkpoint_latest.pth"]["score"] is None
+    records = load_state(experiment.folder).checkpoints
+    assert (records["checkpoint_best.pth"].epoch, records["checkpoint_best.pth"].kind) == (2, "ema")
+    assert records["checkpoint_latest.pth"].score is None
 
 
 def test_the_files_left_by_a_whole_run_are_those_of_the_design(tmp_path):
@@ -95,7 +98,7 @@ def test_an_epoch_that_was_not_validated_counts_neither_for_nor_against_the_run(
 
 def _reopened(folder):
     state = load_state(folder)
-    experiment = Experiment(folder, TrainSettings(**state["settings"]))
+    experiment = Experiment(folder, state.settings)
     experiment.restore(state)
     return experiment, stored_weights(state, experiment.checkpoints, folder)
 
@@ -179,12 +182,12 @@ def test_whatever_a_full_disk_does_not_take_fails_the_run(tmp_path, monkeypatch,
     def full(*_arguments, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("candy_monai.experiment.log.RunLog.write", full)
-    monkeypatch.setattr("candy_monai.experiment.experiment.atomic_write_text", full)
+    monkeypatch.setattr("candy_monai.experiment.experiment.log_line", full)
+    monkeypatch.setattr("candy_monai.experiment.description.atomic_write_text", full)
     monkeypatch.setattr("candy_monai.experiment.history.History.save_csv", full)
     writes = {
         "log": lambda: experiment.log("a message"),
-        "describe": lambda: experiment.describe({}),
+        "describe": lambda: experiment.describe(ExperimentDescription()),
         "restore": lambda: experiment.restore(state),
     }
     with pytest.raises(RunFailedError, match="disk is full.*continue this run"):
@@ -195,7 +198,7 @@ def test_whatever_a_full_disk_does_not_take_fails_the_run(tmp_path, monkeypatch,
 def test_the_folder_is_born_with_the_texts_that_belong_in_it(tmp_path):
     settings = TrainSettings(num_epochs=1)
     files = {"splits_final.json": "[]"}
-    folder = Experiment.publish(tmp_path, settings, {}, _weights(0.0), {"optimizer": {}}, files=files)
+    folder = Experiment.publish(tmp_path, settings, ExperimentDescription(), _weights(0.0), NO_STATE, files=files)
     assert (folder / "splits_final.json").read_text() == "[]"
 
 
@@ -211,9 +214,9 @@ def test_training_goes_on_while_an_epoch_is_written_and_it_is_saved_as_it_was(tm
     weights, momentum = _weights(1.0), torch.tensor([1.0, 2.0])
     experiment.history.record("loss", 0.5)
     experiment.finish_epoch(0.2)
-    experiment.save_epoch(weights, {"optimizer": {"momentum": momentum}}, score=0.2, is_best=True)
+    experiment.save_epoch(weights, TrainerState(optimizer={"momentum": momentum}), score=0.2, is_best=True)
     assert not experiment.is_saved
-    assert load_state(experiment.folder)["progress"]["epoch"] == 0
+    assert load_state(experiment.folder).progress.epoch == 0
     for tensor in (weights.raw["w"], weights.scored["w"], momentum):  # the next step
         tensor.zero_()
     experiment.history.record("loss", 9.0)
@@ -224,7 +227,7 @@ def test_training_goes_on_while_an_epoch_is_written_and_it_is_saved_as_it_was(tm
     experiment.close()
     reopened, saved = _reopened(experiment.folder)
     assert (saved.raw["w"], saved.scored["w"]) == (1.0, 1.5)
-    assert load_state(experiment.folder)["optimizer"]["momentum"].tolist() == [1.0, 2.0]
+    assert load_state(experiment.folder).trainer.optimizer["momentum"].tolist() == [1.0, 2.0]
     assert (reopened.progress.epoch, reopened.progress.batch) == (1, 0)
     assert reopened.history.pending() == {}
     assert (experiment.folder / "metrics.csv").read_text().splitlines()[1].startswith("1,0.5,")
@@ -237,8 +240,8 @@ def test_what_could_not_be_written_is_said_by_every_later_save(tmp_path, monkeyp
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("candy_monai.experiment.experiment.save_state", refuse)
-    experiment.save_point(_weights(1.0), {"optimizer": {}})
-    for again in (experiment.wait_until_saved, lambda: experiment.save_point(_weights(2.0), {"optimizer": {}})):
+    experiment.save_point(_weights(1.0), NO_STATE)
+    for again in (experiment.wait_until_saved, lambda: experiment.save_point(_weights(2.0), NO_STATE)):
         with pytest.raises(RunFailedError, match="Input/output error"):
             again()
     experiment.close()
@@ -266,7 +269,7 @@ def test_within_an_epoch_the_weights_are_in_the_state_and_the_files_stay_those_o
     _run_epoch(experiment, 0.2)
     experiment.progress.batch = 3
     experiment.history.record("loss", torch.tensor(0.25))
-    experiment.save_point(_weights(7.0), {"optimizer": {}})
+    experiment.save_point(_weights(7.0), NO_STATE)
     experiment.close()  # waits for what is being written
     reopened, weights = _reopened(experiment.folder)
     assert (reopened.progress.epoch, reopened.progress.batch) == (1, 3)

@@ -1,11 +1,16 @@
-import json
+import errno
+import os
 import re
+import subprocess
+import sys
+import threading
+import time
 from datetime import datetime
 
 import pytest
 
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.folder import example_shape, publish_folder, read_description
+from candy_monai.experiment.folder import FolderLock, log_line, publish_folder
 
 
 def _clock():
@@ -54,23 +59,86 @@ def test_a_parent_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
         publish_folder(tmp_path / "file" / "UNetTrainer", lambda _folder, _id: None)
 
 
-def test_a_folder_without_a_description_is_no_experiment(tmp_path):
-    with pytest.raises(ExperimentError, match=r"no experiment\.json"):
-        read_description(tmp_path)
+_KILLED_WITH_A_WORKER = """
+import os, sys, time
+from pathlib import Path
+from candy_monai.experiment.folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+worker = os.fork()
+if worker == 0:
+    print(os.getpid(), flush=True)  # by itself: it holds the lock until it has started
+    time.sleep(60)
+    os._exit(0)
+time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": 99})])
-def test_a_description_of_another_format_is_refused_by_name(tmp_path, text):
-    (tmp_path / "experiment.json").write_text(text)
-    with pytest.raises(ExperimentError, match=r"experiment\.json"):
-        read_description(tmp_path)
+def test_a_folder_is_held_until_it_is_released_and_nothing_is_left_in_it(tmp_path):
+    lock = FolderLock(tmp_path)
+    with pytest.raises(ExperimentError, match="being trained at this moment"):
+        FolderLock(tmp_path)
+    lock.release()
+    lock.release()
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_shape_that_the_network_was_built_for_is_a_tuple():
-    assert example_shape("runs/a", {"network": {"example_shape": [1, 32, 48]}}) == (1, 32, 48)
+def test_another_thread_may_release_a_folder(tmp_path):
+    lock = FolderLock(tmp_path)
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
+    FolderLock(tmp_path).release()
 
 
-@pytest.mark.parametrize("description", [{}, {"network": None}, {"network": {}}, {"network": {"example_shape": []}}])
-def test_a_description_without_that_shape_is_refused_by_the_folder_s_name(description):
-    with pytest.raises(ExperimentError, match="runs/a: experiment.json does not say the shape"):
-        example_shape("runs/a", description)
+def test_a_forked_worker_that_lives_on_does_not_keep_the_folder(tmp_path):
+    lock = FolderLock(tmp_path)
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lock.release()  # has nothing to release
+        os.write(tell, b"forked")
+        time.sleep(30)
+        os._exit(0)
+    try:
+        os.read(told, 6)
+        with pytest.raises(ExperimentError):
+            FolderLock(tmp_path)
+        lock.release()
+        FolderLock(tmp_path).release()
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_killed_process_s_folder_is_free_although_its_worker_lives_on(tmp_path):
+    command = [sys.executable, "-c", _KILLED_WITH_A_WORKER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        try:
+            with pytest.raises(ExperimentError, match="being trained at this moment"):
+                FolderLock(tmp_path)
+            process.kill()
+            process.wait()
+            os.kill(worker, 0)  # it lives
+            FolderLock(tmp_path).release()
+        finally:
+            process.kill()
+            os.kill(worker, 9)
+
+
+def test_a_folder_on_a_file_system_without_locks_is_trained_in_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    FolderLock(tmp_path).release()
+    FolderLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("message", ["plain", "[bold]not markup[/]", "naïve ✓ 日本", "100 % {braces} %s", "a\ud800b"])
+def test_any_text_is_logged_verbatim(tmp_path, message):
+    log_line(tmp_path, message, clock=lambda: datetime(2026, 1, 2, 3, 4, 5))
+    shown = message.encode("utf-8", "backslashreplace").decode()
+    assert (tmp_path / "logs.txt").read_text(encoding="utf-8") == f"[2026-01-02 03:04:05] {shown}\n"

@@ -1,5 +1,4 @@
 import math
-from datetime import datetime
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from candy_monai.experiment.score_prediction import (
     chance_as_text,
     chance_of_gain,
     duration_as_text,
-    forecast_messages,
     predict_maximum,
     predict_safely,
     seconds_until,
@@ -23,36 +21,6 @@ def test_the_time_left_is_the_mean_duration_of_an_epoch_times_the_epochs_left():
 def test_the_time_left_is_never_negative_and_zero_when_nothing_is_known():
     assert seconds_until(3, 4, {"epoch duration": [1.0]}) == 0.0
     assert seconds_until(10, 4, {}) == 0.0
-
-
-def _messages(score, quantiles, *, high=0.9):
-    prediction = Forecast(epoch=87, score=score, interval=(0.8, high), reason=None, quantiles=quantiles)
-    return forecast_messages(
-        prediction,
-        {"epoch duration": [16.0] * 10},
-        epoch=10,
-        num_epochs=100,
-        best=0.8,
-        best_epoch=6,
-        now=datetime(2026, 11, 1, 15, 11, 25),
-    )
-
-
-def test_the_lines_name_score_epoch_time_the_cost_of_stopping_now_the_chance_of_better_and_the_run_s_end():
-    # Of the quantiles those up to 35 % are the best so far; 77 epochs of 16 s are left to the best, 90 to the end.
-    assert _messages(0.85234, (0.8,) * 7 + (0.9,) * 12) == [
-        "Maximum validation score 0.8523 predicted at epoch 87",
-        "Estimated time of completion in 1232.0 seconds at 11-01 15:31:57",
-        "Stopping now would cost 0.0523 (0.0000 to 0.1000 in 80 % of the runs that get better)",
-        "A better one than 0.8000 comes with a chance of 65 %; the run ends at epoch 100, in 24 min",
-    ]
-
-
-def test_where_no_better_score_is_expected_the_lines_name_the_epoch_of_the_best_and_the_chance_that_one_comes():
-    lines = _messages(0.8, (0.8,) * 19, high=0.80002)
-    assert lines[0] == "Maximum validation score 0.8000 predicted at epoch 6"
-    assert lines[2] == "Stopping now would cost 0.0000 (0.0000 to 2.00e-05 in 80 % of the runs that get better)"
-    assert "with a chance of at most 5 %" in lines[3]
 
 
 def test_a_chance_is_never_said_to_be_all_or_nothing():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from candy_monai.forecasting.best_score import Forecast, forecast, interval_of
 from candy_monai.forecasting.continuation import continuation
+from candy_monai.forecasting.curve import seen_curve
 
 T = np.arange(1, 101) / 100
 
@@ -320,7 +321,7 @@ def test_the_interval_widens_as_the_noise_grows():
 def test_at_the_noise_of_real_runs_no_continuation_is_trusted():
     for seed in range(3):
         scores = noisy(saturating(0.2), seed)[:30]
-        assert continuation(np.arange(1.0, 31), scores, 30, [np.arange(1, 101) / 100]) is None
+        assert continuation(seen_curve(scores, 100)) is None
 
 
 def test_a_straight_line_that_would_leave_the_range_of_scores_is_not_continued_beyond_it():

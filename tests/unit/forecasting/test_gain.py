@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from candy_monai.forecasting import gain
-from candy_monai.forecasting.experience import MEANS, SCALES, WEIGHTS, WIDENING
-from candy_monai.forecasting.gain import Gain, standardised
-from candy_monai.forecasting.signs import NAMES
+from candy_monai.forecasting.coefficients import WIDENING
+from candy_monai.forecasting.features import NAMES
+from candy_monai.forecasting.gain import MEANS, SCALES, WEIGHTS, Gain, standardised
 
 LEVELS = np.linspace(0.05, 0.95, 19)
 
@@ -50,11 +50,11 @@ def test_quantiles_rise_from_zero_to_no_more_than_the_headroom(none, middle, spr
     assert quantiles[-1] <= headroom + 1e-6
 
 
-@given(signs=st.lists(st.floats(-50, 50), min_size=len(NAMES), max_size=len(NAMES)), rate_known=st.booleans())
-@example(signs=[0.0] * 15 + [8.0, 10.390625], rate_known=False)  # gains that round to the headroom, out of order once
+@given(features=st.lists(st.floats(-50, 50), min_size=len(NAMES), max_size=len(NAMES)), rate_known=st.booleans())
+@example(features=[0.0] * 15 + [8.0, 10.390625], rate_known=False)  # rounds to the headroom
 @settings(max_examples=60, deadline=None)
-def test_no_signs_give_anything_but_a_distribution(signs, rate_known):
-    values = np.array(signs)
+def test_no_features_give_anything_but_a_distribution(features, rate_known):
+    values = np.array(features)
     if not rate_known:
         values[NAMES.index("rate decayed")] = np.nan
     quantiles = Gain.expected(values).quantiles(LEVELS)
@@ -71,9 +71,9 @@ def test_what_was_learned_has_a_number_for_each_sign():
 @pytest.mark.parametrize(("share", "loss", "widening"), [(0.1, 0, 2.0), (0.375, 0, 1.5), (0.75, 0, 0.5), (0.5, 1, 3.0)])
 def test_how_wide_it_is_depends_on_the_share_of_the_run_and_on_whether_it_is_a_loss(share, loss, widening, monkeypatch):
     monkeypatch.setattr(gain, "WIDENING", ((2.0, 1.0, 0.5), (4.0, 3.0, 2.0)))
-    signs = np.array(MEANS)
-    signs[[NAMES.index("share"), NAMES.index("loss")]] = share, loss
-    assert Gain.expected(signs).widening == pytest.approx(widening)
+    features = np.array(MEANS)
+    features[[NAMES.index("share"), NAMES.index("loss")]] = share, loss
+    assert Gain.expected(features).widening == pytest.approx(widening)
 
 
 def test_a_sign_that_is_unknown_counts_as_an_ordinary_one_and_none_as_further_off_than_three_deviations():

@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from candy_monai.experiment.events import MessageLogged, RunFinished, StepFinished
+from candy_monai.experiment.events import MessageLogged, RunFinished, RunInterrupted, StepFinished
 from candy_monai.frontends.base import Frontend
-from candy_monai.frontends.delivery import Delivery, deliveries
+from candy_monai.frontends.delivery import Delivery, FrontendObserver, deliveries
 from candy_monai.frontends.hybrid import create_hybrid_frontend
 from tests.events import epoch_finished, run_started
 
@@ -206,3 +206,70 @@ def test_a_frontend_that_hangs_does_not_keep_the_program_from_ending():
     shown, lingered_s = _program(1000, 5.5)  # the run was longer than a last call may take
     assert shown[-1] == "Slow did not answer in time: what it was not told of this run is lost"
     assert lingered_s < 1.5  # the interpreter's own end
+
+
+class _Recorder(Frontend):
+    def __init__(self):
+        super().__init__({})
+        self.calls = []
+
+    def on_experiment_created(self, *arguments):
+        self.calls.append(("created", *arguments))
+
+    def on_experiment_updated(self, *arguments):
+        self.calls.append(("updated", *arguments))
+
+    def on_experiment_completed(self, *arguments):
+        self.calls.append(("completed", *arguments))
+
+    def on_experiment_interrupted(self, *arguments):
+        self.calls.append(("interrupted", *arguments))
+
+
+_STARTED = run_started(note="n", early_stop_tolerance=3)
+
+
+def _told(*events):
+    frontend = _Recorder()
+    observer = FrontendObserver(frontend, lambda _message: None)
+    for event in events:
+        observer.receive(event)
+    return frontend.calls
+
+
+def test_each_event_becomes_the_callback_of_its_kind():
+    epoch = epoch_finished(2, metrics={"loss": (1.0, 0.5)}, early_stop_tolerance=2)
+    end = RunFinished(epoch=5, best_score=0.1, best_epoch=2)
+    assert _told(_STARTED, StepFinished(1, "training", 1, 2), epoch, end) == [
+        ("created", "20251101-14-a3f2", "MyTrainer", "UNet", "n", 10, 20.0, 5, 3),
+        ("updated", "20251101-14-a3f2", 2, {"loss": [1.0, 0.5]}, 2),
+        ("completed", "20251101-14-a3f2"),
+    ]
+
+
+def test_an_interruption_brings_its_error():
+    error = RuntimeError("x")
+    assert _told(_STARTED, RunInterrupted(error))[-1] == ("interrupted", "20251101-14-a3f2", error)
+
+
+def test_a_frontend_that_changes_the_metrics_changes_a_copy():
+    class Lying(_Recorder):
+        def on_experiment_updated(self, experiment_id, epoch, metrics, early_stop_tolerance):
+            metrics["loss"].clear()
+            metrics.clear()
+
+    losses = [1.0, 0.5]
+    metrics = {"loss": losses}
+    FrontendObserver(Lying(), lambda _message: None).receive(epoch_finished(2, metrics=metrics))
+    assert metrics == {"loss": [1.0, 0.5]}
+
+
+def test_a_frontend_s_messages_go_to_the_log_of_the_run_that_is_being_told():
+    class Talking(_Recorder):
+        def on_experiment_created(self, *arguments):
+            self.log(f"hello {arguments[0]}")
+
+    first, second, frontend = [], [], Talking()
+    for said in (first, second):
+        FrontendObserver(frontend, said.append).receive(_STARTED)
+    assert first == second == ["hello 20251101-14-a3f2"]

@@ -8,7 +8,7 @@ from candy_monai.errors import SettingsError
 from candy_monai.frontends import notion_client
 from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.frontends.notion_client import NotionError, NotionUnavailableError
-from candy_monai.frontends.notion_columns import COLUMNS
+from candy_monai.frontends.notion_table import COLUMNS
 from tests.notion_server import DATABASE, KEY
 from tests.toys import small_trainer
 

@@ -13,6 +13,7 @@ from monai.inferers import (
 from monai.utils import BlendMode
 
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.description import FORMAT, ExperimentDescription
 from candy_monai.inference.inferer_config import describe_inferer, describe_windows, inferer_from_description
 from candy_monai.inference.inferers import WholeOrWindowsInferer, WindowInferer, build_inferer
 from tests.plans import small_plan
@@ -114,7 +115,8 @@ def test_an_inferer_of_a_plan_is_named_as_that_and_another_of_its_kind_is_not():
 
 def test_experiments_of_before_describe_windows_in_another_way():
     old = {"kind": "windows", "window_shape": [8, 12], "overlap": 0.25, "batch_size": None}
-    assert describe_inferer(inferer_from_description(old)) == {
+    described = ExperimentDescription.from_dict({"format": FORMAT, "inferer": old})
+    assert describe_inferer(inferer_from_description(described.inferer)) == {
         "_target_": "candy_monai.WindowInferer",
         "roi_size": [8, 12],
         "overlap": 0.25,
@@ -130,6 +132,8 @@ def test_experiments_of_before_describe_windows_in_another_way():
         {"_target_": "monai.inferers.SimpleInferer", "splitter": {"_target_": "os.system", "command": "true"}},
         {"_target_": "monai.inferers.PatchInferer", "merger_cls": "os.path.join"},
         {"_target_": "candy_monai.WindowInferer"},
+        {"_target_": "candy_monai.WindowInferer", "roi_size": [8, 8], "new_room": "os.system"},
+        {"_target_": "monai.inferers.PatchInferer", "preprocessing": "os.system"},
         {"kind": "windows", "window_shape": None},
     ],
     ids=str,

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -136,6 +138,8 @@ def test_more_classes_than_a_byte_counts_make_wider_ids():
         ({"overlap": 1.0}, "below 1, got 1.0"),
         ({"overlap": (0.5, -0.1)}, "at least 0"),
         ({"sw_batch_size": 0}, "at least 1, got 0"),
+        ({"sigma_scale": (0.1, math.nan)}, r"sigma_scale above 0 and a finite cval, got \(0.1, nan\)"),
+        ({"cval": math.inf}, "a finite cval"),
         ({"mode": "gausian"}, "mode must be one of constant, gaussian, got 'gausian'"),
         ({"padding_mode": "zeros"}, "padding_mode must be one of constant, reflect, replicate, circular"),
     ],

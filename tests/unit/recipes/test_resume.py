@@ -86,7 +86,7 @@ def test_a_finished_run_is_said_to_be_finished_and_left_as_it_is(phantom, tmp_pa
     with pytest.raises(SettingsError, match="finished run"):
         resume_training(folder, num_epochs=3, schedule="stretch", device="cpu", on_progress=_quiet)
     resume_training(folder, num_epochs=3, schedule="restart", device="cpu", on_progress=_quiet)
-    assert load_state(folder)["progress"]["epoch"] == 3
+    assert load_state(folder).progress.epoch == 3
 
 
 def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phantom, crashed, tmp_path):
@@ -100,7 +100,7 @@ def test_a_dataset_that_moved_is_asked_for_and_one_that_changed_is_refused(phant
         resume_training(crashed, dataset=phantom, device="cpu", on_progress=_quiet)
     finally:
         phantom.rename(phantom.with_name("phantom"))
-    assert load_state(crashed)["progress"]["epoch"] == 2
+    assert load_state(crashed).progress.epoch == 2
 
 
 def _described(folder, **facts):
@@ -125,7 +125,7 @@ def test_nothing_is_written_to_a_folder_that_only_the_description_calls_a_store(
 def test_experiments_that_moved_together_with_their_store_find_it(crashed, tmp_path):
     moved = (tmp_path / "out").rename(tmp_path / "moved") / "UNetTrainer" / crashed.name
     resume_training(moved, device="cpu", on_progress=_quiet)
-    assert load_state(moved)["progress"]["epoch"] == 2
+    assert load_state(moved).progress.epoch == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_run_whose_store_is_of_an_earlier_version_goes_on(crashed):
     (store / "Phantom-0123456789ab" / "store.json").write_text('{"format": 2, "dataset": "Phantom", "cases": {}}')
     (store / "Phantom-0123456789abcdef.fingerprint-4.json").write_text("{}")
     resume_training(crashed, device="cpu", on_progress=_quiet)
-    assert load_state(crashed)["progress"]["epoch"] == 2
+    assert load_state(crashed).progress.epoch == 2
 
 
 def test_a_run_of_half_precision_goes_on_with_its_own_store(phantom, tmp_path):
@@ -144,7 +144,7 @@ def test_a_run_of_half_precision_goes_on_with_its_own_store(phantom, tmp_path):
     folder = train_dataset(phantom, store_precision="float16", **options)
     (folder / "validation.json").unlink()
     resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
-    assert len(list(tmp_path.glob(".store/*/store.json"))) == 1
+    assert len(list(tmp_path.glob(".store/*/store*.json"))) == 1
 
 
 def test_a_description_that_names_no_cases_is_refused(crashed):

@@ -71,11 +71,11 @@ def test_transforms_of_ones_own_are_trained_with_kept_and_resumed_with(phantom, 
     assert [described["preprocessing"][-2]] == OWN["preprocessing"]
     assert [described["augmentation"][-2]] == OWN["augmentation"]
     assert described["postprocessing"][-1:] == OWN["postprocessing"]
-    stores = sorted((tmp_path / ".store").glob("*-*/store.json"))
+    stores = sorted((tmp_path / ".store").glob("*-*/store*.json"))
     resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
     assert json.loads((folder / "experiment.json").read_text())["pipelines"] == described
-    assert sorted((tmp_path / ".store").glob("*-*/store.json")) == stores  # what was stored serves again
+    assert sorted((tmp_path / ".store").glob("*-*/store*.json")) == stores  # what was stored serves again
     predictor = load_predictor(folder)
     image = NNUNetDataset(phantom).load(0)[0]
     prepared = predictor.prepare("case", image).cases[0].image
@@ -142,13 +142,13 @@ def test_loading_the_best_checkpoint_reproduces_the_recorded_best_score(experime
     from candy_monai.data.samples.store import CaseStore
 
     description = json.loads((experiment / "experiment.json").read_text())
-    (index,) = (experiment.parents[1] / ".store").glob("*/store.json")
+    (index,) = (experiment.parents[1] / ".store").glob("*/store*.json")
     store, plan = CaseStore(index.parent), Plan.from_dict(description["plan"])
     predictor, scores = load_predictor(experiment), []
     for sample in StoredCases(store, description["dataset"]["validation"][: plan.num_validation_cases]):
         logits = predictor.logits(sample["image"])
         scores.append(dice_per_class(logits.argmax(0, keepdim=True), sample["label"], 3, batched=False).nanmean())
-    recorded = load_state(experiment)["checkpoints"]["checkpoint_best.pth"]["score"]
+    recorded = load_state(experiment).checkpoints["checkpoint_best.pth"].score
     assert float(torch.stack(scores).mean()) == pytest.approx(recorded, abs=1e-6)
 
 
@@ -247,7 +247,7 @@ def test_settings_that_contradict_each_other_or_themselves_are_refused(phantom, 
 def test_a_fold_that_cannot_be_is_said_before_anything_is_preprocessed(phantom, tmp_path, options):
     with pytest.raises(BadInputError):
         train_dataset(phantom, num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet, **options)
-    assert not list(tmp_path.rglob("store.json"))
+    assert not list(tmp_path.rglob("store*.json"))
 
 
 def test_pictures_are_trained_on_by_cmunext_at_its_own_rate_and_predicted_from_the_folder(tmp_path):
@@ -268,7 +268,7 @@ def test_pictures_are_trained_on_by_cmunext_at_its_own_rate_and_predicted_from_t
 def test_volumes_for_a_network_of_pictures_are_refused_before_they_are_preprocessed(phantom, tmp_path):
     with pytest.raises(BadInputError, match="CMUNeXt is a network for pictures"):
         train_dataset(phantom, bundle="cmunext", num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
-    assert not list(tmp_path.rglob("store.json"))
+    assert not list(tmp_path.rglob("store*.json"))
 
 
 @pytest.fixture(scope="module")

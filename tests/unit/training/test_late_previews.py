@@ -41,7 +41,7 @@ def pictures(monkeypatch):
     asked = []
     monkeypatch.setattr("candy_monai.training.run.RENDERING_PATIENCE_S", 0.0)
     monkeypatch.setattr(
-        "candy_monai.plotting.previews.save_preview_files",
+        "candy_monai.plotting.case.previews.save_preview_files",
         lambda folder, *_, class_names, **__: asked.append((folder, class_names)),
     )
     return asked

@@ -250,8 +250,8 @@ def test_arguments_by_name_reach_the_network_in_training_and_validation(tmp_path
 def test_the_best_weights_are_those_that_were_scored_and_the_average_goes_on(tmp_path, whole):
     attributes = {"scored": lambda self, toolbox: toolbox.model, "by_parts": not whole}
     trainer = _trained(tmp_path / "whole", Plain, 4, **attributes)
-    record = load_state(trainer.experiment_folder())["checkpoints"]["checkpoint_best.pth"]
-    assert record["kind"] == "raw"
+    record = load_state(trainer.experiment_folder()).checkpoints["checkpoint_best.pth"]
+    assert record.kind == "raw"
     network = Net()
     network.load_state_dict(_weights(trainer, "best"))
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_the_best_weights_are_those_that_were_scored_and_the_average_goes_on(tmp
             -nn.functional.binary_cross_entropy_with_logits(network(image[None]), label[None].float()).item()
             for image, label in Squares()
         ]
-    assert sum(scores) / len(scores) == pytest.approx(record["score"], abs=1e-7)
+    assert sum(scores) / len(scores) == pytest.approx(record.score, abs=1e-7)
     assert _log(trainer).count("validate_case scores toolbox.model") == 1
 
     cls = type("Plain", (Plain,), attributes)
@@ -278,7 +278,7 @@ def test_where_it_is_not_clear_what_was_scored_the_average_is_the_best_and_the_l
         return 0.5, {}, outputs[0][0] if outputs else image
 
     trainer = _trained(tmp_path, validate_case=validate_case)
-    assert load_state(trainer.experiment_folder())["checkpoints"]["checkpoint_best.pth"]["kind"] == "ema"
+    assert load_state(trainer.experiment_folder()).checkpoints["checkpoint_best.pth"].kind == "ema"
     assert _log(trainer).count(f"validate_case called {which} toolbox.model") == 1
 
 

@@ -125,8 +125,8 @@ def test_a_signal_finishes_the_step_saves_tells_the_observers_and_the_run_can_go
         halted.train(3, **QUIET)
     assert signal.getsignal(number) == before
     assert [type(event) for event in asking.events] == [RunInterrupted]
-    progress = load_state(halted.experiment_folder())["progress"]
-    assert (progress["epoch"], progress["batch"]) == (1, done if phase == "training" else 2)
+    progress = load_state(halted.experiment_folder()).progress
+    assert (progress.epoch, progress.batch) == (1, done if phase == "training" else 2)
     resumed = small_trainer(tmp_path / "halted", cls=WithDropout)
     resumed.recover_from(halted.experiment_id()).continue_training()
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
@@ -234,7 +234,7 @@ def test_patience_and_the_best_score_are_taken_up_where_they_were(tmp_path):
     resumed = small_trainer(tmp_path, cls=Scripted)
     resumed.recover_from(halted.experiment_id()).continue_training()
     assert resumed.metrics()["val score"] == [0.5, 0.4, 0.3, 0.2]
-    assert load_state(resumed.experiment_folder())["progress"]["best_epoch"] == 1
+    assert load_state(resumed.experiment_folder()).progress.best_epoch == 1
     assert math.isfinite(resumed.metrics()["combined loss"][-1])
 
 
@@ -248,7 +248,7 @@ def test_a_run_in_half_precision_with_accumulated_batches_goes_on_to_the_bit(tmp
         halted.train(3, save_every=1, **settings)
     resumed = small_trainer(tmp_path / "halted", Squares(6), cls=WithDropout)
     resumed.recover_from(halted.experiment_id()).continue_training()
-    assert load_state(resumed.experiment_folder())["scaler"]["scale"] > 1
+    assert load_state(resumed.experiment_folder()).trainer.scaler["scale"] > 1
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
 

@@ -30,7 +30,7 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_a_run_that_can_go_on(tmp_path)
     trainer = small_trainer(tmp_path, cls=Impatient)
     with pytest.raises(KeyboardInterrupt, match="second Ctrl-C"):
         trainer.train(3, **QUIET)
-    assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 1
+    assert load_state(trainer.experiment_folder()).progress.epoch == 1
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,7 @@ def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path)
 
 def _broken(folder, *path, value):
     """Write a state in which one value, found by names, is another or gone."""
-    state = load_state(folder)
-    inner = state
+    inner = state = load_state(folder).to_dict()
     for name in path[:-1]:
         inner = inner[name]
     if value is None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.attachment import Surroundings, attach, attachment_of
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.description import describe_trainer
 from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted, RunStarted
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.observers.base import Observer
@@ -90,7 +91,7 @@ def _epoch(run, *, stop_after=None):
 def _trained(folder, run, *, stop_after=None, saved=None, **arguments):
     with run.lasting():
         run.equip(_equipment())
-        run.begin({"site": "north"}, parent=folder, saved=saved, **arguments)
+        run.begin(describe_trainer("a trainer", {"site": "north"}), parent=folder, saved=saved, **arguments)
         while not run.is_complete:
             _epoch(run, stop_after=stop_after)
         run.conclude()

@@ -86,7 +86,7 @@ def test_a_nan_score_is_recorded_as_empty_and_never_becomes_the_best(tmp_path):
     trainer = scripted_trainer(tmp_path, (math.nan, 0.2, math.nan))
     trainer.train(3)
     state = load_state(trainer.experiment_folder())
-    assert (state["progress"]["best_score"], state["progress"]["best_epoch"]) == (0.2, 2)
+    assert (state.progress.best_score, state.progress.best_epoch) == (0.2, 2)
     rows = list(csv.DictReader((trainer.experiment_folder() / "metrics.csv").open()))
     assert [row["val score"] for row in rows] == ["", "0.2", ""]
 
@@ -146,13 +146,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_epoch_and_step(tmp_path):
     trainer.at = 3
     with pytest.raises(NonFiniteLossError, match="epoch 2 at step 1"):
         trainer.train(5)
-    assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 1
+    assert load_state(trainer.experiment_folder()).progress.epoch == 1
 
 
 def test_a_step_whose_loss_is_not_finite_can_be_left_out(tmp_path):
     trainer = small_trainer(tmp_path, cls=_Exploding)
     trainer.train(2, non_finite="skip")
-    assert load_state(trainer.experiment_folder())["progress"]["step"] == 3
+    assert load_state(trainer.experiment_folder()).progress.step == 3
     assert "1 steps left out: first, the loss became nan in epoch 1 at step 2" in log_of(trainer)
     assert all(map(math.isfinite, trainer.metrics()["combined loss"]))
 
@@ -203,9 +203,9 @@ def test_the_state_for_recovery_loads_as_plain_values_and_holds_the_average(tmp_
     trainer = small_trainer(tmp_path)
     trainer.train(2)
     state = load_state(trainer.experiment_folder())
-    assert {"optimizer", "scheduler", "ema", "processes", "early_stopping", "history", "progress"} <= state.keys()
-    assert {"generators", "epoch_generators"} <= state["processes"][0].keys()
-    assert state["progress"]["step"] == 4
+    assert state.trainer.ema is not None
+    assert {"generators", "epoch_generators"} <= state.trainer.processes[0].keys()
+    assert state.progress.step == 4
 
 
 def test_one_trainer_can_run_twice_and_makes_two_experiments(tmp_path):

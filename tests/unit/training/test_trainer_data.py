@@ -126,7 +126,7 @@ def test_a_slow_machine_s_run_ends_in_time_validated_and_with_its_learning_rate_
     at_start = trainer.learning_rate
     # Until the first epoch ended, nothing told that 4 epochs of 10 s fit: from there straight down to the end of these.
     assert metrics["learning rate"] == pytest.approx([at_start * share for share in (1, 0.99, 0.66, 0.33)])
-    (group,) = load_state(trainer.experiment_folder())["optimizer"]["param_groups"]
+    (group,) = load_state(trainer.experiment_folder()).trainer.optimizer["param_groups"]
     assert group["lr"] <= 1e-6
     assert [math.isfinite(score) for score in metrics["val score"]] == [False, False, True, True]
 

@@ -86,7 +86,7 @@ class _Slow(Observer):
         monkeypatch.setattr("candy_monai.experiment.experiment.save_state", self._slowly)
 
     def _slowly(self, folder, state, **options):
-        if state["progress"]["epoch"]:
+        if state.progress.epoch:
             assert self._may_write.wait(10)
             if self._error is not None:
                 raise self._error
@@ -118,7 +118,7 @@ def test_an_epoch_that_cannot_be_written_ends_the_run_and_is_not_told(tmp_path, 
     with pytest.raises(RunFailedError, match="the disk is full"):
         trainer.train(3)
     assert slow.told == ["step"]
-    assert load_state(trainer.experiment_folder())["progress"]["epoch"] == 0
+    assert load_state(trainer.experiment_folder()).progress.epoch == 0
     assert "Interrupted in epoch 2: RunFailedError" in log_of(trainer)
 
 

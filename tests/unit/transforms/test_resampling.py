@@ -6,11 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureTyped, Invertd, SpatialResample
+from monai.transforms import Compose, EnsureTyped, Invertd, Spacing, SpatialResample
 from monai.transforms.utils import scale_affine
 
 from candy_monai.transforms import ResampleToSpacing, ResampleToSpacingd
-from candy_monai.transforms.resampling import resample_image, resample_label, resample_scores, thick_axis
+from candy_monai.transforms.resampling import (
+    resample_image,
+    resample_label,
+    resample_scores,
+    resampled_shape,
+    thick_axis,
+)
 
 
 def test_resampling_to_the_same_shape_is_the_identity_itself():
@@ -158,10 +164,25 @@ def test_thick_slices_are_found_in_the_image_or_else_in_the_target():
     assert found.flatten().tolist() == [1, 1, 2, 2, 2]
 
 
+def test_an_axis_without_a_positive_spacing_stays_as_it_is_as_in_monai():
+    image = placed(torch.rand(1, 6, 5, 4), (1.0, 1.0, 8.0))
+    resampled = ResampleToSpacing((0.5, 1.0, -1.0), mode="linear")(image)
+    assert resampled.shape == Spacing((0.5, 1.0, -1.0), scale_extent=True)(image).shape == (1, 12, 5, 4)
+    assert tuple(resampled.pixdim.tolist()) == (0.5, 1.0, 8.0)
+    for slice_, before in zip(resampled.unbind(3), image.unbind(3), strict=True):
+        alone = ResampleToSpacing((0.5, 1.0), mode="linear")(torch.as_tensor(before))
+        assert torch.allclose(torch.as_tensor(slice_), alone, atol=1e-6)
+
+
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="unknown mode 'cubick'"):
+    with pytest.raises(ValueError, match="did you mean 'cubic'"):
         ResampleToSpacingd("image", (1.0, 1.0), mode="cubick")
-    with pytest.raises(ValueError, match="must be positive"):
-        ResampleToSpacing((1.0, 0.0))
+    with pytest.raises(ValueError, match="must be finite"):
+        ResampleToSpacing((1.0, float("nan")))
     with pytest.raises(ValueError, match="pixdim has 2 entries"):
         ResampleToSpacing((1.0, 1.0))(torch.rand(1, 3, 3, 3))
+
+
+def test_resampling_keeps_the_space_that_is_covered():
+    assert resampled_shape((10, 10, 5), (1.0, 1.0, 4.0), (0.5, 2.0, 4.0)) == (20, 5, 5)
+    assert resampled_shape((1, 1, 1), (0.1, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 1, 1)

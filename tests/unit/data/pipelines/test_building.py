@@ -13,6 +13,8 @@ from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import ImageReadError, SettingsError
 
 FLIP = {"_target_": "monai.transforms.RandFlipd", "keys": ["image"], "prob": 1.0, "spatial_axis": 0}
+FLIP_BOTH = FLIP | {"keys": ["image", "label"]}
+MODES = {"image": "bilinear", "label": "nearest"}
 
 
 def built(*entries, **options):
@@ -134,12 +136,23 @@ def test_text_in_place_of_what_is_called_is_refused_when_it_is_built():
         r"augmentation\[0\]\.func: found 'os.system'", {"_target_": "Lambdad", "keys": "image", "func": "os.system"}
     )
     refused(r"augmentation\[0\]\.transforms\[1\]: found 'x'", {"_target_": "Compose", "transforms": [FLIP, "x"]})
+    crop = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": "os.system"}
+    refused(r"augmentation\[0\]\.select_fn: found 'os.system'", crop)
+    other = {"_target_": "Activationsd", "keys": "image", "other": ["os.system"]}
+    refused(r"augmentation\[0\]\.other\[0\]: found 'os.system'", other)
 
 
 def test_entries_that_hold_themselves_are_refused(tmp_path):
     (tmp_path / "a.yml").write_text("- &flip\n  _target_: RandFlipd\n  keys: *flip\n")
-    with pytest.raises(SettingsError, match=r"a\.yml: augmentation: the entries are nested without end"):
+    with pytest.raises(SettingsError, match=r"a\.yml: holds more than 100,000 values, or is nested without end"):
         read_own_transforms(tmp_path / "a.yml")
+    levels = ["a0: &a0 [1, 2]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    (tmp_path / "many.yml").write_text("augmentation:\n- _target_: RandFlipd\n  " + "\n  ".join(levels))
+    with pytest.raises(SettingsError, match=r"many\.yml: holds more than 100,000 values"):
+        read_own_transforms(tmp_path / "many.yml")
+    entry: dict = {"_target_": "RandFlipd"}
+    entry["keys"] = entry
+    refused("the entries are nested without end", entry)
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(SettingsError, match=r"a\.json: is not JSON"):
         read_own_transforms(tmp_path / "a.json")
@@ -156,9 +169,9 @@ def test_a_trusted_list_is_built_as_monai_builds_it():
 def test_a_file_of_transforms_is_json_or_yaml(tmp_path, name):
     path = tmp_path / name
     path.write_text(
-        json.dumps([FLIP])
+        json.dumps([FLIP_BOTH])
         if name == "a.json"
-        else "- _target_: RandFlipd\n  keys: [image]\n  prob: 1.0\n  spatial_axis: 0\n"
+        else "- _target_: RandFlipd\n  keys: [image, label]\n  prob: 1.0\n  spatial_axis: 0\n"
     )
     assert len(read_own_transforms(path).augmentation) == 1
 
@@ -208,6 +221,33 @@ def test_what_cannot_stand_in_its_pipeline_is_refused_with_its_position(name, en
         check_own_transforms(OwnTransforms(**{name: [fine, entry]}), "f.yml: ")
 
 
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"_target_": "RandRotated", "keys": ["image"], "range_x": 0.3, "prob": 0.5}, "RandRotated moves the image"),
+        ({"_target_": "RandFlipd", "keys": "label", "prob": 0.5}, "RandFlipd moves the label and leaves the image"),
+        ({"_target_": "Flipd", "keys": "image"}, "Flipd moves the image and leaves the label"),
+        ({"_target_": "Compose", "transforms": [FLIP]}, "RandFlipd moves the image"),
+        ({"_target_": "OneOf", "transforms": [FLIP, FLIP]}, "RandFlipd moves the image"),
+        ({"_target_": "candy_monai.transforms.RandWarpd", "keys": "image"}, "RandWarpd moves the image"),
+        ({"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}, "CropForegroundd moves the image"),
+    ],
+)
+def test_what_moves_the_image_and_not_its_label_is_refused_unless_the_list_is_trusted(entry, reason):
+    fine = {"_target_": "ScaleIntensityd", "keys": "image"}
+    with pytest.raises(SettingsError, match=rf"^f\.yml: augmentation\[1\]: {reason}"):
+        check_own_transforms(OwnTransforms(augmentation=[fine, entry]), "f.yml: ")
+    check_own_transforms(OwnTransforms(augmentation=[fine, entry], trust=True), "f.yml: ")
+
+
+def test_what_moves_both_or_none_is_taken_also_by_two_entries():
+    apart = [{"_target_": "Rotated", "keys": key, "angle": 0.1, "mode": mode} for key, mode in MODES.items()]
+    coarser = {"_target_": "RandSimulateLowResolutiond", "keys": "image", "prob": 0.5}
+    check_own_transforms(OwnTransforms(augmentation=[FLIP_BOTH, *apart, coarser]))
+    with pytest.raises(SettingsError, match=r"^preprocessing\[0\]: Flipd moves the image"):
+        check_own_transforms(OwnTransforms(preprocessing=[{"_target_": "Flipd", "keys": "image"}]))
+
+
 def test_a_pipeline_gives_what_compose_gives_also_where_a_step_returns_several_samples():
     entries = [
         FLIP | {"prob": 1.0},
@@ -248,8 +288,8 @@ def test_a_transform_of_ours_without_its_package_is_refused_with_its_whole_name(
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_file_of_transforms_may_begin_with_a_byte_order_mark(tmp_path, encoding):
-    (tmp_path / "own.json").write_text(json.dumps([FLIP]), encoding=encoding)
-    assert read_own_transforms(tmp_path / "own.json").augmentation == [FLIP]
+    (tmp_path / "own.json").write_text(json.dumps([FLIP_BOTH]), encoding=encoding)
+    assert read_own_transforms(tmp_path / "own.json").augmentation == [FLIP_BOTH]
 
 
 def test_a_trusted_entry_that_builds_no_transform_is_refused_with_its_position():

@@ -161,9 +161,17 @@ def test_what_was_saved_gives_the_same_pipelines_again():
     assert describe_pipelines(PLAN, own=OwnTransforms.from_saved(None)) == describe_pipelines(PLAN)
 
 
-@pytest.mark.parametrize("saved", ["$import os", [], {}, {"preprocessing": None}, {"augmentation": "$import os"}])
+@pytest.mark.parametrize("saved", ["$import os", [], {}, {"other": []}])
 def test_damaged_pipelines_are_not_taken_for_those_of_the_plan(saved):
     with pytest.raises(SettingsError, match="pipelines is damaged"):
+        OwnTransforms.from_saved(saved)
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "augmentation", "postprocessing"])
+@pytest.mark.parametrize("entries", [None, "$import os", [], [{"_target_": "ScaleIntensityd", "keys": "image"}]])
+def test_a_saved_pipeline_that_is_empty_or_cut_short_is_refused_by_its_name(name, entries):
+    saved = describe_pipelines(PLAN) | {name: entries}
+    with pytest.raises(SettingsError, match=rf"experiment\.json: pipelines\.{name} is damaged"):
         OwnTransforms.from_saved(saved)
 
 

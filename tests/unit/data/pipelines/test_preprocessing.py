@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, Spacingd
 from nibabel import aff2axcodes
 from torch.nn import functional as F
 
@@ -263,6 +263,22 @@ def test_with_monais_own_resampling_labels_come_back_to_the_same_grid(num_classe
     assert (ids == max(num_classes - 1, 1)).all()
 
 
+@pytest.mark.filterwarnings("error:align_corners")
+def test_monais_own_resampling_goes_there_and_back_without_its_warning():
+    image, label = case()
+    preprocessor = Preprocessor(replace(PLAN, resampling="stock", spacing_mm=(2.0, 1.0, 1.0)))
+    prepared = preprocessor.apply(image, label)
+    options = {"mode": ["bilinear", "nearest"], "scale_extent": True, "dtype": torch.float32}
+    by_monai = Spacingd(["image", "label"], (2.0, 1.0, 1.0), **options)
+    assert prepared.image.shape[1:] != image.shape[1:]
+    steps = Preprocessor(replace(PLAN, resampling="stock", spacing_mm=None)).apply(image, label)
+    data = {"image": steps.image, "label": MetaTensor(steps.label, affine=steps.image.affine)}
+    with pytest.warns(UserWarning, match="align_corners"):
+        expected = by_monai(data)
+    assert torch.equal(prepared.image.as_tensor(), expected["image"].as_tensor())
+    assert torch.equal(prepared.label, expected["label"].as_tensor())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_intensities_that_are_no_numbers_are_refused_with_the_files_name(bad):
     image, _ = case()
@@ -324,6 +340,7 @@ def test_an_intensity_step_of_ones_own_changes_only_the_image():
         ({"_target_": "Zoomd", "keys": ["image", "label"], "zoom": 1.3, "keep_size": False}, "no ids"),
         ({"_target_": "ThresholdIntensityd", "keys": "image", "threshold": 9.0, "cval": float("nan")}, "NaN"),
         ({"_target_": "SqueezeDimd", "keys": ["image", "label"], "dim": 0}, "SqueezeDimd changed the grid"),
+        ({"_target_": "Transposed", "keys": ["image", "label"], "indices": [0, 1]}, "Transposed cannot be applied"),
     ],
 )
 def test_a_step_that_spoils_a_case_is_refused(entry, message):

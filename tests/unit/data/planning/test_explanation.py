@@ -5,9 +5,8 @@ from dataclasses import fields, replace
 import pytest
 
 from candy_monai.data.inspection.inspect import inspect
-from candy_monai.data.planning.explanation import as_text, explain
-from candy_monai.data.planning.overrides import SETTABLE, parsed_overrides
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.explanation import explain
+from candy_monai.data.planning.plan import SETTABLE, plan
 from candy_monai.demo.phantom import write_phantom_dataset
 
 
@@ -43,11 +42,3 @@ def test_what_the_user_fixed_is_said_to_be_the_users_choice(fingerprint):
     choices = {choice.name: choice for choice in explain(made, fingerprint)}
     assert (choices["batch_size"].value, choices["batch_size"].reason) == ("3", "You asked for it.")
     assert choices["filters"].reason != "You asked for it."
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("strides", ((1, 1, 1), (2, 2, 1))), ("mirror_axes", ()), ("deep_supervision", False), ("spacing_mm", (0.5, 3.0))],
-)
-def test_text_is_what_an_override_reads(name, value):
-    assert parsed_overrides({name: as_text(value)})[name] == value

@@ -19,17 +19,59 @@ def test_a_plan_is_read_from_a_file_of_its_own_from_one_that_holds_it_and_from_a
     assert read_plan(plain) == read_plan(holding) == read_plan(tmp_path) == PLAN
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"plan": null}', '{"plan": {"num_dims": 3}}', '{"plan": [1]}'])
-def test_what_is_no_plan_is_refused_with_the_file(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", "found text that is no JSON"),
+        ("[1]", r"found \[1\]"),
+        ("{}", "found {}"),
+        ('{"plan": null}', "found None"),
+        ('{"plan": {"num_dims": 3}}', "found the entries num_dims"),
+        ('{"name": "x", "labels": {}}', "found the entries name, labels"),
+    ],
+)
+def test_what_is_no_plan_is_refused_with_the_file_what_was_found_and_what_to_give(tmp_path, content, found):
     file = tmp_path / "plan.json"
     file.write_text(content)
-    with pytest.raises(BadInputError, match=r"plan\.json: "):
+    with pytest.raises(BadInputError, match=rf"plan\.json: holds no plan, {found}.*; give the folder of an experiment"):
         read_plan(file)
 
 
 def test_a_missing_file_is_refused_with_what_is_expected(tmp_path):
-    with pytest.raises(BadInputError, match="give an experiment folder, or a file that holds a plan"):
-        read_plan(tmp_path / "none.json")
+    expected = "there is no such file; give the folder of an experiment, or a file that holds a plan"
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(BadInputError, match=expected) as caught:
+            read_plan(path)
+        assert "Errno" not in str(caught.value)
+
+
+def test_a_plan_of_another_version_is_refused_with_what_it_lacks_or_has_too_much(tmp_path):
+    file, values = tmp_path / "plan.json", PLAN.to_dict()
+    for changed, found in (({**values, "colour": 1}, "colour is not known"), (values, "it lacks strides")):
+        changed = {name: value for name, value in changed.items() if name != "strides" or changed is not values}
+        file.write_text(json.dumps(changed))
+        with pytest.raises(BadInputError, match=rf"plan\.json: not a plan of this version \({found}\)"):
+            read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", "4"), ("batch_size", None), ("foreground_share", 2), ("patch_shape", 8)]
+)
+def test_a_value_that_no_plan_may_have_is_refused_by_its_name(tmp_path, name, value):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(PLAN.to_dict() | {name: value}))
+    with pytest.raises(BadInputError, match=rf"plan\.json: {name}: got .*, expected"):
+        read_plan(file)
+
+
+def test_what_is_set_to_the_value_that_a_plan_has_is_taken():
+    same = {"filters": "4,8", "spacing_mm": "1,1,1", "normalization": "nonorm", "orientation": "RAS", "num_classes": 3}
+    given = replace(PLAN, spacing_mm=(1.0000001, 1.0, 1.0))
+    adopted = adopted_plan(given, given, same, path="p")
+    assert replace(adopted, chosen=()) == given
+    assert "filters" in adopted.chosen
+    two = replace(PLAN, channel_names=("a", "b"), normalization=PLAN.normalization * 2)
+    assert adopted_plan(two, two, {"normalization": "nonorm"}, path="p").normalization == two.normalization
 
 
 def test_a_plan_that_was_given_is_kept_but_for_what_is_set():
@@ -41,7 +83,7 @@ def test_a_plan_that_was_given_is_kept_but_for_what_is_set():
 
 
 def test_an_entry_that_others_follow_cannot_be_set_in_a_plan_that_was_given():
-    with pytest.raises(SettingsError, match="--set spacing_mm: other entries of a plan follow it"):
+    with pytest.raises(SettingsError, match="--set spacing_mm=1,1,2: the plan of p has 1,1,1, which other entries"):
         adopted_plan(PLAN, PLAN, {"spacing_mm": "1,1,2"}, path="p")
 
 

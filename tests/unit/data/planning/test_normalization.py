@@ -5,7 +5,7 @@ import torch
 from monai.transforms import NormalizeIntensity
 
 from candy_monai.data.inspection.fingerprint import IntensityStatistics
-from candy_monai.data.planning.normalization import channel_normalization, scheme_of, usual_intensities
+from candy_monai.data.planning.normalization import channel_normalization, denormalize, scheme_of
 from candy_monai.errors import SettingsError
 
 STATISTICS = IntensityStatistics(
@@ -35,4 +35,4 @@ def test_a_normalised_picture_is_shown_in_about_its_own_colours():
     image = torch.tensor([[[200.0, 100.0]], [[20.0, 40.0]]])
     red, green = (channel_normalization("zscore", IntensityStatistics.of(values.numpy().ravel())) for values in image)
     normalised = NormalizeIntensity(channel_wise=True)(image.clone())
-    assert torch.allclose(usual_intensities(normalised, [red, green]), image)
+    assert torch.allclose(denormalize(normalised, [red, green]), image)

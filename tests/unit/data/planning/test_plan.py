@@ -16,6 +16,7 @@ from candy_monai.data.inspection.fingerprint import (
 )
 from candy_monai.data.planning.plan import Plan, plan
 from candy_monai.errors import BadInputError, SettingsError
+from tests.plans import PLAN
 
 STATISTICS = IntensityStatistics(
     mean=50.0, std=10.0, median=50.0, percentile_00_5=0.0, percentile_99_5=100.0, min=-5.0, max=500.0
@@ -105,11 +106,99 @@ def test_a_dictionary_that_is_no_plan_is_refused():
         Plan.from_dict({"patch_shape": [8, 8, 8]})
 
 
+TAMPERED = {
+    "orientation": (["R", "R", "S"], [1, 2, 3], "RAS"),
+    "spacing_mm": ([True, 1.0, 1.0],),
+    "channel_names": ("MRI", [1]),
+    "normalization": (
+        [],
+        [{"scheme": "foo"}],
+        [{"scheme": "ct", "lower": float("nan")}],
+        [{"scheme": "ct", "std": "1"}],
+    ),
+    "class_names": (5, "abc"),
+    "num_classes": ("3", 2, 10**30, None),
+    "ignore_label": ("3", 1.5),
+    "regions": ([{"name": "a", "ids": ["1"], "paints": 1}],),
+    "patch_shape": ([8.0, 8.0, 8.0],),
+    "batch_size": (1.5, 1e30, True),
+    "deep_supervision": (1, "yes"),
+    "weight_decay": (float("nan"), "0", -1.0),
+    "num_validation_cases": (0, 2.5),
+    "resampling": ("other", None, []),
+}
+
+
+@pytest.mark.parametrize(("entry", "value"), [(name, value) for name, values in TAMPERED.items() for value in values])
+def test_an_entry_of_another_kind_in_a_plan_from_a_file_is_refused_by_its_name(entry, value):
+    with pytest.raises(BadInputError, match=f"{entry}( is|:)"):
+        Plan.from_dict({**PLAN.to_dict(), entry: value})
+
+
 def test_a_thick_axis_keeps_kernel_one_and_is_not_halved_until_the_others_caught_up():
-    made = plan(fingerprint([(256, 256, 20)] * 10, spacings=[(0.5, 0.5, 3.0)] * 10))
+    made = plan(fingerprint([(256, 256, 20)] * 10, spacings=[(0.5, 0.5, 3.0)] * 10), configuration="3d")
     assert made.kernel_sizes[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
     assert made.strides[:4] == ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2))
     assert made.coarse_axis == 2
+
+
+def thick_slices(**kwargs):
+    return fingerprint([(256, 200, 20), (200, 256, 10)], spacings=[(0.5, 0.5, 3.0), (0.5, 0.5, 8.0)], **kwargs)
+
+
+def test_thick_slices_are_for_a_2d_network_where_memory_is_that_of_a_cpu():
+    made = plan(thick_slices())
+    assert (made.configuration, made.slice_axis, made.num_dims) == ("2d", 2, 3)
+    assert made.patch_shape[2] == made.divisor[2] == 1
+    assert {kernel[2] for kernel in made.kernel_sizes} == {1}
+    assert made.mirror_axes == (0, 1)
+    assert made.coarse_axis == 2
+    assert made.pixdim == (0.5, 0.5, -1.0), "slices are not resampled"
+    assert made.median_shape == (228, 228, 15)
+    assert plan(thick_slices(), memory_bytes=8 * GIB).configuration == "3d"
+    assert plan(fingerprint([(40, 40, 40)])).configuration == "3d"
+
+
+def test_the_2d_network_is_the_one_that_pictures_of_the_size_of_the_slices_get():
+    sliced = plan(fingerprint([(128, 96, 9)] * 4), configuration="2d")
+    pictures = plan(fingerprint([(128, 96)] * 36, is_picture=True))
+    assert sliced.slice_axis == 2
+    assert sliced.patch_shape == (*pictures.patch_shape, 1)
+    assert sliced.batch_size == pictures.batch_size
+    assert sliced.filters == pictures.filters
+    assert sliced.strides == tuple((*stride, 1) for stride in pictures.strides)
+
+
+def test_a_user_chooses_configuration_and_axis():
+    assert plan(thick_slices(), configuration="3d").slice_axis is None
+    assert plan(thick_slices(), configuration="3d").chosen == ("slice_axis",)
+    sagittal = plan(thick_slices(), overrides={"slice_axis": "0", "patch_shape": "1,64,16"})
+    assert (sagittal.configuration, sagittal.patch_shape, sagittal.mirror_axes) == ("2d", (1, 64, 16), (1, 2))
+    assert plan(thick_slices(), overrides={"slice_axis": "none"}).configuration == "3d"
+    whole = plan(thick_slices(), overrides={"patch_shape": "64,64,8"})
+    assert whole.configuration == "3d", "a patch of several slices is for a 3-D network"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "overrides", "message"),
+    [
+        ("4d", {}, "expected auto, 2d or 3d"),
+        ("3d", {"slice_axis": 1}, "contradicts the configuration 3d"),
+        ("2d", {"slice_axis": "none"}, "contradicts the configuration 2d"),
+        ("2d", {"slice_axis": 3}, "must be 0, 1, 2 or none, got 3"),
+        ("2d", {"slice_axis": 2, "patch_shape": "64,64,8"}, "patch_shape=64,64,8 is not 1 along axis 2"),
+    ],
+)
+def test_contradictory_configurations_are_refused(configuration, overrides, message):
+    with pytest.raises(SettingsError, match=message):
+        plan(thick_slices(), configuration=configuration, overrides=overrides)
+
+
+def test_pictures_have_no_3d_configuration():
+    pictures = fingerprint([(64, 64)] * 3, is_picture=True)
+    assert plan(pictures).configuration == plan(pictures, configuration="2d").configuration == "2d"
+    with pytest.raises(SettingsError, match="no third axis"):
+        plan(pictures, configuration="3d")
 
 
 def test_a_one_slice_axis_is_never_convolved_nor_halved():
@@ -118,7 +207,7 @@ def test_a_one_slice_axis_is_never_convolved_nor_halved():
     assert {kernel[2] for kernel in made.kernel_sizes} == {1}
     assert made.divisor[2] == 1
     assert made.mirror_axes == (0, 1)
-    assert made.coarse_axis == 2
+    assert made.coarse_axis == made.slice_axis == 2
 
 
 def test_the_coarse_axis_gets_the_tenth_percentile_of_its_spacings():
@@ -268,6 +357,8 @@ def test_one_sigmoid_instead_of_two_classes_is_the_users_choice():
         ({"patch_shape": "36,56,40"}, "take 40x56x40"),
         ({"patch_shape": "40,56"}, "2 entries for 3 spatial axes"),
         ({"filters": "8,16", "strides": "1,1,1;2,2,2;2,2,2"}, "filters names 2"),
+        ({"filters": ""}, "filters: got '', expected positive whole numbers"),
+        ({"strides": []}, r"strides: got \[\], expected whole numbers for each axis"),
         ({"spacing_mm": "1,1"}, r"spacing_mm has 2 entries for 3 spatial axes: \(1.0, 1.0\)"),
         ({"spacing_mm": "0,1,1"}, "spacing_mm: got '0,1,1', expected positive numbers in mm"),
         ({"spacing_mm": "1,inf,1"}, "spacing_mm: got '1,inf,1', expected positive numbers in mm"),
@@ -291,7 +382,7 @@ def test_a_bad_override_says_what_is_wrong(overrides, message):
 
 @pytest.mark.parametrize(("entry", "value"), [("learning_rate", math.nan), ("spacing_mm", (1.0, math.nan, 1.0))])
 def test_a_plan_that_says_no_number_is_refused_wherever_it_comes_from(entry, value):
-    with pytest.raises(SettingsError, match=f"{entry} must be positive"):
+    with pytest.raises(SettingsError, match=f"{entry}: got .*nan.*, expected"):
         replace(plan(HIPPOCAMPUS), **{entry: value})
 
 

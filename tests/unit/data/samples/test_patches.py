@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.transforms import RandFlipd
+from monai.data import MetaTensor, get_track_meta, set_track_meta
+from monai.transforms import Flip, RandFlipd
 from torch.utils.data import DataLoader
 
 from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.images.reading import Scan
 from candy_monai.data.pipelines.description import augmentation, cutting
-from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
+from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases, untracked
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, SettingsError
 from tests import plans
@@ -282,3 +284,38 @@ def test_a_step_that_cannot_be_applied_is_refused_with_its_position(store):
     entries = [cutting(PLAN)[0], {"_target_": "RandFlipd", "keys": "img"}]
     with pytest.raises(BadInputError, match=r"augmentation\[1\], RandFlipd\(keys='img'\): cannot be applied.*KeyError"):
         patches(store, augmentation=entries)[0]
+
+
+def is_tracked():
+    return isinstance(Flip(0)(MetaTensor(torch.rand(1, 2))), MetaTensor)
+
+
+def test_metadata_are_off_within_the_block_and_on_after_it_also_after_an_error():
+    with untracked():
+        with untracked():
+            assert not is_tracked()
+        assert not is_tracked()
+    assert is_tracked()
+    with pytest.raises(KeyError), untracked():
+        raise KeyError
+    assert is_tracked()
+    assert get_track_meta() is True
+
+
+def test_other_threads_keep_their_metadata():
+    seen = []
+    with untracked():
+        thread = threading.Thread(target=lambda: seen.append(is_tracked()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+def test_what_a_user_switched_off_stays_off():
+    set_track_meta(False)
+    try:
+        with untracked():
+            assert not is_tracked()
+        assert get_track_meta() is False
+    finally:
+        set_track_meta(True)

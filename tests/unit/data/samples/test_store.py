@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -21,7 +22,7 @@ from candy_monai.data.pipelines.preprocessing import Preprocessor
 from candy_monai.data.planning.plan import plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.errors import BadInputError, CandyError, DatasetError
+from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +197,58 @@ def test_only_cases_that_are_new_or_changed_are_preprocessed(dataset, made_plan,
     assert np.array_equal(store.load(dataset.case_ids[1]).label, after.load(dataset.case_ids[1]).label)
 
 
+def test_datasets_of_one_name_are_told_apart_in_the_store_that_they_share(dataset, made_plan, tmp_path):
+    first = CaseStore.build(dataset.subset(dataset.case_ids[:2]), made_plan, tmp_path)
+    second = CaseStore.build(dataset.subset(dataset.case_ids[2:]), made_plan, tmp_path)
+    assert first.folder == second.folder
+    for side, ids in ((dataset.case_ids[:2], first), (dataset.case_ids[2:], second)):
+        digest = dataset_digests(dataset.subset(side)).whole
+        assert CaseStore(ids.folder, digest=digest).case_ids == side
+    assert CaseStore(first.folder).case_ids == second.case_ids  # the one that was stored last
+    with pytest.raises(BadInputError, match="no complete store"):
+        CaseStore(first.folder, digest="0" * 16)
+
+
+def test_a_store_whose_index_had_no_digest_in_its_name_serves_on(dataset, made_plan, tmp_path):
+    store = CaseStore.build(dataset, made_plan, tmp_path)
+    (index,) = store.folder.glob("store-*.json")
+    index.rename(store.folder / "store.json")
+    assert CaseStore(store.folder).case_ids == dataset.case_ids
+    again = CountingDataset(dataset)
+    assert CaseStore.build(again, made_plan, tmp_path).case_ids == dataset.case_ids
+    assert again.loaded == []
+
+
+def test_a_disk_that_fills_is_a_failed_run_with_the_folder_and_what_to_do(dataset, made_plan, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(RunFailedError, match=r"cannot be written \(No space left on device\); make room") as caught:
+        CaseStore.build(dataset, made_plan, tmp_path)
+    assert str(tmp_path / store_name(made_plan)) in str(caught.value)
+
+
 def test_a_case_that_changes_while_it_is_read_is_refused(dataset, made_plan, tmp_path):
     digests = dataset_digests(dataset)
     early = replace(digests, stamps=dict.fromkeys(digests.stamps, "1:2"))
     with pytest.raises(DatasetError, match="changed meanwhile"):
         CaseStore.build(dataset, made_plan, tmp_path, digests=early)
+
+
+def test_a_case_whose_files_vanish_while_it_is_read_is_refused(made_plan, tmp_path, monkeypatch):
+    data = NNUNetDataset(write_phantom_dataset(tmp_path / "d", num_cases=2, num_test_cases=0, shape=(24, 24, 16)))
+    digests, read = dataset_digests(data), data.read
+
+    def vanishing(index):
+        case = read(index)
+        data.cases[index].images[0].unlink()
+        return case
+
+    monkeypatch.setattr(data, "read", vanishing)
+    with pytest.raises(DatasetError, match="2 problems") as caught:
+        CaseStore.build(data, made_plan, tmp_path, digests=digests)
+    assert all("changed meanwhile" in problem for problem in caught.value.problems)
 
 
 def test_a_store_of_before_is_refused_by_name(tmp_path):

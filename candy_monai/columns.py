@@ -1,0 +1,11 @@
+"""The names of the columns of a run's ``metrics.csv`` that the run itself writes."""
+
+EPOCH = "epoch"
+SCORE = "val score"
+"""An epoch's validation score."""
+LOSS = "combined loss"
+"""The mean of the losses that ``backward`` returned."""
+LEARNING_RATE = "learning rate"
+"""The first learning rate of an epoch."""
+EPOCH_DURATION = "epoch duration"
+"""The seconds of an epoch, validation included."""

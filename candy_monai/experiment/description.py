@@ -1,0 +1,340 @@
+"""``experiment.json``: what a run was made of, which is also what it takes to build its network and its data again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Any, Literal, Self
+
+from candy_monai.aliases import PathLike, Shape
+from candy_monai.errors import ExperimentError
+from candy_monai.files import atomic_write_text
+
+DESCRIPTION = "experiment.json"
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 differs in ``state.pt`` only, which cannot be continued from."""
+
+PLAN: Literal["plan"] = "plan"
+CUSTOM: Literal["custom"] = "custom"
+InfererDescription = Literal["plan", "custom"] | dict[str, object] | None
+"""The plan's inferer, one whose arguments are no plain data, one in MONAI's configuration language; None for whole
+images."""
+
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range")
+_PLACES = ("folder", "store")
+_LONGEST = 80
+
+
+def _is(*kinds: type, read: Callable[[Any], object] | None = None) -> dict[str, object]:
+    """Return of an entry the types that it may have in JSON, None apart, and what makes a value of it."""
+    return {"kinds": kinds, "read": read}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """Entries of ``experiment.json`` by name; those that this version does not know are kept."""
+
+    more: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Check the entries' types and return the record.
+
+        Raises:
+            ExperimentError: If an entry is of another type than expected.
+        """
+        known, more = {}, dict(content)
+        for entry in dataclasses.fields(cls):
+            if not entry.metadata or (value := more.pop(entry.name, None)) is None:
+                continue
+            if not isinstance(value, entry.metadata["kinds"]):
+                expected = " or ".join(kind.__name__ for kind in entry.metadata["kinds"])
+                raise ExperimentError(f"{entry.name} is {_short(value)}, expected {expected}")
+            read = entry.metadata["read"]
+            try:
+                known[entry.name] = value if read is None else read(value)
+            except ExperimentError as error:  # of the record in it
+                raise ExperimentError(f"{entry.name}.{error}") from None
+            except (TypeError, ValueError) as error:
+                raise ExperimentError(f"{entry.name} is {_short(value)}: {error}") from error
+        return cls(**known, more=more)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` reads; None where there is nothing to say."""
+        entries = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.metadata}
+        written = {name: v.to_dict() if isinstance(v, _Record) else v for name, v in entries.items()}
+        return {**written, **self.more}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecord(_Record):
+    """How to build a run's network again.
+
+    Attributes:
+        example_shape: The shape ``(C, *spatial)`` that it was built for.
+        arguments: What the trainer's ``network_arguments`` returned.
+    """
+
+    example_shape: Shape | None = field(
+        default=None, metadata=_is(list, tuple, read=lambda shape: tuple(map(int, shape)) or None)
+    )
+    arguments: dict[str, Any] | None = field(default=None, metadata=_is(dict))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord(_Record):
+    """Which cases of which dataset a planned run is trained on.
+
+    Attributes:
+        name: The dataset's name.
+        folder: Where it was.
+        store: Where the preprocessed cases were.
+        digest: Of the dataset's content.
+        channel_names: The channels of an image.
+        labels: Ids by the name of the class or region.
+        file_ending: Of images and label maps.
+        training: Ids of the cases that are trained on.
+        validation: Ids of those that are validated on.
+        num_scored: How many of these are scored in the end; None for all.
+        store_precision: Of the stored images; None for ``float32``.
+    """
+
+    name: str | None = field(default=None, metadata=_is(str))
+    folder: str | None = field(default=None, metadata=_is(str))
+    store: str | None = field(default=None, metadata=_is(str))
+    digest: str | None = field(default=None, metadata=_is(str))
+    channel_names: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    labels: Mapping[str, Any] | None = field(default=None, metadata=_is(dict))
+    file_ending: str | None = field(default=None, metadata=_is(str))
+    training: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    validation: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    num_scored: int | None = field(default=None, metadata=_is(int))
+    store_precision: str | None = field(default=None, metadata=_is(str))
+
+
+def _in_present_words(inferer: Any) -> Any:
+    """Return an inferer's description as it would be written today, of whichever version it is."""
+    if not (isinstance(inferer, dict) and inferer.get("kind") == "windows"):
+        return inferer
+    renamed = {"window_shape": "roi_size", "batch_size": "sw_batch_size", "overlap": "overlap"}
+    given = {new: inferer.get(earlier) for earlier, new in renamed.items()}
+    defaults = {"sw_batch_size": None, "overlap": 0.5}
+    return {
+        "_target_": "candy_monai.WindowInferer",
+        **{name: value for name, value in given.items() if name not in defaults or value != defaults[name]},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentDescription(_Record):
+    """What ``experiment.json`` says of a run.
+
+    Attributes:
+        format: Of the experiment folder.
+        id: The run's id, which is its folder's name.
+        trainer: The trainer's class name.
+        bundle: The bundle that builds the network again; None if a trainer of the user's own does.
+        padding: The padding module, as ``padding_to_dict`` describes it.
+        score_range: The least and the largest validation score; None if it is not known.
+        processes: How many processes train.
+        data: How many samples and which cases the loaders are over.
+        parts: What network, optimizer, schedule, criterion and data are; None in runs of earlier versions.
+        network: How to build the network again.
+        num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
+        regions: The overlapping regions that are predicted, each with the id that it ``paints``.
+        inferer: What validates whole cases.
+        plan: The plan, as `Plan.to_dict` writes it; None without one.
+        pipelines: Preprocessing, augmentation and postprocessing; None without a plan and in runs of earlier versions.
+        dataset: What a planned run is trained on; None of a run that was begun from Python.
+        settings: What ``train`` was told.
+        environment: Versions of what the run depends on.
+        more: What else the trainer described.
+    """
+
+    format: int = field(default=FORMAT, metadata=_is(object))
+    id: str | None = field(default=None, metadata=_is(str))
+    trainer: str | None = field(default=None, metadata=_is(str))
+    bundle: str | None = field(default=None, metadata=_is(str))
+    padding: Mapping[str, object] | None = field(default=None, metadata=_is(dict))
+    score_range: Sequence[float | None] | None = field(default=None, metadata=_is(list, tuple))
+    processes: object = field(default=None, metadata=_is(object))
+    data: object = field(default=None, metadata=_is(object))
+    parts: object = field(default=None, metadata=_is(object))
+    network: NetworkRecord = field(default=NetworkRecord(), metadata=_is(dict, read=NetworkRecord.from_dict))
+    num_classes: int | None = field(default=None, metadata=_is(int))
+    regions: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_is(list, tuple))
+    inferer: InfererDescription = field(default=None, metadata=_is(str, dict, read=_in_present_words))
+    plan: dict[str, Any] | None = field(default=None, metadata=_is(dict))
+    pipelines: object = field(default=None, metadata=_is(object))
+    dataset: DatasetRecord | None = field(default=None, metadata=_is(dict, read=DatasetRecord.from_dict))
+    settings: Mapping[str, Any] | None = field(default=None, metadata=_is(dict))
+    environment: object = field(default=None, metadata=_is(object))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Check the format and the entries' types and return the record.
+
+        Raises:
+            ExperimentError: If the format is not known, or an entry is of another type than expected.
+        """
+        if (found := content.get("format")) not in READABLE_FORMATS:
+            raise ExperimentError(f"format {found!r}, this version reads formats {READABLE_FORMATS}")
+        return super().from_dict(content)
+
+    def setting(self, name: str) -> Any:
+        """Return what ``train`` was told; None if it is not known."""
+        return (self.settings or {}).get(name)
+
+    def differences(self, present: ExperimentDescription) -> list[str]:
+        """List what is about to be trained otherwise than it was, each as ``name: saved -> present``.
+
+        What is about the run alone is left out, and where the data are: what they hold is compared by its digest.
+
+        Args:
+            present: The description of a new run.
+        """
+        before, now = self._what_was_trained(), present._what_was_trained()
+        for name in ("parts", "pipelines"):
+            if before[name] is None:  # written down by later versions only
+                now[name] = None
+        if self.inferer == CUSTOM:  # which one it was, earlier versions did not write down
+            now["inferer"] = CUSTOM
+        return differences(before, now)
+
+    def _what_was_trained(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.to_dict().items() if name not in _ABOUT_THE_RUN}
+        if self.plan is not None:
+            kept["plan"] = {"resampling": "extent", **self.plan}  # earlier versions knew no other
+        if self.dataset is not None:
+            kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in _PLACES}
+        return kept
+
+
+def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentDescription:
+    """Return the description of a new run.
+
+    Args:
+        trainer: The trainer's class name.
+        entries: What it says of itself.
+
+    Raises:
+        ExperimentError: If an entry of the user's own has the name of another and is of another type.
+    """
+    try:
+        return ExperimentDescription.from_dict(as_json({"format": FORMAT, "trainer": trainer, **entries}))
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"what {trainer} adds to {DESCRIPTION}: {error}; give an entry of your own another name"
+        ) from None
+
+
+def example_shape(folder: PathLike, description: ExperimentDescription) -> Shape:
+    """Return the shape ``(C, *spatial)`` that a run's network was built for.
+
+    Args:
+        folder: The experiment folder, for messages.
+        description: What ``experiment.json`` says.
+
+    Raises:
+        ExperimentError: If it does not say that.
+    """
+    if description.network.example_shape is None:
+        raise ExperimentError(f"{folder}: {DESCRIPTION} does not say the shape the network was built for")
+    return description.network.example_shape
+
+
+def read_description(folder: PathLike) -> ExperimentDescription:
+    """Read ``experiment.json``.
+
+    Raises:
+        ExperimentError: If the folder is no experiment, which names the runs below it; or if the file is damaged, or of
+            a newer format.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        from candy_monai.experiment.runs import what_is_below
+
+        below = what_is_below(folder)
+        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){below}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExperimentError(f"{path}: not readable as JSON ({error})") from error
+    try:
+        return ExperimentDescription.from_dict(content if isinstance(content, dict) else {"format": type(content)})
+    except ExperimentError as error:
+        raise ExperimentError(f"{path}: {error}") from None
+
+
+def write_description(folder: Path, description: ExperimentDescription) -> None:
+    """Write ``experiment.json``, with the versions that the run depends on."""
+    described = dataclasses.replace(description, environment=_environment())
+    atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(described.to_dict()), indent=2) + "\n")
+
+
+def _environment() -> dict[str, str | None]:
+    """Return the versions that a run depends on, and the commit of the working folder if it is a git checkout."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("candy-monai", "torch", "monai", "numpy", "nibabel"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {**versions, "git_commit": None}
+    return {**versions, "git_commit": answer.stdout.strip()}
+
+
+def differences(saved: Mapping[str, object], present: Mapping[str, object], *, where: str = "") -> list[str]:
+    """List the entries of two nested mappings that differ, each as ``name: saved -> present``.
+
+    Args:
+        saved: As it was, of plain values.
+        present: As it is now; tuples count as lists, since JSON knows only these.
+        where: The name of the mappings themselves.
+    """
+    found = []
+    for name in dict.fromkeys([*saved, *present]):
+        before, now = as_json(saved.get(name)), as_json(present.get(name))
+        path = f"{where}.{name}" if where else name
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += differences(before, now, where=path)
+        elif before != now:
+            found.append(f"{path}: {_short(before)} -> {_short(now)}")
+    return found
+
+
+def as_json(value: object) -> Any:
+    """Return a value in the types that JSON knows: numbers of NumPy and of tensors, arrays, sets and paths as well.
+
+    What has no such form is shown as ``repr`` shows it, without where it is in memory.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): as_json(item) for name, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(as_json, value), key=repr)
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if hasattr(value, "tolist"):  # of NumPy and PyTorch, which need not be imported for it
+        return as_json(value.tolist())
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

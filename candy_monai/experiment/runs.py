@@ -1,0 +1,164 @@
+"""The runs that lie below a folder: what they have reached, the folds among them, and how to name them in a message."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.description import DESCRIPTION, read_description
+from candy_monai.experiment.folder import METRICS, STATE
+
+CROSS_VALIDATION = "crossval.json"
+"""In the folder of a cross-validation: what its folds reached."""
+
+_FOLD = re.compile(r"fold_(\d+)")
+_DEEPEST = 5
+_MOST_FOLDERS = 5000
+_MOST_LISTED = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run has reached.
+
+    Attributes:
+        folder: The experiment folder.
+        saved_at: When it was last saved.
+        num_epochs: Epochs planned; None if unknown.
+        epochs_done: Epochs saved; None if the state cannot be read.
+        best_score: The best validation score; None where there is none.
+        best_epoch: The epoch of it, counted from 1.
+        is_finished: Whether the run came to its end; None if unknown.
+    """
+
+    folder: Path
+    saved_at: datetime
+    num_epochs: int | None = None
+    epochs_done: int | None = None
+    best_score: float | None = None
+    best_epoch: int | None = None
+    is_finished: bool | None = None
+
+    def __str__(self) -> str:
+        state = "state unknown" if self.is_finished is None else "finished" if self.is_finished else "not finished"
+        # A run that ended early, as one with a time limit does, was never to have all the epochs of its settings.
+        of = "" if self.num_epochs is None or self.is_finished else f" of {self.num_epochs}"
+        plural = "s" * (of != "" or self.epochs_done != 1)
+        epochs = "" if self.epochs_done is None else f", {self.epochs_done}{of} epoch{plural}"
+        score = "" if self.best_score is None else f", best score {self.best_score:.4f} at epoch {self.best_epoch}"
+        return f"{self.folder}: {self.saved_at:%Y-%m-%d %H:%M}, {state}{epochs}{score}"
+
+
+def summarize(folder: Path) -> RunSummary:
+    """Return what a run has reached, as far as the files in its experiment folder can be read."""
+    newest = next((path for path in (folder / STATE, folder / METRICS, folder / DESCRIPTION) if path.is_file()), folder)
+    saved_at = datetime.fromtimestamp(newest.stat().st_mtime)
+    summary = RunSummary(folder=folder, saved_at=saved_at)
+    try:
+        summary = replace(summary, num_epochs=read_description(folder).setting("num_epochs"))
+        from candy_monai.experiment.state import load_state  # imports PyTorch
+
+        state = load_state(folder, verify=False)
+    except ExperimentError:  # of another version, or damaged: the run may still be predicted with
+        return summary
+    summary = replace(summary, epochs_done=state.progress.epoch, is_finished=state.is_complete)
+    best = state.checkpoints.get("checkpoint_best.pth")
+    return summary if best is None else replace(summary, best_score=best.score, best_epoch=best.epoch)
+
+
+def runs_below(folder: PathLike) -> list[Path]:
+    """Return the experiment folders below a folder, itself not included, the last saved first."""
+    return sorted(_found_below(Path(folder)), key=lambda run: (run / DESCRIPTION).stat().st_mtime, reverse=True)
+
+
+def folds_below(folder: PathLike) -> dict[int, Path | None]:
+    """Return the newest experiment of each fold of a cross-validation; empty for any other folder.
+
+    Args:
+        folder: What ``candy-monai crossval`` made: ``fold_<n>`` folders, and a summary once it came to its end.
+
+    Returns:
+        By fold; None for one that has no experiment.
+    """
+    folder = Path(folder)
+    folds: dict[int, Path | None] = {}
+    if not folder.is_dir() or (folder / DESCRIPTION).is_file():
+        return folds
+    for path in sorted(folder.iterdir()):
+        if (match := _FOLD.fullmatch(path.name)) and path.is_dir():
+            found = sorted(path.glob(f"*/[0-9]*/{DESCRIPTION}"), key=lambda file: file.stat().st_mtime)
+            folds[int(match[1])] = found[-1].parent if found else None
+    summary = folder / CROSS_VALIDATION
+    if summary.is_file():
+        try:
+            listed = json.loads(summary.read_text(encoding="utf-8"))["folds"]
+            for fold in listed:
+                folds.setdefault(int(fold["fold"]), None)
+        except (ValueError, LookupError, TypeError):  # it is only asked for folds that never began
+            pass
+    elif not any(folds.values()):
+        return {}
+    return dict(sorted(folds.items()))
+
+
+def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = False) -> str:
+    """Return a text that names the runs below a folder, to end a message with; empty where there are none.
+
+    Args:
+        folder: What was given in place of a run.
+        call: How to call the command, with ``{run}`` for one of the runs.
+        takes_folds: Whether the command takes the folder of a cross-validation, too.
+    """
+    runs = runs_below(folder)
+    if not runs:
+        return ""
+    shown = [summarize(run) for run in runs[:_MOST_LISTED]]
+    best = max(shown, key=lambda run: (run.best_score is not None, run.best_score or 0.0, run.saved_at))
+    lines = [f"\n  - {run}" for run in shown]
+    if len(runs) > _MOST_LISTED:
+        lines.append(f"\n  - and {len(runs) - _MOST_LISTED} older ones")
+    example = call.format(run=best.folder)
+    if takes_folds:
+        # crossval-NAME/fold_0/TRAINER/RUN
+        parents = dict.fromkeys(run.parents[2] for run in runs if _FOLD.fullmatch(run.parent.parent.name))
+        example += "".join(
+            f"\nOr the {len(folds)} folds of a cross-validation together: {call.format(run=parent)}"
+            for parent in parents
+            if (folds := folds_below(parent))
+        )
+    return (
+        f"; below it {'is a run' if len(runs) == 1 else f'are {len(runs)} runs'}:{''.join(lines)}\nGive one: {example}"
+    )
+
+
+def refuse_folder_of_runs(folder: PathLike, *, call: str) -> None:
+    """Raise a `BadInputError` that names the runs below a folder where a single one is expected."""
+    if Path(folder).is_dir() and (below := what_is_below(folder, call=call)):
+        raise BadInputError(f"{folder}: is not a run itself{below}")
+
+
+def refuse_run(folder: PathLike) -> None:
+    """Raise a `BadInputError` for a run, or a folder of runs, in place of a folder of label maps."""
+    folder = Path(folder)
+    call = "candy-monai predict {run} IMAGES PREDICTIONS"
+    if (folder / DESCRIPTION).is_file():
+        raise BadInputError(f"{folder}: is a run, expected label maps; predict first: {call.format(run=folder)}")
+    if folder.is_dir() and all(path.is_dir() or path.suffix == ".json" for path in folder.iterdir()):
+        refuse_folder_of_runs(folder, call=call)
+
+
+def _found_below(folder: Path) -> Iterator[Path]:
+    for visited, (place, folders, files) in enumerate(os.walk(folder)):
+        path = Path(place)
+        if path != folder and DESCRIPTION in files:
+            yield path
+            folders.clear()
+        deep = len(path.relative_to(folder).parts) >= _DEEPEST
+        folders[:] = [] if deep or visited > _MOST_FOLDERS else [name for name in folders if not name.startswith(".")]

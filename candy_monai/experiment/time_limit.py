@@ -1,0 +1,92 @@
+"""How much of a run a time limit leaves room for, going by what was done so far."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+RECENT_EPOCHS = 4
+"""Epochs that say how fast the machine is now: a few, since one may be long by chance."""
+RECENT_STEPS = 20
+FEWEST_STEPS = 3
+"""With fewer timed steps nothing is said of their pace: the first ones are slow."""
+LEAST_SHARE = 0.15
+"""Share of an epoch's training that must fit for it to be begun and cut short."""
+
+
+def epochs_in_time(
+    durations_s: Sequence[float],
+    *,
+    elapsed_s: float,
+    num_epochs: int,
+    limit_s: float | None,
+    closing_s: float | None = None,
+) -> int:
+    """Return how many of the planned epochs a run will have begun when its time is up.
+
+    A function of recorded times alone, so that a resumed run comes to the same end.
+
+    Args:
+        durations_s: Seconds that each finished epoch took.
+        elapsed_s: Seconds since the run began, those included that saving took.
+        num_epochs: Epochs planned.
+        limit_s: Seconds for all of them; None for no limit.
+        closing_s: Seconds of an epoch that follow its training and cannot be cut short; None where an epoch cannot be
+            cut short at all, so that only whole ones count.
+
+    Returns:
+        At least the finished epochs, and one at least; at most those planned.
+    """
+    recent = durations_s[-RECENT_EPOCHS:]
+    if limit_s is None or not any(recent):
+        return num_epochs
+    left_s, epoch_s = max(0.0, limit_s - elapsed_s), math.fsum(recent) / len(recent)
+    whole = math.floor(left_s / epoch_s)
+    begun = 0
+    if closing_s is not None:
+        rest_s = left_s - whole * epoch_s - closing_s
+        begun = int(rest_s > LEAST_SHARE * max(0.0, epoch_s - closing_s))
+    return min(num_epochs, len(durations_s) + whole + begun)
+
+
+class StepPace:
+    """How long a step takes now, and what comes after an epoch's last one."""
+
+    def __init__(self) -> None:
+        self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._last_s: float | None = None
+        self.closing_s: float | None = None
+
+    def begin_epoch(self) -> None:
+        """Start an epoch's clock anew."""
+        self._last_s = None
+
+    def step_done(self, epoch_s: float, *, num_batches: int) -> None:
+        """Count a step.
+
+        Args:
+            epoch_s: Seconds that the epoch has taken.
+            num_batches: Batches of the step.
+        """
+        if self._last_s is not None:
+            self._steps.append((epoch_s - self._last_s) / num_batches)
+        self._last_s = epoch_s
+
+    def end_epoch(self, epoch_s: float, *, validated: bool) -> None:
+        """Note what came after the last step: the longest counts, and a validation only where there was one.
+
+        Args:
+            epoch_s: Seconds that the whole epoch took.
+            validated: Whether it was validated, as a run's last epoch is.
+        """
+        if self._last_s is not None and (validated or self.closing_s is None):
+            self.closing_s = max(self.closing_s or 0.0, epoch_s - self._last_s)
+        self._last_s = None
+
+    def batches_in(self, seconds: float) -> int | None:
+        """Return how many batches fit into a time, at least 1; None while their pace is unknown."""
+        if len(self._steps) < FEWEST_STEPS:
+            return None
+        return max(1, int(seconds / max(statistics.median(self._steps), 1e-9)))

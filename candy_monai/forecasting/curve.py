@@ -1,0 +1,165 @@
+"""The part of a run's curve that is known, and how much of the run's learning is done after each epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_MOST_DECAY = 3.0
+_LEAST_RATE = 1e-6  # of the largest: a schedule may end at 0
+_RISING = 2.0  # standard deviations of what noise alone would do
+_LATE_SHARES, _LEAST_LATE = (1 / 3, 1 / 2), 6  # of the scores: where a rise is looked for
+_ROUNDING = 1e-6
+
+ScoreRange = tuple[float | None, float | None]
+"""The least and the largest value that a score can have; None for no bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenCurve:
+    """The part of a curve that is known.
+
+    Attributes:
+        epochs: Those with a finite score, from 1.
+        values: Their scores.
+        now: Epochs over.
+        horizon: Epochs planned.
+        top: The largest score that the metric can have.
+        axis: How much of the whole run's learning is done after each planned epoch, rising to 1.
+        rate_left: The learning rate now as a share of the largest so far; NaN if unknown.
+    """
+
+    epochs: Array
+    values: Array
+    now: int
+    horizon: int
+    top: float
+    axis: Array
+    rate_left: float = math.nan
+
+    @property
+    def best(self) -> float:
+        """The best score so far."""
+        return float(self.values.max())
+
+    @property
+    def left_to_learn(self) -> float:
+        """The logarithm of how many times as much will have been learned in the end as now."""
+        return -math.log(float(self.axis[self.now - 1]))
+
+    @property
+    def range(self) -> float:
+        """Best minus worst score so far."""
+        return float(np.ptp(self.values))
+
+    @property
+    def rises(self) -> bool:
+        """Whether the last score is the best, or the last third or half of them rises by more than noise would."""
+        if self.values[-1] == self.best:
+            return True
+        counts = (max(_LEAST_LATE, int(share * len(self.values))) for share in _LATE_SHARES)
+        return any(_trend(self.values[-count:]) > _RISING for count in counts)
+
+
+def seen_curve(
+    scores: Sequence[float] | Array,
+    horizon: int,
+    *,
+    ceiling: float | None = None,
+    score_range: ScoreRange | None = None,
+    learning_rates: Sequence[float] | Array | None = None,
+) -> SeenCurve:
+    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments."""
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    finite = np.isfinite(values)
+    return SeenCurve(
+        epochs=(np.flatnonzero(finite) + 1).astype(np.float64),
+        values=values[finite],
+        now=len(values),
+        horizon=horizon,
+        top=_ceiling(values[finite], ceiling, score_range) if finite.any() else math.inf,
+        axis=learning_axis(learning_rates, len(values), horizon),
+        rate_left=_rate_left(learning_rates, len(values)),
+    )
+
+
+def is_within(scores: Sequence[float] | Array, score_range: ScoreRange) -> bool:
+    """Return whether all finite scores are within a range, but for rounding: a Dice in float32 may exceed 1."""
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return True
+    slack = _ROUNDING * max(1.0, float(np.abs(values).max()))
+    least, largest = (bound if bound is not None else math.nan for bound in score_range)
+    return not (values.min() < least - slack or values.max() > largest + slack)
+
+
+def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, horizon: int) -> Array:
+    """Return how much of a run's learning is done after each planned epoch, rising to 1.
+
+    Learning goes by the sum of the learning rates. Those to come are continued as a power of the time that is left: a
+    linear or polynomial decay is met exactly, a constant rate too, a cosine nearly. Without rates all epochs count
+    alike.
+
+    Args:
+        learning_rates: That of each epoch so far, and of as many to come as are known; None, or one missing, if they
+            are not.
+        now: Epochs over.
+        horizon: Epochs planned.
+    """
+    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:horizon]
+    if not 0 < now < horizon or len(rates) < now or not np.isfinite(rates).all() or rates[:now].min() <= 0:
+        return np.arange(1, max(now, horizon) + 1) / horizon
+    rates = np.maximum(rates, _LEAST_RATE * rates.max())
+    known = len(rates)
+    left = 1 - np.arange(known - 1, horizon) / horizon  # when each epoch begins, from the last known one on
+    decay = math.log(rates[-1] / rates.max()) / math.log(left[0]) if known > 1 else 0.0
+    ahead = rates[-1] * (left[1:] / left[0]) ** float(np.clip(decay, 0.0, _MOST_DECAY))
+    done = np.cumsum(np.concatenate([rates, ahead]))
+    return np.asarray(done / done[-1])
+
+
+def slope(places: Array, values: Array) -> float:
+    """Return the slope of a straight line through values."""
+    deviations = places - places.mean()
+    return float(deviations @ values / max(float(deviations @ deviations), 1e-12))
+
+
+def _trend(values: Array) -> float:
+    """Return by how many standard deviations values rise (Mann and Kendall's test); alike neighbours count for less."""
+    count, places = len(values), np.arange(float(len(values)))
+    if count < _LEAST_LATE:
+        return 0.0
+    rises = np.sign(values[None, :] - values[:, None])[np.triu_indices(count, 1)].sum()
+    residuals = values - values.mean() - slope(places, values) * (places - places.mean())
+    alike = float(residuals[1:] @ residuals[:-1]) / max(float(residuals @ residuals), 1e-30)
+    alike = float(np.clip(alike, 0.0, 0.9))
+    variance = count * (count - 1) * (2 * count + 5) / 18
+    return float(rises) / math.sqrt(variance * (1 + alike) / (1 - alike))
+
+
+def _ceiling(values: Array, ceiling: float | None, score_range: ScoreRange | None) -> float:
+    if score_range is not None:
+        if not is_within(values, score_range):
+            raise ValueError(f"scores from {values.min()} to {values.max()} exceed score_range={score_range}")
+        if ceiling is None:
+            return math.inf if score_range[1] is None else max(float(score_range[1]), float(values.max()))
+    if ceiling is not None:
+        if values.max() > ceiling:
+            raise ValueError(f"a score of {values.max()} exceeds ceiling={ceiling}")
+        return ceiling
+    if values.max() <= 0:
+        return 0.0
+    return 1.0 if values.min() >= 0 and values.max() <= 1 else math.inf
+
+
+def _rate_left(learning_rates: Sequence[float] | Array | None, now: int) -> float:
+    rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:now]
+    rates = rates[np.isfinite(rates)]
+    return float(rates[-1] / rates.max()) if rates.size and rates.max() > 0 else math.nan

@@ -1,0 +1,153 @@
+"""The pictures in a run's folder, drawn now and then: curves of its metrics, and the preview of a validated case."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from typing_extensions import override
+
+from candy_monai.experiment.events import EpochFinished, Preview, RunFinished, RunInterrupted, RunStarted
+from candy_monai.observers.base import Observer
+
+OVERVIEW = "progress.png"
+MAX_SHARE = 0.02
+_MOST_BYTES = 100
+
+
+class ThrottledObserver(Observer):
+    """Calls ``draw`` at most once in ``interval_s``, and for the last epoch in any case.
+
+    What takes long is done less often: drawing takes at most one fiftieth of the time, since on a small machine it
+    takes it from the training.
+
+    Args:
+        interval_s: Seconds between two calls at least, and before the first.
+        clock: Tells seconds.
+    """
+
+    def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._not_before = clock() + interval_s
+        self._waiting: EpochFinished | None = None
+
+    def draw(self, event: EpochFinished) -> None:
+        """Draw the state after this epoch."""
+        raise NotImplementedError
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._waiting = event
+        if self._clock() >= self._not_before:
+            self._draw_waiting()
+
+    @override
+    def on_run_finished(self, event: RunFinished) -> None:
+        self._draw_waiting()
+
+    @override
+    def on_run_interrupted(self, event: RunInterrupted) -> None:
+        self._draw_waiting()
+
+    def _draw_waiting(self) -> None:
+        if self._waiting is not None:
+            event, self._waiting = self._waiting, None
+            started = self._clock()
+            try:
+                self.draw(event)
+            finally:
+                duration = self._clock() - started
+                self._not_before = started + max(self._interval_s, duration / MAX_SHARE)
+
+
+class CurvesObserver(ThrottledObserver):
+    """Draws ``progress.png`` and ``<metric>.png``; a curve whose values did not change is not drawn again."""
+
+    name = "drawing the curves"
+    _folder: Path | None = None
+
+    @override
+    def on_run_started(self, event: RunStarted) -> None:
+        self._folder = event.folder
+        self._drawn: dict[str, Sequence[float]] = {}
+        self._names = PictureNames()
+
+    @override
+    def draw(self, event: EpochFinished) -> None:
+        from candy_monai.plotting.canvas.figures import save_figure
+        from candy_monai.plotting.charts.curves import curve_figure, progress_figure
+
+        if self._folder is None:
+            return
+        progress = progress_figure(event.metrics, forecast=event.forecast, num_epochs=event.num_epochs)
+        save_figure(progress, self._folder / OVERVIEW)
+        failure: Exception | None = None
+        for name, values in event.metrics.items():
+            if self._drawn.get(name) == values:
+                continue
+            try:
+                save_figure(curve_figure(name, values), self._folder / self._names.of(name))
+            except Exception as error:  # the others are drawn all the same
+                failure = error
+            self._drawn[name] = values
+        if failure is not None:
+            raise failure
+
+
+class PictureNames:
+    """Names the pictures of metrics: each its own, whatever the metric is called."""
+
+    def __init__(self) -> None:
+        self._by_metric: dict[str, str] = {}
+        self._taken = {_compared(Path(OVERVIEW).stem)}
+
+    def of(self, metric: str) -> str:
+        """Return the metric's name without what a file name must not hold, shortened, and not that of another file."""
+        if metric not in self._by_metric:
+            stem = _as_stem(metric)
+            if _compared(stem) in self._taken or stem.endswith("(preview)"):
+                stem = f"{stem} ({hashlib.sha256(metric.encode(errors='surrogatepass')).hexdigest()[:8]})"
+            self._taken.add(_compared(stem))
+            self._by_metric[metric] = f"{stem}.png"
+        return self._by_metric[metric]
+
+
+def _as_stem(metric: str) -> str:
+    text = metric.encode(errors="replace").decode()
+    allowed = "".join("_" if sign in '/\\:*?"<>|' or not sign.isprintable() else sign for sign in text).strip(". ")
+    stem = f"_{allowed}" if allowed.startswith("-") else allowed  # else programs would take it for an option
+    return stem.encode()[:_MOST_BYTES].decode(errors="ignore").rstrip(". ") or "_"
+
+
+def _compared(stem: str) -> str:
+    """Return the form in which two names are the same to some file system."""
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+class PreviewObserver(ThrottledObserver):
+    """Has the preview of the newest validated epoch drawn.
+
+    Args:
+        save: Draws and writes one preview.
+        interval_s: Seconds between two previews at least.
+    """
+
+    name = "drawing the preview"
+
+    def __init__(self, save: Callable[[Preview], None], *, interval_s: float = 30.0) -> None:
+        super().__init__(interval_s=interval_s)
+        self._save = save
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        if event.preview is not None:
+            super().on_epoch_finished(event)
+
+    @override
+    def draw(self, event: EpochFinished) -> None:
+        if event.preview is not None:
+            self._save(event.preview)

@@ -1,0 +1,320 @@
+"""One case, prepared once and drawn several times: all its panels show the same slices, intensities and camera."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from statistics import fmean
+
+import numpy as np
+
+from candy_monai.aliases import Shape3d
+from candy_monai.data.geometric import bounding_box
+from candy_monai.errors import BadInputError
+from candy_monai.plotting.canvas import arrays, drawing
+from candy_monai.plotting.canvas.arrays import Floats, Ids, ImageLike, Pixels
+from candy_monai.plotting.canvas.colors import RGB, class_color, colorize
+from candy_monai.plotting.case.geometry import PLANES, Geometry, Plane, geometry_of, telling_slices
+from candy_monai.plotting.case.layout import CAPTION, Box, Layout, alone, arrange
+from candy_monai.plotting.case.overlay import blend
+from candy_monai.plotting.surface import Camera, camera_for, render_surface
+
+_OPACITY = 0.3
+_MOST_CHANNELS = 4
+_CAPTION_SIZE, _SIDE_SIZE, _TITLE_SIZE = 15, 15, 20
+_GAP, _MARGIN = 10, 12
+_MOST_SCORES_LISTED = 24
+
+
+class CasePictures:
+    """One case, ready to be drawn.
+
+    Args:
+        image: ``(C, *spatial)`` or ``(*spatial)``, two or three spatial axes.
+        labels: Label ids of the image's spatial shape, ``(1, *spatial)`` or ``(*spatial)``, the most trusted first: it
+            chooses the slices.
+        num_spatial: 2 for pictures, 3 for volumes; by default the axes of the first label, less its channel.
+        spacing_mm: Of the three axes of a volume; by default the image's affine tells.
+        orientation: Axis codes of a volume such as ``"RAS"``; by default the image's affine tells.
+        max_volume: Most voxels of a surface.
+        class_names: What the legend calls the ids; by default ``class 1``.
+        rgb: Whether three channels are colours; by default those of 2-D images are looked at.
+
+    Raises:
+        BadInputError: If shapes do not fit.
+    """
+
+    def __init__(
+        self,
+        image: ImageLike,
+        labels: Sequence[ImageLike],
+        *,
+        num_spatial: int | None = None,
+        spacing_mm: Sequence[float] | None = None,
+        orientation: str | None = None,
+        max_volume: int = 1_000_000,
+        class_names: Mapping[int, str] | None = None,
+        rgb: bool | None = None,
+    ) -> None:
+        if num_spatial is None:
+            num_spatial = _num_spatial(labels[0])
+        channels = arrays.as_channels(image, num_spatial)
+        ids = [arrays.as_ids(label, num_spatial) for label in labels]
+        for label in ids:
+            if label.shape != channels.shape[1:]:
+                raise BadInputError(f"the image is {channels.shape[1:]}, a label {label.shape}: expected the same size")
+        self._rgb = arrays.has_colors(channels, rgb)
+        self._max_volume = max_volume
+        self._class_names = class_names or {}
+        if num_spatial == 2:  # a picture becomes the only axial slice of a volume
+            self._geometry = Geometry()
+            self._channels, self.ids = [part.T[..., None] for part in channels], [label.T[..., None] for label in ids]
+        else:
+            self._geometry = geometry_of(image, spacing_mm=spacing_mm, orientation=orientation)
+            self._channels = [self._geometry.to_view(channel) for channel in channels]
+            self.ids = [self._geometry.to_view(label) for label in ids]
+        self._whole, self._first = self._shape, (0, 0, 0)
+        if self.has_surface:
+            self._crop()
+
+    def _crop(self) -> None:
+        """Cut off what is as empty as the image's corner and holds no label: masked images may be mostly that."""
+        filled = np.zeros(self._whole, dtype=np.bool_)
+        for channel in self._channels[:_MOST_CHANNELS]:
+            filled |= channel != channel[0, 0, 0]
+        for ids in self.ids:
+            filled |= ids != 0
+        box = bounding_box(filled)
+        if box is None:
+            return
+        rims = [max(2, length // 32) for length in self._whole]
+        cut = tuple(slice(max(0, side.start - rim), side.stop + rim) for side, rim in zip(box, rims, strict=True))
+        self._channels = [channel[cut] for channel in self._channels]
+        self.ids = [ids[cut] for ids in self.ids]
+        self._first = (cut[0].start, cut[1].start, cut[2].start)
+
+    @property
+    def _shape(self) -> Shape3d:
+        first, second, third = self._channels[0].shape
+        return first, second, third
+
+    @cached_property
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes that show something: a single slice has one, a volume three."""
+        wide = tuple(plane for plane in PLANES if min(self._shape[axis] for axis in plane.axes) > 1)
+        return wide if len(wide) in (1, 3) else PLANES[:1]
+
+    @property
+    def has_surface(self) -> bool:
+        """Whether the case is a body rather than a picture."""
+        return len(self.planes) == 3
+
+    @cached_property
+    def slices(self) -> Shape3d:
+        """The chosen slice of each view axis."""
+        return telling_slices(self._shape, self.ids)
+
+    @cached_property
+    def _present(self) -> list[list[int]]:
+        return [np.unique(ids[ids != 0]).tolist() for ids in self.ids]
+
+    @cached_property
+    def _camera(self) -> Camera | None:
+        return camera_for(self.ids, self._geometry.view_spacing_mm)
+
+    @cached_property
+    def _limits(self) -> list[tuple[float, float]]:
+        return [arrays.intensity_range(channel) for channel in self._channels[:_MOST_CHANNELS]]
+
+    def size_mm(self, plane: Plane) -> tuple[float, float]:
+        """Return width and height of a plane."""
+        right, down = plane.axes
+        spacing = self._geometry.view_spacing_mm
+        return self._shape[right] * spacing[right], self._shape[down] * spacing[down]
+
+    @property
+    def finest_plane(self) -> Plane:
+        """The plane with the smallest pixels."""
+        spacing = self._geometry.view_spacing_mm
+        return min(self.planes, key=lambda plane: spacing[plane.axes[0]] * spacing[plane.axes[1]])
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows show all of the image: one a channel, at most four; colours are one."""
+        return 1 if self._rgb else min(len(self._channels), _MOST_CHANNELS)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the planes go, and the surface if the case has one."""
+        sizes = [self.size_mm(plane) for plane in self.planes]
+        if len(sizes) == 3:
+            return arrange(sizes)
+        right, down = self.planes[0].axes
+        return alone(sizes[0], (self._shape[right], self._shape[down]))
+
+    def plane(
+        self,
+        plane: Plane,
+        size: tuple[int, int],
+        *,
+        image: bool = True,
+        layer: int | None = None,
+        channel: int = 0,
+        tint: Pixels | None = None,
+    ) -> Pixels:
+        """Draw one plane.
+
+        Args:
+            plane: Which one.
+            size: Height and width in pixels.
+            image: Whether to draw the image, or black.
+            layer: Which of the labels to draw, if any.
+            channel: Which channel of the image.
+            tint: The 256 colours of dark to bright, ``(256, 3)``; by default grey.
+        """
+        index = self.slices[plane.normal]
+        picture = drawing.blank(*size, 0)
+        if image:
+            picture = arrays.resize_image(arrays.to_pixels(self._cut(plane, index, channel)), size)
+            picture = picture if tint is None or self._rgb else tint[picture[..., 0]]
+        if layer is None:
+            return picture
+        ids = plane.cut(self.ids[layer], index)
+        scale = size[0] / ids.shape[0]  # of a pixel of the label
+        ids = arrays.resize_ids(ids, size)
+        if not image:
+            return colorize(ids)
+        width = 0 if scale < 0.75 else 1 if scale < 2.5 else 2
+        return arrays.to_pixels(blend(picture / np.float32(255.0), ids, opacity=_OPACITY, line_width=width))
+
+    def _cut(self, plane: Plane, index: int, channel: int) -> Floats:
+        if self._rgb:
+            return arrays.to_rgb(np.stack([plane.cut(part, index) for part in self._channels]), rgb=True)
+        grey = arrays.to_unit(plane.cut(self._channels[channel], index), limits=self._limits[channel])
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    def surface(self, layer: int, size: int | None = None) -> Pixels | None:
+        """Draw the surface of a label in a square, by default the layout's; ``None`` if the case is no body."""
+        if self.layout.surface is None:
+            return None
+        size = size or self.layout.surface.width
+        if not self._present[layer]:
+            middle = (size // 2, size // 2)
+            return drawing.write_on(
+                drawing.blank(size, size), "no foreground", middle, 18, anchor="mm", color=drawing.FAINT
+            )
+        return render_surface(
+            self.ids[layer],
+            spacing_mm=self._geometry.view_spacing_mm,
+            size=size,
+            max_volume=self._max_volume,
+            camera=self._camera,
+        )
+
+    def panel(
+        self,
+        *,
+        image: bool = True,
+        layer: int | None = None,
+        channel: int = 0,
+        surface: Pixels | None = None,
+        tint: Pixels | None = None,
+    ) -> Pixels:
+        """Draw all planes, with captions if there are several, and what ``surface`` drew beside them.
+
+        The other arguments are those of ``plane``.
+        """
+        layout = self.layout
+        square = layout.surface if surface is not None else None
+        canvas = drawing.blank(layout.height, square.right if square is not None else layout.width)
+        for plane, box in zip(self.planes, layout.planes, strict=True):
+            picture = self.plane(plane, (box.height, box.width), image=image, layer=layer, channel=channel, tint=tint)
+            if len(self.planes) > 1:
+                write_caption(canvas, box, self._caption(plane, channel if self.num_rows > 1 and image else None))
+                if self._geometry.known:
+                    picture = _with_sides(picture, plane)
+            drawing.paste(canvas, picture, box.top, box.left)
+        if square is not None and surface is not None:
+            write_caption(canvas, square, "surface")
+            drawing.paste(canvas, surface, square.top, square.left)
+        return canvas
+
+    def _caption(self, plane: Plane, channel: int | None) -> str:
+        length = self._whole[plane.normal]
+        index = self._first[plane.normal] + self.slices[plane.normal]
+        number = length - index if self._geometry.flipped[plane.normal] else index + 1
+        text = f"{plane.name}  {number} / {length}"
+        return text if channel is None else f"{text}   channel {channel}"
+
+    def page(
+        self, panel: Pixels, title: str | None, *, layer: int | None = None, dice: Mapping[int, float] | None = None
+    ) -> Pixels:
+        """Return a panel with a title above, and below it a legend of the classes in a label and their Dice."""
+        width = panel.shape[1]
+        parts = [drawing.line_of_text(title, width, _TITLE_SIZE, bold=True)] if title else []
+        parts.append(panel)
+        if layer is not None and self._present[layer]:
+            parts.append(drawing.legend(self._legend(self._present[layer], dice or {}), width))
+        return drawing.stacked(parts, gap=_GAP // 2, margin=_MARGIN)
+
+    def _legend(self, present: Sequence[int], dice: Mapping[int, float]) -> list[tuple[str, RGB | None]]:
+        entries: list[tuple[str, RGB | None]] = []
+        if dice:
+            entries.append((f"{'Dice' if len(dice) == 1 else 'mean Dice'} {fmean(dice.values()):.3f}", None))
+        for value in present:
+            name = self._class_names.get(value, f"class {value}")
+            if value in dice and 1 < len(dice) <= _MOST_SCORES_LISTED:
+                name = f"{name}  {dice[value]:.3f}"
+            entries.append((name, class_color(value)))
+        return entries
+
+
+def dice_by_class(label: Ids, prediction: Ids, *, num_classes: int | None = None) -> dict[int, float]:
+    """Compute the Dice of each foreground id that a label or its prediction holds, as a picture says it.
+
+    An id that only one of them holds scores 0. Not a metric of training: see ``candy_monai.metrics`` for those.
+
+    Args:
+        label: The reference.
+        prediction: Of the same shape.
+        num_classes: Ids from here on, such as an ignore value, are no classes: where the reference holds one, or a
+            negative id, nothing is counted. ``None`` takes every positive id for a class.
+    """
+    counted = (label >= 0) & ((label > 0) | (prediction > 0))
+    if num_classes is not None:
+        counted &= label < num_classes
+    reference, predicted = label[counted], prediction[counted]
+    sizes = _sizes(reference) + _sizes(predicted)
+    shared = _sizes(reference[reference == predicted])
+    classes = sorted(value for value in sizes if value > 0 and (num_classes is None or value < num_classes))
+    return {value: 2 * shared[value] / sizes[value] for value in classes}
+
+
+def _sizes(ids: Ids) -> Counter[int]:
+    found, counts = np.unique(ids, return_counts=True)
+    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def _num_spatial(label: ImageLike) -> int:
+    shape = np.shape(label)
+    if len(shape) not in (3, 4) or shape[0] != 1:
+        raise BadInputError(f"a label has shape {shape}: expected (1, H, W) or (1, D, H, W)")
+    return len(shape) - 1
+
+
+def write_caption(canvas: Pixels, box: Box, text: str) -> None:
+    """Write a line above a box onto a canvas, which is changed."""
+    width = min(max(box.width, 150), canvas.shape[1] - box.left)
+    line = drawing.line_of_text(text, width, _CAPTION_SIZE, color=drawing.FAINT)[:CAPTION]
+    drawing.paste(canvas, line, box.top - CAPTION, box.left)
+
+
+def _with_sides(picture: Pixels, plane: Plane) -> Pixels:
+    height, width = picture.shape[:2]
+    if min(height, width) < 70:
+        return picture
+    places = ((5, height // 2), (width - 5, height // 2), (width // 2, 4), (width // 2, height - 5))
+    for letter, place, anchor in zip(plane.sides, places, ("lm", "rm", "mt", "mb"), strict=True):
+        picture = drawing.write_on(picture, letter, place, _SIDE_SIZE, anchor=anchor)
+    return picture

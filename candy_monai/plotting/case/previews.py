@@ -1,0 +1,81 @@
+"""The five pictures of a case that a run leaves in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError
+from candy_monai.plotting.canvas import drawing
+from candy_monai.plotting.canvas.arrays import ImageLike
+from candy_monai.plotting.case.pictures import CasePictures, dice_by_class
+
+PREVIEW_NAMES = tuple(f"{what} (preview).png" for what in ("input", "label", "prediction", "expected", "actual"))
+"""The files that ``save_preview_files`` writes, in its order."""
+
+_GAP = 10
+
+
+def save_preview_files(
+    folder: PathLike,
+    image: ImageLike,
+    label: ImageLike,
+    prediction: ImageLike,
+    *,
+    quality: float = 0.75,
+    num_classes: int | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    orientation: str | None = None,
+    class_names: Mapping[int, str] | None = None,
+    title: str | None = None,
+    rgb: bool | None = None,
+) -> tuple[Path, ...]:
+    """Write what a case looks like, what was expected and what came out, as five PNG files.
+
+    ``input`` is the image, one row for each of its first four channels; ``label`` and ``prediction`` are label ids;
+    ``expected`` and ``actual`` draw them over the first channel. A volume is shown in three planes, the same slices in
+    all files, and as a surface. The label chooses the slices; the prediction does if the label is empty. Without an
+    affine or an orientation the axes are taken for RAS, and no directions are written.
+
+    Args:
+        folder: Where the files go; existing ones are replaced.
+        image: ``(C, *spatial)``, any range of values.
+        label: ``(1, *spatial)`` label ids.
+        prediction: ``(1, *spatial)`` label ids.
+        quality: Most voxels of a surface, in millions.
+        num_classes: Background included; ids from here on get no Dice. ``None`` takes every positive id for a class.
+        spacing_mm: Of the three axes of a volume; by default the image's affine tells.
+        orientation: Axis codes of a volume such as ``"RAS"``; by default the image's affine tells.
+        class_names: What the legend calls the ids.
+        title: Written above each picture.
+        rgb: Whether three channels are colours; by default those of 2-D images are looked at.
+
+    Returns:
+        The paths of the five files.
+
+    Raises:
+        BadInputError: If shapes do not fit each other or the quality is not positive.
+    """
+    if not quality > 0:
+        raise BadInputError(f"quality is {quality}: expected millions of voxels, more than 0")
+    case = CasePictures(
+        image,
+        [label, prediction],
+        spacing_mm=spacing_mm,
+        orientation=orientation,
+        max_volume=max(1, round(quality * 1e6)),
+        class_names=class_names,
+        rgb=rgb,
+    )
+    dice = dice_by_class(case.ids[0], case.ids[1], num_classes=num_classes)
+    heading = f"{title}: " if title else ""
+    rows = drawing.stacked([case.panel(channel=channel) for channel in range(case.num_rows)], gap=_GAP)
+    pictures = [case.page(rows, f"{heading}input")]
+    surfaces = [case.surface(layer) for layer in (0, 1)]
+    kinds = (("label", False, 0), ("prediction", False, 1), ("expected", True, 0), ("actual", True, 1))
+    for what, over_image, layer in kinds:
+        panel = case.panel(image=over_image, layer=layer, surface=surfaces[layer])
+        pictures.append(case.page(panel, heading + what, layer=layer, dice=dice if what == "actual" else None))
+    names = zip(pictures, PREVIEW_NAMES, strict=True)
+    return tuple(drawing.save_png(picture, Path(folder) / name) for picture, name in names)

@@ -1,0 +1,56 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.checkpoints import CheckpointRecord
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.state import Progress, RunState, TrainerState, load_state, save_state
+
+STATE = RunState(
+    settings=TrainSettings(num_epochs=4),
+    progress=Progress(epoch=3, best_score=0.5, best_epoch=2),
+    history={"rows": [], "pending": {}},
+    early_stopping={"num_stale_epochs": 1},
+    is_complete=False,
+    kind="raw",
+    trainer=TrainerState(optimizer={"lr": 0.1}, schedule_epochs=4),
+    checkpoints={"checkpoint_best.pth": CheckpointRecord(epoch=2, score=0.5, kind="raw", digest="d")},
+)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_saved_is_what_is_loaded(tmp_path, verify):
+    save_state(tmp_path, STATE, confirm=lambda: None)
+    loaded = load_state(tmp_path, verify=verify)
+    assert replace(loaded, progress=STATE.progress) == STATE
+    assert (loaded.progress.epoch, loaded.progress.best_score) == (3, 0.5)
+
+
+def test_a_state_without_the_trainer_s_own_part_is_of_an_earlier_version_and_is_read():
+    content = STATE.to_dict()
+    del content["extra"]
+    assert RunState.from_dict(content).trainer.extra == {}
+
+
+@pytest.mark.parametrize("name", ["settings", "progress", "history", "checkpoints", "optimizer", "is_complete"])
+def test_a_state_with_something_missing_is_refused(name):
+    content = STATE.to_dict()
+    del content[name]
+    with pytest.raises(ExperimentError, match=f"not the state of a run.*{name}"):
+        RunState.from_dict(content)
+
+
+def test_a_nan_or_infinite_score_never_becomes_the_best():
+    progress = Progress()
+    assert not progress.offer(math.nan, epoch=1)
+    assert not progress.offer(math.inf, epoch=2)
+    assert progress.offer(-0.5, epoch=3)
+    assert (progress.best_score, progress.best_epoch) == (-0.5, 3)
+
+
+def test_an_equal_score_is_no_improvement():
+    progress = Progress()
+    assert progress.offer(0.5, epoch=1)
+    assert not progress.offer(0.5, epoch=2)
