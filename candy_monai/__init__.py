@@ -114,7 +114,7 @@ _MODULE_OF = {
     "set_seed": "seeding",
     "SegmentationTrainer": "training.segmentation",
     "SlidingTrainer": "training.sliding",
-    "SlidingSegmentationTrainer": "training.sliding_segmentation",
+    "SlidingSegmentationTrainer": "training.sliding",
     "TrainerToolbox": "training.toolbox",
     "Trainer": "training.trainer",
 }

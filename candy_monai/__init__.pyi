@@ -104,8 +104,8 @@ from candy_monai.recipes.train import train_dataset as train_dataset
 from candy_monai.registry import Bundle as Bundle
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
+from candy_monai.training.sliding import SlidingSegmentationTrainer as SlidingSegmentationTrainer
 from candy_monai.training.sliding import SlidingTrainer as SlidingTrainer
-from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer as SlidingSegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox as TrainerToolbox
 from candy_monai.training.trainer import Trainer as Trainer
 

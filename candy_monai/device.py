@@ -22,7 +22,7 @@ class HasDevice:
         self._device = find_device(device)
 
     def device(self, *, device: Device | None = None) -> torch.device:
-        """Return the device in use; with ``device`` given, switch to it first.
+        """Return the device in use; with ``device`` given, switch to it first. Called, not overridden.
 
         Args:
             device: The device to use from now on. Tensors that already live elsewhere are not moved.

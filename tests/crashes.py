@@ -16,13 +16,13 @@ class Crash(Exception):
 def crashing(trainer, *, step=None, case=None):
     """Let a trainer raise before a step, or in a validation, both counted over all epochs from 1."""
     counts = {"step": 0, "case": 0}
-    train_batch, validate_case = trainer.train_batch, trainer.validate_case
+    backward, validate_case = trainer.backward, trainer.validate_case
 
-    def train(batch, toolbox):
+    def train(*arguments):
         counts["step"] += 1
         if counts["step"] == step:
             raise Crash
-        return train_batch(batch, toolbox)
+        return backward(*arguments)
 
     def validate(*arguments):
         counts["case"] += 1
@@ -30,7 +30,7 @@ def crashing(trainer, *, step=None, case=None):
             raise Crash
         return validate_case(*arguments)
 
-    trainer.train_batch, trainer.validate_case = train, validate
+    trainer.backward, trainer.validate_case = train, validate
     return trainer
 
 

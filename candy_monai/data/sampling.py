@@ -5,6 +5,7 @@ With them a run gives the same samples for any number of workers, and an interru
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -41,9 +42,11 @@ class PositionedSampler(Sampler[int]):
         self._start = 0
         self._rank, self._count = 0, 1
 
-    def share(self, rank: int, count: int) -> None:
-        """Take only every ``count``-th sample from ``rank`` on, as many as every other process takes."""
-        self._rank, self._count = rank, count
+    def shared(self, rank: int, count: int) -> Self:
+        """Return a sampler of every ``count``-th sample from ``rank`` on, as many as every other process takes."""
+        share = copy.copy(self)
+        share._rank, share._count = rank, count
+        return share
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration names, from 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,13 @@ class Preview:
         image: ``(C, *spatial)``.
         label: ``(1, *spatial)``, ids.
         output: What ``validate_case`` returned, usually logits ``(classes, *spatial)``.
+        draw: Writes pictures of the case into the folder of its run, whenever it is called.
     """
 
     image: Tensor
     label: Tensor
     output: Tensor
+    draw: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from candy_monai.attachment import Precision, detach
+from candy_monai.attachment import Precision
 from candy_monai.data.planning.plan import DEFAULT_MEMORY_BYTES, Plan
 from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.trainer import Rehearsal
 
 WARM_UP_STEPS = 1
 TIMED_STEPS = 2
@@ -96,7 +97,7 @@ def measure_speed(trainer: SegmentationTrainer, *, precisions: Sequence[Precisio
         trainer: A trainer with its plan and its loaders.
         precisions: Those to time, of which the faster is taken; None for all that the device has.
     """
-    training, validation = trainer.dataloader(), trainer.validation_dataloader()
+    training, validation = trainer._dataloader, trainer._validation_dataloader
     image = unpack(next(iter(training))).images[0]
     cases = [unpack(batch) for batch in itertools.islice(validation or (), 3)]
     to_time = precisions or _precisions_at_hand(trainer.device())
@@ -186,34 +187,27 @@ def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
 
 
 def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
-    toolbox, _ = trainer.build_toolbox(TrainSettings(num_epochs=1, amp=amp), image)
-    networks = [toolbox.model, *([] if toolbox.ema is None else [toolbox.ema.module])]
-    try:
+    rehearsal = Rehearsal(trainer, TrainSettings(num_epochs=1, amp=amp), image)
+    with rehearsal.begun() as toolbox:  # its memory is free again for the next one
         toolbox.model.train()
-        batches = itertools.chain.from_iterable(itertools.repeat(trainer.dataloader()))
+        batches = itertools.chain.from_iterable(itertools.repeat(trainer._dataloader))
         durations: list[float] = []
         for _ in range(WARM_UP_STEPS + TIMED_STEPS):
             if sum(durations) > LONG_ENOUGH_S:
                 break
             started = time.perf_counter()
-            trainer.train_batch(next(batches), toolbox)
-            trainer.step(toolbox)
+            rehearsal.train(next(batches))
             _wait(trainer.device())
             durations.append(time.perf_counter() - started)
-        for network in networks:
+        for network in toolbox.networks:
             network.eval()
         started, num_timed, cases_s = time.perf_counter(), 0, 0.0
-        with torch.no_grad():
-            for case in cases:
-                image, label = case.images[0].to(trainer.device()), case.labels[0].to(trainer.device())
-                trainer.validate_case(image, label, toolbox)
-                _wait(trainer.device())
-                num_timed, cases_s = num_timed + 1, time.perf_counter() - started
-                if cases_s > LONG_ENOUGH_S:
-                    break
-    finally:
-        for network in networks:
-            detach(network)  # its memory is for the next one
+        for case in cases:
+            rehearsal.validate(case.images[0].to(trainer.device()), case.labels[0].to(trainer.device()))
+            _wait(trainer.device())
+            num_timed, cases_s = num_timed + 1, time.perf_counter() - started
+            if cases_s > LONG_ENOUGH_S:
+                break
     # The fastest is the machine's own speed. If something else goes on slowing it down, the run is shortened for it.
     step_s = min(durations[WARM_UP_STEPS:] or durations)
     return Speed(amp=amp, step_s=step_s, case_s=cases_s / max(1, num_timed))

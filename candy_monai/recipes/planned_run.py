@@ -43,8 +43,9 @@ from candy_monai.recipes.budget import (
 )
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly
-from candy_monai.training.saved_run import Continuation
+from candy_monai.training.resume import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.trainer import add_to_folder
 from candy_monai.training.validation import certainty
 
 VALIDATION_SCORES = "validation.json"
@@ -194,8 +195,8 @@ class PlannedRun:
 
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
-        trainer.add_to_folder(
-            facts={"dataset": self._record().to_dict()}, files={SPLITS: splits_as_text(folds)} if folds else {}
+        add_to_folder(
+            trainer, facts={"dataset": self._record().to_dict()}, files={SPLITS: splits_as_text(folds)} if folds else {}
         )
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)

@@ -21,7 +21,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
 from candy_monai.recipes.train import find_trainer, ready_frontend
-from candy_monai.training.saved_run import Continuation, SavedRun
+from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -14,7 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from candy_monai.errors import SettingsError
-from candy_monai.training.toolbox import TrainerToolbox
+
+if TYPE_CHECKING:
+    from candy_monai.training.toolbox import TrainerToolbox
 
 
 def optimized_parameters(optimizer: optim.Optimizer) -> list[nn.Parameter]:
@@ -102,7 +104,7 @@ class ScaledBackward:
     """
 
     def __init__(self, scaler: GradScaler) -> None:
-        self._scaler = scaler
+        self.scaler = scaler
         self._is_active = False
         self._is_scaled = False
         self._parameters: Sequence[nn.Parameter] = ()
@@ -111,7 +113,7 @@ class ScaledBackward:
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> None:
         """Refuse gradients of these parameters without the scale; until `close`."""
-        if self._scaler.is_enabled():
+        if self.scaler.is_enabled():
             self._parameters = parameters
             self._handles = [
                 parameter.register_post_accumulate_grad_hook(self._check)  # type: ignore[no-untyped-call]
@@ -131,7 +133,7 @@ class ScaledBackward:
         Raises:
             SettingsError: If a gradient comes about in any other way.
         """
-        if not self._scaler.is_enabled():
+        if not self.scaler.is_enabled():
             yield
             return
         before = [parameter.grad for parameter in self._parameters]
@@ -151,9 +153,9 @@ class ScaledBackward:
         self._is_scaled = True
         try:
             if gradient is None:
-                self._scaler.scale(loss).backward(None, *rest, **keywords)  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss).backward(None, *rest, **keywords)  # type: ignore[no-untyped-call]
             else:
-                loss.backward(self._scaler.scale(gradient.to(loss.dtype)), *rest, **keywords)  # type: ignore[no-untyped-call]
+                loss.backward(self.scaler.scale(gradient.to(loss.dtype)), *rest, **keywords)  # type: ignore[no-untyped-call]
         finally:
             self._is_scaled = False
 

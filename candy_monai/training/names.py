@@ -1,4 +1,4 @@
-"""Names that a trainer's own code uses, kept from being set to something else by a subclass. Sets nothing."""
+"""Names that trainers use themselves, kept from being set to something else by a subclass."""
 
 from __future__ import annotations
 
@@ -12,24 +12,36 @@ _DOCUMENTED = ("_dataloader", "_validation_dataloader")
 """What users may read, and set."""
 _OWN = "_names_of_its_own"
 """The attribute of a trainer that holds the private names that its own code has set."""
+_FORMER = {
+    "train_batch": "override backward, or train_epoch",
+    "validate": "override validate_case, or train_epoch for what is done once an epoch",
+    "prepare_batch": "change images and labels in backward",
+    "network_input": "change images in backward",
+    "check_labels": "check labels in backward",
+    "end_schedule_in": "give the schedule a method end_in(num_steps)",
+    "predicted_ids": "override save_preview and score_case",
+    "label_fill": "set ignore_index",
+    "build_toolbox": "override the build_* method of the part",
+}
+"""Methods of earlier versions that are no longer called, and what takes their place."""
 
 
 def check_class(cls: type) -> None:
-    """Refuse a class that gives one of a trainer's methods' names to something else.
+    """Raise if a class gives a method's name to something else, or overrides a method that is no longer called.
 
     Raises:
-        SettingsError: If a class attribute that cannot be called has the name of such a method.
+        SettingsError: If it does.
     """
     for name, value in vars(cls).items():
         owner = _owner_of_method(cls, name)
-        if owner is None or isinstance(vars(owner)[name], property):  # a property may be replaced by a plain value
-            continue
-        if not callable(value) and not hasattr(value, "__get__"):
+        if owner is None:
+            _check_former(f"{cls.__name__}.{name}", name, value)
+        elif not isinstance(vars(owner)[name], property) and not callable(value) and not hasattr(value, "__get__"):
             raise SettingsError(_message(f"{cls.__name__}.{name} is {_short(value)}", name, owner))
 
 
 def check_attribute(trainer: object, name: str, value: object, *, module: str) -> None:
-    """Refuse an attribute that has the name of a trainer's method, or of an attribute that trainers use themselves.
+    """Raise if an attribute has the name of a trainer's method, or of an attribute that trainers use themselves.
 
     Args:
         trainer: The trainer.
@@ -47,8 +59,10 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
             raise SettingsError(_message(f"{cls.__name__} sets self.{name}", name, None))
         own.add(name)
         return
+    what = f"{cls.__name__} sets self.{name} to {_short(value)}"
     if is_private and name in own:
-        raise SettingsError(_message(f"{cls.__name__} sets self.{name} to {_short(value)}", name, None))
+        raise SettingsError(_message(what, name, None))
+    _check_former(what, name, value)
     owner = _owner_of_method(cls, name)
     if owner is None:
         return
@@ -59,7 +73,12 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
     else:
         collides = not callable(value)
     if collides:
-        raise SettingsError(_message(f"{cls.__name__} sets self.{name} to {_short(value)}", name, owner))
+        raise SettingsError(_message(what, name, owner))
+
+
+def _check_former(what: str, name: str, value: object) -> None:
+    if name in _FORMER and (callable(value) or name == "label_fill"):
+        raise SettingsError(f"{what}, which is no longer used: {_FORMER[name]}")
 
 
 def _owner_of_method(cls: type, name: str) -> type | None:
@@ -73,14 +92,14 @@ def _owner_of_method(cls: type, name: str) -> type | None:
 
 
 def _message(what: str, name: str, owner: type | None) -> str:
-    used = "an attribute that trainers use themselves"
+    used, advice = "an attribute that trainers use themselves", ""
     if owner is not None:
-        kind = "property" if isinstance(vars(owner)[name], property) else "method"
-        used = f"a {kind} of {owner.__name__}"
-    advice = f"call your attribute something else, for example my_{name.strip('_')}"
-    if owner is not None and kind == "property":
-        advice = f"give it in the class, `{name} = ...`, or override the property"
-    return f"{what}, but {name!r} is {used}: {advice}"
+        is_property = isinstance(vars(owner)[name], property)
+        used = f"a {'property' if is_property else 'method'} of {owner.__name__}"
+        advice = f"give it in the class, `{name} = ...`, or override the property" if is_property else ""
+    return f"{what}, but {name!r} is {used}: " + (
+        advice or f"call your attribute something else, for example my_{name.strip('_')}"
+    )
 
 
 def _short(value: object) -> str:

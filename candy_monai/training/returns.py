@@ -1,4 +1,4 @@
-"""What the methods that a researcher overrides have to return, checked where it is taken. Computes nothing."""
+"""Checks of what a trainer's methods returned; each raises a `BadInputError` that names the method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn, optim
 
@@ -14,7 +14,9 @@ from candy_monai.aliases import Metrics, Scalar
 from candy_monai.attachment import attachment_of
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.history import as_float, why_no_number
-from candy_monai.training.toolbox import TrainerToolbox
+
+if TYPE_CHECKING:
+    from candy_monai.training.toolbox import TrainerToolbox
 
 T = TypeVar("T")
 
@@ -22,17 +24,7 @@ _MOST_WITHOUT_GRADIENTS = 50
 
 
 def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
-    """Return what a method returned if it is of the right type.
-
-    Args:
-        trainer: The trainer.
-        method: The method's name.
-        value: What it returned.
-        kind: What it has to return: a module or an optimizer.
-
-    Raises:
-        BadInputError: If it is of another type.
-    """
+    """Return what a method returned if it is what it has to be: a module or an optimizer."""
     if isinstance(value, kind):
         return value
     wanted = "a torch.nn.Module" if kind is nn.Module else "a torch.optim.Optimizer"
@@ -42,12 +34,7 @@ def returned(trainer: object, method: str, value: object, kind: type[T]) -> T:
 
 
 def optimizer_returned(trainer: object, value: object) -> optim.Optimizer:
-    """Return what ``build_optimizer`` returned if the trainer's ``step`` can step it.
-
-    Raises:
-        BadInputError: If it is no optimizer, or one that computes the loss anew within a step and the trainer does not
-            override ``step``.
-    """
+    """Return what ``build_optimizer`` returned if the trainer's ``step`` can step it: if it needs no closure."""
     optimizer = returned(trainer, "build_optimizer", value, optim.Optimizer)
     steps_itself = not type(trainer).step.__module__.startswith("candy_monai.")  # type: ignore[attr-defined]
     if needs_closure(optimizer) and not steps_itself:
@@ -64,11 +51,7 @@ def needs_closure(optimizer: optim.Optimizer) -> bool:
 
 
 def scheduler_returned(trainer: object, value: Any) -> optim.lr_scheduler.LRScheduler:
-    """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded.
-
-    Raises:
-        BadInputError: If it cannot.
-    """
+    """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded."""
     if all(callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict")):
         return value  # type: ignore[no-any-return]
     wanted = "a schedule such as torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)"
@@ -76,11 +59,7 @@ def scheduler_returned(trainer: object, value: Any) -> optim.lr_scheduler.LRSche
 
 
 def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, Metrics]:
-    """Return the loss and the metrics of a method that computes gradients.
-
-    Raises:
-        BadInputError: If they are not a number and numbers by name.
-    """
+    """Return the loss and the metrics of a method that computes gradients: a number, and numbers by name."""
     wanted = "(loss, metrics): one number, and a dictionary of numbers by name"
     hint = "end with `return loss.detach(), {}`"
     if not isinstance(value, tuple | list) or len(value) != 2:
@@ -93,17 +72,7 @@ def loss_returned(trainer: object, method: str, value: object) -> tuple[Scalar, 
 
 
 def score_returned(trainer: object, method: str, value: object, *, one_output: bool = True) -> tuple[Any, Metrics, Any]:
-    """Return the score, the metrics and the output of a method that validates.
-
-    Args:
-        trainer: The trainer.
-        method: The method's name.
-        value: What it returned.
-        one_output: Whether the output must be one tensor.
-
-    Raises:
-        BadInputError: If they are not a number, numbers by name, and a tensor.
-    """
+    """Return the score, the metrics and the output of a method that validates: one tensor, if ``one_output``."""
     wanted = "(score, metrics, output): one number, a dictionary of numbers by name, and a tensor"
     if not isinstance(value, tuple | list) or len(value) != 3:
         raise _refused(trainer, method, _shown(value), wanted, "end with `return score, {}, output`")

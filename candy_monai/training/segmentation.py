@@ -1,10 +1,10 @@
-"""The trainer for segmentation: every choice but the network is made. Owns no windows."""
+"""The trainer for segmentation: every choice but the network is made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from monai.inferers import Inferer
@@ -25,7 +25,7 @@ from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
 from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
-from candy_monai.training.setup import length
+from candy_monai.training.loaders import length
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 
 _COLOURS = 3
 _BACKGROUND_DICE = "dice 0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PreviewStyle:
-    """What a picture of a case needs to know of its run."""
-
-    plan: Plan | None
-    num_ids: int
-    class_names: dict[int, str] | None
 
 
 class SegmentationTrainer(Trainer):
@@ -94,7 +85,7 @@ class SegmentationTrainer(Trainer):
 
     @property
     def score_range(self) -> ScoreRange | None:
-        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; settable.
+        """The least and the largest score: 0 and 1 of a Dice, at most 0 of a negative loss; set it for another score.
 
         None, which is unknown, where a subclass has another ``validate_case`` or ``score_case`` and does not say.
         """
@@ -108,7 +99,9 @@ class SegmentationTrainer(Trainer):
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:
-        """Refuse a plan that this trainer cannot follow; by default there is none.
+        """Check that this trainer can follow a plan; by default it follows any.
+
+        Override it for a network that not every plan can be followed with.
 
         Raises:
             BadInputError: If a subclass's network cannot be built for it.
@@ -117,7 +110,7 @@ class SegmentationTrainer(Trainer):
     def use_plan(self, plan: Plan) -> None:
         """Follow a plan: its classes, loss, learning rate and inference; score by Dice.
 
-        A bundle's trainer takes its network from the plan too.
+        Override it to take more from the plan, as a bundle's trainer takes its network.
 
         Raises:
             BadInputError: If this trainer cannot follow the plan.
@@ -143,11 +136,6 @@ class SegmentationTrainer(Trainer):
             return RelativeLinearLR(optimizer, num_steps)
         rate = rates.pop()
         return AbsoluteLinearLR(optimizer, -rate / num_steps, rate, min_lr=min(1e-6, rate))
-
-    @override
-    def end_schedule_in(self, num_steps: int, scheduler: optim.lr_scheduler.LRScheduler) -> None:
-        if isinstance(scheduler, AbsoluteLinearLR | RelativeLinearLR):
-            scheduler.end_in(num_steps)
 
     @override
     def build_criterion(self) -> nn.Module:
@@ -179,7 +167,7 @@ class SegmentationTrainer(Trainer):
         return score, metrics, logits.squeeze(0)
 
     def score_case(self, logits: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics]:
-        """Score the logits of one whole case.
+        """Score the logits of one whole case. Override it for another score or other metrics of the same inference.
 
         Args:
             logits: ``(1, classes, *spatial)``.
@@ -190,13 +178,13 @@ class SegmentationTrainer(Trainer):
             The score, and the loss, its parts and the Dice of each class.
         """
         loss, metrics = split_loss(toolbox.criterion(logits, label))
-        by_class = self._dice(self.predicted_ids(logits), label)
+        by_class = self._dice(self._predicted_ids(logits), label)
         scored = [value for name, value in by_class.items() if self.regions or name != _BACKGROUND_DICE]
         mean_dice = torch.stack(scored).nanmean()
         score = float(mean_dice) if self.score == "dice" else -float(loss)
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
-    def predicted_ids(self, logits: Tensor) -> Tensor:
+    def _predicted_ids(self, logits: Tensor) -> Tensor:
         """Turn logits ``(B, C, *spatial)`` into label ids ``(B, 1, *spatial)``; regions are painted in their order."""
         if self.regions:
             return paint_regions(logits, [region.paints for region in self.regions])
@@ -224,9 +212,7 @@ class SegmentationTrainer(Trainer):
     def save_preview(self, image: Tensor, label: Tensor, output: Tensor, *, quality: float = 0.75) -> None:
         from candy_monai.plotting.case.previews import save_preview_files
 
-        drawn = self._drawn()
-        style = self._preview_style() if drawn is None else cast(_PreviewStyle, drawn.style)
-        plan = style.plan
+        plan = self.plan
         if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
             # Normalised by itself, each channel of a colour picture would be as bright as the others.
             image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
@@ -234,22 +220,13 @@ class SegmentationTrainer(Trainer):
             self.experiment_folder(),
             image,
             label,
-            self.predicted_ids(output[None])[0],
+            self._predicted_ids(output[None])[0],
             quality=quality,
-            num_classes=style.num_ids,
+            num_classes=self._highest_id() + 1,
             spacing_mm=None if plan is None else plan.spacing_mm,
             orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
-            class_names=style.class_names,
+            class_names=self._names_by_id(),
         )
-
-    @override
-    def _preview_style(self) -> _PreviewStyle:
-        return _PreviewStyle(plan=self.plan, num_ids=self._highest_id() + 1, class_names=self._names_by_id())
-
-    @property
-    @override
-    def label_fill(self) -> int:
-        return 0 if self.ignore_index is None else self.ignore_index
 
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:
@@ -258,10 +235,10 @@ class SegmentationTrainer(Trainer):
         known = getattr(self._dataloader.dataset, "num_classes", None)
         if isinstance(known, int) and known > max(self.num_classes, 2) and not self.regions:
             raise BadInputError(self._class_advice(f"the dataset has {known} classes", known))
-        self.check_labels(label[None], ("the first training label",))
+        self._check_labels(label[None], ("the first training label",))
 
     @override
-    def check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
+    def _check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
         if self._has_own_scores() and (labels.ndim not in (4, 5) or labels.shape[1] != 1):
             raise BadInputError(self._shape_advice(labels, case_ids))
         if labels.device.type != "cpu" or not labels.numel():

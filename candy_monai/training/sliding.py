@@ -1,10 +1,13 @@
-"""The trainer for images too large for a network: it is shown overlapping windows. Owns no loss and no score."""
+"""Trainers for images too large for a network, which is shown overlapping windows of them."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from monai.inferers import Inferer
 from torch import Tensor
 from typing_extensions import override
@@ -17,10 +20,13 @@ from candy_monai.inference.windows import SWMetadata, WindowBlender, WindowGrid,
 from candy_monai.label_ids import holding
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.gradients import WeighedPasses, trained_parameters
-from candy_monai.training.means import WeightedMeans
 from candy_monai.training.returns import loss_returned, score_returned
+from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from candy_monai.data.planning.plan import Plan
 
 
 class SlidingTrainer(Trainer):
@@ -56,13 +62,15 @@ class SlidingTrainer(Trainer):
 
     @abstractmethod
     def get_window_shape(self) -> Shape2d | Shape3d:
-        """Return the window's shape, one number a spatial axis."""
+        """Return the window's shape, one number a spatial axis. Every trainer on windows overrides it."""
 
     @abstractmethod
     def backward_windowed(
         self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
     ) -> tuple[Scalar, Metrics]:
         """Compute the loss of some windows and call ``loss.backward()``, but not ``optimizer.step()``.
+
+        Override it in place of ``backward``.
 
         Args:
             images: ``(windows, C, *window)``, padded, on the trainer's device; at most `sliding_window_batch_size`.
@@ -78,7 +86,7 @@ class SlidingTrainer(Trainer):
     def validate_case_windowed(
         self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
     ) -> tuple[float, Metrics, Tensor]:
-        """Score some windows of one case.
+        """Score some windows of one case. Override it in place of ``validate_case``.
 
         Args:
             images: ``(windows, C, *window)``, not padded; at most `sliding_window_batch_size`.
@@ -92,7 +100,7 @@ class SlidingTrainer(Trainer):
 
     @override
     def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
-        """Train on every window of a batch of whole images.
+        """Train on every window of a batch of whole images. Override `backward_windowed` in its place.
 
         Args:
             images: ``(B, C, *spatial)`` as the loader yielded them.
@@ -104,11 +112,11 @@ class SlidingTrainer(Trainer):
         """
         grid, count = self._grid(images), len(images)
         metadata, total = grid.metadata(count), count * len(grid)
-        images, labels = grid.padded(images), grid.padded(holding(labels, self.label_fill), fill=self.label_fill)
+        images, labels = grid.padded(images), grid.padded(holding(labels, self._label_fill), fill=self._label_fill)
         mean_loss: Scalar = 0.0
-        metrics, passes = WeightedMeans(), WeighedPasses(trained_parameters(toolbox))
+        metrics, passes = _WeightedMeans(), WeighedPasses(trained_parameters(toolbox))
         for numbers in batches_of_windows(total, self.sliding_window_batch_size):
-            windows = super().prepare_batch(grid.cut(images, numbers), grid.cut(labels, numbers))
+            windows = super()._prepared(grid.cut(images, numbers), grid.cut(labels, numbers))
             share = len(numbers) / total
             passes.begin(share)
             result = self.backward_windowed(*windows, toolbox, metadata)
@@ -120,7 +128,7 @@ class SlidingTrainer(Trainer):
 
     @override
     def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
-        """Score a whole case by its windows.
+        """Score a whole case by its windows. Override it to score the whole image, as segmentation does.
 
         Args:
             image: ``(C, *spatial)``.
@@ -134,14 +142,15 @@ class SlidingTrainer(Trainer):
         images, labels = image[None], label[None]
         grid = self._grid(images)
         metadata, blender = grid.metadata(1), WindowBlender(grid, batch_size=1)
-        images, labels = grid.padded(images), grid.padded(holding(labels, self.label_fill), fill=self.label_fill)
-        scores, metrics = WeightedMeans(), WeightedMeans()
+        images, labels = grid.padded(images), grid.padded(holding(labels, self._label_fill), fill=self._label_fill)
+        scores, metrics = _WeightedMeans(), _WeightedMeans()
         for numbers in batches_of_windows(len(grid), self.sliding_window_batch_size):
             windows = grid.cut(images, numbers), grid.cut(labels, numbers)
             result = self.validate_case_windowed(*windows, toolbox, metadata)
             score, parts, output = score_returned(self, "validate_case_windowed", result, one_output=False)
             output = main_output(output, num_dims=metadata.ndim)
-            blender.add(output if self._padded_parts is None else self._padded_parts.cropped(output), numbers)
+            parts_padded = self._current_run().padded_parts
+            blender.add(output if parts_padded is None else parts_padded.cropped(output), numbers)
             scores.add({"score": score}, weight=len(numbers))
             metrics.add(parts, weight=len(numbers))
         output = blender.result()[0] if self.inferer is None else self.infer(image[None], toolbox)[0]
@@ -153,12 +162,12 @@ class SlidingTrainer(Trainer):
         return run_inferer(self._chosen_inferer(), images, network)
 
     @override
-    def network_input(self, image: Tensor) -> Tensor:
+    def _network_input(self, image: Tensor) -> Tensor:
         grid = self._grid(image[None])
         return grid.cut(grid.padded(image[None]), [0])[0]
 
     @override
-    def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepared(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave whole images where they are: `backward` brings their windows to the device and pads them."""
         return images, labels
 
@@ -186,3 +195,87 @@ class SlidingTrainer(Trainer):
         return WindowInferer(
             tuple(self.get_window_shape()), self.sliding_window_batch_size, self.sliding_window_overlap
         )
+
+
+class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
+    """Trains a segmentation network on windows and scores whole images.
+
+    Implement ``build_network``. The windows' outputs are put together first; loss, Dice and score are those of the
+    whole image.
+
+    Attributes:
+        sliding_window_shape: The window, one number a spatial axis.
+    """
+
+    sliding_window_shape: Shape2d | Shape3d = (128, 128)
+
+    @override
+    def get_window_shape(self) -> Shape2d | Shape3d:
+        return self.sliding_window_shape
+
+    @override
+    def backward_windowed(
+        self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
+    ) -> tuple[Scalar, Metrics]:
+        return SegmentationTrainer.backward(self, images, labels, toolbox)
+
+    @override
+    def validate_case_windowed(
+        self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox, metadata: SWMetadata
+    ) -> tuple[float, Metrics, Tensor]:
+        """Return the windows' logits, which have no score: the whole image is scored. Override it for other logits."""
+        network = toolbox.ema if toolbox.ema else toolbox.model
+        return math.nan, {}, main_output(network(images), num_dims=metadata.ndim)
+
+    @override
+    def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
+        if self.inferer is not None:
+            return SegmentationTrainer.validate_case(self, image, label, toolbox)
+        _, of_windows, logits = super().validate_case(image, label, toolbox)
+        score, metrics = self.score_case(logits[None], label[None], toolbox)
+        return score, {**of_windows, **metrics}, logits
+
+    @override
+    def use_plan(self, plan: Plan) -> None:
+        """Follow a plan; the window is its patch. Override it to take more from the plan."""
+        super().use_plan(plan)
+        self.inferer = None
+        self.sliding_window_shape = plan.patch_shape  # type: ignore[assignment]  # a plan has 2 or 3 axes
+
+
+class _WeightedMeans:
+    """Averages named numbers, each weighted by how much it stands for. NaN means "not measured" and counts nothing.
+
+    Tensors stay on their device: nothing waits for a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[tuple[Scalar, int]]] = {}
+
+    def add(self, metrics: Metrics, *, weight: int) -> None:
+        """Take the numbers of one part.
+
+        Args:
+            metrics: Numbers by name.
+            weight: What they stand for, for example a number of windows.
+        """
+        for name, value in metrics.items():
+            self._values.setdefault(name, []).append(
+                (value.detach().clone() if isinstance(value, Tensor) else value, weight)
+            )
+
+    def means(self) -> dict[str, Scalar]:
+        """Return each name's weighted mean: a number, or a tensor where any value was one; NaN where none was known."""
+        return {name: _mean(values) for name, values in self._values.items()}
+
+
+def _mean(values: Sequence[tuple[Scalar, int]]) -> Scalar:
+    device = next((value.device for value, _ in values if isinstance(value, Tensor)), None)
+    if device is None:
+        known = [(float(value), weight) for value, weight in values if not math.isnan(value)]
+        total = sum(weight for _, weight in known)
+        return math.fsum(value * weight for value, weight in known) / total if total else math.nan
+    numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value, _ in values])
+    weights = torch.tensor([weight for _, weight in values], dtype=torch.float32).to(device, non_blocking=True)
+    weights = weights.masked_fill(numbers.isnan(), 0)
+    return (numbers.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf) * weights).sum() / weights.sum()

@@ -1,10 +1,32 @@
-"""What a training step works with. Builds nothing."""
+"""What a training step works with, and how it is built from what a trainer's ``build_*`` methods return."""
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
+from torch.amp.grad_scaler import GradScaler
+
+from candy_monai.aliases import Shape
+from candy_monai.attachment import Surroundings, attach, attachment_of, detach
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.network import (
+    channels_last_pays,
+    check_takes_complex,
+    choose_precision,
+    copyable,
+    initialize_lazy,
+    plain_network,
+)
+from candy_monai.nn.padding import pad_labels
+from candy_monai.training.gradients import ScaledBackward, trained_parameters
+from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
+
+if TYPE_CHECKING:
+    from candy_monai.training.hooks import Hooks
 
 
 @dataclass
@@ -25,3 +47,141 @@ class TrainerToolbox:
     scheduler: optim.lr_scheduler.LRScheduler
     criterion: nn.Module
     ema: optim.swa_utils.AveragedModel | None = None
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The model, and the average if there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """A toolbox, and what the library puts around its networks and its gradients.
+
+    Attributes:
+        toolbox: What is handed to the trainer's methods.
+        example_shape: The shape that the network was built for: one image's, padded.
+        device: Where everything is.
+        padding: Pads images; None to leave them as they are.
+        surroundings: What surrounds the calls of the networks.
+        scaled_backward: Scales losses in half precision.
+        image_type: The floating type that images are brought to.
+        surrounded: The networks that have hooks.
+    """
+
+    toolbox: TrainerToolbox
+    example_shape: Shape
+    device: torch.device
+    padding: nn.Module | None
+    surroundings: Surroundings
+    scaled_backward: ScaledBackward
+    image_type: torch.dtype
+    surrounded: tuple[weakref.ref[nn.Module], ...]
+
+    @property
+    def scaler(self) -> GradScaler:
+        """Half precision's gradient scaler; it is not enabled in any other."""
+        return self.scaled_backward.scaler
+
+    def on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels on the device, floating ones in the network's type, labels in float32 at least."""
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+        if images.is_floating_point():
+            images = images.to(self.image_type)
+        if labels.is_floating_point():
+            labels = labels.to(torch.promote_types(self.image_type, torch.float32))
+        return images, labels
+
+    def prepared(self, images: Tensor, labels: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
+        """Return what a network is trained on: on the device, and padded.
+
+        Args:
+            images: ``(B, C, *spatial)``.
+            labels: ``(B, 1, *spatial)``.
+            fill: The id of label voxels that are added.
+        """
+        images, labels = self.on_device(images, labels)
+        if self.padding is None:
+            return images, labels
+        return self.padding(images), pad_labels(self.padding, labels, fill)
+
+    def close(self) -> None:
+        """Give the networks back without hooks, as the user's own."""
+        self.scaled_backward.close()
+        for reference in self.surrounded:
+            if (network := reference()) is not None:
+                detach(network)
+
+
+def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device: torch.device) -> Equipment:
+    """Build everything that a step works with.
+
+    Args:
+        trainer: Says how to build each part.
+        settings: What ``train`` was told.
+        image: One training image ``(C, *spatial)``, for its shape.
+        device: Where to train.
+
+    Raises:
+        BadInputError: If a ``build_*`` method returned something else than it has to.
+    """
+    padding = trainer.build_padding_module()
+    example = trainer._network_input(image)[None].to(device)
+    if padding is not None:
+        padding = returned(trainer, "build_padding_module", padding, nn.Module).to(device)
+        example = padding(example)
+    example_shape = tuple(example.shape[1:])
+    num_dims = len(example_shape) - 1
+    network = returned(trainer, "build_network", trainer.build_network(example_shape), nn.Module).to(device)
+    initialize_lazy(network, example)
+    check_takes_complex(network, example)
+    image_type = _floating_type(network)
+    amp = choose_precision(settings.amp, device)
+    channels_last = settings.channels_last
+    if channels_last is None:
+        channels_last = channels_last_pays(num_dims, amp, device)
+    if settings.compile_model:
+        network.compile()  # in place: the weights keep their names, and the moving average's copy is not compiled
+    surroundings = Surroundings(padding=padding, amp=amp, channels_last=channels_last, num_dims=num_dims)
+    attach(network, surroundings)
+    try:
+        optimizer = optimizer_returned(trainer, trainer.build_optimizer(network.parameters()))
+        toolbox = TrainerToolbox(
+            model=network,
+            optimizer=optimizer,
+            scheduler=scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs)),
+            criterion=returned(trainer, "build_criterion", trainer.build_criterion(), nn.Module).to(device),
+            ema=_average_of(network, trainer, surroundings) if settings.ema else None,
+        )
+    except BaseException:
+        detach(network)
+        raise
+    scaled_backward = ScaledBackward(GradScaler(device.type, enabled=amp == "fp16"))
+    scaled_backward.watch(trained_parameters(toolbox))
+    averaged = [] if toolbox.ema is None else [toolbox.ema.module]
+    return Equipment(
+        toolbox=toolbox,
+        example_shape=example_shape,
+        device=device,
+        padding=padding,
+        surroundings=surroundings,
+        scaled_backward=scaled_backward,
+        image_type=image_type,
+        surrounded=tuple(weakref.ref(network) for network in (network, *averaged)),
+    )
+
+
+def _average_of(network: nn.Module, trainer: Hooks, surroundings: Surroundings) -> optim.swa_utils.AveragedModel:
+    """Build the average of the user's own network, in evaluation mode and surrounded as the network is."""
+    plain = plain_network(network)
+    with copyable(plain):
+        ema = trainer.build_ema(plain)
+    if attachment_of(ema.module) is None:  # of a network in a wrapper, or one whose copies have no hooks
+        attach(ema.module, surroundings)
+    return ema.eval()
+
+
+def _floating_type(network: nn.Module) -> torch.dtype:
+    """Return the type of a network's first floating parameter; else float32."""
+    types = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
+    return next(types, torch.float32)

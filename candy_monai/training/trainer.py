@@ -1,14 +1,16 @@
-"""The training loop: when things happen in a run.
+"""The training loop, from `Trainer.train` through the epoch to the step.
 
-What is learned is said by `candy_monai.training.overridables`. How a run begins and ends is in
-`candy_monai.training.lifecycle`. What survives a crash is kept by `candy_monai.experiment`, what is looked at is drawn
-by `candy_monai.observers`, what happens around the network is done by `candy_monai.attachment`.
+What is learned is said by ``hooks.py``. What changes during a run, and what surrounds its steps, is in ``run.py``; what
+survives a crash is kept by ``candy_monai.experiment``, what is looked at is drawn by ``candy_monai.observers``.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,31 +18,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from candy_monai.aliases import Metrics, PathLike, Scalar
+from candy_monai.aliases import Device, Metrics, PathLike, Scalar
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.columns import LOSS
-from candy_monai.config import load_settings
+from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
+from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.events import StepFinished
+from candy_monai.experiment.events import Preview, StepFinished
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.score_prediction import predict_maximum
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.nn.padding import pad_labels
-from candy_monai.training.accumulation import Group
-from candy_monai.training.buffers import KeptBuffers
+from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.choice import find_frontend, known_frontends
+from candy_monai.frontends.delivery import Delivery, deliveries
+from candy_monai.observers.base import Observer
+from candy_monai.processes import Processes
+from candy_monai.training.description import bundle_of, check_score_range, describe_run
 from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
-from candy_monai.training.lifecycle import Lifecycle
-from candy_monai.training.losswatch import LossWatch
+from candy_monai.training.hooks import ORIGINAL, Hooks
+from candy_monai.training.loaders import Loaders, batches, first_sample, length, num_cases
+from candy_monai.training.non_finite import KeptBuffers, LossWatch
+from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
-from candy_monai.training.saved_run import Continuation, SavedRun
-from candy_monai.training.setup import batches, length, num_cases
-from candy_monai.training.stepping import step_after_batches
-from candy_monai.training.toolbox import TrainerToolbox
-from candy_monai.training.validation import ValidationCases, certainty, mean_score
-from candy_monai.training.validation_calls import CalledNetworks, PaddedParts
+from candy_monai.training.run import Callbacks, Message, TrainingRun
+from candy_monai.training.schedule import step_after_batches
+from candy_monai.training.signals import how_to_resume
+from candy_monai.training.toolbox import TrainerToolbox, build_toolbox
+from candy_monai.training.validation import CalledNetworks, PaddedParts, ValidationCases, certainty, mean_score
 
 
-class Trainer(Lifecycle):
+class Trainer(Hooks, HasDevice):
     """Trains a network and keeps everything about it in an experiment folder.
 
     Subclass it and say how to build the network, the optimizer, the schedule and the loss, what one step is and how one
@@ -55,6 +63,31 @@ class Trainer(Lifecycle):
         console: Whether to report on the screen.
         observers: More observers of the run.
     """
+
+    def __init__(
+        self,
+        trainer_folder: PathLike,
+        dataloader: DataLoader[Any],
+        validation_dataloader: DataLoader[Any] | None,
+        *,
+        device: Device = "cpu",
+        console: bool = True,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        HasDevice.__init__(self, device)
+        self._trainer_folder = Path(trainer_folder)
+        self._loaders = Loaders(dataloader, validation_dataloader)
+        self._console = console
+        self._extra_observers = tuple(observers)
+        self._frontend: Frontend | None = None
+        self._deliveries: tuple[Delivery, ...] = ()
+        self._facts: dict[str, object] = {}
+        self._files: dict[str, str] = {}
+        self._messages: list[Message] = []
+        self._run: TrainingRun | None = None
+        self._saved: SavedRun | None = None
+
+    # From a run through its epochs to its steps
 
     def train(
         self,
@@ -82,7 +115,7 @@ class Trainer(Lifecycle):
         time_limit_s: float | None = None,
         save_every: int | str | None = None,
     ) -> None:
-        """Train, validate and save for ``num_epochs`` epochs, in a new experiment folder.
+        """Train, validate and save for ``num_epochs`` epochs, in a new experiment folder. Called, not overridden.
 
         Args:
             num_epochs: Epochs to train.
@@ -112,7 +145,8 @@ class Trainer(Lifecycle):
             non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step: then
                 the buffers, such as BatchNorm's statistics, are again what they were before the batch.
             time_limit_s: End after so many seconds of training, the last validation included: the last epoch is cut
-                short. The schedule follows the time, so that the learning rate has come down when the run ends.
+                short. A schedule with a method ``end_in``, as ours, follows the time, so that the learning rate has
+                come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
                 saves at the end of each.
 
@@ -120,43 +154,190 @@ class Trainer(Lifecycle):
             BadInputError: If a setting or the data cannot work; nothing was written.
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
-        settings = TrainSettings(
-            num_epochs=num_epochs,
-            note=note,
-            num_checkpoints=num_checkpoints,
-            ema=ema,
-            seed=seed,
-            early_stop_tolerance=early_stop_tolerance,
-            early_stop_confidence=early_stop_confidence,
-            early_stop_margin=early_stop_margin,
-            val_score_prediction=val_score_prediction,
-            val_score_prediction_degree=val_score_prediction_degree,
-            save_preview=save_preview,
-            preview_quality=preview_quality,
-            deterministic=deterministic,
-            amp=amp,
-            accumulate=accumulate,
-            compile_model=compile_model,
-            channels_last=channels_last,
-            validate_every=validate_every,
-            num_validation_cases=num_validation_cases,
-            non_finite=non_finite,
-            time_limit_s=time_limit_s,
-            save_every=save_every,
-        )
-        self._train(settings)
+        self._train(TrainSettings(**{name: value for name, value in locals().items() if name != "self"}))
 
     @freed_memory_kept()
     def _train(self, settings: TrainSettings, saved: SavedRun | None = None) -> None:
-        with self._running(settings, saved) as (run, toolbox):
+        with self._set_up(settings, saved) as run:
             while not run.is_complete:
-                run.begin_epoch(toolbox.optimizer.param_groups[0]["lr"])
-                self.train_epoch(toolbox)
-                score = self.validate(toolbox) if self._validation_is_due(run) else None
-                self._finish_epoch(run, toolbox, score)
+                run.begin_epoch()
+                self.train_epoch(run.toolbox)
+                score = self._validate(run.toolbox) if run.validation_is_due() else None
+                run.finish_epoch(score)
+
+    @contextmanager
+    def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[TrainingRun]:
+        """Set a run up or take a saved one up again, and tell those who watch how it ended."""
+        processes = Processes.from_environment()
+        device = self.device(device=processes.device_of(self.device()))
+        with processes.connected(device):
+            self._run = run = TrainingRun(
+                settings,
+                self._loaders,
+                self._callbacks(),
+                device=device,
+                processes=processes,
+                messages=self._messages,
+            )
+            self._messages, self._saved = [], None
+            with run.lasting():
+                image, label, run.stream = first_sample(run.loaders.training)
+                self.check_sample(image, label)
+                check_score_range(self.score_range)
+                equipment = build_toolbox(self, run.settings, image, device)
+                run.equip(equipment)
+                run.begin(
+                    describe_run(self, equipment, self._loaders, processes, self._facts),
+                    parent=self._trainer_folder / type(self).__name__,
+                    files=self._files,
+                    saved=saved,
+                    score_range=self.score_range,
+                    observers=self._observers,
+                    console=self._console,
+                )
+                with run.stop.listening():
+                    yield run
+                run.conclude()
+
+    def train_epoch(self, toolbox: TrainerToolbox) -> None:
+        """Train on every batch of the training loader once; on those that are left, where an epoch was interrupted.
+
+        Override it to change the loop, or to do something before and after each epoch.
+        """
+        run = self._current_run()
+        progress, settings, total = self._current().progress, run.settings, length(run.loaders.training)
+        watch = LossWatch(settings.non_finite, epoch=progress.epoch + 1)
+        gradients = GradientWatch(self, toolbox)
+        toolbox.model.train()
+        if toolbox.ema is not None:
+            toolbox.ema.eval()  # in one mode always, so that what it computes does not depend on what came before
+        group, usable = 0, True
+        for batch in run.batches():
+            first = progress.batch - progress.batch % settings.accumulate
+            if progress.batch == first:
+                clear_gradients(toolbox)
+                group = settings.accumulate if total is None else min(settings.accumulate, total - first)
+                usable = True
+            before = KeptBuffers((toolbox.model, toolbox.criterion)) if settings.non_finite == "skip" else None
+            with gradients.watching():
+                loss, metrics, case_ids = self._train_batch(batch, toolbox)
+            progress.batch += 1
+            if watch.admits(loss, step=progress.batch, case_ids=case_ids):
+                self._current().history.record(LOSS, loss)
+                self.record_all(metrics)
+            else:
+                usable = False
+                if before is not None:
+                    before.restore()
+            run.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
+            if progress.batch < first + group:
+                continue
+            agreed = run.agree(group, usable=usable)
+            if agreed.usable:
+                scale_gradients(trained_parameters(toolbox), 1 / group)
+                self.step(toolbox, num_batches=group)
+                progress.step += 1
+            run.finish_step(agreed)
+            if agreed.cut:
+                break
+        if not progress.batch:
+            raise BadInputError(
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
+                "read only once; let __iter__ begin anew each time it is called"
+            )
+        gradients.settle()
+        watch.settle()
+        run.finish_training()
+        if watch.num_skipped:
+            self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
+
+    def _train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...]]:
+        """Compute the gradients of one batch; return loss, metrics, and the ids of the cases as far as known."""
+        images, labels, case_ids = unpack(batch)
+        self._check_labels(labels, case_ids)
+        equipment = self._current_run().equipment
+        images, labels = self._prepared(images, labels)
+        with equipment.scaled_backward.active(), equipment.surroundings.padded_already():
+            result = self.backward(images, labels, toolbox)
+        loss, metrics = loss_returned(self, "backward", result)
+        return loss, metrics, case_ids
+
+    def _prepared(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a network is about to be trained on: on the device, and padded."""
+        return self._current_run().equipment.prepared(images, labels, fill=self._label_fill)
+
+    def step(self, toolbox: TrainerToolbox, *, num_batches: int = 1) -> None:
+        """Change the weights by their gradients: clip, step, move the schedule on, update the moving average.
+
+        Override it to step in another way, for example an optimizer that needs a closure.
+
+        Args:
+            toolbox: Optimizer, schedule and the rest.
+            num_batches: Batches that the gradients come from.
+        """
+        equipment = self._current_run().equipment
+        equipment.scaler.unscale_(toolbox.optimizer)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
+        equipment.scaler.step(toolbox.optimizer)
+        equipment.scaler.update()
+        step_after_batches(toolbox.scheduler, num_batches)
+        if toolbox.ema is not None:
+            toolbox.ema.update_parameters(toolbox.model)
+
+    def _validate(self, toolbox: TrainerToolbox) -> float:
+        """Score the validation cases, each exactly once, record the averages, and return the mean score."""
+        run, loader = self._current_run(), self._validation_dataloader
+        epoch, limit = self._current().progress.epoch + 1, run.settings.num_validation_cases
+        assert loader is not None
+        padding, stop_if_asked = run.equipment.padding, run.stopping_validation()
+        cases, called = ValidationCases(), CalledNetworks(toolbox)
+        run.padded_parts = parts = PaddedParts(toolbox, padding)
+        total = min(filter(None, (num_cases(loader), limit)), default=None)
+        share = None if limit is None else len(range(run.processes.rank, limit, run.processes.count))
+        for network in toolbox.networks:
+            network.eval()
+        with torch.no_grad(), called.watched():
+            for image, label in itertools.islice(self._cases(loader), share):
+                with parts.of(image if padding is None else self._network_input(image)):
+                    result = self.validate_case(image, label, toolbox)
+                score, metrics, output = score_returned(self, "validate_case", result)
+                output = parts.cropped(output)
+                cases.add(float(score), image, label, output)
+                self.record_all({f"val {name}": value for name, value in metrics.items()})
+                run.notify(StepFinished(epoch, "validation", len(cases), total))
+                stop_if_asked()
+        run.preview, run.padded_parts = self._drawn_as_it_is(cases.preview()), None
+        run.note_scored(called.flags)
+        scores = run.processes.gathered(cases.scores)
+        self._current().score_rests_on(*certainty(scores))
+        return mean_score(scores)
+
+    def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield image and label of each case, on the device."""
+        equipment = self._current_run().equipment
+        for batch in batches(loader):
+            images, labels, case_ids = unpack(batch)
+            self._check_labels(labels, case_ids)
+            yield from zip(*equipment.on_device(images, labels), strict=True)
+
+    def _drawn_as_it_is(self, preview: Preview | None) -> Preview | None:
+        """Return a preview that this trainer, as it is now, draws; perhaps when its next run has begun."""
+        if preview is None:
+            return None
+        drawn_by, case = copy.copy(self), preview
+        vars(drawn_by)[ORIGINAL] = self
+        quality = self._current_run().settings.preview_quality
+
+        def draw() -> None:
+            drawn_by.save_preview(case.image, case.label, case.output, quality=quality)
+
+        return dataclasses.replace(preview, draw=draw)
+
+    # Other ways to train
 
     def train_with_settings(self, num_epochs: int, *, settings: PathLike | None = None, **keywords: Any) -> None:
-        """Train with keywords from ``settings.yml``; those passed here win.
+        """Train with keywords from ``settings.yml``; those passed here win. Called, not overridden.
 
         Args:
             num_epochs: Epochs to train.
@@ -173,7 +354,7 @@ class Trainer(Lifecycle):
         self.train(num_epochs, **{**from_files, **keywords})
 
     def recover_from(self, experiment_id: PathLike) -> Self:
-        """Choose the run that `continue_training` goes on with.
+        """Choose the run that `continue_training` goes on with. Called, not overridden.
 
         Args:
             experiment_id: The id of an experiment of this trainer's class in its folder, or an experiment folder.
@@ -191,7 +372,7 @@ class Trainer(Lifecycle):
     def continue_training(
         self, num_epochs: int | None = None, *, schedule: Continuation | None = None, force: bool = False
     ) -> None:
-        """Go on with the run that `recover_from` chose, from where it was last saved.
+        """Go on with the run that `recover_from` chose, from where it was last saved. Called, not overridden.
 
         With the number of epochs that it was begun with the result is that of a run that was never interrupted. With
         more, say what the learning rate does:
@@ -215,135 +396,187 @@ class Trainer(Lifecycle):
         saved = self._saved.continued(num_epochs, schedule=schedule, force=force)
         self._train(saved.settings, saved)
 
-    def train_epoch(self, toolbox: TrainerToolbox) -> None:
-        """Train on every batch of the training loader once; on those that are left, where an epoch was interrupted."""
-        run = self._current()
-        progress, total = run.progress, length(self._dataloader)
-        watch = LossWatch(run.settings.non_finite, epoch=progress.epoch + 1)
-        gradients = GradientWatch(self, toolbox)
-        toolbox.model.train()
-        self._average_in_evaluation_mode(toolbox)
-        for batch in self._batches_left(run):
-            group = Group.of(progress.batch, size=run.settings.accumulate, num_batches=total)
-            if progress.batch == group.first:
-                clear_gradients(toolbox)
-                usable = True
-            skips = run.settings.non_finite == "skip"
-            before = KeptBuffers((toolbox.model, toolbox.criterion)) if skips else None
-            with gradients.watching():
-                loss, metrics, case_ids = self.train_batch(batch, toolbox)
-            progress.batch += 1
-            if watch.admits(loss, step=progress.batch, case_ids=case_ids):
-                run.history.record(LOSS, loss)
-                self.record_all(metrics)
-            else:
-                usable = False
-                if before is not None:
-                    before.restore()
-            self._notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
-            if progress.batch > group.last:
-                agreed = self._agree(run, toolbox, group, usable=usable)
-                if agreed.usable:
-                    scale_gradients(trained_parameters(toolbox), 1 / group.count)
-                    self.step(toolbox, num_batches=group.count)
-                    progress.step += 1
-                self._keep_to_the_time(run, toolbox)
-                self._after_group(run, toolbox, agreed)
-                if agreed.cut:
-                    break
-        if not progress.batch:
-            raise BadInputError(
-                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
-                "read only once; let __iter__ begin anew each time it is called"
-            )
-        gradients.settle()
-        watch.settle()
-        self._share_buffers(toolbox)
-        self._say_if_not_compiled(toolbox)
-        if watch.num_skipped:
-            self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
+    # What a run can be asked and told
 
-    def train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...]]:
-        """Bring one batch to the device, pad it, and compute its gradients.
+    def log(self, msg: str, *, on_screen: bool = True) -> None:
+        """Write a message to ``logs.txt``, verbatim. Called, not overridden.
 
         Args:
-            batch: What the training loader yielded.
-            toolbox: Model, optimizer and the rest.
+            msg: Any text.
+            on_screen: Also show it on the screen.
+        """
+        if self._run is None:
+            self._messages.append((msg, on_screen))
+        else:
+            self._run.log(msg, on_screen=on_screen)
+
+    def record(self, metric: str, value: Scalar) -> None:
+        """Record one value of a metric; the epoch's average goes to ``metrics.csv``. Called, not overridden.
+
+        A metric that is called like a column of the run's own, such as ``learning rate``, becomes the column
+        ``learning rate (metric)``.
+
+        Args:
+            metric: The metric's name.
+            value: A number or a tensor of one element, NaN for "not measured".
+
+        Raises:
+            BadInputError: If it is not one number.
+        """
+        self._current_run().record(metric, value)
+
+    def record_all(self, metrics: Metrics) -> None:
+        """Record one value of each metric. Called, not overridden."""
+        for metric, value in metrics.items():
+            self.record(metric, value)
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Return every metric over the epochs so far; NaN where an epoch has none. Called, not overridden."""
+        return self._current().history.metrics()
+
+    def experiment_id(self) -> str:
+        """Return the id of the current or last run. Called, not overridden.
+
+        Raises:
+            ExperimentError: If there was no run yet.
+        """
+        return self._current().experiment_id
+
+    def experiment_folder(self) -> Path:
+        """Return the folder of the current or last run. Called, not overridden.
+
+        Raises:
+            ExperimentError: If there was no run yet.
+        """
+        return self._current().folder
+
+    def set_frontend(self, frontend: type[Frontend] | str, *, path_to_secrets: PathLike | None = None) -> None:
+        """Report the coming runs to a dashboard. Called, not overridden.
+
+        Args:
+            frontend: The dashboard's class, or the name that the command line has for it, such as ``"notion"``; it is
+                made with the user's secrets at once, so a missing one is said now.
+            path_to_secrets: Where the secrets are, instead of the user's config folder.
+
+        Raises:
+            BadInputError: If it is no dashboard, or none of this name is known.
+        """
+        if isinstance(frontend, str):
+            frontend = find_frontend(frontend, option="set_frontend")
+        elif not isinstance(frontend, type) or not issubclass(frontend, Frontend):
+            raise BadInputError(
+                f"set_frontend was given {frontend!r}, expected a subclass of Frontend, or a name: {known_frontends()}"
+            )
+        self._frontend = frontend(load_secrets(path_to_secrets))
+        self._deliveries = ()
+
+    def predict_maximum_validation_score(self, num_epochs: int, degree: int = 5) -> tuple[int, float]:
+        """Forecast the best validation score of the run by quotient regression. Called, not overridden.
+
+        Args:
+            num_epochs: The run's length: the forecast looks no further.
+            degree: Upper bound of the polynomials' degree.
 
         Returns:
-            What `backward` returned, and the ids of the cases as far as they are known.
+            The epoch of the best score and the score. When the curve says too little: the best so far.
         """
-        images, labels, case_ids = unpack(batch)
-        self.check_labels(labels, case_ids)
-        images, labels = self.prepare_batch(images, labels)
-        with self._scaled_backward.active(), self._surroundings.padded_already():
-            result = self.backward(images, labels, toolbox)
-        loss, metrics = loss_returned(self, "backward", result)
-        return loss, metrics, case_ids
-
-    def prepare_batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring what a network is about to be trained on to the device and pad it."""
-        images, labels = self._to_network(images, labels)
-        if self._padding is None:
-            return images, labels
-        return self._padding(images), pad_labels(self._padding, labels, self.label_fill)
-
-    def step(self, toolbox: TrainerToolbox, *, num_batches: int = 1) -> None:
-        """Change the weights by their gradients: clip, step, move the schedule on, update the moving average.
-
-        Args:
-            toolbox: Optimizer, schedule and the rest.
-            num_batches: Batches that the gradients come from.
-        """
-        self._scaler.unscale_(toolbox.optimizer)
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
-        self._scaler.step(toolbox.optimizer)
-        self._scaler.update()
-        step_after_batches(toolbox.scheduler, num_batches)
-        if toolbox.ema is not None:
-            toolbox.ema.update_parameters(toolbox.model)
-
-    def validate(self, toolbox: TrainerToolbox) -> float:
-        """Score the validation cases, each exactly once, record the averages, and return the mean score."""
         run = self._current()
-        epoch, limit = run.progress.epoch + 1, run.settings.num_validation_cases
-        loader = self._validation_dataloader
-        assert loader is not None
-        cases, before = ValidationCases(), self._moment(run)
-        called = CalledNetworks(toolbox)
-        self._padded_parts = parts = PaddedParts(toolbox, self._padding)
-        total = min(filter(None, (num_cases(loader), limit)), default=None)
-        toolbox.model.eval()
-        self._average_in_evaluation_mode(toolbox)
-        with torch.no_grad(), called.watched():
-            for image, label in itertools.islice(self._cases(loader), self._share_of(limit)):
-                with parts.of(image if self._padding is None else self.network_input(image)):
-                    result = self.validate_case(image, label, toolbox)
-                score, metrics, output = score_returned(self, "validate_case", result)
-                output = parts.cropped(output)
-                cases.add(float(score), image, label, output)
-                self.record_all({f"val {name}": value for name, value in metrics.items()})
-                self._notify(StepFinished(epoch, "validation", len(cases), total))
-                self._stop_validating_if_asked(run, toolbox, before)
-        self._preview, self._padded_parts = cases.preview(), None
-        self._remember_scored(toolbox, self._processes.any_of(called.flags))
-        scores = self._processes.gathered(cases.scores)
-        run.score_rests_on(*certainty(scores))
-        return mean_score(scores)
+        prediction = predict_maximum(run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range)
+        return prediction.epoch, prediction.score
 
-    def _validation_is_due(self, run: Experiment) -> bool:
-        epoch, every = run.progress.epoch + 1, run.settings.validate_every
-        is_last = self._processes.broadcast(run.ends_with_this_epoch())
-        return self._validation_dataloader is not None and (epoch % every == 0 or is_last)
+    # The present run, and what it asks
 
-    def _share_of(self, limit: int | None) -> int | None:
-        """Return how many of the first cases this process scores."""
-        processes = self._processes
-        return None if limit is None else len(range(processes.rank, limit, processes.count))
+    @property
+    def _dataloader(self) -> DataLoader[Any]:
+        """The training loader; while several processes train, that of this one's share of the samples."""
+        return self._present_loaders().training
 
-    def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches(loader):
-            images, labels, case_ids = unpack(batch)
-            self.check_labels(labels, case_ids)
-            yield from zip(*self._to_network(images, labels), strict=True)
+    @_dataloader.setter
+    def _dataloader(self, loader: DataLoader[Any]) -> None:
+        self._loaders = self._loaders._replace(training=loader)
+
+    @property
+    def _validation_dataloader(self) -> DataLoader[Any] | None:
+        """The validation loader, in the same way."""
+        return self._present_loaders().validation
+
+    @_validation_dataloader.setter
+    def _validation_dataloader(self, loader: DataLoader[Any] | None) -> None:
+        self._loaders = self._loaders._replace(validation=loader)
+
+    def _present_loaders(self) -> Loaders:
+        return self._loaders if self._run is None or self._run.is_over else self._run.loaders
+
+    def _current_run(self) -> TrainingRun:
+        if self._run is None:
+            raise ExperimentError(f"this {type(self).__name__} has no experiment yet: call train() first")
+        return self._run
+
+    def _current(self) -> Experiment:
+        return self._current_run().current()
+
+    def _observers(self) -> tuple[Observer, ...]:
+        """Return the user's own observers, and what brings the run's events to dashboards."""
+        self._deliveries = deliveries(self._frontend, self._current_run().report, after=self._deliveries)
+        return (*self._extra_observers, *self._deliveries)
+
+    def _callbacks(self) -> Callbacks:
+        return Callbacks(
+            name=type(self).__name__,
+            build_scheduler=lambda optimizer, num_epochs: self.build_scheduler(optimizer, num_epochs),
+            get_extra_state=lambda: self.get_extra_state(),
+            set_extra_state=lambda state: self.set_extra_state(state),
+            attributes=lambda: {name: value for name, value in vars(self).items() if name not in ("_run", "_loaders")},
+            how_to_resume=lambda folder: how_to_resume(
+                type(self), folder, is_planned="dataset" in self._facts, bundle=bundle_of(self)
+            ),
+        )
+
+
+def add_to_folder(
+    trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
+) -> None:
+    """Add to what the folders of a trainer's coming runs hold.
+
+    Args:
+        trainer: The trainer.
+        facts: More plain values for ``experiment.json``, by name.
+        files: More texts that a new folder is born with, by their files' names.
+    """
+    trainer._facts.update(facts or {})
+    trainer._files.update(files or {})
+
+
+class Rehearsal:
+    """Steps and cases of a trainer that are not part of a run: nothing is recorded or saved.
+
+    Args:
+        trainer: The trainer, between two runs.
+        settings: What ``train`` would be told.
+        image: One training image ``(C, *spatial)``.
+    """
+
+    def __init__(self, trainer: Trainer, settings: TrainSettings, image: Tensor) -> None:
+        self._trainer = trainer
+        callbacks, device = trainer._callbacks(), trainer.device()
+        self._run = TrainingRun(settings, trainer._loaders, callbacks, device=device, rehearses=True)
+        trainer._run = self._run
+        self._image = image
+
+    @contextmanager
+    def begun(self) -> Iterator[TrainerToolbox]:
+        """Build a toolbox for a block, whose memory is free again after it."""
+        with self._run.lasting():
+            self._run.equip(build_toolbox(self._trainer, self._run.settings, self._image, self._trainer.device()))
+            yield self._run.toolbox
+
+    def train(self, batch: object) -> None:
+        """Make one optimizer step."""
+        toolbox = self._run.toolbox
+        self._trainer._train_batch(batch, toolbox)
+        self._trainer.step(toolbox)
+
+    @torch.no_grad()
+    def validate(self, image: Tensor, label: Tensor) -> None:
+        """Score one case, which is on the device."""
+        self._trainer.validate_case(image, label, self._run.toolbox)

@@ -1,14 +1,24 @@
-"""Collects the cases of one validation: their scores, their metrics and the one to look at. Runs no network."""
+"""The cases of one validation, and what ``validate_case`` calls of the networks: which it scores, and their padding."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
+from candy_monai.aliases import Shape
+from candy_monai.attachment import attachment_of, map_tensors, tensors_in
 from candy_monai.experiment.events import Preview
+from candy_monai.network import plain_network
+from candy_monai.nn.padding import restore_like
+from candy_monai.training.toolbox import TrainerToolbox
 
 
 class ValidationCases:
@@ -70,3 +80,167 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
         return "of one case only"
     error = f" (standard error {standard_error:.4f})" if math.isfinite(standard_error) else ""
     return f"the mean of {num_cases} cases{error}"
+
+
+class CalledNetworks:
+    """Whether model and average are called, as a whole or by their submodules.
+
+    Args:
+        toolbox: Holds the two.
+    """
+
+    def __init__(self, toolbox: TrainerToolbox) -> None:
+        self._networks = toolbox.networks
+        self._called = [False, False]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Notice calls within a block."""
+        with ExitStack() as stack:
+            for index, network in enumerate(self._networks):
+                stack.enter_context(self._watched(index, network))
+            yield
+
+    @property
+    def flags(self) -> list[bool]:
+        """Whether the model was called, and whether the average was."""
+        return list(self._called)
+
+    @contextmanager
+    def _watched(self, index: int, network: nn.Module) -> Iterator[None]:
+        handles: list[RemovableHandle] = []
+
+        def notice(*_: object) -> None:
+            self._called[index] = True
+            _remove(handles)  # one call is enough: those that follow cost nothing
+
+        handles += [module.register_forward_pre_hook(notice) for module in _parts(network)]
+        on_enter, _ = _listeners(network)
+        on_enter.append(notice)
+        try:
+            yield
+        finally:
+            on_enter.remove(notice)
+            _remove(handles)
+
+
+class PaddedParts:
+    """Pads a case for the parts of a network that are called by themselves, as the whole network pads it.
+
+    An image that goes into a submodule is padded; features stay as they come out, and are not cropped until the
+    criterion compares them with the label, or the trainer takes what ``validate_case`` returned. So the result is what
+    the padded network gives, to the bit.
+
+    Args:
+        toolbox: Model, average and criterion.
+        padding: The trainer's padding module; None to do nothing.
+    """
+
+    def __init__(self, toolbox: TrainerToolbox, padding: nn.Module | None) -> None:
+        self._toolbox = toolbox
+        self._padding = padding
+        self._depth = 0
+        self._shape: Shape = ()
+        self._padded_size: Shape = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PaddedParts:
+        return self  # a copy of a network, made by a validate_case, would copy model, average and optimizer with it
+
+    @contextmanager
+    def of(self, image: Tensor) -> Iterator[None]:
+        """Pad and crop within a block.
+
+        Args:
+            image: ``(C, *spatial)``, what the network sees at once of a case.
+        """
+        self._shape = self._padded_size = tuple(image.shape)
+        if self._padding is not None:
+            self._padded_size = tuple(self._padding(image[None]).shape[2:])
+        if self._padded_size == self._shape[1:] or self._padding is None:
+            self._padded_size = ()
+            yield
+            return
+        with ExitStack() as stack:
+            for network in self._toolbox.networks:
+                stack.enter_context(self._parts_padded(network))
+            hook = self._toolbox.criterion.register_forward_pre_hook(self._crop_for_loss, with_kwargs=True)
+            stack.callback(hook.remove)
+            yield
+
+    def cropped(self, output: Tensor) -> Tensor:
+        """Return an output of the padded size with that of the case, and any other as it is."""
+        if self._padding is None or not self._padded_size or self._size(output) != self._padded_size:
+            return output
+        return restore_like(self._padding, output, self._shape[1:])
+
+    @contextmanager
+    def _parts_padded(self, network: nn.Module) -> Iterator[None]:
+        handles: list[RemovableHandle] = []
+
+        def hook() -> None:
+            self._depth = 0
+            for module in _parts(network):
+                handles.append(module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._after, always_call=True))
+
+        def unhook() -> None:
+            _remove(handles)
+
+        on_enter, on_leave = _listeners(network)  # the whole network pads by itself, and may be compiled without hooks
+        on_enter.append(unhook)
+        on_leave.append(hook)
+        hook()
+        try:
+            yield
+        finally:
+            on_enter.remove(unhook)
+            on_leave.remove(hook)
+            unhook()
+
+    def _before(self, _: nn.Module, arguments: Any, keywords: Any) -> tuple[Any, Any] | None:
+        self._depth += 1
+        if self._depth > 1:  # within a submodule that was called
+            return None
+        result: tuple[Any, Any] = map_tensors(self._padded, (arguments, keywords))
+        return result
+
+    def _after(self, *_: object) -> None:
+        self._depth -= 1
+
+    def _padded(self, tensor: Tensor) -> Tensor:
+        channels, *size = self._shape
+        is_image = self._size(tensor) == tuple(size) and tensor.shape[-len(self._shape)] <= channels
+        return self._padding(tensor) if is_image and self._padding is not None else tensor
+
+    def _crop_for_loss(self, _: nn.Module, arguments: Any, keywords: Any) -> tuple[Any, Any] | None:
+        sizes = {self._size(tensor) for tensor in tensors_in((arguments, keywords))}
+        if not {self._shape[1:], self._padded_size} <= sizes:
+            return None
+        result: tuple[Any, Any] = map_tensors(self.cropped, (arguments, keywords))
+        return result
+
+    def _size(self, tensor: Tensor) -> Shape:
+        """Return the spatial size of ``(B, C, *spatial)`` and ``(C, *spatial)``; nothing of any other tensor."""
+        num_axes = len(self._shape)
+        return tuple(tensor.shape[1 - num_axes :]) if tensor.ndim in (num_axes, num_axes + 1) else ()
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
+
+
+def _surrounded(network: nn.Module) -> nn.Module:
+    """Return the module that has the hooks: the model itself, or what an average is of."""
+    return network.module if isinstance(network, AveragedModel) else network
+
+
+def _listeners(network: nn.Module) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
+    attachment = attachment_of(_surrounded(network))
+    return ([], []) if attachment is None else (attachment.on_enter, attachment.on_leave)
+
+
+def _parts(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that a user can call instead of the network, and that take hooks."""
+    modules, root = plain_network(network).modules(), _surrounded(network)
+    return [module for module in modules if module is not root and not isinstance(module, torch.jit.ScriptModule)]

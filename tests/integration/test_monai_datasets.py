@@ -37,8 +37,8 @@ class Recording(SmallTrainer):
         super().__init__(*arguments, **keywords)
         self.seen = []
 
-    def train_batch(self, batch, toolbox):
-        loss, metrics, case_ids = super().train_batch(batch, toolbox)
+    def _train_batch(self, batch, toolbox):
+        loss, metrics, case_ids = super()._train_batch(batch, toolbox)
         self.seen.append((tuple(batch["image"].shape), case_ids))
         return loss, metrics, case_ids
 

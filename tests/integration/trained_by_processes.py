@@ -44,7 +44,7 @@ class ByProcesses(SmallTrainer):
     def build_criterion(self):
         return nn.MSELoss()
 
-    def check_labels(self, labels, case_ids):
+    def _check_labels(self, labels, case_ids):
         kind = "training" if self._current_model.training else "validation"
         self.seen[kind] += case_ids
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from candy_monai.data.samples.sharing import shared_loader, unshare
+from candy_monai.data.samples.sharing import shared_loader
 from candy_monai.data.sampling import SeededSampler
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.processes import Processes, _parts
@@ -60,7 +60,6 @@ def test_our_sampler_s_shares_are_disjoint_equal_and_together_the_first_of_the_o
         share = shared_loader(loader, Processes(rank=rank, count=3), evenly=True)
         assert len(share) == 2
         shares.append([int(batch) for batch in share])
-        unshare(loader)
     assert [index for group in zip(*shares, strict=True) for index in group] == whole[:6]
     assert [int(batch) for batch in loader] == whole
 

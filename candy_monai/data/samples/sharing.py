@@ -37,13 +37,13 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
     sampler = loader.sampler
     if evenly and isinstance(sampler, Sized) and len(sampler) < processes.count:
         raise BadInputError(f"{len(sampler)} training samples cannot be shared out among {processes.count} processes")
+    share: Sampler[int] = _Share(sampler, processes, evenly=evenly)
     if evenly and isinstance(sampler, PositionedSampler):
-        sampler.share(processes.rank, processes.count)
-        return loader
+        share = sampler.shared(processes.rank, processes.count)
     return DataLoader(
         loader.dataset,
         batch_size=loader.batch_size,
-        sampler=_Share(sampler, processes, evenly=evenly),
+        sampler=share,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -55,12 +55,6 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
-
-
-def unshare(loader: DataLoader[Any]) -> None:
-    """Let a loader that was given to `shared_loader` yield all its samples again."""
-    if isinstance(loader.sampler, PositionedSampler):
-        loader.sampler.share(0, 1)
 
 
 class _Share(Sampler[int]):

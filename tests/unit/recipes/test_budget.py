@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -115,7 +116,7 @@ def test_what_the_user_chose_is_kept():
 
 def test_a_moment_s_other_work_does_not_decide_between_precisions(monkeypatch):
     batch = (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long))
-    trainer = SimpleNamespace(dataloader=lambda: [batch], validation_dataloader=lambda: None, device=lambda: None)
+    trainer = SimpleNamespace(_dataloader=[batch], _validation_dataloader=None, device=lambda: None)
     durations = {"bf16": iter([0.9, 0.1, 0.1]), None: iter([0.3, 0.3, 0.3])}  # busy during the very first steps
     monkeypatch.setattr(
         "candy_monai.recipes.budget._timed",
@@ -130,16 +131,16 @@ def test_what_is_slow_is_timed_once(monkeypatch):
     monkeypatch.setattr(budget.time, "perf_counter", lambda: next(clock))
     batch = (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long))
     seen = Counter()
-    toolbox = SimpleNamespace(model=torch.nn.Identity(), ema=None)
     trainer = SimpleNamespace(
-        dataloader=lambda: [batch],
-        validation_dataloader=lambda: [batch] * 3,
-        device=lambda: torch.device("cpu"),
-        build_toolbox=lambda *_: (toolbox, None),
-        train_batch=lambda *_: seen.update(["batch"]),
-        step=lambda _: None,
-        validate_case=lambda *_: seen.update(["case"]),
+        _dataloader=[batch], _validation_dataloader=[batch] * 3, device=lambda: torch.device("cpu")
     )
+    network = torch.nn.Identity()
+    rehearsal = SimpleNamespace(
+        begun=lambda: nullcontext(SimpleNamespace(model=network, networks=[network])),
+        train=lambda *_: seen.update(["batch"]),
+        validate=lambda *_: seen.update(["case"]),
+    )
+    monkeypatch.setattr(budget, "Rehearsal", lambda *_: rehearsal)
     measured = measure_speed(trainer, precisions=["bf16", None])
     assert seen == {"batch": 1, "case": 1}
     assert (measured.amp, measured.step_s, measured.case_s) == ("bf16", 5.0, 5.0)

@@ -21,7 +21,7 @@ class _DrawsLate(SmallTrainer):
         self.drawn_for.append(None)
         self.has_begun.set()
         if is_first:
-            assert self.may_draw.wait(20)
+            assert self.may_draw.wait(200)
         self.log("drawing", on_screen=False)
         self.drawn_for[0 if is_first else 1] = self.experiment_folder()
         super().save_preview(image, label, output, quality=quality)
@@ -32,14 +32,14 @@ class _DrawsLate(SmallTrainer):
         super().train_epoch(toolbox)
         if self.drawn_for:  # in the second run
             self.may_draw.set()
-            assert self.has_drawn.wait(20)
+            assert self.has_drawn.wait(200)
 
 
 @pytest.fixture
 def pictures(monkeypatch):
     """Return what is asked to be drawn, in place of drawing it: folder and names of the classes."""
     asked = []
-    monkeypatch.setattr("candy_monai.training.setup.RENDERING_PATIENCE_S", 0.0)
+    monkeypatch.setattr("candy_monai.training.run.RENDERING_PATIENCE_S", 0.0)
     monkeypatch.setattr(
         "candy_monai.plotting.case.previews.save_preview_files",
         lambda folder, *_, class_names, **__: asked.append((folder, class_names)),
@@ -52,7 +52,7 @@ def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run
     trainer.regions = (Region(name="before", ids=(1,), paints=1),)
     trainer.train(1)
     first = trainer.experiment_folder()
-    assert trainer.has_begun.wait(20)
+    assert trainer.has_begun.wait(200)
     trainer.regions = (Region(name="after", ids=(1,), paints=1),)
     trainer.train(1)
     assert first != trainer.experiment_folder()
@@ -65,6 +65,6 @@ def test_a_preview_that_a_user_draws_is_of_the_trainer_as_it_is(tmp_path, pictur
     trainer = small_trainer(tmp_path)
     trainer.train(1, save_preview=False)
     trainer.regions = (Region(name="now", ids=(1,), paints=1),)
-    image, label = trainer.dataloader().dataset[0]
+    image, label = trainer._dataloader.dataset[0]
     trainer.save_preview(image, label, image)
     assert pictures == [(trainer.experiment_folder(), {1: "now"})]

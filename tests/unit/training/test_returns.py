@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from candy_monai.errors import BadInputError
-from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer
+from candy_monai.training.sliding import SlidingSegmentationTrainer
 from tests.toys import SmallTrainer, small_trainer
 
 QUIET = {"save_preview": False, "val_score_prediction": False}

@@ -184,7 +184,7 @@ def test_the_case_at_fault_is_named_among_those_of_its_batch(tmp_path):
     labels = torch.zeros(3, 1, 4, 4)
     labels[1] = 0.5
     with pytest.raises(BadInputError, match=r"^b holds fractions"):
-        trainer.check_labels(labels, ("a", "b", "c"))
+        trainer._check_labels(labels, ("a", "b", "c"))
 
 
 def test_labels_of_minus_1_that_are_ignored_train_whatever_their_type_and_padding(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from candy_monai.nn.losses import DiceBCELossWithLogits
 from candy_monai.nn.padding import Pad2d
 from candy_monai.nn.schedules import AbsoluteLinearLR
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai.training.sliding import SlidingTrainer
+from candy_monai.training.sliding import SlidingTrainer, _WeightedMeans
 from tests.contracts.trainer_contract import TrainerContract
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -236,9 +237,14 @@ def test_inference_blends_the_windows_of_the_scored_weights(tmp_path):
     trainer = small_trainer(tmp_path, Squares(1, size=(20, 20)), cls=Windowed)
     image, label = Squares(1, size=(20, 20))[0]
     outputs = []
-    trainer.validate = lambda toolbox: outputs.append(
-        (trainer.infer(image[None], toolbox), trainer.validate_case(image, label, toolbox)[2])
-    )
+
+    def train_epoch(toolbox):
+        Windowed.train_epoch(trainer, toolbox)
+        toolbox.model.eval()
+        with torch.no_grad():
+            outputs.append((trainer.infer(image[None], toolbox), trainer.validate_case(image, label, toolbox)[2]))
+
+    trainer.train_epoch = train_epoch
     trainer.train(1)
     ((inferred, validated),) = outputs
     assert torch.equal(inferred[0], validated)
@@ -311,7 +317,7 @@ def test_windows_that_cannot_work_are_refused_before_anything_is_written(tmp_pat
 
 def test_labels_beyond_the_image_hold_what_the_trainer_fills_them_with(tmp_path):
     class Filled(Windowed):
-        label_fill = 7
+        ignore_index = 7
 
         def backward_windowed(self, images, labels, toolbox, metadata):
             self.labels = labels
@@ -347,3 +353,32 @@ def test_an_inferer_makes_the_outputs_and_the_windows_make_the_scores(tmp_path):
     with torch.no_grad():
         assert torch.equal(outputs[0][2], predictor.model(image[None])[0])
     assert torch.equal(predictor.logits(image), outputs[0][2])
+
+
+def test_values_count_by_their_weight():
+    means = _WeightedMeans()
+    means.add({"dice": 1.0}, weight=3)
+    means.add({"dice": 0.0}, weight=1)
+    assert means.means() == {"dice": 0.75}
+
+
+def test_what_is_not_measured_somewhere_is_left_out_of_the_mean():
+    means = _WeightedMeans()
+    means.add({"dice": math.nan, "tensor": torch.tensor(math.nan)}, weight=5)
+    means.add({"dice": 0.5, "tensor": torch.tensor(0.5)}, weight=1)
+    assert means.means() == {"dice": 0.5, "tensor": torch.tensor(0.5)}
+
+
+def test_what_is_measured_nowhere_has_no_mean():
+    means = _WeightedMeans()
+    means.add({"dice": math.nan, "tensor": torch.tensor(math.nan)}, weight=2)
+    assert all(math.isnan(value) for value in means.means().values())
+
+
+def test_tensors_stay_tensors_and_lose_their_graph():
+    means = _WeightedMeans()
+    means.add({"loss": torch.tensor(2.0, requires_grad=True)}, weight=1)
+    means.add({"loss": 4.0}, weight=1)
+    mean = means.means()["loss"]
+    assert mean == torch.tensor(3.0)
+    assert not mean.requires_grad

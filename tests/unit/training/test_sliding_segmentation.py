@@ -7,7 +7,7 @@ from torch import nn
 
 from candy_monai.inference.predictor import Predictor
 from candy_monai.metrics.overlap import mean_dice
-from candy_monai.training.sliding_segmentation import SlidingSegmentationTrainer
+from candy_monai.training.sliding import SlidingSegmentationTrainer
 from tests.contracts.trainer_contract import TrainerContract
 from tests.plans import small_plan
 from tests.toys import SmallTrainer, Squares, small_trainer

@@ -34,7 +34,7 @@ def test_backward_gets_images_and_labels_padded_in_step_and_the_new_label_voxels
     seen = []
 
     class Looking(SmallTrainer):
-        label_fill = 7
+        ignore_index = 7
 
         def build_padding_module(self):
             return Pad2d(8)

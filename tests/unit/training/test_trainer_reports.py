@@ -274,15 +274,13 @@ def test_the_sampler_is_told_the_epoch_before_each(tmp_path):
     assert Sampler.told == [0, 1, 2]
 
 
-def test_the_forecast_is_never_below_the_best_seen_and_the_time_left_never_negative(tmp_path):
+def test_the_forecast_is_never_below_the_best_seen(tmp_path):
     trainer = scripted_trainer(tmp_path, tuple(1 - 0.8**epoch for epoch in range(1, 13)))
     trainer.train(12, early_stop_tolerance=None)
     epoch, score = trainer.predict_maximum_validation_score(30, degree=5)
     assert isinstance(epoch, int)
     assert 12 <= epoch <= 30
     assert score >= max(trainer.metrics()["val score"])
-    assert trainer.etc(12, 30) >= 0
-    assert trainer.etc(20, 30, target_epoch=10) == 0
 
 
 def test_the_forecast_s_lines_are_logged_once_there_are_enough_epochs(tmp_path):

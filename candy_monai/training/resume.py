@@ -1,33 +1,38 @@
-"""A run as it was saved: read back, compared with the one that is to go on, and put into its parts. Trains nothing."""
+"""A run as it is saved, read back, compared with the one that is to go on, and put into its parts."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import optim
+from torch import Tensor, nn, optim
 
-from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
+from candy_monai.attachment import tensors_in
+from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription, read_description
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.serialization import restored
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState, load_state, stored_weights
-from candy_monai.network import plain_network
+from candy_monai.network import plain_network, plain_weights
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
-from candy_monai.training.stepping import needs_a_metric, step_after_batches
+from candy_monai.training.schedule import needs_a_metric, step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
 
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
+
+_DEPTH = 3  # of lists and dictionaries in each other, where parts with a state are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,3 +223,99 @@ def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str
         plain_network(toolbox.ema).load_state_dict(weights.scored)  # where others are scored, `ema` holds its own
         if ema is not None:
             toolbox.ema.load_state_dict(ema, strict=False)
+
+
+def weights_of(toolbox: TrainerToolbox, scored: WeightsKind) -> RunWeights:
+    """Return the weights of a run as they are now.
+
+    Args:
+        toolbox: Model and average.
+        scored: Which of the two are scored; those of the model where there is no average.
+
+    Raises:
+        BadInputError: If an extra state of the network cannot be saved.
+    """
+    averaged = scored == "ema" and toolbox.ema is not None
+    return RunWeights(
+        raw=_readable(plain_weights(toolbox.model)),
+        scored=_readable(plain_weights(toolbox.ema if averaged and toolbox.ema is not None else toolbox.model)),
+        kind="ema" if averaged else "raw",
+    )
+
+
+def _readable(weights: dict[str, Any]) -> dict[str, Any]:
+    """Return weights if what is no tensor in them can be read back without executing anything."""
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            continue
+        file = io.BytesIO()
+        try:
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # pickle fails with whatever an object of the user's own raises
+            kind = re.search(r"GLOBAL (\S+) was not", str(error))
+            found = f" ({kind[1]})" if kind else ""
+            raise BadInputError(
+                f"{name} in the network's state_dict, which get_extra_state returned, holds what cannot be saved so "
+                f"that it is read back safely{found}: return tensors, Python's numbers and text, and lists and "
+                "dictionaries of them; of NumPy's, numbers by .item() and arrays by torch.from_numpy"
+            ) from error
+    return weights
+
+
+def unsaved_parts(attributes: Mapping[str, object], *, saved: object, extra: object) -> list[str]:
+    """Return the names and kinds of what has a ``state_dict`` that is not part of what is saved.
+
+    A state is saved if its tensors are, or if the trainer adds a dictionary with the same names.
+
+    Args:
+        attributes: Objects by name, some of them in lists and dictionaries.
+        saved: Nested lists, tuples and dictionaries of what is saved of every run.
+        extra: What the trainer adds to it.
+    """
+    memory = {_place(tensor) for tensor in tensors_in([saved, extra])}
+    names = {frozenset(map(str, mapping)) for mapping in _mappings(extra)}
+    found = []
+    for name, part in _parts(attributes):
+        try:
+            state = part.state_dict()  # type: ignore[attr-defined]
+        except Exception:  # not of the kind that is meant here, or not ready
+            continue
+        tensors = list(tensors_in(state))
+        is_saved = (bool(tensors) and all(_place(tensor) in memory for tensor in tensors)) or (
+            isinstance(state, Mapping) and frozenset(map(str, state)) in names
+        )
+        if state and not is_saved:
+            found.append(f"{name} ({type(part).__name__})")
+    return found
+
+
+def _parts(attributes: Mapping[str, object], depth: int = 0) -> Iterator[tuple[str, object]]:
+    if depth > _DEPTH:
+        return
+    for name, value in attributes.items():
+        members: Iterable[tuple[object, object]] = ()
+        if isinstance(value, Mapping) and not isinstance(value, nn.Module):
+            members = value.items()
+        elif isinstance(value, list | tuple):
+            members = enumerate(value)
+        elif not isinstance(value, type) and all(
+            callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")
+        ):
+            yield name, value
+        for key, member in members:
+            yield from _parts({f"{name}[{key!r}]": member}, depth + 1)
+
+
+def _mappings(tree: object) -> Iterator[Mapping[object, object]]:
+    if isinstance(tree, Mapping):
+        yield tree
+    if isinstance(tree, Mapping | list | tuple):
+        for member in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _mappings(member)
+
+
+def _place(tensor: Tensor) -> object:
+    """Tell tensors apart by where they are: a state refers to the memory of what it is the state of."""
+    return tensor.device, tensor.data_ptr() if tensor.numel() else id(tensor), tensor.numel()

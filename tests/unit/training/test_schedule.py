@@ -4,7 +4,7 @@ import torch
 from torch import nn, optim
 
 from candy_monai.errors import BadInputError
-from candy_monai.training.stepping import needs_a_metric, step_after_batches, step_after_epoch
+from candy_monai.training.schedule import needs_a_metric, step_after_batches, step_after_epoch
 from tests.toys import SmallTrainer, small_trainer
 
 QUIET = {"save_preview": False, "val_score_prediction": False, "early_stop_tolerance": None, "seed": 0}

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from candy_monai.training.interruption import Interrupted, how_to_resume
+from candy_monai.training.signals import Interrupted, how_to_resume
 from tests.toys import SmallTrainer, small_trainer
 
 SCRIPT = """
@@ -82,7 +82,7 @@ def test_an_interrupted_run_is_a_keyboard_interrupt_and_ends_a_program_with_130(
 def test_what_resumes_the_run_is_in_its_log(tmp_path):
     class Asking(SmallTrainer):
         def backward(self, images, labels, toolbox):
-            self._stop.ask("SIGTERM")
+            self._run.stop.ask("SIGTERM")
             return super().backward(images, labels, toolbox)
 
     trainer = small_trainer(tmp_path, cls=Asking)

@@ -3,12 +3,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from monai.data import list_data_collate
+from monai.data import CacheDataset, SmartCacheDataset, list_data_collate
+from monai.data import DataLoader as MonaiLoader
+from monai.data import Dataset as MonaiDataset
 from torch import optim
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler
 
 from candy_monai.errors import BadInputError
-from candy_monai.training.example import first_sample
+from candy_monai.training.loaders import Loaders, batches, first_sample, length, num_cases, why_not_exact
 from tests.toys import SmallTrainer, Squares
 
 QUIET = {"save_preview": False, "val_score_prediction": False, "early_stop_tolerance": None}
@@ -162,3 +164,56 @@ def test_an_empty_stream_is_refused():
 
     with pytest.raises(BadInputError, match="its stream is empty"):
         first_sample(DataLoader(Empty(), 2))
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        yield from Squares()
+
+
+def test_a_loader_s_length_is_known_unless_it_reads_a_stream():
+    assert length(DataLoader(Squares(5), batch_size=2)) == 3
+    assert length(DataLoader(_Stream())) is None
+
+
+def test_the_cases_are_counted_not_the_batches():
+    assert num_cases(DataLoader(Squares(5), batch_size=2)) == 5
+    assert num_cases(DataLoader(_Stream())) is None
+
+
+def test_an_empty_training_set_is_refused_with_what_was_found():
+    with pytest.raises(BadInputError, match="1 samples, batch_size is 2 and drop_last is True"):
+        Loaders(DataLoader(Squares(1), batch_size=2, drop_last=True)).check()
+
+
+def test_samples_of_different_sizes_are_refused_with_what_to_do():
+    class Varied(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image[:, : 16 - index], label[:, : 16 - index]
+
+    with pytest.raises(BadInputError, match=r"different sizes.*batch of 2.*batch_size=1"):
+        list(batches(DataLoader(Varied(2), batch_size=2)))
+
+
+def test_hints_that_monai_appends_are_left_out_of_the_message():
+    sizes = MonaiDataset([{"image": torch.zeros(1, size)} for size in (4, 5)])
+    with pytest.raises(BadInputError, match=r"\[1, 5\] at entry 1\): bring them") as caught:
+        list(batches(MonaiLoader(sizes, batch_size=2)))
+    assert "hint" not in str(caught.value)
+
+
+def test_an_error_of_the_user_s_dataset_stays_what_it_is():
+    class Broken(Squares):
+        def __getitem__(self, index):
+            raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        list(batches(DataLoader(Broken(2))))
+
+
+def test_a_cache_that_moves_on_from_epoch_to_epoch_is_why_a_resumed_run_may_differ():
+    data = [{"image": number} for number in range(4)]
+    moving = SmartCacheDataset(data, lambda item: item, replace_rate=0.5, cache_num=2, progress=False)
+    assert "SmartCacheDataset" in why_not_exact(DataLoader(moving))
+    assert why_not_exact(DataLoader(CacheDataset(data, lambda item: item, progress=False))) is None

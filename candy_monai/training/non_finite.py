@@ -1,12 +1,13 @@
-"""Notices a loss that became NaN or infinite, without making a GPU wait for the answer. Mends nothing."""
+"""Losses that become NaN or infinite: noticing them without waiting for a GPU, and undoing what such a batch did."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from candy_monai.aliases import Scalar
 from candy_monai.errors import NonFiniteLossError
@@ -77,3 +78,30 @@ _ADVICE = (
     "check these images for NaN or extreme values and try a smaller learning rate, "
     'or pass non_finite="skip" to leave such steps out'
 )
+
+
+class KeptBuffers:
+    """Copies of all buffers of some modules, such as the running statistics of BatchNorm. Waits for no GPU.
+
+    Args:
+        modules: The modules, their submodules included.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._kept: list[tuple[nn.Module, str, Tensor]] = [
+            (part, name, buffer.detach().clone())
+            for module in modules
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Restore the buffers to what they were."""
+        for part, name, kept in self._kept:
+            present = part._buffers[name]
+            if present is not None and (present.shape, present.dtype) == (kept.shape, kept.dtype):
+                present.copy_(kept)
+            else:  # replaced by another
+                part._buffers[name] = kept

@@ -1,24 +1,10 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from candy_monai.training.accumulation import Group
 from tests.toys import SmallTrainer, Squares, loaders
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@given(st.integers(1, 40), st.integers(1, 9))
-def test_groups_take_each_batch_once_and_only_the_last_may_be_smaller(num_batches, size):
-    groups = list(dict.fromkeys(Group.of(batch, size=size, num_batches=num_batches) for batch in range(num_batches)))
-    assert [batch for group in groups for batch in range(group.first, group.last + 1)] == list(range(num_batches))
-    assert all(group.count == size for group in groups[:-1])
-
-
-def test_without_a_known_end_every_group_counts_as_full():
-    assert Group.of(7, size=4, num_batches=None) == Group(first=4, count=4)
 
 
 class _MeanSquares(SmallTrainer):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
-from torch import nn
+from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from candy_monai.data.datasets.files import DatasetFromMemory
@@ -18,7 +18,8 @@ from candy_monai.experiment.events import RunInterrupted
 from candy_monai.experiment.state import load_state
 from candy_monai.nn.schedules import PolyLRScheduler
 from candy_monai.observers.base import Observer
-from candy_monai.training.interruption import Interrupted
+from candy_monai.training.resume import unsaved_parts
+from candy_monai.training.signals import Interrupted
 from tests.crashes import QUIET, Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -298,3 +299,36 @@ def test_generators_of_the_user_s_own_go_on_where_they_were(tmp_path, crash, sav
         crashed.train(3, save_every=save_every, **QUIET)
     drawing_trainer(tmp_path / "crashed").recover_from(crashed.experiment_id()).continue_training()
     assert_same_run(whole.experiment_folder(), crashed.experiment_folder())
+
+
+def test_what_has_a_state_and_is_not_saved_is_named():
+    teacher, critic = nn.Linear(2, 1), nn.Linear(2, 1)
+    parts = {
+        "self.teacher": teacher,
+        "self.optimizers": {"critic": [optim.Adam(critic.parameters())]},
+        "self.schedule": optim.lr_scheduler.ConstantLR(optim.SGD(critic.parameters())),
+        "self.loss": nn.MSELoss(),  # nothing to save
+        "self.names": ["a", "b"],
+        "self.kind": nn.Linear,
+    }
+    named = unsaved_parts(parts, saved={"optimizer": optim.SGD(critic.parameters()).state_dict()}, extra={})
+    assert named == ["self.teacher (Linear)", "self.optimizers['critic'][0] (Adam)", "self.schedule (ConstantLR)"]
+
+
+def test_what_the_trainer_adds_counts_as_saved_however_it_is_kept():
+    teacher, critic = nn.Linear(2, 1), nn.Linear(2, 1)
+    optimizer = optim.SGD(critic.parameters(), momentum=0.9)
+    copied = {name: value.clone() for name, value in critic.state_dict().items()}
+    extra = {"weights": list(teacher.parameters()), "critic": copied, "optimizer": optimizer.state_dict()}
+    assert not unsaved_parts({"a": teacher, "b": critic, "c": optimizer}, saved={}, extra=extra)
+
+
+def test_a_part_of_what_is_saved_anyway_is_not_named():
+    network = nn.Sequential(nn.Linear(2, 1))
+    assert not unsaved_parts({"self.head": network[0]}, saved=[network.state_dict()], extra={})
+
+
+def test_a_list_that_holds_itself_ends():
+    endless = []
+    endless.append(endless)
+    assert unsaved_parts({"a": endless, "b": torch.zeros(1)}, saved={}, extra={}) == []

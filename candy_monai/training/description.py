@@ -1,0 +1,138 @@
+"""What a run is made of, in plain values: for ``experiment.json``, for those who watch, and to resume it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from candy_monai.data.inspection.digest import CaseSource, dataset_digest
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.description import ExperimentDescription, as_json, describe_trainer
+from candy_monai.experiment.events import RunStarted
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.network import count_macs, num_parameters, plain_network
+from candy_monai.nn.padding import padding_to_dict
+from candy_monai.processes import Processes
+from candy_monai.training.loaders import Loaders, num_cases
+from candy_monai.training.toolbox import Equipment, TrainerToolbox
+
+if TYPE_CHECKING:
+    from candy_monai.training.hooks import Hooks
+
+
+def describe_run(
+    trainer: Hooks, equipment: Equipment, loaders: Loaders, processes: Processes, facts: Mapping[str, object]
+) -> ExperimentDescription:
+    """Return what ``experiment.json`` says of a run besides its settings.
+
+    Args:
+        trainer: Describes its own part.
+        equipment: Before the first step.
+        loaders: Those that the user gave, of all samples.
+        processes: Those that train.
+        facts: More plain values, by name.
+
+    Raises:
+        ExperimentError: If an entry of the trainer's own has the name of another and is of another type.
+    """
+    entries = {
+        "bundle": bundle_of(trainer),
+        "padding": padding_to_dict(equipment.padding),
+        "score_range": None if trainer.score_range is None else list(trainer.score_range),
+        "processes": processes.count,
+        "data": {"training": _loader(loaders.training), "validation": _loader(loaders.validation)},
+        "parts": _parts(equipment.toolbox, loaders),
+        **trainer.describe(equipment.example_shape),
+        **facts,
+    }
+    return describe_trainer(type(trainer).__name__, entries)
+
+
+def run_started(run: Experiment, trainer: str, equipment: Equipment) -> RunStarted:
+    """Return the event that tells what is about to be trained."""
+    network = plain_network(equipment.toolbox.model)
+    return RunStarted(
+        experiment_id=run.experiment_id,
+        folder=run.folder,
+        trainer=trainer,
+        model=type(network).__name__,
+        note=run.settings.note,
+        num_params=num_parameters(network),
+        num_macs=count_macs(network, equipment.example_shape),
+        num_epochs=run.settings.num_epochs,
+        early_stop_tolerance=run.early_stopping.tolerance,
+    )
+
+
+def bundle_of(trainer: Hooks) -> str | None:
+    """Return the bundle that can build this trainer's network again; None if a subclass builds one of its own."""
+    if "build_network" in vars(trainer):
+        return None
+    owner = next(cls for cls in type(trainer).__mro__ if "build_network" in vars(cls))
+    bundle: str | None = vars(owner).get("bundle")
+    return bundle
+
+
+def check_score_range(score_range: object) -> None:
+    """Raise if something is no range of scores.
+
+    Raises:
+        SettingsError: If it is neither None nor a pair of bounds, each None or a number, the first below the second.
+    """
+    if score_range is None:
+        return
+    if isinstance(score_range, tuple | list) and len(score_range) == 2:
+        numbers = [value for value in score_range if isinstance(value, int | float) and not isinstance(value, bool)]
+        others = [value for value in score_range if value is not None and value not in numbers]
+        if not others and (len(numbers) < 2 or numbers[0] < numbers[1]):
+            return
+    raise SettingsError(
+        "score_range must be the least and the largest validation score, each None for no bound, such as (0, 1) or "
+        f"(None, 0), got {score_range!r}"
+    )
+
+
+def _loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
+    """Return how many samples and which cases a loader is over."""
+    if loader is None:
+        return None
+    case_ids = getattr(loader.dataset, "case_ids", None)
+    cases = None if case_ids is None else _digest("\0".join(case_ids))
+    return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": cases}
+
+
+def _parts(toolbox: TrainerToolbox, loaders: Loaders) -> dict[str, object]:
+    """Return what is the same whenever a run is put together in the same way."""
+    network, optimizer = plain_network(toolbox.model), toolbox.optimizer
+    numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
+    layers = _digest(str(as_json(network)))
+    return {
+        "network": f"{type(network).__name__} of {num_parameters(network)} parameters, layers {layers}",
+        "optimizer": {
+            "kind": type(optimizer).__name__,
+            "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
+            **{name: [group[name] for group in optimizer.param_groups] for name in numbers},
+        },
+        "scheduler": type(toolbox.scheduler).__name__,
+        "criterion": type(toolbox.criterion).__name__,
+        "ema": None if toolbox.ema is None else type(toolbox.ema).__name__,
+        "training data": _content_of(loaders.training),
+        "validation data": None if loaders.validation is None else _content_of(loaders.validation),
+    }
+
+
+def _content_of(loader: DataLoader[Any]) -> str | None:
+    """Return a digest of the files of a dataset that knows them; None of any other."""
+    if not isinstance(loader.dataset, CaseSource):
+        return None
+    try:
+        return dataset_digest(loader.dataset)
+    except OSError:  # loading says more about what is wrong
+        return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

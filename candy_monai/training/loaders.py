@@ -1,0 +1,210 @@
+"""The loaders of a run: their lengths, the first example, and an epoch's batches from any position on."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sized
+from typing import Any, NamedTuple
+
+from monai.data import SmartCacheDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from candy_monai.data.samples.batches import unpack
+from candy_monai.data.samples.sharing import shared_loader
+from candy_monai.data.sampling import PositionedSampler, follows_position
+from candy_monai.errors import BadInputError
+from candy_monai.own_generators import OwnGenerators
+from candy_monai.processes import Processes
+from candy_monai.seeding import GeneratorStates
+
+
+class Loaders(NamedTuple):
+    """A training loader, and a validation loader or None."""
+
+    training: DataLoader[Any]
+    validation: DataLoader[Any] | None = None
+
+    def check(self) -> None:
+        """Raise if a loader yields nothing.
+
+        Raises:
+            BadInputError: If the training loader is empty, or a validation loader is given and empty.
+        """
+        training, validation = self
+        if length(training) == 0:
+            raise BadInputError(
+                f"the training loader yields no batch: its dataset has {length(training.dataset)} samples, batch_size "
+                f"is {training.batch_size} and drop_last is {training.drop_last}"
+            )
+        if validation is not None and length(validation) == 0:
+            raise BadInputError("the validation loader yields no case: give it cases, or pass None to train without")
+
+    def shared(self, processes: Processes) -> Loaders:
+        """Return the loaders of one process's share of the samples."""
+        training, validation = self
+        return Loaders(
+            shared_loader(training, processes, evenly=True),
+            None if validation is None else shared_loader(validation, processes, evenly=False),
+        )
+
+
+def length(sized: object) -> int | None:
+    """Return ``len(sized)``, or None for what has no length, like a loader over a stream."""
+    try:
+        return len(sized) if isinstance(sized, Sized) else None
+    except TypeError:  # a DataLoader over an iterable dataset has __len__ and still no length
+        return None
+
+
+def num_cases(loader: DataLoader[Any]) -> int | None:
+    """Return how many samples a loader yields in all, or None if it cannot be known."""
+    if loader.batch_size is None:  # batches of a size that the user's own sampler or dataset chooses
+        return None
+    return length(loader.sampler) if length(loader) is not None else None
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[object]:
+    """Yield what the loader yields.
+
+    Raises:
+        BadInputError: If samples of different sizes cannot be stacked into one batch; it says what to do.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        first_line = str(error).partition("\n")[0]  # MONAI appends hints
+        raise BadInputError(
+            f"the loader cannot stack samples of different sizes into a batch of {loader.batch_size} ({first_line}): "
+            "bring them to one size with a transform, cut patches from them, or use batch_size=1"
+        ) from error
+
+
+def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object] | None]:
+    """Return one training example as the loader would yield it: image ``(C, *spatial)``, label ``(1, *spatial)``.
+
+    It is read from the dataset where that can be indexed, since a loader would start its workers for it, by an index
+    that the sampler names. Random generators, and the sampler, are then as they were before.
+
+    Args:
+        loader: The training loader.
+
+    Returns:
+        Image and label; and, for a stream or a sampler that may not begin again, its batches from the first one on.
+        They are for the first epoch of a new run.
+
+    Raises:
+        BadInputError: If the loader yields nothing.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return _opened(loader)
+    own = OwnGenerators.of(loader=loader)
+    before = GeneratorStates.capture(own)
+    try:
+        batch = unpack(_indexed(loader))
+    except _CannotBeCopiedError:
+        return _opened(loader)
+    finally:
+        before.restore(own)
+    return batch.images[0], batch.labels[0], None
+
+
+class _CannotBeCopiedError(Exception):
+    """A sampler holds what can be read only once."""
+
+
+def _opened(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[object]]:
+    _set_epoch(loader, 0)
+    following = batches(loader)
+    for first in following:
+        batch = unpack(first)
+        return batch.images[0], batch.labels[0], itertools.chain([first], following)
+    raise BadInputError("the training loader yields no batch: its stream is empty")
+
+
+def _indexed(loader: DataLoader[Any]) -> object:
+    """Return the first example of a dataset with indices in a batch of its own, collated as the loader does."""
+    dataset: Any = loader.dataset
+    if loader.batch_sampler is None:  # the dataset makes the batches
+        return loader.collate_fn(dataset[_first_of(loader.sampler, dataset)])
+    if loader.batch_size is None:
+        index = next(iter(_first_of(loader.batch_sampler, dataset)))
+    else:
+        index = _first_of(loader.sampler, dataset)
+    if getattr(dataset, "__getitems__", None):
+        return loader.collate_fn(dataset.__getitems__([index]))
+    return loader.collate_fn([dataset[index]])
+
+
+def _first_of(sampler: Any, dataset: object) -> Any:
+    """Return the first index that a sampler yields, or one of those that it will, without moving it on."""
+    if isinstance(sampler, PositionedSampler):
+        return sampler.indices(0)[0]
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        return 0
+    try:  # a sampler may count its epochs or shuffle its own list; the dataset that it refers to is not copied
+        copied = copy.deepcopy(sampler, {id(dataset): dataset})
+    except Exception as error:  # it may hold anything, a generator among it
+        raise _CannotBeCopiedError from error
+    for first in copied:
+        return first
+    raise BadInputError(f"the training loader yields no batch: its {type(sampler).__name__} yields no index")
+
+
+def batches_from(
+    loader: DataLoader[Any], *, epoch: int, first: int, epoch_start: GeneratorStates | None, own: OwnGenerators
+) -> Iterator[object]:
+    """Yield an epoch's batches, leaving out those that were trained on before an interruption.
+
+    A sampler of ours is told where to start. With any other, the batches before are loaded again and passed over, from
+    the generators' states that the epoch began with.
+
+    Args:
+        loader: The training loader.
+        epoch: The epoch, counted from 0.
+        first: Batches to leave out.
+        epoch_start: The generators at the epoch's start; needed where ``first`` is not 0. The present states are put
+            back before the first batch is yielded.
+        own: The user's own generators.
+    """
+    _set_epoch(loader, epoch)
+    if isinstance(loader.dataset, SmartCacheDataset):  # its cases change from epoch to epoch when it is told to
+        loader.dataset.start() if epoch == 0 else loader.dataset.update_cache()
+    iterator = batches(loader)
+    if not first or epoch_start is None:
+        yield from iterator
+        return
+    present = GeneratorStates.capture(own)
+    epoch_start.restore(own)
+    following: list[object] = []
+    if isinstance(loader.sampler, PositionedSampler) and loader.batch_size is not None:
+        loader.sampler.start_at(first * loader.batch_size)
+        following = list(itertools.islice(iterator, 1))  # the loader draws from the generators when it starts
+    else:
+        for _ in itertools.islice(iterator, first):
+            pass
+    present.restore(own)
+    yield from following
+    yield from iterator
+
+
+def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    for part in (loader.sampler, loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def why_not_exact(loader: DataLoader[Any]) -> str | None:
+    """Return why a resumed run could differ from an uninterrupted one with this loader; None where it will not."""
+    if isinstance(loader.dataset, IterableDataset):
+        return "the loader reads a stream, whose position is not known"
+    if isinstance(loader.dataset, SmartCacheDataset):
+        return "the cases that a SmartCacheDataset holds in an epoch depend on the epochs before"
+    if isinstance(loader.sampler, PositionedSampler) and follows_position(loader.dataset):
+        return None
+    if loader.num_workers and loader.persistent_workers:
+        return "the loader's workers live on between epochs, and their generators cannot be saved"
+    return None
