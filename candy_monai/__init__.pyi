@@ -51,6 +51,13 @@ from candy_monai.errors import SettingsError as SettingsError
 from candy_monai.evaluation.evaluator import Evaluator as Evaluator
 from candy_monai.evaluation.results import EvalCase as EvalCase
 from candy_monai.evaluation.results import EvalResult as EvalResult
+from candy_monai.experiment.events import EpochFinished as EpochFinished
+from candy_monai.experiment.events import MessageLogged as MessageLogged
+from candy_monai.experiment.events import Preview as Preview
+from candy_monai.experiment.events import RunFinished as RunFinished
+from candy_monai.experiment.events import RunInterrupted as RunInterrupted
+from candy_monai.experiment.events import RunStarted as RunStarted
+from candy_monai.experiment.events import StepFinished as StepFinished
 from candy_monai.forecasting.best_score import Forecast as Forecast
 from candy_monai.forecasting.best_score import forecast as forecast
 from candy_monai.forecasting.quotient import quotient_bounds as quotient_bounds
@@ -65,6 +72,7 @@ from candy_monai.inference.cases import PredictionError as PredictionError
 from candy_monai.inference.cases import PredictionListener as PredictionListener
 from candy_monai.inference.ensemble import EnsemblePredictor as EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
+from candy_monai.inference.loading import load_predictor as load_predictor
 from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.windows import SWMetadata as SWMetadata
 from candy_monai.inference.writing import Prediction as Prediction
@@ -85,9 +93,15 @@ from candy_monai.nn.padding import Pad3d as Pad3d
 from candy_monai.nn.regions import RegionLoss as RegionLoss
 from candy_monai.nn.schedules import AbsoluteLinearLR as AbsoluteLinearLR
 from candy_monai.nn.schedules import PolyLRScheduler as PolyLRScheduler
+from candy_monai.observers.base import Observer as Observer
 from candy_monai.plotting.case.overlay import overlay as overlay
 from candy_monai.plotting.case.visualize import visualize2d as visualize2d
 from candy_monai.plotting.case.visualize import visualize3d as visualize3d
+from candy_monai.recipes.crossval import cross_validate as cross_validate
+from candy_monai.recipes.options import TrainOptions as TrainOptions
+from candy_monai.recipes.resume import resume_training as resume_training
+from candy_monai.recipes.train import train_dataset as train_dataset
+from candy_monai.registry import Bundle as Bundle
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
 from candy_monai.training.sliding import SlidingSegmentationTrainer as SlidingSegmentationTrainer

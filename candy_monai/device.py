@@ -19,7 +19,7 @@ class HasDevice:
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = _parsed(device)
+        self._device = find_device(device)
 
     def device(self, *, device: Device | None = None) -> torch.device:
         """Return the device in use; with ``device`` given, switch to it first. Called, not overridden.
@@ -31,7 +31,7 @@ class HasDevice:
             BadInputError: If PyTorch knows no such device, or this machine lacks it.
         """
         if device is not None:
-            self._device = _parsed(device)
+            self._device = find_device(device)
         return self._device
 
 
@@ -55,12 +55,17 @@ def why_absent(device: torch.device) -> str | None:
     return None
 
 
-def _parsed(device: Device) -> torch.device:
+def find_device(device: Device) -> torch.device:
+    """Return a device by its name, or the best one for ``auto``.
+
+    Raises:
+        BadInputError: If PyTorch knows no such device, or this machine lacks it.
+    """
     try:
-        parsed = torch.device(device)
+        parsed = torch.device(auto_device() if device == "auto" else device)
     except RuntimeError as error:
         raise BadInputError(
-            f"unknown device {device!r}: expected for example 'cpu', 'cuda', 'cuda:1' or 'mps'"
+            f"unknown device {device!r}: expected for example 'cpu', 'cuda:1', 'mps' or 'auto'"
         ) from error
     if reason := why_absent(parsed):
         present = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

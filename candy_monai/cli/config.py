@@ -7,9 +7,10 @@ import getpass
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from candy_monai.cli.errors import DONE
+from candy_monai.cli.errors import DONE, say
 from candy_monai.cli.options import add_debug, new_command
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.settings import TrainSettings
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -77,7 +78,7 @@ def list_secrets() -> None:
 
 
 def show() -> None:
-    """Show the settings that are in force, as YAML, and the files that they come from."""
+    """Show the settings that are in force, as YAML, the files that they come from, and what training would refuse."""
     import yaml
 
     from candy_monai.config import config_folder, load_secrets, load_settings, settings_files
@@ -89,6 +90,11 @@ def show() -> None:
     settings = load_settings()
     if settings:
         print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+        try:
+            TrainSettings.check_names(settings, source="settings")
+            TrainSettings(**{"num_epochs": 1, **settings})  # type: ignore[arg-type]  # it checks them
+        except SettingsError as error:
+            say(f"warning: {error}")
     else:
         print(f"# no settings: write them into {config_folder() / 'settings.yml'} or ./settings.yml")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import add_dataset, new_command, parse_overrides, whole_number
+from candy_monai.cli.options import add_dataset, as_argument, chosen_options, new_command
+from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
+from candy_monai.experiment.settings import whole_number
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -29,74 +30,34 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_dataset(parser)
     parser.add_argument(
-        "--jobs", type=whole_number(1), default=1, metavar="N", help="folds trained at the same time (default: 1)"
+        "--jobs",
+        dest="num_parallel",
+        type=as_argument(whole_number(1).read),
+        default=1,
+        metavar="N",
+        help="folds trained at the same time, each with its share of the processors (default: 1)",
     )
-    add_training(parser)
+    add_training(parser, but=("fold", "jobs"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    parse_overrides(args.overrides)  # what is wrong with them is better said once than by every fold
+    options = chosen_options(args)
 
-    from candy_monai.data.planning.files import read_plan
     from candy_monai.recipes.crossval import cross_validate
 
-    if args.plan is not None:
-        read_plan(args.plan)
-
-    summary = cross_validate(
-        args.dataset,
-        options=_options(args),
-        jobs=args.jobs,
-        out=args.out,
-        store=args.store,
-        num_folds=args.num_folds,
-        groups=args.groups,
-        stratify=args.stratify,
-        splits=args.splits,
-        device=args.device,
-    )
+    summary = cross_validate(args.dataset, options, num_parallel=args.num_parallel)
     print(_as_text(json.loads(summary.read_text(encoding="utf-8"))))
-    return done("Summary", summary)
-
-
-def _options(args: argparse.Namespace) -> list[str]:
-    """Return the options that every fold's ``train`` gets, as they would be typed."""
-    single = {
-        "--bundle": args.bundle,
-        "--epochs": args.epochs,
-        "--budget": None if args.budget is None else f"{args.budget}s",
-        "--save-every": args.save_every,
-        "--seed": args.seed,
-        "--store-precision": args.store_precision,
-        "--plan": None if args.plan is None else args.plan.resolve(),
-        "--trainer": None if args.trainer is None else _absolute(args.trainer),
-        "--transforms": None if args.transforms is None else args.transforms.resolve(),
-        "--note": args.note or None,
-    }
-    repeated = [("--set", text) for text in args.overrides] + [("--frontend", name) for name in args.frontends]
-    chosen = [(name, str(value)) for name, value in single.items() if value is not None]
-    flags = ["--trust"] if args.trust else []
-    return [*flags, *(text for pair in (*chosen, *repeated) for text in pair)]
-
-
-def _absolute(where: str) -> str:
-    file, separator, name = where.rpartition(":")
-    return f"{Path(file).resolve()}{separator}{name}" if separator else where
+    return done("Summary", summary, then=command_for(summary.parent, options, dataset=args.dataset))
 
 
 def _as_text(summary: dict[str, Any]) -> str:
     """Lay the scores out: a line a fold, then their mean."""
-    names = list(summary["classes"])
-    rows = [["fold", "Dice", *(f"class {name}" for name in names)]]
-    rows += [
-        [str(fold["fold"]), *_numbers(fold["foreground_mean"], [fold["classes"].get(name) for name in names])]
-        for fold in summary["folds"]
-    ]
-    rows.append(["mean", *_numbers(summary["foreground_mean"], [summary["classes"][name] for name in names])])
+    names = summary["class_names"]
+    means = {"fold": "mean", "foreground_mean": summary["foreground_mean"], "classes": summary["classes"]}
+    rows = [["fold", "Dice", *(names.get(label, f"class {label}") for label in summary["classes"])]]
+    for fold in (*summary["folds"], means):
+        scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
+        rows.append([str(fold["fold"]), *("-" if score is None else f"{score:.4f}" for score in scores)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def _numbers(mean: float | None, classes: list[float | None]) -> list[str]:
-    return ["-" if value is None else f"{value:.4f}" for value in (mean, *classes)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 
 from candy_monai.errors import BadInputError, CandyError
 
@@ -43,15 +45,18 @@ def report(error: BaseException, *, debug: bool) -> int:
     return FAILED
 
 
-def done(what: str, where: object) -> int:
+def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
     """Print where the result is, once however many processes torchrun started, and return the exit code.
 
     Args:
         what: What the result is.
         where: Its folder or file.
+        then: The command that one would use next.
     """
     if os.environ.get("RANK", "0") == "0":
         print(f"{what}: {where}")
+        if then:
+            print(f"Next: {shlex.join(then)}")
     return DONE
 
 

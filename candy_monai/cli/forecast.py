@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import new_command, whole_number
+from candy_monai.cli.options import add_options, new_command
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -39,9 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         help="an experiment's folder, a metrics.csv, a training_log of nnU-Net or the folder of one",
     )
-    parser.add_argument(
-        "--epochs", type=whole_number(1), metavar="N", help="epochs planned (default: what the run says)"
-    )
+    add_options(parser, "num_epochs", help="epochs planned (default: what the run says)")
     parser.add_argument(
         "--column",
         metavar="NAME",
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_folder_of_runs(args.source, call="candy-monai forecast {run}")
     history = read_scores(args.source, column=args.column)
     length = _length(args.source, history)
-    horizon = args.epochs or length.num_epochs
+    horizon = args.num_epochs or length.num_epochs
     if horizon is None:
         raise SettingsError(f"{history.source}: does not say how many epochs are planned: add --epochs N")
     result = forecast(
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         picture = (args.source if (args.source / "experiment.json").is_file() else Path()) / PICTURE
     if picture is not None:
         _draw(picture, history, result, horizon)
-    facts = _facts(history, result, horizon, ended=None if args.epochs else length.ended)
+    facts = _facts(history, result, horizon, ended=None if args.num_epochs else length.ended)
     if args.json:
         print(json.dumps({**facts, "picture": None if picture is None else str(picture)}, indent=1, allow_nan=False))
     else:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import BAD_INPUT, DONE
-from candy_monai.cli.options import (
-    add_dataset,
-    add_device,
-    add_jobs,
-    add_set,
-    new_command,
-    parse_overrides,
-    resolve_device,
-)
+from candy_monai.cli.options import add_dataset, add_options, chosen_options, new_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from candy_monai.cli.options import Subparsers
+    from candy_monai.data.inspection.checks import DatasetReport
     from candy_monai.data.inspection.fingerprint import Fingerprint
     from candy_monai.data.planning.explanation import Choice
     from candy_monai.data.planning.plan import Plan
+    from candy_monai.recipes.options import TrainOptions
 
 
 _PLACES_PER_CLASS = 32
@@ -52,91 +46,91 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--out",
+        dest="folder",
         type=Path,
         metavar="DIR",
         help="write inspection.png (class frequencies, spacings, shapes, cases) and inspection.json to this folder",
     )
-    add_set(parser)
-    add_jobs(parser)
-    add_device(parser, why="what to plan for")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    fingerprint: Fingerprint
-    plan: Plan
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Report:
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    found: _Found | None
-
-    def as_json(self) -> str:
-        found = self.found
-        content = {
-            "problems": list(self.problems),
-            "warnings": list(self.warnings),
-            "fingerprint": None if found is None else json.loads(found.fingerprint.to_json()),
-            "plan": None if found is None else found.plan.to_dict(),
-            "explanation": None if found is None else [vars(choice) for choice in found.choices],
-        }
-        return json.dumps(content, allow_nan=False)
+    add_options(parser, "configuration", "overrides", "jobs")
+    add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    overrides = parse_overrides(args.overrides)
+    options = chosen_options(args)
 
     from candy_monai.data.inspection.checks import visit_dataset
-    from candy_monai.recipes.inspection import INSPECTION, refuse_inside, save_inspection
+    from candy_monai.recipes.inspection import INSPECTION, save_inspection
+    from candy_monai.recipes.prepare import refuse_inside
 
-    if args.out is not None:
-        refuse_inside(args.out, args.dataset)
-    checked = visit_dataset(args.dataset, num_workers=args.jobs, places_per_class=_PLACES_PER_CLASS)
-    problems, found = checked.report.problems, None
-    if checked.fingerprint is not None:
-        found = _found(checked.fingerprint, overrides, resolve_device(args.device))
-    elif not problems:
-        problems = ("imagesTr: no case; training needs at least one image with its label",)
-    report = _Report(problems=problems, warnings=checked.report.warnings, found=found)
+    if args.folder is not None:
+        refuse_inside(args.folder, args.dataset)
+    checked = visit_dataset(args.dataset, num_workers=options.jobs, places_per_class=_PLACES_PER_CLASS)
+    report, fingerprint = checked.report, checked.fingerprint
+    if fingerprint is None and not report.problems:
+        report = replace(report, problems=("imagesTr: no case; training needs at least one image with its label",))
+    planned = None if fingerprint is None else _planned(fingerprint, options)
     if args.json:
-        print(report.as_json())
+        print(_as_json(report, fingerprint, planned))
     else:
-        _show(args.dataset, report, explain=args.explain)
-    if args.out is not None:
+        _show(args.dataset, report, fingerprint, planned, explain=args.explain)
+    if args.folder is not None:
         from candy_monai.files import atomic_write_text, check_writable
 
-        check_writable(args.out)
-        args.out.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(args.out / INSPECTION, report.as_json())
-        if found is not None:
-            save_inspection(checked.dataset, found.fingerprint, args.out)
+        check_writable(args.folder)
+        args.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(args.folder / INSPECTION, _as_json(report, fingerprint, planned))
+        if fingerprint is not None:
+            save_inspection(checked.dataset, fingerprint, args.folder)
         if not args.json:
-            print(f"Written to {args.out}")
-    return BAD_INPUT if problems else DONE
+            print(f"Written to {args.folder}")
+    return BAD_INPUT if report.problems else DONE
 
 
-def _found(fingerprint: Fingerprint, overrides: Mapping[str, str], device: str) -> _Found:
+def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Sequence[Choice]]:
+    """Return the plan and its explanation."""
     from candy_monai.data.planning.explanation import explain
     from candy_monai.data.planning.plan import plan
+    from candy_monai.device import find_device
     from candy_monai.recipes.prepare import device_memory
 
-    made = plan(fingerprint, memory_bytes=device_memory(device), overrides=overrides)
-    return _Found(fingerprint=fingerprint, plan=made, choices=explain(made, fingerprint))
+    memory = device_memory(find_device(options.device))
+    made = plan(
+        fingerprint, memory_bytes=memory, overrides=options.overrides or {}, configuration=options.configuration
+    )
+    return made, explain(made, fingerprint)
 
 
-def _show(dataset: Path, report: _Report, *, explain: bool) -> None:
+def _as_json(
+    report: DatasetReport, fingerprint: Fingerprint | None, planned: tuple[Plan, Sequence[Choice]] | None
+) -> str:
+    content = {
+        "problems": list(report.problems),
+        "warnings": list(report.warnings),
+        "fingerprint": None if fingerprint is None else json.loads(fingerprint.to_json()),
+        "plan": None if planned is None else planned[0].to_dict(),
+        "explanation": None if planned is None else [vars(choice) for choice in planned[1]],
+    }
+    return json.dumps(content, allow_nan=False)
+
+
+def _show(
+    dataset: Path,
+    report: DatasetReport,
+    fingerprint: Fingerprint | None,
+    planned: tuple[Plan, Sequence[Choice]] | None,
+    *,
+    explain: bool,
+) -> None:
     from rich.console import Console
 
     from candy_monai.cli.tables import explanation_text, fingerprint_table, plan_table
 
-    if report.found is not None:
+    if fingerprint is not None and planned is not None:
+        made, choices = planned
         console = Console()
-        console.print(fingerprint_table(report.found.fingerprint))
-        console.print(explanation_text(report.found.choices) if explain else plan_table(report.found.plan))
+        console.print(fingerprint_table(fingerprint))
+        console.print(explanation_text(choices) if explain else plan_table(made))
     for kind, texts in (("warning", report.warnings), ("problem", report.problems)):
         for text in texts:
             print(f"{kind}: {text}", file=sys.stderr)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import (
-    add_device,
-    add_trust,
-    as_argument,
-    new_command,
-    parse_channels,
-    parse_memory,
-    resolve_device,
-)
+from candy_monai.cli.errors import DONE, PROGRAM
+from candy_monai.cli.options import add_options, as_argument, new_command
+from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+    from candy_monai.recipes.options import TrainOptions
+
+_MEMORY = re.compile(r"(?P<number>[0-9.]+) ?(?P<unit>[KMGT])B?", re.ASCII)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -47,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="an image (any of its channels' files), or a folder")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the label maps")
-    add_device(parser)
+    add_options(parser, "device")
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -80,25 +78,40 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="also write CASE_probabilities.nii.gz, a channel a class; the label map is where each is the greatest",
     )
-    parser.add_argument(
-        "--trainer",
-        metavar="FILE:Class",
+    add_options(
+        parser,
+        "trainer",
         help="the trainer of your own that trained it, needed for any that is none of the bundles'; "
         "the file is executed",
     )
-    add_trust(parser)
+    add_options(parser, "trust")
+
+
+def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> list[str]:
+    """Return the words of the command that predicts with what was trained: the test cases, where there are any.
+
+    Args:
+        run: The experiment, or the folder of a cross-validation.
+        options: What it was trained with.
+        dataset: The dataset; None if unknown.
+    """
+    images = None if dataset is None else dataset / "imagesTs"
+    source = "IMAGES" if images is None or not images.is_dir() or not any(images.iterdir()) else str(images)
+    trainer = ["--trainer", str(options.trainer)] if options.trainer is not None else []
+    return [PROGRAM, "predict", str(run), source, "predictions", *trainer, *(["--trust"] if options.trust else [])]
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.cli.progress import PredictionProgress
+    from candy_monai.device import find_device
     from candy_monai.recipes.predict import load_experiments
 
     predictor = load_experiments(
         args.experiments,
         trainer=args.trainer,
         checkpoint=args.checkpoint,
-        device=resolve_device(args.device),
+        device=str(find_device(args.device)),
         mirror=args.mirror,
         largest_component=args.largest_component,
         memory=args.memory,
@@ -111,3 +124,39 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
     return DONE
+
+
+def parse_channels(text: str) -> tuple[int, ...]:
+    """Read which channels are a run's, such as ``1,2``.
+
+    Returns:
+        The numbers; none for ``none``.
+
+    Raises:
+        SettingsError: If it is neither.
+    """
+    if text.strip().lower() == "none":
+        return ()
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise SettingsError(f"{text!r} are no channels: expected numbers such as 1,2, or none")
+    return tuple(map(int, numbers))
+
+
+def parse_memory(text: str) -> int:
+    """Read a size of memory such as ``500M`` or ``1.5G``.
+
+    Args:
+        text: A number and a unit: K, M, G or T, with or without a B; powers of 1000.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        SettingsError: If it cannot be read, or is no memory at all.
+    """
+    match = _MEMORY.fullmatch(text.strip().upper())
+    amount = float(match["number"]) if match and match["number"].count(".") <= 1 and match["number"] != "." else 0.0
+    if match is None or not 0 < amount < math.inf:
+        raise SettingsError(f"{text!r} is no size of memory: expected for example 500M, 1G or 1.5G")
+    return int(amount * 1000 ** (" KMGT".index(match["unit"])))

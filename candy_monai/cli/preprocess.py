@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import done, say
-from candy_monai.cli.options import (
-    add_dataset,
-    add_device,
-    add_jobs,
-    add_out,
-    add_plan,
-    add_set,
-    add_transforms,
-    new_command,
-    parse_overrides,
-    resolve_device,
-)
+from candy_monai.cli.errors import done
+from candy_monai.cli.options import add_dataset, add_options, chosen_options, new_command
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -31,43 +21,30 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="plan for a dataset and preprocess it",
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --set, --plan, --transforms and --device. Cases that were stored "
+        "finds them, given the same --out or --store, --configuration, --set, --plan, --transforms and "
+        "--device. Cases that were stored "
         "before are left as they are.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
     )
     add_dataset(parser)
-    add_set(parser)
-    add_plan(parser)
-    add_jobs(parser)
-    add_out(parser)
-    add_transforms(parser)
-    add_device(parser, why="what to plan for")
+    add_options(
+        parser, "configuration", "overrides", "plan", "jobs", "out", "store", "store_precision", "transforms", "trust"
+    )
+    add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    overrides = parse_overrides(args.overrides)
+    options = dataclasses.replace(chosen_options(args), fold="all")  # preprocessed alike, whatever the folds are
 
     from rich.console import Console
 
     from candy_monai.cli.tables import plan_table
     from candy_monai.data.pipelines.building import read_own_transforms
+    from candy_monai.device import find_device
     from candy_monai.recipes.prepare import prepare_dataset
 
-    own = None if args.transforms is None else read_own_transforms(args.transforms, trust=args.trust)
-    prepared = prepare_dataset(
-        args.dataset,
-        overrides=overrides,
-        store=args.store,
-        out=args.out,
-        device=resolve_device(args.device),
-        precision=args.store_precision,
-        own=own,
-        plan_from=args.plan,
-        jobs=args.jobs,
-        on_progress=print,
-    )
-    for warning in prepared.warnings:
-        say(f"warning: {warning}")
+    own = None if options.transforms is None else read_own_transforms(options.transforms, trust=options.trust)
+    prepared = prepare_dataset(args.dataset, options, own=own, device=find_device(options.device), on_progress=print)
     Console().print(plan_table(prepared.plan))
     return done("Store", prepared.store_folder)

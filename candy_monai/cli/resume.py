@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import add_device, add_frontend, add_trust, new_command, resolve_device, whole_number
+from candy_monai.cli.options import add_option_file, add_options, chosen_options, new_command
+from candy_monai.cli.predict import command_for
+from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+
+_OF_A_RUN = {
+    "num_epochs": "epochs in all (default: as many as were planned)",
+    "store": "the store (default: where it was)",
+    "trainer": "the trainer of your own that the run was begun with",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -26,9 +35,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "candy-monai resume experiments/UNetTrainer/20251101-14-a3f2 --epochs 200 --schedule restart",
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", type=Path, help="the experiment's folder")
-    parser.add_argument(
-        "--epochs", type=whole_number(1), metavar="N", help="epochs in all (default: as many as were planned)"
-    )
+    for field in dataclasses.fields(TrainOptions):
+        if field.metadata["resumes"]:
+            add_options(parser, field.name, help=_OF_A_RUN.get(field.name, field.metadata["help"]))
     parser.add_argument(
         "--schedule",
         choices=("keep", "stretch", "restart"),
@@ -36,34 +45,17 @@ def add_parser(subparsers: Subparsers) -> None:
         "schedule of an unfinished run; restart it for the added epochs of a finished one",
     )
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="the dataset (default: where it was)")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="the store (default: where it was)")
-    parser.add_argument("--trainer", metavar="FILE:Class", help="the trainer of your own that the run was begun with")
     parser.add_argument(
         "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
     )
-    add_trust(parser)
-    add_device(parser)
-    add_frontend(parser)
+    add_option_file(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.frontends.choice import choose_frontend
-
-    frontend = choose_frontend(args.frontends)
+    options = chosen_options(args)
 
     from candy_monai.recipes.resume import resume_training
 
-    folder = resume_training(
-        args.experiment,
-        dataset=args.dataset,
-        store=args.store,
-        num_epochs=args.epochs,
-        schedule=args.schedule,
-        trainer=args.trainer,
-        frontend=frontend,
-        device=resolve_device(args.device),
-        force=args.force,
-        trust=args.trust,
-    )
-    return done("Experiment", folder)
+    folder = resume_training(args.experiment, options, dataset=args.dataset, schedule=args.schedule, force=args.force)
+    return done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))

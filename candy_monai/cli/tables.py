@@ -69,6 +69,7 @@ def plan_table(plan: Plan) -> Table:
         f"{name}: {entry.scheme}" for name, entry in zip(plan.channel_names, plan.normalization, strict=True)
     )
     rows = [
+        ("configuration", plan.configuration + _slices(plan)),
         ("orientation", "as stored" if plan.orientation is None else "".join(plan.orientation)),
         ("spacing_mm", "as stored" if plan.spacing_mm is None else _sizes(plan.spacing_mm)),
         ("median_shape", _sizes(plan.median_shape)),
@@ -81,6 +82,10 @@ def plan_table(plan: Plan) -> Table:
         ("num_epochs", f"{plan.num_epochs} of {plan.iterations_per_epoch} steps"),
     ]
     return _table("Plan", rows)
+
+
+def _slices(plan: Plan) -> str:
+    return "" if plan.slice_axis is None else f", slices across axis {plan.slice_axis}"
 
 
 def explanation_text(choices: Sequence[Choice]) -> Text:

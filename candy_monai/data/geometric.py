@@ -1,4 +1,4 @@
-"""Boxes and axes of what is in memory: where something lies, cutting out, axes in front. Knows no files, no affine."""
+"""Bounding boxes, crops and leading axes of arrays in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several modules need to know of a value: tensors without metadata, labels, JSON, lists for messages."""
+"""Helpers for values: plain tensors, label ids, what JSON stored, lists in messages."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def is_of_kind(value: object, kind: Any) -> bool:
 
 
 def listed(entries: Sequence[object], *, limit: int = 12) -> str:
-    """Show the first few for a message as Python writes them, and say how many more there are."""
+    """Return the ``repr`` of the first few for a message, and how many more there are."""
     return named([repr(entry) for entry in entries], limit=limit)
 
 
 def named(names: Sequence[str], *, limit: int = 20) -> str:
-    """Name the first few for a message, and say how many more there are."""
+    """Return the first few for a message, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""Threads that work on cases: as many as there are processors, and as there is free memory for their cases."""
+"""Thread pools for cases: as many threads as processors, if the free memory holds their cases."""
 
 from __future__ import annotations
 
@@ -28,11 +28,7 @@ def case_pool(cases: Sequence[NNUNetCase], jobs: int | None = None) -> Iterator[
     """Yield threads to work on cases, which share the threads that PyTorch computes with.
 
     Decoding and resampling release Python's lock, and threads cost no start-up. What has not begun when the block
-    raises is not begun any more.
-
-    Args:
-        cases: The cases.
-        jobs: Threads at most; None for one a processor. Fewer where the cases would not fit into memory.
+    raises is not begun any more. How many there are is up to `case_workers`.
     """
     workers = case_workers(cases, jobs)
     at_once = torch.get_num_threads()
@@ -45,13 +41,9 @@ def case_pool(cases: Sequence[NNUNetCase], jobs: int | None = None) -> Iterator[
 
 
 def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
-    """Return how many threads may each hold a case: at least 1.
+    """Return how many threads may each hold a case: at least 1, at most ``jobs``, by default one a processor.
 
     The largest file stands for the largest case; where its header cannot be read, processors alone decide.
-
-    Args:
-        cases: The cases.
-        jobs: Threads at most; None for one a processor.
     """
     most = max(1, min(jobs or os.cpu_count() or 1, len(cases)))
     free = free_memory_bytes()

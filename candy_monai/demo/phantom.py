@@ -1,14 +1,13 @@
-"""Make a small labelled dataset out of nothing, for demonstrations and tests.
+"""A small synthetic labelled dataset, for demonstrations and tests.
 
 The task is meant to take learning: intensities of the classes and the background overlap, brightness differs between
-cases, and distractors have a body's intensity but not its texture, shape or place. Owns no training, no real anatomy.
+cases, and distractors have a body's intensity but not its texture, shape or place.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,19 +30,6 @@ _MEANS = (1.3, 0.1, 1.6, -1.1)  # in the units of the background's texture; the 
 _GRAINS = (0.7, 1.3, 0.5, 0.9)  # the texture's scale in voxels
 _TILT_DEGREES = (8.0, -5.0, 12.0)
 _NUM_DISTRACTORS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What all cases of one dataset share; the axis of channels comes first."""
-
-    num_classes: int
-    num_channels: int
-    shape: Shape
-    vary_shape: bool
-    spacing_mm: tuple[float, ...]
-    file_ending: str
-    seed: int
 
 
 def write_phantom_dataset(
@@ -83,38 +69,6 @@ def write_phantom_dataset(
     Raises:
         BadInputError: If an argument is out of range.
     """
-    plan = _plan(num_dims, num_classes, num_channels, shape, spacing_mm, file_ending, seed)
-    if num_cases < 1 or num_test_cases < 0:
-        raise BadInputError(
-            f"found {num_cases} and {num_test_cases} cases, expected 1 or more, and 0 or more for testing"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = ["background", *_class_names(num_classes)]
-    description = {
-        "channel_names": {str(channel): f"phantom contrast {channel + 1}" for channel in range(num_channels)},
-        "labels": {name: index for index, name in enumerate(names)},
-        "numTraining": num_cases,
-        "file_ending": plan.file_ending,
-        "name": folder.name,
-        "description": "Synthetic bodies in a textured background",
-        "licence": "CC0",
-    }
-    for index in range(num_cases + num_test_cases):
-        _write_case(folder, "Tr" if index < num_cases else "Ts", index, plan)
-    atomic_write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n", durable=False)
-    return folder
-
-
-def _plan(
-    num_dims: int,
-    num_classes: int,
-    num_channels: int,
-    shape: Sequence[int] | None,
-    spacing_mm: Sequence[float] | None,
-    file_ending: str | None,
-    seed: int,
-) -> _Plan:
     if num_dims not in (2, 3):
         raise BadInputError(f"num_dims must be 2 or 3, got {num_dims}")
     if num_classes < 2 or num_channels < 1:
@@ -122,22 +76,38 @@ def _plan(
             f"found num_classes {num_classes} and num_channels {num_channels}, expected 2 or more (background "
             "included) and 1 or more"
         )
-    default_shape, default_spacing = ((96, 96), (1.0, 1.0)) if num_dims == 2 else ((48, 48, 24), (1.0, 1.0, 2.5))
-    chosen = tuple(int(length) for length in (shape or default_shape))
-    spacing = tuple(float(length) for length in (spacing_mm or default_spacing))
-    if len(chosen) != num_dims or min(chosen) < 16:
-        raise BadInputError(f"shape must have {num_dims} lengths of 16 or more, got {chosen}")
+    if num_cases < 1 or num_test_cases < 0:
+        raise BadInputError(
+            f"found {num_cases} and {num_test_cases} cases, expected 1 or more, and 0 or more for testing"
+        )
+    usual_shape = tuple(shape or ((96, 96) if num_dims == 2 else (48, 48, 24)))
+    spacing = tuple(spacing_mm or ((1.0, 1.0) if num_dims == 2 else (1.0, 1.0, 2.5)))
+    if len(usual_shape) != num_dims or min(usual_shape) < 16:
+        raise BadInputError(f"shape must have {num_dims} lengths of 16 or more, got {usual_shape}")
     if len(spacing) != num_dims or min(spacing) <= 0:
         raise BadInputError(f"spacing_mm must have {num_dims} positive lengths, got {spacing}")
-    return _Plan(
-        num_classes=num_classes,
-        num_channels=num_channels,
-        shape=chosen,
-        vary_shape=shape is None,
-        spacing_mm=spacing,
-        file_ending=file_ending or (".png" if num_dims == 2 else ".nii.gz"),
-        seed=seed,
-    )
+    ending = file_ending or (".png" if num_dims == 2 else ".nii.gz")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(num_cases + num_test_cases):
+        split, case_id = "Tr" if index < num_cases else "Ts", f"phantom_{index:03d}"
+        random = np.random.default_rng([seed, index])
+        varied = usual_shape if shape else _varied(usual_shape, random)
+        label, channels, affine = _case(varied, spacing, num_classes, num_channels, random, as_picture=ending == ".png")
+        save_image(_placed(label, affine), folder / f"labels{split}" / f"{case_id}{ending}")
+        for channel, image in enumerate(channels):
+            save_image(_placed(image, affine), folder / f"images{split}" / f"{case_id}_{channel:04d}{ending}")
+    description = {
+        "channel_names": {str(channel): f"phantom contrast {channel + 1}" for channel in range(num_channels)},
+        "labels": {name: index for index, name in enumerate(["background", *_class_names(num_classes)])},
+        "numTraining": num_cases,
+        "file_ending": ending,
+        "name": folder.name,
+        "description": "Synthetic bodies in a textured background",
+        "licence": "CC0",
+    }
+    atomic_write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n", durable=False)
+    return folder
 
 
 def _class_names(num_classes: int) -> list[str]:
@@ -146,25 +116,30 @@ def _class_names(num_classes: int) -> list[str]:
     return [_CLASS_NAMES[i] if i < len(_CLASS_NAMES) else f"satellite {i - 2}" for i in range(num_classes - 1)]
 
 
-def _write_case(folder: Path, split: str, index: int, plan: _Plan) -> None:
-    random = np.random.default_rng([plan.seed, index])
-    shape = plan.shape
-    if plan.vary_shape:
-        shape = tuple(int(length + random.integers(-length // 16, length // 16 + 1)) for length in shape)
-    points = _points(shape, plan.spacing_mm)
-    label = _label(points, plan.num_classes, random)
+def _varied(shape: Shape, random: np.random.Generator) -> Shape:
+    return tuple(int(length + random.integers(-length // 16, length // 16 + 1)) for length in shape)
+
+
+def _placed(array: NDArray[np.generic], affine: NDArray[np.float64]) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
+
+
+def _case(
+    shape: Shape,
+    spacing_mm: tuple[float, ...],
+    num_classes: int,
+    num_channels: int,
+    random: np.random.Generator,
+    *,
+    as_picture: bool,
+) -> tuple[NDArray[np.generic], list[NDArray[np.generic]], NDArray[np.float64]]:
+    """Return a label map, the channels of its image as they are stored, and the affine of both."""
+    points = _points(shape, spacing_mm)
+    label = _label(points, num_classes, random)
     distractors = _distractors(points, label, random)
-    affine = torch.from_numpy(_affine(plan.spacing_mm, random))
-    case_id = f"phantom_{index:03d}"
-    save_image(
-        MetaTensor(torch.from_numpy(label)[None], affine=affine),
-        folder / f"labels{split}" / f"{case_id}{plan.file_ending}",
-    )
-    for channel in range(plan.num_channels):
-        image = _image(label, distractors, channel, random)
-        stored = _as_picture(image) if plan.file_ending == ".png" else _as_scan(image, random)
-        path = folder / f"images{split}" / f"{case_id}_{channel:04d}{plan.file_ending}"
-        save_image(MetaTensor(torch.from_numpy(stored)[None], affine=affine), path)
+    affine = _affine(spacing_mm, random)
+    images = (_image(label, distractors, channel, random) for channel in range(num_channels))
+    return label, [_as_picture(image) if as_picture else _as_scan(image, random) for image in images], affine
 
 
 def _points(shape: Shape, spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
@@ -192,23 +167,20 @@ def _ellipsoid(
 
 def _turn(num_dims: int, degrees: float, random: np.random.Generator) -> NDArray[np.float64]:
     angles = random.uniform(-degrees, degrees, 3)
-    return (
-        Rotation.from_euler("xyz", angles, degrees=True).as_matrix()[:num_dims, :num_dims]
-        if num_dims == 3
-        else (Rotation.from_euler("z", angles[2], degrees=True).as_matrix()[:2, :2])
-    )
+    axes, used = ("xyz", angles) if num_dims == 3 else ("z", angles[2])
+    turn: NDArray[np.float64] = Rotation.from_euler(axes, used, degrees=True).as_matrix()[:num_dims, :num_dims]
+    return turn
 
 
 def _label(points: NDArray[np.float64], num_classes: int, random: np.random.Generator) -> NDArray[np.uint8]:
     num_dims, shape = len(points), points.shape[1:]
     bent = points + 0.05 * np.stack([_noise(shape, max(shape) / 9, random) for _ in range(num_dims)])
     centre = random.uniform(-0.2, 0.2, num_dims)
-    radii = (np.array([0.5, 0.4]) if num_dims == 2 else np.array([0.6, 0.5, 0.7])) * random.uniform(
-        0.85, 1.15, num_dims
-    )
+    usual_radii = np.array([0.5, 0.4] if num_dims == 2 else [0.6, 0.5, 0.7])
+    radii = usual_radii * random.uniform(0.85, 1.15, num_dims)
     turn = _turn(num_dims, 25, random)
     label = np.zeros(shape, np.uint8 if num_classes <= 256 else np.uint16)
-    _paint_satellites(label, bent, centre, random, first=4, num_classes=num_classes)
+    _paint_satellites(label, bent, centre, num_classes, random)
     if num_classes > 3:
         label[_tube(bent, centre, radii, random) < 1] = 3
     label[_ellipsoid(bent, centre, radii, turn) < 1] = 1
@@ -234,19 +206,16 @@ def _paint_satellites(
     label: NDArray[np.unsignedinteger],
     points: NDArray[np.float64],
     centre: NDArray[np.float64],
-    random: np.random.Generator,
-    *,
-    first: int,
     num_classes: int,
+    random: np.random.Generator,
 ) -> None:
-    """Paint the classes from ``first`` on, each at its own angle around the body."""
-    for number in range(first, num_classes):
-        angle = 2.2 + 2 * np.pi * (number - first) / max(num_classes - first, 3) * 0.7 + random.uniform(-0.15, 0.15)
+    """Write the classes from the fourth on into a label map, each at its own angle around the body."""
+    for number in range(4, num_classes):
+        angle = 2.2 + 2 * np.pi * (number - 4) / max(num_classes - 4, 3) * 0.7 + random.uniform(-0.15, 0.15)
         place = centre.copy()
         place[:2] += 0.72 * np.array([np.cos(angle), np.sin(angle)])
-        place = np.clip(place, -0.8, 0.8)
         radii = random.uniform(0.13, 0.2, len(points))
-        label[_ellipsoid(points, place, radii, np.eye(len(points))) < 1] = number
+        label[_ellipsoid(points, np.clip(place, -0.8, 0.8), radii, np.eye(len(points))) < 1] = number
 
 
 def _distractors(
@@ -282,7 +251,7 @@ def _image(
 
 
 def _as_scan(image: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int32]:
-    """Scale like a scanner without a common scale: another gain, offset and sensitivity map in every case."""
+    """Return what a scanner without a common scale stores: each case has its own gain, offset and sensitivity map."""
     bias = np.exp(0.12 * _noise(image.shape, max(image.shape) / 4, random))
     gain, offset = np.exp(random.uniform(-0.7, 0.7)), random.uniform(400, 700)
     return np.clip(np.rint((offset + 100 * image) * bias * gain), 0, 32767).astype(np.int32)  # type: ignore[no-any-return]
@@ -293,13 +262,11 @@ def _as_picture(image: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _affine(spacing_mm: tuple[float, ...], random: np.random.Generator) -> NDArray[np.float64]:
-    affine = np.eye(4)
-    num_dims = len(spacing_mm)
+    """Return the affine of a tilted volume somewhere in space, or of a straight picture."""
+    affine = np.diag([*spacing_mm, *(1.0,) * (4 - len(spacing_mm))])
     shift = random.uniform(-20, 20, 3)
-    if num_dims == 2:
-        affine[0, 0], affine[1, 1] = spacing_mm
-        return affine
-    turn = Rotation.from_euler("xyz", np.array(_TILT_DEGREES) + random.uniform(-3, 3, 3), degrees=True).as_matrix()
-    affine[:3, :3] = turn @ np.diag(spacing_mm)
-    affine[:3, 3] = shift
+    if len(spacing_mm) == 3:
+        tilt = np.array(_TILT_DEGREES) + random.uniform(-3, 3, 3)
+        affine[:3, :3] = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix() @ affine[:3, :3]
+        affine[:3, 3] = shift
     return affine

@@ -1,94 +1,111 @@
-"""The settings of one training run: what ``Trainer.train`` was told, checked and frozen. Reads no file."""
+"""The settings of a run, each declared once: its default, and what values it takes as Python and as text.
+
+Imports nothing heavy: the command line's ``--help`` is made from such declarations.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from candy_monai.errors import SettingsError, did_you_mean
 from candy_monai.experiment.durations import seconds_of
 from candy_monai.experiment.early_stopping import Tolerance
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The keywords of ``Trainer.train``, documented there.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value that a setting takes.
+
+    Attributes:
+        expected: The values in words, for messages.
+        accepts: Returns whether something is such a value; may raise a `SettingsError` that says more.
+        parse: Returns a value from text, or raises ValueError.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    parse: Callable[[str], Any] = str
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse what is no such value, by the name of the setting.
+
+        Raises:
+            SettingsError: With what was found and what is expected.
+        """
+        if not self.accepts(value):
+            raise SettingsError(f"{name} must be {self.expected}, got {value!r}")
+
+    def read(self, text: str) -> Any:
+        """Return the value that a text means.
+
+        Raises:
+            SettingsError: If it means none.
+        """
+        try:
+            value = self.parse(text)
+            is_one = self.accepts(value)
+        except SettingsError:
+            raise
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise SettingsError(f"{text!r}: expected {self.expected}")
+        return value
+
+
+def whole_number(minimum: int, maximum: int | None = None) -> Kind:
+    """Return the kind of whole numbers within bounds."""
+    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    most = sys.maxsize if maximum is None else maximum
+    return Kind(f"a whole number {bounds}", lambda value: _is_a(value, int) and minimum <= value <= most, int)
+
+
+def number(which: str, is_in_range: Callable[[float], bool], parse: Callable[[str], float] = float) -> Kind:
+    """Return the kind of numbers in a range, which ``which`` describes."""
+    return Kind(f"a number {which}", lambda value: _is_a(value, int | float) and is_in_range(value), parse)
+
+
+def one_of(*values: str) -> Kind:
+    """Return the kind of these texts."""
+    return Kind(f"one of {', '.join(map(repr, values))}", lambda value: isinstance(value, str) and value in values)
+
+
+def setting(kind: Kind, default: Any = dataclasses.MISSING, **facts: Any) -> Any:
+    """Declare a field of a `Declared` record.
+
+    Args:
+        kind: What values it takes; besides these None, where that is the default.
+        default: Its default.
+        **facts: What else is to be known of it.
+    """
+    return dataclasses.field(default=default, metadata={"kind": kind, **facts})
+
+
+class Declared:
+    """A frozen record whose fields are declared by `setting`; checks their values.
 
     Raises:
         SettingsError: If a value is out of range.
     """
 
-    num_epochs: int
-    note: str = ""
-    num_checkpoints: int = 5
-    ema: bool = True
-    seed: int | None = None
-    early_stop_tolerance: Tolerance = 5
-    early_stop_confidence: float = 0.9
-    early_stop_margin: float = 0.01
-    val_score_prediction: bool = True
-    val_score_prediction_degree: int = 5
-    save_preview: bool = True
-    preview_quality: float = 0.75
-    deterministic: bool = False
-    amp: Literal["bf16", "fp16", "auto"] | None = None
-    accumulate: int = 1
-    compile_model: bool = False
-    channels_last: bool | None = None
-    validate_every: int = 1
-    num_validation_cases: int | None = None
-    non_finite: Literal["stop", "skip"] = "stop"
-    time_limit_s: float | None = None
-    save_every: int | str | None = None
-
     def __post_init__(self) -> None:
-        for name in self.names():
-            if isinstance(value := getattr(self, name), np.generic):  # a NumPy number is a number
-                object.__setattr__(self, name, value.item())
-        for name in ("ema", "val_score_prediction", "save_preview", "deterministic", "compile_model"):
-            _of_type(name, getattr(self, name), bool, "true or false")
-        _of_type("note", self.note, str, "text")
-        for name in ("preview_quality", "time_limit_s", "early_stop_confidence", "early_stop_margin"):
-            if getattr(self, name) is not None:
-                _of_type(name, getattr(self, name), (int, float), "a number")
-        if self.seed is not None:
-            _of_type("seed", self.seed, int, "a whole number")
-        if self.channels_last is not None:
-            _of_type("channels_last", self.channels_last, bool, "true or false")
-        _at_least("num_epochs", self.num_epochs, 1)
-        _at_least("accumulate", self.accumulate, 1)
-        _at_least("num_checkpoints", self.num_checkpoints, 0)
-        if self.early_stop_tolerance != "forecast":
-            _at_least("early_stop_tolerance", self.early_stop_tolerance, 1, otherwise="'forecast' or None")
-        _at_least("val_score_prediction_degree", self.val_score_prediction_degree, 1)
-        _at_least("validate_every", self.validate_every, 1)
-        _at_least("num_validation_cases", self.num_validation_cases, 1)
-        _one_of("amp", self.amp, (None, "bf16", "fp16", "auto"))
-        _one_of("non_finite", self.non_finite, ("stop", "skip"))
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        if not self.preview_quality > 0:
-            raise SettingsError(f"preview_quality must be positive (million voxels), got {self.preview_quality}")
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
-            raise SettingsError(f"time_limit_s must be positive, got {self.time_limit_s}")
-        if not 0 < self.early_stop_confidence < 1:
-            raise SettingsError(f"early_stop_confidence must lie between 0 and 1, got {self.early_stop_confidence}")
-        if not self.early_stop_margin >= 0:
-            raise SettingsError(f"early_stop_margin must not be negative, got {self.early_stop_margin}")
-        if self.seed is not None and not 0 <= self.seed < 2**32:
-            raise SettingsError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
-        if self.save_every is not None:
-            SaveInterval.parse(self.save_every)
+        numpy = sys.modules.get("numpy")  # without it there are no numbers of it
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
+            value = getattr(self, field.name)
+            if numpy is not None and isinstance(value, numpy.generic):
+                value = value.item()
+                object.__setattr__(self, field.name, value)
+            if value is not None or field.default is not None:
+                field.metadata["kind"].check(field.name, value)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Return the names of all settings."""
-        return tuple(field.name for field in dataclasses.fields(cls))
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     @classmethod
     def check_names(cls, names: Iterable[str], *, source: str) -> None:
@@ -104,10 +121,6 @@ class TrainSettings:
         for name in names:
             if name not in cls.names():
                 raise SettingsError(f"{source}: unknown setting {name!r}.{did_you_mean(name, cls.names())}")
-
-    def as_dict(self) -> dict[str, str | int | float | bool | None]:
-        """Return the settings by name, as plain values."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +149,7 @@ class SaveInterval:
                 raise SettingsError(
                     f"save_every must be a number of batches, or a time such as '10m' or '90s': {error}"
                 ) from None
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if _is_a(value, int) and value >= 1:
             return cls(steps=value)
         raise SettingsError(f"save_every must be a number of batches, or a time such as '10m' or '90s', got {value!r}")
 
@@ -147,19 +160,55 @@ class SaveInterval:
         )
 
 
-def _at_least(name: str, value: int | str | None, minimum: int, *, otherwise: str = "") -> None:
-    if value is None:
-        return
-    or_else = f", {otherwise}" if otherwise else ""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise SettingsError(f"{name} must be a whole number of at least {minimum}{or_else}, got {value!r}")
+def _is_a(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _of_type(name: str, value: object, kind: type | tuple[type, ...], words: str) -> None:
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise SettingsError(f"{name} must be {words}, got {value!r}")
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("text", lambda value: isinstance(value, str))
+SEED = whole_number(0, 2**32 - 1)
+SAVE_EVERY = Kind(
+    "a number of batches, or a time",
+    lambda value: bool(SaveInterval.parse(value)),
+    lambda text: int(text) if text.strip().isdecimal() else text,
+)
+TOLERANCE = Kind(
+    "a whole number of at least 1, 'forecast' or None",
+    lambda value: value is None or value == "forecast" or whole_number(1).accepts(value),
+)
 
 
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Declared):
+    """The keywords of ``Trainer.train``, documented there.
+
+    Raises:
+        SettingsError: If a value is out of range.
+    """
+
+    num_epochs: int = setting(whole_number(1))
+    note: str = setting(TEXT, "")
+    num_checkpoints: int = setting(whole_number(0), 5)
+    ema: bool = setting(FLAG, True)
+    seed: int | None = setting(SEED, None)
+    early_stop_tolerance: Tolerance = setting(TOLERANCE, 5)
+    early_stop_confidence: float = setting(number("between 0 and 1", lambda value: 0 < value < 1), 0.9)
+    early_stop_margin: float = setting(number("of at least 0", lambda value: value >= 0), 0.01)
+    val_score_prediction: bool = setting(FLAG, True)
+    val_score_prediction_degree: int = setting(whole_number(1), 5)
+    save_preview: bool = setting(FLAG, True)
+    preview_quality: float = setting(number("above 0, of million voxels", lambda value: value > 0), 0.75)
+    deterministic: bool = setting(FLAG, False)
+    amp: Literal["bf16", "fp16", "auto"] | None = setting(one_of("bf16", "fp16", "auto"), None)
+    accumulate: int = setting(whole_number(1), 1)
+    compile_model: bool = setting(FLAG, False)
+    channels_last: bool | None = setting(FLAG, None)
+    validate_every: int = setting(whole_number(1), 1)
+    num_validation_cases: int | None = setting(whole_number(1), None)
+    non_finite: Literal["stop", "skip"] = setting(one_of("stop", "skip"), "stop")
+    time_limit_s: float | None = setting(number("above 0, of seconds", lambda value: value > 0), None)
+    save_every: int | str | None = setting(SAVE_EVERY, None)
+
+    def as_dict(self) -> dict[str, str | int | float | bool | None]:
+        """Return the settings by name, as plain values."""
+        return dataclasses.asdict(self)

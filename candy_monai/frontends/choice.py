@@ -13,11 +13,12 @@ FRONTENDS = {"notion": "candy_monai.frontends.notion:NotionFrontend"}
 """Name to class; imported when chosen, since a dashboard may need a package of its own."""
 
 
-def choose_frontend(names: Sequence[str]) -> type[Frontend] | None:
+def choose_frontend(names: Sequence[str | type[Frontend]]) -> type[Frontend] | None:
     """Return the class of the dashboard of this name, or one class for several.
 
     Args:
-        names: Names such as ``notion``, or ``FILE:Class`` for a frontend of the user's own; the file is executed.
+        names: Names such as ``notion``, or ``FILE:Class`` for a frontend of the user's own, whose file is executed; or
+            classes.
 
     Returns:
         The class; None for no name.
@@ -26,7 +27,7 @@ def choose_frontend(names: Sequence[str]) -> type[Frontend] | None:
         BadInputError: If a name is unknown, given twice, or names something else.
     """
     if len(set(names)) < len(names):
-        raise BadInputError(f"--frontend is given the same name twice: {', '.join(names)}")
+        raise BadInputError(f"--frontend is given the same name twice: {', '.join(map(str, names))}")
     classes = [find_frontend(name) for name in names]
     return create_hybrid_frontend(*classes) if len(classes) > 1 else next(iter(classes), None)
 
@@ -36,19 +37,22 @@ def known_frontends() -> str:
     return f"{', '.join(FRONTENDS)}, or FILE:Class for one of your own"
 
 
-def find_frontend(name: str, *, option: str = "--frontend") -> type[Frontend]:
+def find_frontend(name: str | type[Frontend], *, option: str = "--frontend") -> type[Frontend]:
     """Return the class of the dashboard of this name.
 
     Args:
-        name: A name such as ``notion``, or ``FILE:Class`` for a frontend of the user's own; the file is executed.
+        name: A name such as ``notion``, or ``FILE:Class`` for a frontend of the user's own, whose file is executed; or
+            a class.
         option: What was given the name, for messages.
 
     Raises:
         BadInputError: If the name is unknown, or names something else.
     """
-    if name in FRONTENDS:
+    if isinstance(name, type):
+        found: object = name
+    elif name in FRONTENDS:
         module, _, attribute = FRONTENDS[name].partition(":")
-        found: object = getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
     elif ":" in name:
         from candy_monai.registry import class_from_file
 

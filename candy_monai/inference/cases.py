@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 
 from candy_monai.aliases import PathLike, Shape
 from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
 from candy_monai.data.pipelines.preprocessing import PreprocessedCase, as_label_map, build_postprocessing

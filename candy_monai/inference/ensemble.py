@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import BadInputError
 from candy_monai.inference.blending import Brick

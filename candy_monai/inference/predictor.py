@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.attachment import Surroundings, attach
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor
 from candy_monai.data.planning.plan import Plan
@@ -24,7 +25,7 @@ from candy_monai.data.values import without_metadata
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
-from candy_monai.experiment.description import example_shape, read_description
+from candy_monai.experiment.description import DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.state import weight_file
 from candy_monai.inference.blending import Brick, Network
 from candy_monai.inference.cases import CasePredictor, PreparedCase
@@ -101,7 +102,7 @@ class Predictor(CasePredictor, HasDevice):
         self.plan = None if plan is None else Plan.from_dict(plan)
         _ = self.channels  # a wrong choice is better said before the weights are read
         self._inferer = self._find_inferer() if inferer is None else inferer
-        own = OwnTransforms.from_saved(self.description.pipelines, trust=trust)
+        own = read_saved_transforms(self.description.pipelines, self._folder / DESCRIPTION, trust=trust)
         self.preprocessor = None if self.plan is None else Preprocessor(self.plan, own=own)
         self._trust = trust
         self._mirror_axes = self._chosen_axes(mirror)

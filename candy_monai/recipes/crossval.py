@@ -5,6 +5,7 @@ A fold that was interrupted is resumed, one that is finished is left as it is: t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,20 +13,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.data.datasets.patients import patients_on_both_sides
-from candy_monai.errors import CandyError, SettingsError
+from candy_monai.device import find_device
+from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
 from candy_monai.experiment.runs import CROSS_VALIDATION
-from candy_monai.files import atomic_write_text, check_writable
+from candy_monai.files import atomic_write_text
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
+from candy_monai.recipes.train import Parts
 
-SUMMARY = CROSS_VALIDATION
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
 """How long folds that were asked to end may take to finish their step and save."""
@@ -33,67 +39,61 @@ _PATIENCE_S = 60.0
 
 def cross_validate(
     dataset: PathLike,
+    options: TrainOptions | None = None,
     *,
-    options: Sequence[str] = (),
-    jobs: int = 1,
-    out: PathLike = "experiments",
-    store: PathLike | None = None,
-    num_folds: int | None = None,
-    groups: str | None = None,
-    stratify: str | None = None,
-    splits: PathLike | None = None,
-    device: str = "auto",
+    num_parallel: int = 1,
     on_progress: Callable[[str], None] = print,
+    **keywords: Any,
 ) -> Path:
-    """Train every fold by the command line's ``train``, and write the mean of their validation scores.
+    """Train every fold of a dataset by a process of its own, and write the mean of their validation scores.
 
     Each fold's experiment and log lie in ``<out>/crossval-<dataset>/fold_<n>/``.
 
     Args:
         dataset: The dataset's folder, nnU-Net format.
-        options: More options of ``candy-monai train``, for every fold.
-        jobs: Folds trained at the same time; each gets its share of the CPU's cores and, where there are several, a GPU
-            of its own.
-        out: The folder for experiments.
-        store: The folder for what is derived from datasets, shared by all folds; None for ``<out>/.store``.
-        num_folds: How many folds to make; None for 5, or one a case.
-        groups: Regular expression or CSV file: cases of a group stay on one side of a fold.
-        stratify: Regular expression or CSV file: each fold gets its share of each kind of case.
-        splits: A ``splits_final.json``; None for the dataset's own, or nnU-Net's default folds.
-        device: A PyTorch device, or ``auto``.
-        on_progress: Told what is being done.
+        options: What decides each fold's run, its ``fold`` aside; ``budget_s`` is one fold's. Trainers and frontends of
+            your own are named as ``FILE:Class``. None for the defaults.
+        num_parallel: Folds trained at the same time; each gets its share of the CPU's cores, for preprocessing too,
+            and, where there are several, a GPU of its own.
+        on_progress: Told what is being done, a line at a time.
+        **keywords: Fields of `TrainOptions`, in place of those of ``options``.
 
     Returns:
-        The summary's file.
+        The summary's file, ``crossval.json``: Dice (0 to 1) of each fold and class, and their means over the folds;
+        null where there is none.
 
     Raises:
-        BadInputError: If the dataset or a setting cannot work; nothing was trained.
-        CandyError: If a fold failed; the others were trained all the same.
+        BadInputError: If the dataset or an option cannot work; nothing was trained.
+        RunFailedError: If a fold failed; the others were trained all the same.
     """
-    if jobs < 1:
-        raise SettingsError(f"the number of jobs must be at least 1, got {jobs}")
-    check_writable(out)
-    store_folder = store_of(store, out)
+    if num_parallel < 1:
+        raise SettingsError(f"the number of folds at the same time must be at least 1, got {num_parallel}")
+    options = TrainOptions.of(options, keywords)
+    find_device(options.device)
+    Parts.of(options)  # what is wrong with them is better said once than by every fold
+    store = store_of(options)
     on_progress(f"Checking {dataset}")
-    checked = checked_dataset(dataset, store_folder).dataset
-    folder = Path(out) / f"crossval-{checked.folder.resolve().name}"
-    shared = ["--store", str(store_folder), "--device", device, *options]
-    choice = {"--num-folds": num_folds, "--groups": groups, "--stratify": stratify, "--splits": splits}
-    shared += [text for name, value in choice.items() if value is not None for text in (name, str(value))]
-    folds = chosen_folds(checked, num_folds=num_folds, groups=groups, stratify=stratify, splits=splits)
+    checked = checked_dataset(dataset, store, jobs=options.jobs).dataset
+    folds = chosen_folds(checked, options)
     for warning in patients_on_both_sides(folds):
         on_progress(f"Warning: {warning}")
-    runs = [
-        FoldRun(number=number, folder=folder / f"fold_{number}", dataset=Path(dataset), options=tuple(shared))
-        for number in range(len(folds))
-    ]
-    failed = _run_all(runs, jobs, device, on_progress)
-    summary = _summarised(runs)
-    atomic_write_text(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    folder = Path(options.out) / f"crossval-{checked.folder.resolve().name}"
+    jobs = options.jobs
+    if jobs is None and num_parallel > 1:
+        jobs = _share_of_cores(num_parallel)
+    runs = []
+    for number in range(len(folds)):
+        own = folder / f"fold_{number}"
+        chosen = dataclasses.replace(options, fold=number, out=own, store=store, jobs=jobs)
+        chosen.to_json()  # refuses what only this process has
+        runs.append(FoldRun(dataset=Path(dataset), options=chosen))
+    failed = _run_all(runs, num_parallel, options.device, on_progress)
+    summary = _summarised(runs, checked.description)
+    atomic_write_text(folder / CROSS_VALIDATION, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     if failed:
         logs = ", ".join(str(run.log) for run in failed)
-        raise CandyError(f"{len(failed)} of {len(runs)} folds failed; their logs say why: {logs}")
-    return folder / SUMMARY
+        raise RunFailedError(f"{len(failed)} of {len(runs)} folds failed; their logs say why: {logs}")
+    return folder / CROSS_VALIDATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +101,22 @@ class FoldRun:
     """One fold and where its training lies.
 
     Attributes:
-        number: The fold.
-        folder: Its own folder of experiments.
         dataset: The dataset's folder.
-        options: Options of ``train``.
+        options: Of its run; ``out`` is its own folder.
     """
 
-    number: int
-    folder: Path
     dataset: Path
-    options: tuple[str, ...] = field(default=())
+    options: TrainOptions
+
+    @property
+    def number(self) -> int | str:
+        """The fold."""
+        return self.options.fold
+
+    @property
+    def folder(self) -> Path:
+        """Its own folder of experiments."""
+        return Path(self.options.out)
 
     @property
     def log(self) -> Path:
@@ -130,14 +136,21 @@ class FoldRun:
         return path if path is not None and path.is_file() else None
 
     def command(self) -> list[str]:
-        """Return the arguments that begin the fold, or go on with it."""
-        if self.experiment is not None:
-            kept = _only(self.options, "--device", "--trainer", "--frontend")
-            return ["resume", str(self.experiment), "--dataset", str(self.dataset), *kept]
-        return ["train", str(self.dataset), "--fold", str(self.number), "--out", str(self.folder), *self.options]
+        """Write the fold's options to a file, and return the command that begins the fold or goes on with it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file, options = self.folder / "options.json", self.options
+        if self.experiment is None:
+            words = ["train", str(self.dataset)]
+        else:
+            words = ["resume", str(self.experiment), "--dataset", str(self.dataset)]
+            options = dataclasses.replace(options, num_epochs=None)  # as many as were planned
+        atomic_write_text(file, options.to_json() + "\n")
+        return [sys.executable, "-m", "candy_monai", *words, "--options", str(file)]
 
 
-def _run_all(runs: Sequence[FoldRun], jobs: int, device: str, on_progress: Callable[[str], None]) -> list[FoldRun]:
+def _run_all(
+    runs: Sequence[FoldRun], num_parallel: int, device: str, on_progress: Callable[[str], None]
+) -> list[FoldRun]:
     """Run what is not finished, and return what failed."""
     waiting = [run for run in runs if run.scores is None]
     for run in runs:
@@ -147,11 +160,11 @@ def _run_all(runs: Sequence[FoldRun], jobs: int, device: str, on_progress: Calla
     running: dict[int, tuple[FoldRun, subprocess.Popen[bytes]]] = {}
     with _ended_with_us(running):
         while waiting or running:
-            free = sorted(set(range(jobs)) - running.keys())
+            free = sorted(set(range(num_parallel)) - running.keys())
             for slot in free[: len(waiting)]:
                 run = waiting.pop(0)
                 on_progress(f"Fold {run.number}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
-                running[slot] = run, _started(run, _environment(slot, jobs, device))
+                running[slot] = run, _started(run, _environment(slot, num_parallel, device))
             time.sleep(_POLL_S)
             for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
                 run, process = running.pop(slot)
@@ -162,10 +175,8 @@ def _run_all(runs: Sequence[FoldRun], jobs: int, device: str, on_progress: Calla
 
 
 def _started(run: FoldRun, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    output: IO[bytes]
+    command = run.command()
     with run.log.open("ab") as output:
-        command = [sys.executable, "-m", "candy_monai", *run.command()]
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
@@ -188,19 +199,22 @@ def _ended_with_us(running: Mapping[int, tuple[FoldRun, subprocess.Popen[bytes]]
         raise
 
 
-def _environment(slot: int, jobs: int, device: str) -> dict[str, str]:
-    """Give each job its share of the cores and, where there are several, a GPU of its own."""
-    import torch
+def _share_of_cores(num_parallel: int) -> int:
+    return max(1, (os.cpu_count() or 1) // num_parallel)
 
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if jobs > 1 else dict(os.environ)
-    num_gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if jobs > 1 and num_gpus > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_gpus)
+
+def _environment(slot: int, num_parallel: int, device: str) -> dict[str, str]:
+    """Give each fold its share of the cores and, where there are several, a GPU of its own."""
+    environment = dict(os.environ)
+    if num_parallel > 1:
+        environment["OMP_NUM_THREADS"] = str(_share_of_cores(num_parallel))
+        num_gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+        if num_gpus > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_gpus)
     return environment
 
 
-def _summarised(runs: Sequence[FoldRun]) -> dict[str, Any]:
+def _summarised(runs: Sequence[FoldRun], description: DatasetDescription) -> dict[str, Any]:
     """Return the Dice of each fold and class, and their means over the folds; null where there is none."""
     folds: list[dict[str, Any]] = []
     for run in runs:
@@ -217,6 +231,11 @@ def _summarised(runs: Sequence[FoldRun]) -> dict[str, Any]:
     return {
         "foreground_mean": _mean(fold["foreground_mean"] for fold in folds),
         "classes": {name: _mean(fold["classes"].get(name) for fold in folds) for name in names},
+        "class_names": {
+            str(place if description.has_regions else label_id): name  # regions are scored by their place
+            for place, (name, label_id) in enumerate(description.labels.items())
+            if label_id != 0
+        },
         "folds": folds,
     }
 
@@ -224,9 +243,3 @@ def _summarised(runs: Sequence[FoldRun]) -> dict[str, Any]:
 def _mean(values: Iterator[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean_of_known(known) if known else None
-
-
-def _only(options: Sequence[str], *names: str) -> list[str]:
-    """Return those of ``--name value`` pairs that have these names."""
-    pairs = zip(options[::2], options[1::2], strict=True)
-    return [text for name, value in pairs if name in names for text in (name, value)]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.errors import CandyError, SettingsError
-from candy_monai.recipes.loaders import evenly
+from candy_monai.errors import CandyError
+from candy_monai.recipes.prepare import evenly, refuse_inside
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
@@ -17,16 +17,6 @@ PICTURE, INSPECTION = "inspection.png", "inspection.json"
 _MOST_CASES = 12
 _TILE = 220
 _WIDTH = 1392
-
-
-def refuse_inside(path: PathLike, dataset: PathLike) -> None:
-    """Refuse a place to write to that lies inside a dataset.
-
-    Raises:
-        SettingsError: If it does.
-    """
-    if Path(path).resolve().is_relative_to(Path(dataset).resolve()):
-        raise SettingsError(f"{path}: inside the dataset, which is never written to; choose another folder")
 
 
 def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: PathLike) -> Path:
@@ -38,9 +28,6 @@ def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: Pa
         dataset: The dataset.
         fingerprint: What was found in it.
         folder: Where the picture goes; made when missing.
-
-    Returns:
-        The picture.
 
     Raises:
         SettingsError: If the folder lies inside the dataset.

@@ -1,21 +1,28 @@
-"""A run that follows a plan, from its first step to the scores of its best weights. Chooses no dataset and no fold."""
+"""A run that follows a plan, with its loaders, from its first step to the scores of its best weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from candy_monai.attachment import Precision
-from candy_monai.data.datasets.folds import Fold, splits_as_text
+from candy_monai.data.datasets.folds import splits_as_text
 from candy_monai.data.datasets.nnunet_description import NNUNetCase
-from candy_monai.data.pipelines.description import OwnTransforms
+from candy_monai.data.inspection.checks import SPLITS
+from candy_monai.data.pipelines.description import OwnTransforms, augmentation
 from candy_monai.data.planning.plan import Plan
+from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
+from candy_monai.data.samples.store import CaseStore
+from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
 from candy_monai.frontends.base import Frontend
@@ -23,19 +30,19 @@ from candy_monai.inference.found import CaseFiles
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.processes import Processes
-from candy_monai.recipes.candidates import choose
-from candy_monai.recipes.loaders import case_loader, evenly, patch_loader
-from candy_monai.recipes.prepare import Prepared, device_memory
-from candy_monai.recipes.speed import (
+from candy_monai.recipes.budget import (
     FROM_FILES,
     RESERVE_S,
     TIMES_FASTER,
     Speed,
+    choose,
     fit_to_time,
     measure_speed,
     num_scored,
     usable_s,
 )
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.prepare import Prepared, device_memory, evenly
 from candy_monai.training.resume import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder
@@ -44,12 +51,25 @@ from candy_monai.training.validation import certainty
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
 
-SPLITS = "splits_final.json"
-"""The folds of a run, in nnU-Net's format, in the experiment folder and the store."""
-
-
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
+
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What fits into a budget.
+
+    Attributes:
+        seconds_left: Returns the seconds of the budget that are left.
+        speed: What was measured.
+        amp: The precision to train in.
+    """
+
+    seconds_left: Callable[[], float]
+    speed: Speed
+    amp: Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,34 +77,24 @@ class PlannedRun:
     """Everything that decides a run, before its first step."""
 
     prepared: Prepared
-    plan: Plan
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
+    options: TrainOptions
     trainer_class: type[SegmentationTrainer]
+    own: OwnTransforms
+    frontend: type[Frontend] | None
     seed: int
     device: torch.device
-    out: Path
-    frontend: type[Frontend] | None = None
-    processes: Processes = dataclasses.field(default_factory=Processes)
-    amp: Precision = None
-    time_limit_s: float | None = None
-    save_every: int | str | None = None
+    processes: Processes
     num_scored: int | None = None
-    folds: tuple[Fold, ...] = ()
-    own: OwnTransforms = dataclasses.field(default_factory=OwnTransforms)
-    seconds_left: Callable[[], float] | None = None
-    speed: Speed | None = None
+    fit: Fit | None = None
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
-        num_cases = len(self.validation)
+        num_cases = len(self.prepared.validation)
         plan, speed = choose(
-            self.plan,
-            measure=lambda plan, precisions: measure_speed(
-                dataclasses.replace(self, plan=plan)._trainer(), precisions=precisions
-            ),
+            self.prepared.plan,
+            measure=lambda plan, precisions: measure_speed(self._trainer(plan), precisions=precisions),
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
-            memory_bytes=device_memory(str(self.device)),
+            memory_bytes=device_memory(self.device),
             may_resize=self.trainer_class.follows_filters,
         )
         seconds = seconds_left()
@@ -93,7 +103,7 @@ class PlannedRun:
             speed,
             seconds=seconds,
             num_cases=num_cases,
-            num_training_cases=math.ceil(len(self.training) / self.processes.count),
+            num_training_cases=math.ceil(len(self.prepared.training) / self.processes.count),
         )
         num_epochs = plan.num_epochs // TIMES_FASTER
         on_progress(
@@ -105,59 +115,61 @@ class PlannedRun:
             on_progress(f"Validating on {plan.num_validation_cases} of {num_cases} cases, {every}")
         if num_epochs * plan.iterations_per_epoch < FEWEST_USEFUL_STEPS:
             on_progress("Warning: so few steps teach a network little; give a longer budget")
-        limit = usable_s(speed, seconds, num_cases)
-        scored = num_scored(speed, seconds, num_cases)
         # Each process has measured by itself; the first one's word counts for all.
-        plan, amp, limit, scored = self.processes.broadcast((plan, speed.amp, limit, scored))
-        return dataclasses.replace(
-            self, plan=plan, amp=amp, time_limit_s=limit, num_scored=scored, seconds_left=seconds_left, speed=speed
-        )
+        plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))
+        fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp)
+        prepared = dataclasses.replace(self.prepared, plan=plan)
+        return dataclasses.replace(self, prepared=prepared, num_scored=scored, fit=fit)
 
-    def train(self, note: str) -> Path:
+    def train(self) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
-        trainer = self._trainer()
-        self._prepare(trainer)
-        limit_s = self.time_limit_s
-        if limit_s is not None and self.seconds_left is not None and self.speed is not None:
+        trainer, plan, fit = self._ready_trainer(), self.prepared.plan, self.fit
+        limit_s = None
+        if fit is not None:
             # What was decided meanwhile has taken time, too.
-            limit_s = max(self.speed.step_s, usable_s(self.speed, self.seconds_left(), len(self.validation)))
+            left_s = usable_s(fit.speed, fit.seconds_left(), len(self.prepared.validation))
+            limit_s = max(fit.speed.step_s, left_s)
         trainer.train(
-            self.plan.num_epochs,
-            note=note,
+            plan.num_epochs,
+            note=self.options.note,
             seed=self.seed,
-            amp=self.amp,
+            amp=None if fit is None else fit.amp,
             early_stop_tolerance=None,
-            validate_every=self.plan.validate_every,
+            validate_every=plan.validate_every,
             time_limit_s=self.processes.broadcast(limit_s),
-            save_every=self.save_every,
+            save_every=self.options.save_every,
         )
         return self._scored(trainer)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
         """Go on with this run where it was last saved, and end as `train` does."""
-        trainer = self._trainer()
-        self._prepare(trainer)
+        trainer = self._ready_trainer()
         trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
         return self._scored(trainer)
 
-    def _prepare(self, trainer: SegmentationTrainer) -> None:
-        files = {SPLITS: splits_as_text(self.folds)} if self.folds else {}
-        add_to_folder(trainer, facts={"dataset": self._record().to_dict()}, files=files)
-        if self.frontend is not None:
-            trainer.set_frontend(self.frontend)
-
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
-        if not self.validation or not self.processes.is_first:
+        if not self.prepared.validation or not self.processes.is_first:
             return folder
-        predictor = self._predictor(trainer, folder)
-        cases = self._affordable(predictor)
+        try:
+            self._score(trainer, folder)
+        except BadInputError as error:  # a file that was there at the start: nobody gave bad input
+            raise RunFailedError(
+                f"{folder}: is trained, but its best weights could not be scored; once this is mended, 'candy-monai "
+                f"resume {folder}' scores them: {error}"
+            ) from error
+        return folder
+
+    def _score(self, trainer: SegmentationTrainer, folder: Path) -> None:
+        network = trainer.build_network(example_shape(folder, read_description(folder)))
+        predictor = load_predictor(folder, network=network, device=self.device, trust=self.own.trust)
+        cases, num_cases = self._affordable(predictor), len(self.prepared.validation)
         images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
         references = {case.case_id: case.label for case in cases if case.label is not None}
         result = Evaluator().predict_and_evaluate(images, references, predictor)
         result.save(folder / VALIDATION_SCORES)
-        is_all = len(cases) == len(self.validation)
-        number = f"all {len(cases)}" if is_all else f"{len(cases)} of {len(self.validation)}"
+        is_all = len(cases) == num_cases
+        number = f"all {num_cases}" if is_all else f"{len(cases)} of {num_cases}"
         few = "" if is_all else " (the budget holds no more)"
         _, error = certainty([[case.metrics["dice"] for case in result]])
         noise = f" (standard error {error:.4f})" if math.isfinite(error) else ""
@@ -165,43 +177,45 @@ class PlannedRun:
         trainer.log(
             f"The best weights on {number} validation cases{few}, in their own geometry: Dice {dice:.4f}{noise}"
         )
-        return folder
 
     def _affordable(self, predictor: Predictor) -> list[NNUNetCase]:
         """Return the validation cases to score at the end: all, unless the budget has no time left for them."""
-        count = len(self.validation) if self.num_scored is None else self.num_scored
-        if self.seconds_left is not None and self.speed is not None:
-            left_s, case_s = self.seconds_left() - RESERVE_S, FROM_FILES * self.speed.case_s
+        prepared, fit = self.prepared, self.fit
+        count = len(prepared.validation) if self.num_scored is None else self.num_scored
+        if fit is not None:
+            left_s, case_s = fit.seconds_left() - RESERVE_S, FROM_FILES * fit.speed.case_s
             if count > 1 and count * case_s > 0.5 * left_s:  # the machine may be slower by now
                 started = time.monotonic()
-                first = next(case for case in self.prepared.dataset.cases if case.case_id in self.validation)
+                first = next(case for case in prepared.dataset.cases if case.case_id in prepared.validation)
                 predictor.predict(CaseFiles(first.images))
-                left_s, case_s = self.seconds_left() - RESERVE_S, time.monotonic() - started
+                left_s, case_s = fit.seconds_left() - RESERVE_S, time.monotonic() - started
             count = max(1, min(count, math.floor(left_s / max(case_s, 1e-9))))
-        chosen = set(evenly(self.validation, count))
-        return [case for case in self.prepared.dataset.cases if case.case_id in chosen]
+        chosen = set(evenly(prepared.validation, count))
+        return [case for case in prepared.dataset.cases if case.case_id in chosen]
 
-    def _predictor(self, trainer: SegmentationTrainer, folder: Path) -> Predictor:
-        network = trainer.build_network(example_shape(folder, read_description(folder)))
-        return load_predictor(folder, network=network, device=self.device, trust=self.own.trust)
-
-    def _trainer(self) -> SegmentationTrainer:
-        store = self.prepared.store
-        trainer = self.trainer_class(
-            self.out,
-            patch_loader(
-                store,
-                self.training,
-                self.plan,
-                seed=self.seed,
-                device=self.device,
-                num_processes=self.processes.count,
-                own=self.own,
-            ),
-            case_loader(store, evenly(self.validation, self.plan.num_validation_cases), device=self.device),
-            device=self.device,
+    def _ready_trainer(self) -> SegmentationTrainer:
+        trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
+        add_to_folder(
+            trainer, facts={"dataset": self._record().to_dict()}, files={SPLITS: splits_as_text(folds)} if folds else {}
         )
-        trainer.use_plan(self.plan)
+        if self.frontend is not None:
+            trainer.set_frontend(self.frontend)
+        return trainer
+
+    def _trainer(self, plan: Plan) -> SegmentationTrainer:
+        store, device = self.prepared.store, self.device
+        patches = patch_loader(
+            store,
+            self.prepared.training,
+            plan,
+            seed=self.seed,
+            device=device,
+            num_processes=self.processes.count,
+            own=self.own,
+        )
+        cases = case_loader(store, evenly(self.prepared.validation, plan.num_validation_cases), device=device)
+        trainer = self.trainer_class(self.options.out, patches, cases, device=device)
+        trainer.use_plan(plan)
         trainer.preprocessing, trainer.augmentation = self.own.preprocessing, self.own.augmentation
         trainer.postprocessing = self.own.postprocessing
         return trainer
@@ -216,8 +230,8 @@ class PlannedRun:
             channel_names=tuple(description.channel_names),
             labels=dict(description.labels),
             file_ending=description.file_ending,
-            training=tuple(self.training),
-            validation=tuple(self.validation),
+            training=tuple(self.prepared.training),
+            validation=tuple(self.prepared.validation),
             num_scored=self.num_scored,
             store_precision=None if precision == "float32" else precision,
         )
@@ -227,3 +241,42 @@ def _step_as_text(plan: Plan) -> str:
     """Say what a step trains: the choices that a time decides."""
     patch = "x".join(map(str, plan.patch_shape))
     return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
+
+
+def num_workers(device: torch.device) -> int:
+    """Return how many processes prepare batches: none beside a CPU, where they would only take the network's cores."""
+    return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+
+
+def patch_loader(
+    store: CaseStore,
+    case_ids: Sequence[str],
+    plan: Plan,
+    *,
+    seed: int,
+    device: torch.device,
+    num_processes: int = 1,
+    own: OwnTransforms | None = None,
+) -> DataLoader[Any]:
+    """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch for each process.
+
+    Every patch is a function of the seed, the epoch and its position; those of an epoch are shared out among processes.
+    """
+    workers, own = num_workers(device), own or OwnTransforms()
+    changes = augmentation(plan, own.augmentation)
+    return DataLoader(
+        PatchDataset(store, case_ids, plan, seed=seed, augmentation=changes, trust=own.trust),
+        batch_size=plan.batch_size,
+        sampler=EpochSampler(plan.iterations_per_epoch * plan.batch_size * num_processes),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.device) -> DataLoader[Any] | None:
+    """Return a loader of whole preprocessed cases, one at a time; None for no case."""
+    if not case_ids:
+        return None
+    workers = min(2, num_workers(device))
+    return DataLoader(StoredCases(store, case_ids), batch_size=1, num_workers=workers, pin_memory=device.type == "cuda")

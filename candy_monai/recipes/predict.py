@@ -15,7 +15,7 @@ from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.loading import load_predictor
 from candy_monai.inference.predictor import Predictor
-from candy_monai.recipes.train import load_trainer_class
+from candy_monai.recipes.train import find_trainer
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -51,19 +51,12 @@ def load_experiments(
             or the experiments do not fit together.
     """
     folders = [run for folder in experiments for run in _runs_of(Path(folder), checkpoint, on_progress)]
-    trainer_class = None if trainer is None else load_trainer_class(trainer)
-    several = len(folders) > 1
-    options: dict[str, Any] = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels}
-    options["trust"] = trust
-    if not several:
-        options |= {"largest_component": largest_component, "memory": memory}
-    members = [
-        _bundle_predictor(folder, options) if trainer_class is None else _own_predictor(folder, trainer_class, options)
-        for folder in folders
-    ]
-    if not several:
-        return members[0]
-    return EnsemblePredictor(members, largest_component=largest_component, memory=memory)
+    trainer_class = None if trainer is None else find_trainer(own=trainer)
+    of_all: dict[str, Any] = {"largest_component": largest_component, "memory": memory}
+    options = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels, "trust": trust}
+    if len(folders) == 1:
+        return _member(folders[0], trainer_class, {**options, **of_all})
+    return EnsemblePredictor([_member(folder, trainer_class, options) for folder in folders], **of_all)
 
 
 def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) -> list[Path]:
@@ -103,20 +96,17 @@ def _tell_of_unfinished(folder: Path, checkpoint: str, on_progress: Callable[[st
         on_progress(f"Predicting with {which} of a run that is not finished: {run}")
 
 
-def _bundle_predictor(folder: Path, options: dict[str, Any]) -> Predictor:
+def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, options: dict[str, Any]) -> Predictor:
+    """Return the predictor of one experiment: of its bundle, or with the network of a trainer of the user's own."""
     description = read_description(folder)
-    if description.bundle is None:
-        name = description.trainer
-        raise ExperimentError(
-            f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
-            f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
-        )
-    return load_predictor(folder, **options)
-
-
-def _own_predictor(folder: PathLike, trainer_class: type[SegmentationTrainer], options: dict[str, Any]) -> Predictor:
-    """Ask a trainer of the user's own for the network, the padding and the inferer."""
-    description = read_description(folder)
+    if trainer_class is None:
+        if description.bundle is None:
+            name = description.trainer
+            raise ExperimentError(
+                f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
+                f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
+            )
+        return load_predictor(folder, **options)
     trainer = trainer_class("unused", None, None, console=False)  # type: ignore[arg-type]  # it trains nothing
     if description.plan is not None:
         trainer.use_plan(Plan.from_dict(description.plan))

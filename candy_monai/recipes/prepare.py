@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.folds import Fold, resolve_groups
+from candy_monai.data.datasets.folds import Fold, resolve_groups, write_splits
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.inspection.checks import CheckedDataset, visit_dataset
+from candy_monai.data.datasets.patients import patients_on_both_sides
+from candy_monai.data.inspection.checks import SPLITS, CheckedDataset, visit_dataset
+from candy_monai.data.inspection.consistency import labels_absent_from_folds, names_by_id
 from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning.plan import Plan, plan
-from candy_monai.data.samples.store import CaseStore, StoredPrecision, store_bytes, unstored_cases
+from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
+from candy_monai.recipes.options import TrainOptions
+
+if TYPE_CHECKING:
+    from candy_monai.training.segmentation import SegmentationTrainer
 
 USABLE_SHARE = 0.7
 
@@ -32,14 +42,18 @@ class Prepared:
         fingerprint: What was found in it.
         plan: What follows from that.
         store: The preprocessed cases.
-        warnings: What is suspicious and does not stop training.
+        folds: The folds; none where all cases are trained on.
+        training: Ids of the cases to train on.
+        validation: Ids of the cases to validate on.
     """
 
     dataset: NNUNetDataset
     fingerprint: Fingerprint
     plan: Plan
     store: CaseStore
-    warnings: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
+    training: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
 
     @property
     def store_folder(self) -> Path:
@@ -47,29 +61,109 @@ class Prepared:
         return self.store.folder
 
 
-def store_of(store: PathLike | None, out: PathLike) -> Path:
+def prepare_dataset(
+    dataset: PathLike,
+    options: TrainOptions,
+    *,
+    device: torch.device,
+    own: OwnTransforms | None = None,
+    trainer: type[SegmentationTrainer] | None = None,
+    on_progress: Callable[[str], None],
+) -> Prepared:
+    """Check a dataset whole, choose its folds, plan for it, and store what training reads.
+
+    Args:
+        dataset: The dataset's folder, nnU-Net format.
+        options: What decides the folds, the plan and the store.
+        device: Where the training will be; its memory bounds the patch.
+        own: The user's own transforms, whose preprocessing extends or replaces the plan's.
+        trainer: What will train, for the memory that a step takes; None for any that takes what a U-Net takes.
+        on_progress: Told what is being done, and what is suspicious.
+
+    Raises:
+        DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
+        SettingsError: If an option is unknown or does not fit.
+        BadInputError: If a side of the fold has no case, the preprocessed cases would not fit on the disk, or there is
+            no plan to keep.
+    """
+    given = None if options.plan is None else read_plan(options.plan)  # what is wrong with it is better said at once
+    store_folder = store_of(options)
+    on_progress(f"Checking {dataset}")
+    checked = checked_dataset(dataset, store_folder, jobs=options.jobs)
+    raw, fingerprint, digests = checked.dataset, checked.fingerprint, checked.digests
+    assert fingerprint is not None  # a dataset without problems has both
+    assert digests is not None
+    about_usual_folds = patients_on_both_sides(checked.folds)
+    for warning in checked.report.warnings:
+        if warning not in about_usual_folds:  # of the fold to be trained it is said below
+            on_progress(f"Warning: {warning}")
+    folds = () if options.fold == "all" else chosen_folds(raw, options)
+    training, validation = _sides(raw, folds, options)
+    for warning in _about_the_fold(raw, folds, options, fingerprint):
+        on_progress(f"Warning: {warning}")
+    memory, overrides = device_memory(device), options.overrides or {}
+    bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.memory_factor))
+    if given is None or options.plan is None:
+        made = plan(fingerprint, memory_bytes=bound, overrides=overrides, configuration=options.configuration)
+    else:
+        made = adopted_plan(given, plan(fingerprint, memory_bytes=bound), overrides, path=options.plan)
+        if options.configuration not in ("auto", made.configuration):
+            raise SettingsError(
+                f"{options.plan}: a plan of the configuration {made.configuration}, asked for {options.configuration}: "
+                "leave out --configuration or --plan"
+            )
+    if trainer is not None:
+        trainer.check_plan(made)  # before the cases are preprocessed for it
+    left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
+    needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
+    _check_space(store_folder, needed)
+    if given is None:
+        moved = keep_plan(
+            store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), options.configuration, bound)
+        )
+        if moved is not None:
+            changes, earlier = moved
+            old = shlex.quote(str(earlier))
+            on_progress(
+                f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {old}"
+            )
+    if left:
+        count = str(len(raw)) if len(left) == len(raw) else f"{len(left)} of {len(raw)}"
+        on_progress(f"Preprocessing {count} cases: {_size(needed)} in {store_folder}")
+    else:
+        on_progress(f"All {len(raw)} cases are preprocessed already, in {store_folder}")
+    store = CaseStore.build(
+        raw, made, store_folder, precision=options.store_precision, own=own, digests=digests, num_workers=options.jobs
+    )
+    if folds:
+        write_splits(store.folder / SPLITS, folds)
+    if options.num_epochs is not None:
+        made = dataclasses.replace(made, num_epochs=options.num_epochs)
+    return Prepared(
+        dataset=raw,
+        fingerprint=fingerprint,
+        plan=made,
+        store=store,
+        folds=folds,
+        training=training,
+        validation=validation,
+    )
+
+
+def store_of(options: TrainOptions) -> Path:
     """Return the folder for what is derived from datasets: the one asked for, or ``.store`` beside the experiments."""
-    return Path(store) if store is not None else Path(out) / ".store"
+    return Path(options.out) / ".store" if options.store is None else Path(options.store)
 
 
 def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -> CheckedDataset:
     """Check a dataset whole; of cases that were found sound before and have not changed no file is decoded.
-
-    Args:
-        folder: The dataset's folder, nnU-Net format.
-        store: The folder for what is derived from datasets.
-        jobs: Cases that are decoded at once; None for one a processor.
-
-    Returns:
-        The dataset, with digests and fingerprint.
 
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
         SettingsError: If the store lies inside the dataset.
         BadInputError: If the store's folder cannot be written to.
     """
-    if store.resolve().is_relative_to(Path(folder).resolve()):
-        raise SettingsError(f"{store}: inside the dataset, which is never written to; choose --out or --store")
+    refuse_inside(store, folder)
     check_writable(store)
     checked = visit_dataset(folder, store=store, num_workers=jobs)
     if checked.report.problems:
@@ -79,99 +173,69 @@ def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -
     return checked
 
 
-def chosen_folds(
-    dataset: NNUNetDataset,
-    *,
-    num_folds: int | None = None,
-    groups: str | None = None,
-    stratify: str | None = None,
-    splits: PathLike | None = None,
-) -> tuple[Fold, ...]:
-    """Return the folds that a user chose by the command line's options; by default the dataset's own, or nnU-Net's.
+def refuse_inside(path: PathLike, dataset: PathLike) -> None:
+    """Refuse a place to write to that lies inside a dataset.
 
-    Args:
-        dataset: The dataset.
-        num_folds: How many to make; None for 5, or one a case.
-        groups: Regular expression or CSV file: cases of a group stay on one side of a fold.
-        stratify: Regular expression or CSV file: each fold gets its share of each kind of case.
-        splits: A ``splits_final.json`` that says the folds.
+    Raises:
+        SettingsError: If it does.
+    """
+    if Path(path).resolve().is_relative_to(Path(dataset).resolve()):
+        raise SettingsError(f"{path}: inside the dataset, which is never written to; choose another folder")
+
+
+def chosen_folds(dataset: NNUNetDataset, options: TrainOptions) -> tuple[Fold, ...]:
+    """Return the folds that a user chose; by default the dataset's own, or nnU-Net's.
 
     Raises:
         SettingsError: If the options contradict each other or do not fit the cases.
         DatasetError: If the split file names unknown cases or has a case on both sides.
     """
-    strata = None if stratify is None else resolve_groups(stratify, dataset.case_ids, what="stratify")
-    return dataset.folds(k=num_folds, groups=groups, stratify_by=strata, splits=splits)
+    strata = None
+    if options.stratify is not None:
+        strata = resolve_groups(options.stratify, dataset.case_ids, what="stratify")
+    return dataset.folds(k=options.num_folds, groups=options.groups, stratify_by=strata, splits=options.splits)
 
 
-def prepare_dataset(
-    dataset: PathLike | CheckedDataset,
-    *,
-    overrides: Mapping[str, str],
-    store: PathLike | None,
-    out: PathLike,
-    device: str,
-    precision: StoredPrecision = "float32",
-    plan_from: PathLike | None = None,
-    jobs: int | None = None,
-    own: OwnTransforms | None = None,
-    memory_factor: float = 1.0,
-    check_plan: Callable[[Plan], None] | None = None,
-    on_progress: Callable[[str], None] | None = None,
-) -> Prepared:
-    """Check a dataset whole, plan for it, and store what training reads.
+def evenly(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
+    """Return ``count`` of the cases, spread over their order, since neighbours often come from one site.
 
-    Args:
-        dataset: The dataset's folder, nnU-Net format; or what `checked_dataset` returned for it.
-        overrides: Values of the plan to use instead of the planned ones, by name, as text.
-        store: The folder for everything derived from datasets; None for ``<out>/.store``.
-        out: The folder of the experiments.
-        device: Where the training will be; its memory bounds the patch.
-        precision: Type of the stored images; float16 halves them.
-        plan_from: Where an earlier plan is that is to be kept, see `read_plan`; None plans anew.
-        jobs: Cases that are worked on at once; None for one a processor. Fewer where memory is short.
-        own: The user's own transforms, whose preprocessing extends or replaces the plan's.
-        memory_factor: Memory of a training step, as a multiple of a U-Net's, which plans are made for.
-        check_plan: Raises if training could not follow the plan, before the cases are preprocessed for it.
-        on_progress: Told what is being done.
-
-    Raises:
-        DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
-        SettingsError: If an override is unknown or does not fit.
-        BadInputError: If the preprocessed cases would not fit on the disk, or there is no plan to keep.
+    A smaller choice is part of every larger one, so that scores on both are of the same cases as far as possible.
     """
-    say = on_progress or (lambda _message: None)
-    given = None if plan_from is None else read_plan(plan_from)  # what is wrong with it is better said at once
-    store_folder = store_of(store, out)
-    if not isinstance(dataset, CheckedDataset):
-        say(f"Checking {dataset}")
-        dataset = checked_dataset(dataset, store_folder, jobs=jobs)
-    raw, fingerprint, digests = dataset.dataset, dataset.fingerprint, dataset.digests
-    assert fingerprint is not None  # a dataset without problems has both
-    assert digests is not None
-    memory = device_memory(device)
-    bound = None if memory is None else int(memory / memory_factor)
-    made = plan(fingerprint, memory_bytes=bound, overrides=overrides if given is None else None)
-    if given is not None and plan_from is not None:
-        made = adopted_plan(given, made, overrides, path=plan_from)
-    if check_plan is not None:
-        check_plan(made)
-    left = unstored_cases(digests, made, store_folder, precision=precision, own=own)
-    needed = store_bytes(fingerprint, made, precision=precision, case_ids=left)
-    _check_space(store_folder, needed)
-    if given is None:
-        moved = keep_plan(store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), bound))
-        if moved is not None:
-            changes, earlier = moved
-            old = shlex.quote(str(earlier))
-            say(f"The plan has moved with the dataset ({'; '.join(changes)}); to keep the old one: --plan {old}")
-    if left:
-        count = str(len(raw)) if len(left) == len(raw) else f"{len(left)} of {len(raw)}"
-        say(f"Preprocessing {count} cases: {_size(needed)} in {store_folder}")
-    else:
-        say(f"All {len(raw)} cases are preprocessed already, in {store_folder}")
-    cases = CaseStore.build(raw, made, store_folder, precision=precision, own=own, digests=digests, num_workers=jobs)
-    return Prepared(dataset=raw, fingerprint=fingerprint, plan=made, store=cases, warnings=dataset.report.warnings)
+    if count is None or count >= len(case_ids):
+        return tuple(case_ids)
+    digits = len(case_ids).bit_length()
+    # The bits of the positions read backwards: first the halves, then the quarters, then what lies between.
+    spread = sorted(range(len(case_ids)), key=lambda index: int(f"{index:0{digits}b}"[::-1], 2))
+    return tuple(case_ids[index] for index in sorted(spread[:count]))
+
+
+def _sides(
+    dataset: NNUNetDataset, folds: tuple[Fold, ...], options: TrainOptions
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the ids of the cases to train and to validate on, unless there are none."""
+    fold = options.fold
+    sides = dataset.fold(fold=fold) if fold == "all" else dataset.sides(folds, fold)
+    training, validation = (side.case_ids for side in sides)
+    if not training or (not validation and len(dataset) > 1):
+        raise BadInputError(
+            f"fold {fold} has {len(training)} training and {len(validation)} validation cases of {len(dataset)}: each "
+            "side needs one at least; choose other splits or groups, or --fold all to train on everything"
+        )
+    return training, validation
+
+
+def _about_the_fold(
+    dataset: NNUNetDataset, folds: tuple[Fold, ...], options: TrainOptions, fingerprint: Fingerprint
+) -> list[str]:
+    """Return what is suspicious about the fold; of missing labels in the usual folds the check has told."""
+    if options.fold == "all":
+        return []
+    chosen = folds[options.fold]
+    found = patients_on_both_sides([chosen], first=options.fold)
+    if folds != dataset.folds():
+        ids = {case.case_id: frozenset(case.class_voxels) for case in fingerprint.cases}
+        found += labels_absent_from_folds([chosen], ids, names_by_id(fingerprint.labels), first=options.fold)
+    return found
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -192,14 +256,12 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e3:.3g} kB"
 
 
-def device_memory(device: str) -> int | None:
+def device_memory(device: torch.device) -> int | None:
     """Return the bytes that a plan may fill on a CUDA device; None for any other, where the plan has its own figure.
 
     That is a share of the device's total memory: the rest is for CUDA's own context, cuDNN's workspaces and the error
     of the plan's estimate.
     """
-    import torch
-
-    if torch.device(device).type != "cuda":
+    if device.type != "cuda":
         return None
-    return int(USABLE_SHARE * torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    return int(USABLE_SHARE * torch.cuda.get_device_properties(device).total_memory)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from candy_monai.device import HasDevice, auto_device
+from candy_monai.device import HasDevice, auto_device, find_device
 from candy_monai.errors import BadInputError
 
 
@@ -59,6 +59,11 @@ def test_of_several_cuda_devices_the_one_with_the_most_free_memory_is_chosen(mon
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: free[index])
     assert auto_device() == "cuda:1"
+
+
+def test_auto_is_the_best_device(monkeypatch):
+    monkeypatch.setattr("candy_monai.device.auto_device", lambda: "meta")
+    assert find_device("auto") == torch.device("meta")
 
 
 @pytest.mark.parametrize(("has_mps", "expected"), [(True, "mps"), (False, "cpu")])

@@ -1,7 +1,4 @@
-"""The base of every dataset: cases with ids, folds and subsets of them, and the order in which transforms apply.
-
-Owns no file format and loads nothing itself; ready-made datasets are in ``candy_monai.data.datasets.files``.
-"""
+"""The bases of every dataset: cases with ids, folds and subsets of them, and the order in which transforms apply."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from candy_monai.data.datasets.folds import DEFAULT_SEED, Fold, Grouping, Strata
 from candy_monai.data.images.names import stem_of
 from candy_monai.data.sampling import SeededIndex
 from candy_monai.device import HasDevice
-from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+from candy_monai.errors import BadInputError, did_you_mean
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -75,9 +72,8 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
             BadInputError: If a case is not in this dataset.
         """
         position = {case_id: index for index, case_id in enumerate(self._case_ids)}
-        for case_id in case_ids:
-            if case_id not in position:
-                raise BadInputError(f"there is no case {case_id!r} in this dataset.{did_you_mean(case_id, position)}")
+        if (missing := next((case_id for case_id in case_ids if case_id not in position), None)) is not None:
+            raise BadInputError(f"there is no case {missing!r} in this dataset.{did_you_mean(missing, position)}")
         chosen = self._select([position[case_id] for case_id in case_ids])
         chosen._case_ids = tuple(case_ids)
         return chosen
@@ -118,13 +114,12 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
         Raises:
             SettingsError: If there is no such fold.
         """
-        if not isinstance(fold, int):
-            raise SettingsError(f"fold must be a number or 'all', got {fold!r}")
         chosen, present = pick_fold(folds, fold), set(self._case_ids)
         train, validation = (
-            [case_id for case_id in side if case_id in present] for side in (chosen.train, chosen.validation)
+            self.subset([case_id for case_id in side if case_id in present])
+            for side in (chosen.train, chosen.validation)
         )
-        return self.subset(train), self.subset(validation)
+        return train, validation
 
     @abstractmethod
     def _select(self, indices: Sequence[int]) -> Self:
@@ -156,8 +151,8 @@ class UnsupervisedDataset(CaseDataset[Tensor]):
 
     @override
     def __getitem__(self, idx: int) -> Tensor:
-        image = _named(self.load(idx), self._case_ids[idx])
-        return image if self._transform is None else _named(self._transform(image), self._case_ids[idx])
+        image = _with_case_id(self.load(idx), self._case_ids[idx])
+        return image if self._transform is None else _with_case_id(self._transform(image), self._case_ids[idx])
 
     def construct_new(self, images: Sequence[Any]) -> Self:
         """Return a dataset with the same options and other images."""
@@ -213,12 +208,12 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
     @override
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor]:
         case_id = self._case_ids[idx]
-        case = [_named(tensor, case_id) for tensor in self.load(idx)]
+        case = [_with_case_id(tensor, case_id) for tensor in self.load(idx)]
         seed_transform = getattr(self._transform, "set_random_state", None)
         if isinstance(idx, SeededIndex) and seed_transform is not None:
             seed_transform(idx.seed)
         image, label = self._transformed(*case)
-        return _named(image, case_id), _named(label, case_id)
+        return _with_case_id(image, case_id), _with_case_id(label, case_id)
 
     @property
     def follows_position(self) -> bool:
@@ -242,7 +237,7 @@ class SupervisedDataset(CaseDataset[tuple[Tensor, Tensor]]):
 
 
 def ids_of(entries: Sequence[Any]) -> tuple[str, ...]:
-    """Name cases: a dataset's own ids, file names without suffix, or else numbers."""
+    """Return the ids of cases: a dataset's own, file names without suffix, or else numbers."""
     if isinstance(entries, CaseDataset):
         return entries.case_ids
     if len(entries) and all(isinstance(entry, str | os.PathLike) for entry in entries):
@@ -250,8 +245,8 @@ def ids_of(entries: Sequence[Any]) -> tuple[str, ...]:
     return tuple(f"case_{index:04d}" for index in range(len(entries)))
 
 
-def _named(tensor: Tensor, case_id: str) -> Tensor:
-    """Write the id where ``collate_cases`` finds it; a plain tensor has no place for it."""
+def _with_case_id(tensor: Tensor, case_id: str) -> Tensor:
+    """Return the tensor with the id where ``collate_cases`` finds it; a plain one has no place for it."""
     from monai.data import MetaTensor
 
     if isinstance(tensor, MetaTensor):

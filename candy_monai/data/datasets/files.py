@@ -19,7 +19,6 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data.datasets.bases import (
-    CaseDataset,
     PairTransform,
     SupervisedDataset,
     Transform,
@@ -27,26 +26,13 @@ from candy_monai.data.datasets.bases import (
     ids_of,
 )
 from candy_monai.data.images.alignment import HAS_NO_GRID
-from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.formats import CODECS, KNOWN
 from candy_monai.data.images.names import composed, image_suffix, stem_of
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.sampling import at
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.label_ids import holds_whole_numbers
-
-__all__ = [
-    "BinarizedDataset",
-    "CaseDataset",
-    "ComposeDataset",
-    "DatasetFromMemory",
-    "MergedDataset",
-    "PairTransform",
-    "SimpleDataset",
-    "SupervisedDataset",
-    "Transform",
-    "UnsupervisedDataset",
-]
 
 
 class _LabelledFiles(SupervisedDataset):
@@ -75,7 +61,7 @@ class SimpleDataset(UnsupervisedDataset):
     """
 
     def __new__(cls, images: PathLike | Sequence[PathLike] = (), labels: Any = None, **options: Any) -> Any:
-        """Choose between images alone and pairs; the arguments have defaults because copying calls without any."""
+        """Return a dataset of images alone or of pairs; arguments have defaults because copying calls without any."""
         if labels is None:
             return super().__new__(cls)
         image_files, label_files = _files(images), _files(labels)
@@ -124,7 +110,7 @@ class DatasetFromMemory(UnsupervisedDataset):
     """
 
     def __new__(cls, images: Sequence[Tensor] = (), labels: Sequence[Tensor] | None = None, **options: Any) -> Any:
-        """Choose between images alone and pairs; the arguments have defaults because copying calls without any."""
+        """Return a dataset of images alone or of pairs; arguments have defaults because copying calls without any."""
         return super().__new__(cls) if labels is None else _LabelledTensors(images, labels, **options)
 
     def __init__(
@@ -278,20 +264,16 @@ class BinarizedDataset(DerivedDataset):
     def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
         image, label = self._base[idx]
         positive = torch.isin(without_metadata(label), torch.tensor(self._positive_ids, device=label.device)).long()
-        return image, MetaTensor(positive, meta=copy.deepcopy(label.meta)) if isinstance(
-            label, MetaTensor
-        ) else positive
+        return image, positive if not isinstance(label, MetaTensor) else _with_meta(positive, label)
 
 
 def _files(source: PathLike | Sequence[PathLike]) -> list[Path]:
-    """List a folder's images by name, or take the files as given."""
-    if not isinstance(source, str | os.PathLike):
-        return [Path(entry) for entry in source]
-    return image_files(source)
+    """Return a folder's images by name, or the files as given."""
+    return image_files(source) if isinstance(source, str | os.PathLike) else [Path(entry) for entry in source]
 
 
 def image_files(folder: PathLike) -> list[Path]:
-    """List the images of a folder by name.
+    """Return the images of a folder, sorted by name.
 
     Raises:
         BadInputError: If it is no folder, or holds none.
@@ -299,9 +281,9 @@ def image_files(folder: PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInputError(f"{folder}: expected a folder of images, or a list of files")
-    files = [file for file in folder.iterdir() if not file.name.startswith(".") and image_suffix(file) in READABLE]
+    files = [file for file in folder.iterdir() if not file.name.startswith(".") and image_suffix(file) in CODECS]
     if not files:
-        raise BadInputError(f"{folder}: no images found; known formats: {', '.join(READABLE)}")
+        raise BadInputError(f"{folder}: no images found; {KNOWN}")
     return sorted(files)
 
 
@@ -315,16 +297,10 @@ def _paired(images: Sequence[Path], labels: Sequence[Path], where: object) -> li
 def check_same_ids(
     first: Sequence[str], second: Sequence[str], where: object, *, names: tuple[str, str] = ("image", "label")
 ) -> None:
-    """Refuse two lists of case ids that do not pair up; accents may be in different forms.
-
-    Args:
-        first: Ids of the first kind.
-        second: Ids of the second kind.
-        where: What was looked at, for the message.
-        names: What the kinds are called.
+    """Check that two lists of case ids pair up, whatever form their accents are in.
 
     Raises:
-        DatasetError: With every id that is missing or there twice.
+        DatasetError: About ``where``, with every id that is missing or there twice; ``names`` are what has the ids.
     """
     one, other = names
     first, second = ([composed(case_id) for case_id in ids] for ids in (first, second))
@@ -338,8 +314,13 @@ def check_same_ids(
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> MetaTensor:
     values = without_metadata(tensor).detach().to(device=device, dtype=dtype, copy=True)
-    meta = copy.deepcopy(tensor.meta) if isinstance(tensor, MetaTensor) else {HAS_NO_GRID: True}
-    return MetaTensor(values, meta=meta)
+    return (
+        _with_meta(values, tensor) if isinstance(tensor, MetaTensor) else MetaTensor(values, meta={HAS_NO_GRID: True})
+    )
+
+
+def _with_meta(values: Tensor, like: MetaTensor) -> MetaTensor:
+    return MetaTensor(values, meta=copy.deepcopy(like.meta))
 
 
 def _image(tensor: Tensor, device: torch.device) -> MetaTensor:

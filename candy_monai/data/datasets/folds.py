@@ -1,7 +1,4 @@
-"""Divide case ids into folds: plain, grouped or stratified, and read and write nnU-Net's split files.
-
-Pure functions of ids and a seed. Owns no dataset and no decision about which file holds a dataset's splits.
-"""
+"""Divide case ids into folds: plain, grouped or stratified, and read and write nnU-Net's split files."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ import io
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -54,18 +51,12 @@ def kfold(ids: Sequence[str], k: int, *, seed: int = DEFAULT_SEED) -> tuple[Fold
     That is scikit-learn's ``KFold(k, shuffle=True, random_state=seed)``: one shuffle of the positions, then consecutive
     pieces, the first ``n % k`` of them one longer.
 
-    Args:
-        ids: Case ids, in any order; each once.
-        k: 2 to the number of ids.
-        seed: Seeds the shuffle.
-
     Raises:
         SettingsError: If ``k`` is out of range or an id occurs twice.
     """
-    ordered = _checked(ids, k, what="cases")
-    positions = np.arange(len(ordered))
-    np.random.RandomState(seed).shuffle(positions)
-    return _folds(ordered, [piece.tolist() for piece in np.array_split(positions, k)])
+    shuffled = _sorted(ids, k, what="cases")
+    np.random.RandomState(seed).shuffle(shuffled)
+    return _folds(ids, [[shuffled[index] for index in piece] for piece in np.array_split(np.arange(len(ids)), k)])
 
 
 def grouped_kfold(
@@ -74,54 +65,36 @@ def grouped_kfold(
     """Divide the ids into ``k`` folds and keep the cases of a group (a patient, a scanner) together.
 
     Whole groups are dealt, the largest first, each to the fold with the fewest cases; fold sizes are equal as far as
-    the groups allow.
-
-    Args:
-        ids: Case ids, in any order; each once.
-        groups: The group of each id.
-        k: 2 to the number of groups.
-        seed: Seeds the order of groups of one size.
+    the groups allow. The seed orders groups of one size.
 
     Raises:
         SettingsError: If ``k`` is out of range, an id occurs twice or has no group.
     """
-    members = _members(_sorted_once(ids, "cases"), groups, "group")
-    names = _checked([str(name) for name in members], k, what="groups")
+    members = _members(_sorted(ids, None, what="cases"), groups, "group")
+    names = _sorted([str(name) for name in members], k, what="groups")
     np.random.RandomState(seed).shuffle(names)
     names.sort(key=lambda name: -len(members[name]))  # stable: the shuffle decides among groups of one size
-    pieces: list[list[int]] = [[] for _ in range(k)]
-    ordered = sorted(ids)
-    position = {case_id: index for index, case_id in enumerate(ordered)}
+    pieces: list[list[str]] = [[] for _ in range(k)]
     for name in names:
-        smallest = min(pieces, key=len)
-        smallest.extend(position[case_id] for case_id in members[name])
-    return _folds(ordered, pieces)
+        min(pieces, key=len).extend(members[name])
+    return _folds(ids, pieces)
 
 
 def stratified_kfold(
     ids: Sequence[str], strata: Mapping[str, Hashable], k: int, *, seed: int = DEFAULT_SEED
 ) -> tuple[Fold, ...]:
-    """Divide the ids into ``k`` folds that hold the same share of every stratum, to one case.
-
-    Args:
-        ids: Case ids, in any order; each once.
-        strata: The stratum of each id, for example its site or whether it has a lesion.
-        k: 2 to the number of ids.
-        seed: Seeds the shuffle within each stratum.
+    """Divide the ids into ``k`` folds that hold the same share of every stratum (a site, a finding), to one case.
 
     Raises:
         SettingsError: If ``k`` is out of range, an id occurs twice or has no stratum.
     """
-    ordered = _checked(ids, k, what="cases")
-    position = {case_id: index for index, case_id in enumerate(ordered)}
-    members = _members(ordered, strata, "stratum")
+    members = _members(_sorted(ids, k, what="cases"), strata, "stratum")
     random = np.random.RandomState(seed)
-    dealt: list[int] = []
+    dealt: list[str] = []
     for stratum in sorted(members, key=repr):
-        positions = [position[case_id] for case_id in members[stratum]]
-        random.shuffle(positions)
-        dealt.extend(positions)  # dealing goes on where the last stratum stopped, so sizes differ by at most one
-    return _folds(ordered, [dealt[start::k] for start in range(k)])
+        random.shuffle(members[stratum])
+        dealt.extend(members[stratum])  # dealing goes on where the last stratum stopped: sizes differ by at most one
+    return _folds(ids, [dealt[start::k] for start in range(k)])
 
 
 def choose_folds(
@@ -132,15 +105,10 @@ def choose_folds(
     groups: Grouping | None = None,
     stratify_by: Strata | None = None,
 ) -> tuple[Fold, ...]:
-    """Make folds as the options ask, with sensible behaviour for few cases.
+    """Return folds by the options of `CaseDataset.fold`.
 
-    Args:
-        ids: Case ids, in any order; each once.
-        k: Number of folds; ``None`` takes 5, or as many as there are cases (groups) where they are fewer. A single case
-            (group) then gives one fold that trains on everything and validates on nothing.
-        seed: Seeds every shuffle.
-        groups: Keep cases together, see ``resolve_groups``.
-        stratify_by: Spread a property evenly.
+    Without ``k`` there are 5, or as many as cases (groups) where they are fewer. A single case (group) then gives one
+    fold that trains on everything and validates on nothing.
 
     Raises:
         SettingsError: If ``k`` exceeds the number of cases (groups) or options contradict each other.
@@ -164,7 +132,7 @@ def choose_folds(
 
 
 def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups") -> dict[str, str]:
-    r"""Find the group of every case.
+    r"""Return the group of every case.
 
     Args:
         groups: A regular expression searched in the id (its first parenthesis is the group, or else the whole match:
@@ -183,8 +151,7 @@ def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups"
             pattern = re.compile(groups)
         except re.error as error:
             raise BadInputError(f"{what}: {groups!r} is no regular expression ({error})") from error
-        matches = {case_id: pattern.search(case_id) for case_id in ids}
-        found = {case_id: match[pattern.groups > 0] for case_id, match in matches.items() if match}
+        found = {case_id: match[pattern.groups > 0] for case_id in ids if (match := pattern.search(case_id))}
     else:
         found = _read_group_table(Path(groups))
     by_name = {composed(case_id): group for case_id, group in found.items()}
@@ -208,7 +175,7 @@ def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tup
     Raises:
         BadInputError: If the file is missing or holds anything else, or a fold has a case on both sides.
     """
-    known = _Known(case_ids or ())
+    known = _KnownIds(case_ids or ())
     try:
         content = read_json(path)
         entries = [content] if isinstance(content, dict) else content
@@ -227,39 +194,38 @@ def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tup
 
 
 def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
-    """Compare a split file with the cases that exist."""
+    """Return what is wrong with a split file, given the cases that exist."""
     try:
         folds = read_splits(path, case_ids=case_ids)
     except BadInputError as error:
         return [str(error)]
     known, problems = set(case_ids), []
     for index, fold in enumerate(folds):
+        where = f"{path.name}: fold {index}"
         if not fold.train:
-            problems.append(f'{path.name}: fold {index} has no case to train on ("train" is empty); name some')
+            problems.append(f'{where} has no case to train on ("train" is empty); name some')
         if not fold.validation and len(known) != 1:  # a single case trains without validation
             problems.append(
-                f'{path.name}: fold {index} has no case to validate on ("val" is empty); name some, or choose '
-                "the fold 'all', which trains on every case"
+                f"{where} has no case to validate on (\"val\" is empty); name some, or choose the fold 'all', which "
+                "trains on every case"
             )
         named = Counter((*fold.train, *fold.validation))
-        unknown = sorted(set(named) - known)
-        if unknown:
-            problems.append(f"{path.name}: fold {index} names cases that do not exist: {', '.join(unknown)}")
-        twice = sorted(case_id for case_id, count in named.items() if count > 1)
-        if twice:
-            problems.append(f"{path.name}: fold {index} names cases twice: {', '.join(twice)}")
+        if unknown := sorted(set(named) - known):
+            problems.append(f"{where} names cases that do not exist: {', '.join(unknown)}")
+        if twice := sorted(case_id for case_id, count in named.items() if count > 1):
+            problems.append(f"{where} names cases twice: {', '.join(twice)}")
     return problems
 
 
-class _Known:
+class _KnownIds:
     """The cases that exist, to find which one an entry of a split file means."""
 
     def __init__(self, case_ids: Sequence[str]) -> None:
         self._ids = {composed(case_id): case_id for case_id in case_ids}
-        self._numbers: dict[int, list[str]] = {}
+        self._numbers = defaultdict[int, list[str]](list)
         for case_id in case_ids:
             if case_id.isdecimal():
-                self._numbers.setdefault(int(case_id), []).append(case_id)
+                self._numbers[int(case_id)].append(case_id)
 
     def ids(self, entries: object) -> tuple[str, ...]:
         """Return the ids that one side of a fold names.
@@ -270,13 +236,10 @@ class _Known:
         given = entries if isinstance(entries, list) else [entries]
         if isinstance(entries, str) and self._found(entries) is None and "," in entries:
             given = [part.strip() for part in entries.split(",")]
-        return tuple(self._id(entry) for entry in given)
-
-    def _id(self, entry: object) -> str:
-        if isinstance(entry, bool) or not isinstance(entry, str | int):
-            raise ValueError(f"{entry!r} where a case id was expected")
-        found = self._found(str(entry))
-        return composed(str(entry)) if found is None else found
+        wrong = [entry for entry in given if isinstance(entry, bool) or not isinstance(entry, str | int)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} where a case id was expected")
+        return tuple(self._found(str(entry)) or composed(str(entry)) for entry in given)
 
     def _found(self, entry: str) -> str | None:
         name = PurePosixPath(composed(entry).strip().replace("\\", "/")).name
@@ -305,57 +268,46 @@ def pick_fold(folds: Sequence[Fold], fold: int) -> Fold:
     Raises:
         SettingsError: If there is no such fold.
     """
+    if not isinstance(fold, int):
+        raise SettingsError(f"fold must be a number or 'all', got {fold!r}")
     if not 0 <= fold < len(folds):
         raise SettingsError(f"fold {fold} does not exist: expected 0 to {len(folds) - 1}, or 'all'")
     return folds[fold]
 
 
-def _checked(ids: Sequence[str], k: int, *, what: str) -> list[str]:
-    """Return the ids sorted, when they can be divided into ``k`` folds."""
-    ordered = _sorted_once(ids, what)
-    if k < 2:
-        raise SettingsError(f"k must be at least 2, got {k}")
-    if k > len(ordered):
-        raise SettingsError(f"{k} folds need at least {k} {what}, there are {len(ordered)}; lower k")
-    return ordered
-
-
-def _sorted_once(ids: Sequence[str], what: str) -> list[str]:
+def _sorted(ids: Sequence[str], k: int | None, *, what: str) -> list[str]:
+    """Return the ids sorted, when each is there once and they can be divided into ``k`` folds."""
     ordered = sorted(ids)
     twice = [case_id for case_id, count in Counter(ordered).items() if count > 1]
     if twice:
         raise SettingsError(f"{listed(twice)} occurs more than once among the {what}")
+    if k is not None and k < 2:
+        raise SettingsError(f"k must be at least 2, got {k}")
+    if k is not None and k > len(ordered):
+        raise SettingsError(f"{k} folds need at least {k} {what}, there are {len(ordered)}; lower k")
     return ordered
 
 
 def _members(ids: Sequence[str], key_of: Mapping[str, Hashable], what: str) -> dict[Hashable, list[str]]:
-    members: dict[Hashable, list[str]] = {}
     missing = [case_id for case_id in ids if case_id not in key_of]
     if missing:
         raise SettingsError(f"no {what} for {listed(missing)}; every case needs one")
+    members = defaultdict[Hashable, list[str]](list)
     for case_id in ids:
-        members.setdefault(key_of[case_id], []).append(case_id)
+        members[key_of[case_id]].append(case_id)
     return members
 
 
-def _folds(ordered: Sequence[str], pieces: Sequence[Sequence[int]]) -> tuple[Fold, ...]:
-    folds = []
-    for piece in pieces:
-        held_back = set(piece)
-        folds.append(
-            Fold(
-                train=tuple(case_id for index, case_id in enumerate(ordered) if index not in held_back),
-                validation=tuple(ordered[index] for index in sorted(held_back)),
-            )
-        )
-    return tuple(folds)
+def _folds(ids: Sequence[str], pieces: Iterable[Sequence[str]]) -> tuple[Fold, ...]:
+    return tuple(
+        Fold(train=tuple(sorted(set(ids).difference(piece))), validation=tuple(sorted(piece))) for piece in pieces
+    )
 
 
 def _read_group_table(path: Path) -> dict[str, str]:
     try:
-        rows = [
-            row for row in csv.reader(io.StringIO(read_text(path), newline="")) if any(cell.strip() for cell in row)
-        ]
+        table = csv.reader(io.StringIO(read_text(path), newline=""))
+        rows = [row for row in table if any(cell.strip() for cell in row)]
     except (OSError, ValueError, csv.Error) as error:
         raise BadInputError(f"{path}: cannot read groups ({error}); expected a CSV file: case id, group") from error
     short = [row for row in rows if len(row) < 2]

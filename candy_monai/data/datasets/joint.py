@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from candy_monai.errors import BadInputError
-from candy_monai.label_ids import holds_whole_numbers
-
-_COUNTABLE = 1 << 16
+from candy_monai.label_ids import holds_whole_numbers, ids_in
 
 
 class JointTransform:
@@ -83,7 +81,7 @@ class JointTransform:
 
 
 def _process() -> int | str:
-    """Tell one worker of one loader's iteration from another by its seed; text for the process that has the loader."""
+    """Return what tells one worker of one loader's iteration from another, and from the process that has the loader."""
     worker = get_worker_info()
     return "main" if worker is None else worker.seed
 
@@ -92,18 +90,9 @@ def _refuse_new_ids(before: Tensor, after: Tensor) -> None:
     if not holds_whole_numbers(after):
         invented: list[float] = [float(after[after != after.round()][0])]
     else:
-        invented = sorted(_ids(after) - _ids(before) - {0})  # padding may bring the background
+        invented = sorted({*ids_in(after)} - {0, *ids_in(before)})  # padding may bring the background
     if invented:
         raise BadInputError(
             f"the transform made label values that were not there, for example {invented[0]}: labels must be "
             'interpolated by nearest neighbour, in MONAI with mode=("bilinear", "nearest") for image and label'
         )
-
-
-def _ids(label: Tensor) -> set[int]:
-    flat = label.flatten().long()
-    if not len(flat):
-        return set()
-    low, high = (int(bound) for bound in torch.aminmax(flat))
-    found = torch.bincount(flat).nonzero() if low >= 0 and high < _COUNTABLE else torch.unique(flat)
-    return set(found.flatten().tolist())

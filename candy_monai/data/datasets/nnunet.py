@@ -1,7 +1,6 @@
 """A folder in nnU-Net's format as a dataset.
 
-``nnunet_description`` reads ``dataset.json``, ``nnunet_files`` pairs files, ``inspection.checks`` finds what is wrong
-with the images.
+``nnunet_description`` reads ``dataset.json``, ``nnunet_files`` pairs files, ``inspection.checks`` opens the images.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ from candy_monai.data.datasets.folds import (
     read_splits,
     split_problems,
 )
-from candy_monai.data.datasets.nnunet_description import (
-    NNUNetCase,
-    Split,
-)
+from candy_monai.data.datasets.nnunet_description import NNUNetCase, Split
 from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
 from candy_monai.data.images.names import composed
 from candy_monai.data.images.reading import (

@@ -1,4 +1,4 @@
-"""What an nnU-Net folder's ``dataset.json`` says, and what is wrong with it.
+"""Read and check an nnU-Net folder's ``dataset.json``.
 
 Both generations are understood: v2 (``channel_names``, labels by name) and v1 or Medical Segmentation Decathlon
 (``modality``, labels by id, a ``training`` list).
@@ -6,7 +6,6 @@ Both generations are understood: v2 (``channel_names``, labels by name) and v1 o
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from candy_monai.text import read_json
 Split = Literal["Tr", "Ts"]
 
 _MOST_SHOWN = 80
+_EXAMPLE = '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +152,11 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
         hint = did_you_mean("channel_names", content)
         problems.append(f'\'channel_names\' is missing or empty; expected for example {{"0": "CT"}}.{hint}')
         return ()
-    if sorted(names) != sorted(str(index) for index in range(len(names))):
+    numbers = [str(index) for index in range(len(names))]
+    if sorted(names) != sorted(numbers):
         problems.append(f"{key!r} has the numbers {sorted(names)}, expected 0 to {len(names) - 1}")
         return ()
-    return tuple(str(names[str(index)]) for index in range(len(names)))
+    return tuple(str(names[number]) for number in numbers)
 
 
 def _labels(content: Mapping[str, Any], problems: list[str]) -> tuple[dict[str, int | tuple[int, ...]], int | None]:
@@ -201,7 +202,7 @@ def _region_order(
         if any(isinstance(ids, tuple) for ids in labels.values()):
             problems.append("labels with several ids (regions) need 'regions_class_order': one id for each region")
         return None
-    if not isinstance(order, list) or any(_integer(entry) is None for entry in order):
+    if not isinstance(order, list) or None in map(_integer, order):
         problems.append(f"'regions_class_order' is {order!r}, expected a list with one id for each foreground label")
         return None
     return tuple(int(entry) for entry in order)
@@ -238,7 +239,7 @@ def _label_problems(
 
 
 def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) -> str:
-    """Take the stated ending; v1 states none, so the first listed or stored image tells."""
+    """Return the stated ending; v1 states none, so the first listed or stored image tells."""
     ending = content.get("file_ending")
     if isinstance(ending, str) and ending.lower() in READABLE:
         return ending.lower()
@@ -248,73 +249,58 @@ def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) 
     training = content.get("training")
     entries = training if isinstance(training, list) else []
     listed = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
-    images = folder / "imagesTr"
-    stored = sorted(path.name for path in images.iterdir()) if images.is_dir() else []
-    for name in (*(image for image in listed if isinstance(image, str)), *stored):
-        suffix = image_suffix(name)
-        if suffix in READABLE and not Path(name).name.startswith("."):
+    names = [*(image for image in listed if isinstance(image, str)), *sorted(map(str, folder.glob("imagesTr/*")))]
+    for name in names:
+        if (suffix := image_suffix(name)) in READABLE and not Path(name).name.startswith("."):
             return suffix
     problems.append("'file_ending' is missing, and no image tells it; expected for example \".nii.gz\"")
     return ""
 
 
 def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str]) -> dict[str, tuple[NNUNetCase, ...]]:
-    """Read the cases that the file lists: a v2 ``dataset`` object, or v1 ``training`` and ``test`` lists."""
-    listed: dict[str, tuple[NNUNetCase, ...]] = {}
+    """Return the cases that the file lists: a v2 ``dataset`` object, or v1 ``training`` and ``test`` lists."""
+    listed: dict[str, list[NNUNetCase]] = {}
     try:
         if isinstance(content.get("dataset"), dict):
-            listed["Tr"] = tuple(
-                _listed_case(folder, case_id, entry["images"], entry["label"])
-                for case_id, entry in sorted(content["dataset"].items())
-            )
+            entries = content["dataset"].items()
+            listed["Tr"] = [_case(folder, case_id, entry["images"], entry["label"]) for case_id, entry in entries]
         elif isinstance(content.get("training"), list) and content["training"]:
-            cases = {"Tr": content["training"], "Ts": content.get("test") or []}
-            for split, entries in cases.items():
-                names_image = [_names_image(entry) for entry in entries]
-                if not all(names_image):
-                    where = {"Tr": "training", "Ts": "test"}[split]
-                    problems.append(_without_image(where, entries, names_image))
-                entries = list(itertools.compress(entries, names_image))
-                pairs = [(e, None) if isinstance(e, str) else (e["image"], e.get("label")) for e in entries]
-                found = [_listed_case(folder, _listed_id(image), image, label) for image, label in pairs]
-                listed[split] = tuple(sorted(found, key=lambda case: case.case_id))
+            for split, key in (("Tr", "training"), ("Ts", "test")):
+                listed[split] = _cases_of_list(folder, key, content.get(key) or [], problems)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         problems.append(f"dataset.json: the list of cases lacks {error}, expected image(s) and label for each case")
-    if any(_is_split_by_channel(folder, cases) for cases in listed.values()):
+    if any(_is_split_by_channel(cases) for cases in listed.values()):
         return {}
-    unlabelled = [case.case_id for case in listed.get("Tr", ()) if case.label is None]
+    unlabelled = sorted(case.case_id for case in listed.get("Tr", ()) if case.label is None)
     if unlabelled:
         problems.append(
             f"dataset.json: the list of training cases names no label for {named(unlabelled, limit=5)}; expected image "
-            'and label of each, as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
+            f"and label of each, as {_EXAMPLE}"
         )
-    return listed
+    return {split: tuple(sorted(cases, key=lambda case: case.case_id)) for split, cases in listed.items()}
 
 
-def _names_image(entry: object) -> bool:
-    image = entry.get("image") if isinstance(entry, dict) else entry if isinstance(entry, str) else None
-    several = isinstance(image, list) and image and all(isinstance(path, str) for path in image)
-    return bool(several or (isinstance(image, str) and image))
+def _cases_of_list(folder: Path, key: str, entries: Sequence[Any], problems: list[str]) -> list[NNUNetCase]:
+    """Return the cases of a list of image files, or of ``{"image": ..., "label": ...}`` with one image or several."""
+    cases, wrong = [], []
+    for number, entry in enumerate(entries, start=1):
+        image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
+        images: list[Any] = image if isinstance(image, list) and isinstance(entry, dict) else [image]
+        if images and all(isinstance(path, str) and path for path in images):
+            stem = stem_of(_portable(images[0]))
+            case_id = split_channel(stem)[0] if isinstance(image, list) else stem
+            cases.append(_case(folder, case_id, images, label))
+        else:
+            wrong.append(f"entry {number}, {repr(entry)[:_MOST_SHOWN]}{'...' * (len(repr(entry)) > _MOST_SHOWN)}")
+    if wrong:
+        problems.append(
+            f"dataset.json: {len(wrong)} of {len(entries)} entries of {key!r} name no image, the first is {wrong[0]}; "
+            f"expected {_EXAMPLE}"
+        )
+    return cases
 
 
-def _without_image(where: str, entries: Sequence[object], names_image: Sequence[bool]) -> str:
-    wrong = [index for index, is_right in enumerate(names_image) if not is_right]
-    shown = repr(entries[wrong[0]])
-    return (
-        f"dataset.json: {len(wrong)} of {len(entries)} entries of {where!r} name no image, the first is entry "
-        f"{wrong[0] + 1}, {shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '...'}; expected "
-        '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}'
-    )
-
-
-def _listed_id(image: str | Sequence[str]) -> str:
-    """Return the id of a case that a list names by its image, or by one image a channel."""
-    if isinstance(image, str):
-        return stem_of(_portable(image))
-    return split_channel(stem_of(_portable(image[0])))[0]
-
-
-def _listed_case(folder: Path, case_id: str, images: str | Sequence[str], label: str | None) -> NNUNetCase:
+def _case(folder: Path, case_id: str, images: str | Sequence[str], label: str | None) -> NNUNetCase:
     paths = [images] if isinstance(images, str) else images
     return NNUNetCase(
         case_id=composed(case_id),
@@ -332,8 +318,8 @@ def _portable(path: str) -> str:
     return path if "/" in path else path.replace("\\", "/")
 
 
-def _is_split_by_channel(folder: Path, cases: Sequence[NNUNetCase]) -> bool:
-    """Tell nnU-Net v1 from the Decathlon: its list names ``case.nii.gz`` and the folder holds ``case_0000.nii.gz``."""
+def _is_split_by_channel(cases: Sequence[NNUNetCase]) -> bool:
+    """Return whether a list is of nnU-Net v1, which names ``a.nii.gz`` for ``a_0000.nii.gz``, not of the Decathlon."""
     if not cases or len(cases[0].images) != 1 or cases[0].images[0].exists():
         return False
     first = cases[0].images[0]

@@ -1,19 +1,16 @@
-"""Which files of an nnU-Net folder belong to which case.
-
-Lists folders and opens no image. What ``dataset.json`` says is read by ``nnunet_description``.
-"""
+"""Pair the files of an nnU-Net folder by case; no image is opened."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase, Split, parse_description
-from candy_monai.data.images.formats import PICTURES, TIFFS
 from candy_monai.data.images.names import composed, split_channel
+from candy_monai.data.images.pictures import PICTURES, TIFFS
 from candy_monai.errors import did_you_mean
 
 
@@ -37,9 +34,9 @@ class Listing:
 
 
 def list_dataset(folder: Path, *splits: Split) -> Listing:
-    """Read a folder's description and pair the files of some splits; no image is opened."""
+    """Read a folder's description and pair the files of some splits."""
     description, problems = parse_description(folder)
-    found = {} if description is None else {split: find_cases(folder, description, split) for split in splits}
+    found = {} if description is None else {split: _find_cases(folder, description, split) for split in splits}
     return Listing(
         folder=folder,
         description=description,
@@ -49,36 +46,21 @@ def list_dataset(folder: Path, *splits: Split) -> Listing:
     )
 
 
-def find_cases(folder: Path, description: DatasetDescription, split: Split) -> tuple[tuple[NNUNetCase, ...], list[str]]:
-    """Pair images and labels by case id, and collect what is wrong.
+def _find_cases(
+    folder: Path, description: DatasetDescription, split: Split
+) -> tuple[tuple[NNUNetCase, ...], list[str]]:
+    """Return the whole cases of a split, sorted by id, and a problem for every file that is missing or one too many.
 
     Only the last ``_dddd`` of an image's name is the channel, so ids may themselves end in such. Ids have their accents
     composed, since one name may be stored in two forms. Hidden files and files of other kinds are passed over. Several
     channel names with a single picture ``_0000`` mean that this file holds all channels, as colour pictures do.
-
-    Args:
-        folder: The dataset's folder.
-        description: Its description.
-        split: ``"Tr"`` for training cases, ``"Ts"`` for test cases, whose labels may be missing.
-
-    Returns:
-        The whole cases, sorted by id, and a problem for every file that is missing or one too many.
     """
-    listed = description.listed.get(split)
-    if listed is not None:
-        twice = sorted(case_id for case_id, count in Counter(case.case_id for case in listed).items() if count > 1)
-        missing = [f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice]
-        missing += [
-            f"{case.case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}"
-            for case in listed
-            for path in (*case.images, *((case.label,) if case.label else ()))
-            if not path.is_file()
-        ]
-        return listed, missing
+    if (listed := description.listed.get(split)) is not None:
+        return listed, _listing_problems(listed)
     problems: list[str] = []
     ending = description.file_ending
     channels = _images_by_case(folder / f"images{split}", ending, problems)
-    labels = {name: path for path, name in _files(folder / f"labels{split}", ending, problems)}
+    labels = _files(folder / f"labels{split}", ending, problems)
     if split == "Tr" and not channels:
         problems.append(f"imagesTr: no {ending} image found")
     cases = []
@@ -91,41 +73,50 @@ def find_cases(folder: Path, description: DatasetDescription, split: Split) -> t
         else:
             images = tuple(files[channel] for channel in sorted(files))
             cases.append(NNUNetCase(case_id=case_id, images=images, label=labels.get(case_id)))
-    for case_id in sorted(set(labels) - set(channels)):
+    for case_id in sorted(labels.keys() - channels.keys()):
         hint = did_you_mean(case_id, channels)
         problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, a label is there.{hint}")
     return tuple(cases), problems
 
 
+def _listing_problems(cases: tuple[NNUNetCase, ...]) -> list[str]:
+    twice = sorted(case_id for case_id, count in Counter(case.case_id for case in cases).items() if count > 1)
+    missing = [(case.case_id, path) for case in cases for path in case.files if not path.is_file()]
+    return [
+        *(f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice),
+        *(f"{case_id}: {path} is listed in dataset.json and does not exist{_unset(path)}" for case_id, path in missing),
+    ]
+
+
 def _unset(path: Path) -> str:
-    """Name the environment variables that a path still contains: those that are not set."""
+    """Return a hint at the environment variables that a path still contains: those that are not set."""
     variables = sorted(set(re.findall(r"\$\{?\w+\}?", str(path))))
     return f"; set the environment variable {', '.join(variables)}" if variables else ""
 
 
-def _files(folder: Path, ending: str, problems: list[str]) -> list[tuple[Path, str]]:
-    """List files of one ending with their names without it; a name in two spellings of the ending is a problem."""
+def _files(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:
+    """Return files of one ending by name without it; a name in two spellings of the ending is a problem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not path.name.lower().endswith(ending):
             continue
         name = composed(path.name[: -len(ending)])
-        if name in found:
-            alike = composed(found[name].name) == composed(path.name)
+        first = found.setdefault(name, path)
+        if first is not path:
+            alike = composed(first.name) == composed(path.name)
             why = " (their accents are encoded in two ways)" if alike else ""
-            problems.append(f"{name}: found both {found[name].name} and {path.name} in {folder.name}{why}; remove one")
-        found.setdefault(name, path)
-    return [(path, name) for name, path in found.items()]
+            problems.append(f"{name}: found both {first.name} and {path.name} in {folder.name}{why}; remove one")
+    return found
 
 
 def _images_by_case(folder: Path, ending: str, problems: list[str]) -> dict[str, dict[int, Path]]:
-    channels: dict[str, dict[int, Path]] = {}
-    for path, name in _files(folder, ending, problems):
+    channels = defaultdict[str, dict[int, Path]](dict)
+    for name, path in _files(folder, ending, problems).items():
         case_id, channel = split_channel(name)
         if channel is None:
             problems.append(f"{folder.name}/{path.name}: no channel number; rename it to {name}_0000{ending}")
-            continue
-        channels.setdefault(case_id, {})[channel] = path
+        else:
+            channels[case_id][channel] = path
     return channels
 
 

@@ -1,4 +1,4 @@
-"""Which cases seem to be of one patient, by their ids, and whether folds divide them."""
+"""Find patients by the ids of their cases, and folds that divide a patient."""
 
 from __future__ import annotations
 
@@ -31,19 +31,14 @@ _NO_PATIENT = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class PatientNames:
-    """What the ids of a dataset seem to say about its patients.
+    """What the ids of a dataset seem to say about its patients."""
 
-    Attributes:
-        patient_of: For each case id what the ids of its patient have in common.
-        groups: The regular expression for ``--groups`` that finds it.
-    """
-
-    patient_of: Mapping[str, str]
-    groups: str
+    patient_of: Mapping[str, str]  # for each case id, what the ids of its patient have in common
+    groups: str  # the regular expression for --groups that finds it
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reading:
+class _Pattern:
     """A way to read ids: the first parenthesis of an expression, and how much else has to speak for it."""
 
     expression: str
@@ -56,40 +51,33 @@ def patients_by_name(case_ids: Sequence[str]) -> PatientNames | None:
 
     A patient is what comes before the number of a frame, a slice, a visit and so on (``SC-01-IM-0048``), before one of
     two phases or sides (``p07_ED``, ``07L``), or, in larger datasets, a number before another (``10001_7``).
-
-    Args:
-        case_ids: The ids; each once.
     """
-    for reading in _readings(case_ids):
-        found = {case_id: match[1] for case_id in case_ids if (match := re.search(reading.expression, case_id))}
+    for pattern in _patterns(case_ids):
+        found = {case_id: match[1] for case_id in case_ids if (match := re.search(pattern.expression, case_id))}
         sizes = Counter(found.values())
         shared = [patient for patient, count in sizes.items() if count > 1]
         if len(found) < len(case_ids) or len(sizes) < 2 or not shared:
             continue
         if any(_NO_PATIENT.fullmatch(patient) for patient in shared):
             continue
-        if reading.needs_numbered_patient and not all(_NUMBERED_PATIENT.fullmatch(patient) for patient in shared):
+        if pattern.needs_numbered_patient and not all(_NUMBERED_PATIENT.fullmatch(patient) for patient in shared):
             continue
         is_many = len(sizes) >= _FEWEST_PATIENTS and max(sizes.values()) <= _LARGEST_SHARE * len(case_ids)
-        if is_many or not reading.needs_many_patients:
-            return PatientNames(patient_of=found, groups=reading.expression)
+        if is_many or not pattern.needs_many_patients:
+            return PatientNames(patient_of=found, groups=pattern.expression)
     return None
 
 
 def patients_on_both_sides(folds: Sequence[Fold], *, first: int = 0) -> list[str]:
-    """Warn of patients whose cases folds divide, and name the groups that would keep each on one side.
+    """Return a warning of patients whose cases folds divide; it names the groups that would keep each on one side.
 
-    Args:
-        folds: The folds.
-        first: The number of the first of these folds.
+    ``first`` is the number of the first of these folds.
     """
     everything = sorted({case_id for fold in folds for case_id in (*fold.train, *fold.validation)})
     names = patients_by_name(everything)
     if names is None:
         return []
-    patient_of = names.patient_of
-    divided = set[str]()
-    per_fold = []
+    patient_of, divided, per_fold = names.patient_of, set[str](), []
     for number, fold in enumerate(folds, start=first):
         if set(fold.train) == set(fold.validation):  # the fold 'all' validates on what it trains on, as it says
             continue
@@ -110,20 +98,20 @@ def patients_on_both_sides(folds: Sequence[Fold], *, first: int = 0) -> list[str
     ]
 
 
-def _readings(case_ids: Sequence[str]) -> Iterator[_Reading]:
+def _patterns(case_ids: Sequence[str]) -> Iterator[_Pattern]:
     yield from _before_parts(case_ids, f"{_OCCASIONS}|{_PARTS}", r".*?\d.*?")
     yield from _before_parts(case_ids, _VAGUE_PARTS, r".*?\d.*?", needs_numbered_patient=True)
     yield from _before_parts(case_ids, _OCCASIONS, r".+?")
     sides = sorted({match[1] for case_id in case_ids if (match := re.search(rf"\d[-_ ]?({_SIDES})$", case_id))})
     if len(sides) > 1:
-        yield _Reading(expression=rf"^(.*\d)[-_ ]?({'|'.join(sides)})$")
-    yield _Reading(expression=r"^(.+)[-_]\d+$", needs_numbered_patient=True, needs_many_patients=True)
+        yield _Pattern(expression=rf"^(.*\d)[-_ ]?({'|'.join(sides)})$")
+    yield _Pattern(expression=r"^(.+)[-_]\d+$", needs_numbered_patient=True, needs_many_patients=True)
 
 
 def _before_parts(
     case_ids: Sequence[str], words: str, patient: str, *, needs_numbered_patient: bool = False
-) -> Iterator[_Reading]:
-    """Read what comes before a word and a number; the simplest expression first that finds the same."""
+) -> Iterator[_Pattern]:
+    """Yield the pattern of what comes before a word and a number: the simplest expression that finds the same."""
     part = re.compile(rf"^({patient})([-_ .]?)(?<![a-z])({words})[-_ ]?\d+(?![a-z])", re.IGNORECASE)
     found = {case_id: match for case_id in case_ids if (match := part.match(case_id))}
     if not found:
@@ -142,5 +130,5 @@ def _before_parts(
     ):
         matches = {case_id: re.search(expression, case_id) for case_id in case_ids}
         if all((match := matches[case_id]) is not None and match[1] == patients[case_id] for case_id in case_ids):
-            yield _Reading(expression=expression, needs_numbered_patient=needs_numbered_patient)
+            yield _Pattern(expression=expression, needs_numbered_patient=needs_numbered_patient)
             return

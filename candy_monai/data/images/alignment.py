@@ -1,48 +1,41 @@
-"""Whether two images lie on the same grid, so that equal indices are the same places, and how to bring them onto one.
+"""Compare the grids of two images, and bring one onto the other by swapping and flipping axes, which is exact.
 
-Axes that run another way are swapped and flipped, which is exact. Nothing is interpolated here.
+Equal indices of two aligned images are the same places. In every message, ``against`` says whose the expected grid is,
+with a verb: ``the image a.nii.gz has``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from nibabel.orientations import inv_ornt_aff, io_orientation
 
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-POSITION_TOLERANCE = 1e-2
-"""Millimetres and direction cosines; what differs by less is the rounding of some tool."""
-
 HAS_NO_GRID = "has_no_grid"
 """In the metadata of a tensor whose affine says nothing, since it was made of one without metadata."""
 
+_POSITION_TOLERANCE = 1e-2  # millimetres and direction cosines; what differs by less is the rounding of some tool
 _SPACING_TOLERANCE = 1e-3  # relative; headers store single precision, and tools round
 _MOST_VOXELS_APART = 0.5  # a voxel that is further off is another voxel
-_PARALLEL = 0.9  # cosine from which an axis runs along another; how exactly is seen once they are swapped and flipped
 
 
 def aligned(values: Tensor, found: Geometry, expected: Geometry, *, name: str, against: str) -> Tensor:
     """Return an image's samples on another image's grid, with its axes swapped and flipped where they run another way.
 
-    The one function for wherever two images meet: the channels of a case, a prediction and its reference. A sample
-    never changes, and nothing is copied where the grids agree already.
-
     Args:
-        values: ``(C, *spatial)``.
+        values: ``(C, *spatial)``; not copied where the grids agree already.
         found: The grid of these.
         expected: The grid to bring them onto.
         name: What to call the image in a message, such as its file.
-        against: Whose the expected grid is, with a verb: ``the image a.nii.gz has``.
-
-    Returns:
-        ``(C, *spatial)`` in the order and direction of the expected grid's axes.
+        against: Whose the expected grid is.
 
     Raises:
         BadInputError: If the grids cover other places; says what of each differs.
@@ -51,44 +44,36 @@ def aligned(values: Tensor, found: Geometry, expected: Geometry, *, name: str, a
         raise BadInputError(f"{name}: {problem}")
     if misalignment(found, expected, against=against) is None:
         return values
-    turn = _Turn.between(found, expected)
-    assert turn is not None  # or there had been a mismatch
-    turned = values.permute(0, *(axis + 1 for axis in turn.order)).flip([axis + 1 for axis in turn.flips])
-    return turned.contiguous()
+    order, flips = _axes(_orientation(found, expected), values.ndim - 1)
+    return values.permute(0, *(axis + 1 for axis in order)).flip([axis + 1 for axis in flips]).contiguous()
 
 
 def mismatch(found: Geometry, expected: Geometry, *, against: str) -> str | None:
-    """Return why an image cannot be brought onto another's grid by swapping and flipping axes; None where it can.
-
-    Args:
-        found: The grid of the image at fault.
-        expected: The grid to compare with.
-        against: Whose that is, with a verb: ``the image a.nii.gz has``.
-    """
+    """Return why an image cannot be brought onto another's grid by swapping and flipping axes; None where it can."""
     problem = misalignment(found, expected, against=against)
-    if problem is None:
-        return None
-    turn = _Turn.between(found, expected)
-    if turn is None or misalignment(turn.applied(found), expected, against=against) is not None:
+    is_comparable = len(found.spatial_shape) == len(expected.spatial_shape) and _is_grid(found) and _is_grid(expected)
+    if problem is None or not is_comparable:
         return problem
-    return None
+    orientation = _orientation(found, expected)
+    order, _ = _axes(orientation, len(found.spatial_shape))
+    shape = (*found.spatial_shape, 1)[:3]
+    turned = replace(
+        found,
+        spatial_shape=tuple(shape[axis] for axis in order),
+        affine=found.affine @ inv_ornt_aff(orientation, shape),
+    )
+    return None if misalignment(turned, expected, against=against) is None else problem
 
 
 def misalignment(found: Geometry, expected: Geometry, *, against: str) -> str | None:
-    """Return how a grid differs from another so much that equal indices are other places; None where it does not.
-
-    Args:
-        found: The grid of the image at fault.
-        expected: The grid to compare with.
-        against: Whose that is, with a verb: ``the image a.nii.gz has``.
-    """
+    """Return how a grid differs from another so much that equal indices are other places; None where it does not."""
     for geometry in (found, expected):
-        if not np.isfinite(geometry.affine).all() or np.linalg.matrix_rank(geometry.affine[:3, :3]) < 3:
+        if not _is_grid(geometry):
             whose = "" if geometry is found else f"{against.rsplit(' ', 1)[0]}: "
             return f"{whose}affine {geometry.affine[:3].tolist()} is none of a grid; correct the header"
     if problem := misfit(found, expected, against=against):
         return problem
-    if _voxels_apart(expected, found) > _MOST_VOXELS_APART:
+    if _voxels_apart(found, expected) > _MOST_VOXELS_APART:
         return f"{displacement(found, expected, against=against)}; correct the header that is wrong"
     return None
 
@@ -105,45 +90,31 @@ def misfit(found: Geometry, expected: Geometry, *, against: str) -> str | None:
 
 def displacement(found: Geometry, expected: Geometry, *, against: str) -> str | None:
     """Return how a grid of the same shape and spacing lies elsewhere or turned; None where it does not."""
-    furthest, of_origins = _voxels_apart(expected, found), _voxels_apart(expected, found, corners=False)
+    furthest, of_origins = _voxels_apart(found, expected), _voxels_apart(found, expected, corners=False)
     turned_by = np.abs(_directions(expected) - _directions(found)).max()
-    if turned_by > POSITION_TOLERANCE or (furthest > _MOST_VOXELS_APART >= of_origins):
+    if turned_by > _POSITION_TOLERANCE or (furthest > _MOST_VOXELS_APART >= of_origins):
         axes_there, axes_here = (_directions(geometry).round(4).tolist() for geometry in (found, expected))
         return f"directions {axes_there}, {against} {axes_here}"
-    if furthest <= _MOST_VOXELS_APART and np.allclose(expected.affine, found.affine, atol=POSITION_TOLERANCE):
+    if furthest <= _MOST_VOXELS_APART and np.allclose(expected.affine, found.affine, atol=_POSITION_TOLERANCE):
         return None
     there, here = (tuple(geometry.affine[:3, 3].round(3).tolist()) for geometry in (found, expected))
     return f"origin {there} mm, {against} {here}, which is {of_origins:.2g} voxels off"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Turn:
-    """Which axis of a grid becomes which, and which of the new ones run backwards."""
+def _is_grid(geometry: Geometry) -> bool:
+    return bool(np.isfinite(geometry.affine).all() and np.linalg.matrix_rank(geometry.affine[:3, :3]) == 3)
 
-    order: tuple[int, ...]
-    flips: tuple[int, ...]
 
-    @classmethod
-    def between(cls, found: Geometry, expected: Geometry) -> _Turn | None:
-        """Return the turn that brings a grid's axes onto another's; None where they are not parallel."""
-        if len(found.spatial_shape) != len(expected.spatial_shape) or not np.isfinite(found.affine).all():
-            return None
-        cosines = _directions(expected).T @ _directions(found)
-        order = np.abs(cosines).argmax(axis=1)
-        along = cosines[np.arange(len(order)), order]
-        if len(set(order.tolist())) < len(order) or np.abs(along).min() < _PARALLEL:
-            return None
-        return cls(order=tuple(order.tolist()), flips=tuple(np.flatnonzero(along < 0).tolist()))
+def _orientation(found: Geometry, expected: Geometry) -> NDArray[np.float64]:
+    """Return for each axis of a grid which one of another it runs along, and its direction, in nibabel's form."""
+    orientation: NDArray[np.float64] = io_orientation(np.linalg.inv(expected.affine) @ found.affine)
+    return orientation
 
-    def applied(self, geometry: Geometry) -> Geometry:
-        """Return the grid after the turn."""
-        shape = tuple(geometry.spatial_shape[axis] for axis in self.order)
-        affine = geometry.affine.copy()
-        affine[:, : len(shape)] = affine[:, list(self.order)]
-        for axis in self.flips:
-            affine[:, 3] += affine[:, axis] * (shape[axis] - 1)
-            affine[:, axis] *= -1
-        return replace(geometry, spatial_shape=shape, file_shape=shape, affine=affine)
+
+def _axes(orientation: NDArray[np.float64], num_dims: int) -> tuple[list[int], list[int]]:
+    """Return the old axis of each new one, and the new axes that run backwards."""
+    order = np.argsort(orientation[:, 0])[:num_dims].tolist()
+    return order, [new for new, old in enumerate(order) if orientation[old, 1] < 0]
 
 
 def _directions(geometry: Geometry) -> NDArray[np.float64]:
@@ -153,16 +124,15 @@ def _directions(geometry: Geometry) -> NDArray[np.float64]:
     return cosines
 
 
-def _voxels_apart(one: Geometry, other: Geometry, *, corners: bool = True) -> float:
-    """Return how far a voxel of one grid lies from that of the same index on the other, at most, in voxels of an axis.
+def _voxels_apart(found: Geometry, expected: Geometry, *, corners: bool = True) -> float:
+    """Return how far voxels of one index lie apart on two grids of one shape, at most, in voxels along an axis.
 
-    Both have the same shape; the furthest voxel is one of the corners, since the distance is linear in the index.
-    Without corners it is the distance of the first voxels.
+    The furthest are at a corner, since the distance is linear in the index. Without corners it is that of the first.
     """
     last = np.zeros((3, 2))
     if corners:
-        last[: len(one.spatial_shape), 1] = np.array(one.spatial_shape) - 1
+        last[: len(found.spatial_shape), 1] = np.array(found.spatial_shape) - 1
     indices = np.array(np.meshgrid(*last)).reshape(3, -1)
     indices = np.vstack([indices, np.ones(indices.shape[1])])
-    offset = np.linalg.pinv(one.affine[:3, :3]) @ (other.affine[:3] - one.affine[:3]) @ indices
+    offset = np.linalg.pinv(expected.affine[:3, :3]) @ (found.affine[:3] - expected.affine[:3]) @ indices
     return float(np.abs(offset).max())

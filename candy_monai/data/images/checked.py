@@ -19,8 +19,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.images.alignment import aligned, misalignment, mismatch
-from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.alignment import aligned, mismatch
+from candy_monai.data.images.formats import CODECS
 from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.reading import geometry_of, read_channels, readable_suffix
 from candy_monai.data.images.writing import save_image
@@ -50,7 +50,7 @@ class CheckedReader(ImageReader):
     @override
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Return whether a file's format, or that of all of several, is known; opens none."""
-        return all(image_suffix(file) in READABLE for file in _files(filename))
+        return all(image_suffix(file) in CODECS for file in _files(filename))
 
     @override
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
@@ -84,10 +84,9 @@ class CheckedReader(ImageReader):
         count = len(scan.values)
         if self.num_channels not in (None, count):
             raise ImageReadError(f"{files[0]}: found {count} channels, expected {self.num_channels}")
-        array: NDArray[np.generic] = scan.values.numpy()
         if count > 1:
-            return array, scan.meta()
-        return array[0], {**scan.meta(), "original_channel_dim": math.nan}  # MONAI's "no_channel"
+            return scan.values.numpy(), scan.meta()
+        return scan.values[0].numpy(), {**scan.meta(), "original_channel_dim": math.nan}  # MONAI's "no_channel"
 
 
 class CheckedWriter(ImageWriter):
@@ -147,21 +146,21 @@ class CheckedWriter(ImageWriter):
         if not meta_dict:
             return
         values = self.data_obj.as_tensor()
-        image = MetaTensor(values, meta=dict(meta_dict))
+        self.data_obj = MetaTensor(values, meta=dict(meta_dict))
         shape = tuple(int(length) for length in meta_dict.get("spatial_shape", ()))
-        if "original_affine" in meta_dict and len(shape) == values.ndim - 1:
-            file = MetaTensor(torch.empty(1, *shape), meta={**meta_dict, "affine": meta_dict["original_affine"]})
-            found, expected, against = geometry_of(image), geometry_of(file), "the file has"
-            if misalignment(found, expected, against=against) is not None:
-                if mismatch(found, expected, against=against) is None:
-                    values = aligned(values, found, expected, name="the image", against=against)
-                    image = MetaTensor(values, meta=file.meta)
-                elif resample:
-                    interpolate = SpatialResample(mode=mode, padding_mode=padding_mode, dtype=dtype)
-                    moved = interpolate(image, dst_affine=expected.affine, spatial_size=shape).as_tensor()
-                    keeps_ids = mode == "nearest" and not values.is_floating_point()
-                    image = MetaTensor(moved.round().to(values.dtype) if keeps_ids else moved, meta=file.meta)
-        self.data_obj = image
+        if "original_affine" not in meta_dict or len(shape) != values.ndim - 1:
+            return
+        file = MetaTensor(torch.empty(1, *shape), meta={**meta_dict, "affine": meta_dict["original_affine"]})
+        found, expected, against = geometry_of(self.data_obj), geometry_of(file), "the file has"
+        if mismatch(found, expected, against=against) is None:
+            turned = aligned(values, found, expected, name="the image", against=against)
+            if turned is not values:
+                self.data_obj = MetaTensor(turned, meta=file.meta)
+        elif resample:
+            interpolate = SpatialResample(mode=mode, padding_mode=padding_mode, dtype=dtype)
+            moved = interpolate(self.data_obj, dst_affine=expected.affine, spatial_size=shape).as_tensor()
+            keeps_ids = mode == "nearest" and not values.is_floating_point()
+            self.data_obj = MetaTensor(moved.round().to(values.dtype) if keeps_ids else moved, meta=file.meta)
 
     @override
     def write(self, filename: PathLike, verbose: bool = True, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,20 +42,42 @@ class Geometry:
     is_picture: bool
     file_shape: Shape
 
+    @classmethod
+    def in_space(cls, shape: Sequence[int], affine: NDArray[np.float64], *, num_channels: int) -> Geometry:
+        """Build the grid of a file of this shape: axes after the third hold channels, at most one is longer than 1."""
+        spatial, rest = tuple(shape[:3]), [length for length in shape[3:] if length > 1]
+        if len(spatial) < 2 or len(rest) > 1 or (rest and num_channels > 1):
+            raise ValueError(f"shape {tuple(shape)}: expected 2 or 3 spatial axes and at most one axis of channels")
+        return cls(
+            spatial_shape=spatial,
+            num_channels=num_channels * (rest[0] if rest else 1),
+            affine=np.asarray(affine, dtype=np.float64),
+            is_picture=False,
+            file_shape=tuple(shape),
+        )
+
+    @classmethod
+    def unknown(cls, shape: Shape, *, num_channels: int, is_picture: bool = False) -> Geometry:
+        """Build a straight grid of 1 mm, for samples of whose place nothing is known."""
+        return cls(
+            spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=is_picture, file_shape=shape
+        )
+
     @property
     def spacing_mm(self) -> tuple[float, ...]:
         """The distance between neighbouring samples along each spatial axis, in millimetres; 1 for a picture."""
         lengths = np.linalg.norm(self.affine[:3, : len(self.spatial_shape)], axis=0)
         return tuple(float(length) for length in lengths)
 
+    @property
+    def trailing_axes(self) -> int:
+        """The number of axes of length 1 that the file has behind the spatial ones."""
+        trailing = self.file_shape[len(self.spatial_shape) :]
+        return len(trailing) if set(trailing) == {1} else 0
+
 
 def affine_problem(affine: NDArray[np.floating], num_dims: int) -> str | None:
-    """Return why an affine says no place for every voxel; ``None`` where it does.
-
-    Args:
-        affine: 4 x 4, from indices to a position in space.
-        num_dims: Spatial axes, 2 or 3; the columns of the others do not count.
-    """
+    """Return why a 4 x 4 affine says no place for every voxel of 2 or 3 axes; ``None`` where it does."""
     axes = np.asarray(affine, dtype=np.float64)[:3, :num_dims]
     if not (np.isfinite(axes).all() and np.isfinite(np.asarray(affine)[:3, 3]).all()):
         return "holds NaN or infinite numbers"

@@ -1,4 +1,4 @@
-"""What the name of an image file says: its format's suffix, the case, and the channel. Opens no file."""
+"""Parse names of image files: the format's suffix, the case, and the channel."""
 
 from __future__ import annotations
 

@@ -19,8 +19,6 @@ from candy_monai.data.images.geometry import IN_MM, Geometry, UnusableFileError,
 from candy_monai.data.images.names import image_suffix
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from nibabel.spatialimages import SpatialImage
     from numpy.typing import NDArray
 
@@ -32,7 +30,7 @@ _SINGLE_PRECISION = 1e-6
 _REMEDY = "write a right header, for example by converting the original again"
 
 
-def read_nifti(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
+def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
     if image_suffix(path) == ".nii.gz":
         # Decompressing in one go is faster than nibabel's streaming and verifies the checksum at the file's end.
@@ -42,49 +40,24 @@ def read_nifti(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geom
     else:
         affine = _stated_affine(_start_of(path), path)
         image = _open_nifti(path)
-    return _decoded(image, affine, is_label=is_label)
+    return decoded(image, affine, is_label=is_label)
 
 
-def read_nifti_header(path: Path) -> Geometry:
+def read_header(path: Path) -> Geometry:
     """Read a file's geometry without decoding its samples."""
     affine = _stated_affine(_start_of(path), path)
     image = _open_nifti(path)
-    return in_space(image.shape, _in_mm(image, affine), channels=_fields(image.get_data_dtype()))
+    return Geometry.in_space(image.shape, _in_mm(image, affine), num_channels=_num_fields(image.get_data_dtype()))
 
 
-def nibabel_array(image: SpatialImage, *, is_label: bool = False) -> tuple[NDArray[np.generic], Geometry]:
-    """Return the samples of an image of nibabel's, channel first, and its geometry.
-
-    Raises:
-        ValueError: If its axes are not 2 or 3 in space and at most one of channels, or its affine gives no place.
-    """
-    return _decoded(image, None, is_label=is_label)
-
-
-def in_space(shape: Sequence[int], affine: NDArray[np.float64], *, channels: int) -> Geometry:
-    """Return the geometry of samples in space: axes after the third hold channels, at most one is longer than 1."""
-    spatial, rest = tuple(shape[:3]), [length for length in shape[3:] if length > 1]
-    if len(spatial) < 2 or len(rest) > 1 or (rest and channels > 1):
-        raise ValueError(f"shape {tuple(shape)}: expected 2 or 3 spatial axes and at most one axis of channels")
-    return Geometry(
-        spatial_shape=spatial,
-        num_channels=channels * (rest[0] if rest else 1),
-        affine=np.asarray(affine, dtype=np.float64),
-        is_picture=False,
-        file_shape=tuple(shape),
-    )
-
-
-def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry) -> None:
+def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
     """Encode a channel-first array, in millimetres."""
     data = np.moveaxis(array, 0, -1)
-    spatial_ndim = data.ndim - 1
-    trailing = geometry.file_shape[len(geometry.spatial_shape) :]
+    num_dims = data.ndim - 1
     if len(array) == 1:
-        data = data[..., 0]
-        if spatial_ndim == len(geometry.spatial_shape) and set(trailing) == {1}:
-            data = data.reshape(*data.shape, *trailing)
-    elif spatial_ndim == 2:
+        trailing = geometry.trailing_axes if num_dims == len(geometry.spatial_shape) else 0
+        data = data.reshape(*data.shape[:-1], *(1,) * trailing)
+    elif num_dims == 2:
         data = data[:, :, None]  # otherwise the channels would read as a third spatial axis
     image = nibabel.Nifti1Image(data, geometry.affine)
     image.header.set_xyzt_units("mm")
@@ -93,11 +66,18 @@ def write_nifti(path: Path, array: NDArray[np.generic], geometry: Geometry) -> N
     nibabel.save(image, path)
 
 
-def _decoded(
-    image: SpatialImage, affine: NDArray[np.float64] | None, *, is_label: bool
+def decoded(
+    image: SpatialImage, affine: NDArray[np.float64] | None = None, *, is_label: bool = False
 ) -> tuple[NDArray[np.generic], Geometry]:
+    """Return the samples of an image of nibabel's, channel first, and its geometry.
+
+    ``affine`` is what its file states, in the header's unit, where that may differ from the image's own.
+
+    Raises:
+        ValueError: If its axes are not 2 or 3 in space and at most one of channels, or its affine gives no place.
+    """
     array = np.asanyarray(image.dataobj)
-    geometry = in_space(array.shape, _in_mm(image, affine), channels=_fields(array.dtype))
+    geometry = Geometry.in_space(array.shape, _in_mm(image, affine), num_channels=_num_fields(array.dtype))
     if array.dtype.names:  # RGB samples are stored as records
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     elif is_label:
@@ -187,7 +167,7 @@ def _stated_affine(start: bytes, path: Path) -> NDArray[np.float64] | None:
     return affine
 
 
-def _fields(dtype: np.dtype[np.generic]) -> int:
+def _num_fields(dtype: np.dtype[np.generic]) -> int:
     return len(dtype.names or (0,))
 
 

@@ -7,15 +7,16 @@ together here; such a TIFF, a volume and sample types that Pillow does not know 
 from __future__ import annotations
 
 import json
-import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from candy_monai.data.images.geometry import Geometry, UnusableFileError
+from candy_monai.data.images.names import image_suffix, split_channel, stem_of
 from candy_monai.optional import require
 from candy_monai.text import read_json
 
@@ -40,14 +41,12 @@ _ALPHA_KINDS = (1, 2)
 _SIGNED = 2
 
 
-def read_picture(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
+def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
-    if path.name.lower().endswith(TIFFS) and (stored := _beyond_pillow(path)):
-        tifffile = require("tifffile", extra="tiff", purpose="read 3-D TIFF files and TIFF colours of 16 bits")
-        array = tifffile.imread(path)
-        geometry = _tiff_geometry(path, *stored, is_label=is_label)
+    if stored := _beyond_pillow(path):
+        array = _tifffile("read").imread(path)
         axis = _sample_axis(stored[1])
-        return array[None] if axis is None else np.moveaxis(array, axis, 0), geometry
+        return array[None] if axis is None else np.moveaxis(array, axis, 0), _tiff_geometry(path, *stored, is_label)
     with Image.open(path) as picture:
         geometry = _geometry_of(picture)
         samples = _samples_of(picture, path, is_label=is_label)
@@ -60,43 +59,47 @@ def read_picture(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Ge
         return samples, geometry
 
 
-def read_picture_header(path: Path) -> Geometry:
+def read_header(path: Path) -> Geometry:
     """Read a file's geometry without decoding its samples."""
-    if path.name.lower().endswith(TIFFS) and (stored := _beyond_pillow(path)):
-        return _tiff_geometry(path, *stored, is_label=False)
+    if stored := _beyond_pillow(path):
+        return _tiff_geometry(path, *stored, False)
     with Image.open(path) as picture:
         return _geometry_of(picture)
 
 
-def write_picture(path: Path, suffix: str, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
+def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
     """Encode a channel-first array; the spacing of a volume of TIFF pages goes to a ``.json`` file beside ``beside``.
 
     Raises:
         ValueError: If the format cannot hold it.
     """
+    suffix = image_suffix(path)
     if suffix in TIFFS and array.ndim > 3:
-        tifffile = require("tifffile", extra="tiff", purpose="write 3-D TIFF files")
         if len(array) > 1:
             raise ValueError("a volume of TIFF pages holds one channel")
-        tifffile.imwrite(path, array[0], photometric="minisblack")
-        spacing_file = beside.with_name(beside.name[: -len(suffix)] + ".json")
-        spacing_file.write_text(json.dumps({"spacing": geometry.spacing_mm}), encoding="utf-8")
+        _tifffile("write").imwrite(path, array[0], photometric="minisblack")
+        text = json.dumps({"spacing": geometry.spacing_mm})
+        beside.with_name(f"{stem_of(beside)}.json").write_text(text, encoding="utf-8")
         return
     if array.ndim != 3:
         raise ValueError(f"{suffix} holds a picture, the array has {array.ndim - 1} spatial axes")
     if suffix in (".jpg", ".jpeg"):
         raise ValueError("JPEG changes the values that it stores")
-    floating_tiff = suffix in TIFFS and array.dtype == np.float32 and len(array) == 1
-    if not floating_tiff and array.dtype not in ((np.uint8, np.uint16) if len(array) == 1 else (np.uint8,)):
+    kinds = (np.uint8, np.uint16, *((np.float32,) if suffix in TIFFS else ())) if len(array) == 1 else (np.uint8,)
+    if array.dtype not in kinds:
         raise ValueError(f"{suffix} cannot hold {array.dtype} samples with {len(array)} channels")
     data = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     Image.fromarray(np.ascontiguousarray(data)).save(path)
 
 
 def spacing_file(path: Path, *, is_label: bool) -> Path | None:
-    """Find the ``<case>.json`` that states a TIFF volume's spacing; an image's name ends in its channel's number."""
-    names = [path.stem] if is_label else [re.sub(r"_\d{4}$", "", path.stem), path.stem]
+    """Return the ``<case>.json`` that states a TIFF volume's spacing; an image's name ends in its channel's number."""
+    names = [path.stem] if is_label else [split_channel(path.stem)[0], path.stem]
     return next((file for name in names if (file := path.with_name(f"{name}.json")).exists()), None)
+
+
+def _tifffile(verb: str) -> Any:  # it has no types
+    return require("tifffile", extra="tiff", purpose=f"{verb} 3-D TIFF files and TIFF colours of 16 bits")
 
 
 def _geometry_of(picture: ImageFile.ImageFile) -> Geometry:
@@ -105,8 +108,7 @@ def _geometry_of(picture: ImageFile.ImageFile) -> Geometry:
         num_channels = _PALETTE_CHANNELS + ("transparency" in picture.info)
     elif _is_grey_with_alpha(picture):
         num_channels = 1
-    shape = (picture.height, picture.width)
-    return Geometry(spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=True, file_shape=shape)
+    return Geometry.unknown((picture.height, picture.width), num_channels=num_channels, is_picture=True)
 
 
 def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> NDArray[np.generic]:
@@ -158,14 +160,15 @@ def _decoded_as(path: Path, raw_mode: str) -> NDArray[np.uint8]:
 
 def _beyond_pillow(path: Path) -> tuple[Shape, str] | None:
     """Return shape and axis names of a TIFF that Pillow opens in part or not at all, else None."""
+    if image_suffix(path) not in TIFFS:
+        return None
     try:
         with Image.open(path) as picture:
             if getattr(picture, "n_frames", 1) == 1 and not _is_cut_by_pillow(picture):
                 return None
     except UnidentifiedImageError:
         pass  # floating-point or wide integer samples: tifffile opens these, and names what is wrong with the rest
-    tifffile = require("tifffile", extra="tiff", purpose="read 3-D TIFF files and TIFF colours of 16 bits")
-    with tifffile.TiffFile(path) as file:
+    with _tifffile("read").TiffFile(path) as file:
         series = file.series[0]
         return tuple(series.shape), str(series.axes)
 
@@ -184,22 +187,16 @@ def _sample_axis(axes: str) -> int | None:
     return axes.index("S") if "S" in axes else None
 
 
-def _tiff_geometry(path: Path, shape: Shape, axes: str, *, is_label: bool) -> Geometry:
+def _tiff_geometry(path: Path, shape: Shape, axes: str, is_label: bool) -> Geometry:
     axis = _sample_axis(axes)
     num_channels = 1 if axis is None else shape[axis]
     spatial = tuple(length for index, length in enumerate(shape) if index != axis)
     if len(spatial) not in (2, 3):
         raise ValueError(f"shape {shape}: expected 2 or 3 spatial axes")
-    affine = np.eye(4)
-    if len(spatial) == 3:
-        affine[:3, :3] = np.diag(_spacing_beside(path, is_label=is_label))
-    return Geometry(
-        spatial_shape=spatial,
-        num_channels=num_channels,
-        affine=affine,
-        is_picture=len(spatial) == 2,
-        file_shape=tuple(shape),
-    )
+    geometry = Geometry.unknown(spatial, num_channels=num_channels, is_picture=len(spatial) == 2)
+    if not geometry.is_picture:
+        geometry.affine[:3, :3] = np.diag(_spacing_beside(path, is_label=is_label))
+    return replace(geometry, file_shape=shape)
 
 
 def _spacing_beside(path: Path, *, is_label: bool) -> tuple[float, ...]:

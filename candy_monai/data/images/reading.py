@@ -1,7 +1,7 @@
 """Read images with the geometry that belongs to them, and read geometry alone: the one way in for every file.
 
 What a loaded image looks like (channel first, types, metadata) and how a bad file is reported is decided here; how
-single formats are decoded, in ``candy_monai.data.images.formats``. Axes stay in the order of the file.
+single formats are decoded, in the modules of ``candy_monai.data.images.formats``. Axes stay in the order of the file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from candy_monai.aliases import Device, PathLike, Shape
-from candy_monai.data.images import formats
+from candy_monai.aliases import Device, PathLike
+from candy_monai.data.images import nifti
 from candy_monai.data.images.alignment import aligned, mismatch
+from candy_monai.data.images.formats import CODECS, KNOWN
 from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
@@ -28,20 +29,7 @@ if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
     from numpy.typing import NDArray
 
-__all__ = [
-    "Geometry",
-    "Scan",
-    "at_finest_spacing",
-    "geometry_of",
-    "joined",
-    "load_image",
-    "plain_geometry",
-    "read_channels",
-    "read_geometry",
-    "read_scan",
-    "readable_suffix",
-    "scan_of_nibabel",
-]
+_LARGEST_ID = 2**53  # what float64 holds exactly, in which some formats are decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +56,8 @@ class Scan:
         from monai.data import MetaTensor
 
         if not isinstance(image, MetaTensor):
-            shape = tuple(image.shape[1:])
-            return cls(values=image, geometry=plain_geometry(shape, num_channels=len(image)), file_name="")
+            geometry = Geometry.unknown(tuple(image.shape[1:]), num_channels=len(image))
+            return cls(values=image, geometry=geometry, file_name="")
         file_name = str(image.meta.get("filename_or_obj", ""))
         return cls(values=image.as_tensor(), geometry=geometry_of(image, name=name), file_name=file_name)
 
@@ -84,17 +72,15 @@ class Scan:
 
         Every value is of one kind in all cases, so that MONAI's loaders can put cases into a batch and take them apart.
         """
-        geometry = self.geometry
-        trailing = geometry.file_shape[len(geometry.spatial_shape) :]
         return {
             "filename_or_obj": self.file_name,
-            "affine": geometry.affine.copy(),
-            "original_affine": geometry.affine.copy(),
+            "affine": self.geometry.affine.copy(),
+            "original_affine": self.geometry.affine.copy(),
             "original_channel_dim": 0,
             "space": "RAS",
-            "spatial_shape": geometry.spatial_shape,
-            "trailing_axes": len(trailing) if set(trailing) == {1} else 0,
-            "is_picture": geometry.is_picture,
+            "spatial_shape": self.geometry.spatial_shape,
+            "trailing_axes": self.geometry.trailing_axes,
+            "is_picture": self.geometry.is_picture,
         }
 
 
@@ -122,8 +108,7 @@ def load_image(
             ``is_label`` says so.
         MissingExtraError: If the format needs a package that is not installed.
     """
-    scan = read_scan(path, is_label=is_label)
-    tensor = scan.tensor(device)
+    tensor = read_scan(path, is_label=is_label).tensor(device)
     return at_finest_spacing(tensor, is_label=is_label) if align_spacing else tensor
 
 
@@ -131,7 +116,7 @@ def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
     """Decode an image or a label map; arguments and errors are those of `load_image`."""
     path = Path(path)
     with _readable(path, "a label map" if is_label else "an image"):
-        array, geometry = formats.read(path, _known_suffix(path), is_label=is_label)
+        array, geometry = CODECS[_existing_suffix(path)].read(path, is_label=is_label)
         values = _label_ids(array) if is_label else _intensities(array)
     return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=str(path))
 
@@ -146,16 +131,10 @@ def read_channels(paths: Sequence[PathLike], *, is_label: bool = False) -> Scan:
 
 
 def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan:
-    """Return the channels of one case as one image on the grid of the first.
-
-    Axes that run another way than the first one's are swapped and flipped, which is exact.
-
-    Args:
-        parts: ``(C, *spatial)`` each.
-        names: What to call them in messages; by default their files.
+    """Return the channels of one case as one image on the grid of the first, with axes swapped and flipped to its.
 
     Raises:
-        ImageReadError: If their grids cover other places.
+        ImageReadError: If their grids cover other places; ``names`` say what to call them, by default their files.
     """
     first, *others = parts
     if not others:
@@ -163,14 +142,15 @@ def joined(parts: Sequence[Scan], *, names: Sequence[str] | None = None) -> Scan
     names = [part.file_name for part in parts] if names is None else names
     against = f"the channel {Path(names[0]).name} has"
     try:
-        values = [
-            aligned(part.values, part.geometry, first.geometry, name=name, against=against)
-            for part, name in zip(parts, names, strict=True)
-        ]
+        values = torch.cat(
+            [
+                aligned(part.values, part.geometry, first.geometry, name=name, against=against)
+                for part, name in zip(parts, names, strict=True)
+            ]
+        )
     except BadInputError as error:
         raise ImageReadError(str(error)) from error
-    whole = torch.cat(values)
-    return replace(first, values=whole, geometry=replace(first.geometry, num_channels=len(whole)))
+    return replace(first, values=values, geometry=replace(first.geometry, num_channels=len(values)))
 
 
 def turned_label(scan: Scan, grid: Geometry) -> Scan:
@@ -178,7 +158,7 @@ def turned_label(scan: Scan, grid: Geometry) -> Scan:
     against = "the image has"
     if mismatch(scan.geometry, grid, against=against):
         return scan
-    values = aligned(scan.values, scan.geometry, grid, name=Path(scan.file_name).name, against=against)
+    values = aligned(scan.values, scan.geometry, grid, name=scan.file_name, against=against)
     if values is scan.values:
         return scan
     return replace(scan, values=values, geometry=replace(grid, num_channels=1, file_shape=tuple(values.shape[1:])))
@@ -190,11 +170,11 @@ def scan_of_nibabel(image: SpatialImage) -> Scan:
     Raises:
         ImageReadError: If its samples cannot be read, or its axes are not those of an image.
     """
-    path = Path(image.get_filename() or "nibabel image")
-    with _readable(path, "an image"):
-        array, geometry = formats.nibabel_array(image)
+    file_name = image.get_filename() or ""
+    with _readable(Path(file_name or "nibabel image"), "an image"):
+        array, geometry = nifti.decoded(image)
         values = _intensities(array)
-    return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=image.get_filename() or "")
+    return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=file_name)
 
 
 def readable_suffix(path: PathLike) -> str:
@@ -203,8 +183,8 @@ def readable_suffix(path: PathLike) -> str:
     Raises:
         ImageReadError: If the format is not known.
     """
-    if (suffix := image_suffix(path)) not in formats.READABLE:
-        raise ImageReadError(f"{path}: cannot read {suffix or 'a file without suffix'!r}; {formats.KNOWN}")
+    if (suffix := image_suffix(path)) not in CODECS:
+        raise ImageReadError(f"{path}: cannot read {suffix or 'a file without suffix'!r}; {KNOWN}")
     return suffix
 
 
@@ -217,21 +197,20 @@ def read_geometry(path: PathLike) -> Geometry:
     """
     path = Path(path)
     with _readable(path, "an image"):
-        return formats.read_header(path, _known_suffix(path))
+        return CODECS[_existing_suffix(path)].read_header(path)
 
 
 def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     """Return the grid of a loaded ``(C, *spatial)`` tensor, with whatever transforms did to it.
 
-    Args:
-        image: The tensor.
-        name: What to call it in a message; by default its file.
-
     Raises:
-        BadInputError: If its affine gives no place: it holds NaN, a voxel size of 0, or axes in one plane.
+        BadInputError: If its affine gives no place (NaN, a voxel size of 0, axes in one plane); ``name`` says what to
+            call it, by default its file.
     """
+    from monai.data.utils import to_affine_nd
+
     shape = tuple(image.shape[1:])
-    affine = _affine_4x4(image.affine.detach().cpu().numpy())
+    affine = to_affine_nd(3, image.affine.detach().cpu().numpy(), dtype=np.float64)
     if problem := affine_problem(affine, min(len(shape), 3)):
         name = name or image.meta.get("filename_or_obj") or f"a tensor of shape {tuple(image.shape)}"
         raise BadInputError(f"{name}: the affine {problem}: {affine.tolist()}; give it a right one")
@@ -244,10 +223,19 @@ def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
     )
 
 
-_LARGEST_ID = 2**53  # what float64 holds exactly, in which some formats are decoded
+def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
+    """Return a loaded ``(C, *spatial)`` tensor resampled to its finest spacing along every axis; a picture as it is."""
+    geometry = geometry_of(image)
+    spacing = geometry.spacing_mm
+    if geometry.is_picture or np.allclose(spacing, min(spacing), rtol=1e-5):
+        return image
+    from monai.transforms import Spacing
+
+    resample = Spacing(pixdim=[min(spacing)] * len(spacing), mode="nearest" if is_label else "bilinear")
+    return resample(image.float()).to(image.dtype)
 
 
-def _known_suffix(path: Path) -> str:
+def _existing_suffix(path: Path) -> str:
     if not path.exists():
         raise ImageReadError(f"{path}: no such file; check the path")
     if path.is_dir():
@@ -257,7 +245,7 @@ def _known_suffix(path: Path) -> str:
 
 @contextmanager
 def _readable(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one error that names the file, what was found and what to do."""
+    """Raise one error for whatever a decoder raises, with the file, what was found and what to do."""
     try:
         yield
     except (CandyError, MemoryError):
@@ -308,30 +296,3 @@ def _label_ids(array: NDArray[np.generic]) -> NDArray[np.int64]:
 def _refuse_complex(array: NDArray[np.generic]) -> None:
     if np.iscomplexobj(array):
         raise UnusableFileError(f"{array.dtype} samples, which are complex numbers; save their magnitude")
-
-
-def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
-    """Return a loaded ``(C, *spatial)`` tensor resampled to its finest spacing along every axis; a picture as it is."""
-    geometry = geometry_of(image)
-    spacing = geometry.spacing_mm
-    if geometry.is_picture or np.allclose(spacing, min(spacing), rtol=1e-5):
-        return image
-    from monai.transforms import Spacing
-
-    resample = Spacing(pixdim=[min(spacing)] * len(spacing), mode="nearest" if is_label else "bilinear")
-    resampled = resample(image.float() if is_label else image)
-    return resampled.to(image.dtype)
-
-
-def _affine_4x4(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    rank = len(affine) - 1
-    full = np.eye(4)
-    full[:rank, :rank], full[:rank, 3] = affine[:rank, :rank], affine[:rank, -1]
-    return full
-
-
-def plain_geometry(shape: Shape, *, num_channels: int) -> Geometry:
-    """Return a grid of 1 mm that lies straight, for samples of which nothing is known."""
-    return Geometry(
-        spatial_shape=shape, num_channels=num_channels, affine=np.eye(4), is_picture=False, file_shape=shape
-    )

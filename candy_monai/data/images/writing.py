@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.images import formats
+from candy_monai.data.images.formats import CODECS, DETACHED, KNOWN
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.names import image_suffix
-from candy_monai.data.images.reading import geometry_of, plain_geometry, read_geometry
+from candy_monai.data.images.pictures import PICTURES
+from candy_monai.data.images.reading import geometry_of, read_geometry
 from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_path
 
@@ -48,20 +49,20 @@ def save_image(
     from monai.data import MetaTensor
 
     path, suffix = Path(path), image_suffix(path)
-    if suffix not in formats.READABLE:
-        raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {formats.KNOWN}")
-    if suffix in formats.DETACHED:  # the samples would stay behind under the temporary name that the header states
-        whole = formats.DETACHED[suffix]
+    if suffix not in CODECS:
+        raise BadInputError(f"{path}: cannot write {suffix or 'a file without suffix'!r}; {KNOWN}")
+    if suffix in DETACHED:  # the samples would stay behind under the temporary name that the header states
+        whole = DETACHED[suffix]
         raise BadInputError(f"{path}: a {suffix} keeps its samples in a second file; write {whole}, which holds both")
     if like is None and isinstance(image, MetaTensor):
         like = image
     geometry = None if like is None else geometry_of(like) if isinstance(like, MetaTensor) else read_geometry(like)
     array = _channel_first(_stored(image, dtype, path), geometry, suffix, path)
-    geometry = geometry or plain_geometry(array.shape[1:], num_channels=len(array))
+    geometry = geometry or Geometry.unknown(array.shape[1:], num_channels=len(array))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path, durable=False) as temporary:
-            formats.write(temporary, suffix, array, geometry, beside=path)
+            CODECS[suffix].write(temporary, array, geometry, beside=path)
     except ValueError as error:
         raise BadInputError(f"{path}: {error}; choose another format, for example .nii.gz") from error
 
@@ -82,8 +83,7 @@ def _stored(image: Tensor, dtype: DTypeLike | None, path: Path) -> NDArray[np.ge
             raise BadInputError(f"{path}: {wanted} cannot hold fractions, NaN or such large numbers; name float32")
         array = array.astype(np.int64)
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    kinds = (np.int8, np.int16, np.int32, np.int64) if low < 0 else (np.uint8, np.uint16, np.uint32, np.uint64)
-    array = array.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
+    array = array.astype(np.min_scalar_type(high if low >= 0 else min(low, -high - 1)))
     wider = np.promote_types(array.dtype, wanted)
     return array.astype(wider) if dtype is not None and wider.kind in "iu" else array
 
@@ -92,7 +92,7 @@ def _channel_first(
     array: NDArray[np.generic], geometry: Geometry | None, suffix: str, path: Path
 ) -> NDArray[np.generic]:
     if geometry is None:
-        is_picture = suffix in formats.PICTURES or array.shape[0] == 1
+        is_picture = suffix in PICTURES or array.shape[0] == 1
         has_channels = array.ndim == 4 or (array.ndim == 3 and is_picture)
     else:
         has_channels = array.ndim == len(geometry.spatial_shape) + 1

@@ -1,7 +1,4 @@
-"""What a dataset is, as far as planning needs to know: its fingerprint. Owns its parts and its form as JSON.
-
-How it is found is up to ``candy_monai.data.inspection.inspect``.
-"""
+"""The fingerprint of a dataset: what planning needs to know of it, and its form as JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class IntensityStatistics:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> IntensityStatistics:
-        """Summarise a non-empty array."""
+        """Compute the summary of a non-empty array."""
         low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
         return cls(
             mean=float(values.mean(dtype=np.float64)),
@@ -97,7 +94,7 @@ class CaseFingerprint:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, object]) -> CaseFingerprint:
-        """Restore a case from ``asdict``, also after a round trip through JSON."""
+        """Build a case from the result of ``asdict``, also after a round trip through JSON."""
         values = {key: frozen(value) for key, value in entry.items()}
         for key in ("class_voxels", "class_places"):  # JSON knows no keys but text
             by_id: Mapping[str, object] = values[key]  # type: ignore[assignment]
@@ -145,7 +142,7 @@ class Fingerprint:
 
     @classmethod
     def load(cls, path: PathLike) -> Fingerprint:
-        """Restore a fingerprint from a file.
+        """Read a fingerprint from a file.
 
         Raises:
             BadInputError: If there is no such file, or it is not a fingerprint.
@@ -161,7 +158,7 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str) -> Fingerprint:
-        """Restore a fingerprint from the text of ``to_json``.
+        """Build a fingerprint from the text of ``to_json``.
 
         Raises:
             BadInputError: If the text is not a fingerprint.

@@ -1,13 +1,11 @@
-"""Look at every case once and keep what planning needs to know: the dataset's fingerprint.
-
-Decides nothing (that is ``candy_monai.data.planning``), repairs nothing and writes nothing.
-"""
+"""Read every case once and keep what planning needs to know: the dataset's fingerprint."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
@@ -22,6 +20,7 @@ from candy_monai.data.inspection.fingerprint import (
     IntensityStatistics,
     Orientation,
 )
+from candy_monai.data.values import frozen
 from candy_monai.data.workers import case_pool
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
@@ -35,32 +34,54 @@ if TYPE_CHECKING:
 
 _SAMPLES_PER_CASE = 10_000
 _SAMPLES_IN_ALL = 10_000_000
+_SAMPLES_OF_RANGE = 50_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MeasuredCase:
-    """What a fingerprint needs to know of one case.
+    """What one case contributes to the fingerprint, and what it is compared with others by.
 
     Attributes:
         fingerprint: Its geometry and classes.
         is_picture: Whether its file knows no physical space.
+        is_mirrored: Whether the stored axes are left-handed; ``None`` where there is no physical space.
+        content: Equal for images of the same voxels, whatever their files look like.
+        ranges: For each channel its percentiles 0.5 and 99.5.
         foreground: ``(C, n)`` intensities of labelled voxels in random order, at most 10 000.
         whole: ``(C, n)`` intensities of any voxels in random order, at most 10 000.
     """
 
     fingerprint: CaseFingerprint
     is_picture: bool
+    is_mirrored: bool | None
+    content: str
+    ranges: tuple[tuple[float, float], ...]
     foreground: NDArray[np.floating]
     whole: NDArray[np.floating]
+
+    @property
+    def case_id(self) -> str:
+        """The case."""
+        return self.fingerprint.case_id
 
     def thinned(self, count: int) -> MeasuredCase:
         """Return the case with so many samples at most: always the same ones."""
         return replace(self, foreground=self.foreground[:, :count].copy(), whole=self.whole[:, :count].copy())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dictionary from which ``from_dict`` restores the case, its plain values through JSON, too."""
+        return {**vars(self), "fingerprint": asdict(self.fingerprint)}
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> MeasuredCase:
+        """Build a case from the result of ``to_dict``."""
+        fingerprint = CaseFingerprint.from_dict(entries["fingerprint"])
+        return cls(**{**entries, "fingerprint": fingerprint, "ranges": frozen(entries["ranges"])})
+
 
 def samples_per_case(num_cases: int, num_channels: int) -> int:
     """Return how many samples of each case are pooled: fewer where there are many cases."""
-    return min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (num_cases * num_channels), 100))
+    return min(_SAMPLES_PER_CASE, max(_SAMPLES_IN_ALL // (max(1, num_cases) * num_channels), 100))
 
 
 def inspect(
@@ -83,17 +104,17 @@ def inspect(
             fit its image.
     """
     source = opened_dataset(dataset)
-    cases = source.cases
+    cases, description = source.cases, source.description
     if not cases:
-        raise DatasetError(source.description.name, ["no case found; check imagesTr and labelsTr"])
-    count = samples_per_case(len(cases), len(source.description.channel_names))
+        raise DatasetError(description.name, ["no case found; check imagesTr and labelsTr"])
+    count = samples_per_case(len(cases), len(description.channel_names))
 
     def measured(index: int) -> MeasuredCase | str:
         case_id = cases[index].case_id
         try:
             image, label = source.read(index)
-            found = measure_case(case_id, image, label, source.description, num_places=places_per_class)
-            return found.thinned(count)
+            _refuse_unfit(image, label, description)
+            return measure_case(case_id, image, label, description, num_places=places_per_class).thinned(count)
         except CandyError as error:
             return f"{case_id}: {error}"
 
@@ -103,8 +124,8 @@ def inspect(
     seen = [result for result in results if not isinstance(result, str)]
     problems += mixed_axes(seen)
     if problems:
-        raise DatasetError(source.description.name, problems)
-    return pooled_fingerprint(source.description, dataset_digest(source), seen)
+        raise DatasetError(description.name, problems)
+    return pooled_fingerprint(description, dataset_digest(source), seen)
 
 
 def mixed_axes(cases: Sequence[MeasuredCase]) -> list[str]:
@@ -149,33 +170,17 @@ def axis_codes(affine: NDArray[np.floating]) -> Orientation:
 
 
 def measure_case(
-    case_id: str, image_scan: Scan, label_scan: Scan, description: DatasetDescription, *, num_places: int = 0
+    case_id: str, image_scan: Scan, label_scan: Scan | None, description: DatasetDescription, *, num_places: int = 0
 ) -> MeasuredCase:
-    """Measure a decoded case.
+    """Compute what the fingerprint and the comparison of cases need of a decoded case, whose label fits its image.
 
-    Args:
-        case_id: Seeds what is drawn.
-        image_scan: All channels of its image.
-        label_scan: Its label, in the axes of the image.
-        description: The dataset's description.
-        num_places: Voxels of each foreground id to keep.
+    The case id seeds what is drawn; ``num_places`` voxels of each foreground id are kept.
 
     Raises:
-        BadInputError: If the label does not fit the image, intensities are NaN or infinite, ids are negative, or the
-            affine is degenerate.
+        BadInputError: If the affine is degenerate.
     """
-    geometry = image_scan.geometry
-    image, label = image_scan.values.numpy(), label_scan.values.numpy()[0]
-    names = description.channel_names
-    if image.shape[1:] != label.shape or len(image) != len(names):
-        raise BadInputError(
-            f"found {len(image)} channels of shape {image.shape[1:]} and a label of shape {label.shape}, expected "
-            f"{len(names)} channels of the label's shape"
-        )
-    if not np.isfinite(image).all():
-        raise BadInputError("the image holds NaN or infinite intensities; replace them")
-    if label.min() < 0:
-        raise BadInputError(f"the label holds negative ids ({label.min()}); label ids start at 0")
+    geometry, image = image_scan.geometry, image_scan.values.numpy()
+    label = np.zeros(image.shape[1:], np.uint8) if label_scan is None else label_scan.values.numpy()[0]
     foreground = label > 0
     if description.ignore_label is not None:
         foreground &= label != description.ignore_label
@@ -185,12 +190,13 @@ def measure_case(
     inside = np.flatnonzero(foreground)
     inside = rng.choice(inside, most) if len(inside) > most else order.permutation(inside)
     anywhere = order.permutation(label.size) if label.size <= most else rng.integers(0, label.size, most)
+    is_volume = not geometry.is_picture and label.ndim == 3
     return MeasuredCase(
         fingerprint=CaseFingerprint(
             case_id=case_id,
             shape=tuple(label.shape),
             spacing_mm=geometry.spacing_mm,
-            orientation=None if geometry.is_picture or label.ndim < 3 else axis_codes(geometry.affine),
+            orientation=axis_codes(geometry.affine) if is_volume else None,
             nonzero_shape=_extent(nonzero) if nonzero else tuple(label.shape),
             foreground_shape=_extent(labelled) if labelled else None,
             class_voxels=_counts(label),
@@ -198,9 +204,38 @@ def measure_case(
             class_places=_places(label, foreground, num_places, rng) if num_places else {},
         ),
         is_picture=geometry.is_picture,
+        is_mirrored=bool(np.linalg.det(geometry.affine[:3, :3]) < 0) if is_volume else None,
+        content=_content_of(image),
+        ranges=tuple(_usual_range(channel.ravel()) for channel in image),
         foreground=np.stack([channel.ravel()[inside] for channel in image]),
         whole=np.stack([channel.ravel()[anywhere] for channel in image]),
     )
+
+
+def _refuse_unfit(image: Scan, label: Scan, description: DatasetDescription) -> None:
+    """Raise an error if a label does not fit its image, intensities are NaN or infinite, or ids are negative."""
+    shape, label_shape, num_channels = image.values.shape, label.values.shape[1:], len(description.channel_names)
+    if shape != (num_channels, *label_shape):
+        raise BadInputError(
+            f"found {shape[0]} channels of shape {tuple(shape[1:])} and a label of shape {tuple(label_shape)}, "
+            f"expected {num_channels} channels of the label's shape"
+        )
+    if not image.values.isfinite().all():
+        raise BadInputError("the image holds NaN or infinite intensities; replace them")
+    if (lowest := int(label.values.min())) < 0:
+        raise BadInputError(f"the label holds negative ids ({lowest}); label ids start at 0")
+
+
+def _content_of(image: NDArray[np.floating]) -> str:
+    digest = hashlib.blake2b(f"{image.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def _usual_range(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the percentiles 0.5 and 99.5, of evenly taken voxels where there are many."""
+    low, high = np.percentile(values[:: max(1, values.size // _SAMPLES_OF_RANGE)], (0.5, 99.5))
+    return float(low), float(high)
 
 
 def _counts(label: NDArray[np.integer]) -> dict[int, int]:

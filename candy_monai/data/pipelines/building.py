@@ -196,6 +196,22 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     return own
 
 
+def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = False) -> OwnTransforms:
+    """Return what gives the pipelines of an ``experiment.json`` again, checked that they can be built.
+
+    Args:
+        pipelines: What stands in the file; None for one of a version that kept none.
+        where: The file, for messages.
+        trust: Build any callable that they name, instead of known transforms only.
+
+    Raises:
+        SettingsError: If they are damaged, or as `check_own_transforms` does.
+    """
+    own = OwnTransforms.from_saved(pipelines, where=where, trust=trust)
+    check_own_transforms(own, f"{where}: ")
+    return own
+
+
 def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
     """Refuse lists of a user's own that cannot be built, or that cannot stand in their pipeline.
 

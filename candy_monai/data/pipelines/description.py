@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from candy_monai.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
+    from candy_monai.aliases import PathLike
     from candy_monai.data.planning.normalization import ChannelNormalization
     from candy_monai.data.planning.plan import Plan
 
@@ -55,8 +56,13 @@ class OwnTransforms:
     trust: bool = False
 
     @classmethod
-    def from_saved(cls, pipelines: object, *, trust: bool = False) -> Self:
+    def from_saved(cls, pipelines: object, *, where: PathLike = "experiment.json", trust: bool = False) -> Self:
         """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none.
+
+        Args:
+            pipelines: What stands in the file.
+            where: The file, for messages.
+            trust: Whether to build any callable that they name.
 
         Raises:
             SettingsError: If what was kept is damaged.
@@ -66,7 +72,7 @@ class OwnTransforms:
         lists: Mapping[str, Any] = pipelines if isinstance(pipelines, dict) else {}
         if not any(name in lists for name in PIPELINES):
             raise SettingsError(
-                f"experiment.json: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
+                f"{where}: pipelines is damaged, expected lists of transforms under {', '.join(PIPELINES)}; "
                 "take the file from a copy of the run"
             )
         saved = {name: lists[name] for name in PIPELINES if name in lists}
@@ -75,7 +81,7 @@ class OwnTransforms:
             if not isinstance(entries, list) or not _has(entries, _WHOLE[name]):
                 found = "none of that name" if isinstance(entries, list) and entries else repr(entries)[:60]
                 raise SettingsError(
-                    f"experiment.json: pipelines.{name} is damaged: expected a list of transforms with {_WHOLE[name]}, "
+                    f"{where}: pipelines.{name} is damaged: expected a list of transforms with {_WHOLE[name]}, "
                     f"found {found}; take the file from a copy of the run"
                 )
         return cls(trust=trust, **saved)

@@ -21,7 +21,7 @@ from nibabel.orientations import axcodes2ornt
 from torch import Tensor
 
 from candy_monai.aliases import Shape
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import Scan, read_channels
 from candy_monai.data.inspection.inspect import axis_codes
 from candy_monai.data.pipelines.building import Pipeline, build_pipeline, keeps_track

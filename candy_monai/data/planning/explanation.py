@@ -55,6 +55,8 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Choice, ...]:
             reason = "You asked for it."
         elif not isinstance(reason, str):
             reason = reason(plan, fingerprint)
+        if name == "slice_axis":
+            choices.append(_configuration(plan))
         choices.append(
             Choice(name=name, value=value, reason=reason, remedy=entry.remedy or _option(entry, name, value))
         )
@@ -66,6 +68,23 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Choice, ...]:
 def _option(entry: Entry, name: str, value: str) -> str:
     value = "..." if value in ("none", entry.none) else value
     return f"--set '{name}={value}'" if ";" in value else f"--set {name}={value}"
+
+
+def _configuration(plan: Plan) -> Choice:
+    if plan.num_dims == 2:
+        reason = "Pictures have two axes."
+    elif "slice_axis" in plan.chosen:
+        reason = "You asked for it."
+    elif plan.slice_axis is None:
+        reason = "A 3-D network sees what lies before and behind each slice; slices are for thick ones on a CPU."
+    else:
+        reason = (
+            "Slices are thick and the memory is that of a CPU or a small GPU: there a 2-D network, which sees many "
+            "slices, learns more in a given time than a 3-D network, which sees few blocks."
+        )
+    other = "3d" if plan.slice_axis is not None else "2d"
+    remedy = "follows from the data" if plan.num_dims == 2 else f"--configuration {other}"
+    return Choice(name="configuration", value=plan.configuration, reason=reason, remedy=remedy)
 
 
 def _loss(plan: Plan) -> Choice:
@@ -91,6 +110,8 @@ def orientation(plan: Plan, fingerprint: Fingerprint) -> str:
 def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
     if plan.spacing_mm is None:
         return "Pictures know no millimetres and are not resampled."
+    if plan.slice_axis is not None:
+        return f"The median spacing along each axis; along axis {plan.slice_axis}, across slices, cases keep their own."
     axis = coarse_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
     if axis is None:
         return "The median spacing of the cases along each axis."
@@ -101,14 +122,9 @@ def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
 
 
 def slice_axis(plan: Plan, _fingerprint: Fingerprint) -> str:
-    if plan.num_dims == 2:
-        return "Pictures are their own slices."
     if plan.slice_axis is None:
-        return "A 3-D network sees what lies before and behind each slice (configuration 3d)."
-    return (
-        f"A 2-D network is trained on slices across axis {plan.slice_axis} (configuration 2d): where they are thick, "
-        "many of them teach more in a given time than few blocks. They are not resampled along this axis."
-    )
+        return "The network has as many dimensions as the data."
+    return "The axis along which voxels are longest, the last of several; slices are not resampled across it."
 
 
 def resampling(plan: Plan, _fingerprint: Fingerprint) -> str:

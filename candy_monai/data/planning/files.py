@@ -93,7 +93,7 @@ def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, pa
             )
     chosen = {*given.chosen, *overrides, *(name for name in SETTABLE if not ENTRIES[name].is_length)}
     changes: dict[str, Any] = {**fixed, "dataset_name": made.dataset_name, "chosen": tuple(sorted(chosen))}
-    if given.resampling == "none" and (made.resampling, made.spacing_mm) != ("none", given.spacing_mm):
+    if given.resampling == "none" and (made.resampling, made.pixdim) != ("none", given.pixdim):
         changes.setdefault("resampling", "extent")  # some cases of this dataset change their shape
     return dataclasses.replace(given, **changes)
 

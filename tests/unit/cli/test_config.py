@@ -93,6 +93,17 @@ def test_the_settings_in_force_are_shown_with_the_files_that_they_come_from(tmp_
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("num_checkpoint: 2", "Did you mean 'num_checkpoints'"), ("ema: 3", "ema must be true or false")],
+)
+def test_settings_that_training_would_refuse_are_told(tmp_path, monkeypatch, capsys, text, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yml").write_text(text)
+    assert main(["config", "show"]) == 0
+    assert words in capsys.readouterr().err
+
+
 def test_without_settings_it_is_said_where_they_would_be(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["config", "show"]) == 0

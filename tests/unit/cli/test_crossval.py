@@ -1,43 +1,71 @@
-from candy_monai.cli.crossval import _as_text, _options
-from candy_monai.cli.main import _parsed, main
+import json
+from pathlib import Path
+
+import pytest
+
+from candy_monai.cli.crossval import _as_text
+from candy_monai.cli.main import main
+from candy_monai.recipes.options import TrainOptions
 
 
-def test_every_option_that_was_typed_reaches_the_folds():
-    typed = ["crossval", "D", "--epochs", "3", "--seed", "1", "--set", "a=1", "--set", "b=2", "--note", "mine"]
-    args = _parsed([*typed, "--save-every", "90s"])
-    options = _options(args)
-    assert options[:2] == ["--bundle", "unet"]
-    pairs = set(zip(options[::2], options[1::2], strict=True))
-    assert {
-        ("--epochs", "3"),
-        ("--seed", "1"),
-        ("--set", "a=1"),
-        ("--set", "b=2"),
-        ("--note", "mine"),
-        ("--save-every", "90s"),
-    } <= pairs
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    """Replace what does the work; return what it was called with."""
+    calls = {}
+
+    def cross_validate(dataset, options, **keywords):
+        calls.update(dataset=dataset, options=options, **keywords)
+        (tmp_path / "crossval-D").mkdir()
+        summary = tmp_path / "crossval-D" / "crossval.json"
+        summary.write_text(json.dumps({"foreground_mean": None, "classes": {}, "class_names": {}, "folds": []}))
+        return summary
+
+    monkeypatch.setattr("candy_monai.recipes.crossval.cross_validate", cross_validate)
+    return calls
 
 
-def test_a_budget_is_passed_on_in_seconds():
-    assert "600.0s" in _options(_parsed(["crossval", "D", "--budget", "10m"]))
+def test_what_was_typed_is_what_decides_the_folds_and_the_next_command_is_named(seen, tmp_path, capsys):
+    typed = ["--epochs", "3", "--seed", "1", "--set", "a=1", "--set", "b=2", "--note", "mine", "--save-every", "90s"]
+    assert main(["crossval", "D", *typed, "--jobs", "2", "--plan", "p"]) == 0
+    given = {
+        "out": Path("experiments"),
+        "num_epochs": 3,
+        "seed": 1,
+        "overrides": {"a": "1", "b": "2"},
+        "note": "mine",
+        "save_every": "90s",
+    }
+    assert vars(seen["options"]) == {**vars(TrainOptions(**given)), "plan": seen["options"].plan}
+    assert (str(seen["options"].plan), seen["num_parallel"]) == ("p", 2)
+    assert capsys.readouterr().out.endswith(f"Next: candy-monai predict {tmp_path / 'crossval-D'} IMAGES predictions\n")
 
 
-def test_a_plan_to_keep_reaches_the_folds_and_what_is_none_is_refused_before_the_dataset_is_read(tmp_path, capsys):
-    options = _options(_parsed(["crossval", "D", "--plan", str(tmp_path / "plan.json")]))
-    assert options[options.index("--plan") + 1] == str(tmp_path / "plan.json")
-    assert main(["crossval", str(tmp_path / "none"), "--plan", str(tmp_path / "plan.json")]) == 2
-    assert "plan.json: there is no such file; give the folder of an experiment" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--plan", "nowhere.json"], "nowhere.json: there is no such file"),
+        (["--bundle", "unte"], "no bundle 'unte' is installed"),
+        (["--set", "batch_sise=2"], "no entry 'batch_sise'"),
+        (["--frontend", "notin"], "'notin' is unknown"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--jobs", "0"], "expected a whole number of at least 1"),
+    ],
+)
+def test_what_every_fold_would_refuse_is_bad_input_before_the_dataset_is_read(tmp_path, options, said, capsys):
+    assert main(["crossval", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *options]) == 2
+    assert said in capsys.readouterr().err
 
 
-def test_folds_without_scores_are_shown_without_numbers():
+def test_classes_are_called_by_their_names_and_folds_without_scores_have_no_numbers():
     folds = [
-        {"fold": 0, "foreground_mean": 0.5, "classes": {"1": 0.5}},
+        {"fold": 0, "foreground_mean": 0.5, "classes": {"1": 0.25, "2": 0.75}},
         {"fold": 1, "foreground_mean": None, "classes": {}},
     ]
-    lines = _as_text({"foreground_mean": 0.5, "classes": {"1": 0.5}, "folds": folds}).splitlines()
-    assert [line.split() for line in lines] == [
-        ["fold", "Dice", "class", "1"],
-        ["0", "0.5000", "0.5000"],
-        ["1", "-", "-"],
-        ["mean", "0.5000", "0.5000"],
+    names = {"1": "left", "3": "never seen"}
+    summary = {"foreground_mean": 0.5, "classes": {"1": 0.25, "2": 0.75}, "class_names": names, "folds": folds}
+    assert [line.split() for line in _as_text(summary).splitlines()] == [
+        ["fold", "Dice", "left", "class", "2"],
+        ["0", "0.5000", "0.2500", "0.7500"],
+        ["1", "-", "-", "-"],
+        ["mean", "0.5000", "0.2500", "0.7500"],
     ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from candy_monai.cli.main import COMMANDS, main
 from candy_monai.errors import BadInputError, DatasetError, MissingExtraError, NonFiniteLossError
-from candy_monai.frontends.notion import NotionFrontend
+from candy_monai.recipes.options import TrainOptions
 
 HEAVY = ("torch", "monai", "numpy", "matplotlib", "rich")
 
@@ -21,8 +22,8 @@ def calls(monkeypatch):
     """Replace the functions that do the work; return what they were called with."""
     seen = SimpleNamespace(train=None, prepare=None, demo=None, predict=None)
 
-    def train_dataset(dataset, **options):
-        seen.train = {"dataset": dataset, **options}
+    def train_dataset(dataset, options, **keywords):
+        seen.train = {"dataset": dataset, "options": options, **keywords}
         return Path("experiments/UNetTrainer/20251101-14-a3f2")
 
     def run_demo(out, **options):
@@ -121,7 +122,6 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
     ("arguments", "said"),
     [
         (["trian", "data"], "candy-monai: error: unknown command 'trian'. Did you mean 'train'?"),
-        (["train", "data", "--frontend", "notin"], "--frontend 'notin' is unknown. Did you mean 'notion'?"),
         (["config"], "candy-monai config: error: the following arguments are required: ACTION"),
         (["zzz"], "candy-monai: error: unknown command 'zzz'. Known: demo, inspect"),
         (
@@ -138,7 +138,7 @@ def test_no_command_shows_the_help_and_is_wrong(capsys):
         (["train", "data", "--budget", "2"], "argument --budget: '2' has no unit: say 2s, 2m or 2h"),
         (["train", "data", "--save-every", "2.5"], "'2.5' has no unit: say 2.5s, 2.5m or 2.5h"),
         (["train", "data", "--budget", "soon"], "argument --budget: 'soon' is no duration"),
-        (["train", "data", "--fold", "some"], "argument --fold: 'some' is no fold"),
+        (["train", "data", "--fold", "some"], "argument --fold: 'some': expected a number from 0, or 'all'"),
         (["predict", "run", "in"], "the following arguments are required: OUTPUT"),
         (["predict", "run", "in", "out", "--channels", "T2"], "argument --channels: 'T2' are no channels"),
         (["predict", "run", "in", "out", "--memory", "lots"], "argument --memory: 'lots' is no size of memory"),
@@ -159,15 +159,17 @@ def test_train_passes_on_every_option(calls, capsys):
         "--bundle net --fold 3 --budget 1h30m --seed 7 --set a=1 --set b=x=y --device cpu --out o --store s "
         "--save-every 10m --splits f.json --note words --trainer mine.py:Mine --groups ^p "
         "--transforms mine.yml --trust "
-        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3"
+        "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3 "
+        "--configuration 2d"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
-    assert calls.train == {
-        "dataset": Path("data"),
+    assert calls.train.pop("dataset") == Path("data")
+    assert vars(calls.train.pop("options")) == {
         "bundle": "net",
         "fold": 3,
         "num_epochs": None,
+        "configuration": "2d",
         "budget_s": 5400.0,
         "save_every": "10m",
         "seed": 7,
@@ -186,45 +188,36 @@ def test_train_passes_on_every_option(calls, capsys):
         "groups": "^p",
         "stratify": "kinds.csv",
         "num_folds": 4,
-        "frontend": NotionFrontend,
+        "frontends": ("notion",),
     }
-    assert capsys.readouterr().out == "Experiment: experiments/UNetTrainer/20251101-14-a3f2\n"
+    assert calls.train == {}
+    assert capsys.readouterr().out.splitlines() == [
+        "Experiment: experiments/UNetTrainer/20251101-14-a3f2",
+        "Next: candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 IMAGES predictions --trainer mine.py:Mine "
+        "--trust",
+    ]
 
 
-def test_train_has_defaults_for_all_but_the_dataset(calls, monkeypatch):
-    monkeypatch.setattr("candy_monai.device.auto_device", lambda: "cuda:1")
+def test_train_has_defaults_for_all_but_the_dataset(calls):
     assert main(["train", "data"]) == 0
-    assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
-    assert calls.train == {
-        "dataset": Path("data"),
-        "bundle": "unet",
-        "fold": 0,
-        "num_epochs": None,
-        "save_every": None,
-        "budget_s": None,
-        "seed": None,
-        "overrides": {},
-        "plan": None,
-        "jobs": None,
-        "device": "cuda:1",
-        "out": Path("experiments"),
-        "store": None,
-        "store_precision": "float32",
-        "splits": None,
-        "note": "",
-        "trainer": None,
-        "transforms": None,
-        "trust": False,
-        "groups": None,
-        "stratify": None,
-        "num_folds": None,
-        "frontend": None,
-    }
+    assert calls.train["options"] == TrainOptions(overrides={}, out=Path("experiments"))
+
+
+def test_every_option_of_a_run_is_one_of_train_and_resume_takes_those_that_may_be_chosen_anew(capsys):
+    shown = {}
+    for command in ("train", "crossval", "resume"):
+        main([command, "--help"])
+        shown[command] = capsys.readouterr().out
+    for field in dataclasses.fields(TrainOptions):
+        line = f"\n  {field.metadata['flag']}"
+        assert line in shown["train"]
+        assert (line in shown["crossval"]) == (field.name != "fold")
+        assert (line in shown["resume"]) == field.metadata["resumes"]
 
 
 def test_train_takes_epochs_and_all_folds(calls):
     assert main(["train", "data", "--fold", "all", "--epochs", "12", "--device", "cpu"]) == 0
-    assert (calls.train["fold"], calls.train["num_epochs"]) == ("all", 12)
+    assert (calls.train["options"].fold, calls.train["options"].num_epochs) == ("all", 12)
 
 
 def test_demo_passes_on_its_options_and_names_the_picture(calls, capsys):

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from candy_monai.cli.main import main
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.plan import plan
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.recipes import prepare
+from candy_monai.recipes.options import TrainOptions
 
 
 def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
@@ -17,10 +20,9 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     class Prepared:
         plan = plan(inspect(dataset))
         store_folder = Path("store/Phantom-key")
-        warnings = ("label 3 never occurs",)
 
-    def prepare_dataset(folder, *, on_progress, **options):
-        seen.update(dataset=folder, **options)
+    def prepare_dataset(folder, options, *, on_progress, **keywords):
+        seen.update(dataset=folder, options=options, **keywords)
         on_progress("Preprocessing 2 cases")
         return Prepared()
 
@@ -29,19 +31,14 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     (tmp_path / "own.json").write_text('{"preprocessing": [{"_target_": "ScaleIntensityd", "keys": "image"}]}')
     options += ["--transforms", str(tmp_path / "own.json")]
     assert main(["preprocess", "data", *options]) == 0
+    given = {"overrides": {"a": "1"}, "store": Path("s"), "out": Path("o"), "plan": Path("p"), "jobs": 3}
     assert seen == {
         "dataset": Path("data"),
-        "overrides": {"a": "1"},
-        "store": Path("s"),
-        "out": Path("o"),
-        "device": "cpu",
-        "precision": "float32",
+        "options": TrainOptions(fold="all", device="cpu", transforms=tmp_path / "own.json", **given),
         "own": OwnTransforms(preprocessing=[{"_target_": "ScaleIntensityd", "keys": "image"}]),
-        "plan_from": Path("p"),
-        "jobs": 3,
+        "device": torch.device("cpu"),
     }
     shown = capsys.readouterr()
     assert shown.out.startswith("Preprocessing 2 cases\n")
     assert "patch_shape" in shown.out
     assert shown.out.endswith("Store: store/Phantom-key\n")
-    assert shown.err == "candy-monai: warning: label 3 never occurs\n"

@@ -1,7 +1,15 @@
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
+from candy_monai.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -9,6 +17,7 @@ from candy_monai.experiment.settings import TrainSettings
     [
         ("num_epochs", 0),
         ("num_epochs", 2.5),
+        ("num_epochs", None),
         ("num_checkpoints", -1),
         ("early_stop_tolerance", 0),
         ("early_stop_tolerance", "forecasts"),
@@ -39,6 +48,22 @@ def test_the_defaults_are_those_of_the_user_s_description():
     assert (settings.note, settings.num_checkpoints, settings.ema, settings.seed) == ("", 5, True, None)
     assert (settings.early_stop_tolerance, settings.val_score_prediction) == (5, True)
     assert (settings.val_score_prediction_degree, settings.save_preview, settings.preview_quality) == (5, True, 0.75)
+
+
+def test_the_signature_and_the_page_of_train_say_what_is_declared():
+    declared = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+    _, *keywords = inspect.signature(Trainer.train).parameters.values()
+    missing = {inspect.Parameter.empty: dataclasses.MISSING}
+    assert {keyword.name: missing.get(keyword.default, keyword.default) for keyword in keywords} == declared
+    assert all(f"\n            {name}: " in Trainer.train.__doc__ for name in declared)
+    page = (Path(__file__).parents[3] / "docs" / "your_own_trainer.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`|required) \|", page, flags=re.MULTILINE)
+    assert {name: ast.literal_eval(text) if text else dataclasses.MISSING for name, text in rows} == declared
+
+
+def test_a_number_of_numpy_s_is_a_number():
+    settings = TrainSettings(num_epochs=np.int64(2), ema=np.bool_(False), preview_quality=np.float32(0.5))
+    assert settings == TrainSettings(num_epochs=2, ema=False, preview_quality=0.5)
 
 
 def test_an_unknown_name_is_refused_with_the_closest_known_one():

@@ -1,13 +1,16 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.errors import CandyError, SettingsError
+from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.recipes import crossval
-from candy_monai.recipes.crossval import FoldRun, cross_validate
+from candy_monai.recipes.crossval import cross_validate
+from candy_monai.recipes.options import TrainOptions
+from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make
 
 TINY = ["filters=4,8,8", "iterations_per_epoch=2", "batch_size=1"]
@@ -28,7 +31,8 @@ def pretended(monkeypatch):
     failing, begun = set(), []
 
     def command(run):
-        begun.append((run.number, run.command()))
+        _, _, _, *words = run.command()
+        begun.append((run.number, words[0], TrainOptions.from_json(Path(words[-1]).read_text())))
         target = run.folder / "T" / f"2026{run.number}"
         script = (
             "import json, pathlib, sys\n"
@@ -53,48 +57,57 @@ def _popen(start, run, command, environment):
 
 def test_every_fold_is_trained_once_and_their_means_are_written(phantom, tmp_path, pretended):
     _, begun = pretended
-    path = cross_validate(phantom, jobs=2, out=tmp_path, options=["--epochs", "1"], on_progress=_quiet)
-    assert sorted(number for number, _ in begun) == [0, 1, 2, 3]
-    for number, command in begun:
-        assert command[:4] == ["train", str(phantom), "--fold", str(number)]
-        assert command[-2:] == ["--epochs", "1"]
+    path = cross_validate(phantom, num_parallel=2, out=tmp_path, num_epochs=1, on_progress=_quiet)
+    assert sorted(number for number, _, _ in begun) == [0, 1, 2, 3]
+    for number, command, options in begun:
+        assert command == "train"
+        assert (options.fold, options.num_epochs) == (number, 1)
+        assert Path(options.store) == tmp_path / ".store"
     summary = json.loads(path.read_text())
     assert summary["foreground_mean"] == pytest.approx(0.15)
     assert summary["classes"] == {"1": pytest.approx(0.15), "2": None}
+    assert summary["class_names"] == {"1": "shell", "2": "core"}
     assert [fold["foreground_mean"] for fold in summary["folds"]] == [0.0, 0.1, 0.2, 0.3]
 
 
 def test_a_fold_that_fails_keeps_no_other_from_being_trained_and_the_next_call_resumes_it(phantom, tmp_path, pretended):
     failing, begun = pretended
     failing.add(1)
-    with pytest.raises(CandyError, match=r"1 of 4 folds failed.*fold_1"):
-        cross_validate(phantom, out=tmp_path, on_progress=_quiet)
+    with pytest.raises(RunFailedError, match=r"1 of 4 folds failed.*fold_1"):
+        cross_validate(phantom, out=tmp_path, num_epochs=2, on_progress=_quiet)
     assert len(begun) == 4
     failing.clear()
-    cross_validate(phantom, out=tmp_path, options=["--seed", "3"], on_progress=_quiet)
-    number, command = begun[-1]
-    assert (len(begun), number) == (5, 1)
-    assert command[0] == "resume"
-    assert "--seed" not in command
+    cross_validate(phantom, out=tmp_path, num_epochs=2, trust=True, device="cpu", on_progress=_quiet)
+    number, command, options = begun[-1]
+    assert (len(begun), number, command) == (5, 1, "resume")
+    assert (options.num_epochs, options.trust, options.device) == (None, True, "cpu")  # as many as were planned
 
 
-def test_jobs_share_the_cores(monkeypatch):
+def test_folds_at_the_same_time_share_the_cores(phantom, tmp_path, pretended, monkeypatch):
     monkeypatch.setattr(crossval.os, "cpu_count", lambda: 8)
     assert crossval._environment(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
     assert crossval._environment(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
+    _, begun = pretended
+    cross_validate(phantom, num_parallel=3, out=tmp_path, on_progress=_quiet)
+    assert {options.jobs for _, _, options in begun} == {2}
 
 
-def test_a_resumed_fold_gets_the_options_that_resume_knows(tmp_path):
-    run = FoldRun(number=0, folder=tmp_path, dataset=tmp_path, options=("--device", "cpu", "--epochs", "3"))
-    experiment = tmp_path / "T" / "20260101-00-abcd"
-    experiment.mkdir(parents=True)
-    (experiment / "experiment.json").touch()
-    assert run.command() == ["resume", str(experiment), "--dataset", str(tmp_path), "--device", "cpu"]
+def test_how_many_cases_a_fold_works_on_at_once_is_passed_on(phantom, tmp_path, pretended):
+    _, begun = pretended
+    cross_validate(phantom, TrainOptions(jobs=3), out=tmp_path, on_progress=_quiet)
+    assert {options.jobs for _, _, options in begun} == {3}
+
+
+def test_a_class_that_only_this_process_has_is_refused_before_a_fold_begins(phantom, tmp_path, pretended):
+    _, begun = pretended
+    with pytest.raises(SettingsError, match="give FILE:Class"):
+        cross_validate(phantom, trainer=UNetTrainer, out=tmp_path, on_progress=_quiet)
+    assert begun == []
 
 
 def test_no_job_is_no_number_of_jobs(phantom, tmp_path):
     with pytest.raises(SettingsError, match="at least 1"):
-        cross_validate(phantom, jobs=0, out=tmp_path)
+        cross_validate(phantom, num_parallel=0, out=tmp_path)
 
 
 @pytest.mark.slow
@@ -105,6 +118,7 @@ def test_the_command_trains_the_folds_and_prints_their_scores(phantom, tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.strip()[:1].isdigit()] == ["0", "1", "2", "3"]
     assert any(line.split()[:1] == ["mean"] for line in lines)
+    assert any(line.split() == ["fold", "Dice", "shell", "core"] for line in lines)
 
 
 @pytest.mark.parametrize(("groups", "warnings"), [(None, 1), ("^(.+?)_frame", 0)])

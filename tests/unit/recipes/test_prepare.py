@@ -7,15 +7,27 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import prepare_dataset
 from tests.looks import counted_reads
 
 
 def _prepare(dataset, out, **options):
-    return prepare_dataset(dataset, **{"overrides": {}, "store": None, "out": out, "device": "cpu", **options})
+    given = {name: options.pop(name) for name in ("trainer", "on_progress") if name in options}
+    return prepare_dataset(
+        dataset,
+        TrainOptions(out=out, **options),
+        device=torch.device("cpu"),
+        **{"on_progress": lambda _message: None, **given},
+    )
+
+
+def _trainer(memory_factor=1.0, check_plan=lambda plan: None):
+    return SimpleNamespace(memory_factor=memory_factor, check_plan=check_plan)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +53,7 @@ def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):
 
 def test_a_network_that_needs_more_memory_than_a_u_net_gets_smaller_patches(phantom, tmp_path, monkeypatch):
     monkeypatch.setattr("candy_monai.recipes.prepare.device_memory", lambda device: 30 << 20)
-    small, smaller = (_prepare(phantom, tmp_path, memory_factor=factor).plan for factor in (1.0, 2.0))
+    small, smaller = (_prepare(phantom, tmp_path, trainer=_trainer(factor)).plan for factor in (1.0, 2.0))
     assert math.prod(smaller.patch_shape) < math.prod(small.patch_shape)
 
 
@@ -50,7 +62,7 @@ def test_a_plan_that_cannot_be_followed_is_refused_before_the_cases_are_preproce
         raise BadInputError(f"no {plan.num_dims}-D")
 
     with pytest.raises(BadInputError, match="no 3-D"):
-        _prepare(phantom, tmp_path, check_plan=refuse)
+        _prepare(phantom, tmp_path, trainer=_trainer(check_plan=refuse))
     assert not list(tmp_path.rglob("store*.json"))
 
 
@@ -122,7 +134,7 @@ def test_a_plan_that_moves_with_new_cases_is_told_and_the_old_one_can_be_kept(ph
     moved = _prepare(grown, tmp_path / "out", overrides=overrides, on_progress=said.append)
     (told,) = [text for text in said if text.startswith("The plan has moved with the dataset (")]
     assert "spacing_mm" in told or "patch_shape" in told
-    kept = _prepare(grown, tmp_path / "out", plan_from=shlex.split(told)[-1])
+    kept = _prepare(grown, tmp_path / "out", plan=shlex.split(told)[-1])
     assert kept.plan.spacing_mm == old.plan.spacing_mm
     assert kept.plan.patch_shape == old.plan.patch_shape
     assert kept.store_folder == old.store_folder

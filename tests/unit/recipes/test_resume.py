@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
+from candy_monai.inference.loading import load_predictor
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import train_dataset
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -153,6 +155,21 @@ def test_a_description_that_names_no_cases_is_refused(crashed):
         resume_training(crashed, device="cpu", on_progress=_quiet)
 
 
+def test_pipelines_that_were_tampered_with_are_refused_with_the_file(crashed):
+    path = crashed / "experiment.json"
+    description = json.loads(path.read_text())
+    for pipelines in ({**description["pipelines"], "augmentation": [{"_target_": "os.system"}]}, {"augmentation": 3}):
+        path.write_text(json.dumps({**description, "pipelines": pipelines}))
+        for refused in (lambda: resume_training(crashed, device="cpu"), lambda: load_predictor(crashed)):
+            with pytest.raises(SettingsError, match=re.escape(f"{path}: ")):
+                refused()
+
+
+def test_what_is_the_run_s_own_cannot_be_chosen_anew(crashed):
+    with pytest.raises(SettingsError, match="seed is the run's own"):
+        resume_training(crashed, seed=4)
+
+
 def test_a_run_that_was_begun_from_python_says_how_to_go_on(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(1, save_preview=False)
@@ -205,5 +222,5 @@ def test_a_resumed_run_reports_to_its_frontend_under_the_same_id(crashed):
         def on_experiment_completed(self, experiment_id):
             told.append(("completed", experiment_id))
 
-    resume_training(crashed, frontend=Telling, device="cpu", on_progress=_quiet)
+    resume_training(crashed, frontends=[Telling], device="cpu", on_progress=_quiet)
     assert told == [("created", crashed.name), ("completed", crashed.name)]

@@ -10,13 +10,16 @@ from candy_monai.data.images.writing import save_image
 from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.data.planning.plan import Plan
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.errors import BadInputError, DatasetError, SettingsError
+from candy_monai.errors import BadInputError, DatasetError, RunFailedError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.inference.loading import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.resume import resume_training
-from candy_monai.recipes.train import load_trainer_class, train_dataset
+from candy_monai.recipes.train import find_trainer, train_dataset
+from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make, texture
 from tests.looks import counted_digests, counted_parses, counted_reads
 
@@ -163,7 +166,7 @@ def test_nothing_is_written_into_the_dataset(phantom, tmp_path):
 def test_a_first_run_looks_once_before_the_store_and_a_second_run_decodes_nothing(phantom, tmp_path, monkeypatch):
     parses, digests, reads = (count(monkeypatch) for count in (counted_parses, counted_digests, counted_reads))
     options = {"fold": "all", "num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path}
-    monkeypatch.setattr("candy_monai.recipes.planned_run.PlannedRun.train", lambda self, note: tmp_path)
+    monkeypatch.setattr("candy_monai.recipes.planned_run.PlannedRun.train", lambda self: tmp_path)
     train_dataset(phantom, on_progress=_quiet, **options)
     training = [path for case in NNUNetDataset(phantom).cases for path in case.files]
     test = [path for case in NNUNetDataset(phantom, split="Ts").cases for path in case.files]
@@ -235,10 +238,13 @@ def test_training_on_everything_validates_on_the_same_and_saves_as_often_as_aske
         ({"num_epochs": 1, "overrides": {"num_epochs": "3"}}, "not both"),
         ({"budget_s": 60, "overrides": {"iterations_per_epoch": "3"}}, "a budget decides iterations_per_epoch"),
         ({"save_every": "often"}, "save_every must be"),
+        ({"num_epoch": 1}, "unknown setting 'num_epoch'. Did you mean 'num_epochs'"),
+        ({"frontends": ["notin"]}, "'notin' is unknown. Did you mean 'notion'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
     ],
 )
 def test_settings_that_contradict_each_other_or_themselves_are_refused(phantom, tmp_path, options, words):
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(BadInputError, match=words):
         train_dataset(phantom, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
@@ -352,7 +358,7 @@ def test_a_trainer_that_cannot_be_had_is_a_clear_error(tmp_path, where):
     file = tmp_path / "mine.py"
     file.write_text("class NotATrainer:\n    pass\n")
     with pytest.raises(BadInputError, match="--trainer"):
-        load_trainer_class(where.format(file=file))
+        find_trainer(own=where.format(file=file))
 
 
 @pytest.mark.slow
@@ -380,7 +386,37 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_data_are_read(phan
 
 def test_a_secret_that_a_frontend_misses_is_said_before_the_dataset_is_read(tmp_path):
     with pytest.raises(SettingsError, match="NotionFrontend needs the secret 'notion_api_key'"):
-        train_dataset(tmp_path / "no dataset", frontend=NotionFrontend, out=tmp_path / "out")
+        train_dataset(tmp_path / "no dataset", frontends=[NotionFrontend], out=tmp_path / "out")
+
+
+def test_a_file_that_vanishes_during_training_is_a_failed_run_that_resume_ends(tmp_path, monkeypatch):
+    data = write_phantom_dataset(tmp_path / "data", num_cases=4, shape=(24, 24, 16))
+    options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    hidden = []
+
+    def vanish(self, *arguments, **keywords):
+        hidden.extend(path.rename(tmp_path / path.name) for path in (data / "imagesTr").iterdir())
+        return score(self, *arguments, **keywords)
+
+    score = PlannedRun._score
+    with monkeypatch.context() as patched:
+        patched.setattr(PlannedRun, "_score", vanish)
+        with pytest.raises(RunFailedError, match=r"is trained.*candy-monai resume"):
+            train_dataset(data, **options)
+    for path in hidden:
+        path.rename(data / "imagesTr" / path.name)
+    (folder,) = (tmp_path / "UNetTrainer").iterdir()
+    resume_training(folder, device="cpu", on_progress=_quiet)
+    assert (folder / "validation.json").exists()
+
+
+def test_a_class_can_stand_for_a_file_with_a_trainer(phantom, tmp_path):
+    class Mine(UNetTrainer):
+        weight_decay = 0.5
+
+    options = TrainOptions(num_epochs=1, overrides=TINY, device="cpu", out=tmp_path)
+    folder = train_dataset(phantom, options, trainer=Mine, on_progress=_quiet)
+    assert folder.parent.name == "Mine"
 
 
 @pytest.mark.parametrize(("groups", "told"), [(None, 1), ("^(.+?)_frame", 0)])
@@ -391,7 +427,7 @@ def test_patients_on_both_sides_of_the_chosen_fold_are_told_at_the_start(tmp_pat
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("candy_monai.recipes.train.prepare_dataset", stop)
+    monkeypatch.setattr("candy_monai.recipes.prepare.plan", stop)
     folder = texture(make(tmp_path / "data", ids=ids))
     with pytest.raises(KeyboardInterrupt):
         train_dataset(folder, fold=1, groups=groups, device="cpu", out=tmp_path / "out", on_progress=said.append)

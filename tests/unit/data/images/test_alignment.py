@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from candy_monai.data.images.alignment import aligned, displacement, misalignment, mismatch
-from candy_monai.data.images.formats import Geometry
+from candy_monai.data.images.geometry import Geometry
 from candy_monai.errors import BadInputError
 
 OBLIQUE = np.array([[0.8, -0.6, 0.0, 5.0], [0.6, 0.8, 0.0, -7.0], [0.0, 0.0, 1.0, 3.0], [0.0, 0.0, 0.0, 1.0]])

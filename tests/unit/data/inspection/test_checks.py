@@ -151,10 +151,20 @@ def test_a_case_without_foreground_and_a_class_without_a_case_are_warnings(tmp_p
     assert "no training case contains the label ids [2]" in warnings_of(tmp_path)
 
 
-def test_a_wrong_number_of_training_cases_is_a_problem_of_the_check_and_stops_no_loading(tmp_path):
-    make(tmp_path, numTraining=5)
-    assert "numTraining is 5, found 3 cases" in problems_of(tmp_path)
-    assert len(NNUNetDataset(tmp_path)) == 3
+def test_another_number_of_training_cases_than_stated_is_a_problem_with_both_numbers_and_the_line_that_mends_it(
+    tmp_path,
+):
+    texture(make(tmp_path, numTraining=5))
+    (problem,) = check_dataset(tmp_path).problems
+    assert "numTraining is 5, found 3 cases" in problem
+    assert 'write "numTraining": 3' in problem
+
+
+def test_where_files_are_missing_the_stated_number_of_cases_is_no_second_complaint(tmp_path):
+    make(tmp_path, numTraining=3)
+    (tmp_path / "labelsTr" / "a.nii.gz").unlink()
+    assert "labelsTr/a.nii.gz is missing" in problems_of(tmp_path)
+    assert "numTraining" not in problems_of(tmp_path) + warnings_of(tmp_path)
 
 
 def test_the_check_of_a_missing_folder_is_one_problem(tmp_path):
@@ -258,11 +268,6 @@ def test_test_cases_without_labels_and_no_test_cases_at_all_are_fine(tmp_path):
     write(tmp_path / "imagesTs" / "t_0000.nii.gz", np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
     report = check_dataset(tmp_path)
     assert (report.problems, report.warnings) == ((), ())
-
-
-def test_a_wrong_number_of_cases_comes_with_the_line_that_mends_it(tmp_path):
-    make(tmp_path, numTraining=5)
-    assert 'write "numTraining": 3' in problems_of(tmp_path)
 
 
 def test_a_listed_path_with_a_variable_that_is_not_set_names_the_variable(tmp_path):

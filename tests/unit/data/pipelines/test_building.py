@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, Invertd, RandFlipd
@@ -111,6 +112,27 @@ def test_expressions_and_references_are_refused_wherever_they_stand(text):
 )
 def test_what_writes_files_or_calls_by_name_is_refused(entry):
     refused(r"augmentation\[0\]: ", entry)
+
+
+class Harmful:
+    def __init__(self, trace):
+        self._trace = trace
+
+    def __reduce__(self):
+        return self._trace.touch, ()
+
+
+@pytest.mark.parametrize("reader", [{}, {"reader": "NumpyReader"}], ids=["any reader", "NumpyReader"])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_file_of_pickled_objects_is_refused_and_executes_nothing(tmp_path, reader, suffix):
+    trace, path = tmp_path / "trace", tmp_path / f"a.{suffix}"
+    content = np.array([Harmful(trace)], dtype=object)
+    np.savez(path, content) if suffix == "npz" else np.save(path, content, allow_pickle=True)
+    entry = {"_target_": "LoadImaged", "keys": "image", **reader}
+    with pytest.raises((ValueError, RuntimeError)):
+        built(entry)({"image": path})
+    assert not trace.exists()
+    refused(r"augmentation\[0\]: .*allow_pickle", entry | {"allow_pickle": True})
 
 
 def test_our_reader_may_be_named(tmp_path):

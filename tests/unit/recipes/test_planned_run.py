@@ -6,7 +6,8 @@ import torch
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.recipes.loaders import case_loader, evenly, num_workers, patch_loader
+from candy_monai.recipes.planned_run import case_loader, num_workers, patch_loader
+from candy_monai.recipes.prepare import evenly
 from tests.plans import small_plan
 
 CPU = torch.device("cpu")

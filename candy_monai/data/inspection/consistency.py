@@ -1,21 +1,16 @@
-"""What is unusual about a dataset and may be intended: warnings that compare its cases with each other.
-
-Pure functions of a few facts a case; opens no file. What is wrong with a single case is found by
-``candy_monai.data.inspection.checks``.
-"""
+"""Compare the cases of a dataset with each other: what is unusual and may be intended."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from candy_monai.data.datasets.folds import Fold
+from candy_monai.data.inspection.inspect import MeasuredCase
 from candy_monai.data.values import as_ids, named
 
 if TYPE_CHECKING:
@@ -28,64 +23,19 @@ _FAR_SHIFT = 0.35
 """As a share of the usual range: a CT that lacks the offset of 1024 lies about so far from the others."""
 _DEVIATIONS = 6.0
 _MAD_TO_DEVIATION = 1.4826
-_SAMPLES = 50_000
-_TAIL = 0.5
+_PATIENT_AXES = {code: axis for axis, codes in enumerate(("LR", "PA", "IS")) for code in codes}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseFacts:
-    """What is compared between cases.
-
-    Attributes:
-        case_id: The case.
-        content: Equal for images of the same voxels, whatever their files look like.
-        spacing_mm: Along the patient's axes, left-right first; ``None`` for a picture.
-        is_mirrored: Whether the stored axes are left-handed; ``None`` where there is no physical space.
-        ranges: For each channel its percentiles 0.5 and 99.5.
-        label_ids: The ids in the label; ``None`` without one.
-    """
-
-    case_id: str
-    content: bytes
-    spacing_mm: tuple[float, ...] | None
-    is_mirrored: bool | None
-    ranges: tuple[tuple[float, float], ...]
-    label_ids: frozenset[int] | None
-
-
-def content_of(arrays: Iterable[NDArray[np.generic]]) -> bytes:
-    """Return a digest of the voxels of an image's channels, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(f"{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()
-
-
-def usual_range(values: NDArray[np.floating]) -> tuple[float, float]:
-    """Return a channel's percentiles 0.5 and 99.5, of evenly taken voxels where there are many."""
-    flat = values.ravel()
-    low, high = np.percentile(flat[:: max(1, flat.size // _SAMPLES)], (_TAIL, 100 - _TAIL))
-    return float(low), float(high)
-
-
-def suspicions(
-    training: Sequence[CaseFacts],
-    test: Sequence[CaseFacts],
+def inconsistencies(
+    training: Sequence[MeasuredCase],
+    test: Sequence[MeasuredCase],
     *,
     channel_names: Sequence[str],
     ignore_label: int | None = None,
 ) -> list[str]:
-    """Compare the cases of a dataset and say what is odd about some.
-
-    Args:
-        training: The training cases.
-        test: The test cases.
-        channel_names: For the texts.
-        ignore_label: The id that is no foreground.
-    """
+    """Return a warning for everything that sets some cases of a dataset apart from the others."""
     return [
-        *_twins(training, test),
+        *_duplicates(training, test),
         *_without_foreground(training, ignore_label),
         *_mirrored(training),
         *_outlying_spacings(training),
@@ -96,13 +46,9 @@ def suspicions(
 def labels_absent_from_folds(
     folds: Sequence[Fold], ids_by_case: Mapping[str, frozenset[int]], names: Mapping[int, str], *, first: int = 0
 ) -> list[str]:
-    """Say which folds have no training case with a label that other cases have, so that it cannot be learned.
+    """Return a warning for each fold without a training case of a label that other cases have: it cannot be learned.
 
-    Args:
-        folds: The folds.
-        ids_by_case: The label ids of each case.
-        names: The name of each foreground id.
-        first: The number of the first of these folds.
+    ``first`` is the number of the first of these folds.
     """
     everywhere = frozenset[int]().union(*ids_by_case.values())
     texts = []
@@ -120,7 +66,7 @@ def labels_absent_from_folds(
 
 
 def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
-    """Name each foreground id; an id of several regions has the names of all."""
+    """Return the name of each foreground id; an id of several regions has the names of all."""
     names: dict[int, str] = {}
     for name, ids in labels.items():
         for label_id in as_ids(ids):
@@ -128,8 +74,8 @@ def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
     return {label_id: name for label_id, name in names.items() if label_id}
 
 
-def _twins(training: Sequence[CaseFacts], test: Sequence[CaseFacts]) -> list[str]:
-    by_content: dict[bytes, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+def _duplicates(training: Sequence[MeasuredCase], test: Sequence[MeasuredCase]) -> list[str]:
+    by_content: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for index, cases in enumerate((training, test)):
         for case in cases:
             if any(low < high for low, high in case.ranges):  # blank images are all alike
@@ -149,12 +95,12 @@ def _twins(training: Sequence[CaseFacts], test: Sequence[CaseFacts]) -> list[str
     return texts
 
 
-def _without_foreground(cases: Sequence[CaseFacts], ignore_label: int | None) -> list[str]:
-    blank = [case.case_id for case in cases if case.label_ids is not None and not case.label_ids - {0, ignore_label}]
+def _without_foreground(cases: Sequence[MeasuredCase], ignore_label: int | None) -> list[str]:
+    blank = [case.case_id for case in cases if not case.fingerprint.class_voxels.keys() - {0, ignore_label}]
     return [f"labelsTr: no foreground in {len(blank)} of {len(cases)} cases: {named(blank)}"] if blank else []
 
 
-def _mirrored(cases: Sequence[CaseFacts]) -> list[str]:
+def _mirrored(cases: Sequence[MeasuredCase]) -> list[str]:
     known = [case for case in cases if case.is_mirrored is not None]
     mirrored = [case.case_id for case in known if case.is_mirrored]
     upright = [case.case_id for case in known if not case.is_mirrored]
@@ -171,8 +117,8 @@ def _mirrored(cases: Sequence[CaseFacts]) -> list[str]:
     ]
 
 
-def _outlying_spacings(cases: Sequence[CaseFacts]) -> list[str]:
-    known = [(case.case_id, case.spacing_mm) for case in cases if case.spacing_mm is not None]
+def _outlying_spacings(cases: Sequence[MeasuredCase]) -> list[str]:
+    known = [(case.case_id, _patient_spacing(case)) for case in cases if not case.is_picture]
     if len(known) < _FEWEST_TO_COMPARE or len({len(spacing) for _, spacing in known}) > 1:
         return []
     usual = np.median([spacing for _, spacing in known], axis=0)
@@ -189,15 +135,21 @@ def _outlying_spacings(cases: Sequence[CaseFacts]) -> list[str]:
     ]
 
 
-def _outlying_intensities(cases: Sequence[CaseFacts], channel_names: Sequence[str]) -> list[str]:
+def _patient_spacing(case: MeasuredCase) -> tuple[float, ...]:
+    """Return the spacing along the patient's axes, left-right first."""
+    spacing, codes = case.fingerprint.spacing_mm, case.fingerprint.orientation
+    if codes is None:
+        return spacing
+    return tuple(spacing[axis] for axis in sorted(range(3), key=lambda axis: _PATIENT_AXES[codes[axis]]))
+
+
+def _outlying_intensities(cases: Sequence[MeasuredCase], channel_names: Sequence[str]) -> list[str]:
     texts = []
-    for channel, name in enumerate(channel_names):
-        ranges = np.array([case.ranges[channel] for case in cases if len(case.ranges) == len(channel_names)])
-        owners = [case.case_id for case in cases if len(case.ranges) == len(channel_names)]
-        if not owners:
-            continue
+    owners = [case.case_id for case in cases]
+    for channel, name in enumerate(channel_names if cases else ()):
+        ranges = np.array([case.ranges[channel] for case in cases])
         widths = ranges[:, 1] - ranges[:, 0]
-        constant = [owner for owner, width in zip(owners, widths, strict=True) if width == 0]
+        constant = [owners[i] for i in np.flatnonzero(widths == 0)]
         if constant:
             texts.append(f"imagesTr: channel {name!r} holds hardly more than one value in {named(constant)}")
         varied = np.flatnonzero(widths > 0)
@@ -217,7 +169,7 @@ def _outlying_intensities(cases: Sequence[CaseFacts], channel_names: Sequence[st
 
 
 def _is_far(values: NDArray[np.float64], least: float) -> NDArray[np.bool_]:
-    """Tell outliers: further off than the median's distance allows, and by ``least`` at any rate."""
+    """Return which values are outliers: further off than the median's distance allows, and by ``least`` at any rate."""
     distance = np.abs(values - np.median(values))
     spread = _MAD_TO_DEVIATION * float(np.median(distance))
     far: NDArray[np.bool_] = distance > max(least, _DEVIATIONS * spread)

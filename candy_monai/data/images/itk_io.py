@@ -1,0 +1,118 @@
+"""MetaImage and NRRD files: decoded and encoded by ITK through MONAI, with the unit that a header states."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from candy_monai.data.images.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
+from candy_monai.data.images.names import image_suffix
+from candy_monai.optional import require
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# What ITK's Python package reads as stored. The rest is asked for as floating point: finding no type takes ITK 10 s.
+_ITK_SAMPLES = ("unsigned_char", "short", "unsigned_short", "int", "unsigned_int", "float", "double")
+
+_MOST_HEADER_BYTES = 1 << 16
+_STATED_UNITS = re.compile(rb"^(?:space units|units|DistanceUnits)\s*[:=]\s*(.+?)\s*$", re.MULTILINE)
+_UNIT_NAMES = {
+    "mm": ("mm", "millimeter", "millimeters", "millimetre", "millimetres"),
+    "um": ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
+    "nm": ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
+    "cm": ("cm", "centimeter", "centimeters", "centimetre", "centimetres"),
+    "m": ("m", "meter", "meters", "metre", "metres"),
+}
+
+
+def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
+    """Decode a file into a channel-first array and its geometry."""
+    header = _header(path)
+    geometry = _geometry(path, header)
+    itk = _itk("read", path)
+    from monai.data.image_reader import ITKReader  # imports itk, which takes its time
+
+    pixel_type = None
+    if header.GetNumberOfComponents() > 1:
+        pixel_type = itk.VariableLengthVector[itk.F]
+    elif header.GetComponentTypeAsString(header.GetComponentType()) not in _ITK_SAMPLES:
+        pixel_type = itk.D
+    reader = ITKReader(pixel_type=pixel_type)
+    array, _ = reader.get_data(reader.read(path))
+    return np.moveaxis(array.reshape(*geometry.spatial_shape, geometry.num_channels), -1, 0), geometry
+
+
+def read_header(path: Path) -> Geometry:
+    """Read a file's geometry without decoding its samples."""
+    return _geometry(path, _header(path))
+
+
+def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside: Path) -> None:
+    """Encode a channel-first array."""
+    itk = _itk("write", path)
+    from monai.data.image_writer import ITKWriter
+
+    several = len(array) > 1
+    if several:
+        array = array.astype(np.float32)  # the only type of which ITK's Python package wraps vectors of any length
+    elif array.dtype in (np.int8, np.int64):
+        array = array.astype(np.int32)
+    data = np.moveaxis(array, 0, -1) if several else array[0]
+    image = ITKWriter.create_backend_obj(
+        data, channel_dim=-1 if several else None, affine=geometry.affine, dtype=array.dtype
+    )
+    itk.imwrite(image, str(path), compression=True)
+
+
+def _itk(verb: str, path: Path) -> Any:  # ITK has no types
+    return require("itk", extra="itk", purpose=f"{verb} {image_suffix(path)} files")
+
+
+def _header(path: Path) -> Any:
+    itk = _itk("read", path)
+    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if header is None:
+        raise ValueError("ITK does not recognise its content")
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    return header
+
+
+def _geometry(path: Path, header: Any) -> Geometry:
+    num_axes = header.GetNumberOfDimensions()
+    rank = min(num_axes, 3)
+    affine = np.eye(4)
+    for axis in range(rank):
+        affine[:rank, axis] = np.asarray(header.GetDirection(axis))[:rank] * header.GetSpacing(axis)
+        affine[axis, 3] = header.GetOrigin(axis)
+    affine[: min(rank, 2)] *= -1  # ITK's axes point left and posterior, ours right and anterior
+    if problem := affine_problem(affine, rank):
+        spacing = [header.GetSpacing(axis) for axis in range(rank)]
+        raise UnusableFileError(
+            f"the header gives no position: with spacing {spacing}, the affine {problem}; write a right spacing and "
+            "directions, for example by converting the original again"
+        )
+    affine[:3] *= _stated_unit(path)
+    shape = [header.GetDimensions(axis) for axis in range(num_axes)]
+    return Geometry.in_space(shape, affine, num_channels=header.GetNumberOfComponents())
+
+
+def _stated_unit(path: Path) -> float:
+    """Return the millimetres of the unit that a header of text states, which ITK passes over; 1 where it states none.
+
+    Raises:
+        UnusableFileError: If its axes have different units.
+    """
+    with path.open("rb") as file:
+        found = _STATED_UNITS.search(file.read(_MOST_HEADER_BYTES).replace(b"\r\n", b"\n").split(b"\n\n")[0])
+    if found is None:
+        return 1.0
+    stated = found[1].decode("utf-8", errors="replace").replace('"', " ").lower().split()[:3]
+    factors = {IN_MM[unit] for unit, names in _UNIT_NAMES.items() for name in stated if name in names}
+    if len(factors) > 1:
+        raise UnusableFileError(f"its axes have different units ({', '.join(stated)}); expected one for all, as mm")
+    return factors.pop() if factors else 1.0

@@ -1,0 +1,256 @@
+"""What decides a planned run, each choice declared once: in Python, on the command line, and in a fold's file.
+
+Imports nothing heavy: the command line's ``--help`` is made from these declarations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.durations import seconds_of
+from candy_monai.experiment.settings import (
+    FLAG,
+    SAVE_EVERY,
+    SEED,
+    TEXT,
+    Declared,
+    Kind,
+    number,
+    one_of,
+    setting,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from candy_monai.aliases import PathLike
+    from candy_monai.data.samples.store import StoredPrecision
+    from candy_monai.frontends.base import Frontend
+    from candy_monai.training.segmentation import SegmentationTrainer
+
+
+def parsed_pairs(items: Iterable[str]) -> dict[str, str]:
+    """Return the entries of ``KEY=VALUE`` texts; what the keys mean is not looked at.
+
+    Raises:
+        SettingsError: If one has no key or no ``=``, or a key comes with two different values.
+    """
+    pairs: dict[str, str] = {}
+    for item in items:
+        key, separator, value = (part.strip() for part in item.partition("="))
+        if not separator or not key:
+            raise SettingsError(f"--set {item!r}: expected KEY=VALUE, for example --set batch_size=4")
+        if pairs.setdefault(key, value) != value:
+            raise SettingsError(f"--set {key} is given twice: {pairs[key]!r} and {value!r}")
+    return pairs
+
+
+PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
+DURATION = number("above 0, of seconds", lambda value: value > 0, seconds_of)
+FOLD = Kind(
+    "a number from 0, or 'all'",
+    lambda value: value == "all" or whole_number(0).accepts(value),
+    lambda text: int(text) if text.isascii() and text.isdigit() else text,
+)
+CLASS = Kind("FILE:Class, or a class", lambda value: isinstance(value, str | type))
+NAMES = Kind("a sequence of names or classes", lambda value: isinstance(value, tuple | list))
+PAIRS = Kind("a mapping of names to values", lambda value: isinstance(value, Mapping))
+
+
+def option(
+    usage: str,
+    kind: Kind,
+    text: str,
+    *,
+    default: Any = None,
+    collected: Callable[[list[str]], Any] | None = None,
+    resumes: bool = False,
+) -> Any:
+    """Declare a choice.
+
+    Args:
+        usage: The command line's option, and what stands for its value.
+        kind: What values it takes.
+        text: What it is, for the command line's help and for Python.
+        default: Its default.
+        collected: What makes one value of the texts of an option that may be repeated.
+        resumes: Whether it can be chosen anew for a run that is resumed.
+    """
+    flag, _, metavar = usage.partition(" ")
+    return setting(kind, default, flag=flag, metavar=metavar, help=text, collected=collected, resumes=resumes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Declared):
+    """What decides a planned run: for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
+
+    bundle: str = option("--bundle NAME", TEXT, "the architecture (default: unet)", default="unet")
+    fold: int | Literal["all"] = option(
+        "--fold N|all", FOLD, "the fold to validate on; 'all' trains on every case (default: 0)", default=0
+    )
+    num_epochs: int | None = option(
+        "--epochs N", whole_number(1), "epochs to train (default: the plan's)", resumes=True
+    )
+    budget_s: float | None = option(
+        "--budget TIME", DURATION, "train for as long as fits into this time, preparing included: 90s, 10m, 1h30m"
+    )
+    save_every: int | str | None = option(
+        "--save-every STEPS|TIME",
+        SAVE_EVERY,
+        "save within epochs, too: after so many steps, or as often as 10m or 90s says (default: at their ends)",
+    )
+    seed: int | None = option("--seed N", SEED, "seeds the run (default: drawn, and recorded)")
+    overrides: Mapping[str, str] | None = option(
+        "--set KEY=VALUE",
+        PAIRS,
+        "fix an entry of the plan, for example patch_shape=64,64,32; may be repeated",
+        collected=parsed_pairs,
+    )
+    configuration: Literal["auto", "2d", "3d"] = option(
+        "--configuration 2d|3d|auto",
+        one_of("auto", "2d", "3d"),
+        "train a 2-D network on the slices of volumes, or a 3-D network (default: auto, which takes slices where they "
+        "are thick and the machine is small)",
+        default="auto",
+    )
+    plan: PathLike | None = option(
+        "--plan FILE",
+        PATH,
+        "keep an earlier plan, though the dataset has grown: an experiment's folder, or a file that holds a plan",
+    )
+    device: str = option(
+        "--device NAME",
+        TEXT,
+        "where to compute: cpu, cuda, cuda:1, mps (default: auto, the best there is)",
+        default="auto",
+        resumes=True,
+    )
+    out: PathLike = option("--out DIR", PATH, "folder of the experiments (default: experiments)", default="experiments")
+    store: PathLike | None = option(
+        "--store DIR", PATH, "folder of preprocessed cases (default: .store in the folder of --out)", resumes=True
+    )
+    store_precision: StoredPrecision = option(
+        "--store-precision float32|float16",
+        one_of("float32", "float16"),
+        "type of the preprocessed images; float16 takes half the space (default: float32)",
+        default="float32",
+    )
+    splits: PathLike | None = option(
+        "--splits FILE", PATH, "a splits_final.json (default: the dataset's own, else 5 folds)"
+    )
+    num_folds: int | None = option(
+        "--num-folds N", whole_number(2), "how many folds to make (default: 5, or one a case)"
+    )
+    groups: str | None = option(
+        "--groups REGEX|FILE.csv",
+        TEXT,
+        "keep cases on one side of a fold that share a group: what the expression finds in the id, or what a CSV "
+        "file of case ids and groups says",
+    )
+    stratify: str | None = option(
+        "--stratify REGEX|FILE.csv",
+        TEXT,
+        "give every fold its share of each kind of case; the kinds are said as for --groups",
+    )
+    trainer: str | type[SegmentationTrainer] | None = option(
+        "--trainer FILE:Class", CLASS, "a SegmentationTrainer of your own; the file is executed", resumes=True
+    )
+    transforms: PathLike | None = option(
+        "--transforms FILE",
+        PATH,
+        "a JSON or YAML file of MONAI transforms: a list for training patches, or lists under preprocessing, "
+        "augmentation and postprocessing; they extend the plan's, or replace them where they load files (LoadImaged), "
+        "cut the patch (RandWarpd) or undo preprocessing (Invertd) themselves",
+    )
+    trust: bool = option(
+        "--trust",
+        FLAG,
+        "build whatever a list of transforms names, not only known ones: it may run any code, so trust its author",
+        default=False,
+        resumes=True,
+    )
+    frontends: Sequence[str | type[Frontend]] = option(
+        "--frontend NAME",
+        NAMES,
+        "a dashboard to report to: notion, or FILE:Class for one of your own; may be repeated",
+        default=(),
+        collected=tuple,
+        resumes=True,
+    )
+    note: str = option("--note TEXT", TEXT, "your words about this run, kept with it", default="")
+    jobs: int | None = option(
+        "--jobs N", whole_number(1), "cases worked on at once (default: one a processor; fewer where memory is short)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_epochs is not None and self.budget_s is not None:
+            raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+        fixed = [name for name in ("num_epochs", "iterations_per_epoch") if name in (self.overrides or ())]
+        if self.num_epochs is not None and "num_epochs" in fixed:
+            raise SettingsError("give --epochs or --set num_epochs=..., not both")
+        if self.budget_s is not None and fixed:
+            raise SettingsError(
+                f"a budget decides {' and '.join(fixed)}: leave out the budget, or --set {fixed[0]}=..."
+            )
+
+    @classmethod
+    def of(cls, options: Self | None, keywords: Mapping[str, Any], *, resumes: bool = False) -> Self:
+        """Return options with some of them replaced.
+
+        Args:
+            options: The options; None for the defaults.
+            keywords: What to replace, by name.
+            resumes: Whether they are for a run that is resumed.
+
+        Raises:
+            SettingsError: If a name is none of an option, a value is out of range, or one contradicts another.
+        """
+        cls.check_names(keywords, source="options")
+        for field in dataclasses.fields(cls):
+            if resumes and field.name in keywords and not field.metadata["resumes"]:
+                raise SettingsError(f"{field.name} is the run's own, and cannot be chosen anew when it is resumed")
+        return dataclasses.replace(options or cls(), **keywords)
+
+    def to_json(self) -> str:
+        """Return the options that are not their defaults, as text that `from_json` reads.
+
+        Raises:
+            SettingsError: If one of them is a class, which only this process has.
+        """
+        chosen = {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
+        return json.dumps(chosen, default=_path_as_text, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the options of a text that `to_json` returned.
+
+        Raises:
+            SettingsError: If it is none.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise SettingsError(f"options: not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise SettingsError(f"options: found {type(values).__name__}, expected an object of options by name")
+        return cls.of(None, values)
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    raise SettingsError(f"{value!r} is known to this process only: write it to a file and give FILE:Class")
+
+
+# One text serves the command line's help and Python's.
+TrainOptions.__doc__ = f"{TrainOptions.__doc__}\n\nAttributes:\n" + "".join(
+    f"    {field.name}: As ``{field.metadata['flag']}``: {field.metadata['help']}.\n"
+    for field in dataclasses.fields(TrainOptions)
+)

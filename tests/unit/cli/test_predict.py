@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from candy_monai.cli.predict import command_for, parse_channels, parse_memory
+from candy_monai.errors import SettingsError
+from candy_monai.recipes.options import TrainOptions
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("500M", 500_000_000), ("1g", 10**9), ("1.5 GB", 1_500_000_000), ("2T", 2 * 10**12)]
+)
+def test_a_size_of_memory_has_a_unit_of_powers_of_1000(text, num_bytes):
+    assert parse_memory(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["1", "G", "0G", "-1G", "1.2.3G", ".G", "1 X", "many", "9" * 400 + "G"])
+def test_what_is_no_size_of_memory_is_refused(text):
+    with pytest.raises(SettingsError, match="is no size of memory"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize(("text", "channels"), [("1,2", (1, 2)), (" 3 ", (3,)), ("2, 0", (2, 0)), ("None", ())])
+def test_channels_are_numbers_or_none(text, channels):
+    assert parse_channels(text) == channels
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "-1", "1.5", "1-2"])
+def test_other_channels_are_refused(text):
+    with pytest.raises(SettingsError, match="expected numbers such as 1,2, or none"):
+        parse_channels(text)
+
+
+def test_the_command_that_predicts_names_the_test_cases_where_there_are_any(tmp_path):
+    run, options = tmp_path / "run", TrainOptions(trainer="mine.py:Mine", trust=True)
+    assert command_for(run, TrainOptions(), dataset=tmp_path)[2:] == [str(run), "IMAGES", "predictions"]
+    (tmp_path / "imagesTs").mkdir()
+    (tmp_path / "imagesTs" / "a_0000.nii.gz").touch()
+    words = [str(run), str(tmp_path / "imagesTs"), "predictions", "--trainer", "mine.py:Mine", "--trust"]
+    assert command_for(run, options, dataset=tmp_path)[2:] == words
