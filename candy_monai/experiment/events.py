@@ -65,13 +65,13 @@ class Preview:
         image: ``(C, *spatial)``.
         label: ``(1, *spatial)``, ids.
         output: What ``validate_case`` returned, usually logits ``(classes, *spatial)``.
-        draw: Writes pictures of the case into the folder of its run, whenever it is called.
+        draw: Writes pictures of the case into the folder of its run, whenever it is called; None to draw nothing.
     """
 
     image: Tensor
     label: Tensor
     output: Tensor
-    draw: Callable[[], None] = lambda: None
+    draw: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

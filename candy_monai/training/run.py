@@ -329,7 +329,7 @@ class TrainingRun:
 
         pictures: list[Observer] = [CurvesObserver()]
         if self.settings.save_preview:
-            pictures.append(PreviewObserver(lambda preview: preview.draw()))
+            pictures.append(PreviewObserver(_draw))
         group: list[Observer] = []
         if self._console:
             from candy_monai.observers.notebook import screen_observer
@@ -646,3 +646,8 @@ class TrainingRun:
                 f"Not saved with the run, so that a resumed one begins with new ones: {', '.join(names)}; "
                 "get_extra_state can return their states, and set_extra_state take them up"
             )
+
+
+def _draw(preview: Preview) -> None:
+    if preview.draw is not None:
+        preview.draw()
