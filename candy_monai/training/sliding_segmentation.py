@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Scalar, Shape2d, Shape3d
-from candy_monai.inference.windows import SWMetadata
+from candy_monai.inference.tiles import SWMetadata
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.sliding import SlidingTrainer
