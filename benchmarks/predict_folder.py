@@ -36,11 +36,11 @@ import json, sys, time
 from itertools import combinations
 from pathlib import Path
 import torch
-from candy_monai.inference.found import find_inputs
-from candy_monai.inference.loading import load_predictor
+from candy_monai.inference.inputs import find_inputs
+from candy_monai.inference.predictor import load_predictor
 predictor = load_predictor(sys.argv[1])
-cases = [predictor.prepare(c.case_id, c.load(num_channels=1)).cases[0].image
-         for c in find_inputs(sys.argv[2], num_channels=1)]
+cases = [predictor.prepare(c.case_id, c.load(predictor.channels)).cases[0].image
+         for c in find_inputs(sys.argv[2], channels=predictor.channels)]
 flips = [list(chosen) for count in range(4) for chosen in combinations((2, 3, 4), count)]
 divisor = predictor.plan.divisor
 def padded(image):

@@ -30,7 +30,7 @@ def network(num_classes: int) -> torch.nn.Module:
 
 
 def bare(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    from candy_monai.inference.windows import WindowGrid
+    from candy_monai.inference.tiles import WindowGrid
 
     for place in WindowGrid(tuple(images.shape[2:]), WINDOW, 0.5).slices:
         scores = model(images[(slice(None), slice(None), *place)])
@@ -49,10 +49,10 @@ def ours(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
 
 
 def ours_on_disk(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    from candy_monai.inference.buffers import buffer_on_disk
     from candy_monai.inference.inferers import WindowInferer
-    from candy_monai.inference.scratch import room_on_disk
 
-    return WindowInferer(WINDOW, overlap=0.5, new_room=room_on_disk).labels(images, model)
+    return WindowInferer(WINDOW, overlap=0.5, new_buffer=buffer_on_disk).labels(images, model)
 
 
 def nnunet(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:

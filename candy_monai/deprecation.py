@@ -40,3 +40,34 @@ def warn_of_new_name(earlier: str, new: str) -> None:
         DeprecationWarning,
         stacklevel=3,
     )
+
+
+def earlier_name(earlier: str, method: Function) -> Function:
+    """Return a method under its earlier name, by which it warns; a private method is said to go.
+
+    Args:
+        earlier: The earlier name.
+        method: The method; a subclass that overrides it is obeyed.
+    """
+    new = method.__name__
+
+    @functools.wraps(method)
+    def under_earlier_name(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if new.startswith("_"):
+            text = f"{earlier} is of no use to callers and will be removed in the next release"
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+        else:
+            warn_of_new_name(earlier, new)
+        return getattr(self, new)(*args, **kwargs)
+
+    return cast(Function, under_earlier_name)
+
+
+def earlier_attribute(earlier: str, new: str) -> property:
+    """Return a property that gives an attribute under its earlier name, with a warning."""
+
+    def under_earlier_name(self: Any) -> Any:
+        warn_of_new_name(earlier, new)
+        return getattr(self, new)
+
+    return property(under_earlier_name, doc=f"The earlier name of ``{new}``.")

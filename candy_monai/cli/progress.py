@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
-from candy_monai.inference.cases import PredictionListener
-from candy_monai.inference.memory import MemoryEstimate, in_units
+from candy_monai.inference.buffers import MemoryEstimate, in_units
+from candy_monai.inference.outputs import PredictionListener
 
 MANY_WINDOWS = 16
 """A case of fewer windows has no bar of its own."""
@@ -48,10 +48,12 @@ class PredictionProgress(PredictionListener):
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
         if needed is not None:
             which = "the case" if num_cases == 1 else f"the largest of {num_cases} cases, {largest},"
-            total, least = in_units(needed.total), in_units(needed.without_cells)
+            total, least = in_units(needed.total), in_units(needed.without_buffer)
             # What --memory could save, where it could save anything.
             on_disk = (
-                f", or {least} with its scores in temporary files (--memory)" if needed.cells and least != total else ""
+                f", or {least} with its scores in temporary files (--memory)"
+                if needed.buffer and least != total
+                else ""
             )
             self._print(f"{which} takes about {total} of memory{on_disk}")
         self._folder = self._bars.add_task("cases", total=num_cases)

@@ -1,7 +1,4 @@
-"""Compare predictions with references, wherever they are, by metrics of classes and of the user's own.
-
-One case is in memory at a time. How the numbers are kept and written is in ``candy_monai.evaluation.results``.
-"""
+"""Compare predictions with references, wherever they are, one case in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from torch import Tensor
 from candy_monai.data.datasets.bases import SupervisedDataset
 from candy_monai.data.values import without_metadata
 from candy_monai.errors import BadInputError, did_you_mean
-from candy_monai.evaluation.measuring import ComparedCase, Measure, MeasuredCase, Metric, UnknownIdsError, confusion
+from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
 from candy_monai.evaluation.results import SUMMARY_NAMES, EvalCase, EvalResult
-from candy_monai.inference.found import find_inputs
+from candy_monai.inference.inputs import find_inputs
 from candy_monai.inference.predictor import Predictor
 
 
@@ -61,17 +58,27 @@ class Evaluator:
         if not tolerance_mm >= 0:
             raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
         names, own = _sorted_out(metrics or ("dice", "iou"))
-        classes = _names_by_id(class_names, num_classes)
+        classes = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
+        label_ids = sorted({0, *classes}) if classes else None
+        if num_classes is not None:
+            label_ids = list(range(max(2, num_classes)))
+            if not classes.keys() <= set(label_ids):
+                raise BadInputError(
+                    f"num_classes={num_classes} and class_names of the ids {sorted(classes)} contradict each other"
+                )
+        if regions is not None:
+            classes = dict(enumerate(regions, start=1)) if isinstance(regions, Mapping) else {}
+        self._class_names = classes
+        unions = regions.values() if isinstance(regions, Mapping) else regions
         self._measure = Measure(
             names=names,
             own=own,
-            label_ids=_known_ids(classes, num_classes),
+            label_ids=None if label_ids is None else tuple(label_ids),
             ignore_label=ignore_label,
             include_background=include_background,
-            regions=None if regions is None else _unions(regions),
+            regions=None if unions is None else tuple((i,) if isinstance(i, int) else tuple(i) for i in unions),
             tolerance_mm=tolerance_mm,
         )
-        self._class_names = _region_names(regions) if regions is not None else classes
 
     def evaluate(
         self,
@@ -100,20 +107,28 @@ class Evaluator:
         Raises:
             BadInputError: If there is nothing to compare, or something does not match; every such name is listed.
         """
-        pairs = pair_up(predictions, references, names=("prediction", "reference"), common=common)
-        result = _evaluated(map(_loaded, pairs), self._measure, self._class_names, on_case)
-        return replace(result, left_out=pairs.left_out, passed_over=pairs.passed_over)
+        found = pair_up(predictions, references, names=("prediction", "reference"), common=common)
+        cases = (
+            ComparedCase(
+                case_id=pair.case_id,
+                prediction=loaded(pair.first, is_label=True),
+                reference=loaded(pair.second, is_label=True),
+                files=pair.files,
+            )
+            for pair in found.pairs
+        )
+        result = _evaluated(cases, self._measure, self._class_names, on_case)
+        return replace(result, left_out=found.left_out, passed_over=found.passed_over)
 
     def evaluate_dataset(
         self, dataset: SupervisedDataset, *, on_case: Callable[[str], None] | None = None
     ) -> EvalResult:
         """Compare the items of a dataset: the first of each is a prediction, the second its reference."""
-
-        def case(index: int) -> ComparedCase:
-            prediction, reference = dataset[index]
-            return ComparedCase(case_id=dataset.case_ids[index], prediction=prediction, reference=reference)
-
-        cases = map(case, range(len(dataset.case_ids)))
+        items = ((case_id, *dataset[index]) for index, case_id in enumerate(dataset.case_ids))
+        cases = (
+            ComparedCase(case_id=case_id, prediction=prediction, reference=reference)
+            for case_id, prediction, reference in items
+        )
         return _evaluated(cases, self._measure, self._class_names, on_case)
 
     def predict_and_evaluate(
@@ -143,7 +158,7 @@ class Evaluator:
             if problems := [case.problem for case in cases if case.problem is not None]:
                 raise BadInputError("\n  - ".join([f"{images}: cannot be predicted as it is:", *problems]))
             images = {case.case_id: case.files for case in cases}
-        pairs = pair_up(images, references, names=("image", "reference"), common=common)
+        found = pair_up(images, references, names=("image", "reference"), common=common)
 
         def predicted(pair: Pair) -> ComparedCase:
             prediction: Tensor = predictor.predict(pair.first)
@@ -155,9 +170,9 @@ class Evaluator:
                 files=(None, pair.files[1]),
             )
 
-        measure = _completed(self._measure, predictor)
-        names = self._class_names or _predicted_names(predictor, measure)
-        return replace(_evaluated(map(predicted, pairs), measure, names, on_case), left_out=pairs.left_out)
+        measure, names = _completed(self._measure, predictor)
+        result = _evaluated(map(predicted, found.pairs), measure, self._class_names or names, on_case)
+        return replace(result, left_out=found.left_out)
 
 
 def _evaluated(
@@ -166,7 +181,7 @@ def _evaluated(
     class_names: Mapping[int, str],
     on_case: Callable[[str], None] | None,
 ) -> EvalResult:
-    measured: list[MeasuredCase] = []
+    measured: list[tuple[EvalCase, int]] = []
     problems: list[str] = []
     for case in cases:
         try:
@@ -181,74 +196,40 @@ def _evaluated(
             on_case(case.case_id)
     if problems:
         raise BadInputError("\n".join(problems))
-    classes = sorted({index for case in measured for index in case.classes}) or [1] * bool(measure.names)
-    finished = tuple(_finished(case, classes, measure.names) for case in measured)
+    classes = sorted({index for case, _ in measured for index in case.classes}) or [1] * bool(measure.names)
+    absent = dict.fromkeys(measure.names, math.nan)
+    finished = tuple(  # with an entry for every class of the evaluation, also for those that a case does not have
+        replace(
+            case,
+            classes={index: case.classes.get(index, absent) for index in classes},
+            counts={index: case.counts.get(index, confusion(0, 0, 0, num_voxels)) for index in classes},
+        )
+        for case, num_voxels in measured
+    )
     return EvalResult(
         cases=finished, class_names={index: class_names[index] for index in classes if index in class_names}
     )
 
 
-def _finished(measured: MeasuredCase, classes: Sequence[int], names: Sequence[str]) -> EvalCase:
-    """Give a case an entry for every class of the evaluation, also for those that it does not have."""
-    absent = dict.fromkeys(names, math.nan)
-    return EvalCase(
-        case_id=measured.case_id,
-        classes={index: measured.classes.get(index, absent) for index in classes},
-        counts={index: measured.counts.get(index, confusion(0, 0, 0, measured.num_voxels)) for index in classes},
-        values=measured.values,
-        prediction_file=measured.files[0],
-        reference_file=measured.files[1],
-    )
-
-
-def _completed(measure: Measure, predictor: Predictor) -> Measure:
-    """Take from a predictor what was not said."""
-    plan = predictor.plan
+def _completed(measure: Measure, predictor: Predictor) -> tuple[Measure, dict[int, str]]:
+    """Return a measure with what a predictor says where the user did not, and its names of classes or regions."""
+    plan, regions = predictor.plan, measure.regions
+    planned = () if plan is None else plan.regions
     if plan is not None and measure.ignore_label is None:
         measure = replace(measure, ignore_label=plan.ignore_label)
-    if plan is not None and measure.regions is None and plan.regions:
-        measure = replace(measure, regions=tuple(tuple(region.ids) for region in plan.regions))
+    if regions is None and planned:
+        regions = tuple(tuple(region.ids) for region in planned)
+        measure = replace(measure, regions=regions)
     if measure.label_ids is None and predictor.num_classes is not None:
         known = set(range(max(2, predictor.num_classes)))
-        if plan is not None and plan.regions:  # then there are as many channels as regions, and not as ids
-            known = {0, *(label_id for region in plan.regions for label_id in (*region.ids, region.paints))}
+        if planned:  # then there are as many channels as regions, and not as ids
+            known = {0, *(label_id for region in planned for label_id in (*region.ids, region.paints))}
         measure = replace(measure, label_ids=tuple(sorted(known)))
-    return measure
-
-
-def _predicted_names(predictor: Predictor, measure: Measure) -> dict[int, str]:
-    """Return the names of a plan's classes or regions by the ids or places that they are measured under."""
-    plan = predictor.plan
-    if plan is None:
-        return {}
-    if measure.regions is None:
-        return dict(enumerate(plan.class_names)) if len(plan.class_names) > 1 else {}
-    by_ids = {tuple(region.ids): region.name for region in plan.regions}
-    return {place: by_ids[ids] for place, ids in enumerate(measure.regions, start=1) if ids in by_ids}
-
-
-def _names_by_id(class_names: Mapping[int, str] | Sequence[str] | None, num_classes: int | None) -> dict[int, str]:
-    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
-    if num_classes is not None and any(index not in range(max(2, num_classes)) for index in names):
-        raise BadInputError(
-            f"num_classes={num_classes} and class_names of the ids {sorted(names)} contradict each other"
-        )
-    return names
-
-
-def _known_ids(names: Mapping[int, str], num_classes: int | None) -> tuple[int, ...] | None:
-    if num_classes is not None:
-        return tuple(range(max(2, num_classes)))
-    return tuple(sorted({0, *names})) if names else None
-
-
-def _unions(regions: Sequence[Sequence[int]] | Mapping[str, Sequence[int] | int]) -> tuple[tuple[int, ...], ...]:
-    unions = regions.values() if isinstance(regions, Mapping) else regions
-    return tuple((ids,) if isinstance(ids, int) else tuple(ids) for ids in unions)
-
-
-def _region_names(regions: Sequence[Sequence[int]] | Mapping[str, Sequence[int] | int]) -> dict[int, str]:
-    return dict(enumerate(regions, start=1)) if isinstance(regions, Mapping) else {}
+    if regions is None:
+        names = () if plan is None or len(plan.class_names) < 2 else plan.class_names
+        return measure, dict(enumerate(names))
+    by_ids = {tuple(region.ids): region.name for region in planned}
+    return measure, {place: by_ids[ids] for place, ids in enumerate(regions, start=1) if ids in by_ids}
 
 
 def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple[tuple[str, ...], dict[str, Metric]]:
@@ -272,12 +253,3 @@ def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple
                 )
             own[name] = function
     return tuple(dict.fromkeys(names)), own
-
-
-def _loaded(pair: Pair) -> ComparedCase:
-    return ComparedCase(
-        case_id=pair.case_id,
-        prediction=loaded(pair.first, is_label=True),
-        reference=loaded(pair.second, is_label=True),
-        files=pair.files,
-    )

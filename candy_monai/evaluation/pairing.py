@@ -1,16 +1,14 @@
-"""Which prediction belongs to which reference, and that both lie on one grid. Reads headers, and voxels when asked."""
+"""Pair predictions with references by name or position, and check by their headers that both lie on one grid."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
+from typing import TypeAlias
 
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
-from typing_extensions import override
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.bases import CaseDataset, ids_of
@@ -19,6 +17,7 @@ from candy_monai.data.images.alignment import mismatch
 from candy_monai.data.images.names import composed, image_suffix
 from candy_monai.data.images.reading import load_image, read_geometry, scan_of_nibabel
 from candy_monai.errors import BadInputError, CandyError, DatasetError
+from candy_monai.inference.inputs import is_path
 from candy_monai.metrics.overlap import is_batch
 
 PROBABILITIES = "_probabilities"
@@ -26,10 +25,10 @@ PROBABILITIES = "_probabilities"
 
 _BESIDE_PREDICTIONS = (".json", ".npz", ".pkl")
 
-Entry: TypeAlias = PathLike | Tensor | SpatialImage | Sequence[PathLike]
+OneCase: TypeAlias = PathLike | Tensor | SpatialImage | Sequence[PathLike]
 """One case: a file, its tensor, a nibabel image, or for images the files of its channels."""
 
-Source: TypeAlias = PathLike | Tensor | SpatialImage | Sequence[Entry] | Mapping[str, Entry] | CaseDataset[Tensor]
+Source: TypeAlias = PathLike | Tensor | SpatialImage | Sequence[OneCase] | Mapping[str, OneCase] | CaseDataset[Tensor]
 """Cases: a folder, a file, a tensor of one case or of a batch, a list, a mapping by id, or a dataset without labels."""
 
 
@@ -44,35 +43,32 @@ class Pair:
     """
 
     case_id: str
-    first: Entry
-    second: Entry
+    first: OneCase
+    second: OneCase
 
     @property
     def files(self) -> tuple[str | None, str | None]:
         """The file of each, if it is one."""
-        return _file(self.first), _file(self.second)
+        first, second = (e.get_filename() if isinstance(e, SpatialImage) else e for e in (self.first, self.second))
+        return str(first) if is_path(first) else None, str(second) if is_path(second) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs(Iterable[Pair]):
-    """The cases to compare, whose tensors are taken from datasets when their turn comes.
+class Pairing:
+    """The cases to compare.
 
     Attributes:
-        pairs: One for each case.
+        pairs: One for each case, whose tensors are taken from datasets when their turn comes.
         left_out: Ids that only one of the sources has.
         passed_over: Files of the first source that are no cases.
     """
 
-    pairs: Callable[[], Iterator[Pair]]
+    pairs: Iterator[Pair]
     left_out: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
 
-    @override
-    def __iter__(self) -> Iterator[Pair]:
-        return self.pairs()
 
-
-def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bool = False) -> Pairs:
+def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bool = False) -> Pairing:
     """Pair two sources by name where both have names (folders, mappings, datasets; lists of files that share any).
 
     Anything else is paired by position.
@@ -83,16 +79,13 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
         names: What each is called in messages.
         common: Leave out what only one of them has, where they are paired by name.
 
-    Returns:
-        The pairs, and what is not among them.
-
     Raises:
         BadInputError: If there is nothing, the names or the numbers do not match, or two files lie on different grids.
     """
     one, other = _Side.of(first), _Side.of(second)
     one, passed_over = one.without_strays(other)
     sides = (one, other)
-    where = f"{_described(first, names[0])} and {_described(second, names[1])}"
+    where = " and ".join(str(s) if is_path(s) else f"the {n}s" for s, n in zip((first, second), names, strict=True))
     left_out: tuple[str, ...] = ()
     share_names = one.has_ids and other.has_ids and not set(one.keys).isdisjoint(other.keys)
     if share_names or (one.is_named and other.is_named):
@@ -115,52 +108,54 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
             raise BadInputError(f"{where}: no {names[0]} has the name of a {names[1]}{examples}")
         raise BadInputError(f"found no {names[0]}s to compare")
     _check_grids(one, other, partners, where, names)
-    naming, order = (other, partners) if other.has_ids and not one.is_named else (one, range(len(partners)))
+    named_by = other if other.has_ids and not one.is_named else one
+    pairs = (
+        Pair(
+            case_id=named_by.case_ids[partner if named_by is other else index],
+            first=one.entries[index],
+            second=other.entries[partner],
+        )
+        for index, partner in enumerate(partners)
+    )
+    return Pairing(pairs=pairs, left_out=left_out, passed_over=passed_over)
 
-    def pairs() -> Iterator[Pair]:
-        for index, partner in enumerate(partners):
-            yield Pair(case_id=naming.case_ids[order[index]], first=one.entries[index], second=other.entries[partner])
 
-    return Pairs(pairs=pairs, left_out=left_out, passed_over=passed_over)
-
-
-def loaded(entry: Entry, *, is_label: bool) -> Tensor:
+def loaded(entry: OneCase, *, is_label: bool) -> Tensor:
     """Return an entry's tensor, from its file where it is one."""
-    if isinstance(entry, Tensor):
-        return entry
     if isinstance(entry, SpatialImage):
-        scan: Tensor = scan_of_nibabel(entry).tensor()
-        return scan
-    if isinstance(entry, str | os.PathLike):
-        image: Tensor = load_image(entry, is_label=is_label)
-        return image
-    raise BadInputError(f"expected one file or tensor, got {len(entry)} of them")
+        entry = scan_of_nibabel(entry).tensor()
+    elif is_path(entry):
+        entry = load_image(entry, is_label=is_label)
+    if not isinstance(entry, Tensor):
+        raise BadInputError(f"expected one file or tensor, got {len(entry)} of them")
+    return entry
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """One source: its entries and their ids; whether these are names to match by, or at least no mere numbers."""
+    """One source: its entries and their ids; whether these are names to match by, or at least no mere numbers.
 
-    entries: Sequence[Entry] | CaseDataset[Tensor]
+    ``other_files`` are those of a folder that are no images; None where the source is no folder.
+    """
+
+    entries: Sequence[OneCase] | CaseDataset[Tensor]
     case_ids: Sequence[str]
     is_named: bool
     has_ids: bool
-    is_folder: bool = False
-    other_files: tuple[str, ...] = ()
+    other_files: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, source: Source) -> _Side:
-        if isinstance(source, str | os.PathLike):
+        if is_path(source):
             path = Path(source)
-            files = image_files(path) if not path.is_file() else [path]
-            rest = _unread(path, files) if path.is_dir() else ()
+            is_folder = path.is_dir()
+            files = [path] if path.is_file() else image_files(path)
             return cls(
                 entries=files,
                 case_ids=ids_of(files),
-                is_named=path.is_dir(),
+                is_named=is_folder,
                 has_ids=True,
-                is_folder=path.is_dir(),
-                other_files=rest,
+                other_files=_unread(path, files) if is_folder else None,
             )
         if isinstance(source, Mapping):
             return cls(entries=list(source.values()), case_ids=list(source), is_named=True, has_ids=True)
@@ -168,12 +163,13 @@ class _Side:
             return cls(entries=source, case_ids=source.case_ids, is_named=True, has_ids=True)
         if isinstance(source, SpatialImage):
             source = [source]
-        entries: Sequence[Entry] = _cases_of(source) if isinstance(source, Tensor) else source
-        is_files = bool(len(entries)) and all(isinstance(entry, str | os.PathLike) for entry in entries)
-        case_ids = ids_of(entries)
+        elif isinstance(source, Tensor):
+            source = list(source) if is_batch(source) else [source]
+        is_files = bool(len(source)) and all(map(is_path, source))
+        case_ids = ids_of(source)
         if is_files and len(set(case_ids)) < len(case_ids):
-            case_ids = tuple(str(entry) for entry in entries)
-        return cls(entries=entries, case_ids=case_ids, is_named=False, has_ids=is_files)
+            case_ids = tuple(map(str, source))
+        return cls(entries=source, case_ids=case_ids, is_named=False, has_ids=is_files)
 
     @property
     def keys(self) -> list[str]:
@@ -194,9 +190,9 @@ class _Side:
         Probabilities that stand beside their label map are left out without a word. An image without a partner that is
         of another format than all those that have one was put there by somebody, such as a picture to look at.
         """
-        if not self.is_folder or isinstance(self.entries, CaseDataset) or not _are_files(self.entries):
+        if self.other_files is None:
             return self, ()
-        files = dict(zip(self.keys, map(Path, self.entries), strict=True))
+        files = {key: Path(str(self.entries[index])) for index, key in enumerate(self.keys)}
         has_partner = set(files) & set(partner.keys)
         beside = {name for name in files if name.endswith(PROBABILITIES) and name.removesuffix(PROBABILITIES) in files}
         formats = {image_suffix(files[name]) for name in has_partner}
@@ -206,17 +202,10 @@ class _Side:
         return self.only(kept) if len(kept) < len(files) else self, named
 
 
-def _are_files(entries: Sequence[Entry]) -> TypeGuard[Sequence[PathLike]]:
-    return all(isinstance(entry, str | os.PathLike) for entry in entries)
-
-
 def _unread(folder: Path, read: Sequence[Path]) -> tuple[str, ...]:
-    """Name the files of a folder that are neither images nor what predictions are written with."""
-    known = {*read, *(path for path in folder.iterdir() if path.suffix in _BESIDE_PREDICTIONS)}
-    others = (
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path not in known
-    )
-    return tuple(sorted(path.name for path in others))
+    """Return the names of a folder's files that are neither images nor what predictions are written with."""
+    others = (path for path in set(folder.iterdir()) - set(read) if path.suffix not in _BESIDE_PREDICTIONS)
+    return tuple(sorted(path.name for path in others if path.is_file() and not path.name.startswith(".")))
 
 
 def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]) -> None:
@@ -233,10 +222,6 @@ def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]
         raise DatasetError(where, [*error.problems, hint]) from None
 
 
-def _cases_of(tensor: Tensor) -> list[Tensor]:
-    return list(tensor) if is_batch(tensor) else [tensor]
-
-
 def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, names: tuple[str, str]) -> None:
     """Compare the headers of all pairs of files before any voxel is read."""
     if isinstance(one.entries, CaseDataset) or isinstance(other.entries, CaseDataset):
@@ -244,9 +229,9 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
     problems = []
     for index, partner in enumerate(partners):
         first, second = one.entries[index], other.entries[partner]
-        if not isinstance(first, str | os.PathLike | Tensor | SpatialImage):
+        if isinstance(first, list | tuple):
             first = first[0]  # the channels of a case lie on one grid
-        if isinstance(first, Tensor | SpatialImage) or not isinstance(second, str | os.PathLike):
+        if not is_path(first) or not is_path(second):
             continue
         try:
             against = f"the {names[1]} {Path(second).name} has"
@@ -258,13 +243,3 @@ def _check_grids(one: _Side, other: _Side, partners: Sequence[int], where: str, 
             problems.append(f"{Path(first).name}: {problem}")
     if problems:
         raise DatasetError(where, problems)
-
-
-def _described(source: Source, name: str) -> str:
-    return str(source) if isinstance(source, str | os.PathLike) else f"the {name}s"
-
-
-def _file(entry: Entry) -> str | None:
-    if isinstance(entry, SpatialImage):
-        entry = entry.get_filename() or 0
-    return str(entry) if isinstance(entry, str | os.PathLike) else None

@@ -1,10 +1,10 @@
-"""What an evaluation found: values of each case and class, their means, and how they are written. Measures nothing."""
+"""What an evaluation found: values of each case and class, their means, and how they are written."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -43,11 +43,8 @@ class EvalCase:
     @property
     def metrics(self) -> dict[str, float]:
         """Each metric: of classes the mean over those that are there, and the user's own."""
-        names = {name for of_class in self.classes.values() for name in of_class}
-        means = {
-            n: mean_of_known(of_class[n] for of_class in self.classes.values()) for n in SUMMARY_NAMES if n in names
-        }
-        return {**means, **self.values}
+        known = [name for name in SUMMARY_NAMES if any(name in of_class for of_class in self.classes.values())]
+        return {name: mean_of_known(c[name] for c in self.classes.values()) for name in known} | dict(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +77,11 @@ class EvalResult(Sequence[EvalCase]):
     def __getitem__(self, index: int | slice) -> EvalCase | tuple[EvalCase, ...]:
         return self.cases[index]
 
-    @override
-    def __iter__(self) -> Iterator[EvalCase]:
-        return iter(self.cases)
-
     @property
     def metrics(self) -> dict[str, list[float]]:
         """Each metric of every case, in order."""
         by_case = [case.metrics for case in self.cases]
-        return {name: [metrics[name] for metrics in by_case] for name in (by_case[0] if by_case else ())}
+        return {name: [metrics[name] for metrics in by_case] for name in next(iter(by_case), {})}
 
     @property
     def class_means(self) -> dict[int, dict[str, float]]:
@@ -98,9 +91,12 @@ class EvalResult(Sequence[EvalCase]):
     @property
     def mean_metrics(self) -> dict[str, float]:
         """The mean of each metric: of classes over the foreground classes' means, as in nnU-Net; else over cases."""
-        own = self.cases[0].values if self.cases else ()
-        values = {name: mean_of_known(case.values[name] for case in self.cases) for name in own}
-        return {**_foreground_mean(self.class_means), **values}
+        return _foreground_mean(self.class_means) | self._own_means
+
+    @property
+    def _own_means(self) -> dict[str, float]:
+        names = self.cases[0].values if self.cases else ()
+        return {name: mean_of_known(case.values[name] for case in self.cases) for name in names}
 
     @property
     def undefined(self) -> dict[str, int]:
@@ -113,22 +109,23 @@ class EvalResult(Sequence[EvalCase]):
         return self._counted(math.isinf)
 
     def _counted(self, is_one: Callable[[float], bool]) -> dict[str, int]:
-        names = self.cases[0].classes.values() if self.cases else ()
-        return {
-            name: sum(is_one(of_class[name]) for case in self.cases for of_class in case.classes.values())
-            for name in next(iter(names), {})
-        }
+        return {name: sum(map(is_one, values)) for name, values in self._values().items()}
+
+    def _values(self) -> dict[str, list[float]]:
+        """Return the values of all classes and cases by metric."""
+        classes = [of_class for case in self.cases for of_class in case.classes.values()]
+        return {name: [of_class[name] for of_class in classes] for name in next(iter(classes), {})}
 
     def notes(self) -> list[str]:
         """Return what the means do not show: how many values are infinite, and what was left out."""
         lines = []
-        for name, count in self.infinite.items():
-            values = [of_class[name] for case in self.cases for of_class in case.classes.values()]
-            if count:
-                finite = mean_of_known(value for value in values if math.isfinite(value))
+        for name, values in self._values().items():
+            known = [value for value in values if not math.isnan(value)]
+            finite = [value for value in known if math.isfinite(value)]
+            if len(finite) < len(known):
                 lines.append(
-                    f"{name}: {count} of {len(values) - self.undefined[name]} values are infinite, of classes that "
-                    f"only one of the two maps contains; the mean of the others is {_shown(finite)}"
+                    f"{name}: {len(known) - len(finite)} of {len(known)} values are infinite, of classes that only one "
+                    f"of the two maps contains; the mean of the others is {_rounded(mean_of_known(finite))}"
                 )
         if self.left_out:
             lines.append(f"left out, without a partner: {named(self.left_out)}")
@@ -170,27 +167,25 @@ class EvalResult(Sequence[EvalCase]):
             {index: {**case.classes[index], **case.counts[index]} for index in case.classes} for case in self.cases
         ]
         means = _means_by_class(together)
-        own = {name: mean for name, mean in self.mean_metrics.items() if name not in SUMMARY_NAMES}
-        return {
-            "foreground_mean": _named(_foreground_mean(means)),
-            "mean": {str(index): _named(metrics) for index, metrics in means.items()},
-            **(
-                {"class_names": {str(index): name for index, name in self.class_names.items()}}
-                if self.class_names
-                else {}
-            ),
-            **({"mean_values": _named(own)} if own else {}),
-            "metric_per_case": [
-                {
-                    "case": case.case_id,
-                    "prediction_file": case.prediction_file,
-                    "reference_file": case.reference_file,
-                    "metrics": {str(index): _named(metrics) for index, metrics in classes.items()},
-                    **({"values": _named(case.values)} if case.values else {}),
-                }
-                for case, classes in zip(self.cases, together, strict=True)
-            ],
+        summary: dict[str, object] = {
+            "foreground_mean": _summarized(_foreground_mean(means)),
+            "mean": {str(index): _summarized(metrics) for index, metrics in means.items()},
         }
+        if self.class_names:
+            summary["class_names"] = {str(index): name for index, name in self.class_names.items()}
+        if self._own_means:
+            summary["mean_values"] = _summarized(self._own_means)
+        summary["metric_per_case"] = [
+            {
+                "case": case.case_id,
+                "prediction_file": case.prediction_file,
+                "reference_file": case.reference_file,
+                "metrics": {str(index): _summarized(metrics) for index, metrics in classes.items()},
+                **({"values": _summarized(case.values)} if case.values else {}),
+            }
+            for case, classes in zip(self.cases, together, strict=True)
+        ]
+        return summary
 
     def save(self, path: PathLike) -> None:
         """Write the summary of `to_dict` as JSON; folders are created."""
@@ -204,17 +199,17 @@ class EvalResult(Sequence[EvalCase]):
             class_names: Class id to name; by default those of the evaluation.
         """
         names = self.class_names if class_names is None else class_names
-        columns = [name for name in self.mean_metrics if name in SUMMARY_NAMES]
-        rows = [["class", "cases", *columns]] if columns else []
+        overall = self.mean_metrics
+        columns = [name for name in overall if name in SUMMARY_NAMES]
+        rows = [["class", "cases", *columns]]
         for index, means in self.class_means.items():
             seen = sum(bool(case.counts[index]["n_pred"] + case.counts[index]["n_ref"]) for case in self.cases)
             label = f"{index} {names[index]}" if index in names else str(index)
-            rows.append([label, str(seen), *(_shown(means[column]) for column in columns)])
-        if columns:
-            rows.append(["mean", str(len(self)), *(_shown(self.mean_metrics[column]) for column in columns)])
-        lines = _aligned(rows)
-        own = {name: mean for name, mean in self.mean_metrics.items() if name not in SUMMARY_NAMES}
-        return "\n".join([*lines, *(f"{name}: mean {_shown(mean)} of {len(self)} cases" for name, mean in own.items())])
+            rows.append([label, str(seen), *(_rounded(means[column]) for column in columns)])
+        rows.append(["mean", str(len(self)), *(_rounded(overall[column]) for column in columns)])
+        lines = _aligned(rows) if columns else []
+        lines += [f"{name}: mean {_rounded(mean)} of {len(self)} cases" for name, mean in self._own_means.items()]
+        return "\n".join(lines)
 
     @override
     def __str__(self) -> str:
@@ -241,40 +236,32 @@ def mean_of_known(values: Iterable[float]) -> float:
 
 
 def _means_by_class(cases: Sequence[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
-    first = cases[0] if cases else {}
     return {
         index: {name: mean_of_known(case[index][name] for case in cases) for name in metrics}
-        for index, metrics in first.items()
+        for index, metrics in next(iter(cases), {}).items()
     }
 
 
 def _foreground_mean(means: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     foreground = [metrics for index, metrics in means.items() if index != 0]
+    return {name: mean_of_known(metrics[name] for metrics in foreground) for name in next(iter(foreground), {})}
+
+
+def _summarized(metrics: Mapping[str, float]) -> dict[str, float | str | None]:
+    """Return values under nnU-Net's names, as JSON can hold them."""
     return {
-        name: mean_of_known(metrics[name] for metrics in foreground) for name in (foreground[0] if foreground else ())
+        SUMMARY_NAMES.get(name, name): None if math.isnan(value) else value if math.isfinite(value) else str(value)
+        for name, value in metrics.items()
     }
 
 
-def _named(metrics: Mapping[str, float]) -> dict[str, float | str | None]:
-    return {SUMMARY_NAMES.get(name, name): _json(value) for name, value in metrics.items()}
-
-
-def _json(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
-
-
-def _shown(value: float) -> str:
+def _rounded(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # names on the left
         for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Several experiments as one predictor: the mean of their probabilities. Loads no experiment itself."""
+"""Several experiments as one predictor: the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from typing_extensions import override
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import BadInputError
-from candy_monai.inference.blending import Brick
-from candy_monai.inference.cases import CasePredictor, PredictionListener, PreparedCase
-from candy_monai.inference.memory import MemoryEstimate
-from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.results import build_prediction
-from candy_monai.inference.writing import Prediction
-from candy_monai.transforms.painting import probabilities_of
+from candy_monai.inference.buffers import MemoryEstimate, Tile
+from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
+from candy_monai.inference.predictor import CasePredictor, Predictor
+from candy_monai.transforms.painting import label_ids, probabilities_of
 
 
 class EnsemblePredictor(CasePredictor):
@@ -59,7 +56,7 @@ class EnsemblePredictor(CasePredictor):
         _ = self.channels
         self._side_by_side = all(_same_grid(first, member) for member in members)
         for member in () if self._side_by_side else members:
-            if member.preprocessor is not None and member.preprocessor.own_postprocessing is None:
+            if member.preprocessor.own_postprocessing is None:
                 raise BadInputError(
                     f"{member.folder}: its postprocessing replaces the plan's, and takes the logits of one grid: the "
                     "experiments cannot be averaged, since they preprocess or cut images in different ways"
@@ -87,30 +84,35 @@ class EnsemblePredictor(CasePredictor):
 
     @override
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
-        first = self.members[0].prepare(case_id, image)
-        if self._side_by_side:
-            return first
-        others = (member.prepare(case_id, image).cases[0] for member in self.members[1:])
-        return PreparedCase(case_id=case_id, image=first.image, shape=first.shape, cases=(*first.cases, *others))
+        prepared = self.members[0].prepare(case_id, image)
+        others = () if self._side_by_side else self.members[1:]
+        return replace(prepared, cases=(*prepared.cases, *(other.prepare(case_id, image).cases[0] for other in others)))
 
     @override
-    def run(self, case: PreparedCase, *, probabilities: bool = False) -> Prediction:
-        for member in self.members:
-            member.listener = PredictionListener()
-        self.members[0].listener = self.listener
-        on_disk = self.goes_to_disk(case, probabilities=probabilities)
+    def run(
+        self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
+    ) -> Prediction:
+        on_disk = self._goes_to_disk(case, probabilities=probabilities)
+        told = [listener, *[None] * (len(self.members) - 1)]
         if not self._side_by_side:
-            return self._averaged_on_the_file_s_grid(case, on_disk=on_disk, probabilities=probabilities)
-        first, image = self.members[0], case.cases[0].image
+            parts = (
+                member._run_within(own, on_disk=on_disk, probabilities=True, listener=listener).probabilities
+                for (member, own), listener in zip(self._own_cases(case), told, strict=True)
+            )
+            return self._averaged(case, parts, probabilities=probabilities)
+        first = self.members[0]
         # Logits are what is resampled, and what a postprocessing of one's own takes.
-        as_logits = case.cases[0].is_resampled or not (first.preprocessor is None or first.preprocessor.paints_in_parts)
-        mean = self._mean_as_logits if as_logits else self._mean_probabilities
+        as_logits = case.cases[0].is_resampled or not first.preprocessor.paints_in_parts
+        mean = _mean_as_logits if as_logits else _mean_probabilities
+        tiles = [
+            member._tiles(case, on_disk=on_disk, listener=listener)
+            for member, listener in zip(self.members, told, strict=True)
+        ]
         return build_prediction(
             case,
-            mean(case, on_disk=on_disk),
+            (mean(of_one_place, first.paints) for of_one_place in zip(*tiles, strict=True)),
             first.preprocessor,
-            axis=first.slowest_axis(image.shape[1:]),
-            paints=first.paints,
+            axis=first.slowest_axis(case.cases[0].image.shape[1:]),
             are_probabilities=not as_logits,
             with_probabilities=probabilities,
             device=first.device(),
@@ -137,56 +139,47 @@ class EnsemblePredictor(CasePredictor):
         for index, member in enumerate(self.members):
             yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
 
-    def _mean_probabilities(self, case: PreparedCase, *, on_disk: bool) -> Iterator[Brick]:
-        """Yield the mean probabilities of members that cut an image into the same bricks."""
-        paints = self.members[0].paints
-        for bricks in self._bricks_of_all(case, on_disk=on_disk):
-            mean = probabilities_of(bricks[0].scores(), paints=paints)
-            for brick in bricks[1:]:
-                mean += probabilities_of(brick.scores(), paints=paints)
-            yield Brick(place=bricks[0].place, sums=mean.div_(len(bricks)))
-
-    def _mean_as_logits(self, case: PreparedCase, *, on_disk: bool) -> Iterator[Brick]:
-        """Yield the same as logits, which is what is resampled: members that agree then predict what each of them does.
-
-        All in logarithms: a probability of 0 has none.
-        """
-        paints = self.members[0].paints
-        for bricks in self._bricks_of_all(case, on_disk=on_disk):
-            first = bricks[0].scores()
-            if len(first) > 1 and not paints:
-                mean = first.log_softmax(0)
-                for brick in bricks[1:]:
-                    mean = torch.logaddexp(mean, brick.scores().log_softmax(0))
-            else:
-                yes, no = F.logsigmoid(first), F.logsigmoid(-first)
-                for brick in bricks[1:]:
-                    scores = brick.scores()
-                    yes = torch.logaddexp(yes, F.logsigmoid(scores))
-                    no = torch.logaddexp(no, F.logsigmoid(-scores))
-                mean = yes - no
-            yield Brick(place=bricks[0].place, sums=mean)
-
-    def _bricks_of_all(self, case: PreparedCase, *, on_disk: bool) -> Iterator[tuple[Brick, ...]]:
-        """Yield the bricks of one place, of every member."""
-        return zip(*(member.bricks(case, on_disk=on_disk) for member in self.members), strict=True)
-
-    def _averaged_on_the_file_s_grid(self, case: PreparedCase, *, on_disk: bool, probabilities: bool) -> Prediction:
+    def _averaged(self, case: PreparedCase, parts: Iterable[torch.Tensor | None], *, probabilities: bool) -> Prediction:
+        """Return the prediction by the mean of the members' probabilities on the file's grid."""
         total: torch.Tensor | None = None
-        for member, own in self._own_cases(case):
-            part = member.run_within(own, on_disk=on_disk, probabilities=True).probabilities
-            assert part is not None
+        for part in parts:
+            assert isinstance(part, MetaTensor)
             total = part.as_tensor() if total is None else total.add_(part.as_tensor())
             del part  # or it would be held while the next one is made
         assert total is not None
         mean = total.div_(len(self.members))
-        painter = self.members[0].plain_painter(case.shape)
-        painter.add(tuple(slice(0, extent) for extent in case.shape), mean)
+        ids = label_ids(mean, paints=self.members[0].paints, threshold=0.5)
         return Prediction(
             case_id=case.case_id,
-            labels=MetaTensor(painter.labels()[None], meta=dict(case.image)),
+            labels=MetaTensor(ids[None], meta=dict(case.image)),
             probabilities=MetaTensor(mean, meta=dict(case.image)) if probabilities else None,
         )
+
+
+def _mean_probabilities(tiles: Sequence[Tile], paints: Sequence[int]) -> Tile:
+    """Return the mean probabilities of members that cut an image into the same tiles."""
+    mean = probabilities_of(tiles[0].scores(), paints=paints)
+    for tile in tiles[1:]:
+        mean += probabilities_of(tile.scores(), paints=paints)
+    return Tile(place=tiles[0].place, sums=mean.div_(len(tiles)))
+
+
+def _mean_as_logits(tiles: Sequence[Tile], paints: Sequence[int]) -> Tile:
+    """Return the same as logits, which is what is resampled: members that agree then predict what each of them does.
+
+    All in logarithms: a probability of 0 has none.
+    """
+    first = tiles[0].scores()
+    if len(first) > 1 and not paints:
+        mean = first.log_softmax(0)
+        for tile in tiles[1:]:
+            mean = torch.logaddexp(mean, tile.scores().log_softmax(0))
+        return Tile(place=tiles[0].place, sums=mean)
+    yes, no = F.logsigmoid(first), F.logsigmoid(-first)
+    for tile in tiles[1:]:
+        scores = tile.scores()
+        yes, no = torch.logaddexp(yes, F.logsigmoid(scores)), torch.logaddexp(no, F.logsigmoid(-scores))
+    return Tile(place=tiles[0].place, sums=yes - no)
 
 
 def _check_alike(first: Predictor, other: Predictor) -> None:
@@ -208,11 +201,9 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
 def _same_grid(first: Predictor, other: Predictor) -> bool:
     """Return whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
 
-    def what_counts(member: Predictor) -> tuple[object, ...] | None:
-        plan, preprocessor = member.plan, member.preprocessor
-        if plan is None or preprocessor is None:
-            return None
-        pipelines = preprocessor.pipelines["preprocessing"], preprocessor.pipelines["postprocessing"]
-        return *pipelines, plan.resampling, plan.patch_shape, plan.divisor, plan.regions
+    def what_counts(member: Predictor) -> tuple[object, ...]:
+        plan, pipelines = member.plan, member.preprocessor.pipelines
+        of_plan = () if plan is None else (plan.resampling, plan.patch_shape, plan.divisor, plan.regions)
+        return pipelines["preprocessing"], pipelines["postprocessing"], *of_plan, member.describe_windows()
 
-    return what_counts(first) == what_counts(other) and first.describe_windows() == other.describe_windows()
+    return what_counts(first) == what_counts(other)

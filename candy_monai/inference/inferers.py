@@ -1,16 +1,33 @@
-"""How a whole image is run through a network: at once, in blended windows, or as an inferer of MONAI's does it."""
+"""How a whole image is run through a network: at once, in blended windows, or as an inferer of MONAI's does it.
+
+In ``experiment.json`` an inferer is None for whole images, ``"plan"`` for that of a plan, a dictionary in MONAI's
+configuration language, or ``"custom"`` where its arguments are no plain data.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer, SaliencyInferer, SlidingWindowInferer
+from monai.inferers import (
+    AvgMerger,
+    Inferer,
+    PatchInferer,
+    SaliencyInferer,
+    SimpleInferer,
+    SliceInferer,
+    SlidingWindowInferer,
+    SlidingWindowInfererAdapt,
+    SlidingWindowSplitter,
+)
 from monai.utils import BlendMode, PytorchPadMode, ensure_tuple, fall_back_tuple, issequenceiterable
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,11 +35,11 @@ from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.data.values import without_metadata
-from candy_monai.deprecation import renamed_arguments, warn_of_new_name
+from candy_monai.deprecation import earlier_attribute, earlier_name, renamed_arguments
 from candy_monai.errors import SettingsError
-from candy_monai.inference.blending import Brick, Network, RoomFactory, blended_bricks, room_in_memory
-from candy_monai.inference.cells import CellLayout
-from candy_monai.inference.windows import WindowGrid, check_overlap
+from candy_monai.experiment.description import CUSTOM, PLAN, InfererDescription
+from candy_monai.inference.buffers import BufferFactory, ScoreFunction, Tile, blended_tiles, buffer_in_memory
+from candy_monai.inference.tiles import WindowGrid, check_overlap
 from candy_monai.network import plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.transforms.painting import label_ids
@@ -37,6 +54,11 @@ WHOLE_IMAGE_LIMIT = 2.0
 _BATCH_ON_GPU = 4
 _FOR_MONAI = frozenset({"condition", "device", "buffer_steps", "buffer_dim"})
 """Keywords of a call that MONAI's inferer takes for itself."""
+
+_TARGET = "_target_"
+_MERGER = AvgMerger.__name__
+_OF_THE_MACHINE = frozenset({"device", "sw_device", "progress", "new_buffer"})
+_LEFT_OUT = _OF_THE_MACHINE | {"self", "merger_cls", "cache_roi_weight_map"}  # the last one is not kept
 
 
 class WindowInferer(SlidingWindowInferer):
@@ -68,7 +90,7 @@ class WindowInferer(SlidingWindowInferer):
         buffer_steps: MONAI's buffers: windows along ``buffer_dim`` that are summed up before they move to ``device``.
         buffer_dim: The spatial axis of these buffers.
         with_coord: Whether to call the network with the coordinates of the windows, too.
-        new_room: Makes room for unfinished scores; by default in memory.
+        new_buffer: Makes the buffer for unfinished scores; by default in memory.
 
     Raises:
         SettingsError: If an argument is out of range.
@@ -79,7 +101,7 @@ class WindowInferer(SlidingWindowInferer):
         >>> labels = inferer.labels(images, network)  # doctest: +SKIP
     """
 
-    @renamed_arguments(window_shape="roi_size", batch_size="sw_batch_size")
+    @renamed_arguments(window_shape="roi_size", batch_size="sw_batch_size", new_room="new_buffer")
     def __init__(
         self,
         roi_size: Sequence[int] | int,
@@ -98,7 +120,7 @@ class WindowInferer(SlidingWindowInferer):
         buffer_dim: int = -1,
         with_coord: bool = False,
         *,
-        new_room: RoomFactory | None = None,
+        new_buffer: BufferFactory | None = None,
     ) -> None:
         check_overlap(overlap)
         if sw_batch_size is not None and sw_batch_size < 1:
@@ -110,9 +132,9 @@ class WindowInferer(SlidingWindowInferer):
             roi_size,
             sw_batch_size,
             overlap,
-            _one_of(BlendMode, mode, "mode"),
+            _monai_name(BlendMode, mode, "mode"),
             sigma_scale,
-            _one_of(PytorchPadMode, padding_mode, "padding_mode"),
+            _monai_name(PytorchPadMode, padding_mode, "padding_mode"),
             cval,
             sw_device,
             device,
@@ -123,19 +145,10 @@ class WindowInferer(SlidingWindowInferer):
             buffer_dim,
             with_coord,
         )
-        self.new_room = new_room or room_in_memory
+        self.new_buffer = new_buffer or buffer_in_memory
 
-    @property
-    def window_shape(self) -> Sequence[int] | int:
-        """The earlier name of ``roi_size``."""
-        warn_of_new_name("window_shape", "roi_size")
-        return self.roi_size  # type: ignore[no-any-return]
-
-    @property
-    def batch_size(self) -> int | None:
-        """The earlier name of ``sw_batch_size``."""
-        warn_of_new_name("batch_size", "sw_batch_size")
-        return self.sw_batch_size  # type: ignore[no-any-return]
+    window_shape = earlier_attribute("window_shape", "roi_size")
+    batch_size = earlier_attribute("batch_size", "sw_batch_size")
 
     @override
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -163,7 +176,7 @@ class WindowInferer(SlidingWindowInferer):
                 return without_metadata(output)
 
             with suppress(_OtherOutputError):
-                return self._assembled(inputs, one_map, Brick.scores)
+                return self._assembled(inputs, one_map, Tile.scores)
         plain = copy.copy(self)
         plain.sw_batch_size = self._batch_size(inputs.device)
         return SlidingWindowInferer.__call__(plain, inputs, network, *args, **kwargs)
@@ -183,15 +196,14 @@ class WindowInferer(SlidingWindowInferer):
         """
         if self.with_coord or _FOR_MONAI.intersection(kwargs):
             scores = main_output(self(inputs, network, *args, **kwargs), num_dims=inputs.ndim - 2)
-            ids = torch.stack([label_ids(case)[None] for case in without_metadata(scores)])
-            return _with_metadata_of(inputs, ids) if isinstance(inputs, MetaTensor) else ids
+            return _with_metadata_of(inputs, torch.stack([label_ids(case)[None] for case in without_metadata(scores)]))
         return self._assembled(
-            inputs, lambda windows: network(windows, *args, **kwargs), lambda brick: label_ids(brick.sums)[None]
+            inputs, lambda windows: network(windows, *args, **kwargs), lambda tile: label_ids(tile.sums)[None]
         )
 
-    def bricks(
+    def tiles(
         self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
-    ) -> Iterator[Brick]:
+    ) -> Iterator[Tile]:
         """Yield the parts of one image's scores as they become final, for a consumer of your own.
 
         What a part holds is valid until the next one is asked for: copy what you keep.
@@ -202,15 +214,21 @@ class WindowInferer(SlidingWindowInferer):
             in_layers: Whether they are wanted layer by layer along `slowest_axis`, instead of as few as possible being
                 held at a time. Then a part is valid until its layer is complete.
         """
-        runs_on, kept_on, scores = self._runs_on(image.device), self._kept_on(image), _main(network)
-        return blended_bricks(
+        runs_on, kept_on = self._runs_on(image.device), self._kept_on(image)
+
+        def scores(windows: Tensor) -> Tensor:
+            return main_output(network(windows.to(runs_on)), num_dims=windows.ndim - 2).to(kept_on)
+
+        return blended_tiles(
             image,
-            lambda windows: scores(windows.to(runs_on)).to(kept_on),
+            scores,
             self.grid(image.shape[1:]),
             batch_size=self._batch_size(image.device),
-            new_room=self.new_room,
+            new_buffer=self.new_buffer,
             in_layers=in_layers,
         )
+
+    bricks = earlier_name("bricks", tiles)
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Return the windows over an image of this spatial size.
@@ -218,16 +236,13 @@ class WindowInferer(SlidingWindowInferer):
         Raises:
             SettingsError: If the window has another number of axes.
         """
-        given = ensure_tuple(self.roi_size)
-        sides = given if issequenceiterable(self.roi_size) else given * len(size)
-        if len(sides) == len(size):
-            sides = fall_back_tuple(sides, size)
+        fits = not issequenceiterable(self.roi_size) or len(self.roi_size) == len(size)
         return WindowGrid(
             size=tuple(size),
-            window=tuple(sides),
-            overlap=_one_or_several(self.overlap),
+            window=fall_back_tuple(self.roi_size, size) if fits else tuple(self.roi_size),
+            overlap=self.overlap,
             mode=self.mode,
-            sigma_scale=_one_or_several(self.sigma_scale),
+            sigma_scale=self.sigma_scale,
             padding_mode=self.padding_mode,
             cval=self.cval,
         )
@@ -237,19 +252,21 @@ class WindowInferer(SlidingWindowInferer):
         return len(self.grid(size))
 
     def slowest_axis(self, size: Sequence[int]) -> int:
-        """Return the spatial axis along which the layers of `bricks` follow each other."""
-        return CellLayout(self.grid(size)).axes[0]
+        """Return the spatial axis along which the layers of `tiles` follow each other."""
+        return self.grid(size).axes[0]
 
     def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
         """Return what the network is given at a time, without channels: ``(B, *spatial)``."""
         grid = self.grid(size)
         return (min(self._batch_size(device), len(grid)), *grid.window)
 
-    def with_room(self, new_room: RoomFactory) -> Self:
-        """Return the same inferer with room for unfinished scores somewhere else."""
+    def with_buffer(self, new_buffer: BufferFactory) -> Self:
+        """Return the same inferer with the buffer for unfinished scores somewhere else."""
         other = copy.copy(self)
-        other.new_room = new_room
+        other.new_buffer = new_buffer
         return other
+
+    with_room = earlier_name("with_room", with_buffer)
 
     def _blends_itself(self, inputs: Tensor, options: Mapping[str, object]) -> bool:
         """Return whether a call is one of those that need not run MONAI's function."""
@@ -268,64 +285,49 @@ class WindowInferer(SlidingWindowInferer):
         return torch.device(self.device or image.device)
 
     def _assembled(
-        self, inputs: Tensor, network: Callable[[Tensor], NetworkOutput], part: Callable[[Brick], Tensor]
+        self, inputs: Tensor, network: Callable[[Tensor], NetworkOutput], part: Callable[[Tile], Tensor]
     ) -> Tensor:
-        """Put together what is made of each brick, ``(channels, *box)``, for a whole batch."""
+        """Put together what is made of each tile, ``(channels, *box)``, for a whole batch."""
         result: Tensor | None = None
         for number, image in enumerate(without_metadata(inputs)):
-            for brick in self.bricks(image, network):
-                values = part(brick)
+            for tile in self.tiles(image, network):
+                values = part(tile)
                 if result is None:
                     result = values.new_empty((len(inputs), len(values), *inputs.shape[2:]))
-                place: tuple[int | slice, ...] = (number, slice(None), *brick.place)
+                place: tuple[int | slice, ...] = (number, slice(None), *tile.place)
                 result[place] = values
         if result is None:
             raise ValueError(f"there is no image in a batch of shape {tuple(inputs.shape)}")
-        return _with_metadata_of(inputs, result) if isinstance(inputs, MetaTensor) else result
+        return _with_metadata_of(inputs, result)
 
 
 class WholeOrWindowsInferer(WindowInferer):
-    """Runs small images at once and large ones in blended windows.
+    """Runs small images at once, padded with zeros to a multiple of ``divisor`` as training patches are.
 
-    An image that is run at once is padded with zeros to a multiple of ``divisor``, as training patches are.
-
-    Args:
-        roi_size: The window, one number a spatial axis.
-        divisor: What each axis must be a multiple of.
-        sw_batch_size: Windows in one call of the network; see `WindowInferer`.
-        overlap: Share of a window that its neighbour covers too, 0 to below 1.
-        new_room: Makes room for unfinished scores.
+    Large images are run in blended windows of ``roi_size``.
     """
 
-    def __init__(
-        self,
-        roi_size: Sequence[int],
-        *,
-        divisor: Sequence[int],
-        sw_batch_size: int | None = None,
-        overlap: float = 0.5,
-        new_room: RoomFactory | None = None,
-    ) -> None:
-        super().__init__(roi_size, sw_batch_size, overlap, new_room=new_room)
+    def __init__(self, roi_size: Sequence[int], *, divisor: Sequence[int]) -> None:
+        super().__init__(roi_size)
         self.divisor = tuple(divisor)
 
     @override
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.runs_whole(inputs.shape[2:]):
             return super().__call__(inputs, network, *args, **kwargs)
-        scores = self._whole(without_metadata(inputs), lambda images: network(images, *args, **kwargs))
-        return _with_metadata_of(inputs, scores) if isinstance(inputs, MetaTensor) else scores
+        whole = self._whole(without_metadata(inputs), lambda images: network(images, *args, **kwargs))
+        return _with_metadata_of(inputs, whole)
 
     @override
-    def bricks(
+    def tiles(
         self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
-    ) -> Iterator[Brick]:
+    ) -> Iterator[Tile]:
         if not self.runs_whole(image.shape[1:]):
-            yield from super().bricks(image, network, in_layers=in_layers)
+            yield from super().tiles(image, network, in_layers=in_layers)
             return
         with torch.no_grad():
             scores = self._whole(image[None], network)[0]
-        yield Brick(place=tuple(slice(0, extent) for extent in image.shape[1:]), sums=scores)
+        yield Tile.whole(scores)
 
     def runs_whole(self, size: Sequence[int]) -> bool:
         """Return whether an image of this spatial size is run at once."""
@@ -346,10 +348,8 @@ class WholeOrWindowsInferer(WindowInferer):
         size = images.shape[2:]
         sides = zip(size, self._padded(size), strict=True)
         at_the_end = [width for extent, padded in reversed(list(sides)) for width in (0, padded - extent)]
-        scores = _main(network)(F.pad(images, at_the_end)).float()
-        for axis, extent in enumerate(size, start=2):
-            scores = scores.narrow(axis, 0, extent)
-        return scores
+        scores = main_output(network(F.pad(images, at_the_end)), num_dims=len(size)).float()
+        return scores[(slice(None), slice(None), *map(slice, size))]
 
     def _padded(self, size: Sequence[int]) -> Shape:
         return tuple(-(-extent // by) * by for extent, by in zip(size, self.divisor, strict=True))
@@ -361,12 +361,9 @@ def build_inferer(plan: Plan) -> WholeOrWindowsInferer:
 
 
 class MainOutput(nn.Module):
-    """A network whose logits at full resolution are all that it returns, for inferers.
+    """A network, or a moving average of it, that returns its logits at full resolution alone.
 
     Its layers have the names that they have in the network itself, by which ``SaliencyInferer`` finds them.
-
-    Args:
-        model: The network, or a moving average of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -384,15 +381,9 @@ class MainOutput(nn.Module):
 
 
 def run_inferer(inferer: Inferer, images: Tensor, network: Callable[..., Tensor]) -> Tensor:
-    """Return the scores that any inferer of MONAI's makes of whole images, on their device.
+    """Return the scores that any inferer of MONAI's makes of images ``(B, C, *spatial)``, on their device.
 
-    Args:
-        inferer: The inferer.
-        images: ``(B, C, *spatial)``.
-        network: Windows to scores; for ``SaliencyInferer`` a `MainOutput`.
-
-    Returns:
-        ``(B, K, *spatial)``, the first of several outputs.
+    For ``SaliencyInferer`` the network must be a `MainOutput`. Of several outputs the one at full resolution counts.
     """
     if isinstance(inferer, SaliencyInferer):
         with torch.inference_mode(False), torch.enable_grad():
@@ -403,6 +394,127 @@ def run_inferer(inferer: Inferer, images: Tensor, network: Callable[..., Tensor]
     return without_metadata(main_output(result, num_dims=images.ndim - 2)).to(images.device)
 
 
+def mirrored(network: ScoreFunction, axes: Sequence[int]) -> ScoreFunction:
+    """Return a network that averages its scores over all flips along spatial axes: ``2 ** n`` calls."""
+    flips = [[axis + 2 for axis in chosen] for count in range(1, len(axes) + 1) for chosen in combinations(axes, count)]
+    if not flips:
+        return network
+
+    def averaged(windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        total = network(windows, *args, **kwargs).clone()  # a network may return its input, or always the same tensor
+        for dims in flips:
+            total += network(windows.flip(dims), *args, **kwargs).flip(dims)
+        return total.div_(len(flips) + 1)
+
+    return averaged
+
+
+# Nothing else is built from a file: not every class that can be named is safe to call.
+_OF_MONAI = (
+    PatchInferer,
+    SaliencyInferer,
+    SimpleInferer,
+    SliceInferer,
+    SlidingWindowInferer,
+    SlidingWindowInfererAdapt,
+)
+_INFERERS: dict[str, type[Any]] = {f"monai.inferers.{kind.__name__}": kind for kind in _OF_MONAI}
+_INFERERS["candy_monai.WindowInferer"] = WindowInferer
+_KINDS = {**_INFERERS, "monai.inferers.SlidingWindowSplitter": SlidingWindowSplitter}
+
+
+def describe_inferer(inferer: Inferer | None, plan: Plan | None = None) -> InfererDescription:
+    """Return an inferer in plain values, for ``experiment.json``; with a plan it may be the one that this gives."""
+    if inferer is None:
+        return None
+    if plan is not None and type(inferer) is WholeOrWindowsInferer:
+        return PLAN if describe_windows(inferer) == describe_windows(build_inferer(plan)) else CUSTOM
+    try:
+        return _described(inferer)
+    except _NotPlainError:
+        return CUSTOM
+
+
+def describe_windows(inferer: WindowInferer) -> dict[str, object]:
+    """Return how an inferer cuts images into windows and blends them, in plain values, to compare two by."""
+    divisor = getattr(inferer, "divisor", None)
+    return {"kind": type(inferer).__name__, "divisor": divisor, **_arguments(inferer, WindowInferer)}
+
+
+def inferer_from_description(description: InfererDescription, plan: Plan | None = None) -> Inferer | None:
+    """Build what `describe_inferer` described; raise SettingsError if that cannot be done."""
+    if description is None:
+        return None
+    if description == PLAN and plan is not None:
+        return build_inferer(plan)
+    refusal = f"this inferer cannot be built from its description: {description}"
+    if not isinstance(description, Mapping) or str(description.get(_TARGET)) not in _INFERERS:
+        raise SettingsError(refusal)
+    try:
+        inferer: Inferer = _built(description)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise SettingsError(refusal) from error
+    return inferer
+
+
+class _NotPlainError(Exception):
+    """Raised where an argument is no plain data."""
+
+
+def _described(value: object) -> dict[str, object]:
+    """Return an object in MONAI's configuration language; arguments at their defaults are left out."""
+    kind = type(value)
+    target = next((name for name, known in _KINDS.items() if known is kind), None)
+    if target is None:
+        raise _NotPlainError
+    return {_TARGET: target, **_arguments(value, kind)}
+
+
+def _arguments(value: object, kind: type[Any]) -> dict[str, object]:
+    """Return the arguments of a constructor that are attributes, too, and not at their defaults."""
+    bases = (SlidingWindowInferer, kind) if issubclass(kind, SlidingWindowInferer) else (kind,)
+    found: dict[str, object] = {}
+    for name, parameter in ((n, p) for base in bases for n, p in inspect.signature(base.__init__).parameters.items()):
+        if name in _LEFT_OUT or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        found[name] = _plain_value(getattr(value, name))
+        if found[name] == _plain_value(parameter.default):
+            del found[name]
+    kept_apart: Mapping[str, object] = {}
+    if isinstance(value, SliceInferer):
+        kept_apart = {"roi_size": value.orig_roi_size}  # roi_size has one axis more after a call
+    elif isinstance(value, SaliencyInferer):
+        if value.args:
+            raise _NotPlainError
+        kept_apart = value.kwargs
+    elif isinstance(value, PatchInferer):
+        if value.merger_cls is not AvgMerger:
+            raise _NotPlainError
+        kept_apart = {"merger_cls": _MERGER, **value.merger_kwargs}
+    return found | {name: _plain_value(given) for name, given in kept_apart.items() if name not in _OF_THE_MACHINE}
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, Enum):
+        return _plain_value(value.value)
+    if value is None or isinstance(value, bool | int | float | str) or value is inspect.Parameter.empty:
+        return value
+    return [_plain_value(entry) for entry in value] if isinstance(value, Sequence) else _described(value)
+
+
+def _built(description: Mapping[str, Any]) -> Any:
+    arguments = {
+        name: _built(argument) if isinstance(argument, Mapping) else argument
+        for name, argument in description.items()
+        if name != _TARGET
+    }
+    if unknown := sorted((_OF_THE_MACHINE | {"new_room"}) & arguments.keys()):
+        raise SettingsError(f"{unknown[0]} is not stored with an inferer")
+    if arguments.get("merger_cls", _MERGER) != _MERGER:  # MONAI imports whatever else stands there
+        raise SettingsError(f"merger_cls must be {_MERGER}, got {arguments['merger_cls']!r}")
+    return _KINDS[description[_TARGET]](**arguments)
+
+
 class _OtherOutputError(Exception):
     """Raised from within a network's call where what it returned is not one map of the windows' size."""
 
@@ -411,7 +523,7 @@ def _is_map_of(windows: Tensor, output: object) -> TypeGuard[Tensor]:
     return isinstance(output, Tensor) and len(output) == len(windows) and output.shape[2:] == windows.shape[2:]
 
 
-def _one_of(kind: type[BlendMode] | type[PytorchPadMode], value: str, name: str) -> str:
+def _monai_name(kind: type[BlendMode] | type[PytorchPadMode], value: str, name: str) -> str:
     """Return the plain text of one of MONAI's names."""
     names = [str(member.value) for member in kind]
     text = str(getattr(value, "value", value))
@@ -420,24 +532,12 @@ def _one_of(kind: type[BlendMode] | type[PytorchPadMode], value: str, name: str)
     return text
 
 
-def _one_or_several(values: Sequence[float] | float) -> float | tuple[float, ...]:
-    return tuple(values) if isinstance(values, Sequence) else values
-
-
-def _with_metadata_of(inputs: MetaTensor, result: Tensor) -> Tensor:
+def _with_metadata_of(inputs: Tensor, result: Tensor) -> Tensor:
     """Return a result that MONAI's transforms can decollate and invert as they can the inputs, and independently."""
+    if not isinstance(inputs, MetaTensor):
+        return result
     placed = MetaTensor(result)
     placed.copy_meta_from(inputs)
     placed.applied_operations = copy.deepcopy(inputs.applied_operations)  # inverting takes them from the list
     whole: Tensor = placed
     return whole
-
-
-def _main(network: Callable[[Tensor], NetworkOutput]) -> Network:
-    """Make a network return its logits at full resolution, whatever else it returns."""
-
-    def scores(windows: Tensor) -> Tensor:
-        output = network(windows)
-        return output if isinstance(output, Tensor) else main_output(output, num_dims=windows.ndim - 2)
-
-    return scores

@@ -1,13 +1,16 @@
-"""What can be predicted: files, folders, arrays, tensors, datasets; each case by its id. Predicts nothing.
+"""What can be predicted: files, folders, arrays, tensors, datasets; each case by its id, with the run's channels.
 
-Files are found and grouped by case without being read; a case is read when it is its turn.
+Files are told apart by their names; a case is read when it is its turn.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -19,15 +22,18 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import TypeIs
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.bases import CaseDataset
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.images.names import split_channel, stem_of
-from candy_monai.data.images.reading import Scan, joined, scan_of_nibabel
-from candy_monai.errors import BadInputError
-from candy_monai.inference.channels import RunChannels
-from candy_monai.inference.found import CaseFiles, InputCase, find_inputs, group_files
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.images.names import image_suffix, split_channel, stem_of
+from candy_monai.data.images.reading import Scan, geometry_of, joined, read_channels, read_geometry, scan_of_nibabel
+from candy_monai.data.values import without_metadata
+from candy_monai.errors import BadInputError, CandyError, SettingsError
+from candy_monai.text import read_json
 
 Input: TypeAlias = (
     PathLike
@@ -45,43 +51,367 @@ Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
 """Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a
 pair of image and label, or a dictionary with an ``image``."""
 
+GIVEN_SHAPE = "given_shape"
+"""In the metadata of an image that got an axis more or less for the network: the spatial shape that its result has."""
+
+_SAYS_NOTHING = re.compile(r"(channel|modality|image|unknown)?[\W_]*\d*|nonorm|zscore|rescale.*|rgb.*|noname", re.ASCII)
+"""Names that do not tell a modality: numbers, and the normalisation schemes that nnU-Net has in their place."""
+
+_CHANNEL_LIMIT = 16  # more files of one name are numbered cases; an axis of more is one of space
+_LAST = (
+    "; its last axis looks like that of the channels, which is the first one here: move it, for example with "
+    "np.moveaxis(image, -1, 0)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunChannels:
+    """The channels that a run was trained on, in their order, and where they are to be found.
+
+    Attributes:
+        names: One for each channel; empty texts where the run does not know them.
+        numbers: What the user chose: the number of each channel in the names of files (``_0000``), and in images that
+            hold more channels. Empty where numbers at the ends of names belong to the names of the cases; None for
+            0, 1, 2 and so on.
+
+    Raises:
+        SettingsError: If other than one number was chosen for each channel.
+    """
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            return
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.numbers):
+            raise SettingsError(f"channels {self.numbers}: expected whole numbers, such as (1, 2)")
+        if len(set(self.numbers)) < len(self.numbers) or min(self.numbers) < 0:
+            raise SettingsError(f"channels {self.numbers}: expected different numbers from 0 on")
+        if len(self.numbers) != len(self):
+            raise SettingsError(f"channels {','.join(map(str, self.numbers))}: expected a number for each of {self}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{number} {name}".strip() for number, name in enumerate(self.names))
+        return f"the run's {_channels(len(self))}" + (f" ({named})" if any(self.names) else "")
+
+    @property
+    def expected(self) -> tuple[int, ...]:
+        """The numbers of the run's channels in the names of files, in the order of the run."""
+        return self.numbers or tuple(range(len(self)))
+
+    def problem(self, case_id: str, found: Iterable[int]) -> str | None:
+        """Return why files of a case with these numbers are not the run's channels; None where they are."""
+        there = sorted(set(found))
+        wrong = [f"channel file _{number:04d} is missing" for number in self.expected if number not in there]
+        if not self.numbers:
+            extra = (number for number in there if number not in self.expected)
+            wrong += [f"channel file _{number:04d} is one too many" for number in extra]
+        if not wrong:
+            return None
+        files = ", ".join(f"_{number:04d}" for number in there)
+        return f"case {case_id}: {'; '.join(wrong)}: found {files}, expected {self}; {self._advice(there)}"
+
+    def refuse_other_names(self, names: Sequence[str], source: object) -> None:
+        """Refuse a dataset whose channels have other names, or the same in another order, with those that would fit.
+
+        Nothing is compared where the user chose channels, or where names do not tell what a channel is.
+        """
+        if self.numbers is not None or not names:
+            return
+        mine, theirs = ([_comparable_name(name) for name in each] for each in (self.names, names))
+        if len(mine) == len(theirs):
+            if all(None in pair or pair[0] == pair[1] for pair in zip(mine, theirs, strict=True)):
+                return
+        elif not (any(mine) and any(theirs)):
+            return  # the files themselves show whether there are too many
+        fitting = [theirs.index(name) for name in mine if name is not None and theirs.count(name) == 1]
+        fits = len(fitting) == len(mine) == len(set(fitting))
+        advice = f"these would be {_as_option(fitting)}" if fits else self._advice(range(len(names)))
+        listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+        raise BadInputError(f"{source}: the channels are {listed}, expected {self}; {advice}")
+
+    def chosen_from(self, image: Tensor, name: str) -> Tensor:
+        """Return the run's channels of an image ``(C, *spatial)`` that may hold more; refuse one that has others."""
+        if self.numbers and not (len(image) == len(self) == 1):
+            if max(self.numbers) < image.shape[-1] <= _CHANNEL_LIMIT < len(image):
+                raise BadInputError(f"{name}: has shape {tuple(image.shape)}{_LAST}")
+            if max(self.numbers) >= len(image):
+                raise BadInputError(f"{name}: has channels 0 to {len(image) - 1}, and {self.numbers} were chosen")
+            same = self.numbers == tuple(range(len(image)))
+            return image if same else image[torch.tensor(self.numbers, device=image.device)]
+        if len(image) == len(self):
+            return image
+        advice = self._advice(range(len(image)))
+        if len(image) < len(self):
+            advice = "give all of them in one file, or in files that end in _0000, _0001 and so on beside each other"
+        last = _LAST if image.ndim > 2 and image.shape[-1] == len(self) else ""
+        raise BadInputError(
+            f"{name}: has {_channels(len(image))}, the network expects {len(self)} (shape {tuple(image.shape)}, "
+            f"{self}): {advice}{last}"
+        )
+
+    def _advice(self, there: Sequence[int]) -> str:
+        """Return how to choose from the channels that are there."""
+        count = len(self)
+        if len(there) < count:
+            return f"give all of them, or choose others with {_as_option(range(count))}"
+        advice = f"say which are the run's, in its order, for example with {_as_option(there[-count:])}"
+        if count == 1 and 0 not in there:
+            advice += "; or that the number belongs to the name of the case, with --channels none (channels=())"
+        return advice
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' * (count > 1)}"
+
+
+def _comparable_name(name: str) -> str | None:
+    """Return what of a name is compared; None for one that says nothing."""
+    plain = name.strip().casefold()
+    return None if _SAYS_NOTHING.fullmatch(plain) else re.sub(r"[\W_]+", "", plain)
+
+
+def _as_option(numbers: Iterable[int]) -> str:
+    listed = ",".join(map(str, numbers))
+    return f"--channels {listed} (in Python channels=({listed}{',' * (',' not in listed)}))"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputCase:
+    """One case to predict.
+
+    Attributes:
+        case_id: What the prediction is called.
+        files: One file a channel, or one file that holds them all; empty for what comes from memory.
+        read: Reads a case that does not come from files of its own.
+        problem: Why it cannot be predicted, where the names of its files already say so.
+        has_run_channels: Whether the files are the run's channels in their order, so that none is left to choose.
+    """
+
+    case_id: str
+    files: tuple[Path, ...] = ()
+    read: Callable[[], MetaTensor] | None = None
+    problem: str | None = None
+    has_run_channels: bool = False
+
+    def geometry(self) -> Geometry | None:
+        """Return the grid that its first file's header states; None where there is no file, or it cannot be read."""
+        try:
+            return read_geometry(self.files[0]) if self.files and self.problem is None else None
+        except CandyError:  # it is reported when it is its turn
+            return None
+
+    def load(self, channels: RunChannels, *, num_dims: int | None = None) -> MetaTensor:
+        """Read the case as an image ``(C, *spatial)`` that a network of these channels and spatial axes takes.
+
+        A flat scan becomes a volume of one slice for a network of three axes, and such a volume flat for one of two.
+
+        Raises:
+            BadInputError: If it cannot be read, lies nowhere, or has other channels or another number of axes.
+        """
+        image = self.decoded()
+        name = image.meta.get("filename_or_obj") or self.case_id
+        geometry_of(image, name=name)
+        image = image if num_dims is None else _with_axes(image, num_dims, name)
+        if not image.numel():
+            raise BadInputError(f"{name}: is empty (shape {tuple(image.shape)})")
+        left = channels if not self.has_run_channels else dataclasses.replace(channels, numbers=None)
+        chosen = left.chosen_from(image, name)
+        return image if chosen is image else MetaTensor(without_metadata(chosen), meta=dict(image.meta))
+
+    def decoded(self) -> MetaTensor:
+        """Read the case as it is, ``(C, *spatial)``, whatever the network expects."""
+        if self.problem is not None:
+            raise BadInputError(self.problem)
+        return self.read() if self.read is not None else read_channels(self.files).tensor()
+
+
+def _with_axes(image: MetaTensor, num_dims: int, name: str) -> MetaTensor:
+    """Return an image with as many spatial axes as the network expects; one slice is a matter of how it is stored."""
+    if image.ndim == num_dims + 1:
+        return image
+    values, meta = image.as_tensor(), {**image.meta, GIVEN_SHAPE: tuple(image.shape[1:])}
+    if num_dims == 3 and image.ndim == 3 and image.meta.get("is_picture") is False:  # it lies in space
+        return MetaTensor(values[..., None], meta=meta)
+    if num_dims == 2 and image.ndim == 4 and image.shape[-1] == 1:
+        return MetaTensor(values[..., 0], meta=meta)
+    raise BadInputError(
+        f"{name}: has {image.ndim - 1} spatial axes (shape {tuple(image.shape[1:])}), the network expects "
+        f"{num_dims}: predict {'its slices one by one' if num_dims == 2 else 'whole volumes'}"
+    )
+
+
+class CaseFiles(tuple[Path, ...]):
+    """The files of one case, known to be the run's channels in their order whatever their names say."""
+
+
+def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
+    """Find the cases in a folder, or take a single file.
+
+    ``{case}_{CCCC}`` files of one case belong together, and must be the run's channels: a case that lacks some or has
+    others is listed with its problem, so that the others can be predicted. A file without a number is a case of its
+    own. Where a single channel is expected, ``scan_0001``, ``scan_0002`` and so on without a ``scan_0000`` are cases of
+    their own, too, unless another case has files of the same numbers.
+
+    Raises:
+        BadInputError: If there is nothing, or a ``dataset.json`` beside it names other channels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadInputError(f"{path}: no such file or folder")
+    if path.is_file():
+        return group_files([path], channels=channels)
+    try:
+        files = sorted(file for file in path.iterdir() if _is_image_file(file))
+    except OSError as error:
+        raise BadInputError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions") from error
+    if not files:
+        inner = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), None)
+        hint = "" if inner is None else f"; a dataset's images are one folder further down, for example {inner}"
+        raise BadInputError(f"{path}: no image in this folder{hint}")
+    return group_files(files, channels=channels)
+
+
+def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCase]:
+    """Group files by case, in the order of their first files; one file of a case brings the others beside it.
+
+    Raises:
+        BadInputError: If a ``dataset.json`` beside them names other channels.
+    """
+    folders = dict.fromkeys(file.parent for file in files)
+    for folder in folders:
+        _check_dataset_beside(folder, channels)
+    there: dict[str, dict[int, list[Path]]] = {}
+    for file in dict.fromkeys([*files, *_numbered_beside(files, folders)]):
+        case_id, number = split_channel(stem_of(file))
+        if number is not None:
+            there.setdefault(case_id, {}).setdefault(number, []).append(file)
+    given, cases = set(files), dict[str, InputCase]()
+    twice: dict[str, list[str]] = {}
+    for file in files:
+        case_id, number = split_channel(stem_of(file))
+        if number is None or not _are_channels(case_id, there, channels):
+            case = InputCase(case_id=stem_of(file), files=(file,))
+        else:
+            case = _numbered_case(case_id, there[case_id], channels, given)
+        known = cases.setdefault(case.case_id, case)
+        if known.files != case.files and file not in known.files:
+            twice.setdefault(case.case_id, []).append(
+                f"{file}: the case {case.case_id} is also in {known.files[0].name}; move one of them away"
+            )
+    return [
+        dataclasses.replace(case, problem=_joined([*twice.get(case_id, ()), case.problem]))
+        for case_id, case in cases.items()
+    ]
+
+
+def _joined(problems: Iterable[str | None]) -> str | None:
+    return "; ".join(filter(None, problems)) or None
+
+
+def _check_dataset_beside(folder: Path, channels: RunChannels) -> None:
+    """Refuse images whose ``dataset.json``, in their folder or beside it as nnU-Net has it, names other channels."""
+    for file in (folder / "dataset.json", folder.absolute().parent / "dataset.json"):
+        try:
+            content = read_json(file)
+        except (OSError, ValueError):  # it is not what is predicted: whoever trains on it is told
+            continue
+        names = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
+        if isinstance(names, Mapping) and names and all(str(key).isdecimal() for key in names):
+            channels.refuse_other_names([str(names[key]) for key in sorted(names, key=int)], file)
+            return
+
+
+def _are_channels(case_id: str, there: dict[str, dict[int, list[Path]]], channels: RunChannels) -> bool:
+    """Return whether the numbers at the ends of a case's files are channels; else they belong to the names of cases."""
+    numbers = set(there[case_id])
+    if channels.numbers is not None:
+        return bool(channels.numbers)
+    if len(channels) > 1:
+        return bool(numbers & set(channels.expected))
+    if len(numbers) > _CHANNEL_LIMIT:
+        return False
+    if 0 in numbers or len(numbers) == 1:
+        return True
+    return any(set(other) == numbers for name, other in there.items() if name != case_id)
+
+
+def _numbered_case(case_id: str, there: dict[int, list[Path]], channels: RunChannels, given: set[Path]) -> InputCase:
+    """Return the case of numbered files, with its problem where they are not one for each of the run's channels."""
+    problems: list[str | None] = []
+    for number, files in there.items():
+        first, *others = [file for file in files if file in given] or files[:1]
+        problems += [
+            f"{other}: channel {number:04d} of case {case_id} is also in {first.name}; move one of them away"
+            for other in others
+        ]
+    if set(there) == {0} and len(channels) > 1:
+        # All channels may be in one file: RGB, or 4-D; its content is checked when it is read.
+        return InputCase(case_id=case_id, files=tuple(there[0][:1]), problem=_joined(problems))
+    found = [there[number] for number in channels.expected if number in there] or there.values()
+    return InputCase(
+        case_id=case_id,
+        files=tuple(files[0] for files in found),
+        problem=_joined([channels.problem(case_id, there), *problems]),
+        has_run_channels=True,
+    )
+
+
+def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the images beside some files that are further channels of their cases; those of the same format first."""
+    cases = {case_id for case_id, number in (split_channel(stem_of(file)) for file in files) if number is not None}
+    suffixes = {image_suffix(file) for file in files}
+    for folder in folders if cases else ():
+        try:
+            found = sorted(folder.iterdir(), key=lambda file: (image_suffix(file) not in suffixes, file.name))
+        except OSError:  # files can be readable where their folder is not
+            continue
+        for file in found:
+            case_id, number = split_channel(stem_of(file))
+            if number is not None and case_id in cases and _is_image_file(file):
+                yield file
+
+
+def _is_image_file(path: Path) -> bool:
+    is_file = path.is_file() or path.is_symlink()  # to read a link that leads nowhere says so
+    return is_file and not path.name.startswith(".") and image_suffix(path) in READABLE
+
 
 def input_case(
     source: Input, *, case_id: str = "image", channels: RunChannels, num_dims: int | None = None
 ) -> InputCase:
-    """Take one case of any kind.
+    """Return one case of any kind.
 
     Args:
         source: The case.
         case_id: What to call it where it has no name of its own.
         channels: The run's channels, which tell whether files are theirs.
-        num_dims: Spatial axes that the network expects, which tells an image of one channel from one without an axis
-            for channels; None if unknown.
+        num_dims: Spatial axes that the network expects, which tell an image without an axis for its only channel.
 
     Raises:
         BadInputError: If it is nothing that can be predicted, or its files are of other channels.
     """
     given: object = source  # what callers pass in spite of the types gets a message, not a traceback
-    if _is_path(given):
+    if is_path(given):
         if Path(given).is_dir():
             raise BadInputError(
                 f"{given}: found a folder, expected one image; stream(...) and predict_to_files(...) predict all "
                 "images of a folder (convert a DICOM series to NIfTI first)"
             )
         return group_files([Path(given)], channels=channels)[0]
-    if isinstance(given, Tensor):
-        return InputCase(case_id=case_id, read=partial(_from_tensor, given, num_dims))
-    if isinstance(given, SpatialImage):
-        return InputCase(case_id=case_id, read=lambda: scan_of_nibabel(given).tensor())
-    if _is_array_with_spacing(given):
-        return InputCase(case_id=case_id, read=partial(image_from_array, *given, num_dims=num_dims))
+    if _is_image(given):
+        return InputCase(case_id=case_id, read=partial(_from_memory, given, num_dims))
     if isinstance(given, np.ndarray):
         raise BadInputError(f"an array of shape {given.shape} without its spacing: give (array, spacing_mm)")
     if isinstance(given, CaseFiles):
         return InputCase(case_id=split_channel(stem_of(given[0]))[0], files=given, has_run_channels=True)
-    if isinstance(given, list | tuple) and given and all(_is_path(file) for file in given):
+    if isinstance(given, list | tuple) and given and all(map(is_path, given)):
         return _case_of_files([Path(file) for file in given], channels)
-    if isinstance(given, list) and given and all(_is_image(part) for part in given):
+    if isinstance(given, list) and given and all(map(_is_image, given)):
         return InputCase(case_id=case_id, read=partial(_from_parts, given, case_id, num_dims), has_run_channels=True)
     raise BadInputError(
         f"cannot predict {type(given).__name__}: expected a file, the files of its channels, a tensor, a nibabel "
@@ -90,85 +420,35 @@ def input_case(
 
 
 def input_cases(source: Inputs, *, channels: RunChannels, num_dims: int | None = None) -> Iterator[InputCase]:
-    """Take cases of any kind: one, a folder, a dataset, or a list. Files of a list are grouped as those of a folder.
+    """Yield cases of any kind: one, a folder, a dataset, or a list. Files of a list are grouped as those of a folder.
 
-    What a generator yields, other than files, is asked for when it is its turn.
-
-    Args:
-        source: The cases.
-        channels: The run's channels.
-        num_dims: Spatial axes that the network expects; None if unknown.
-
-    Raises:
-        BadInputError: If there is nothing, or something that cannot be predicted.
+    What a generator yields, other than files, is asked for when it is its turn. See `input_case`.
     """
-    if _is_path(source):
+    if is_path(source):
         return iter(find_inputs(source, channels=channels))
     if isinstance(source, CaseDataset):
         return _cases_of_dataset(source, channels)
-    take = partial(_numbered, channels=channels, num_dims=num_dims)
+    take = partial(input_case, channels=channels, num_dims=num_dims)
     if isinstance(source, Dataset) and not isinstance(source, Iterable):
         count = len(source)  # type: ignore[arg-type]  # such a dataset has a length, though its type does not say so
         return (
-            InputCase(case_id=_id(index, count), read=partial(_from_item, source, index, channels, num_dims))
+            InputCase(case_id=_numbered_id(index, count), read=partial(_from_item, source, index, take))
             for index in range(count)
         )
     if not isinstance(source, Iterable) or isinstance(source, Tensor | np.ndarray) or _is_array_with_spacing(source):
-        return iter([input_case(source, channels=channels, num_dims=num_dims)])
+        return iter([take(source)])
     entries = map(_image_of, source)
     first = next(entries, None)
     if first is None:
         raise BadInputError("nothing to predict: the list is empty")
-    coming = itertools.chain([first], entries)
-    if not isinstance(source, Iterator) or _is_path(first):
+    coming: Iterable[Any] = itertools.chain([first], entries)
+    if not isinstance(source, Iterator) or is_path(first):
         listed = list(coming)
-        if all(_is_path(entry) for entry in listed):
+        if all(map(is_path, listed)):
             return iter(group_files([Path(entry) for entry in listed], channels=channels))
-        return iter([take(entry, index, len(listed)) for index, entry in enumerate(listed)])
-    return (take(entry, index, 1) for index, entry in enumerate(coming))
-
-
-def image_from_array(array: NDArray[Any], spacing_mm: Sequence[float], *, num_dims: int | None = None) -> MetaTensor:
-    """Return an array as an image that lies straight in space.
-
-    Args:
-        array: ``(C, *spatial)``, or ``(*spatial)`` where ``num_dims`` says so. The axes run to the right, to the front
-            and to the head.
-        spacing_mm: Distance of voxels along each spatial axis.
-        num_dims: Spatial axes; None for all but the first.
-
-    Raises:
-        BadInputError: If the spacing has another number of axes, or is not positive.
-    """
-    image = _channel_first(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), num_dims)
-    spacing = tuple(float(distance) for distance in spacing_mm)
-    if len(spacing) != image.ndim - 1 or not all(distance > 0 for distance in spacing):
-        raise BadInputError(
-            f"spacing_mm {spacing} for an array of shape {array.shape}: expected {image.ndim - 1} positive numbers"
-        )
-    affine = torch.diag(torch.tensor([*spacing, *[1.0] * (4 - len(spacing))], dtype=torch.float64))
-    return MetaTensor(image, affine=affine)
-
-
-def _from_tensor(image: Tensor, num_dims: int | None) -> MetaTensor:
-    if isinstance(image, MetaTensor):
-        return image
-    return MetaTensor(_channel_first(image, num_dims))
-
-
-def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> MetaTensor:
-    """Return images of one channel each as one."""
-    channels = RunChannels.unnamed(1)
-    images = [input_case(part, channels=channels, num_dims=num_dims).decoded() for part in parts]
-    names = [f"channel {number} of {case_id}" for number in range(len(images))]
-    for image, name in zip(images, names, strict=True):
-        if len(image) != 1:
-            raise BadInputError(
-                f"{name}: has shape {tuple(image.shape)}, expected one channel and the spatial axes, as of each image "
-                "in a list; several cases are predicted by stream(...) and predict_to_files(...)"
-            )
-    scans = [Scan.of(image, name=name) for image, name in zip(images, names, strict=True)]
-    return joined(scans, names=names).tensor()
+        # Each is looked at before the first one is predicted.
+        return iter([take(entry, case_id=_numbered_id(index, len(listed))) for index, entry in enumerate(listed)])
+    return (take(entry, case_id=_numbered_id(index, 1)) for index, entry in enumerate(coming))
 
 
 def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
@@ -176,13 +456,16 @@ def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
     cases = group_files(files, channels=channels)
     if len(cases) == 1:
         return cases[0]
-    numbers = [split_channel(stem_of(file))[1] for file in files]
-    if channels.are_numbered and None not in numbers and len(set(numbers)) == len(numbers) == len(channels):
-        named = dict(zip(numbers, files, strict=True))
-        problem = channels.problem(files[0].name, (number for number in numbers if number is not None))
-        ordered = tuple(named[number] for number in channels.expected if number in named)
-        return InputCase(case_id=cases[0].case_id, files=ordered, problem=problem, has_run_channels=True)
-    return InputCase(case_id=split_channel(stem_of(files[0]))[0], files=tuple(files), has_run_channels=True)
+    case_ids, numbers = zip(*(split_channel(stem_of(file)) for file in files), strict=True)
+    named = {number: file for number, file in zip(numbers, files, strict=True) if number is not None}
+    if channels.numbers == () or not len(named) == len(files) == len(channels):
+        return InputCase(case_id=case_ids[0], files=tuple(files), has_run_channels=True)
+    return InputCase(
+        case_id=cases[0].case_id,
+        files=tuple(named[number] for number in channels.expected if number in named),
+        problem=channels.problem(files[0].name, named),
+        has_run_channels=True,
+    )
 
 
 def _cases_of_dataset(dataset: CaseDataset[Any], channels: RunChannels) -> Iterator[InputCase]:
@@ -194,20 +477,8 @@ def _cases_of_dataset(dataset: CaseDataset[Any], channels: RunChannels) -> Itera
         yield InputCase(case_id=case_id, files=files, read=partial(_from_dataset, dataset, index))
 
 
-def _id(index: int, count: int) -> str:
+def _numbered_id(index: int, count: int) -> str:
     return f"image_{index:0{len(str(count))}d}"
-
-
-def _numbered(entry: Any, index: int, count: int, *, channels: RunChannels, num_dims: int | None) -> InputCase:
-    return input_case(entry, case_id=_id(index, count), channels=channels, num_dims=num_dims)
-
-
-def _from_item(dataset: Any, index: int, channels: RunChannels, num_dims: int | None) -> MetaTensor:
-    whole = dataset[index]
-    item = _image_of(whole)
-    if item is whole and isinstance(item, tuple | list) and item and isinstance(item[0], Tensor):
-        item = item[0]  # a pair of image and label
-    return input_case(item, channels=channels, num_dims=num_dims).decoded()
 
 
 def _image_of(item: Any) -> Any:
@@ -219,17 +490,57 @@ def _image_of(item: Any) -> Any:
     return item["image"]
 
 
+def _from_item(dataset: Any, index: int, take: Callable[[Any], InputCase]) -> MetaTensor:
+    whole = dataset[index]
+    item = _image_of(whole)
+    if item is whole and isinstance(item, tuple | list) and item and isinstance(item[0], Tensor):
+        item = item[0]  # a pair of image and label
+    return take(item).decoded()
+
+
 def _from_dataset(dataset: CaseDataset[Any], index: int) -> MetaTensor:
     load_one = getattr(dataset, "load_image", dataset.load)  # labels are not read where they can be left out
     image = load_one(index)
     return image if isinstance(image, MetaTensor) else MetaTensor(image)
 
 
-def _channel_first(image: Tensor, num_dims: int | None) -> Tensor:
-    return image[None] if image.ndim == num_dims else image
+def _from_parts(parts: Sequence[Any], case_id: str, num_dims: int | None) -> MetaTensor:
+    """Return images of one channel each as one."""
+    images = [_from_memory(part, num_dims) for part in parts]
+    names = [f"channel {number} of {case_id}" for number in range(len(images))]
+    for image, name in zip(images, names, strict=True):
+        if len(image) != 1:
+            raise BadInputError(
+                f"{name}: has shape {tuple(image.shape)}, expected one channel and the spatial axes, as of each image "
+                "in a list; several cases are predicted by stream(...) and predict_to_files(...)"
+            )
+    scans = [Scan.of(image, name=name) for image, name in zip(images, names, strict=True)]
+    return joined(scans, names=names).tensor()
 
 
-def _is_path(source: object) -> TypeGuard[PathLike]:
+def _from_memory(given: Any, num_dims: int | None) -> MetaTensor:
+    """Return a tensor, a nibabel image or an array with its spacing as an image with its geometry."""
+    if isinstance(given, MetaTensor):
+        return given
+    if isinstance(given, SpatialImage):
+        return scan_of_nibabel(given).tensor()
+    values, spacing_mm = (given, None) if isinstance(given, Tensor) else given
+    image = values if spacing_mm is None else torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    if image.ndim == num_dims:
+        image = image[None]
+    if spacing_mm is None:
+        return MetaTensor(image)
+    spacing = tuple(float(distance) for distance in spacing_mm)
+    if len(spacing) != image.ndim - 1 or not all(distance > 0 for distance in spacing):
+        raise BadInputError(
+            f"spacing_mm {spacing} for an array of shape {values.shape}: expected {image.ndim - 1} positive numbers"
+        )
+    affine = torch.diag(torch.tensor([*spacing, *[1.0] * (4 - len(spacing))], dtype=torch.float64))
+    return MetaTensor(image, affine=affine)  # it lies straight: the axes run to the right, to the front and to the head
+
+
+def is_path(source: object) -> TypeIs[PathLike]:
+    """Return whether something names a file or folder."""
     return isinstance(source, str | os.PathLike)
 
 

@@ -64,18 +64,13 @@ class OverlapMetric(CumulativeIterationMetric):
         self.measure = measure
         self.include_background = include_background
         self.ignore_index = ignore_index
-        self.reduction = _checked(reduction)
+        self.reduction = _known_reduction(reduction)
 
     @override
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
         """Return the scores ``(B, classes)`` of a batch.
 
-        Args:
-            y_pred: Ids ``(B, 1, *spatial)``, or logits, probabilities or a one-hot code ``(B, num_classes, *spatial)``.
-            y: Ids ``(B, 1, *spatial)``, or a one-hot code.
-
-        Raises:
-            ValueError: If there is no reference, or the shapes do not fit.
+        Both are ids ``(B, 1, *spatial)``, or logits, probabilities or a one-hot code ``(B, num_classes, *spatial)``.
         """
         if y is None:
             raise ValueError("a reference is needed beside the prediction")
@@ -102,7 +97,7 @@ class OverlapMetric(CumulativeIterationMetric):
         scores = self.get_buffer()
         if not isinstance(scores, Tensor):
             raise ValueError("nothing was gathered: call the metric on predictions and references first")
-        return _REDUCTIONS[_checked(reduction or self.reduction)](scores)
+        return _REDUCTIONS[_known_reduction(reduction or self.reduction)](scores)
 
     def _ids(self, given: Tensor, name: str) -> Tensor:
         plain = given.as_subclass(Tensor)
@@ -115,7 +110,7 @@ class OverlapMetric(CumulativeIterationMetric):
         return plain.argmax(1, keepdim=True)
 
 
-def _checked(reduction: Reduction) -> Reduction:
+def _known_reduction(reduction: Reduction) -> Reduction:
     if reduction not in _REDUCTIONS:
         raise SettingsError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
     return reduction

@@ -1,10 +1,8 @@
 """Dice and IoU of label ids, from voxel counts.
 
 What is given for label ids and is none (probabilities, ids from ``num_classes`` on) is refused: left out it would make
-a number that looks right. On a GPU this reads four numbers back; ``check_ids=False`` reads none.
-
-Owns the counting, its memory (a few numbers a class, whatever the number of classes) and the step from logits to ids.
-Distances between surfaces are MONAI's. What happens to absent classes is stated in the package's docstring.
+a number that looks right. On a GPU this reads four numbers back; ``check_ids=False`` reads none. What happens to absent
+classes is stated in the package's docstring.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.label_ids import highest_id, widened
 
 _IGNORED = 2
-_VOXELS_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
+_COUNTED_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +107,21 @@ def dice_per_region(
 ) -> Tensor:
     """Compute the Dice of regions, each the union of some ids; they may overlap.
 
+    The other arguments and errors are those of `dice_per_class`.
+
     Args:
         prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
         reference: Ids of the same shape.
         regions: The ids of each region.
         ignore_index: Voxels with this id in the reference count for nothing.
-        batched: Whether the first axis is cases; see `dice_per_class`.
-        check_ids: Whether the values are looked at; see `dice_per_class`.
+        batched: Whether the first axis is cases.
+        check_ids: Whether the values are looked at.
 
     Returns:
         ``(regions,)`` for one case, ``(B, regions)`` for a batch, float32; NaN where the region is in neither.
-
-    Raises:
-        ValueError: If the shapes differ or are not those of label ids, or a value is no id.
     """
     if check_ids:
-        _check_ids(prediction, reference, None, ignore_index)
+        _refuse_other_ids(prediction, reference, None, ignore_index)
     scores = []
     for ids in regions:
         masks = [is_any_of(labels.detach(), ids).to(torch.uint8) for labels in (prediction, reference)]
@@ -139,17 +136,8 @@ def dice_per_region(
 def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the intersection over union of each class and case.
 
-    Args:
-        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
-        reference: Ids of the same shape.
-        num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        **options: ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``, as for `dice_per_class`.
-
-    Returns:
-        ``(classes,)`` for one case, ``(B, classes)`` for a batch, float32; NaN where the class is in neither.
-
-    Raises:
-        ValueError: If the shapes differ or are not those of label ids, or a value is no id of the classes.
+    Arguments (``include_background``, ``ignore_index``, ``batched`` and ``check_ids`` among them), the shape of the
+    result and errors are those of `dice_per_class`.
     """
     return count_overlap(prediction, reference, num_classes, **options).iou
 
@@ -157,17 +145,11 @@ def iou_per_class(prediction: Tensor, reference: Tensor, num_classes: int, **opt
 def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options: Unpack[Counting]) -> Tensor:
     """Compute the mean Dice of each case over the classes that it or its reference contains.
 
-    Args:
-        prediction: Ids ``(1, *spatial)`` of one case or ``(B, 1, *spatial)`` of several; any number type.
-        reference: Ids of the same shape.
-        num_classes: Background included; 1 means a binary task, ids 0 and 1.
-        **options: ``include_background``, ``ignore_index``, ``batched`` and ``check_ids``, as for `dice_per_class`.
+    Arguments (``include_background``, ``ignore_index``, ``batched`` and ``check_ids`` among them) and errors are those
+    of `dice_per_class`.
 
     Returns:
         No dimension for one case, ``(B,)`` for a batch; NaN where there is nothing to measure.
-
-    Raises:
-        ValueError: If the shapes differ or are not those of label ids, or a value is no id of the classes.
     """
     return count_overlap(prediction, reference, num_classes, **options).dice.nanmean(-1)
 
@@ -215,12 +197,12 @@ def count_overlap(
     several = is_batch(reference) if batched is None else batched
     classes = max(num_classes, 2)
     if check_ids:
-        _check_ids(prediction, reference, classes, ignore_index)
+        _refuse_other_ids(prediction, reference, classes, ignore_index)
     cases = [
         ids.detach().as_subclass(Tensor).reshape(len(ids) if several else 1, -1) for ids in (prediction, reference)
     ]
     totals = torch.zeros(3, len(cases[0]), classes + 1, dtype=torch.int64, device=reference.device)
-    step = max(1, _VOXELS_AT_ONCE // max(1, len(cases[0])))
+    step = max(1, _COUNTED_AT_ONCE // max(1, len(cases[0])))
     one = torch.ones((), dtype=torch.int64, device=reference.device)
     for predicted, referenced in zip(*(torch.split(ids, step, dim=1) for ids in cases), strict=True):
         valid = None if ignore_index is None else widened(referenced) != ignore_index
@@ -234,12 +216,8 @@ def count_overlap(
     return OverlapCounts(common=common, predicted=in_prediction, referenced=in_reference)
 
 
-def _check_ids(prediction: Tensor, reference: Tensor, num_classes: int | None, ignore_index: int | None) -> None:
-    """Refuse what are no label ids, or, where the number of classes is given, ids that are none of them.
-
-    Raises:
-        BadInputError: Which is a ValueError.
-    """
+def _refuse_other_ids(prediction: Tensor, reference: Tensor, num_classes: int | None, ignore_index: int | None) -> None:
+    """Refuse what are no label ids, or, where the number of classes is given, ids that are none of them."""
     for what, labels in (("prediction", prediction), ("reference", reference)):
         highest = highest_id(labels, what=f"the {what}", ignore_index=ignore_index)
         if num_classes is not None and highest >= num_classes:
@@ -250,13 +228,9 @@ def _check_ids(prediction: Tensor, reference: Tensor, num_classes: int | None, i
 
 
 def is_any_of(labels: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return where a label is one of some ids, as a plain Boolean tensor.
+    """Return where labels of any shape are one of some ids, as a plain Boolean tensor.
 
     Unlike ``torch.isin`` with a tensor of ids it copies nothing to the device, so that no training step waits for it.
-
-    Args:
-        labels: Of any shape.
-        ids: Those to look for.
     """
     plain = labels.as_subclass(Tensor)
     if not plain.is_floating_point() and plain.dtype != torch.bool:
@@ -274,11 +248,7 @@ def _bins(ids: Tensor, classes: int, valid: Tensor | None) -> Tensor:
 
 
 def is_batch(ids: Tensor) -> bool:
-    """Return whether a tensor holds several cases: ``(B, 1, *spatial)``, as against one, ``(1, *spatial)``.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Return whether a tensor holds several cases, ``(B, 1, *spatial)``, or one, ``(1, *spatial)``; else raise."""
     shape = tuple(ids.shape)
     if len(shape) in (4, 5) and shape[1] == 1:
         return True

@@ -26,9 +26,8 @@ from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
 from candy_monai.frontends.base import Frontend
-from candy_monai.inference.found import CaseFiles
-from candy_monai.inference.loading import load_predictor
-from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.inputs import CaseFiles
+from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
     FROM_FILES,

@@ -1,6 +1,6 @@
 import pytest
 
-from candy_monai.deprecation import renamed_arguments
+from candy_monai.deprecation import earlier_attribute, earlier_name, renamed_arguments
 
 
 @renamed_arguments(size="shape")
@@ -28,3 +28,29 @@ def test_both_names_at_once_are_refused():
 def test_the_function_keeps_its_signature_and_its_docstring():
     assert _area.__wrapped__.__kwdefaults__ == {"scale": 1}
     assert _area.__doc__ == "Return an area."
+
+
+class _Box:
+    width = 2
+    wide = earlier_attribute("wide", "width")
+
+    def area(self, *, scale=1):
+        return self.width * scale
+
+    size = earlier_name("size", area)
+
+
+class _Doubled(_Box):
+    def area(self, *, scale=1):
+        return 2 * super().area(scale=scale)
+
+
+def test_an_earlier_name_of_a_method_calls_what_a_subclass_overrides_and_its_caller_is_warned():
+    with pytest.warns(DeprecationWarning, match="size is now called area") as caught:
+        assert _Doubled().size(scale=3) == 12
+    assert caught[0].filename == __file__
+
+
+def test_an_attribute_is_given_under_its_earlier_name_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="wide is now called width"):
+        assert _Box().wide == 2

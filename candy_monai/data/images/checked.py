@@ -94,7 +94,8 @@ class CheckedWriter(ImageWriter):
 
     Axes that were swapped or flipped since are turned back, which is exact and needs no ``resample=True``; the file has
     as many axes as the one that it came from. The type to store never changes a value: integers are not stored as
-    floating point, which ``SaveImage`` asks for by default, and a type that does not hold the values is widened.
+    floating point, which ``SaveImage`` asks for by default, and a type that does not hold the values is widened. Ids in
+    floating point, as ``AsDiscrete`` makes them, stay float32 unless ``SaveImage(output_dtype=numpy.uint8)`` is asked.
 
     Args:
         output_dtype: The type to store, see ``dtype`` of `save_image`.

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from candy_monai.cli.progress import PredictionProgress
-from candy_monai.inference.memory import MemoryEstimate
+from candy_monai.inference.buffers import MemoryEstimate
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def printed():
 
 def test_what_the_largest_case_takes_is_said_before_prediction_starts(printed):
     progress, text = printed
-    needed = MemoryEstimate(preparing=0, image=10**9, network=0, cells=2 * 10**9, labels=0)
+    needed = MemoryEstimate(preparing=0, image=10**9, network=0, buffer=2 * 10**9, labels=0)
     progress.on_started(3, "b [0]", needed)
     assert text.getvalue() == (
         "the largest of 3 cases, b [0], takes about 3.0 GB of memory, "
@@ -27,7 +27,7 @@ def test_what_the_largest_case_takes_is_said_before_prediction_starts(printed):
 
 def test_scores_too_small_to_save_memory_are_not_spoken_of(printed):
     progress, text = printed
-    progress.on_started(1, "a", MemoryEstimate(preparing=0, image=67_000_000, network=0, cells=1000, labels=0))
+    progress.on_started(1, "a", MemoryEstimate(preparing=0, image=67_000_000, network=0, buffer=1000, labels=0))
     assert text.getvalue() == "the case takes about 67 MB of memory\n"
 
 

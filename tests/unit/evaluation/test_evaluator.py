@@ -15,7 +15,7 @@ from candy_monai.data.datasets.files import DatasetFromMemory, MergedDataset, Si
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.inputs import RunChannels
 
 
 def ids(*rows):
@@ -228,7 +228,7 @@ class Thresholding:
 
     @property
     def channels(self):
-        return RunChannels.unnamed(1)
+        return RunChannels(names=("",))
 
 
 def test_images_are_predicted_and_the_predictor_says_what_is_measured(tmp_path):

@@ -3,10 +3,10 @@ import torch
 from monai.data import MetaTensor
 
 from candy_monai.errors import BadInputError
+from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.scratch import room_on_disk
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -50,15 +50,15 @@ def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_
     image = torch.randn(1, 170, 130, generator=torch.Generator().manual_seed(0))
     several, alike = EnsemblePredictor(members), EnsemblePredictor([members[0], members[0]])
     needed, needed_alike = (e.estimate_prepared(e.prepare("a", MetaTensor(image))) for e in (several, alike))
-    assert needed.without_cells > needed_alike.without_cells + 3 * 170 * 130 * 4
+    assert needed.without_buffer > needed_alike.without_buffer + 3 * 170 * 130 * 4
     made = []
-    where = "candy_monai.inference.predictor.room_on_disk"
-    monkeypatch.setattr(where, lambda *arguments: made.append(1) or room_on_disk(*arguments))
-    bounded = EnsemblePredictor(members, memory=needed.without_cells + needed.cells // 2)
+    where = "candy_monai.inference.predictor.buffer_on_disk"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or buffer_on_disk(*arguments))
+    bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
     assert torch.equal(bounded.predict(image).as_tensor(), several.predict(image).as_tensor())
     assert made
     with pytest.raises(BadInputError, match="allow more memory"):
-        EnsemblePredictor(members, memory=needed_alike.without_cells).predict(image)
+        EnsemblePredictor(members, memory=needed_alike.without_buffer).predict(image)
 
 
 def test_members_that_predict_other_things_are_refused_by_name(tmp_path):

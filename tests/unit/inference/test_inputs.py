@@ -1,5 +1,7 @@
 """Images from files and from memory as one case: which channels they are, and where they lie."""
 
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,9 +11,7 @@ from monai.data import Dataset, MetaTensor
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
-from candy_monai.inference.channels import RunChannels
-from candy_monai.inference.found import CaseFiles
-from candy_monai.inference.inputs import input_case, input_cases
+from candy_monai.inference.inputs import CaseFiles, RunChannels, find_inputs, group_files, input_case, input_cases
 
 AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, -1.4, 0.2, 40], [0, 0.2, 2.2, -7], [0, 0, 0, 1]])
 ONE, TWO = RunChannels(names=("T2W",)), RunChannels(names=("ADC", "b1600"))
@@ -194,3 +194,192 @@ def test_files_without_numbers_are_channels_in_the_order_given(tmp_path):
     for file, values in zip(files, VALUES, strict=True):
         nibabel.save(nibabel.Nifti1Image(values, AFFINE), file)
     assert np.array_equal(_loaded(files[::-1], TWO).numpy(), VALUES[::-1])
+
+
+def _touch(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_the_channels_of_a_case_belong_together_in_their_order(tmp_path):
+    _touch(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz", "notes.txt", "._a_0000.nii.gz")
+    cases = find_inputs(tmp_path, channels=RunChannels(names=("",) * 2))
+    assert [(case.case_id, [file.name for file in case.files]) for case in cases] == [
+        ("a", ["a_0000.nii.gz", "a_0001.nii.gz"]),
+        ("b", ["b_0000.nii.gz", "b_0001.nii.gz"]),
+    ]
+
+
+def test_a_dataset_in_place_of_its_images_is_refused_with_where_they_are(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    with pytest.raises(BadInputError, match=r"no image in this folder; .* for example .*imagesTr"):
+        find_inputs(tmp_path, channels=RunChannels(names=("",)))
+
+
+def test_only_the_last_four_digits_are_the_channel(tmp_path):
+    _touch(tmp_path, "scan_0000_0000.nii.gz", "scan.v2_0000.nii.gz")
+    assert [case.case_id for case in find_inputs(tmp_path, channels=RunChannels(names=("",)))] == [
+        "scan.v2",
+        "scan_0000",
+    ]
+
+
+def test_files_without_a_channel_are_cases_of_their_own(tmp_path):
+    _touch(tmp_path, "x.png", "y.PNG")
+    assert [case.case_id for case in find_inputs(tmp_path, channels=RunChannels(names=("",) * 3))] == ["x", "y"]
+
+
+def test_a_case_that_lacks_a_channel_has_its_problem_and_the_others_have_none(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz", "c_0002.nii.gz", "c_0001.nii.gz")
+    problems = {case.case_id: case.problem for case in find_inputs(tmp_path, channels=RunChannels(names=("",) * 2))}
+    assert list(problems) == ["a", "b", "c"]
+    assert problems["a"] is None
+    assert problems["b"].startswith("case b: channel file _0000 is missing: found _0001, expected the run's 2 channels")
+    assert "channel file _0000 is missing; channel file _0002 is one too many: found _0001, _0002" in problems["c"]
+
+
+def test_one_file_of_a_case_brings_its_other_channels(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
+    (case,) = find_inputs(tmp_path / "a_0000.nii.gz", channels=RunChannels(names=("",) * 2))
+    assert [file.name for file in case.files] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_nothing_to_predict_is_an_error_that_names_the_place(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInputError, match=name):
+        find_inputs(tmp_path / name, channels=RunChannels(names=("",)))
+
+
+def _ids(folder, num_channels):
+    return [case.case_id for case in find_inputs(folder, channels=RunChannels(names=("",) * num_channels))]
+
+
+@pytest.mark.parametrize("names", [("scan_0001", "scan_0002"), tuple(f"scan_{n:04d}" for n in range(20))])
+def test_a_number_that_is_no_channel_belongs_to_the_name_of_the_case(tmp_path, names):
+    _touch(tmp_path, *(f"{name}.nii.gz" for name in names))
+    assert _ids(tmp_path, 1) == list(names)
+    assert _ids(tmp_path / f"{names[0]}.nii.gz", 1) == [names[0]]
+
+
+def test_a_case_with_a_channel_too_many_is_found_and_not_taken_for_two_cases(tmp_path):
+    _touch(tmp_path, "scan_0000.nii.gz", "scan_0001.nii.gz", "other.nii.gz")
+    problems = {case.case_id: case.problem for case in find_inputs(tmp_path, channels=RunChannels(names=("",)))}
+    assert problems["other"] is None
+    assert problems["scan"].startswith("case scan: channel file _0001 is one too many: found _0000, _0001")
+
+
+def _found(source, channels):
+    """Return the names of the files of the only case, or its problem."""
+    find = group_files if isinstance(source, list) else find_inputs
+    (case,) = find(source, channels=channels)
+    return case.problem or [file.name for file in case.files]
+
+
+MRI = RunChannels(names=("ADC", "b1600"))
+THREE = ("some_0000.nii.gz", "some_0001.nii.gz", "some_0002.nii.gz")
+
+
+@pytest.mark.parametrize("names", [THREE, THREE[1:], THREE[:1] + THREE[2:]])
+@pytest.mark.parametrize("way", ["folder", "file", "list"])
+def test_files_that_are_not_the_run_s_channels_are_a_problem_however_they_are_given(tmp_path, names, way):
+    _touch(tmp_path, *names)
+    given = {"folder": tmp_path, "file": tmp_path / names[0], "list": [tmp_path / name for name in names[:2]]}[way]
+    problem = _found(given, MRI)
+    assert "expected the run's 2 channels (0 ADC, 1 b1600)" in problem
+    assert "--channels" in problem
+
+
+@pytest.mark.parametrize("names", [THREE[1:2], THREE[:2], THREE])
+@pytest.mark.parametrize("way", ["folder", "file", "list"])
+def test_a_run_of_one_channel_refuses_files_of_other_channels(tmp_path, names, way):
+    _touch(tmp_path, *names)
+    file = tmp_path / names[0]
+    given = {"folder": tmp_path, "file": file, "list": [file]}[way]
+    assert "expected the run's 1 channel (0 T2W)" in _found(given, RunChannels(names=("T2W",)))
+
+
+@pytest.mark.parametrize("way", ["folder", "file", "list"])
+def test_the_channels_that_were_chosen_are_taken_in_their_order(tmp_path, way):
+    _touch(tmp_path, *THREE)
+    file = tmp_path / THREE[0]
+    given = {"folder": tmp_path, "file": file, "list": [file]}[way]
+    assert _found(given, RunChannels(names=("ADC", "b1600"), numbers=(2, 1))) == [THREE[2], THREE[1]]
+    assert _found(given, RunChannels(names=("ADC",), numbers=(1,))) == [THREE[1]]
+
+
+def test_without_channels_in_names_every_file_is_a_case(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0007.nii.gz")
+    cases = find_inputs(tmp_path, channels=RunChannels(names=("CT",), numbers=()))
+    assert [(case.case_id, case.problem) for case in cases] == [("a_0000", None), ("a_0001", None), ("b_0007", None)]
+
+
+def test_two_cases_with_the_same_numbers_have_channels(tmp_path):
+    _touch(tmp_path, *(f"{name}_000{number}.nii.gz" for name in "ab" for number in (1, 2)))
+    cases = find_inputs(tmp_path, channels=RunChannels(names=("CT",)))
+    assert [case.case_id for case in cases] == ["a", "b"]
+    assert all("channel file _0000 is missing" in case.problem for case in cases)
+
+
+def _described(folder, names):
+    content = {"channel_names": {str(number): name for number, name in enumerate(names)}}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    images = folder / "imagesTs"
+    images.mkdir()
+    return _touch(images, *(f"a_{number:04d}.nii.gz" for number in range(len(names))))
+
+
+@pytest.mark.parametrize(
+    ("names", "fitting"), [(("b1600", "ADC"), "1,0"), (("T2W", "adc", "B-1600"), "1,2"), (("T1", "T2"), "0,1")]
+)
+def test_a_dataset_of_other_channels_is_refused_with_those_that_would_fit(tmp_path, names, fitting):
+    images = _described(tmp_path, names)
+    for source in (images, images / "a_0000.nii.gz"):
+        with pytest.raises(
+            BadInputError, match=rf"the channels are 0 {names[0]}.*0 ADC, 1 b1600.*--channels {fitting} "
+        ):
+            find_inputs(source, channels=MRI)
+    chosen = RunChannels(names=MRI.names, numbers=tuple(map(int, fitting.split(","))))
+    assert _found(images, chosen) == [f"a_000{number}.nii.gz" for number in fitting.split(",")]
+
+
+@pytest.mark.parametrize("names", [("ADC", "b1600"), ("adc", "B 1600"), ("0", "1"), ("zscore", "noNorm")])
+def test_a_dataset_of_the_run_s_channels_or_of_unnamed_ones_is_taken(tmp_path, names):
+    assert _found(_described(tmp_path, names), MRI) == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+def test_a_lone_zero_is_a_channel(tmp_path):
+    _touch(tmp_path, "scan_0000.nii.gz")
+    assert _ids(tmp_path, 1) == _ids(tmp_path / "scan_0000.nii.gz", 1) == ["scan"]
+
+
+def test_a_case_without_number_and_a_channel_that_would_be_written_to_one_file_are_an_error(tmp_path):
+    _touch(tmp_path, "scan.nii.gz", "scan_0000.nii.gz")
+    (case,) = find_inputs(tmp_path, channels=RunChannels(names=("",)))
+    with pytest.raises(BadInputError, match=r"scan_0000.nii.gz: the case scan is also in scan.nii.gz"):
+        case.load(RunChannels(names=("",)))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    _touch(tmp_path, "a_0000.nii.gz")
+    (tmp_path / "b_0000.nii.gz").symlink_to(tmp_path / "gone")
+    assert _ids(tmp_path, 1) == ["a", "b"]
+    with pytest.raises(BadInputError, match=r"b_0000\.nii\.gz: no such file"):
+        find_inputs(tmp_path, channels=RunChannels(names=("",)))[1].load(RunChannels(names=("",)))
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    with pytest.raises(BadInputError, match="the folder cannot be read .Permission denied.; check its permissions"):
+        find_inputs(tmp_path, channels=RunChannels(names=("",)))
+
+
+@pytest.mark.parametrize("channel", ["0000", "0001"])
+def test_whichever_file_of_a_case_is_named_its_channels_come_in_order(tmp_path, channel):
+    _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
+    (case,) = find_inputs(tmp_path / f"a_{channel}.nii.gz", channels=RunChannels(names=("",) * 2))
+    assert (case.case_id, [file.name for file in case.files]) == ("a", ["a_0000.nii.gz", "a_0001.nii.gz"])

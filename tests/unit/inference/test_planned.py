@@ -11,13 +11,12 @@ import torch
 
 from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.inference.cases import PredictionListener
-from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
-from candy_monai.inference.inputs import input_case
+from candy_monai.inference.inputs import RunChannels, input_case
+from candy_monai.inference.outputs import PredictionListener
 from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.scratch import room_on_disk
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.transforms import KeepLargestComponent
 from tests.plans import small_plan
@@ -74,7 +73,7 @@ def test_a_scan_is_predicted_part_by_part_as_it_is_at_once(predictor):
 
 
 def _loaded(image):
-    return input_case(image, channels=RunChannels.unnamed(1), num_dims=3).load(RunChannels.unnamed(1))
+    return input_case(image, channels=RunChannels(names=("",)), num_dims=3).load(RunChannels(names=("",)))
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "PIL", "IRP"])
@@ -90,15 +89,14 @@ def test_the_same_anatomy_stored_in_other_axes_gets_the_same_labels(predictor, c
     assert np.allclose(prediction.affine, turned.affine)
 
 
-def test_a_large_case_tells_of_its_windows(predictor):
+def test_a_large_case_tells_of_its_windows(predictor, tmp_path):
     seen = []
 
     class Listener(PredictionListener):
         def on_windows(self, case_id, done, total):
             seen.append((done, total))
 
-    predictor.listener = Listener()
-    predictor.predict(_scan())
+    predictor.predict_to_files([_scan()], tmp_path / "out", listener=Listener())
     assert len(seen) > 8
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert {total for _, total in seen} == {len(seen)}
@@ -124,11 +122,11 @@ def test_mirror_axes_that_the_image_does_not_have_are_refused(experiment, axes):
 def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(experiment, predictor, monkeypatch):
     image = _scan()
     needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
-    assert needed.cells > 0
+    assert needed.buffer > 0
     made = []
-    where = "candy_monai.inference.predictor.room_on_disk"
-    monkeypatch.setattr(where, lambda *arguments: made.append(1) or room_on_disk(*arguments))
-    for memory, goes in ((None, False), (2 * needed.total, False), (needed.without_cells + needed.cells // 2, True)):
+    where = "candy_monai.inference.predictor.buffer_on_disk"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or buffer_on_disk(*arguments))
+    for memory, goes in ((None, False), (2 * needed.total, False), (needed.without_buffer + needed.buffer // 2, True)):
         bounded = Predictor(experiment, network=_network(), memory=memory)
         assert torch.equal(bounded.predict(image).as_tensor(), predictor.predict(image).as_tensor())
         assert bool(made) is goes
@@ -247,6 +245,16 @@ def test_the_postprocessing_of_the_experiment_makes_the_label_map_of_one_and_of_
         EnsemblePredictor([predictor, member])
 
 
+def test_a_postprocessing_that_takes_all_scores_at_once_counts_towards_the_memory(experiment, predictor, tmp_path):
+    folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [steps[0], *steps])
+    image, member = _scan(), Predictor(folder, network=_network())
+    plain, needed = (p.estimate_prepared(p.prepare("a", _loaded(image))) for p in (predictor, member))
+    assert plain.all_scores == 0
+    assert needed.all_scores >= 3 * 3 * 4 * np.prod(image.shape)
+    with pytest.raises(BadInputError, match="allow more memory"):
+        Predictor(folder, network=_network(), memory=plain.total).predict(image)
+
+
 def test_the_largest_component_is_a_step_after_those_of_the_experiment(experiment, tmp_path):
     folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*steps, ONLY_TWO])
     image = _loaded(_scan())
@@ -261,3 +269,17 @@ def test_a_step_that_makes_no_label_map_is_refused(experiment, tmp_path):
     folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*steps, halves])
     with pytest.raises(BadInputError, match="postprocessing made values .* expected label ids"):
         Predictor(folder, network=_network()).predict(_loaded(_scan()))
+
+
+def test_earlier_names_of_methods_warn_and_do_what_they_did(predictor):
+    case = predictor.prepare("a", _loaded(_scan()))
+    with pytest.warns(DeprecationWarning, match="bricks .* will be removed"):
+        parts = list(predictor.bricks(case))
+    assert sum(part.sums[0].numel() for part in parts) == case.cases[0].image.numel()
+    with pytest.warns(DeprecationWarning, match="run_within .* will be removed"):
+        prediction = predictor.run_within(case, on_disk=False)
+    assert torch.equal(prediction.labels.as_tensor(), predictor.run(case).labels.as_tensor())
+    with pytest.warns(DeprecationWarning, match="goes_to_disk .* will be removed"):
+        assert predictor.goes_to_disk(case) is False
+    with pytest.warns(DeprecationWarning, match="plain_painter .* will be removed"):
+        assert predictor.plain_painter((2, 2)).resamples is False

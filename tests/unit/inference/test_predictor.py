@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
 from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.inference.cases import PredictionListener
+from candy_monai.inference.outputs import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_weights
 from candy_monai.nn.padding import Pad2d

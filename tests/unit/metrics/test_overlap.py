@@ -138,7 +138,7 @@ def test_cases_and_batches_are_told_apart(shape, batched, expected):
 def test_counting_in_pieces_changes_nothing(monkeypatch):
     prediction, reference = (torch.randint(0, 4, (2, 1, 7, 9)) for _ in range(2))
     whole = dice_per_class(prediction, reference, 4)
-    monkeypatch.setattr(overlap, "_VOXELS_AT_ONCE", 10)
+    monkeypatch.setattr(overlap, "_COUNTED_AT_ONCE", 10)
     assert torch.equal(dice_per_class(prediction, reference, 4), whole)
 
 

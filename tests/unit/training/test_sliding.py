@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.errors import SettingsError
 from candy_monai.inference.predictor import Predictor
-from candy_monai.inference.windows import SWMetadata
+from candy_monai.inference.tiles import SWMetadata
 from candy_monai.nn.losses import DiceBCELossWithLogits
 from candy_monai.nn.padding import Pad2d
 from candy_monai.nn.schedules import AbsoluteLinearLR

@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 
 from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.errors import BadInputError
-from candy_monai.inference.cases import PredictionError, PredictionListener
+from candy_monai.inference import inputs
+from candy_monai.inference.outputs import PredictionError, PredictionListener
 from candy_monai.inference.predictor import Predictor
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -379,7 +380,7 @@ def test_a_label_map_that_cannot_be_written_is_that_case_s_failure(predictor, tm
         if path.name.startswith("a"):
             raise OSError("disk full")
 
-    monkeypatch.setattr("candy_monai.inference.writing.save_image", save_image)
+    monkeypatch.setattr("candy_monai.inference.outputs.save_image", save_image)
     with pytest.raises(PredictionError, match=r"a: OSError: disk full") as failed:
         predictor.predict_to_files(folder, tmp_path / "out")
     assert [path.name for path in failed.value.written] == ["b.nii.gz"]
@@ -391,9 +392,7 @@ def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch
     for name in "abcd":
         _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
     started = {}
-    from candy_monai.inference import found
-
-    read_channels = found.read_channels
+    read_channels = inputs.read_channels
 
     def noted_read(files):
         started[files[0].name[0]] = time.perf_counter()
@@ -407,7 +406,7 @@ def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch
         return run(case, **options)
 
     ended = {}
-    monkeypatch.setattr(found, "read_channels", noted_read)
+    monkeypatch.setattr(inputs, "read_channels", noted_read)
     predictor.run = slow_run
     predictor.predict_to_files(folder, tmp_path / "out")
     assert all(started[later] < ended[earlier] for earlier, later in ("ab", "bc", "cd"))

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from monai.inferers import sliding_window_inference
 
 from candy_monai.errors import SettingsError
 from candy_monai.inference.inferers import WindowInferer
-from candy_monai.inference.windows import WindowBlender, WindowGrid, batches_of_windows
+from candy_monai.inference.tiles import TileLayout, WindowBlender, WindowGrid, batches_of_windows
 
 
 def _axes(minimum, maximum):
@@ -113,3 +115,92 @@ def test_predictions_of_another_size_than_the_window_make_no_label_map():
 
 def test_an_overlap_of_its_own_for_each_axis_gives_a_stride_of_its_own():
     assert WindowGrid((40, 40), (16, 16), (0.25, 0.75)).stride == (12, 4)
+
+
+def test_unfinished_tiles_are_as_thick_as_a_window_s_overlap_however_long_the_image():
+    window = (8, 8, 8)
+    short, long = (TileLayout(WindowGrid(size=(size, 24, 24), window=window)) for size in (40, 400))
+    assert long.num_voxels == short.num_voxels
+    assert long.num_voxels < 8 * 24 * 24
+
+
+def _held(grid, order, *, until_planes_are_complete=False):
+    """Count the voxels that a window has covered and that are not yet done, at the worst moment."""
+    most, run, left = 0, torch.zeros(grid.size), torch.zeros(grid.size)
+    for place in order:
+        left[place] += 1
+    for place in order:
+        run[place] = 1
+        undone = left > 0
+        if until_planes_are_complete:
+            undone |= undone.any(0).any(0)
+        most = max(most, int((run * undone).count_nonzero()))
+        left[place] -= 1
+    return most
+
+
+def test_the_last_layer_is_run_beside_the_one_that_it_mostly_overlaps():
+    grid = WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
+    layout, in_layers = TileLayout(grid), TileLayout(grid, in_layers=True)
+    assert sorted(map(str, layout.order)) == sorted(map(str, grid.slices))
+    assert [place[2].start for place in in_layers.order[-12:]] == 6 * [16] + 6 * [18]
+    assert {place[2].start for place in layout.order[-4:]} == {16, 18}
+    assert layout.num_voxels <= _held(grid, layout.order) < 0.9 * _held(grid, in_layers.order)
+
+
+def test_in_layers_a_window_s_thickness_is_held_at_most():
+    grid = WindowGrid(size=(12, 16, 26), window=(8, 8, 8))
+    layout = TileLayout(grid, in_layers=True)
+    assert layout.num_voxels == 12 * 16 * 8
+    assert layout.num_voxels == _held(grid, layout.order, until_planes_are_complete=True)
+
+
+def test_the_longest_axis_is_the_one_along_which_the_image_is_worked_off():
+    order = TileLayout(WindowGrid(size=(8, 16, 64), window=(8, 8, 8))).order
+    assert [place[2].start for place in order] == sorted(place[2].start for place in order)
+
+
+@pytest.mark.parametrize("in_layers", [False, True])
+@given(size=st.lists(st.integers(1, 40), min_size=2, max_size=3), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]))
+@settings(max_examples=40, deadline=None)
+def test_tiles_that_live_at_the_same_time_never_share_memory(in_layers, size, overlap):
+    layout = TileLayout(WindowGrid(size=size, window=(8,) * len(size), overlap=overlap), in_layers=in_layers)
+    first, last = {}, {}
+    for step, window in enumerate(layout.order):
+        for tile, _ in layout.tiles(window):
+            first.setdefault(tile, step)
+            last[tile] = step
+    if in_layers:  # all of a layer are kept until the last one is done
+        slowest = layout._axes[0]
+        ends = {
+            layer: max(last[tile] for tile in last if tile[slowest] == layer) for layer in {c[slowest] for c in last}
+        }
+        last = {tile: ends[tile[slowest]] for tile in last}
+    begins = {tile: layout.offsets[tile] for tile in first}
+    ends = {tile: begins[tile] + _num_voxels(layout.place(tile)) for tile in first}
+    assert max(ends.values()) == layout.num_voxels
+    for one, other in combinations(first, 2):
+        if first[one] <= last[other] and first[other] <= last[one]:
+            assert ends[one] <= begins[other] or ends[other] <= begins[one]
+
+
+def _num_voxels(place):
+    voxels = 1
+    for side in place:
+        voxels *= side.stop - side.start
+    return voxels
+
+
+@pytest.mark.parametrize("size", [(256, 256, 256), (300, 280, 133), (512, 512, 96), (2000, 1500)])
+def test_the_block_is_hardly_larger_than_the_tiles_that_live_in_it(size):
+    window = (96, 96, 96) if len(size) == 3 else (512, 512)
+    layout = TileLayout(WindowGrid(size=size, window=window))
+    living, most = {}, 0
+    left = {}
+    for place in layout.order:
+        for tile, _ in layout.tiles(place):
+            living[tile] = _num_voxels(layout.place(tile))
+            left[tile] = left.get(tile, layout.num_windows[tile]) - 1
+        most = max(most, sum(living.values()))
+        living = {tile: voxels for tile, voxels in living.items() if left[tile]}
+    assert most <= layout.num_voxels <= 1.15 * most
