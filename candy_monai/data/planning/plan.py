@@ -221,6 +221,16 @@ class Plan:
         return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides)
 
     @property
+    def network_dims(self) -> int:
+        """Spatial axes of the network: 2 for pictures and for slices of volumes, else 3."""
+        return 2 if self.configuration == "2d" else 3
+
+    @property
+    def network_topology(self) -> Topology:
+        """The network's kernels and strides along its own axes: those of a slice where it sees slices."""
+        return self.topology if self.slice_axis is None else self.topology.without_axis(self.slice_axis)
+
+    @property
     def divisor(self) -> Shape:
         """What each axis of the network's input must be a multiple of: the product of its strides."""
         return self.topology.divisor

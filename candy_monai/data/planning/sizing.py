@@ -157,11 +157,8 @@ def fit_slice_network(axis: int) -> Callable[..., FittedNetwork]:
         network = fit_network(slices, _without(spacing_mm, axis), overrides=flat, **options)
         return dataclasses.replace(
             network,
-            patch_shape=_with_one(network.patch_shape, axis),
-            topology=Topology(
-                kernel_sizes=tuple(_with_one(kernel, axis) for kernel in network.topology.kernel_sizes),
-                strides=tuple(_with_one(stride, axis) for stride in network.topology.strides),
-            ),
+            patch_shape=(*network.patch_shape[:axis], 1, *network.patch_shape[axis:]),
+            topology=network.topology.with_flat_axis(axis),
         )
 
     return fit
@@ -172,10 +169,6 @@ def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
     if value and isinstance(value[0], tuple):
         return tuple(_without(level, axis) for level in value)
     return (*value[:axis], *value[axis + 1 :])
-
-
-def _with_one(value: Shape, axis: int) -> Shape:
-    return (*value[:axis], 1, *value[axis:])
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:
