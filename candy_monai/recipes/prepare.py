@@ -114,6 +114,9 @@ def prepare_dataset(
             )
     if trainer is not None:
         trainer.check_plan(made)  # before the cases are preprocessed for it
+    if made.slice_axis is not None:
+        other = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
+        on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{other}")
     left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)

@@ -126,3 +126,14 @@ def test_pictures_have_no_slices(tmp_path):
         SettingsError, match=r"slice_axis is 2, and the first training image has the shape \(1, 16, 16\)"
     ):
         Own(tmp_path, *loaders(data), console=False).train(1)
+
+
+def test_a_run_says_that_it_takes_slices_and_how_to_have_it_otherwise(phantom, tmp_path):
+    said = []
+    train_dataset(phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, on_progress=said.append)
+    assert "Configuration 2d: a 2-D network on slices across axis 2 (--configuration 3d for a 3-D one)" in said
+
+
+def test_a_plan_of_another_configuration_than_asked_for_is_refused(phantom, experiment, tmp_path):
+    with pytest.raises(SettingsError, match="a plan of the configuration 2d, asked for 3d"):
+        _trained(phantom, tmp_path, plan=experiment, configuration="3d", overrides={})
