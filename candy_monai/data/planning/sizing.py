@@ -28,8 +28,8 @@ LIGHT_BELOW_BYTES = 4 << 30
 
 _LIGHT_VOXELS_PER_STEP = 400_000
 _LIGHT_VOXELS_PER_SLICE = 160 * 160
-"""A step on a CPU holds many small slices rather than few large ones: a third into ten minutes of ACDC, steps of 16 slices
-of 160 x 160 had reached a Dice of 0.877 on ten of the training cases, steps of 6 slices of 192 x 256 one of 0.807."""
+"""A step on a CPU holds many small slices rather than few large ones: a third into ten minutes of ACDC, 16 of 160 x 160
+a step had reached a Dice of 0.877 on ten of the training cases, 6 of 192 x 256 a step one of 0.807."""
 _LARGEST_SHARE_OF_DATASET = 0.05  # a batch that saw more of all voxels would hardly be random
 _SMALLEST_BATCH = 2
 _LARGEST_BATCH = {2: 32, 3: 16}
