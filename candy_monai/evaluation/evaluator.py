@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.datasets.bases import SupervisedDataset
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
@@ -165,7 +165,7 @@ class Evaluator:
             has_no_grid = isinstance(pair.first, Tensor) and not isinstance(pair.first, MetaTensor)
             return ComparedCase(
                 case_id=pair.case_id,
-                prediction=without_metadata(prediction) if has_no_grid else prediction,
+                prediction=plain_tensor(prediction) if has_no_grid else prediction,
                 reference=loaded(pair.second, is_label=True),
                 files=(None, pair.files[1]),
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
 from candy_monai.data.images.reading import geometry_of
-from candy_monai.data.values import named, without_metadata
+from candy_monai.data.values import named, plain_tensor
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.results import EvalCase
 from candy_monai.label_ids import highest_id, ids_in
@@ -149,7 +149,7 @@ class Measure:
         if known is not None and self.ignore_label is not None:
             known.add(self.ignore_label)
         for which, given in (("prediction", case.prediction), ("reference", case.reference)):
-            labels = without_metadata(given).detach()
+            labels = plain_tensor(given).detach()
             highest_id(labels, what=case.named(which), ignore_index=self.ignore_label)
             maps.append(labels.long())
             unknown = [] if known is None else [str(label_id) for label_id in ids_in(labels) if label_id not in known]

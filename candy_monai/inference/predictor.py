@@ -30,7 +30,7 @@ from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
 from candy_monai.data.pipelines.preprocessing import Preprocessor, as_label_map, build_postprocessing
 from candy_monai.data.planning.plan import Plan
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.deprecation import earlier_name
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
@@ -568,7 +568,7 @@ class Predictor(CasePredictor, HasDevice):
         return inferer if isinstance(inferer, WindowInferer) and not inferer.with_coord else None
 
     def _on_device(self, image: Tensor) -> Tensor:
-        image = without_metadata(image).float()
+        image = plain_tensor(image).float()
         if self.device().type == "cuda":
             image = image.pin_memory()
         return image.to(self.device(), non_blocking=True)

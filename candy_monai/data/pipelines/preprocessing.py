@@ -36,7 +36,7 @@ from candy_monai.data.pipelines.description import (
 )
 from candy_monai.data.planning.grid import axis_order
 from candy_monai.data.planning.plan import Plan
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, CandyError
 from candy_monai.label_ids import holds_whole_numbers
 from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
@@ -174,7 +174,7 @@ class Preprocessor:
         # A copy, since MONAI's NormalizeIntensity writes into its input.
         data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
         if label is not None:
-            data[LABEL] = MetaTensor(without_metadata(label), affine=affine)
+            data[LABEL] = MetaTensor(plain_tensor(label), affine=affine)
         done = self._preprocessed(data)
         ids = done[LABEL].as_tensor().contiguous() if label is not None else None
         return PreprocessedCase(image=done[IMAGE].contiguous(), label=ids)
@@ -415,7 +415,7 @@ def as_label_map(made: Tensor, shape: Shape) -> Tensor:
             f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
             f"{(1, *shape)}"
         )
-    return without_metadata(made)
+    return plain_tensor(made)
 
 
 def _grid(values: Tensor) -> tuple[object, ...]:

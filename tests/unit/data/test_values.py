@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import as_ids, frozen, listed, without_metadata
+from candy_monai.data.values import as_ids, frozen, listed, plain_tensor
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -18,7 +18,7 @@ FROZEN = st.recursive(
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2), MetaTensor(torch.zeros(2), meta={"case_id": "a"})])
 def test_a_tensor_without_metadata_is_plain_and_shares_its_memory(tensor):
-    plain = without_metadata(tensor)
+    plain = plain_tensor(tensor)
     assert type(plain) is torch.Tensor
     assert plain.data_ptr() == tensor.data_ptr()
 
