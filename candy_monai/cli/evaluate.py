@@ -99,11 +99,11 @@ def _names_by_id(description: DatasetDescription) -> dict[int, str]:
 
 
 def _regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | None:
-    from candy_monai.data.values import as_ids
+    from candy_monai.data.values import ids_of_label
 
     if not description.has_regions:
         return None
-    return {name: as_ids(ids) for name, ids in description.labels.items() if ids != 0}
+    return {name: ids_of_label(ids) for name, ids in description.labels.items() if ids != 0}
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:

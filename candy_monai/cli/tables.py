@@ -46,12 +46,12 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
 
 def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
     """Say of each label how large it is and where; of very many, of the first ones."""
-    from candy_monai.data.values import as_ids
+    from candy_monai.data.values import ids_of_label
 
     cases, rows = fingerprint.cases, []
     total = sum(sum(case.class_voxels.values()) for case in cases)
     for name, ids in list(fingerprint.labels.items())[:_MOST_LABELS]:
-        wanted = as_ids(ids)
+        wanted = ids_of_label(ids)
         voxels = [sum(case.class_voxels.get(label_id, 0) for label_id in wanted) for case in cases]
         share = f"{100 * sum(voxels) / total:.2g} % of the voxels"
         number = sum(count > 0 for count in voxels)

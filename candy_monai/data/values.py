@@ -16,7 +16,7 @@ def plain_tensor(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)  # knows MONAI's type without importing it
 
 
-def as_ids(label: int | tuple[int, ...]) -> tuple[int, ...]:
+def ids_of_label(label: int | tuple[int, ...]) -> tuple[int, ...]:
     """Return the ids of a label: the one that it is, or those that a region unites."""
     return label if isinstance(label, tuple) else (label,)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from candy_monai.data.datasets.folds import Fold
 from candy_monai.data.inspection.inspect import MeasuredCase
-from candy_monai.data.values import as_ids, named
+from candy_monai.data.values import ids_of_label, named
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
     """Return the name of each foreground id; an id of several regions has the names of all."""
     names: dict[int, str] = {}
     for name, ids in labels.items():
-        for label_id in as_ids(ids):
+        for label_id in ids_of_label(ids):
             names[label_id] = f"{names[label_id]}, {name}" if label_id in names else name
     return {label_id: name for label_id, name in names.items() if label_id}
 

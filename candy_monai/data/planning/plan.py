@@ -49,7 +49,7 @@ from candy_monai.data.planning.grid import (
 from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
-from candy_monai.data.values import as_ids, frozen, is_of_kind
+from candy_monai.data.values import frozen, ids_of_label, is_of_kind
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 from candy_monai.transforms.resampling import thick_axis
@@ -450,7 +450,7 @@ def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...
     """Return what the output's channels mean, how many there are, and the regions."""
     names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
     if fingerprint.region_order is None:
-        ordered = tuple(sorted(names, key=lambda name: as_ids(fingerprint.labels[name])))
+        ordered = tuple(sorted(names, key=lambda name: ids_of_label(fingerprint.labels[name])))
         num_classes = fixed.get("num_classes", len(ordered))
         if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
             raise SettingsError(
@@ -458,11 +458,11 @@ def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...
                 "leave it out, or say 1 where there is one foreground label"
             )
         return ordered, num_classes, ()
-    foreground = [name for name in names if as_ids(fingerprint.labels[name]) != (0,)]
+    foreground = [name for name in names if ids_of_label(fingerprint.labels[name]) != (0,)]
     if fixed.get("num_classes", len(foreground)) != len(foreground):
         raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
     regions = tuple(
-        Region(name=name, ids=as_ids(fingerprint.labels[name]), paints=paints)
+        Region(name=name, ids=ids_of_label(fingerprint.labels[name]), paints=paints)
         for name, paints in zip(foreground, fingerprint.region_order, strict=True)
     )
     return tuple(foreground), len(regions), regions

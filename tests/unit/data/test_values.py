@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import as_ids, frozen, listed, plain_tensor
+from candy_monai.data.values import frozen, ids_of_label, listed, plain_tensor
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -24,8 +24,8 @@ def test_a_tensor_without_metadata_is_plain_and_shares_its_memory(tensor):
 
 
 def test_a_label_has_one_id_and_a_region_several():
-    assert as_ids(3) == (3,)
-    assert as_ids((1, 2)) == (1, 2)
+    assert ids_of_label(3) == (3,)
+    assert ids_of_label((1, 2)) == (1, 2)
 
 
 @given(FROZEN)
