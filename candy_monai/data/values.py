@@ -44,7 +44,7 @@ def is_of_kind(value: object, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def listed(entries: Sequence[object], *, limit: int = 12) -> str:
+def join_reprs(entries: Sequence[object], *, limit: int = 12) -> str:
     """Return the ``repr`` of the first few for a message, and how many more there are."""
     return named([repr(entry) for entry in entries], limit=limit)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import frozen, ids_of_label, listed, plain_tensor
+from candy_monai.data.values import frozen, ids_of_label, join_reprs, plain_tensor
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -37,4 +37,4 @@ def test_frozen_values_survive_json(value):
     ("entries", "text"), [([], ""), (["a"], "'a'"), ([1, 2], "1, 2"), (["a", "b", "c", "d"], "'a', 'b' and 2 more")]
 )
 def test_a_list_in_a_message_is_cut_short(entries, text):
-    assert listed(entries, limit=2) == text
+    assert join_reprs(entries, limit=2) == text
