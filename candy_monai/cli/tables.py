@@ -63,7 +63,7 @@ def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
 
 def plan_table(plan: Plan) -> Table:
     """Lay out the entries of a plan that say most about a training."""
-    from candy_monai.data.values import named
+    from candy_monai.data.values import join_names
 
     normalization = ", ".join(
         f"{name}: {entry.scheme}" for name, entry in zip(plan.channel_names, plan.normalization, strict=True)
@@ -74,7 +74,7 @@ def plan_table(plan: Plan) -> Table:
         ("spacing_mm", "as stored" if plan.spacing_mm is None else _sizes(plan.spacing_mm)),
         ("median_shape", _sizes(plan.median_shape)),
         ("normalization", normalization),
-        ("num_classes", f"{plan.num_classes} ({named(plan.class_names, limit=12)})"),
+        ("num_classes", f"{plan.num_classes} ({join_names(plan.class_names, limit=12)})"),
         ("patch_shape", _sizes(plan.patch_shape)),
         ("batch_size", str(plan.batch_size)),
         ("filters", _listed(plan.filters)),

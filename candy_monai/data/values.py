@@ -45,11 +45,11 @@ def is_of_kind(value: object, kind: Any) -> bool:
 
 
 def join_reprs(entries: Sequence[object], *, limit: int = 12) -> str:
-    """Return the ``repr`` of the first few for a message, and how many more there are."""
-    return named([repr(entry) for entry in entries], limit=limit)
+    """Return the first few values for a message, each as its ``repr``, and how many more there are."""
+    return join_names([repr(entry) for entry in entries], limit=limit)
 
 
-def named(names: Sequence[str], *, limit: int = 20) -> str:
-    """Return the first few for a message, and how many more there are."""
+def join_names(names: Sequence[str], *, limit: int = 20) -> str:
+    """Return the first few names for a message, joined by commas, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
 from candy_monai.data.images.reading import geometry_of
-from candy_monai.data.values import named, plain_tensor
+from candy_monai.data.values import join_names, plain_tensor
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.results import EvalCase
 from candy_monai.label_ids import highest_id, ids_in
@@ -154,9 +154,9 @@ class Measure:
             maps.append(labels.long())
             unknown = [] if known is None else [str(label_id) for label_id in ids_in(labels) if label_id not in known]
             if unknown:
-                problems.append(f"{case.named(which)} holds the label ids {named(unknown)}")
+                problems.append(f"{case.named(which)} holds the label ids {join_names(unknown)}")
         if problems:
-            expected = named([str(label_id) for label_id in sorted(known or ())])
+            expected = join_names([str(label_id) for label_id in sorted(known or ())])
             raise UnknownIdsError(f"{'; '.join(problems)}; expected are {expected}: correct the maps, or name the ids")
         prediction, reference = maps
         if prediction.shape != reference.shape:

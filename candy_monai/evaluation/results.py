@@ -12,7 +12,7 @@ from typing import overload
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.values import named
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.files import atomic_write_text
 
@@ -128,9 +128,9 @@ class EvalResult(Sequence[EvalCase]):
                     f"of the two maps contains; the mean of the others is {_rounded(mean_of_known(finite))}"
                 )
         if self.left_out:
-            lines.append(f"left out, without a partner: {named(self.left_out)}")
+            lines.append(f"left out, without a partner: {join_names(self.left_out)}")
         if self.passed_over:
-            lines.append(f"passed over, no prediction of a case: {named(self.passed_over)}")
+            lines.append(f"passed over, no prediction of a case: {join_names(self.passed_over)}")
         return lines
 
     def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:

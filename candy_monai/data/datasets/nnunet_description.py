@@ -15,7 +15,7 @@ from typing import Any, Literal
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
-from candy_monai.data.values import ids_of_label, named
+from candy_monai.data.values import ids_of_label, join_names
 from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json
 
@@ -274,8 +274,8 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
     unlabelled = sorted(case.case_id for case in listed.get("Tr", ()) if case.label is None)
     if unlabelled:
         problems.append(
-            f"dataset.json: the list of training cases names no label for {named(unlabelled, limit=5)}; expected image "
-            f"and label of each, as {_EXAMPLE}"
+            f"dataset.json: the list of training cases names no label for {join_names(unlabelled, limit=5)}; expected "
+            f"image and label of each, as {_EXAMPLE}"
         )
     return {split: tuple(sorted(cases, key=lambda case: case.case_id)) for split, cases in listed.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from candy_monai.data.planning.entries import Entry, as_text, entries_of
 from candy_monai.data.planning.grid import coarse_axis
-from candy_monai.data.values import named
+from candy_monai.data.values import join_names
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
@@ -151,7 +151,7 @@ def num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
         return f"One sigmoid for each region ({', '.join(plan.class_names)}), since regions overlap."
     if plan.num_classes == 1:
         return "A single sigmoid for the one foreground label."
-    return f"The labels of dataset.json, background included ({named(plan.class_names, limit=6)})."
+    return f"The labels of dataset.json, background included ({join_names(plan.class_names, limit=6)})."
 
 
 def patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
