@@ -32,9 +32,9 @@ from candy_monai.data.planning.entries import (
     WIDTHS,
     Overrides,
     as_text,
+    choice,
     derived,
     entries_of,
-    one_of,
     settable,
 )
 from candy_monai.data.planning.grid import (
@@ -144,7 +144,7 @@ class Plan:
             decides_others=True,
         )
     )
-    resampling: str = field(default="extent", metadata=settable(one_of("extent", "stock", "none"), why.resampling))
+    resampling: str = field(default="extent", metadata=settable(choice("extent", "stock", "none"), why.resampling))
     class_names: tuple[str, ...]
     num_classes: int = field(metadata=settable(WHOLE_NUMBER, why.num_classes, decides_others=True))
     ignore_label: int | None
