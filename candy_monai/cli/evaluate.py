@@ -107,10 +107,10 @@ def _regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | No
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:
-    from candy_monai.data.datasets.nnunet_description import read_description
+    from candy_monai.data.datasets.nnunet_description import read_dataset_description
 
     folder = (labels if labels.is_dir() else labels.parent).resolve().parent
-    return read_description(folder) if (folder / "dataset.json").is_file() else None
+    return read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
 
 
 def _show(result: EvalResult) -> None:

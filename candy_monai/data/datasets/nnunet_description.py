@@ -95,7 +95,7 @@ class DatasetDescription:
         return tuple(sorted({label_id for label in self.labels.values() for label_id in ids_of_label(label)}))
 
 
-def read_description(folder: PathLike) -> DatasetDescription:
+def read_dataset_description(folder: PathLike) -> DatasetDescription:
     """Read and check ``dataset.json``.
 
     Raises:
