@@ -30,7 +30,6 @@ from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished, Event, MessageLogged, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, last_epoch_as_text
-from candy_monai.experiment.serialization import plain
 from candy_monai.experiment.settings import SaveInterval, TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.forecasting.curve import ScoreRange
@@ -43,7 +42,7 @@ from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.description import run_started
 from candy_monai.training.gradients import trained_parameters
 from candy_monai.training.loaders import Loaders, batches_from, length, why_not_exact
-from candy_monai.training.resume import SavedRun, unsaved_parts, weights_of
+from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
 from candy_monai.training.schedule import step_after_epoch
 from candy_monai.training.signals import Interrupted, StopRequest
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
@@ -605,47 +604,27 @@ class TrainingRun:
         Raises:
             BadInputError: If a part of the user's own has something in its state that cannot be saved.
         """
-        toolbox, epoch_start, run = self.toolbox, self._epoch_generators, self.experiment
+        epoch_start, run = self._epoch_generators, self.experiment
         own = {
             "generators": self._captured().state_dict(),
             "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
             "pending": {} if run is None else run.history.pending(),
         }
-        ema = None if toolbox.ema is None else toolbox.ema.state_dict()
-        if ema is not None and self.scored == "ema":  # its weights are in files of their own
-            ema = {name: value for name, value in ema.items() if not name.startswith("module.")}
-        extra = self.callbacks.get_extra_state()
-        state = TrainerState(
-            optimizer=plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
-            scheduler=plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
+        state = state_of(
+            self.toolbox,
+            scored=self.scored,
             schedule_epochs=self._schedule_epochs,
             scaler=self.equipment.scaler.state_dict(),
-            criterion=plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
-            extra=plain(extra, f"what {self.callbacks.name}.get_extra_state returned"),
-            ema=ema,
+            extra=self.callbacks.get_extra_state(),
             processes=self.processes.gathered(own),
+            trainer=self.callbacks.name,
         )
-        if run is not None:
-            self._say_what_is_not_saved(state)
-        return state
-
-    def _say_what_is_not_saved(self, state: TrainerState) -> None:
-        toolbox = self.toolbox
-        parts = [*vars(toolbox).values(), plain_network(toolbox.model), *self.loaders]
-        names = unsaved_parts(
-            {
-                f"self.{name}": value
-                for name, value in self.callbacks.attributes().items()
-                if not any(value is part for part in parts)
-            },
-            saved=[vars(state), *(plain_network(network).state_dict() for network in toolbox.networks)],
-            extra=state.extra,
-        )
-        if names:
+        if run is not None and (names := unsaved_parts(self.callbacks.attributes(), self.toolbox, self.loaders, state)):
             self.say_once(
                 f"Not saved with the run, so that a resumed one begins with new ones: {', '.join(names)}; "
                 "get_extra_state can return their states, and set_extra_state take them up"
             )
+        return state
 
 
 def _draw(preview: Preview) -> None:

@@ -71,7 +71,7 @@ def test_thick_slices_of_a_label_are_copied():
     new=st.tuples(*[st.integers(1, 9)] * 3),
     coarse=st.sampled_from([None, 0, 2]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_resampled_labels_hold_no_id_that_was_not_there(old, new, coarse):
     label = torch.randint(0, 4, (1, *old), generator=torch.Generator().manual_seed(0)) * 5
     resampled = resample_label(label, new, coarse_axis=coarse)
@@ -121,7 +121,7 @@ def test_the_result_is_that_of_monais_cubic_resampling_on_the_same_grid():
     spacing=st.tuples(*[st.floats(0.4, 4.0)] * 3),
     mode=st.sampled_from(["cubic", "linear", "nearest", "majority"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_inverse_restores_shape_and_affine_exactly(shape, spacing, mode):
     resample = ResampleToSpacing((1.0, 1.3, 2.0), mode=mode)
     image = placed(torch.randint(0, 3, (1, *shape)), spacing)

@@ -41,7 +41,7 @@ def test_the_source_box_holds_every_sampled_position():
 
 
 @given(seed=st.integers(0, 10_000), dims=st.sampled_from([2, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_label_is_invented_and_shape_and_types_are_kept(seed, dims):
     image, label = blob((12, 14, 10)[:dims])
     new_image, new_label = warped(RandWarpd(**BOTH, **EVERYTHING), image, label, seed)

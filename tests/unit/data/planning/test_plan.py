@@ -279,7 +279,7 @@ def test_memory_bounds_the_patch():
     spacing=st.tuples(*[st.floats(0.3, 8.0)] * 3),
     memory=st.sampled_from([GIB // 2, GIB, 8 * GIB]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_volume_gets_a_patch_that_its_network_divides(shape, spacing, memory):
     made = plan(fingerprint([shape] * 3, spacings=[spacing] * 3), memory_bytes=memory)
     assert all(size % step == 0 for size, step in zip(made.patch_shape, made.divisor, strict=True))
