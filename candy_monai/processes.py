@@ -68,7 +68,7 @@ class Processes:
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Let the processes reach each other; does nothing for one, or where they do already.
+        """Connect the processes within a block; does nothing for one, or where they are connected already.
 
         Args:
             device: Where this process computes: GPUs are connected by NCCL, all else by Gloo.

@@ -45,7 +45,7 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
 
 
 def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
-    """Say of each label how large it is and where; of very many, of the first ones."""
+    """Return for each label how large it is and where; of very many, for the first ones."""
     from candy_monai.data.values import ids_of_label
 
     cases, rows = fingerprint.cases, []

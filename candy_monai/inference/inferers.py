@@ -287,7 +287,7 @@ class WindowInferer(SlidingWindowInferer):
     def _assembled(
         self, inputs: Tensor, network: Callable[[Tensor], NetworkOutput], part: Callable[[Tile], Tensor]
     ) -> Tensor:
-        """Put together what is made of each tile, ``(channels, *box)``, for a whole batch."""
+        """Assemble what is made of each tile, ``(channels, *box)``, for a whole batch."""
         result: Tensor | None = None
         for number, image in enumerate(plain_tensor(inputs)):
             for tile in self.tiles(image, network):

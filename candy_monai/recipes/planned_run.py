@@ -142,7 +142,7 @@ class PlannedRun:
         return self._scored(trainer)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
-        """Go on with this run where it was last saved, and end as `train` does."""
+        """Continue this run from where it was last saved, and end as `train` does."""
         trainer = self._ready_trainer()
         trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
         return self._scored(trainer)
@@ -240,7 +240,7 @@ class PlannedRun:
 
 
 def _step_as_text(plan: Plan) -> str:
-    """Say what a step trains: the choices that a time decides."""
+    """Return in words what a step trains: the choices that a budget makes."""
     patch = "x".join(map(str, plan.patch_shape))
     return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
 

@@ -1,4 +1,4 @@
-"""Go on with a planned run from its folder alone: what the command line's ``resume`` does."""
+"""Continue a planned run from its folder alone: what the command line's ``resume`` does."""
 
 from __future__ import annotations
 

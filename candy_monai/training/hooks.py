@@ -184,7 +184,7 @@ class Hooks(ABC):
         return {}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_extra_state` returned when the run was saved. Override it together with that."""
+        """Load what `get_extra_state` returned when the run was saved. Override it together with that."""
 
     def _check_one(self, image: Tensor, label: Tensor) -> None:
         """Check one training sample, or the first slice of it, as `check_sample` sees it."""

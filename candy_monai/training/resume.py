@@ -109,7 +109,7 @@ class SavedRun:
             )
 
     def reopened(self, toolbox: TrainerToolbox, rebuild: Rebuild, processes: Processes) -> ReopenedRun:
-        """Take the folder, and put weights and states into the toolbox.
+        """Open the folder, and load weights and states into the toolbox.
 
         Args:
             toolbox: As it was built for a new run.
@@ -156,7 +156,7 @@ class SavedRun:
         run: Experiment,
         rebuild: Rebuild,
     ) -> int:
-        """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
+        """Restore the schedule, or step it to where a longer run has it; return the epochs that it is made for."""
         made_for = state.schedule_epochs
         optimizer = restored(state.optimizer, toolbox.optimizer.state_dict())
         has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
@@ -208,7 +208,7 @@ class ReopenedRun:
 
 @contextmanager
 def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
-    """Turn whatever a state does that is not of this trainer, or of no trainer at all, into an error that says so."""
+    """Raise `ExperimentError` for whatever a state raises that is not of this trainer, or of no trainer at all."""
     try:
         yield
     except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
@@ -363,5 +363,5 @@ def _mappings(tree: object) -> Iterator[Mapping[object, object]]:
 
 
 def _place(tensor: Tensor) -> object:
-    """Tell tensors apart by where they are: a state refers to the memory of what it is the state of."""
+    """Return what identifies a tensor's memory: a state shares that of what it is the state of."""
     return tensor.device, tensor.data_ptr() if tensor.numel() else id(tensor), tensor.numel()

@@ -1,4 +1,4 @@
-"""Bring a case to the grid and the scale that a plan asks for, and bring results back to the case's own grid.
+"""Preprocessing of a case to the grid and the scale of a plan, and the way of results back to the case's own grid.
 
 Both directions are the pipelines that the plan describes (``candy_monai.data.pipelines``); what was done to a case is
 traced in its image, as MONAI's invertible transforms do.
@@ -240,7 +240,7 @@ class Preprocessor:
         return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.pixdim)
 
     def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:
-        """Turn scores into label ids on the grid of the file, as `postprocessing` does, in bounded memory.
+        """Convert scores to label ids on the grid of the file, as `postprocessing` does, in bounded memory.
 
         Args:
             scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
@@ -264,7 +264,7 @@ class Preprocessor:
     def restore_whole(
         self, scores: Tensor, case: PreprocessedCase, *, are_probabilities: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Bring all scores to the grid of the file, whatever preprocessing did, and make ids and probabilities of them.
+        """Resample all scores to the grid of the file, whatever preprocessing did, and return ids and probabilities.
 
         Args:
             scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.

@@ -1,4 +1,4 @@
-"""Say of every choice in a plan what it is, why, and how to make another.
+"""Explanations of a plan: of every choice what it is, why, and how to make another.
 
 The reasons are those of the rules in ``plan``, ``grid``, ``sizing`` and ``normalization``; a rule that changes there
 changes its sentence here. Which entry has which reason stands at the fields of ``Plan``.

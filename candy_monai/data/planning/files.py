@@ -110,7 +110,7 @@ def plan_changes(old: Plan, new: Plan) -> list[str]:
 
 
 def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[object]) -> tuple[list[str], Path] | None:
-    """Keep the plan of a dataset's present state, and compare it with that of the state before.
+    """Write the plan of a dataset's present state, and compare it with that of the state before.
 
     Args:
         folder: Where derived data lie; made when missing.
