@@ -552,31 +552,43 @@ class Rehearsal:
 
     Args:
         trainer: The trainer, between two runs.
-        settings: What ``train`` would be told.
-        image: One training image ``(C, *spatial)``.
+
+    Attributes:
+        loaders: The trainer's loaders.
+        device: Where it trains.
     """
 
-    def __init__(self, trainer: Trainer, settings: TrainSettings, image: Tensor) -> None:
+    _toolbox: TrainerToolbox
+
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        callbacks, device = trainer._callbacks(), trainer.device()
-        self._run = TrainingRun(settings, trainer._loaders, callbacks, device=device, rehearses=True)
-        trainer._run = self._run
-        self._image = image
+        self.loaders, self.device = trainer._loaders, trainer.device()
 
     @contextmanager
-    def begun(self) -> Iterator[TrainerToolbox]:
-        """Build a toolbox for a block, whose memory is free again after it."""
-        with self._run.lasting():
-            self._run.equip(build_toolbox(self._trainer, self._run.settings, self._image, self._trainer.device()))
-            yield self._run.toolbox
+    def begun(self, settings: TrainSettings, image: Tensor) -> Iterator[TrainerToolbox]:
+        """Build a toolbox for a block, whose memory is free again after it.
+
+        Args:
+            settings: What ``train`` would be told.
+            image: One training image ``(C, *spatial)``.
+        """
+        trainer = self._trainer
+        run = TrainingRun(settings, self.loaders, trainer._callbacks(), device=self.device, rehearses=True)
+        trainer._run = run
+        with run.lasting():
+            run.equip(build_toolbox(trainer, run.settings, image, self.device))
+            self._toolbox = run.toolbox
+            try:
+                yield run.toolbox
+            finally:
+                del self._toolbox
 
     def train(self, batch: object) -> None:
         """Make one optimizer step."""
-        toolbox = self._run.toolbox
-        self._trainer._train_batch(batch, toolbox)
-        self._trainer.step(toolbox)
+        self._trainer._train_batch(batch, self._toolbox)
+        self._trainer.step(self._toolbox)
 
     @torch.no_grad()
     def validate(self, image: Tensor, label: Tensor) -> None:
         """Score one case, which is on the device."""
-        self._trainer.validate_case(image, label, self._run.toolbox)
+        self._trainer.validate_case(image, label, self._toolbox)
