@@ -103,7 +103,7 @@ class PlannedRun:
             speed,
             seconds=seconds,
             num_cases=num_cases,
-            num_training_cases=math.ceil(len(self.prepared.training) / self.processes.count),
+            num_training_cases=math.ceil(len(self.prepared.training) / self.processes.world_size),
         )
         num_epochs = plan.num_epochs // TIMES_FASTER
         on_progress(
@@ -149,7 +149,7 @@ class PlannedRun:
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
-        if not self.prepared.validation or not self.processes.is_first:
+        if not self.prepared.validation or not self.processes.is_main:
             return folder
         try:
             self._score(trainer, folder)
@@ -212,7 +212,7 @@ class PlannedRun:
             plan,
             seed=self.seed,
             device=device,
-            num_processes=self.processes.count,
+            num_processes=self.processes.world_size,
             own=self.own,
         )
         cases = case_loader(store, evenly(self.prepared.validation, plan.num_validation_cases), device=device)

@@ -65,9 +65,9 @@ def train_dataset(
     parts = Parts.of(options)
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
-    say = on_progress if processes.is_first else _in_silence
+    say = on_progress if processes.is_main else _in_silence
     with processes.connected(device):
-        with processes.one_after_the_first():
+        with processes.main_process_first():
             prepared = prepare_dataset(
                 dataset, options, own=parts.own, trainer=parts.trainer, device=device, on_progress=say
             )

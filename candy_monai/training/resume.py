@@ -119,15 +119,15 @@ class SavedRun:
         Raises:
             ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
         """
-        run = Experiment(self.folder, self.settings, writes=processes.is_first)
+        run = Experiment(self.folder, self.settings, writes=processes.is_main)
         with run.closed_on_failure():
             with _refusing_what_does_not_fit(self.folder):
-                if processes.is_first:
+                if processes.is_main:
                     run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
             processes.broadcast(None)  # the others read when the files are in step
             with _refusing_what_does_not_fit(self.folder):
                 state = load_state(self.folder)
-                if not processes.is_first:
+                if not processes.is_main:
                     run.restore(state)
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0

@@ -207,7 +207,7 @@ class TrainingRun:
         self._closing.callback(run.close)
         run.score_range = score_range
         self._console = console
-        if self.processes.is_first:
+        if self.processes.is_main:
             self._observers = self._watched_by(observers())
             self._closing.callback(self._observers.close)
         self._announce(run, is_resumed=saved is not None)
@@ -261,7 +261,7 @@ class TrainingRun:
             kind = "" if isinstance(error, Interrupted) else type(error).__name__
             what = ": ".join(filter(None, (kind, str(error))))
             self.log(f"Interrupted in epoch {run.progress.epoch + 1}: {what}")
-            if isinstance(error, Interrupted) and self.processes.is_first:
+            if isinstance(error, Interrupted) and self.processes.is_main:
                 self.log(how := self.callbacks.how_to_resume(run.folder))
                 if not self._console:  # the program may end with nothing on the screen but this
                     print(how, file=sys.stderr)
@@ -270,18 +270,18 @@ class TrainingRun:
     def _publish(self, parent: Path, description: ExperimentDescription, files: Mapping[str, str]) -> GeneratorStates:
         """Publish a new experiment and return the states of the random generators that it begins with."""
         for network in self.toolbox.networks:
-            self.processes.share(tensors_in(plain_network(network).state_dict()))
-        if not self.processes.is_first:  # the same dropout in all processes would be no help
+            self.processes.broadcast_tensors(tensors_in(plain_network(network).state_dict()))
+        if not self.processes.is_main:  # the same dropout in all processes would be no help
             assert self.settings.seed is not None
             seed = (self.settings.seed + self.processes.rank) % 2**32
             set_seed(seed, deterministic=self.settings.deterministic)
         generators, state = self._captured(), self._state()
         folder = None
-        if self.processes.is_first:
+        if self.processes.is_main:
             folder = Experiment.publish(parent, self.settings, description, self._weights(), state, files=files)
         folder = self.processes.broadcast(folder)
         assert folder is not None
-        self.experiment = Experiment(folder, self.settings, writes=self.processes.is_first)
+        self.experiment = Experiment(folder, self.settings, writes=self.processes.is_main)
         return generators
 
     def _take_up(self, saved: SavedRun, description: ExperimentDescription) -> GeneratorStates:
@@ -301,7 +301,7 @@ class TrainingRun:
         return reopened.generators
 
     def _announce(self, run: Experiment, *, is_resumed: bool) -> None:
-        settings, count = run.settings, self.processes.count
+        settings, count = run.settings, self.processes.world_size
         where = f"{self.device}" if count == 1 else f"{count} processes, the first on {self.device}"
         extent = f"{settings.num_epochs} epochs"
         if settings.time_limit_s is not None:
@@ -437,14 +437,14 @@ class TrainingRun:
         )
         run.step_done(num_batches=num_batches)
         flags = [not usable, is_over, self.stop.is_pending, run.left_s <= 0]
-        if self.processes.count > 1:
+        if self.processes.world_size > 1:
             parameters = trained_parameters(self.toolbox)
-            flags = self.processes.any_of(flags + [parameter.grad is not None for parameter in parameters])
+            flags = self.processes.all_reduce_any(flags + [parameter.grad is not None for parameter in parameters])
             taking_part = [parameter for parameter, has in zip(parameters, flags[4:], strict=True) if has]
             for parameter in taking_part:
                 if parameter.grad is None:  # without a part in this process's passes only
                     parameter.grad = torch.zeros_like(parameter)
-            self.processes.average([parameter.grad for parameter in taking_part if parameter.grad is not None])
+            self.processes.all_reduce_mean([parameter.grad for parameter in taking_part if parameter.grad is not None])
         return Agreement(usable=not flags[0], save=flags[1], stop=flags[2], cut=flags[3])
 
     def finish_step(self, agreed: Agreement) -> None:
@@ -455,7 +455,7 @@ class TrainingRun:
     def finish_training(self) -> None:
         """Let every process score the same network: batch statistics are those of the first."""
         for network in self.toolbox.networks:
-            self.processes.share(plain_network(network).buffers())
+            self.processes.broadcast_tensors(plain_network(network).buffers())
         attachment = attachment_of(self.toolbox.model)
         if attachment is not None and attachment.compile_failure is not None:
             self.log(f"The network could not be compiled and runs as it is: {attachment.compile_failure}")
@@ -479,7 +479,7 @@ class TrainingRun:
 
         def stop_if_asked() -> None:
             self._tell_of_saved_epoch(wait=False)
-            if self.stop.is_pending and self.processes.count == 1:
+            if self.stop.is_pending and self.processes.world_size == 1:
                 history.roll_back(recorded)
                 generators.restore(self.generators)
                 self._save_and_stop(save=True, stop=True)
@@ -492,7 +492,7 @@ class TrainingRun:
         Args:
             called: Whether the model was called in this process, and whether the average was.
         """
-        raw, averaged = self.processes.any_of(called)
+        raw, averaged = self.processes.all_reduce_any(called)
         if self.toolbox.ema is None:
             return
         self.scored = "raw" if raw and not averaged else "ema"
@@ -510,9 +510,9 @@ class TrainingRun:
         """
         run, processes = self.current(), self.processes
         self._tell_of_saved_epoch(wait=True)
-        run.history.absorb(processes.gathered(run.history.pending()))
+        run.history.absorb(processes.all_gather(run.history.pending()))
         improved = run.finish_epoch(score)
-        if processes.count > 1:  # all go by the first one's clock, which decides how many epochs are left
+        if processes.world_size > 1:  # all go by the first one's clock, which decides how many epochs are left
             run.load_clock_state(processes.broadcast(run.clock_state()))
         self._epoch_generators = None
         self._keep_to_the_time()
@@ -527,7 +527,7 @@ class TrainingRun:
         run.save_epoch(self._weights(), self._state(), score=score, is_best=is_best)
         self._saved_at = (0, time.monotonic())
         self._untold = run.epoch_finished(score, self.preview)
-        (stop,) = processes.any_of([self.stop.is_pending])
+        (stop,) = processes.all_reduce_any([self.stop.is_pending])
         if stop and not run.is_complete:
             self._tell_of_saved_epoch(wait=True)
             self.stop.obey()
@@ -536,7 +536,7 @@ class TrainingRun:
         """Let the schedule end when the time does; of several processes by the first one's clock, after an epoch."""
         run = self.current()
         end_in = getattr(self.toolbox.scheduler, "end_in", None)
-        timed = self.settings.time_limit_s is not None and not (self.processes.count > 1 and run.progress.batch)
+        timed = self.settings.time_limit_s is not None and not (self.processes.world_size > 1 and run.progress.batch)
         if not timed or end_in is None:
             return
         steps_an_epoch = length(self.loaders.training)
@@ -616,7 +616,7 @@ class TrainingRun:
             schedule_epochs=self._schedule_epochs,
             scaler=self.equipment.scaler.state_dict(),
             extra=self.callbacks.get_extra_state(),
-            processes=self.processes.gathered(own),
+            processes=self.processes.all_gather(own),
             trainer=self.callbacks.name,
         )
         if run is not None and (names := unsaved_parts(self.callbacks.attributes(), self.toolbox, self.loaders, state)):

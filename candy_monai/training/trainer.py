@@ -294,7 +294,7 @@ class Trainer(Hooks, HasDevice):
         cases, called = ValidationCases(), CalledNetworks(toolbox)
         run.padded_parts = parts = PaddedParts(toolbox, padding)
         total = min(filter(None, (num_cases(loader), limit)), default=None)
-        share = None if limit is None else len(range(run.processes.rank, limit, run.processes.count))
+        share = None if limit is None else len(range(run.processes.rank, limit, run.processes.world_size))
         for network in toolbox.networks:
             network.eval()
         with torch.no_grad(), called.watched():
@@ -309,7 +309,7 @@ class Trainer(Hooks, HasDevice):
                 stop_if_asked()
         run.preview, run.padded_parts = self._drawn_as_it_is(cases.preview()), None
         run.note_scored(called.flags)
-        scores = run.processes.gathered(cases.scores)
+        scores = run.processes.all_gather(cases.scores)
         self._current().score_rests_on(*certainty(scores))
         return mean_score(scores)
 
