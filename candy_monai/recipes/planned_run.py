@@ -42,7 +42,7 @@ from candy_monai.recipes.budget import (
     usable_s,
 )
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.prepare import Prepared, device_memory, evenly
+from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.training.resume import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder
@@ -192,7 +192,7 @@ class PlannedRun:
                 predictor.predict(CaseFiles(first.images))
                 left_s, case_s = fit.seconds_left() - RESERVE_S, time.monotonic() - started
             count = max(1, min(count, math.floor(left_s / max(case_s, 1e-9))))
-        chosen = set(evenly(prepared.validation, count))
+        chosen = set(evenly_spaced(prepared.validation, count))
         return [case for case in prepared.dataset.cases if case.case_id in chosen]
 
     def _ready_trainer(self) -> SegmentationTrainer:
@@ -215,7 +215,7 @@ class PlannedRun:
             num_processes=self.processes.world_size,
             own=self.own,
         )
-        cases = case_loader(store, evenly(self.prepared.validation, plan.num_validation_cases), device=device)
+        cases = case_loader(store, evenly_spaced(self.prepared.validation, plan.num_validation_cases), device=device)
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
         trainer.preprocessing, trainer.augmentation = self.own.preprocessing, self.own.augmentation

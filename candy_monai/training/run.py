@@ -480,7 +480,7 @@ class TrainingRun:
         def stop_if_asked() -> None:
             self._tell_of_saved_epoch(wait=False)
             if self.stop.is_pending and self.processes.world_size == 1:
-                history.roll_back(recorded)
+                history.rollback(recorded)
                 generators.restore(self.generators)
                 self._save_and_stop(save=True, stop=True)
 
