@@ -318,7 +318,7 @@ def _work(plan: Plan) -> float:
 
 def _shortened(plan: Plan, axis: int) -> int:
     size, divisor = plan.patch_shape[axis], plan.divisor[axis]
-    if axis == plan.coarse_axis:
+    if axis == plan.anisotropic_axis:
         return size
     least = max(_SHORTEST_AXIS[plan.configuration], _VOXELS_AT_BOTTOM * divisor)
     return min(size, max(math.ceil(least / divisor), round(_SHORTER * size / divisor)) * divisor)

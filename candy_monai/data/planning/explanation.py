@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from candy_monai.data.planning.entries import Entry, as_text, entries_of
-from candy_monai.data.planning.grid import coarse_axis
+from candy_monai.data.planning.grid import anisotropic_axis
 from candy_monai.data.values import join_names
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
         return "Pictures know no millimetres and are not resampled."
     if plan.slice_axis is not None:
         return f"The median spacing along each axis; along axis {plan.slice_axis}, across slices, cases keep their own."
-    axis = coarse_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
+    axis = anisotropic_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
     if axis is None:
         return "The median spacing of the cases along each axis."
     return (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ANISOTROPIC = 3.0
 
 
-def coarse_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
+def anisotropic_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
     """Return the one axis of a volume across thick slices, if there is one.
 
     Args:

@@ -38,7 +38,7 @@ from candy_monai.data.planning.entries import (
     settable,
 )
 from candy_monai.data.planning.grid import (
-    coarse_axis,
+    anisotropic_axis,
     default_slice_axis,
     majority_orientation,
     median_of_shapes,
@@ -50,6 +50,7 @@ from candy_monai.data.planning.normalization import ChannelNormalization, channe
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
 from candy_monai.data.values import frozen, ids_of_label, is_of_kind
+from candy_monai.deprecation import earlier_attribute
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 from candy_monai.transforms.resampling import thick_axis
@@ -253,11 +254,13 @@ class Plan:
         return len(self.filters)
 
     @property
-    def coarse_axis(self) -> int | None:
+    def anisotropic_axis(self) -> int | None:
         """The axis across slices or thick slices, if there is one: see the function of this name."""
         if self.slice_axis is not None:
             return self.slice_axis
-        return coarse_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
+        return anisotropic_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
+
+    coarse_axis = earlier_attribute("coarse_axis", "anisotropic_axis")
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values that JSON stores and ``from_dict`` reads."""

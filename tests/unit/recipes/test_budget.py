@@ -181,7 +181,7 @@ def test_a_smaller_patch_stays_a_multiple_of_what_the_network_divides_by():
 
 def test_a_patch_is_not_shortened_across_thick_slices():
     plan = _plan(batch_size=2, patch_shape=(128, 128, 16))
-    assert plan.coarse_axis == 2
+    assert plan.anisotropic_axis == 2
     assert lighter(plan).patch_shape == (88, 88, 16)
 
 
