@@ -12,7 +12,7 @@ import torch
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
-hypothesis.settings.register_profile("however busy the machine is")
+hypothesis.settings.register_profile("however busy the machine is", deadline=None)
 hypothesis.settings.load_profile("however busy the machine is")
 
 
