@@ -661,7 +661,9 @@ def load_predictor(
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
     """
     bundle = read_description(experiment).bundle
-    predictor = find_bundle(bundle).predictor if bundle is not None else Predictor
+    predictor = None if bundle is None else find_bundle(bundle).predictor
+    if predictor is None:
+        predictor = Predictor
     if not issubclass(predictor, Predictor):
         raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
     return predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)
