@@ -1,6 +1,6 @@
-"""From images to label maps in their own geometry, with a trained experiment, one case after the other.
+"""Predict label maps on the images' own grids with a trained experiment, one case after the other.
 
-While one case is in the network the next one is read and the last one written. A case that fails does not stop the
+While one case is in the network, the next one is read and the previous one written. A case that fails does not stop the
 others.
 """
 
@@ -83,11 +83,11 @@ READ_AHEAD_VOXELS = 1 << 25
 """A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
 
 ESTIMATED_VOXELS = 1 << 20
-"""Where no case has more voxels and no memory is given, nobody is told what they take."""
+"""Without ``memory``, the listener gets an estimate of the memory only for a largest case of so many voxels."""
 
 
 class CasePredictor(ABC):
-    """Predicts cases of any kind; subclasses say how one preprocessed case is. For arguments see `Predictor`."""
+    """The base of predictors: all but how one preprocessed case is predicted. For arguments see `Predictor`."""
 
     def __init__(
         self, *, largest_component: bool = False, memory: int | None = None, channels: Sequence[int] | None = None
@@ -112,10 +112,10 @@ class CasePredictor(ABC):
 
     @property
     def channels(self) -> RunChannels:
-        """The channels that the network expects, and where they are to be found.
+        """The channels that the network expects, and their numbers in file names.
 
         Raises:
-            SettingsError: If other than one number was chosen for each channel.
+            SettingsError: If the number of chosen channels is not that of the network.
         """
         return RunChannels(names=self.channel_names, numbers=self._channel_numbers)
 
@@ -127,7 +127,7 @@ class CasePredictor(ABC):
     @property
     @abstractmethod
     def own_postprocessing(self) -> OwnTransforms:
-        """The steps that follow the plan's postprocessing, on the label map."""
+        """The user's steps on the label map, after the plan's postprocessing."""
 
     @abstractmethod
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
@@ -137,15 +137,15 @@ class CasePredictor(ABC):
     def run(
         self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
     ) -> Prediction:
-        """Predict a preprocessed case, and if asked every class's probability; the listener is told of the windows."""
+        """Predict a preprocessed case, with class probabilities if asked; the listener hears of each window."""
 
     @abstractmethod
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
-        """Compute what a case on this grid takes; None where the network does not tell."""
+        """Estimate the memory that a case on this grid takes; None where it cannot be estimated."""
 
     @abstractmethod
     def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
-        """Compute the same once the case is prepared."""
+        """Estimate the memory that a preprocessed case takes; None where it cannot be estimated."""
 
     def predict(self, image: Input) -> MetaTensor:
         """Predict the label map of one image.
@@ -211,15 +211,15 @@ class CasePredictor(ABC):
             source: As for `stream`; usually a folder.
             target: The folder for the label maps, ``{case}{suffix}``; made when missing.
             probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
-            listener: Told how it goes.
+            listener: Informed of the progress.
 
         Returns:
             The label maps written.
 
         Raises:
             BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
-            PredictionError: If some of several cases could not be predicted; the others are written. What an earlier
-                prediction has left of these stays, and the listener is told.
+            PredictionError: If some of several cases could not be predicted; the others are written. An earlier
+                prediction's files of the failed cases stay, and the listener is told of them.
         """
         listener = listener or PredictionListener()
         cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
@@ -252,7 +252,7 @@ class CasePredictor(ABC):
     def _outcomes(
         self, cases: Iterable[InputCase], probabilities: bool, listener: PredictionListener | None = None
     ) -> Iterator[tuple[InputCase, Prediction | Exception]]:
-        """Yield each case's prediction or why there is none, and read the next case meanwhile."""
+        """Yield each case with its prediction, or with the error that prevented it; read the next case meanwhile."""
         with freed_memory_kept(), ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming: Future[PreparedCase] | None = None
             for case, following in itertools.pairwise(itertools.chain(cases, [None])):
@@ -272,7 +272,7 @@ class CasePredictor(ABC):
     def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
         geometry = case.geometry() if self.memory is not None else None
         if geometry is not None:
-            self._exceeds_memory(self.estimate(geometry), probabilities)  # raises before anything is decoded
+            self._needs_disk(self.estimate(geometry), probabilities)  # raises before anything is decoded
         return self.prepare(case.case_id, case.load(self.channels, num_dims=self.num_dims))
 
     def _predicted(
@@ -281,26 +281,26 @@ class CasePredictor(ABC):
         """Return the prediction of a case after all postprocessing, with the axes that its image was given with."""
         prediction = self.run(case, probabilities=probabilities, listener=listener)
         labels, scores = prediction.labels, prediction.probabilities
-        if self._cleaning is not None:
-            made = self._cleaning({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
+        if self._extra_postprocessing is not None:
+            made = self._extra_postprocessing({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
             labels = MetaTensor(as_label_map(made, tuple(labels.shape[1:])).to(labels.dtype), meta=labels.meta)
         if (given := labels.meta.get(GIVEN_SHAPE)) is not None:
             labels, scores = _reshaped(labels, given), None if scores is None else _reshaped(scores, given)
         return Prediction(case_id=prediction.case_id, labels=labels, probabilities=scores)
 
     @cached_property
-    def _cleaning(self) -> Pipeline | None:
+    def _extra_postprocessing(self) -> Pipeline | None:
         own = self.own_postprocessing
         steps = [*map(dict, own.postprocessing), *([largest_components()] if self.largest_component else [])]
         return build_postprocessing(steps, trust=own.trust) if steps else None
 
     def _goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
         """Return whether a case's unfinished scores must be kept on disk; raise if even that takes too much memory."""
-        return self.memory is not None and self._exceeds_memory(self.estimate_prepared(case), probabilities)
+        return self.memory is not None and self._needs_disk(self.estimate_prepared(case), probabilities)
 
     goes_to_disk = earlier_name("goes_to_disk", _goes_to_disk)
 
-    def _exceeds_memory(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
+    def _needs_disk(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
         if needed is None or self.memory is None:
             return False
         return fits_on_disk_only(needed.with_probabilities() if probabilities else needed, self.memory)
@@ -312,7 +312,7 @@ class CasePredictor(ABC):
         return geometry is None or self.num_channels * math.prod(geometry.spatial_shape) <= READ_AHEAD_VOXELS
 
     def _largest(self, cases: Sequence[InputCase], probabilities: bool) -> tuple[str | None, MemoryEstimate | None]:
-        """Return the case of the most voxels, by the files' headers, and what it takes; nothing for small ones."""
+        """Return the case with the most voxels, by the headers, and its memory; None for unknown or small ones."""
         known = [(case.case_id, geometry) for case in cases if (geometry := case.geometry()) is not None]
         if not known:
             return None, None
@@ -351,10 +351,10 @@ class Predictor(CasePredictor, HasDevice):
         trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
 
     Attributes:
-        description: What ``experiment.json`` says.
+        description: The contents of ``experiment.json``.
         plan: The plan that the data were prepared by; None without one.
         num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
-        model: The network with the experiment's weights.
+        model: The network with the chosen weights.
 
     Raises:
         ExperimentError: If the folder is no experiment, or weights and network do not fit.
@@ -409,7 +409,7 @@ class Predictor(CasePredictor, HasDevice):
         return find_bundle(bundle).build_network(**self.network_arguments())
 
     def build_padding_module(self) -> nn.Module | None:
-        """Build what the trainer padded with, from ``experiment.json``."""
+        """Build the padding module that the trainer used, from ``experiment.json``."""
         try:
             return padding_from_dict(self.description.padding)
         except SettingsError as error:
@@ -419,7 +419,7 @@ class Predictor(CasePredictor, HasDevice):
             ) from error
 
     def network_arguments(self) -> dict[str, Any]:
-        """Return what the trainer's ``network_arguments`` said, from ``experiment.json``."""
+        """Return what the trainer's ``network_arguments`` returned, from ``experiment.json``."""
         arguments = self.description.network.arguments
         if arguments is None:
             raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
@@ -461,8 +461,8 @@ class Predictor(CasePredictor, HasDevice):
     def _tiles(
         self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
     ) -> Iterator[Tile]:
-        """Run the network on a preprocessed case and yield parts of its logits as they become final."""
-        image, inferer = case.cases[0].image, self._windows
+        """Run the network on a preprocessed case and yield tiles of its logits as they become final."""
+        image, inferer = case.cases[0].image, self._window_inferer
         if inferer is None:
             yield Tile.whole(self.logits(image).float())
             return
@@ -508,7 +508,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which its logits become final."""
-        return 0 if self._windows is None else self._windows.slowest_axis(size)
+        return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
 
     def _plain_painter(self, shape: Shape) -> LabelPainter:
         return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
@@ -516,8 +516,8 @@ class Predictor(CasePredictor, HasDevice):
     plain_painter = earlier_name("plain_painter", _plain_painter)
 
     def describe_windows(self) -> dict[str, object] | None:
-        """Return how images are cut into windows, in plain values; None where they are not, or do not come in parts."""
-        return None if self._windows is None else describe_windows(self._windows)
+        """Return the window inferer's arguments as plain values; None where images are not predicted tile by tile."""
+        return None if self._window_inferer is None else describe_windows(self._window_inferer)
 
     @property
     @override
@@ -562,8 +562,8 @@ class Predictor(CasePredictor, HasDevice):
         return mirrored(network, self._mirror_axes)
 
     @property
-    def _windows(self) -> WindowInferer | None:
-        """The inferer, where it hands on parts of an image's scores as they become final."""
+    def _window_inferer(self) -> WindowInferer | None:
+        """The inferer if it can yield tiles of the scores as they become final, else None."""
         inferer = self._inferer
         return inferer if isinstance(inferer, WindowInferer) and not inferer.with_coord else None
 
@@ -584,7 +584,7 @@ class Predictor(CasePredictor, HasDevice):
         return self.plan.mirror_axes if mirror and self.plan is not None else ()
 
     def _estimate_shapes(self, file_shape: Shape, shape: Shape, *, is_resampled: bool) -> MemoryEstimate | None:
-        if (inferer := self._windows) is None:
+        if (inferer := self._window_inferer) is None:
             return None
         input_shape, known = inferer.input_shape(shape, self.device()), self._known_memory
         if input_shape not in known:
