@@ -1,6 +1,6 @@
-"""The prediction of cases one after the other, whatever predicts them: an experiment, or several together.
+"""The base of predictors: predict cases one after the other, and write what was predicted.
 
-While one case is in the network the next one is read and the last one written. A case that fails does not stop the
+While one case is in the network, the next one is read and the previous one written. A case that fails does not stop the
 others.
 """
 
@@ -46,11 +46,11 @@ READ_AHEAD_VOXELS = 1 << 25
 """A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
 
 ESTIMATED_VOXELS = 1 << 20
-"""Where no case has more voxels and no memory is given, nobody is told what they take."""
+"""Without ``memory``, the listener gets an estimate of the memory only for a largest case of so many voxels."""
 
 
 class CasePredictor(ABC):
-    """Predicts cases of any kind; subclasses say how one preprocessed case is. For arguments see `Predictor`."""
+    """The base of predictors: all but how one preprocessed case is predicted. For arguments see `Predictor`."""
 
     def __init__(
         self, *, largest_component: bool = False, memory: int | None = None, channels: Sequence[int] | None = None
@@ -75,10 +75,10 @@ class CasePredictor(ABC):
 
     @property
     def channels(self) -> RunChannels:
-        """The channels that the network expects, and where they are to be found.
+        """The channels that the network expects, and their numbers in file names.
 
         Raises:
-            SettingsError: If other than one number was chosen for each channel.
+            SettingsError: If the number of chosen channels is not that of the network.
         """
         return RunChannels(names=self.channel_names, numbers=self._channel_numbers)
 
@@ -90,7 +90,7 @@ class CasePredictor(ABC):
     @property
     @abstractmethod
     def own_postprocessing(self) -> OwnTransforms:
-        """The steps that follow the plan's postprocessing, on the label map."""
+        """The user's steps on the label map, after the plan's postprocessing."""
 
     @abstractmethod
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
@@ -100,15 +100,15 @@ class CasePredictor(ABC):
     def run(
         self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
     ) -> Prediction:
-        """Predict a preprocessed case, and if asked every class's probability; the listener is told of the windows."""
+        """Predict a preprocessed case, with class probabilities if asked; the listener hears of each window."""
 
     @abstractmethod
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
-        """Compute what a case on this grid takes; None where the network does not tell."""
+        """Estimate the memory that a case on this grid takes; None where it cannot be estimated."""
 
     @abstractmethod
     def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
-        """Compute the same once the case is prepared."""
+        """Estimate the memory that a preprocessed case takes; None where it cannot be estimated."""
 
     def predict(self, image: Input) -> MetaTensor:
         """Predict the label map of one image.
@@ -174,15 +174,15 @@ class CasePredictor(ABC):
             source: As for `stream`; usually a folder.
             target: The folder for the label maps, ``{case}{suffix}``; made when missing.
             probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
-            listener: Told how it goes.
+            listener: Informed of the progress.
 
         Returns:
             The label maps written.
 
         Raises:
             BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
-            PredictionError: If some of several cases could not be predicted; the others are written. What an earlier
-                prediction has left of these stays, and the listener is told.
+            PredictionError: If some of several cases could not be predicted; the others are written. An earlier
+                prediction's files of the failed cases stay, and the listener is told of them.
         """
         listener = listener or PredictionListener()
         cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
@@ -215,7 +215,7 @@ class CasePredictor(ABC):
     def _outcomes(
         self, cases: Iterable[InputCase], probabilities: bool, listener: PredictionListener | None = None
     ) -> Iterator[tuple[InputCase, Prediction | Exception]]:
-        """Yield each case's prediction or why there is none, and read the next case meanwhile."""
+        """Yield each case with its prediction, or with the error that prevented it; read the next case meanwhile."""
         with freed_memory_kept(), ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming: Future[PreparedCase] | None = None
             for case, following in itertools.pairwise(itertools.chain(cases, [None])):
@@ -235,7 +235,7 @@ class CasePredictor(ABC):
     def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
         geometry = case.geometry() if self.memory is not None else None
         if geometry is not None:
-            self._exceeds_memory(self.estimate(geometry), probabilities)  # raises before anything is decoded
+            self._needs_disk(self.estimate(geometry), probabilities)  # raises before anything is decoded
         return self.prepare(case.case_id, case.load(self.channels, num_dims=self.num_dims))
 
     def _predicted(
@@ -244,26 +244,26 @@ class CasePredictor(ABC):
         """Return the prediction of a case after all postprocessing, with the axes that its image was given with."""
         prediction = self.run(case, probabilities=probabilities, listener=listener)
         labels, scores = prediction.labels, prediction.probabilities
-        if self._cleaning is not None:
-            made = self._cleaning({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
+        if self._extra_postprocessing is not None:
+            made = self._extra_postprocessing({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
             labels = MetaTensor(as_label_map(made, tuple(labels.shape[1:])).to(labels.dtype), meta=labels.meta)
         if (given := labels.meta.get(GIVEN_SHAPE)) is not None:
             labels, scores = _reshaped(labels, given), None if scores is None else _reshaped(scores, given)
         return Prediction(case_id=prediction.case_id, labels=labels, probabilities=scores)
 
     @cached_property
-    def _cleaning(self) -> Pipeline | None:
+    def _extra_postprocessing(self) -> Pipeline | None:
         own = self.own_postprocessing
         steps = [*map(dict, own.postprocessing), *([largest_components()] if self.largest_component else [])]
         return build_postprocessing(steps, trust=own.trust) if steps else None
 
     def _goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
         """Return whether a case's unfinished scores must be kept on disk; raise if even that takes too much memory."""
-        return self.memory is not None and self._exceeds_memory(self.estimate_prepared(case), probabilities)
+        return self.memory is not None and self._needs_disk(self.estimate_prepared(case), probabilities)
 
     goes_to_disk = earlier_name("goes_to_disk", _goes_to_disk)
 
-    def _exceeds_memory(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
+    def _needs_disk(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
         if needed is None or self.memory is None:
             return False
         return fits_on_disk_only(needed.with_probabilities() if probabilities else needed, self.memory)
@@ -275,7 +275,7 @@ class CasePredictor(ABC):
         return geometry is None or self.num_channels * math.prod(geometry.spatial_shape) <= READ_AHEAD_VOXELS
 
     def _largest(self, cases: Sequence[InputCase], probabilities: bool) -> tuple[str | None, MemoryEstimate | None]:
-        """Return the case of the most voxels, by the files' headers, and what it takes; nothing for small ones."""
+        """Return the case with the most voxels, by the headers, and its memory; None for unknown or small ones."""
         known = [(case.case_id, geometry) for case in cases if (geometry := case.geometry()) is not None]
         if not known:
             return None, None

@@ -89,10 +89,10 @@ class Predictor(CasePredictor, HasDevice):
         trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
 
     Attributes:
-        description: What ``experiment.json`` says.
+        description: The contents of ``experiment.json``.
         plan: The plan that the data were prepared by; None without one.
         num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
-        model: The network with the experiment's weights.
+        model: The network with the chosen weights.
 
     Raises:
         ExperimentError: If the folder is no experiment, or weights and network do not fit.
@@ -147,7 +147,7 @@ class Predictor(CasePredictor, HasDevice):
         return find_bundle(bundle).build_network(**self.network_arguments())
 
     def build_padding_module(self) -> nn.Module | None:
-        """Build what the trainer padded with, from ``experiment.json``."""
+        """Build the padding module that the trainer used, from ``experiment.json``."""
         try:
             return padding_from_dict(self.description.padding)
         except SettingsError as error:
@@ -157,7 +157,7 @@ class Predictor(CasePredictor, HasDevice):
             ) from error
 
     def network_arguments(self) -> dict[str, Any]:
-        """Return what the trainer's ``network_arguments`` said, from ``experiment.json``."""
+        """Return what the trainer's ``network_arguments`` returned, from ``experiment.json``."""
         arguments = self.description.network.arguments
         if arguments is None:
             raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
@@ -199,8 +199,8 @@ class Predictor(CasePredictor, HasDevice):
     def _tiles(
         self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
     ) -> Iterator[Tile]:
-        """Run the network on a preprocessed case and yield parts of its logits as they become final."""
-        image, inferer = case.cases[0].image, self._windows
+        """Run the network on a preprocessed case and yield tiles of its logits as they become final."""
+        image, inferer = case.cases[0].image, self._window_inferer
         if inferer is None:
             yield Tile.whole(self.logits(image).float())
             return
@@ -246,7 +246,7 @@ class Predictor(CasePredictor, HasDevice):
 
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which its logits become final."""
-        return 0 if self._windows is None else self._windows.slowest_axis(size)
+        return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
 
     def _plain_painter(self, shape: Shape) -> LabelPainter:
         return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
@@ -254,8 +254,8 @@ class Predictor(CasePredictor, HasDevice):
     plain_painter = earlier_name("plain_painter", _plain_painter)
 
     def describe_windows(self) -> dict[str, object] | None:
-        """Return how images are cut into windows, in plain values; None where they are not, or do not come in parts."""
-        return None if self._windows is None else describe_windows(self._windows)
+        """Return the window inferer's arguments as plain values; None where images are not predicted tile by tile."""
+        return None if self._window_inferer is None else describe_windows(self._window_inferer)
 
     @property
     @override
@@ -300,8 +300,8 @@ class Predictor(CasePredictor, HasDevice):
         return mirrored(network, self._mirror_axes)
 
     @property
-    def _windows(self) -> WindowInferer | None:
-        """The inferer, where it hands on parts of an image's scores as they become final."""
+    def _window_inferer(self) -> WindowInferer | None:
+        """The inferer if it can yield tiles of the scores as they become final, else None."""
         inferer = self._inferer
         return inferer if isinstance(inferer, WindowInferer) and not inferer.with_coord else None
 
@@ -322,7 +322,7 @@ class Predictor(CasePredictor, HasDevice):
         return self.plan.mirror_axes if mirror and self.plan is not None else ()
 
     def _estimate_shapes(self, file_shape: Shape, shape: Shape, *, is_resampled: bool) -> MemoryEstimate | None:
-        if (inferer := self._windows) is None:
+        if (inferer := self._window_inferer) is None:
             return None
         input_shape, known = inferer.input_shape(shape, self.device()), self._known_memory
         if input_shape not in known:
@@ -399,7 +399,9 @@ def load_predictor(
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
     """
     bundle = read_description(experiment).bundle
-    predictor = find_bundle(bundle).predictor if bundle is not None else Predictor
+    predictor = None if bundle is None else find_bundle(bundle).predictor
+    if predictor is None:
+        predictor = Predictor
     if not issubclass(predictor, Predictor):
         raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
     return predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

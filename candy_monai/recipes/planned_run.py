@@ -25,6 +25,7 @@ from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
+from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.predictor import Predictor, load_predictor
@@ -129,16 +130,17 @@ class PlannedRun:
             # What was decided meanwhile has taken time, too.
             left_s = usable_s(fit.speed, fit.seconds_left(), len(self.prepared.validation))
             limit_s = max(fit.speed.step_s, left_s)
-        trainer.train(
-            plan.num_epochs,
-            note=self.options.note,
-            seed=self.seed,
-            amp=None if fit is None else fit.amp,
-            early_stop_tolerance=None,
-            validate_every=plan.validate_every,
-            time_limit_s=self.processes.broadcast(limit_s),
-            save_every=self.options.save_every,
-        )
+        settings: dict[str, Any] = {
+            name: getattr(self.options, name) for name in TrainSettings.names() if name in TrainOptions.names()
+        } | {
+            "num_epochs": plan.num_epochs,
+            "seed": self.seed,
+            "amp": None if fit is None else fit.amp,
+            "early_stop_tolerance": None,
+            "validate_every": plan.validate_every,
+            "time_limit_s": self.processes.broadcast(limit_s),
+        }
+        trainer.train(**settings)
         return self._scored(trainer)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
