@@ -205,7 +205,7 @@ def chosen_folds(dataset: NNUNetDataset, options: TrainOptions) -> tuple[Fold, .
     return dataset.folds(k=options.num_folds, groups=options.groups, stratify_by=strata, splits=options.splits)
 
 
-def evenly(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
+def evenly_spaced(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
     """Return ``count`` of the cases, spread over their order, since neighbours often come from one site.
 
     A smaller choice is part of every larger one, so that scores on both are of the same cases as far as possible.

@@ -184,7 +184,7 @@ class SegmentationTrainer(Trainer):
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
     def _predicted_ids(self, logits: Tensor) -> Tensor:
-        """Turn logits ``(B, C, *spatial)`` into label ids ``(B, 1, *spatial)``; regions are painted in their order."""
+        """Convert logits ``(B, C, *spatial)`` to label ids ``(B, 1, *spatial)``; regions are painted in their order."""
         if self.regions:
             return paint_regions(logits, [region.paints for region in self.regions])
         return labels_from_logits(logits, num_classes=self.num_classes)

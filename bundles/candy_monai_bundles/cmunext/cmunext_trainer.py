@@ -28,7 +28,6 @@ class CMUNeXtTrainer(SegmentationTrainer):
             than one, and group normalisation where they are not, or where it cannot be known.
     """
 
-    bundle = "cmunext"
     variant: Variant = None
     normalization: Normalization | None = None
     learning_rate = 1e-2
