@@ -146,7 +146,12 @@ def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[
             f"{saved.folder}: trained by {name}, a class of your own, which is never imported by a name that stands in "
             f"a file: say where it is, --trainer FILE:{name}"
         )
-    found = find_trainer(bundle=bundle, own=trainer)
+    try:
+        found = find_trainer(bundle=bundle, own=trainer)
+    except BadInputError as error:
+        if trainer is None:
+            raise ExperimentError(f"{saved.folder / DESCRIPTION}: {error}") from error
+        raise
     if found.__name__ != name:
         raise ExperimentError(f"{saved.folder}: trained by {name}, not by {found.__name__}")
     return found
