@@ -19,6 +19,9 @@ from candy_monai.errors import BadInputError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""The numbers of errors for which there is no room on the disk."""
+
 _BYTES_ON_THE_WAY = 16 << 20
 _UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.ESPIPE)
 """What file systems and sandboxes say that do not know a request."""
@@ -48,6 +51,10 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
         temporary.replace(target)
         if durable:
             flush_to_disk(target.parent)
+    except OSError as error:
+        if error.filename is None:  # so it is where the disk is full
+            error.filename = str(target)
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

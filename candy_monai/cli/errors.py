@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from candy_monai.errors import BadInputError, CandyError
+from candy_monai.files import NO_ROOM
 
 PROGRAM = "candy-monai"
 
@@ -36,6 +37,9 @@ def report(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, CandyError):
         say(f"error: {error}")
         return BAD_INPUT if isinstance(error, BadInputError) else FAILED
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        say(f"error: {error.filename or 'a file'}: cannot be written, the disk is full; make room and try again")
+        return FAILED
     if _is_another_process_s(error):
         say("error: another process of this run has ended; its own message says why")
         return FAILED

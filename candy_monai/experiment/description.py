@@ -141,6 +141,12 @@ def _in_present_words(inferer: Any) -> Any:
     }
 
 
+def _regions(entries: Sequence[object]) -> Sequence[object]:
+    if not all(isinstance(entry, Mapping) and isinstance(entry.get("paints"), int) for entry in entries):
+        raise ValueError("expected objects that say which id each paints")
+    return entries
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentDescription(_Record):
     """What ``experiment.json`` says of a run.
@@ -178,7 +184,7 @@ class ExperimentDescription(_Record):
     parts: object = field(default=None, metadata=_is(object))
     network: NetworkRecord = field(default=NetworkRecord(), metadata=_is(dict, read=NetworkRecord.from_dict))
     num_classes: int | None = field(default=None, metadata=_is(int))
-    regions: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_is(list, tuple))
+    regions: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_is(list, tuple, read=_regions))
     inferer: InfererDescription = field(default=None, metadata=_is(str, dict, read=_in_present_words))
     plan: dict[str, Any] | None = field(default=None, metadata=_is(dict))
     pipelines: object = field(default=None, metadata=_is(object))

@@ -55,6 +55,13 @@ class Progress:
     best_score: float = -math.inf
     best_epoch: int = 0
 
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            kinds = int if isinstance(entry.default, int) else int | float
+            if not isinstance(value, kinds) or value < 0 <= entry.default:
+                raise ValueError(f"{entry.name} is {value!r}, expected {entry.type}, 0 or more")
+
     def offer(self, score: float, *, epoch: int) -> bool:
         """Record ``score`` as the best if it is finite and better than the best so far, and return whether it was."""
         if not math.isfinite(score) or score <= self.best_score:

@@ -20,7 +20,7 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor
-from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.files import plan_of
 from candy_monai.data.values import plain_tensor
 from candy_monai.deprecation import earlier_name
 from candy_monai.device import HasDevice
@@ -61,7 +61,7 @@ from candy_monai.registry import find_bundle
 from candy_monai.transforms.painting import LabelPainter
 
 if TYPE_CHECKING:
-    pass
+    from candy_monai.data.planning.plan import Plan
 
 CHECKPOINTS = {"best": BEST, "latest": LATEST}
 
@@ -120,7 +120,7 @@ class Predictor(CasePredictor, HasDevice):
         self._folder = Path(experiment)
         self.description = read_description(self._folder)
         plan, self.num_classes = self.description.plan, self.description.num_classes
-        self.plan = None if plan is None else Plan.from_dict(plan)
+        self.plan: Plan | None = None if plan is None else plan_of(plan, self._folder / DESCRIPTION)
         _ = self.channels  # a wrong choice is better said before the weights are read
         self._inferer = self._find_inferer() if inferer is None else inferer
         own = read_saved_transforms(self.description.pipelines, self._folder / DESCRIPTION, trust=trust)

@@ -111,9 +111,9 @@ class PatchDataset(Dataset[Sample]):
         with untracked():
             try:
                 changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
-            except CandyError:
+            except (CandyError, torch.OutOfMemoryError):
                 raise
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise misfit(error, "augmentation", "a patch") from error
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"

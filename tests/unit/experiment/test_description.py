@@ -48,6 +48,8 @@ def test_a_description_of_the_first_format_is_read(tmp_path):
         {"plan": []},
         {"bundle": 3},
         {"num_classes": True},
+        {"regions": ["x"]},
+        {"regions": [{"name": "whole"}]},
         {"dataset": {"training": "case"}},
         *({"network": {"example_shape": [1, size, 8]}} for size in ("wide", None, 0, -1, 2.5, 10**30)),
     ],
@@ -55,7 +57,7 @@ def test_a_description_of_the_first_format_is_read(tmp_path):
 )
 def test_a_damaged_entry_is_refused_by_its_name_and_the_file_s(tmp_path, entries):
     (tmp_path / "experiment.json").write_text(json.dumps({"format": FORMAT, **entries}))
-    names = "plan|bundle|num_classes|dataset.training|network.example_shape"
+    names = "plan|bundle|num_classes|regions|dataset.training|network.example_shape"
     with pytest.raises(ExperimentError, match=rf"experiment\.json: ({names}) is"):
         read_description(tmp_path)
 

@@ -49,6 +49,13 @@ def test_a_state_whose_format_is_no_number_is_refused():
         RunState.from_dict(STATE.to_dict() | {"format": torch.ones(2)})
 
 
+@pytest.mark.parametrize("damaged", [{"epoch": "x"}, {"epoch": -5}, {"step": None}, {"best_score": "x"}], ids=str)
+def test_a_state_whose_progress_is_no_number_is_refused_by_its_name(damaged):
+    content = STATE.to_dict()
+    with pytest.raises(ExperimentError, match=f"not the state of a run.*{next(iter(damaged))} is"):
+        RunState.from_dict(content | {"progress": content["progress"] | damaged})
+
+
 class _Evil:
     def __reduce__(self):
         return os.mkdir, ("made",)
