@@ -37,7 +37,7 @@ def test_a_full_disk_is_said_in_one_line_with_the_file(tmp_path, capsys):
         with atomic_path(tmp_path / "a.npz") as temporary, temporary.open("wb"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="a.npz") as caught:
         write()
     assert report(caught.value, debug=False) == FAILED
     expected = f"candy-monai: error: {tmp_path / 'a.npz'}: cannot be written, the disk is full; make room and try again"
