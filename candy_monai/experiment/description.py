@@ -39,6 +39,12 @@ def _is(*kinds: type, read: Callable[[Any], object] | None = None) -> dict[str, 
     return {"kinds": kinds, "read": read}
 
 
+def _texts(entries: Sequence[object]) -> tuple[object, ...]:
+    if not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("expected texts")
+    return tuple(entries)
+
+
 def _shape(sizes: Sequence[object]) -> Shape | None:
     if not all(isinstance(size, int) and 0 < size <= _LARGEST_SIZE for size in sizes):
         raise ValueError(f"expected whole numbers of 1 to {_LARGEST_SIZE}")
@@ -119,11 +125,11 @@ class DatasetRecord(_Record):
     folder: str | None = field(default=None, metadata=_is(str))
     store: str | None = field(default=None, metadata=_is(str))
     digest: str | None = field(default=None, metadata=_is(str))
-    channel_names: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    channel_names: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=_texts))
     labels: Mapping[str, Any] | None = field(default=None, metadata=_is(dict))
     file_ending: str | None = field(default=None, metadata=_is(str))
-    training: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
-    validation: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    training: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=_texts))
+    validation: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=_texts))
     num_scored: int | None = field(default=None, metadata=_is(int))
     store_precision: str | None = field(default=None, metadata=_is(str))
 

@@ -56,11 +56,10 @@ class Progress:
     best_epoch: int = 0
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            kinds = int if isinstance(entry.default, int) else int | float
-            if not isinstance(value, kinds) or value < 0 <= entry.default:
-                raise ValueError(f"{entry.name} is {value!r}, expected {entry.type}, 0 or more")
+        for name, value in vars(self).items():
+            is_count = name in ("epoch", "step", "batch", "best_epoch")
+            if not isinstance(value, int if is_count else int | float) or (is_count and value < 0):
+                raise ValueError(f"{name} is {value!r}, expected {'a number, 0 or more' if is_count else 'a number'}")
 
     def offer(self, score: float, *, epoch: int) -> bool:
         """Record ``score`` as the best if it is finite and better than the best so far, and return whether it was."""

@@ -407,7 +407,7 @@ def load_predictor(
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
     """
-    predictor = Predictor
+    predictor: type[object] = Predictor
     if (bundle := read_description(experiment).bundle) is not None:
         try:
             predictor = find_bundle(bundle).predictor

@@ -51,6 +51,7 @@ def test_a_description_of_the_first_format_is_read(tmp_path):
         {"regions": ["x"]},
         {"regions": [{"name": "whole"}]},
         {"dataset": {"training": "case"}},
+        {"dataset": {"training": [["case"]]}},
         *({"network": {"example_shape": [1, size, 8]}} for size in ("wide", None, 0, -1, 2.5, 10**30)),
     ],
     ids=str,
