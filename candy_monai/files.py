@@ -19,9 +19,6 @@ from candy_monai.errors import BadInputError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-"""The numbers of errors for which there is no room on the disk."""
-
 _BYTES_ON_THE_WAY = 16 << 20
 _UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.ESPIPE)
 """What file systems and sandboxes say that do not know a request."""

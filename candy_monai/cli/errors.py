@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -9,7 +10,6 @@ import traceback
 from collections.abc import Sequence
 
 from candy_monai.errors import BadInputError, CandyError
-from candy_monai.files import NO_ROOM
 
 PROGRAM = "candy-monai"
 
@@ -37,7 +37,7 @@ def report(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, CandyError):
         say(f"error: {error}")
         return BAD_INPUT if isinstance(error, BadInputError) else FAILED
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         say(f"error: {error.filename or 'a file'}: cannot be written, the disk is full; make room and try again")
         return FAILED
     if _is_another_process_s(error):

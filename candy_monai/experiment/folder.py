@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError, RunFailedError
-from candy_monai.files import NO_ROOM
 
 LOCK = ".lock"
 """The file in a run's folder that is locked while it is trained; a killed run leaves it, unlocked."""
@@ -23,6 +22,7 @@ LOGS = "logs.txt"
 METRICS = "metrics.csv"
 STATE = "state.pt"
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -82,7 +82,7 @@ def publish_folder(
 
 def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
     """Return the error of a folder that cannot be made: of a disk that fails, or of a place that was badly chosen."""
-    kind = RunFailedError if reason.errno in (*NO_ROOM, errno.EFBIG, errno.EIO) else ExperimentError
+    kind = RunFailedError if reason.errno in (*_NO_ROOM, errno.EFBIG, errno.EIO) else ExperimentError
     return kind(f"{what} ({reason.strerror})")
 
 
@@ -102,7 +102,7 @@ def disk_failures_of(folder: Path) -> Iterator[None]:
         what, then = "it cannot be written to", "mend that"
         if error.errno == errno.EFBIG:
             what, then = "a file would be larger than it may be", "raise the limit, or move it to another disk"
-        elif error.errno in NO_ROOM:
+        elif error.errno in _NO_ROOM:
             what, then = "the disk is full", "make room"
         reason = error.strerror or error
         raise RunFailedError(
