@@ -48,6 +48,10 @@ def atomic_path(path: PathLike, *, durable: bool = True) -> Iterator[Path]:
         temporary.replace(target)
         if durable:
             flush_to_disk(target.parent)
+    except OSError as error:
+        if error.filename is None:  # so it is where the disk is full
+            error.filename = str(target)
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

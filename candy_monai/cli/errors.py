@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -36,6 +37,9 @@ def report(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, CandyError):
         say(f"error: {error}")
         return BAD_INPUT if isinstance(error, BadInputError) else FAILED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        say(f"error: {error.filename or 'a file'}: cannot be written, the disk is full; make room and try again")
+        return FAILED
     if _is_another_process_s(error):
         say("error: another process of this run has ended; its own message says why")
         return FAILED

@@ -221,12 +221,17 @@ def load_weights(path: Path) -> dict[str, Any]:
     try:
         weights = load_tensors(path)
     except Exception as error:
-        raise ExperimentError(f"{path}: not a readable weight file ({type(error).__name__}: {error})") from error
+        raise ExperimentError(f"{path}: not a readable weight file ({reason_in_short(error)})") from error
     if not isinstance(weights, dict) or not all(
         isinstance(value, Tensor) or str(name).endswith(EXTRA_STATE) for name, value in weights.items()
     ):
         raise ExperimentError(f"{path}: expected a state_dict (tensors by name), found {type(weights).__name__}")
     return weights
+
+
+def reason_in_short(error: Exception) -> str:
+    """Return an error's type and message in one line: PyTorch's have several, with advice on what not to do."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def digest_of(path: Path) -> str:

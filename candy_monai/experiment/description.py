@@ -31,11 +31,24 @@ images."""
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range")
 _PLACES = ("folder", "store")
 _LONGEST = 80
+_LARGEST_SIZE = 1 << 20  # of a network's example along an axis
 
 
 def _is(*kinds: type, read: Callable[[Any], object] | None = None) -> dict[str, object]:
     """Return of an entry the types that it may have in JSON, None apart, and what makes a value of it."""
     return {"kinds": kinds, "read": read}
+
+
+def _texts(entries: Sequence[object]) -> tuple[object, ...]:
+    if not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("expected texts")
+    return tuple(entries)
+
+
+def _shape(sizes: Sequence[object]) -> Shape | None:
+    if not all(isinstance(size, int) and 0 < size <= _LARGEST_SIZE for size in sizes):
+        raise ValueError(f"expected whole numbers of 1 to {_LARGEST_SIZE}")
+    return tuple(sizes) or None  # type: ignore[arg-type]  # whole numbers, as was seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +68,9 @@ class _Record:
         for entry in dataclasses.fields(cls):
             if not entry.metadata or (value := more.pop(entry.name, None)) is None:
                 continue
-            if not isinstance(value, entry.metadata["kinds"]):
-                expected = " or ".join(kind.__name__ for kind in entry.metadata["kinds"])
+            kinds = entry.metadata["kinds"]
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds == (int,)):
+                expected = " or ".join(kind.__name__ for kind in kinds)
                 raise ExperimentError(f"{entry.name} is {_short(value)}, expected {expected}")
             read = entry.metadata["read"]
             try:
@@ -84,9 +98,7 @@ class NetworkRecord(_Record):
         slice_axis: The axis across the slices that a 2-D network is applied to; None for any other network.
     """
 
-    example_shape: Shape | None = field(
-        default=None, metadata=_is(list, tuple, read=lambda shape: tuple(map(int, shape)) or None)
-    )
+    example_shape: Shape | None = field(default=None, metadata=_is(list, tuple, read=_shape))
     arguments: dict[str, Any] | None = field(default=None, metadata=_is(dict))
     slice_axis: int | None = field(default=None, metadata=_is(int))
 
@@ -113,11 +125,11 @@ class DatasetRecord(_Record):
     folder: str | None = field(default=None, metadata=_is(str))
     store: str | None = field(default=None, metadata=_is(str))
     digest: str | None = field(default=None, metadata=_is(str))
-    channel_names: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    channel_names: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=_texts))
     labels: Mapping[str, Any] | None = field(default=None, metadata=_is(dict))
     file_ending: str | None = field(default=None, metadata=_is(str))
-    training: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
-    validation: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=tuple))
+    training: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=_texts))
+    validation: tuple[str, ...] | None = field(default=None, metadata=_is(list, tuple, read=_texts))
     num_scored: int | None = field(default=None, metadata=_is(int))
     store_precision: str | None = field(default=None, metadata=_is(str))
 
@@ -133,6 +145,12 @@ def _in_present_words(inferer: Any) -> Any:
         "_target_": "candy_monai.WindowInferer",
         **{name: value for name, value in given.items() if name not in defaults or value != defaults[name]},
     }
+
+
+def _regions(entries: Sequence[object]) -> Sequence[object]:
+    if not all(isinstance(entry, Mapping) and isinstance(entry.get("paints"), int) for entry in entries):
+        raise ValueError("expected objects that say which id each paints")
+    return entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +190,7 @@ class ExperimentDescription(_Record):
     parts: object = field(default=None, metadata=_is(object))
     network: NetworkRecord = field(default=NetworkRecord(), metadata=_is(dict, read=NetworkRecord.from_dict))
     num_classes: int | None = field(default=None, metadata=_is(int))
-    regions: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_is(list, tuple))
+    regions: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_is(list, tuple, read=_regions))
     inferer: InfererDescription = field(default=None, metadata=_is(str, dict, read=_in_present_words))
     plan: dict[str, Any] | None = field(default=None, metadata=_is(dict))
     pipelines: object = field(default=None, metadata=_is(object))
@@ -268,7 +286,7 @@ def read_description(folder: PathLike) -> ExperimentDescription:
         raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){below}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ExperimentError(f"{path}: not readable as JSON ({error})") from error
     try:
         return ExperimentDescription.from_dict(content if isinstance(content, dict) else {"format": type(content)})

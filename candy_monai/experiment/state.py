@@ -21,6 +21,7 @@ from candy_monai.experiment.checkpoints import (
     holds,
     load_tensors,
     load_weights,
+    reason_in_short,
     records_of,
     save_tensors,
     staged_path,
@@ -53,6 +54,12 @@ class Progress:
     total_s: float = 0.0
     best_score: float = -math.inf
     best_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            is_count = name in ("epoch", "step", "batch", "best_epoch")
+            if not isinstance(value, int if is_count else int | float) or (is_count and value < 0):
+                raise ValueError(f"{name} is {value!r}, expected {'a number, 0 or more' if is_count else 'a number'}")
 
     def offer(self, score: float, *, epoch: int) -> bool:
         """Record ``score`` as the best if it is finite and better than the best so far, and return whether it was."""
@@ -141,8 +148,9 @@ class RunState:
             ExperimentError: If it is of another format, or not the state of a run.
         """
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        if not isinstance(content, dict) or found != FORMAT:
-            older = "; it was written by an earlier version, whose runs cannot be continued" if found == 1 else ""
+        if not isinstance(content, dict) or not isinstance(found, int) or found != FORMAT:
+            is_first = isinstance(found, int) and found == 1
+            older = "; it was written by an earlier version, whose runs cannot be continued" if is_first else ""
             raise ExperimentError(f"format {found!r}, this version reads format {FORMAT}{older}")
         own = {entry.name for entry in dataclasses.fields(cls)}
         try:
@@ -158,8 +166,8 @@ class RunState:
                 }
             )
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ExperimentError(f"what was saved is not the state of a run of this version: {first}") from error
+            reason = reason_in_short(error)
+            raise ExperimentError(f"what was saved is not the state of a run of this version: {reason}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``state.pt``."""
@@ -205,7 +213,7 @@ def load_state(folder: Path, *, verify: bool = True) -> RunState:
     try:
         content = load_tensors(path) if verify else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise ExperimentError(f"{path}: not readable ({type(error).__name__}: {error})") from error
+        raise ExperimentError(f"{path}: not readable ({reason_in_short(error)})") from error
     try:
         return RunState.from_dict(content)
     except ExperimentError as error:

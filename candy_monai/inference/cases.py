@@ -21,7 +21,7 @@ from candy_monai.aliases import PathLike, Shape
 from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
-from candy_monai.data.pipelines.preprocessing import as_label_map, build_postprocessing
+from candy_monai.data.pipelines.preprocessing import build_postprocessing, label_map_by
 from candy_monai.deprecation import earlier_name
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.buffers import (
@@ -245,8 +245,9 @@ class CasePredictor(ABC):
         prediction = self.run(case, probabilities=probabilities, listener=listener)
         labels, scores = prediction.labels, prediction.probabilities
         if self._extra_postprocessing is not None:
-            made = self._extra_postprocessing({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
-            labels = MetaTensor(as_label_map(made, tuple(labels.shape[1:])).to(labels.dtype), meta=labels.meta)
+            data = {PREDICTION: labels, IMAGE: case.cases[0].image}
+            made = label_map_by(self._extra_postprocessing, data, tuple(labels.shape[1:]))
+            labels = MetaTensor(made.to(labels.dtype), meta=labels.meta)
         if (given := labels.meta.get(GIVEN_SHAPE)) is not None:
             labels, scores = _reshaped(labels, given), None if scores is None else _reshaped(scores, given)
         return Prediction(case_id=prediction.case_id, labels=labels, probabilities=scores)

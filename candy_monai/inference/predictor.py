@@ -20,11 +20,11 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor
-from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.files import plan_of
 from candy_monai.data.values import plain_tensor
 from candy_monai.deprecation import earlier_name
 from candy_monai.device import HasDevice
-from candy_monai.errors import ExperimentError, SettingsError
+from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.description import DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.state import weight_file
@@ -61,7 +61,7 @@ from candy_monai.registry import find_bundle
 from candy_monai.transforms.painting import LabelPainter
 
 if TYPE_CHECKING:
-    pass
+    from candy_monai.data.planning.plan import Plan
 
 CHECKPOINTS = {"best": BEST, "latest": LATEST}
 
@@ -120,7 +120,7 @@ class Predictor(CasePredictor, HasDevice):
         self._folder = Path(experiment)
         self.description = read_description(self._folder)
         plan, self.num_classes = self.description.plan, self.description.num_classes
-        self.plan = None if plan is None else Plan.from_dict(plan)
+        self.plan: Plan | None = None if plan is None else plan_of(plan, self._folder / DESCRIPTION)
         _ = self.channels  # a wrong choice is better said before the weights are read
         self._inferer = self._find_inferer() if inferer is None else inferer
         own = read_saved_transforms(self.description.pipelines, self._folder / DESCRIPTION, trust=trust)
@@ -144,7 +144,16 @@ class Predictor(CasePredictor, HasDevice):
                 f"{self._folder}: trained by {self.description.trainer}, which belongs to no bundle: pass "
                 "Predictor(..., network=...) or override build_network"
             )
-        return find_bundle(bundle).build_network(**self.network_arguments())
+        arguments = self.network_arguments()
+        try:
+            return find_bundle(bundle).build_network(**arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each network has its own for arguments that do not fit
+            first = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ExperimentError(
+                f"{self._folder / DESCRIPTION}: bundle {bundle!r} cannot build a network of network.arguments ({first})"
+            ) from error
 
     def build_padding_module(self) -> nn.Module | None:
         """Build the padding module that the trainer used, from ``experiment.json``."""
@@ -152,8 +161,8 @@ class Predictor(CasePredictor, HasDevice):
             return padding_from_dict(self.description.padding)
         except SettingsError as error:
             raise ExperimentError(
-                f"{self._folder}: trained with a padding module of its own: pass Predictor(..., padding=...) "
-                "or override build_padding_module"
+                f"{self._folder / DESCRIPTION}: {error}; where the padding module was the trainer's own, pass "
+                "Predictor(..., padding=...) or override build_padding_module"
             ) from error
 
     def network_arguments(self) -> dict[str, Any]:
@@ -398,10 +407,12 @@ def load_predictor(
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
     """
-    bundle = read_description(experiment).bundle
-    predictor = None if bundle is None else find_bundle(bundle).predictor
-    if predictor is None:
-        predictor = Predictor
+    predictor: type[object] = Predictor
+    if (bundle := read_description(experiment).bundle) is not None:
+        try:
+            predictor = find_bundle(bundle).predictor
+        except BadInputError as error:
+            raise ExperimentError(f"{Path(experiment) / DESCRIPTION}: {error}") from error
     if not issubclass(predictor, Predictor):
         raise ExperimentError(f"the predictor of bundle {bundle!r} is not a Predictor")
     return predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

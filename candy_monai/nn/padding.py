@@ -13,6 +13,7 @@ from candy_monai.aliases import Shape
 from candy_monai.errors import SettingsError
 from candy_monai.label_ids import holding
 
+_LARGEST_FACTOR = 1 << 16  # in a description
 _MODES = ("constant", "reflect", "replicate", "circular")
 
 
@@ -157,9 +158,15 @@ def padding_from_dict(description: Mapping[str, object] | None) -> nn.Module | N
         return None
     cls = {"Pad2d": Pad2d, "Pad3d": Pad3d}.get(str(description.get("kind")))
     factors, value = description.get("min_factor"), description.get("value")
+    refusal = f"this padding cannot be built from its description: {dict(description)}"
     if cls is None or not isinstance(factors, list) or not isinstance(value, int | float):
-        raise SettingsError(f"this padding cannot be built from its description: {dict(description)}")
-    return cls(tuple(int(factor) for factor in factors), value=float(value), mode=str(description.get("mode")))
+        raise SettingsError(refusal)
+    if not all(isinstance(factor, int) and factor <= _LARGEST_FACTOR for factor in factors):
+        raise SettingsError(refusal)
+    try:
+        return cls(tuple(factors), value=float(value), mode=str(description.get("mode")))
+    except SettingsError as error:
+        raise SettingsError(f"{refusal}: {error}") from error
 
 
 def restore_like(padding: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -159,6 +160,10 @@ class BackgroundObserver(Observer):
     def close(self) -> None:
         self._end()
         self._thread.join(self._patience_s)
+        if self._thread.is_alive():
+            # What is left behind has until the process ends, and as long again: a thread that the interpreter stops
+            # within PyTorch's or matplotlib's code would abort the process.
+            atexit.register(self._thread.join, self._patience_s)
 
     def _leaves_epochs_out(self) -> bool:
         return self._newest_epoch_only

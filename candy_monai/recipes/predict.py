@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.files import plan_of
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.runs import folds_below, summarize, what_is_below
@@ -109,7 +109,7 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
         return load_predictor(folder, **options)
     trainer = trainer_class("unused", None, None, console=False)  # type: ignore[arg-type]  # it trains nothing
     if description.plan is not None:
-        trainer.use_plan(Plan.from_dict(description.plan))
+        trainer.use_plan(plan_of(description.plan, folder / DESCRIPTION))
     elif description.num_classes is not None:
         trainer.num_classes = description.num_classes
     return Predictor(

@@ -11,11 +11,13 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.inspection.findings import has_been_used
 from candy_monai.data.pipelines.building import read_saved_transforms
 from candy_monai.data.pipelines.description import OwnTransforms
+from candy_monai.data.planning.files import plan_of
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
+from candy_monai.experiment.folder import STATE
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
@@ -74,14 +76,16 @@ def resume_training(
         on_progress(f"{folder}: finished already, nothing is left to train")
         return folder
     seed = saved.settings.seed
-    assert seed is not None  # a run records the seed that it drew
+    if seed is None:
+        raise ExperimentError(f"{folder / STATE}: does not hold the seed that a run draws; take it from a copy")
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
     trainer = _trainer_class(saved, options.trainer)
     own = read_saved_transforms(saved.description.pipelines, folder / DESCRIPTION, trust=options.trust)
     with processes.connected(device):
         with processes.main_process_first():
-            prepared = _prepared_again(saved.folder, trained, Plan.from_dict(plan), own, options, dataset)
+            followed = plan_of(plan, folder / DESCRIPTION)
+            prepared = _prepared_again(saved.folder, trained, followed, own, options, dataset)
         run = PlannedRun(
             prepared=prepared,
             options=dataclasses.replace(options, out=saved.folder.resolve().parents[1]),
@@ -146,7 +150,12 @@ def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[
             f"{saved.folder}: trained by {name}, a class of your own, which is never imported by a name that stands in "
             f"a file: say where it is, --trainer FILE:{name}"
         )
-    found = find_trainer(bundle=bundle, own=trainer)
+    try:
+        found = find_trainer(bundle=bundle, own=trainer)
+    except BadInputError as error:
+        if trainer is None:
+            raise ExperimentError(f"{saved.folder / DESCRIPTION}: {error}") from error
+        raise
     if found.__name__ != name:
         raise ExperimentError(f"{saved.folder}: trained by {name}, not by {found.__name__}")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Iterator, Sized
 from typing import Any, NamedTuple
 
 from monai.data import SmartCacheDataset
@@ -65,14 +65,18 @@ def num_cases(loader: DataLoader[Any]) -> int | None:
     return length(loader.sampler) if length(loader) is not None else None
 
 
-def batches(loader: DataLoader[Any]) -> Iterator[object]:
+def batches(loader: DataLoader[Any], started: Iterator[object] | None = None) -> Iterator[object]:
     """Yield what the loader yields.
+
+    Args:
+        loader: The loader.
+        started: What ``iter`` returned of it; None to begin.
 
     Raises:
         BadInputError: If samples of different sizes cannot be stacked into one batch; it says what to do.
     """
     try:
-        yield from loader
+        yield from loader if started is None else started
     except RuntimeError as error:
         if "equal size" not in str(error):
             raise
@@ -173,17 +177,20 @@ def batches_from(
     _set_epoch(loader, epoch)
     if isinstance(loader.dataset, SmartCacheDataset):  # its cases change from epoch to epoch when it is told to
         loader.dataset.start() if epoch == 0 else loader.dataset.update_cache()
-    iterator = batches(loader)
     if not first or epoch_start is None:
-        yield from iterator
+        yield from batches(loader)
         return
     present = GeneratorStates.capture(own)
     epoch_start.restore(own)
     following: list[object] = []
     if isinstance(loader.sampler, PositionedSampler) and loader.batch_size is not None:
         loader.sampler.start_at(first * loader.batch_size)
-        following = list(itertools.islice(iterator, 1))  # the loader draws from the generators when it starts
+        started = iter(loader)  # draws from the generators; what its samples draw comes after the present states
+        if isinstance(started, Generator):  # MONAI's ThreadDataLoader starts with its first batch
+            following = list(itertools.islice(started, 1))
+        iterator = batches(loader, started)
     else:
+        iterator = batches(loader)
         for _ in itertools.islice(iterator, first):
             pass
     present.restore(own)

@@ -20,7 +20,7 @@ from typing_extensions import override
 import candy_monai.transforms
 from candy_monai.aliases import PathLike
 from candy_monai.data.pipelines.description import BEFORE, IMAGE, LABEL, PIPELINES, Entry, OwnTransforms
-from candy_monai.errors import CandyError, SettingsError, did_you_mean
+from candy_monai.errors import BadInputError, CandyError, SettingsError, did_you_mean
 from candy_monai.text import read_text
 
 _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
@@ -238,6 +238,19 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
             _check_place(step, plain[index], name, f"{where}{name}[{index}]", trust=own.trust)
         if not own.trust and name != "postprocessing":
             _check_in_step(pipeline.transforms, f"{where}{name}")
+
+
+def misfit(error: Exception, name: str, what: str) -> BadInputError:
+    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one.
+
+    Args:
+        error: What the step raised.
+        name: The pipeline's, where none was noted.
+        what: The input.
+    """
+    reason = " ".join(str(error.args[0] if error.args else error).split())
+    step = "; ".join(getattr(error, "__notes__", ())) or name
+    return BadInputError(f"{step}: cannot be applied to {what} ({type(error).__name__}: {reason})")
 
 
 def keeps_track(step: object) -> bool:

@@ -24,7 +24,7 @@ from candy_monai.aliases import Shape
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import Scan, read_channels
 from candy_monai.data.inspection.inspect import axis_codes
-from candy_monai.data.pipelines.building import Pipeline, build_pipeline, keeps_track
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline, keeps_track, misfit
 from candy_monai.data.pipelines.description import (
     IMAGE,
     LABEL,
@@ -283,8 +283,9 @@ class Preprocessor:
         if self.own_postprocessing is None:
             if are_probabilities:
                 raise BadInputError("a postprocessing of one's own takes logits, not probabilities")
-            made = self.postprocessing({PREDICTION: MetaTensor(scores.float().cpu()), IMAGE: case.image})[PREDICTION]
-            ids = as_label_map(made, tuple(restored.shape[1:])).to(id_type(len(scores), self.paints))
+            data = {PREDICTION: MetaTensor(scores.float().cpu()), IMAGE: case.image}
+            made = label_map_by(self.postprocessing, data, tuple(restored.shape[1:]))
+            ids = made.to(id_type(len(scores), self.paints))
             return ids, probabilities_of(restored, paints=self.paints)
         ids = label_ids(restored, paints=self.paints, threshold=0.5 if are_probabilities else 0.0)
         return ids[None], probabilities_of(restored, ids, paints=self.paints, are_probabilities=are_probabilities)
@@ -404,12 +405,18 @@ def build_postprocessing(
     )
 
 
-def as_label_map(made: Tensor, shape: Shape) -> Tensor:
-    """Return what postprocessing made, ``(1, *shape)``.
+def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Shape) -> Tensor:
+    """Return the label map that postprocessing makes, ``(1, *shape)``.
 
     Raises:
-        BadInputError: If it is no map of label ids of that shape.
+        BadInputError: If a step cannot be applied, or what was made is no map of label ids of that shape.
     """
+    try:
+        made = postprocessing(data)[PREDICTION]
+    except (CandyError, torch.OutOfMemoryError):
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise misfit(error, postprocessing.name, "what was predicted") from error
     if tuple(made.shape) != (1, *shape) or not holds_whole_numbers(made):
         raise BadInputError(
             f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "

@@ -53,10 +53,23 @@ def read_plan(path: PathLike) -> Plan:
         keys = join_names([str(key) for key in values], limit=5) if isinstance(values, dict) and values else ""
         found = f"the entries {keys}" if keys else repr(values)[:_MOST_SHOWN]
         raise BadInputError(f"{file}: holds no plan, found {found}; {give}")
+    return plan_of(values, file)
+
+
+def plan_of(values: Mapping[str, object], where: PathLike) -> Plan:
+    """Return the plan of what `Plan.to_dict` wrote.
+
+    Args:
+        values: Its entries.
+        where: The file that they stand in, for messages.
+
+    Raises:
+        BadInputError: If it is not a plan of this version, or holds a value that no plan may have.
+    """
     try:
         return Plan.from_dict(values)
     except (BadInputError, AttributeError) as error:
-        raise BadInputError(f"{file}: {error}") from error
+        raise BadInputError(f"{where}: {error}") from error
 
 
 def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, path: PathLike) -> Plan:

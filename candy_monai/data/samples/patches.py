@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.data.datasets.joint import JointTransform
-from candy_monai.data.pipelines.building import Pipeline, build_pipeline
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline, misfit
 from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, StoredCase
@@ -111,10 +111,10 @@ class PatchDataset(Dataset[Sample]):
         with untracked():
             try:
                 changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
-            except CandyError:
+            except (CandyError, torch.OutOfMemoryError):
                 raise
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise _augmentation_error(error) from error
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise misfit(error, "augmentation", "a patch") from error
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
             raise BadInputError(
@@ -217,13 +217,6 @@ def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan, *, trust: b
         return chosen
     entries = augmentation(plan) if chosen is None else chosen or cutting(plan)
     return build_pipeline(entries, name="augmentation", trust=trust)
-
-
-def _augmentation_error(error: Exception) -> BadInputError:
-    """Return the error of a transform that does not fit its input; the pipeline's notes name it."""
-    reason = " ".join(str(error.args[0] if error.args else error).split())
-    step = "; ".join(getattr(error, "__notes__", ())) or "augmentation"
-    return BadInputError(f"{step}: cannot be applied to a patch ({type(error).__name__}: {reason})")
 
 
 def _random_transforms(value: object) -> tuple[Randomizable, ...]:

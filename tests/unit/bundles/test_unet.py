@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 
-from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.errors import BadInputError, ExperimentError, SettingsError
+from candy_monai.inference.predictor import load_predictor
 from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
 from candy_monai_bundles.unet.network import default_strides
 from tests.contracts.trainer_contract import TrainerContract
@@ -72,3 +75,20 @@ def test_the_predictor_reproduces_the_validation_s_output_from_the_folder_alone(
     for image, logits in outputs:
         assert torch.equal(predictor.logits(image), logits)
         assert torch.equal(predictor.predict(image).as_tensor(), logits.argmax(0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bundle": "os"}, {"network": {"arguments": {}}}, {"network": {"arguments": {"num_dims": "x"}}}],
+    ids=["bundle", "nothing", "text"],
+)
+def test_what_no_bundle_can_build_is_refused_with_the_file(tmp_path, change):
+    trainer = _trainer(tmp_path, num_classes=3)
+    trainer.train(1, save_preview=False)
+    path = trainer.experiment_folder() / "experiment.json"
+    described = json.loads(path.read_text()) | {"bundle": "unet"}
+    for name, value in change.items():
+        described[name] = described[name] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(described))
+    with pytest.raises(ExperimentError, match=r"experiment\.json: .*(bundle 'os'|network\.arguments)"):
+        load_predictor(path.parent)

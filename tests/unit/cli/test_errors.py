@@ -1,7 +1,10 @@
+import errno
+
 import pytest
 
 from candy_monai.cli.errors import BAD_INPUT, DONE, FAILED, done, report
 from candy_monai.errors import ExperimentError, RunFailedError
+from candy_monai.files import atomic_path
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,16 @@ def test_a_process_that_only_noticed_the_end_of_another_says_so(monkeypatch, cap
 def test_a_run_that_fails_after_its_start_is_told_apart_from_bad_input(capsys, kind, code):
     assert report(kind("runs/a: the disk is full"), debug=False) == code
     assert capsys.readouterr().err == "candy-monai: error: runs/a: the disk is full\n"
+
+
+def test_a_full_disk_is_said_in_one_line_with_the_file(tmp_path, capsys):
+    def write():
+        with atomic_path(tmp_path / "a.npz") as temporary, temporary.open("wb"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="a.npz") as caught:
+        write()
+    assert report(caught.value, debug=False) == FAILED
+    expected = f"candy-monai: error: {tmp_path / 'a.npz'}: cannot be written, the disk is full; make room and try again"
+    assert capsys.readouterr().err == expected + "\n"
+    assert not list(tmp_path.iterdir())

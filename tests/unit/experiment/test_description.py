@@ -44,12 +44,21 @@ def test_a_description_of_the_first_format_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     "entries",
-    [{"plan": []}, {"bundle": 3}, {"dataset": {"training": "case"}}, {"network": {"example_shape": ["wide"]}}],
+    [
+        {"plan": []},
+        {"bundle": 3},
+        {"num_classes": True},
+        {"regions": ["x"]},
+        {"regions": [{"name": "whole"}]},
+        {"dataset": {"training": "case"}},
+        {"dataset": {"training": [["case"]]}},
+        *({"network": {"example_shape": [1, size, 8]}} for size in ("wide", None, 0, -1, 2.5, 10**30)),
+    ],
     ids=str,
 )
 def test_a_damaged_entry_is_refused_by_its_name_and_the_file_s(tmp_path, entries):
     (tmp_path / "experiment.json").write_text(json.dumps({"format": FORMAT, **entries}))
-    names = "plan|bundle|dataset.training|network.example_shape"
+    names = "plan|bundle|num_classes|regions|dataset.training|network.example_shape"
     with pytest.raises(ExperimentError, match=rf"experiment\.json: ({names}) is"):
         read_description(tmp_path)
 
@@ -77,7 +86,9 @@ def test_a_folder_without_a_description_is_no_experiment(tmp_path):
         read_description(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": 99})])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 200_000, json.dumps({"format": 99})], ids=["empty", "cut", "list", "deep", "newer"]
+)
 def test_a_description_of_another_format_is_refused_by_name(tmp_path, text):
     (tmp_path / "experiment.json").write_text(text)
     with pytest.raises(ExperimentError, match=r"experiment\.json"):

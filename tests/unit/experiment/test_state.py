@@ -1,7 +1,9 @@
 import math
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.checkpoints import CheckpointRecord
@@ -40,6 +42,32 @@ def test_a_state_with_something_missing_is_refused(name):
     del content[name]
     with pytest.raises(ExperimentError, match=f"not the state of a run.*{name}"):
         RunState.from_dict(content)
+
+
+def test_a_state_whose_format_is_no_number_is_refused():
+    with pytest.raises(ExperimentError, match="this version reads format"):
+        RunState.from_dict(STATE.to_dict() | {"format": torch.ones(2)})
+
+
+@pytest.mark.parametrize("damaged", [{"epoch": "x"}, {"epoch": -5}, {"step": None}, {"best_score": "x"}], ids=str)
+def test_a_state_whose_progress_is_no_number_is_refused_by_its_name(damaged):
+    content = STATE.to_dict()
+    with pytest.raises(ExperimentError, match=f"not the state of a run.*{next(iter(damaged))} is"):
+        RunState.from_dict(content | {"progress": content["progress"] | damaged})
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, ("made",)
+
+
+def test_a_state_that_would_execute_something_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({**STATE.to_dict(), "extra": _Evil()}, tmp_path / "state.pt")
+    with pytest.raises(ExperimentError, match="state.pt: not readable") as caught:
+        load_state(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_nan_or_infinite_score_never_becomes_the_best():

@@ -271,6 +271,17 @@ def test_a_step_that_makes_no_label_map_is_refused(experiment, tmp_path):
         Predictor(folder, network=_network()).predict(_loaded(_scan()))
 
 
+@pytest.mark.parametrize(
+    "step", [{"_target_": "FillHolesd", "keys": "nokey"}, {"_target_": "DeleteItemsd", "keys": "pred"}], ids=str
+)
+@pytest.mark.parametrize("way", ["appended", "replaced"])
+def test_a_step_that_cannot_be_applied_is_named(experiment, tmp_path, step, way):
+    first = {"appended": [], "replaced": [{"_target_": "EnsureTyped", "keys": "pred", "track_meta": True}]}[way]
+    folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*first, *steps, step])
+    with pytest.raises(BadInputError, match=r"postprocessing.*cannot be applied to what was predicted \(KeyError"):
+        Predictor(folder, network=_network()).predict(_loaded(_scan()))
+
+
 def test_earlier_names_of_methods_warn_and_do_what_they_did(predictor):
     case = predictor.prepare("a", _loaded(_scan()))
     with pytest.warns(DeprecationWarning, match="bricks .* will be removed"):

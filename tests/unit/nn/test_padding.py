@@ -199,6 +199,12 @@ def test_a_padding_of_ours_is_built_again_from_its_description(padding):
     assert repr(again) == repr(padding)
 
 
+@pytest.mark.parametrize("factors", [["x"], [None, 8], [[1], 8], [8.5, 8], [0, 8], [8], [10**30, 8], "8", {}], ids=repr)
+def test_a_damaged_description_of_a_padding_is_refused(factors):
+    with pytest.raises(SettingsError, match="cannot be built from its description"):
+        padding_from_dict({"kind": "Pad2d", "min_factor": factors, "value": 0.0, "mode": "constant"})
+
+
 def test_a_user_s_own_padding_cannot_be_built_from_its_description():
     class Mine(Pad2d):
         pass

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -173,3 +175,32 @@ def test_closing_waits_no_longer_than_its_patience_for_an_observer_that_hangs():
     observer.close()
     assert observer._thread.is_alive()
     release.set()
+
+
+LEFT_BEHIND = """
+import threading
+import time
+import torch
+from candy_monai.observers.base import BackgroundObserver, Observer
+
+
+class Slow(Observer):
+    def receive(self, event):
+        while threading.main_thread().is_alive():
+            torch.ones(300, 300) @ torch.ones(300, 300)
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            torch.ones(300, 300) @ torch.ones(300, 300)
+        print("drawn")
+
+
+observer = BackgroundObserver(Slow(), patience_s=2)
+observer.receive(object())
+observer.close()
+print("closed")
+"""
+
+
+def test_what_was_left_behind_at_work_does_not_abort_the_process_at_its_end():
+    ended = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["closed", "drawn"]), ended.stderr

@@ -13,6 +13,7 @@ import torch
 from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
+from candy_monai.experiment.checkpoints import load_tensors, save_tensors
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.predictor import load_predictor
@@ -224,3 +225,35 @@ def test_a_resumed_run_reports_to_its_frontend_under_the_same_id(crashed):
 
     resume_training(crashed, frontends=[Telling], device="cpu", on_progress=_quiet)
     assert told == [("created", crashed.name), ("completed", crashed.name)]
+
+
+def _tampered_plan(description):
+    description["plan"]["patch_shape"] = "wide"
+
+
+def _unknown_bundle(description):
+    description["bundle"] = "os"
+
+
+@pytest.mark.parametrize("tamper", [_tampered_plan, _unknown_bundle])
+def test_what_a_tampered_description_says_is_refused_with_the_file_by_both_commands(crashed, phantom, tamper, capsys):
+    path = crashed / "experiment.json"
+    description = json.loads(path.read_text())
+    tamper(description)
+    path.write_text(json.dumps(description))
+    before = {file.name: file.read_bytes() for file in crashed.iterdir()}
+    image = next(phantom.glob("imagesTr/*"))
+    for command in (["resume", str(crashed)], ["predict", str(crashed), str(image), str(crashed.parents[1] / "pred")]):
+        assert main([*command, "--device", "cpu"]) == 2
+        error = capsys.readouterr().err
+        assert f"error: {path}: " in error
+        assert error.count("\n") == 1
+    assert {file.name: file.read_bytes() for file in crashed.iterdir()} == before
+
+
+def test_a_state_without_the_seed_is_refused(crashed):
+    content = load_tensors(crashed / "state.pt")
+    content["settings"]["seed"] = None
+    save_tensors(crashed / "state.pt", content)
+    with pytest.raises(ExperimentError, match=r"state\.pt: does not hold the seed"):
+        resume_training(crashed, device="cpu", on_progress=_quiet)

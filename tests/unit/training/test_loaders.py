@@ -9,8 +9,19 @@ from monai.data import Dataset as MonaiDataset
 from torch import optim
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler
 
+from candy_monai.data.samples.patches import EpochSampler
 from candy_monai.errors import BadInputError
-from candy_monai.training.loaders import Loaders, batches, first_sample, length, num_cases, why_not_exact
+from candy_monai.own_generators import OwnGenerators
+from candy_monai.seeding import GeneratorStates
+from candy_monai.training.loaders import (
+    Loaders,
+    batches,
+    batches_from,
+    first_sample,
+    length,
+    num_cases,
+    why_not_exact,
+)
 from tests.toys import SmallTrainer, Squares
 
 QUIET = {"save_preview": False, "val_score_prediction": False, "early_stop_tolerance": None}
@@ -217,3 +228,28 @@ def test_a_cache_that_moves_on_from_epoch_to_epoch_is_why_a_resumed_run_may_diff
     moving = SmartCacheDataset(data, lambda item: item, replace_rate=0.5, cache_num=2, progress=False)
     assert "SmartCacheDataset" in why_not_exact(DataLoader(moving))
     assert why_not_exact(DataLoader(CacheDataset(data, lambda item: item, progress=False))) is None
+
+
+class _DrawingDataset(Dataset):
+    """Draws from the global generators, as a user's own transform may."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return index + torch.rand(()).item() + np.random.rand() + random.random()
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("kind", [DataLoader, MonaiLoader])
+def test_within_an_epoch_samples_that_draw_from_the_global_generators_go_on_where_they_were(epoch, kind):
+    loader = kind(_DrawingDataset(), batch_size=2, sampler=EpochSampler(8), collate_fn=list)
+    own = OwnGenerators.of(loader=loader)
+    epoch_start = GeneratorStates.capture(own)
+    uninterrupted = batches_from(loader, epoch=epoch, first=0, epoch_start=None, own=own)
+    before = [next(uninterrupted) for _ in range(2)]
+    saved = GeneratorStates.capture(own)
+    after = list(uninterrupted)
+    assert len(before) == len(after) == 2
+    saved.restore(own)
+    assert list(batches_from(loader, epoch=epoch, first=2, epoch_start=epoch_start, own=own)) == after

@@ -280,10 +280,26 @@ def test_an_augmentation_that_makes_no_single_patch_is_refused(store, entry, fou
         patches(store, augmentation=[cutting(PLAN)[0], entry])[0]
 
 
-def test_a_step_that_cannot_be_applied_is_refused_with_its_position(store):
-    entries = [cutting(PLAN)[0], {"_target_": "RandFlipd", "keys": "img"}]
-    with pytest.raises(BadInputError, match=r"augmentation\[1\], RandFlipd\(keys='img'\): cannot be applied.*KeyError"):
-        patches(store, augmentation=entries)[0]
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"_target_": "RandFlipd", "keys": "img"}, r"RandFlipd\(keys='img'\): cannot be applied.*KeyError"),
+        (
+            {
+                "_target_": "RandSmoothFieldAdjustContrastd",
+                "keys": "image",
+                "spatial_size": [5] * 3,
+                "rand_size": [2] * 3,
+            }
+            | {"prob": 1.0},
+            r"RandSmoothFieldAdjustContrastd\(.*cannot be applied.*RuntimeError",
+        ),
+    ],
+    ids=["key", "shape"],
+)
+def test_a_step_that_cannot_be_applied_is_refused_with_its_position(store, entry, found):
+    with pytest.raises(BadInputError, match=rf"augmentation\[1\], {found}"):
+        patches(store, augmentation=[cutting(PLAN)[0], entry])[0]
 
 
 def is_tracked():
