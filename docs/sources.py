@@ -14,20 +14,27 @@ from pkgutil import iter_modules
 from textwrap import indent
 
 import candy_monai
+import candy_monai.transforms
 import candy_monai_bundles
 
 TITLES = {
+    "recipes": "Whole tasks: train, resume, cross-validate",
     "training": "Trainers",
     "inference": "Prediction",
     "evaluation": "Evaluation",
     "data": "Data",
+    "transforms": "Transforms",
     "nn": "Losses, schedules, averaging, padding",
     "metrics": "Metrics",
     "forecasting": "Forecast",
     "plotting": "Pictures",
+    "observers": "Observers and the events that they are told",
     "frontends": "Dashboards",
+    "demo": "A dataset to try",
 }
 OTHERS = "ground"
+TOGETHER = {"experiment": "observers"}
+"""Parts of the library whose public names are on another part's page."""
 
 
 def write_reference(folder: Path) -> None:
@@ -35,9 +42,11 @@ def write_reference(folder: Path) -> None:
     parts = defaultdict(list)
     for name, module in candy_monai._MODULE_OF.items():
         part = module.partition(".")[0]
-        parts[part if "." in module else OTHERS].append(name)
+        parts[TOGETHER.get(part, part) if "." in module else OTHERS].append(name)
+    parts["transforms"] = candy_monai.transforms.__all__
     titles = {**TITLES, **{part: part.capitalize() for part in parts if part not in TITLES}, OTHERS: "Errors and more"}
-    pages = {part: _page(title, "candy_monai", parts[part]) for part, title in titles.items() if part in parts}
+    package = defaultdict(lambda: "candy_monai", transforms="candy_monai.transforms")
+    pages = {part: _page(title, package[part], parts[part]) for part, title in titles.items() if part in parts}
     bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
     pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))
     entries = "\n".join(pages)

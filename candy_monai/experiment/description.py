@@ -81,12 +81,14 @@ class NetworkRecord(_Record):
     Attributes:
         example_shape: The shape ``(C, *spatial)`` that it was built for.
         arguments: What the trainer's ``network_arguments`` returned.
+        slice_axis: The axis across the slices that a 2-D network is applied to; None for any other network.
     """
 
     example_shape: Shape | None = field(
         default=None, metadata=_is(list, tuple, read=lambda shape: tuple(map(int, shape)) or None)
     )
     arguments: dict[str, Any] | None = field(default=None, metadata=_is(dict))
+    slice_axis: int | None = field(default=None, metadata=_is(int))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -355,9 +355,57 @@ class WholeOrWindowsInferer(WindowInferer):
         return tuple(-(-extent // by) * by for extent, by in zip(size, self.divisor, strict=True))
 
 
-def build_inferer(plan: Plan) -> WholeOrWindowsInferer:
+class SlicesInferer(WindowInferer):
+    """Runs the slices of volumes by a 2-D network, a few at once.
+
+    Slices are padded with zeros to a multiple of ``divisor`` and run whole; those of more than twice the voxels of
+    ``roi_size`` in blended windows of it. ``roi_size`` and ``divisor`` are 1 along the axis across the slices.
+    """
+
+    def __init__(self, roi_size: Sequence[int], *, divisor: Sequence[int], sw_batch_size: int | None = None) -> None:
+        super().__init__(roi_size, sw_batch_size)
+        self.divisor = tuple(divisor)
+
+    @override
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._windows(inputs.shape[2:])(inputs, network, *args, **kwargs)
+
+    @override
+    def tiles(
+        self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
+    ) -> Iterator[Tile]:
+        yield from self._windows(image.shape[1:]).tiles(image, network, in_layers=in_layers)
+
+    @override
+    def grid(self, size: Sequence[int]) -> WindowGrid:
+        return self._windows(size).grid(size)
+
+    @override
+    def num_windows(self, size: Sequence[int]) -> int:
+        return self._windows(size).num_windows(size)
+
+    @override
+    def input_shape(self, size: Sequence[int], device: torch.device) -> Shape:
+        return self._windows(size).input_shape(size, device)
+
+    def _windows(self, size: Sequence[int]) -> WindowInferer:
+        """Return what runs a volume of this size."""
+        window = tuple(
+            1 if roi == 1 else -(-extent // by) * by
+            for extent, by, roi in zip(size, self.divisor, self.roi_size, strict=True)
+        )
+        if window == self.divisor or math.prod(window) > WHOLE_IMAGE_LIMIT * math.prod(self.roi_size):
+            window = tuple(self.roi_size)
+        windows = WindowInferer(window, self.sw_batch_size)
+        windows.device, windows.sw_device, windows.new_buffer = self.device, self.sw_device, self.new_buffer
+        return windows
+
+
+def build_inferer(plan: Plan) -> WholeOrWindowsInferer | SlicesInferer:
     """Return the inferer that validation and prediction of a planned run share."""
-    return WholeOrWindowsInferer(plan.patch_shape, divisor=plan.divisor)
+    if plan.slice_axis is None:
+        return WholeOrWindowsInferer(plan.patch_shape, divisor=plan.divisor)
+    return SlicesInferer(plan.patch_shape, divisor=plan.divisor, sw_batch_size=plan.batch_size)
 
 
 class MainOutput(nn.Module):
@@ -427,7 +475,7 @@ def describe_inferer(inferer: Inferer | None, plan: Plan | None = None) -> Infer
     """Return an inferer in plain values, for ``experiment.json``; with a plan it may be the one that this gives."""
     if inferer is None:
         return None
-    if plan is not None and type(inferer) is WholeOrWindowsInferer:
+    if plan is not None and type(inferer) in (WholeOrWindowsInferer, SlicesInferer):
         return PLAN if describe_windows(inferer) == describe_windows(build_inferer(plan)) else CUSTOM
     try:
         return _described(inferer)

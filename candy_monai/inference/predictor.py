@@ -70,6 +70,7 @@ from candy_monai.inference.outputs import (
 from candy_monai.network import choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.padding import padding_from_dict
+from candy_monai.nn.slicewise import Slicewise, build_for_slices, padding_of_slices
 from candy_monai.registry import find_bundle
 from candy_monai.transforms.painting import LabelPainter
 
@@ -605,8 +606,11 @@ class Predictor(CasePredictor, HasDevice):
         return needed if on_host else dataclasses.replace(needed, network=0, output=0, buffer=0)
 
     def _load(self, network: nn.Module | None, weights_file: Path) -> nn.Module:
+        axis = self.description.network.slice_axis
         if network is None:
-            network = self.build_network(self._example_shape)
+            network = build_for_slices(self.build_network, self._example_shape, axis)
+        elif axis is not None and not isinstance(plain_network(network), Slicewise):
+            network = Slicewise(network, axis)
         weights = load_weights(weights_file)
         try:
             plain_network(network).load_state_dict(weights)
@@ -615,6 +619,7 @@ class Predictor(CasePredictor, HasDevice):
             name = type(network).__name__
             raise ExperimentError(f"{weights_file}: does not fit the network {name}: {first[:200]}") from error
         padding = self._padding if self._padding is not None else self.build_padding_module()
+        padding = padding_of_slices(padding, axis)
         amp = choose_precision(self.description.setting("amp"), self.device())
         if amp == "fp16" and self.device().type == "cpu":
             amp = None  # CPUs are slow in half precision

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.nn.padding import Pad2d, Pad3d
+
+SLICES_AT_ONCE = 16
+"""Without gradients a volume's slices are run in groups of so many, whose activations fit into little memory."""
 
 
 class Slicewise(nn.Module):
@@ -34,14 +42,48 @@ class Slicewise(nn.Module):
             args: Passed to the network.
             kwargs: Passed to the network.
         """
-        slices = x.movedim(2 + self.axis, 1)
-        outputs = self.network(slices.flatten(0, 1), *args, **kwargs)
-        return self._as_volumes(outputs, slices.shape[:2])
+        volumes = x.movedim(2 + self.axis, 1)
+        slices = volumes.flatten(0, 1)
+        groups = (slices,) if torch.is_grad_enabled() else torch.split(slices, SLICES_AT_ONCE)
+        return self._as_volumes([self.network(group, *args, **kwargs) for group in groups], volumes.shape[:2])
 
-    def _as_volumes(self, outputs: Any, counts: tuple[int, ...]) -> Any:
-        if isinstance(outputs, Tensor):
+    def _as_volumes(self, groups: Sequence[Any], counts: tuple[int, ...]) -> Any:
+        """Return what was made of each group of slices, as volumes."""
+        first = groups[0]
+        if isinstance(first, Tensor):
+            outputs = first if len(groups) == 1 else torch.cat(tuple(groups))
             stacked = outputs.reshape(*counts, *outputs.shape[1:])
             return stacked.movedim(1, stacked.ndim - 3 + self.axis)
-        if isinstance(outputs, dict):
-            return {key: self._as_volumes(value, counts) for key, value in outputs.items()}
-        return type(outputs)(self._as_volumes(value, counts) for value in outputs)
+        if isinstance(first, dict):
+            return {key: self._as_volumes([group[key] for group in groups], counts) for key in first}
+        return type(first)(self._as_volumes(values, counts) for values in zip(*groups, strict=True))
+
+
+def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, axis: int | None) -> nn.Module:
+    """Build a network for an example, where ``axis`` is given a 2-D one that is applied to slices.
+
+    Args:
+        build: Builds a network for examples ``(C, *spatial)``.
+        example_shape: ``(C, *spatial)``.
+        axis: The spatial axis across the slices; None for a network with as many axes as the example.
+    """
+    network = build(without_axis(example_shape, axis))
+    return network if axis is None else Slicewise(network, axis)
+
+
+def without_axis(shape: Shape, axis: int | None) -> Shape:
+    """Return a shape ``(C, *spatial)`` without the spatial axis across slices, if there is one."""
+    return shape if axis is None else (*shape[: 1 + axis], *shape[2 + axis :])
+
+
+def padding_of_slices(padding: nn.Module | None, axis: int | None) -> nn.Module | None:
+    """Return a module that pads volumes as a 2-D network's padding module pads slices.
+
+    Args:
+        padding: A `Pad2d`, or any other module, which is returned as it is.
+        axis: The spatial axis across the slices; None where there is none.
+    """
+    if axis is None or not isinstance(padding, Pad2d):
+        return padding
+    factor = padding.min_factor
+    return Pad3d((*factor[:axis], 1, *factor[axis:]), value=padding.value, mode=padding.mode)

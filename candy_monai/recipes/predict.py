@@ -13,6 +13,7 @@ from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shap
 from candy_monai.experiment.runs import folds_below, summarize, what_is_below
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.predictor import CasePredictor, Predictor, load_predictor
+from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.recipes.train import find_trainer
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -112,7 +113,7 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
         trainer.num_classes = description.num_classes
     return Predictor(
         folder,
-        network=trainer.build_network(example_shape(folder, description)),
+        network=build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis),
         padding=trainer.build_padding_module(),
         inferer=trainer.inferer if description.inferer == CUSTOM else None,
         **options,

@@ -103,17 +103,12 @@ def prepare_dataset(
         on_progress(f"Warning: {warning}")
     memory, overrides = device_memory(device), options.overrides or {}
     bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.memory_factor))
-    if given is None or options.plan is None:
-        made = plan(fingerprint, memory_bytes=bound, overrides=overrides, configuration=options.configuration)
-    else:
-        made = adopted_plan(given, plan(fingerprint, memory_bytes=bound), overrides, path=options.plan)
-        if options.configuration not in ("auto", made.configuration):
-            raise SettingsError(
-                f"{options.plan}: a plan of the configuration {made.configuration}, asked for {options.configuration}: "
-                "leave out --configuration or --plan"
-            )
+    made = _planned(fingerprint, options, given, bound)
     if trainer is not None:
         trainer.check_plan(made)  # before the cases are preprocessed for it
+    if made.slice_axis is not None:
+        other = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
+        on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{other}")
     left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
@@ -148,6 +143,20 @@ def prepare_dataset(
         training=training,
         validation=validation,
     )
+
+
+def _planned(fingerprint: Fingerprint, options: TrainOptions, given: Plan | None, memory_bytes: int | None) -> Plan:
+    """Return the plan that follows from a dataset and the options, or the one that was given."""
+    overrides = options.overrides or {}
+    if given is None or options.plan is None:
+        return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=options.configuration)
+    adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
+    if options.configuration not in ("auto", adopted.configuration):
+        raise SettingsError(
+            f"{options.plan}: a plan of the configuration {adopted.configuration}, asked for {options.configuration}: "
+            "leave out --configuration or --plan"
+        )
+    return adopted
 
 
 def store_of(options: TrainOptions) -> Path:

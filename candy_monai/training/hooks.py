@@ -10,8 +10,10 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.errors import SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.nn.slicewise import without_axis
 from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.toolbox import TrainerToolbox
 
@@ -33,12 +35,15 @@ class Hooks(ABC):
             it is unknown. Override it with a score of your own.
         ignore_index: Label id of voxels that the padding module adds, so that a loss and metrics of your own leave them
             out; None for 0, the background's. Override it where labels have an id that counts nowhere.
+        slice_axis: The spatial axis across the slices of volumes for a 2-D network, 0 to 2; None for a network with as
+            many axes as the images. Override it to train a 2-D network on volumes, slice by slice.
     """
 
     max_grad_norm: float | None = None
     bundle: str | None = None
     score_range: ScoreRange | None = None
     ignore_index: int | None = None
+    slice_axis: int | None = None
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
@@ -56,7 +61,8 @@ class Hooks(ABC):
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network for examples of shape ``(C, *spatial)``, as they come out of the padding module.
 
-        Every trainer overrides it.
+        Every trainer overrides it. Where `slice_axis` is set, the examples are slices ``(C, H, W)`` of volumes, and the
+        2-D network is applied to each slice.
         """
 
     @abstractmethod
@@ -158,8 +164,9 @@ class Hooks(ABC):
 
         Override it to add what a later resumption is compared with.
         """
-        arguments = self.network_arguments(example_shape)
-        return {"network": {"example_shape": list(example_shape), "arguments": arguments}}
+        arguments = self.network_arguments(without_axis(example_shape, self.slice_axis))
+        network = {"example_shape": list(example_shape), "arguments": arguments, "slice_axis": self.slice_axis}
+        return {"network": network}
 
     def network_arguments(self, example_shape: Shape) -> dict[str, Any] | None:
         """Return what the bundle needs to build this network again, as plain values; None if there is no bundle.
@@ -178,6 +185,18 @@ class Hooks(ABC):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `get_extra_state` returned when the run was saved. Override it together with that."""
+
+    def _check_one(self, image: Tensor, label: Tensor) -> None:
+        """Check one training sample, or the first slice of it, as `check_sample` sees it."""
+        axis = self.slice_axis
+        if axis is not None:
+            if image.ndim != 4 or axis not in (0, 1, 2):
+                raise SettingsError(
+                    f"slice_axis is {axis}, and the first training image has the shape {tuple(image.shape)}: expected "
+                    "an axis of 0 to 2 and a volume (C, *spatial); set slice_axis = None for pictures"
+                )
+            image, label = image.select(1 + axis, 0), label.select(1 + axis, 0)
+        self.check_sample(image, label)
 
     # What trainers of this package override
 

@@ -117,7 +117,7 @@ class SegmentationTrainer(Trainer):
         self.check_plan(plan)
         self.plan = plan
         self.num_classes, self.regions = plan.num_classes, plan.regions
-        self.ignore_index = plan.ignore_label
+        self.ignore_index, self.slice_axis = plan.ignore_label, plan.slice_axis
         self.deep_supervision = plan.deep_supervision
         self.score = "dice"
         self.learning_rate, self.weight_decay = plan.learning_rate, plan.weight_decay

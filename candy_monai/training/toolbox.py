@@ -22,6 +22,7 @@ from candy_monai.network import (
     plain_network,
 )
 from candy_monai.nn.padding import pad_labels
+from candy_monai.nn.slicewise import build_for_slices, padding_of_slices
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
 
@@ -125,14 +126,18 @@ def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device
     Raises:
         BadInputError: If a ``build_*`` method returned something else than it has to.
     """
-    padding = trainer.build_padding_module()
+    padding = padding_of_slices(trainer.build_padding_module(), trainer.slice_axis)
     example = trainer._network_input(image)[None].to(device)
     if padding is not None:
         padding = returned(trainer, "build_padding_module", padding, nn.Module).to(device)
         example = padding(example)
     example_shape = tuple(example.shape[1:])
     num_dims = len(example_shape) - 1
-    network = returned(trainer, "build_network", trainer.build_network(example_shape), nn.Module).to(device)
+    network = build_for_slices(
+        lambda shape: returned(trainer, "build_network", trainer.build_network(shape), nn.Module),
+        example_shape,
+        trainer.slice_axis,
+    ).to(device)
     initialize_lazy(network, example)
     check_takes_complex(network, example)
     image_type = _floating_type(network)

@@ -182,7 +182,7 @@ class Trainer(Hooks, HasDevice):
             self._messages, self._saved = [], None
             with run.lasting():
                 image, label, run.stream = first_sample(run.loaders.training)
-                self.check_sample(image, label)
+                self._check_one(image, label)
                 check_score_range(self.score_range)
                 equipment = build_toolbox(self, run.settings, image, device)
                 run.equip(equipment)

@@ -39,7 +39,7 @@ class CMUNeXtTrainer(SegmentationTrainer):
     @classmethod
     def check_plan(cls, plan: Plan) -> None:
         super().check_plan(plan)
-        if plan.num_dims != 2:
+        if plan.network_dims != 2:
             raise BadInputError(f"{plan.dataset_name}: holds volumes, and {_ONLY_PICTURES}")
         if network := [name for name in ("filters", "kernel_sizes", "strides") if name in plan.chosen]:
             raise SettingsError(f"CMUNeXt's layout is that of its variant: leave out {', '.join(network)}")

@@ -44,8 +44,9 @@ class UNetTrainer(SegmentationTrainer):
     @override
     def use_plan(self, plan: Plan) -> None:
         super().use_plan(plan)
-        self.num_dims = plan.num_dims
-        self.filters, self.kernel_sizes, self.strides = plan.filters, plan.kernel_sizes, plan.strides
+        topology = plan.network_topology
+        self.num_dims, self.filters = plan.network_dims, plan.filters
+        self.kernel_sizes, self.strides = topology.kernel_sizes, topology.strides
 
     @override
     def build_padding_module(self) -> nn.Module | None:

@@ -77,6 +77,8 @@ def _configuration(plan: Plan) -> Choice:
         reason = "You asked for it."
     elif plan.slice_axis is None:
         reason = "A 3-D network sees what lies before and behind each slice; slices are for thick ones on a CPU."
+    elif plan.median_shape[plan.slice_axis] == 1:
+        reason = "The volumes are one slice thick."
     else:
         reason = (
             "Slices are thick and the memory is that of a CPU or a small GPU: there a 2-D network, which sees many "
@@ -156,9 +158,11 @@ def num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
 
 def patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:
     share = math.prod(plan.patch_shape) / math.prod(plan.median_shape)
+    small = "" if plan.slice_axis is None else ", on a CPU or a small GPU to the voxels of 160 x 160"
     return (
-        f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the memory; "
-        f"a multiple of {as_text(plan.divisor)}, which the network divides by. Holds {share:.0%} of a median case."
+        f"Starts at the median shape {as_text(plan.median_shape)} and shrinks until two patches fit into the memory"
+        f"{small}; a multiple of {as_text(plan.divisor)}, which the network divides by. Holds {share:.0%} of a median "
+        "case."
     )
 
 

@@ -221,6 +221,16 @@ class Plan:
         return Topology(kernel_sizes=self.kernel_sizes, strides=self.strides)
 
     @property
+    def network_dims(self) -> int:
+        """Spatial axes of the network: 2 for pictures and for slices of volumes, else 3."""
+        return 2 if self.configuration == "2d" else 3
+
+    @property
+    def network_topology(self) -> Topology:
+        """The network's kernels and strides along its own axes: those of a slice where it sees slices."""
+        return self.topology if self.slice_axis is None else self.topology.without_axis(self.slice_axis)
+
+    @property
     def divisor(self) -> Shape:
         """What each axis of the network's input must be a multiple of: the product of its strides."""
         return self.topology.divisor
@@ -323,7 +333,7 @@ def plan(
     the memory by the model of ``topology.training_bytes``. Each axis is rounded up to what the network
     divides it by, and the batch grows while memory allows, to at most a twentieth of the dataset's voxels. Under 4 GiB,
     which means a CPU or a small GPU, the network starts at 16 filters instead of 32, a step is kept at about 400 000
-    voxels, and the schedule is short.
+    voxels, slices of volumes at 160 x 160, and the schedule is short.
 
     Args:
         fingerprint: From ``inspect``.

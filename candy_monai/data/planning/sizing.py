@@ -27,6 +27,9 @@ LIGHT_BELOW_BYTES = 4 << 30
 """A memory below this means a CPU or a small GPU, and a network that starts at 16 filters instead of 32."""
 
 _LIGHT_VOXELS_PER_STEP = 400_000
+_LIGHT_VOXELS_PER_SLICE = 160 * 160
+"""A step on a CPU holds many small slices rather than few large ones: a third into ten minutes of ACDC, 16 of 160 x 160
+a step had reached a Dice of 0.877 on ten of the training cases, 6 of 192 x 256 a step one of 0.807."""
 _LARGEST_SHARE_OF_DATASET = 0.05  # a batch that saw more of all voxels would hardly be random
 _SMALLEST_BATCH = 2
 _LARGEST_BATCH = {2: 32, 3: 16}
@@ -106,6 +109,7 @@ def fit_network(
     num_outputs: int,
     memory_bytes: int,
     overrides: Overrides,
+    most_voxels: float = math.inf,
 ) -> FittedNetwork:
     """Return the largest patch, then the largest batch, that a memory allows.
 
@@ -116,6 +120,7 @@ def fit_network(
         num_outputs: Channels of the network's output.
         memory_bytes: Memory of a training step.
         overrides: What the user fixed, with one value for each spatial axis.
+        most_voxels: Voxels of a patch at most, as far as its axes can be shortened.
 
     Raises:
         SettingsError: If an override cannot be met.
@@ -131,7 +136,9 @@ def fit_network(
     least = overrides.get("batch_size", _SMALLEST_BATCH)
     start = overrides.get("patch_shape", _largest_patch(median, spacing_mm))
     network = search.network(start, least)
-    while "patch_shape" not in overrides and search.cost(network, least) > memory_bytes:
+    while "patch_shape" not in overrides and (
+        search.cost(network, least) > memory_bytes or math.prod(network.patch_shape) > most_voxels
+    ):
         smaller = _smaller(search, network, median)
         if smaller is None:
             break
@@ -150,18 +157,27 @@ def fit_slice_network(axis: int) -> Callable[..., FittedNetwork]:
     """
 
     def fit(
-        shapes: Sequence[Shape], spacing_mm: Sequence[float], *, overrides: Overrides, **options: int
+        shapes: Sequence[Shape],
+        spacing_mm: Sequence[float],
+        *,
+        memory_bytes: int,
+        overrides: Overrides,
+        **options: int,
     ) -> FittedNetwork:
         flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
         slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
-        network = fit_network(slices, _without(spacing_mm, axis), overrides=flat, **options)
+        network = fit_network(
+            slices,
+            _without(spacing_mm, axis),
+            memory_bytes=memory_bytes,
+            overrides=flat,
+            most_voxels=_LIGHT_VOXELS_PER_SLICE if memory_bytes < LIGHT_BELOW_BYTES else math.inf,
+            **options,
+        )
         return dataclasses.replace(
             network,
-            patch_shape=_with_one(network.patch_shape, axis),
-            topology=Topology(
-                kernel_sizes=tuple(_with_one(kernel, axis) for kernel in network.topology.kernel_sizes),
-                strides=tuple(_with_one(stride, axis) for stride in network.topology.strides),
-            ),
+            patch_shape=(*network.patch_shape[:axis], 1, *network.patch_shape[axis:]),
+            topology=network.topology.with_flat_axis(axis),
         )
 
     return fit
@@ -172,10 +188,6 @@ def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:
     if value and isinstance(value[0], tuple):
         return tuple(_without(level, axis) for level in value)
     return (*value[:axis], *value[axis + 1 :])
-
-
-def _with_one(value: Shape, axis: int) -> Shape:
-    return (*value[:axis], 1, *value[axis:])
 
 
 def _largest_patch(median: Shape, spacing_mm: Sequence[float]) -> Shape:

@@ -46,6 +46,21 @@ class Topology:
         """What each axis of a patch must be a multiple of."""
         return tuple(math.prod(factors) for factors in zip(*self.strides, strict=True))
 
+    def without_axis(self, axis: int) -> Topology:
+        """Return the topology along the other axes."""
+        kernels, strides = (
+            tuple((*level[:axis], *level[axis + 1 :]) for level in levels)
+            for levels in (self.kernel_sizes, self.strides)
+        )
+        return Topology(kernel_sizes=kernels, strides=strides)
+
+    def with_flat_axis(self, axis: int) -> Topology:
+        """Return the topology with one axis more, along which kernels and strides are 1."""
+        kernels, strides = (
+            tuple((*level[:axis], 1, *level[axis:]) for level in levels) for levels in (self.kernel_sizes, self.strides)
+        )
+        return Topology(kernel_sizes=kernels, strides=strides)
+
 
 def topology_of(patch_shape: Shape, spacing_mm: Sequence[float], *, max_levels: int) -> Topology:
     """Return the deepest topology that a patch allows, up to a number of levels, but at least three.

@@ -5,7 +5,8 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import nn
 
-from candy_monai.nn.slicewise import Slicewise
+from candy_monai.nn.padding import Pad2d
+from candy_monai.nn.slicewise import SLICES_AT_ONCE, Slicewise, build_for_slices, padding_of_slices
 
 
 def unet(**options: object) -> DynUNet:
@@ -50,3 +51,40 @@ def test_gradients_are_those_of_the_slices_as_a_batch():
     batch(volumes.movedim(4, 1).flatten(0, 1)).square().mean().backward()
     for ours, theirs in zip(sliced.parameters(), batch.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_without_gradients_slices_are_run_in_groups_with_the_same_result():
+    sizes = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return {"twice": x * 2}
+
+    volumes = torch.randn(1, 1, 4, 4, SLICES_AT_ONCE + 3)
+    with torch.no_grad():
+        found = Slicewise(Counting(), 2)(volumes)["twice"]
+    assert sizes == [SLICES_AT_ONCE, 3]
+    assert torch.equal(found, volumes * 2)
+
+
+def test_a_network_is_built_for_slices_where_there_is_an_axis_of_them():
+    seen = []
+
+    def build(shape):
+        seen.append(shape)
+        return nn.Identity()
+
+    assert isinstance(build_for_slices(build, (2, 8, 9, 3), 1), Slicewise)
+    assert isinstance(build_for_slices(build, (2, 8, 9, 3), None), nn.Identity)
+    assert seen == [(2, 8, 3), (2, 8, 9, 3)]
+
+
+def test_volumes_are_padded_as_their_slices_would_be():
+    padding = padding_of_slices(Pad2d((8, 4), mode="reflect"), 0)
+    assert padding(torch.zeros(1, 1, 3, 9, 9)).shape == (1, 1, 3, 16, 12)
+    other = nn.Identity()
+    assert padding_of_slices(other, 0) is other
+    assert padding_of_slices(None, 0) is None
+    pad = Pad2d(4)
+    assert padding_of_slices(pad, None) is pad
