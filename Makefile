@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
 
-# Without what trains or reads images: see "How it is worked on" in CONTRIBUTING.md.
+# Without what trains or reads images: see "Set up" in CONTRIBUTING.md.
 QUICK := tests/golden tests/unit/test_*.py $(addprefix tests/unit/,experiment forecasting metrics nn transforms)
 
 fmt: $(VENV)/.test

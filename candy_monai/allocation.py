@@ -37,7 +37,7 @@ class _Process:
 
 @cache
 def give_back_freed_memory() -> None:
-    """Have blocks from 1 MB given back as soon as they are freed: a process then holds what it uses, and is slower.
+    """Return blocks from 1 MB to the system once they are freed: a process then holds what it uses, and is slower.
 
     What fits into a hole that smaller blocks have left by then still goes there.
     """
@@ -49,7 +49,7 @@ def give_back_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Have blocks up to 32 MB used again meanwhile, and give back in the end what is not used any more.
+    """Keep freed memory up to 32 MB a piece for reuse within a block, and return in the end what is unused.
 
     For many passes of a network: the process then holds up to half a gigabyte that it does not use. Changes nothing
     where the user chose something for the allocator, or memory is to be given back at once. Afterwards the library

@@ -42,7 +42,7 @@ _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "
 
 
 def config_folder() -> Path:
-    """Name the folder of the user's own settings and secrets; it need not exist.
+    """Return the folder of the user's own settings and secrets; it need not exist.
 
     It is ``$CANDY_MONAI_CONFIG``, else the platform's own: on Linux ``$XDG_CONFIG_HOME/candy_monai``, else
     ``~/.config/candy_monai``. As the XDG rules ask, a relative ``$XDG_CONFIG_HOME`` is ignored.
@@ -85,7 +85,7 @@ def load_settings(path: PathLike | None = None) -> dict[str, Setting]:
 
 
 def settings_files(path: PathLike | None = None) -> list[Path]:
-    """Name the settings files that `load_settings` reads, in its order; those that may be missing and are, left out."""
+    """Return the settings files that `load_settings` reads, in its order, without those that may be missing and are."""
     own = [file for file in (config_folder() / SETTINGS_FILE, Path(SETTINGS_FILE)) if file.exists()]
     return own if path is None else [*own, Path(path)]
 
@@ -142,7 +142,7 @@ def load_secrets(path: PathLike | None = None) -> Secrets:
 
 
 def secrets_file() -> Path:
-    """Name the user's own secrets file; it need not exist."""
+    """Return the path of the user's own secrets file; it need not exist."""
     return config_folder() / SECRETS_FILE
 
 
@@ -174,7 +174,7 @@ def save_secret(name: str, value: Secret) -> Path:
 
 
 def environment_variable(secret: str) -> str:
-    """Name the environment variable that holds a secret."""
+    """Return the name of the environment variable that holds a secret."""
     return _ENVIRONMENT_PREFIX + _normalised(secret).upper()
 
 
@@ -240,7 +240,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def _parsed(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:
-    """Turn YAML into a mapping; with ``quote`` off, errors repeat nothing of the file but names."""
+    """Parse YAML that is a mapping; with ``quote`` off, errors repeat nothing of the file but names."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -36,7 +36,7 @@ class HasDevice:
 
 
 def auto_device() -> str:
-    """Name the best device of this machine: the CUDA device with the most free memory, else ``mps``, else ``cpu``."""
+    """Return the name of the best device: the CUDA device with the most free memory, else ``mps``, else ``cpu``."""
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
         return f"cuda:{free.index(max(free))}"

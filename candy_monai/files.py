@@ -125,7 +125,7 @@ def _wait_for(handle: int, begin: int, count: int) -> None:
 
 
 def _forget(handle: int, begin: int = 0, count: int = 0) -> None:
-    """Take what is on the disk out of the system's cache, and let the rest be written, without waiting for it."""
+    """Drop what is on the disk from the system's cache, and start to write the rest, without waiting for it."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.posix_fadvise(handle, begin, count, os.POSIX_FADV_DONTNEED)
@@ -193,7 +193,7 @@ _UMASK = _umask()
 
 
 def discard_standard_output() -> None:
-    """Let what is still to be printed go nowhere, since nobody reads it any more (``python train.py | head``).
+    """Discard what is still to be printed, since nobody reads it any more (``python train.py | head``).
 
     Otherwise each further line would be an error, and so would the end of the program, which flushes the output.
     """

@@ -56,7 +56,7 @@ def plain_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def initialize_lazy(network: nn.Module, example: Tensor) -> None:
-    """Show a network one example if it has layers that wait for one to know their sizes.
+    """Run a network on one example if it has layers that need one to know their sizes.
 
     Args:
         network: On the example's device.
@@ -114,7 +114,7 @@ def _uninitialized(network: nn.Module) -> list[str]:
 
 @contextmanager
 def copyable(network: nn.Module) -> Iterator[None]:
-    """Let a network be copied that keeps computed tensors, as old-style `torch.nn.utils.weight_norm` does.
+    """Detach computed tensors that a network keeps, as of `torch.nn.utils.weight_norm`, within a block, to copy it.
 
     They are computed anew in each forward pass; autograd refuses to copy them.
     """

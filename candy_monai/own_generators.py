@@ -56,7 +56,7 @@ class OwnGenerators:
         return {place: _state_of(generator) for place, generator in self._found.items()}
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Put generators back to the states of their places; those without one stay as they are."""
+        """Restore generators to the states of their places; those without one stay as they are."""
         for place, generator in self._found.items():
             if place in states:
                 _restore(generator, states[place])
@@ -113,7 +113,7 @@ def _restore(generator: Generator, state: Any) -> None:
 
 
 def _plain(state: Any) -> Any:
-    """Turn NumPy's arrays into lists."""
+    """Convert NumPy's arrays to lists."""
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state

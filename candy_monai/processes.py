@@ -1,6 +1,6 @@
-"""The processes that train one run together, as ``torchrun`` starts them: who they are and what they tell each other.
+"""The processes that train one run together, as ``torchrun`` starts them, and their communication.
 
-Owns the communication. Gradients are averaged at each step rather than by ``DistributedDataParallel``: a trainer's own
+Gradients are averaged at each step rather than by ``DistributedDataParallel``: a trainer's own
 ``backward`` may make several passes, another number of them in each process, and leave parameters out.
 """
 
@@ -27,13 +27,13 @@ class Processes:
 
     Args:
         rank: This process's number.
-        count: Processes in all.
+        world_size: Processes in all.
         local_rank: This process's number among those of its machine, which chooses its GPU.
     """
 
-    def __init__(self, *, rank: int = 0, count: int = 1, local_rank: int = 0) -> None:
+    def __init__(self, *, rank: int = 0, world_size: int = 1, local_rank: int = 0) -> None:
         self.rank = rank
-        self.count = count
+        self.world_size = world_size
         self.local_rank = local_rank
         self._control: distributed.ProcessGroup | None = None
 
@@ -45,35 +45,35 @@ class Processes:
             SettingsError: If the variables contradict each other.
         """
         try:
-            rank, count, local = (
+            rank, world_size, local = (
                 int(os.environ.get(name, default))
                 for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
             )
         except ValueError as error:
             raise SettingsError(f"torchrun sets RANK, WORLD_SIZE and LOCAL_RANK to numbers: {error}") from None
-        if not 0 <= rank < count:
-            raise SettingsError(f"RANK is {rank} and WORLD_SIZE {count}: start the processes with torchrun")
-        return cls(rank=rank, count=count, local_rank=local)
+        if not 0 <= rank < world_size:
+            raise SettingsError(f"RANK is {rank} and WORLD_SIZE {world_size}: start the processes with torchrun")
+        return cls(rank=rank, world_size=world_size, local_rank=local)
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
     def device_of(self, device: torch.device) -> torch.device:
         """Return this process's own device: the GPU of its number where only ``cuda`` was asked for."""
-        if self.count > 1 and str(device) == "cuda":
+        if self.world_size > 1 and str(device) == "cuda":
             return torch.device("cuda", self.local_rank)
         return device
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Let the processes reach each other; does nothing for one, or where they do already.
+        """Connect the processes within a block; does nothing for one, or where they are connected already.
 
         Args:
             device: Where this process computes: GPUs are connected by NCCL, all else by Gloo.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             yield
             return
         ours = not distributed.is_initialized()
@@ -89,13 +89,13 @@ class Processes:
                 distributed.destroy_process_group()
 
     @contextmanager
-    def one_after_the_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Run a block in the first process, and in the others when it is done: what it made is there for them.
 
         Raises:
             CandyError: In the others, if the first one failed.
         """
-        if self.is_first:
+        if self.is_main:
             try:
                 yield
             except BaseException:
@@ -109,42 +109,42 @@ class Processes:
 
     def broadcast(self, value: T) -> T:
         """Return the first process's value."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         values: list[Any] = [value]
         distributed.broadcast_object_list(values, src=0, group=self._control)
         return values[0]  # type: ignore[no-any-return]
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return every process's value, in the order of their numbers."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value, group=self._control)
         return values
 
-    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+    def all_reduce_any(self, flags: Sequence[bool]) -> list[bool]:
         """Return for each flag whether it is set in any process. Waits for no GPU."""
-        if self.count == 1:
+        if self.world_size == 1:
             return list(flags)
         together = torch.tensor(flags, dtype=torch.uint8)
         distributed.all_reduce(together, distributed.ReduceOp.MAX, group=self._control)
         return [bool(flag) for flag in together.tolist()]
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over all processes, in place; each process passes the same ones."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         for part in _parts(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in part])
             distributed.all_reduce(flat)
-            flat.div_(self.count)
+            flat.div_(self.world_size)
             means = torch.split_with_sizes(flat, [tensor.numel() for tensor in part])
             torch._foreach_copy_(part, [mean.view_as(tensor) for mean, tensor in zip(means, part, strict=True)])
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process, in place."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)

@@ -24,16 +24,20 @@ class Bundle:
     """One architecture, ready to train and to predict with.
 
     Attributes:
-        name: Its entry point's name.
+        name: Its entry point's name; also set as ``bundle`` of a trainer that does not say its own.
         build_network: Builds the network from what the trainer's ``network_arguments`` returned.
         trainer: The trainer's class, a `SegmentationTrainer`.
-        predictor: The predictor's class.
+        predictor: The predictor's class, a `Predictor`; None for `Predictor` itself.
     """
 
     name: str
     build_network: Callable[..., nn.Module]
     trainer: type[object]
-    predictor: type[object]
+    predictor: type[object] | None = None
+
+    def __post_init__(self) -> None:
+        if "bundle" not in vars(self.trainer):
+            self.trainer.bundle = self.name  # type: ignore[attr-defined]  # trainers are above this layer
 
 
 def bundle_names() -> list[str]:

@@ -80,7 +80,7 @@ def _become_deterministic() -> None:
 
 
 def _undo_determinism() -> None:
-    """Put back each switch that still stands as we left it; what somebody else moved since then is theirs."""
+    """Restore each switch that still is as it was set here; what somebody else changed since then is theirs."""
     global _before
     if _before is None:
         return
@@ -134,7 +134,7 @@ class GeneratorStates:
         )
 
     def restore(self, own: OwnGenerators | None = None) -> None:
-        """Put every generator back to this state; CUDA states are skipped where the devices differ."""
+        """Restore every generator to this state; CUDA states are skipped where the devices differ."""
         version, internal, gauss = self.python
         random.setstate((version, tuple(internal), gauss))
         name, keys, position, has_gauss, cached = self.numpy

@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+hypothesis.settings.register_profile("however busy the machine is", deadline=None)
+hypothesis.settings.load_profile("however busy the machine is")
 
 
 @pytest.fixture

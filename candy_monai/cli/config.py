@@ -79,7 +79,7 @@ def list_secrets() -> None:
 
 
 def show() -> None:
-    """Show the settings that are in force, as YAML, the files that they come from, and what training would refuse."""
+    """Print the settings that are in force, as YAML, the files that they come from, and what training would refuse."""
     import yaml
 
     from candy_monai.config import config_folder, load_secrets, load_settings, settings_files
@@ -101,7 +101,7 @@ def show() -> None:
 
 
 def path() -> None:
-    """Name the folder of the user's settings and secrets."""
+    """Print the folder of the user's settings and secrets."""
     from candy_monai.config import config_folder
 
     print(config_folder())

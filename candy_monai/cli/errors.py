@@ -66,7 +66,7 @@ def say(message: str) -> None:
 
 
 def _is_another_process_s(error: BaseException) -> bool:
-    """Tell whether this process, one of several under torchrun, only noticed that another one was gone."""
+    """Return whether this process, one of several under torchrun, only noticed that another one was gone."""
     text = str(error)
     return os.environ.get("WORLD_SIZE", "1") != "1" and any(
         f"Connection {what} by peer" in text for what in ("closed", "reset")
@@ -74,7 +74,7 @@ def _is_another_process_s(error: BaseException) -> bool:
 
 
 def _unexpected(error: BaseException) -> str:
-    """Name the type and the message, which for a mismatch of weights can have hundreds of lines."""
+    """Return the type and the message, which for a mismatch of weights can have hundreds of lines."""
     lines = str(error).splitlines()
     if len(lines) > _MOST_LINES:
         lines = [*lines[:_MOST_LINES], f"... {len(lines) - _MOST_LINES} more lines"]

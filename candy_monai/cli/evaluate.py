@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE
 from candy_monai.cli.options import new_command
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -40,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--metrics",
         default="dice,iou",
         metavar="NAMES",
-        help="dice, iou, hd95, assd, surface_dice, with commas between; distances are in mm (default: dice,iou)",
+        help=f"{', '.join(CLASS_METRICS)}, with commas between; distances are in mm (default: dice,iou)",
     )
     parser.add_argument(
         "--tolerance", type=float, default=1.0, metavar="MM", help="tolerance of surface_dice (default: 1)"
@@ -99,26 +100,24 @@ def _names_by_id(description: DatasetDescription) -> dict[int, str]:
 
 
 def _regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | None:
-    from candy_monai.data.values import as_ids
+    from candy_monai.data.values import ids_of_label
 
     if not description.has_regions:
         return None
-    return {name: as_ids(ids) for name, ids in description.labels.items() if ids != 0}
+    return {name: ids_of_label(ids) for name, ids in description.labels.items() if ids != 0}
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:
-    from candy_monai.data.datasets.nnunet_description import read_description
+    from candy_monai.data.datasets.nnunet_description import read_dataset_description
 
     folder = (labels if labels.is_dir() else labels.parent).resolve().parent
-    return read_description(folder) if (folder / "dataset.json").is_file() else None
+    return read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
 
 
 def _show(result: EvalResult) -> None:
-    from candy_monai.metrics.surface import DISTANCES
-
     print(result.table())
     metric = next(iter(result.mean_metrics), None)
     if metric is None or len(result) <= _MOST_LISTED:
         return
-    worst = (result.max_n if metric in DISTANCES else result.min_n)(metric, _MOST_LISTED)
+    worst = (result.max_n if CLASS_METRICS[metric].lower_is_better else result.min_n)(metric, _MOST_LISTED)
     print(f"worst {metric}: " + ", ".join(f"{case.case_id} {case.metrics[metric]:.4f}" for case in worst))

@@ -71,7 +71,7 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
 
 
 def _share_processors() -> None:
-    """Let threads that wait for each other sleep soon, unless the user said otherwise; read when PyTorch is imported.
+    """Set that threads which wait for each other sleep soon, unless the user did; read when PyTorch is imported.
 
     By default GNU's OpenMP has them spin for milliseconds. Where other programs run too, a thread often waits for one
     that has lost its processor, and a training step takes several times as long as it need.
@@ -81,7 +81,7 @@ def _share_processors() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in two lines; the whole usage would hide it."""
+    """Reports what is wrong in two lines; the whole usage would hide it."""
 
     @override
     def error(self, message: str) -> NoReturn:

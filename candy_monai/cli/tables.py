@@ -45,13 +45,13 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
 
 
 def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
-    """Say of each label how large it is and where; of very many, of the first ones."""
-    from candy_monai.data.values import as_ids
+    """Return for each label how large it is and where; of very many, for the first ones."""
+    from candy_monai.data.values import ids_of_label
 
     cases, rows = fingerprint.cases, []
     total = sum(sum(case.class_voxels.values()) for case in cases)
     for name, ids in list(fingerprint.labels.items())[:_MOST_LABELS]:
-        wanted = as_ids(ids)
+        wanted = ids_of_label(ids)
         voxels = [sum(case.class_voxels.get(label_id, 0) for label_id in wanted) for case in cases]
         share = f"{100 * sum(voxels) / total:.2g} % of the voxels"
         number = sum(count > 0 for count in voxels)
@@ -63,7 +63,7 @@ def _label_rows(fingerprint: Fingerprint) -> list[tuple[str, str]]:
 
 def plan_table(plan: Plan) -> Table:
     """Lay out the entries of a plan that say most about a training."""
-    from candy_monai.data.values import named
+    from candy_monai.data.values import join_names
 
     normalization = ", ".join(
         f"{name}: {entry.scheme}" for name, entry in zip(plan.channel_names, plan.normalization, strict=True)
@@ -74,7 +74,7 @@ def plan_table(plan: Plan) -> Table:
         ("spacing_mm", "as stored" if plan.spacing_mm is None else _sizes(plan.spacing_mm)),
         ("median_shape", _sizes(plan.median_shape)),
         ("normalization", normalization),
-        ("num_classes", f"{plan.num_classes} ({named(plan.class_names, limit=12)})"),
+        ("num_classes", f"{plan.num_classes} ({join_names(plan.class_names, limit=12)})"),
         ("patch_shape", _sizes(plan.patch_shape)),
         ("batch_size", str(plan.batch_size)),
         ("filters", _listed(plan.filters)),

@@ -53,7 +53,7 @@ class PositionedSampler(Sampler[int]):
         self._epoch = epoch
 
     def start_at(self, position: int) -> None:
-        """Let the next iteration, and only that, leave out the samples before this position."""
+        """Set that the next iteration, and only that, leaves out the samples before this position."""
         self._start = position
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class SeededIndex(int):
     seed: int
 
     def __new__(cls, index: int, seed: int = 0) -> Self:
-        """Make an index of a plain number."""
+        """Return the index that a plain number means."""
         made = super().__new__(cls, index)
         made.seed = seed
         return made

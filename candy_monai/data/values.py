@@ -11,12 +11,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 
-def without_metadata(tensor: Tensor) -> Tensor:
+def plain_tensor(tensor: Tensor) -> Tensor:
     """Return a plain tensor, which shares its memory with the one given."""
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)  # knows MONAI's type without importing it
 
 
-def as_ids(label: int | tuple[int, ...]) -> tuple[int, ...]:
+def ids_of_label(label: int | tuple[int, ...]) -> tuple[int, ...]:
     """Return the ids of a label: the one that it is, or those that a region unites."""
     return label if isinstance(label, tuple) else (label,)
 
@@ -44,12 +44,12 @@ def is_of_kind(value: object, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def listed(entries: Sequence[object], *, limit: int = 12) -> str:
-    """Return the ``repr`` of the first few for a message, and how many more there are."""
-    return named([repr(entry) for entry in entries], limit=limit)
+def join_reprs(entries: Sequence[object], *, limit: int = 12) -> str:
+    """Return the first few values for a message, each as its ``repr``, and how many more there are."""
+    return join_names([repr(entry) for entry in entries], limit=limit)
 
 
-def named(names: Sequence[str], *, limit: int = 20) -> str:
-    """Return the first few for a message, and how many more there are."""
+def join_names(names: Sequence[str], *, limit: int = 20) -> str:
+    """Return the first few names for a message, joined by commas, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -11,11 +11,12 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.datasets.bases import SupervisedDataset
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
-from candy_monai.evaluation.results import SUMMARY_NAMES, EvalCase, EvalResult
+from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.inference.inputs import find_inputs
 from candy_monai.inference.predictor import Predictor
 
@@ -165,7 +166,7 @@ class Evaluator:
             has_no_grid = isinstance(pair.first, Tensor) and not isinstance(pair.first, MetaTensor)
             return ComparedCase(
                 case_id=pair.case_id,
-                prediction=without_metadata(prediction) if has_no_grid else prediction,
+                prediction=plain_tensor(prediction) if has_no_grid else prediction,
                 reference=loaded(pair.second, is_label=True),
                 files=(None, pair.files[1]),
             )
@@ -238,16 +239,16 @@ def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple
     own: dict[str, Metric] = {}
     for metric in metrics:
         if isinstance(metric, str):
-            if metric not in SUMMARY_NAMES:
-                hint = did_you_mean(metric, SUMMARY_NAMES)
-                raise BadInputError(f"there is no metric {metric!r}; known are {', '.join(SUMMARY_NAMES)}.{hint}")
+            if metric not in CLASS_METRICS:
+                hint = did_you_mean(metric, CLASS_METRICS)
+                raise BadInputError(f"there is no metric {metric!r}; known are {', '.join(CLASS_METRICS)}.{hint}")
             names.append(metric)
             continue
         if not callable(metric) and not isinstance(metric, Mapping):
             raise BadInputError(f"expected the name of a metric, a function or a mapping of functions, got {metric!r}")
         named = metric if isinstance(metric, Mapping) else {getattr(metric, "__name__", type(metric).__name__): metric}
         for name, function in named.items():
-            if name in own or name in SUMMARY_NAMES:
+            if name in own or name in CLASS_METRICS:
                 raise BadInputError(
                     f"two metrics are called {name!r}; give functions in a mapping from name to function"
                 )

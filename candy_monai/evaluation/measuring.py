@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeGuard
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
 from candy_monai.data.images.reading import geometry_of
-from candy_monai.data.values import named, without_metadata
+from candy_monai.data.values import join_names, plain_tensor
 from candy_monai.errors import BadInputError
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.evaluation.results import EvalCase
 from candy_monai.label_ids import highest_id, ids_in
 from candy_monai.metrics.overlap import count_overlap, is_any_of
-from candy_monai.metrics.surface import SURFACE_METRICS, surface_metrics
+from candy_monai.metrics.surface import surface_metrics
 
 _HIGHEST_ID = 65_535
 
@@ -107,12 +107,12 @@ class Measure:
         if self.ignore_label is not None:
             is_valid = reference != self.ignore_label
         num_voxels = int(is_valid.sum())
-        surfaces = [name for name in self.names if name in SURFACE_METRICS]
+        by_counts = {name: compute for name in self.names if (compute := CLASS_METRICS[name].from_counts) is not None}
+        surfaces = [name for name in self.names if name not in by_counts]
         counted = self._regions_of(maps, is_valid) if self.regions else self._classes_of(maps, case.case_id)
         for index, ids, (common, predicted, referenced) in counted:
             counts[index] = confusion(common, predicted, referenced, num_voxels)
-            total = predicted + referenced
-            metrics = {"dice": _ratio(2 * common, total), "iou": _ratio(common, total - common)}
+            metrics = {name: compute(common, predicted, referenced) for name, compute in by_counts.items()}
             if surfaces:
                 masks = (is_any_of(prediction, ids) & is_valid)[0], (is_any_of(reference, ids) & is_valid)[0]
                 spacing_mm, tolerance_mm = case.spacing_mm(), self.tolerance_mm
@@ -149,14 +149,14 @@ class Measure:
         if known is not None and self.ignore_label is not None:
             known.add(self.ignore_label)
         for which, given in (("prediction", case.prediction), ("reference", case.reference)):
-            labels = without_metadata(given).detach()
+            labels = plain_tensor(given).detach()
             highest_id(labels, what=case.named(which), ignore_index=self.ignore_label)
             maps.append(labels.long())
             unknown = [] if known is None else [str(label_id) for label_id in ids_in(labels) if label_id not in known]
             if unknown:
-                problems.append(f"{case.named(which)} holds the label ids {named(unknown)}")
+                problems.append(f"{case.named(which)} holds the label ids {join_names(unknown)}")
         if problems:
-            expected = named([str(label_id) for label_id in sorted(known or ())])
+            expected = join_names([str(label_id) for label_id in sorted(known or ())])
             raise UnknownIdsError(f"{'; '.join(problems)}; expected are {expected}: correct the maps, or name the ids")
         prediction, reference = maps
         if prediction.shape != reference.shape:
@@ -200,7 +200,3 @@ def confusion(common: int, predicted: int, referenced: int, num_voxels: int) -> 
         "n_pred": predicted,
         "n_ref": referenced,
     }
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan

@@ -12,12 +12,10 @@ from typing import overload
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.values import named
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.files import atomic_write_text
-
-SUMMARY_NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "surface_dice": "SurfaceDice"}
-"""Metrics of classes, and what a summary calls them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class EvalCase:
     @property
     def metrics(self) -> dict[str, float]:
         """Each metric: of classes the mean over those that are there, and the user's own."""
-        known = [name for name in SUMMARY_NAMES if any(name in of_class for of_class in self.classes.values())]
+        known = [name for name in CLASS_METRICS if any(name in of_class for of_class in self.classes.values())]
         return {name: mean_of_known(c[name] for c in self.classes.values()) for name in known} | dict(self.values)
 
 
@@ -128,9 +126,9 @@ class EvalResult(Sequence[EvalCase]):
                     f"of the two maps contains; the mean of the others is {_rounded(mean_of_known(finite))}"
                 )
         if self.left_out:
-            lines.append(f"left out, without a partner: {named(self.left_out)}")
+            lines.append(f"left out, without a partner: {join_names(self.left_out)}")
         if self.passed_over:
-            lines.append(f"passed over, no prediction of a case: {named(self.passed_over)}")
+            lines.append(f"passed over, no prediction of a case: {join_names(self.passed_over)}")
         return lines
 
     def min_n(self, metric: str, n: int) -> tuple[EvalCase, ...]:
@@ -200,7 +198,7 @@ class EvalResult(Sequence[EvalCase]):
         """
         names = self.class_names if class_names is None else class_names
         overall = self.mean_metrics
-        columns = [name for name in overall if name in SUMMARY_NAMES]
+        columns = [name for name in overall if name in CLASS_METRICS]
         rows = [["class", "cases", *columns]]
         for index, means in self.class_means.items():
             seen = sum(bool(case.counts[index]["n_pred"] + case.counts[index]["n_ref"]) for case in self.cases)
@@ -249,8 +247,9 @@ def _foreground_mean(means: Mapping[int, Mapping[str, float]]) -> dict[str, floa
 
 def _summarized(metrics: Mapping[str, float]) -> dict[str, float | str | None]:
     """Return values under nnU-Net's names, as JSON can hold them."""
+    names = {name: metric.summary_name for name, metric in CLASS_METRICS.items()}
     return {
-        SUMMARY_NAMES.get(name, name): None if math.isnan(value) else value if math.isfinite(value) else str(value)
+        names.get(name, name): None if math.isnan(value) else value if math.isfinite(value) else str(value)
         for name, value in metrics.items()
     }
 

@@ -104,7 +104,7 @@ class Checkpoints:
             flush_to_disk(self._folder)
 
     def publish(self) -> None:
-        """Put what was staged in its place. To be called once the state that names it is on disk."""
+        """Move what was staged to its place. To be called once the state that names it is on disk."""
         for name in [name for names in self._staged.values() for name in names]:
             staged_path(self._folder, name).replace(self._folder / name)
         self._staged = {}

@@ -136,7 +136,7 @@ class Experiment:
                 self.history.save_csv(self.folder / METRICS)
 
     def close(self) -> None:
-        """Let other processes have the folder, once nothing is being written."""
+        """Release the folder to other processes, once nothing is being written."""
         self._writer.join()
         self._snapshots = Snapshots()  # as large as the run's weights and optimizer
         try:
@@ -226,7 +226,7 @@ class Experiment:
         }
 
     def load_clock_state(self, state: Mapping[str, Any]) -> None:
-        """Go by the clock of the process that `clock_state` is of."""
+        """Load the `clock_state` of another process, to go by its clock."""
         self.history.load_state_dict(state["history"])
         self.progress.total_s = state["total_s"]
         self.early_stopping.load_state_dict(state["early_stopping"])
@@ -234,7 +234,7 @@ class Experiment:
         self._save_s = self._longest_save_s = state["save_s"]
 
     def score_rests_on(self, num_cases: int, standard_error: float) -> None:
-        """Note of how many cases the score of the present epoch is the mean, and its standard error."""
+        """Record of how many cases the score of the present epoch is the mean, and its standard error."""
         self.num_validated, self.standard_error = num_cases, standard_error
 
     def log(self, message: str) -> str:
@@ -249,7 +249,7 @@ class Experiment:
             return log_line(self.folder, message)
 
     def begin_epoch(self, learning_rate: Scalar) -> None:
-        """Start the epoch's clock and note its first learning rate, unless an interrupted epoch goes on.
+        """Start the epoch's clock and record its first learning rate, unless an interrupted epoch goes on.
 
         Args:
             learning_rate: A tensor is read now: a schedule changes it in place.
@@ -301,7 +301,7 @@ class Experiment:
         return predict_safely(metrics, num_epochs, degree=degree, score_range=self.score_range)
 
     def save_epoch(self, weights: RunWeights, state: TrainerState, *, score: float | None, is_best: bool) -> None:
-        """Begin to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
+        """Start to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.
 
         Returns when everything is copied. It is written on a thread of its own; `wait_until_saved` says when, and how.
 
@@ -337,7 +337,7 @@ class Experiment:
         self._begin_to(write)
 
     def save_point(self, weights: RunWeights, state: TrainerState) -> None:
-        """Begin to write ``state.pt`` with all weights in it: within an epoch, or before the first.
+        """Start to write ``state.pt`` with all weights in it: within an epoch, or before the first.
 
         Raises:
             RunFailedError: If what was saved before could not be written.

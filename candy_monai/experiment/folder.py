@@ -33,7 +33,7 @@ def publish_folder(
     clock: Callable[[], datetime] = datetime.now,
     draw: Callable[[], str] = lambda: secrets.token_hex(2),
 ) -> Path:
-    """Make a new experiment folder that appears complete, or not at all.
+    """Create a new experiment folder that appears complete, or not at all.
 
     It is filled under a hidden name and then renamed; a rename never replaces another run's folder. Its name, which is
     the experiment's id, is ``YYYYMMDD-HH-xxxx``.
@@ -88,7 +88,7 @@ def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
 
 @contextmanager
 def disk_failures_of(folder: Path) -> Iterator[None]:
-    """Say of a disk that fails while a block writes which run it is and what is to be done.
+    """Raise `RunFailedError`, with the run and what is to be done, for a disk that fails while a block writes.
 
     Args:
         folder: The run's folder.
@@ -138,7 +138,7 @@ class FolderLock:
                 raise
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Release the folder to others."""
         if not self._lock.is_locked:  # a file system without locks, or a forked child, which has none
             return
         if os.name == "posix":  # still locked: whoever waits for this file looks again; Windows removes it by itself

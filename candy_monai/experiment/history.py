@@ -98,10 +98,10 @@ class History:
         self._pending = {name: [value for part in parts for value in part.get(name, ())] for name in names}
 
     def mark(self) -> dict[str, int]:
-        """Return how many values of each metric the current epoch has, for `roll_back`."""
+        """Return how many values of each metric the current epoch has, for `rollback`."""
         return {name: len(values) for name, values in self._pending.items()}
 
-    def roll_back(self, mark: Mapping[str, int]) -> None:
+    def rollback(self, mark: Mapping[str, int]) -> None:
         """Forget the values that were recorded since `mark`."""
         self._pending = {name: self._pending[name][:count] for name, count in mark.items()}
 

@@ -34,7 +34,7 @@ def predict_maximum(
 def predict_safely(
     metrics: Columns, num_epochs: int, *, degree: int, score_range: ScoreRange | None = None
 ) -> Forecast | None:
-    """Do the same during a run, which no failing forecast may end.
+    """Forecast as `predict_maximum` does during a run, which no failing forecast may end.
 
     Returns:
         None while there are too few scores for one; a forecast that abstains if it failed.

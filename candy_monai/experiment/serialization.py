@@ -278,7 +278,7 @@ def _restored_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 
 def _restored_into(like: Any, value: dict[str, Any]) -> Any:
-    """Put the state of an object into the one that was built anew, or leave that as it is."""
+    """Load the state of an object into the one that was built anew, or leave that as it is."""
     if value[_KIND] == "as built":
         if like is None:
             raise TypeError("a function that was saved is not there any more")

@@ -17,7 +17,7 @@ from candy_monai.experiment.early_stopping import Tolerance
 
 
 @dataclass(frozen=True)
-class Kind:
+class SettingKind:
     """A kind of value that a setting takes.
 
     Attributes:
@@ -57,24 +57,26 @@ class Kind:
         return value
 
 
-def whole_number(minimum: int, maximum: int | None = None) -> Kind:
+def whole_number(minimum: int, maximum: int | None = None) -> SettingKind:
     """Return the kind of whole numbers within bounds."""
     bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     most = sys.maxsize if maximum is None else maximum
-    return Kind(f"a whole number {bounds}", lambda value: _is_a(value, int) and minimum <= value <= most, int)
+    return SettingKind(f"a whole number {bounds}", lambda value: _is_a(value, int) and minimum <= value <= most, int)
 
 
-def number(which: str, is_in_range: Callable[[float], bool], parse: Callable[[str], float] = float) -> Kind:
+def number(which: str, is_in_range: Callable[[float], bool], parse: Callable[[str], float] = float) -> SettingKind:
     """Return the kind of numbers in a range, which ``which`` describes."""
-    return Kind(f"a number {which}", lambda value: _is_a(value, int | float) and is_in_range(value), parse)
+    return SettingKind(f"a number {which}", lambda value: _is_a(value, int | float) and is_in_range(value), parse)
 
 
-def one_of(*values: str) -> Kind:
+def one_of(*values: str) -> SettingKind:
     """Return the kind of these texts."""
-    return Kind(f"one of {', '.join(map(repr, values))}", lambda value: isinstance(value, str) and value in values)
+    return SettingKind(
+        f"one of {', '.join(map(repr, values))}", lambda value: isinstance(value, str) and value in values
+    )
 
 
-def setting(kind: Kind, default: Any = dataclasses.MISSING, **facts: Any) -> Any:
+def setting(kind: SettingKind, default: Any = dataclasses.MISSING, **facts: Any) -> Any:
     """Declare a field of a `Declared` record.
 
     Args:
@@ -164,15 +166,15 @@ def _is_a(value: object, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("text", lambda value: isinstance(value, str))
+FLAG = SettingKind("true or false", lambda value: isinstance(value, bool))
+TEXT = SettingKind("text", lambda value: isinstance(value, str))
 SEED = whole_number(0, 2**32 - 1)
-SAVE_EVERY = Kind(
+SAVE_EVERY = SettingKind(
     "a number of batches, or a time",
     lambda value: bool(SaveInterval.parse(value)),
     lambda text: int(text) if text.strip().isdecimal() else text,
 )
-TOLERANCE = Kind(
+TOLERANCE = SettingKind(
     "a whole number of at least 1, 'forecast' or None",
     lambda value: value is None or value == "forecast" or whole_number(1).accepts(value),
 )

@@ -55,7 +55,7 @@ class Progress:
     best_epoch: int = 0
 
     def offer(self, score: float, *, epoch: int) -> bool:
-        """Take ``score`` as the best if it is finite and better than the best so far, and say whether it was."""
+        """Record ``score`` as the best if it is finite and better than the best so far, and return whether it was."""
         if not math.isfinite(score) or score <= self.best_score:
             return False
         self.best_score, self.best_epoch = score, epoch

@@ -75,7 +75,7 @@ class StepPace:
         self._last_s = epoch_s
 
     def end_epoch(self, epoch_s: float, *, validated: bool) -> None:
-        """Note what came after the last step: the longest counts, and a validation only where there was one.
+        """Record what came after the last step: the longest counts, and a validation only where there was one.
 
         Args:
             epoch_s: Seconds that the whole epoch took.

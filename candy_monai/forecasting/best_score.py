@@ -138,7 +138,7 @@ def forecast(
 
 
 def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
-    """Let the continuation of smooth fits have the say in a forecast that the residuals of the scores allow."""
+    """Blend a forecast with the continuation of smooth fits, as far as the residuals of the scores allow."""
     ahead = continuation(curve)
     if ahead is None or stated.interval is None:
         return stated
@@ -174,7 +174,7 @@ def _stated(
     *,
     middle: float | None = None,
 ) -> Forecast:
-    """Put a distribution into words; the epoch is when the draws that improve do."""
+    """Summarize a distribution as a forecast; the epoch is when the draws that improve do."""
     at = dict(zip(LEVELS, quantiles.tolist(), strict=True))
     # No more than what growth with the logarithm of time, by the whole range so far for each factor e, would give.
     most = curve.best + curve.range * curve.left_to_learn
@@ -207,7 +207,7 @@ def points_needed(degree: int) -> int:
 
 
 def why_not(curve: SeenCurve, least: int) -> str | None:
-    """Say why a forecast would be worth nothing, or None."""
+    """Return why a forecast would be worth nothing, or None."""
     values, now = curve.values, curve.now
     if now >= curve.horizon:
         return f"no epoch is left: {now} of {curve.horizon} are over"

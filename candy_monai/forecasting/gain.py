@@ -101,7 +101,7 @@ class Gain:
 
 
 def standardised(features: Array, means: Array, scales: Array) -> Array:
-    """Bring features ``(..., features)`` to mean 0 and standard deviation 1, and append a 1 for the constant."""
+    """Normalize features ``(..., features)`` to mean 0 and standard deviation 1, and append a 1 for the constant."""
     standard = np.clip(np.nan_to_num((features - means) / scales), -FARTHEST_FEATURE, FARTHEST_FEATURE)
     return np.concatenate([standard, np.ones_like(standard[..., :1])], axis=-1)
 

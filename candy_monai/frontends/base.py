@@ -107,7 +107,7 @@ class Frontend:
         num_epochs: int,
         early_stop_tolerance: int | None,
     ) -> None:
-        """Hear that a run starts.
+        """Receive the start of a run.
 
         Args:
             experiment_id: The run's id, ``YYYYMMDD-HH-xxxx``.
@@ -124,7 +124,7 @@ class Frontend:
     def on_experiment_updated(
         self, experiment_id: str, epoch: int, metrics: dict[str, list[float]], early_stop_tolerance: int | None
     ) -> None:
-        """Hear that an epoch is finished.
+        """Receive a finished epoch.
 
         Args:
             experiment_id: The run's id.
@@ -134,14 +134,14 @@ class Frontend:
         """
 
     def on_experiment_completed(self, experiment_id: str) -> None:
-        """Hear that the run is finished, early stop included.
+        """Receive the end of the run, early stop included.
 
         Args:
             experiment_id: The run's id.
         """
 
     def on_experiment_interrupted(self, experiment_id: str, error: BaseException) -> None:
-        """Hear that the run ended before its time.
+        """Receive the end of a run that failed or was interrupted.
 
         Args:
             experiment_id: The run's id.

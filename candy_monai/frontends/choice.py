@@ -10,7 +10,7 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend
 
 FRONTENDS = {"notion": "candy_monai.frontends.notion:NotionFrontend"}
-"""Name to class; imported when chosen, since a dashboard may need a package of its own."""
+"""The class of each name; imported when chosen, since a dashboard may need a package of its own."""
 
 
 def choose_frontend(names: Sequence[str | type[Frontend]]) -> type[Frontend] | None:

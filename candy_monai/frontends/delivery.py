@@ -1,4 +1,4 @@
-"""Brings a run's events to a dashboard without the run waiting for it.
+"""Delivery of a run's events to a dashboard without the run waiting for it.
 
 A dashboard may be slow, hang or fail. While the run goes on, it costs nothing: each one has a thread of its own. When
 the run ends, it is waited for as long as it makes progress, and only for a moment; what is left is delivered while the

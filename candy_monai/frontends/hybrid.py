@@ -13,7 +13,7 @@ from candy_monai.frontends.base import Frontend
 
 
 def create_hybrid_frontend(*frontends: type[Frontend] | Frontend) -> type[Frontend]:
-    """Make one frontend's class out of several: each of them is told everything.
+    """Build one frontend's class out of several: each of them receives everything.
 
     In a run each part has a thread and a count of failures of its own, so that one that hangs or fails keeps nothing
     from the others.

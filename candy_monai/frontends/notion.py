@@ -122,7 +122,7 @@ class NotionFrontend(Frontend):
         self._tell(experiment_id, {**facts, "Time": end, "Expected End": Span(start=_now())})
 
     def _tell_if_possible(self, experiment_id: str, facts: Mapping[str, Value]) -> None:
-        """Tell now, or with the next epoch: an outage is no reason to give up a run of days."""
+        """Write now, or with the next epoch: an outage is no reason to give up a run of days."""
         try:
             self._tell(experiment_id, facts)
         except NotionUnavailableError as error:

@@ -124,7 +124,7 @@ class NotionTable:
         self._unfit: set[str] = set()
 
     def forget_columns(self) -> None:
-        """Look at the columns again before the next value is written."""
+        """Read the columns again before the next value is written."""
         self._columns, self._unfit = {}, set()
 
     def write(self, title: str, values: Mapping[str, Value]) -> None:

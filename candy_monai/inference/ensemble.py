@@ -15,8 +15,9 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import MemoryEstimate, Tile
+from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
-from candy_monai.inference.predictor import CasePredictor, Predictor
+from candy_monai.inference.predictor import Predictor
 from candy_monai.transforms.painting import label_ids, probabilities_of
 
 

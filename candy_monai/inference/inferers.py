@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.deprecation import earlier_attribute, earlier_name, renamed_arguments
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import CUSTOM, PLAN, InfererDescription
@@ -173,7 +173,7 @@ class WindowInferer(SlidingWindowInferer):
                     output = network(windows, *args, **kwargs)
                 if not _is_map_of(windows, output) or output.requires_grad:
                     raise _OtherOutputError
-                return without_metadata(output)
+                return plain_tensor(output)
 
             with suppress(_OtherOutputError):
                 return self._assembled(inputs, one_map, Tile.scores)
@@ -196,7 +196,7 @@ class WindowInferer(SlidingWindowInferer):
         """
         if self.with_coord or _FOR_MONAI.intersection(kwargs):
             scores = main_output(self(inputs, network, *args, **kwargs), num_dims=inputs.ndim - 2)
-            return _with_metadata_of(inputs, torch.stack([label_ids(case)[None] for case in without_metadata(scores)]))
+            return _with_metadata_of(inputs, torch.stack([label_ids(case)[None] for case in plain_tensor(scores)]))
         return self._assembled(
             inputs, lambda windows: network(windows, *args, **kwargs), lambda tile: label_ids(tile.sums)[None]
         )
@@ -287,9 +287,9 @@ class WindowInferer(SlidingWindowInferer):
     def _assembled(
         self, inputs: Tensor, network: Callable[[Tensor], NetworkOutput], part: Callable[[Tile], Tensor]
     ) -> Tensor:
-        """Put together what is made of each tile, ``(channels, *box)``, for a whole batch."""
+        """Assemble what is made of each tile, ``(channels, *box)``, for a whole batch."""
         result: Tensor | None = None
-        for number, image in enumerate(without_metadata(inputs)):
+        for number, image in enumerate(plain_tensor(inputs)):
             for tile in self.tiles(image, network):
                 values = part(tile)
                 if result is None:
@@ -315,7 +315,7 @@ class WholeOrWindowsInferer(WindowInferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.runs_whole(inputs.shape[2:]):
             return super().__call__(inputs, network, *args, **kwargs)
-        whole = self._whole(without_metadata(inputs), lambda images: network(images, *args, **kwargs))
+        whole = self._whole(plain_tensor(inputs), lambda images: network(images, *args, **kwargs))
         return _with_metadata_of(inputs, whole)
 
     @override
@@ -439,7 +439,7 @@ def run_inferer(inferer: Inferer, images: Tensor, network: Callable[..., Tensor]
         result = result.detach()
     else:
         result = inferer(images, network)
-    return without_metadata(main_output(result, num_dims=images.ndim - 2)).to(images.device)
+    return plain_tensor(main_output(result, num_dims=images.ndim - 2)).to(images.device)
 
 
 def mirrored(network: ScoreFunction, axes: Sequence[int]) -> ScoreFunction:

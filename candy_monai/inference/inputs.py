@@ -31,7 +31,7 @@ from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.names import image_suffix, split_channel, stem_of
 from candy_monai.data.images.reading import Scan, geometry_of, joined, read_channels, read_geometry, scan_of_nibabel
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.text import read_json
 
@@ -221,7 +221,7 @@ class InputCase:
             raise BadInputError(f"{name}: is empty (shape {tuple(image.shape)})")
         left = channels if not self.has_run_channels else dataclasses.replace(channels, numbers=None)
         chosen = left.chosen_from(image, name)
-        return image if chosen is image else MetaTensor(without_metadata(chosen), meta=dict(image.meta))
+        return image if chosen is image else MetaTensor(plain_tensor(chosen), meta=dict(image.meta))
 
     def decoded(self) -> MetaTensor:
         """Read the case as it is, ``(C, *spatial)``, whatever the network expects."""

@@ -155,7 +155,7 @@ def mean_dice(prediction: Tensor, reference: Tensor, num_classes: int, **options
 
 
 def labels_from_logits(logits: Tensor, *, num_classes: int, channel_dim: int = 1) -> Tensor:
-    """Turn logits into label ids: the largest channel, or for a single channel whether it is above 0 (probability 1/2).
+    """Convert logits to label ids: the largest channel, or of a single one whether it is above 0 (probability 1/2).
 
     Args:
         logits: ``(B, C, *spatial)``; with ``channel_dim=0`` a single case ``(C, *spatial)``.

@@ -20,9 +20,6 @@ SURFACE_METRICS = ("hd95", "assd", "surface_dice")
 """95th percentile of the Hausdorff distance and average symmetric surface distance, both in the spacing's unit; and the
 share of both surfaces that lies within the tolerance of the other (Nikolov et al., 2018)."""
 
-DISTANCES = ("hd95", "assd")
-"""Those of them that are better when lower."""
-
 
 def surface_metrics(
     prediction: Tensor,

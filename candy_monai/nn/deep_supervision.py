@@ -93,7 +93,7 @@ class DeepSupervisionLoss(nn.Module):
 
 
 def downsample_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring labels to a lower resolution by picking, on each axis, the voxel nearest to each new voxel's centre.
+    """Resample labels to a lower resolution by picking, on each axis, the voxel nearest to each new voxel's centre.
 
     A pick invents no id, needs no one-hot copy however many classes there are, and keeps thin structures in proportion
     where a majority vote would erase them. With an even factor two voxels are equally near; the one closer to the

@@ -104,7 +104,7 @@ def _num_tensors(network: nn.Module) -> tuple[int, int]:
 
 
 def _take_up(averaged: nn.Module, model: nn.Module) -> None:
-    """Give a copy what the model was given since, as it is now; nothing where the model is in a wrapper."""
+    """Copy to a copy of the model what was attached to the model since; nothing where that is in a wrapper."""
     ours = dict(averaged.named_modules())
     for name, theirs in model.named_modules():
         mine = ours.get(name)

@@ -32,7 +32,7 @@ def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_ind
 
 
 def paint_regions(logits: Tensor, paints: Sequence[int], *, channel_dim: int = 1) -> Tensor:
-    """Turn logits into label ids: each region paints its id where its probability exceeds 1/2, later ones on top.
+    """Convert logits to label ids: each region paints its id where its probability exceeds 1/2, later ones on top.
 
     Args:
         logits: ``(B, regions, *spatial)``; with ``channel_dim=0`` a single case ``(regions, *spatial)``.

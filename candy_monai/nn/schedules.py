@@ -71,7 +71,7 @@ class AbsoluteLinearLR(LRScheduler):
         return [max(self.k * step + self.b, self.min_lr)] * len(self.optimizer.param_groups)
 
     def end_in(self, num_steps: int) -> None:
-        """Turn the line where it is, so that it reaches zero after so many more steps.
+        """Change the slope from here on, so that the line reaches zero after so many more steps.
 
         Args:
             num_steps: At least 1.
@@ -84,7 +84,7 @@ class AbsoluteLinearLR(LRScheduler):
 
 
 class RelativeLinearLR(LRScheduler):
-    """Let each group's learning rate fall in a straight line to ``end_factor`` times its own, and stay there.
+    """Decay each group's learning rate linearly to ``end_factor`` times its own, and stay there.
 
     Args:
         optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
@@ -112,7 +112,7 @@ class RelativeLinearLR(LRScheduler):
         return [rate * self._factor() for rate in self.base_lrs]
 
     def end_in(self, num_steps: int) -> None:
-        """Turn the line where it is, as `AbsoluteLinearLR.end_in` does."""
+        """Change the slope from here on, as `AbsoluteLinearLR.end_in` does."""
         if num_steps < 1:
             raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
         factor = self._factor()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
+from candy_monai.errors import SettingsError
 from candy_monai.nn.padding import Pad2d, Pad3d
 
 SLICES_AT_ONCE = 16
@@ -66,9 +67,20 @@ def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, 
         build: Builds a network for examples ``(C, *spatial)``.
         example_shape: ``(C, *spatial)``.
         axis: The spatial axis across the slices; None for a network with as many axes as the example.
+
+    Raises:
+        SettingsError: If a network with 3-D convolutions was built for slices.
     """
     network = build(without_axis(example_shape, axis))
-    return network if axis is None else Slicewise(network, axis)
+    if axis is None:
+        return network
+    if any(isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) for layer in network.modules()):
+        raise SettingsError(
+            "build_network returned a network with 3-D convolutions, which is to see slices (C, H, W) of volumes: "
+            "build a 2-D one for the example_shape that it is given, or train on volumes (--configuration 3d, or "
+            "slice_axis = None)"
+        )
+    return Slicewise(network, axis)
 
 
 def without_axis(shape: Shape, axis: int | None) -> Shape:

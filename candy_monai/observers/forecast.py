@@ -1,4 +1,4 @@
-"""Says after each epoch what the best validation score will be and when.
+"""Forecast, after each epoch, of the best validation score and its epoch.
 
 Every forecast goes to the log. On the screen, where three lines an epoch would bury the rest, are the first one and
 those that change what was last said there.

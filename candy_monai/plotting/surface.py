@@ -46,7 +46,7 @@ def camera_for(labels: list[Ids], spacing_mm: Spacing) -> Camera | None:
 def render_surface(
     ids: Ids, *, spacing_mm: Spacing, size: int, max_volume: int = 1_000_000, camera: Camera | None = None
 ) -> Pixels:
-    """Draw the surface of label ids ``(X, Y, Z)`` in view order (see ``Geometry``) on white: ``(size, size, 3)``.
+    """Draw the surface of label ids ``(X, Y, Z)`` in view order (see ``PatientAxes``) on white: ``(size, size, 3)``.
 
     At most ``max_volume`` voxels are searched. A shared camera makes pictures comparable; by default it is the label's.
     """

@@ -97,14 +97,15 @@ def measure_speed(trainer: SegmentationTrainer, *, precisions: Sequence[Precisio
         trainer: A trainer with its plan and its loaders.
         precisions: Those to time, of which the faster is taken; None for all that the device has.
     """
-    training, validation = trainer._dataloader, trainer._validation_dataloader
+    rehearsal = Rehearsal(trainer)
+    training, validation = rehearsal.loaders
     image = unpack(next(iter(training))).images[0]
     cases = [unpack(batch) for batch in itertools.islice(validation or (), 3)]
-    to_time = precisions or _precisions_at_hand(trainer.device())
+    to_time = precisions or _precisions_at_hand(rehearsal.device)
     speeds: list[Speed] = []
     started = time.perf_counter()
     for amp in itertools.chain.from_iterable(itertools.repeat(to_time, ROUNDS)):
-        speeds.append(_timed(trainer, amp, image, cases))
+        speeds.append(_timed(rehearsal, amp, image, cases))
         if time.perf_counter() - started > ROUNDS_S:
             break
     return min(speeds, key=lambda speed: speed.step_s)
@@ -186,25 +187,25 @@ def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
     return max(1, int(most / (FROM_FILES * speed.case_s)))
 
 
-def _timed(trainer: SegmentationTrainer, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
-    rehearsal = Rehearsal(trainer, TrainSettings(num_epochs=1, amp=amp), image)
-    with rehearsal.begun() as toolbox:  # its memory is free again for the next one
+def _timed(rehearsal: Rehearsal, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
+    device, settings = rehearsal.device, TrainSettings(num_epochs=1, amp=amp)
+    with rehearsal.begun(settings, image) as toolbox:  # its memory is free again for the next one
         toolbox.model.train()
-        batches = itertools.chain.from_iterable(itertools.repeat(trainer._dataloader))
+        batches = itertools.chain.from_iterable(itertools.repeat(rehearsal.loaders.training))
         durations: list[float] = []
         for _ in range(WARM_UP_STEPS + TIMED_STEPS):
             if sum(durations) > LONG_ENOUGH_S:
                 break
             started = time.perf_counter()
             rehearsal.train(next(batches))
-            _wait(trainer.device())
+            _wait(device)
             durations.append(time.perf_counter() - started)
         for network in toolbox.networks:
             network.eval()
         started, num_timed, cases_s = time.perf_counter(), 0, 0.0
         for case in cases:
-            rehearsal.validate(case.images[0].to(trainer.device()), case.labels[0].to(trainer.device()))
-            _wait(trainer.device())
+            rehearsal.validate(case.images[0].to(device), case.labels[0].to(device))
+            _wait(device)
             num_timed, cases_s = num_timed + 1, time.perf_counter() - started
             if cases_s > LONG_ENOUGH_S:
                 break
@@ -317,7 +318,7 @@ def _work(plan: Plan) -> float:
 
 def _shortened(plan: Plan, axis: int) -> int:
     size, divisor = plan.patch_shape[axis], plan.divisor[axis]
-    if axis == plan.coarse_axis:
+    if axis == plan.anisotropic_axis:
         return size
     least = max(_SHORTEST_AXIS[plan.configuration], _VOXELS_AT_BOTTOM * divisor)
     return min(size, max(math.ceil(least / divisor), round(_SHORTER * size / divisor)) * divisor)

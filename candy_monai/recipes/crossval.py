@@ -204,7 +204,7 @@ def _share_of_cores(num_parallel: int) -> int:
 
 
 def _environment(slot: int, num_parallel: int, device: str) -> dict[str, str]:
-    """Give each fold its share of the cores and, where there are several, a GPU of its own."""
+    """Return a fold's environment variables: its share of the cores and, where there are several, a GPU of its own."""
     environment = dict(os.environ)
     if num_parallel > 1:
         environment["OMP_NUM_THREADS"] = str(_share_of_cores(num_parallel))

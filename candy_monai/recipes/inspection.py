@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.errors import CandyError
-from candy_monai.recipes.prepare import evenly, refuse_inside
+from candy_monai.recipes.prepare import evenly_spaced, refuse_inside
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
@@ -39,7 +39,7 @@ def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: Pa
 
     refuse_inside(folder, dataset.folder)
     tiles, captions = [], []
-    for case_id in evenly(dataset.case_ids, _MOST_CASES):
+    for case_id in evenly_spaced(dataset.case_ids, _MOST_CASES):
         try:
             image, label = dataset.subset([case_id]).load(0)
             tiles.append(case_tile(image, label, size=_TILE))

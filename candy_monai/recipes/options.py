@@ -21,7 +21,7 @@ from candy_monai.experiment.settings import (
     SEED,
     TEXT,
     Declared,
-    Kind,
+    SettingKind,
     number,
     one_of,
     setting,
@@ -51,21 +51,21 @@ def parsed_pairs(items: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
-PATH = Kind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
+PATH = SettingKind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
 DURATION = number("above 0, of seconds", lambda value: value > 0, seconds_of)
-FOLD = Kind(
+FOLD = SettingKind(
     "a number from 0, or 'all'",
     lambda value: value == "all" or whole_number(0).accepts(value),
     lambda text: int(text) if text.isascii() and text.isdigit() else text,
 )
-CLASS = Kind("FILE:Class, or a class", lambda value: isinstance(value, str | type))
-NAMES = Kind("a sequence of names or classes", lambda value: isinstance(value, tuple | list))
-PAIRS = Kind("a mapping of names to values", lambda value: isinstance(value, Mapping))
+CLASS = SettingKind("FILE:Class, or a class", lambda value: isinstance(value, str | type))
+NAMES = SettingKind("a sequence of names or classes", lambda value: isinstance(value, tuple | list))
+PAIRS = SettingKind("a mapping of names to values", lambda value: isinstance(value, Mapping))
 
 
 def option(
     usage: str,
-    kind: Kind,
+    kind: SettingKind,
     text: str,
     *,
     default: Any = None,

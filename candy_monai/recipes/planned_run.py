@@ -25,6 +25,7 @@ from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
+from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.predictor import Predictor, load_predictor
@@ -42,7 +43,7 @@ from candy_monai.recipes.budget import (
     usable_s,
 )
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.prepare import Prepared, device_memory, evenly
+from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.training.resume import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder
@@ -103,7 +104,7 @@ class PlannedRun:
             speed,
             seconds=seconds,
             num_cases=num_cases,
-            num_training_cases=math.ceil(len(self.prepared.training) / self.processes.count),
+            num_training_cases=math.ceil(len(self.prepared.training) / self.processes.world_size),
         )
         num_epochs = plan.num_epochs // TIMES_FASTER
         on_progress(
@@ -129,27 +130,28 @@ class PlannedRun:
             # What was decided meanwhile has taken time, too.
             left_s = usable_s(fit.speed, fit.seconds_left(), len(self.prepared.validation))
             limit_s = max(fit.speed.step_s, left_s)
-        trainer.train(
-            plan.num_epochs,
-            note=self.options.note,
-            seed=self.seed,
-            amp=None if fit is None else fit.amp,
-            early_stop_tolerance=None,
-            validate_every=plan.validate_every,
-            time_limit_s=self.processes.broadcast(limit_s),
-            save_every=self.options.save_every,
-        )
+        settings: dict[str, Any] = {
+            name: getattr(self.options, name) for name in TrainSettings.names() if name in TrainOptions.names()
+        } | {
+            "num_epochs": plan.num_epochs,
+            "seed": self.seed,
+            "amp": None if fit is None else fit.amp,
+            "early_stop_tolerance": None,
+            "validate_every": plan.validate_every,
+            "time_limit_s": self.processes.broadcast(limit_s),
+        }
+        trainer.train(**settings)
         return self._scored(trainer)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
-        """Go on with this run where it was last saved, and end as `train` does."""
+        """Continue this run from where it was last saved, and end as `train` does."""
         trainer = self._ready_trainer()
         trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
         return self._scored(trainer)
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
         folder = trainer.experiment_folder()
-        if not self.prepared.validation or not self.processes.is_first:
+        if not self.prepared.validation or not self.processes.is_main:
             return folder
         try:
             self._score(trainer, folder)
@@ -191,7 +193,7 @@ class PlannedRun:
                 predictor.predict(CaseFiles(first.images))
                 left_s, case_s = fit.seconds_left() - RESERVE_S, time.monotonic() - started
             count = max(1, min(count, math.floor(left_s / max(case_s, 1e-9))))
-        chosen = set(evenly(prepared.validation, count))
+        chosen = set(evenly_spaced(prepared.validation, count))
         return [case for case in prepared.dataset.cases if case.case_id in chosen]
 
     def _ready_trainer(self) -> SegmentationTrainer:
@@ -211,10 +213,10 @@ class PlannedRun:
             plan,
             seed=self.seed,
             device=device,
-            num_processes=self.processes.count,
+            num_processes=self.processes.world_size,
             own=self.own,
         )
-        cases = case_loader(store, evenly(self.prepared.validation, plan.num_validation_cases), device=device)
+        cases = case_loader(store, evenly_spaced(self.prepared.validation, plan.num_validation_cases), device=device)
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
         trainer.preprocessing, trainer.augmentation = self.own.preprocessing, self.own.augmentation
@@ -239,7 +241,7 @@ class PlannedRun:
 
 
 def _step_as_text(plan: Plan) -> str:
-    """Say what a step trains: the choices that a time decides."""
+    """Return in words what a step trains: the choices that a budget makes."""
     patch = "x".join(map(str, plan.patch_shape))
     return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
 

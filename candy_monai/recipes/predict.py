@@ -11,8 +11,9 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.runs import folds_below, summarize, what_is_below
+from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.predictor import CasePredictor, Predictor, load_predictor
+from candy_monai.inference.predictor import Predictor, load_predictor
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.recipes.train import find_trainer
 from candy_monai.training.segmentation import SegmentationTrainer

@@ -103,7 +103,7 @@ def prepare_dataset(
         on_progress(f"Warning: {warning}")
     memory, overrides = device_memory(device), options.overrides or {}
     bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.memory_factor))
-    made = _planned(fingerprint, options, given, bound)
+    made = _planned(fingerprint, options, given, bound, trainer)
     if trainer is not None:
         trainer.check_plan(made)  # before the cases are preprocessed for it
     if made.slice_axis is not None:
@@ -145,11 +145,20 @@ def prepare_dataset(
     )
 
 
-def _planned(fingerprint: Fingerprint, options: TrainOptions, given: Plan | None, memory_bytes: int | None) -> Plan:
+def _planned(
+    fingerprint: Fingerprint,
+    options: TrainOptions,
+    given: Plan | None,
+    memory_bytes: int | None,
+    trainer: type[SegmentationTrainer] | None,
+) -> Plan:
     """Return the plan that follows from a dataset and the options, or the one that was given."""
-    overrides = options.overrides or {}
+    overrides, configuration = options.overrides or {}, options.configuration
     if given is None or options.plan is None:
-        return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=options.configuration)
+        builds_its_own = trainer is not None and not trainer.follows_filters  # perhaps one for volumes alone
+        if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
+            configuration = "3d"
+        return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=configuration)
     adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
@@ -205,7 +214,7 @@ def chosen_folds(dataset: NNUNetDataset, options: TrainOptions) -> tuple[Fold, .
     return dataset.folds(k=options.num_folds, groups=options.groups, stratify_by=strata, splits=options.splits)
 
 
-def evenly(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
+def evenly_spaced(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
     """Return ``count`` of the cases, spread over their order, since neighbours often come from one site.
 
     A smaller choice is part of every larger one, so that scores on both are of the same cases as far as possible.

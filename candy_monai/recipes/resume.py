@@ -1,4 +1,4 @@
-"""Go on with a planned run from its folder alone: what the command line's ``resume`` does."""
+"""Continue a planned run from its folder alone: what the command line's ``resume`` does."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def resume_training(
     trainer = _trainer_class(saved, options.trainer)
     own = read_saved_transforms(saved.description.pipelines, folder / DESCRIPTION, trust=options.trust)
     with processes.connected(device):
-        with processes.one_after_the_first():
+        with processes.main_process_first():
             prepared = _prepared_again(saved.folder, trained, Plan.from_dict(plan), own, options, dataset)
         run = PlannedRun(
             prepared=prepared,

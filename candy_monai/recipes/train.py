@@ -46,8 +46,8 @@ def train_dataset(
         dataset: The dataset's folder, nnU-Net format: images of any of the formats that it names, each ``(*spatial)``
             with a label of the same grid. It is only read.
         options: What decides the run; None for the defaults.
-        elapsed_s: Seconds of the budget that are over already, as a program's start takes.
-        on_progress: Told what is being done, a line at a time.
+        elapsed_s: Seconds of the budget that are used already, for example by the program's start.
+        on_progress: Called with a line of text for each stage.
         **keywords: Fields of `TrainOptions`, such as ``budget_s=600`` (seconds) or ``num_epochs=100``, in place of
             those of ``options``.
 
@@ -65,9 +65,9 @@ def train_dataset(
     parts = Parts.of(options)
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
-    say = on_progress if processes.is_first else _in_silence
+    say = on_progress if processes.is_main else _in_silence
     with processes.connected(device):
-        with processes.one_after_the_first():
+        with processes.main_process_first():
             prepared = prepare_dataset(
                 dataset, options, own=parts.own, trainer=parts.trainer, device=device, on_progress=say
             )
@@ -89,10 +89,10 @@ def train_dataset(
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What options name: found, imported and checked, before any data are read.
+    """The trainer, transforms and dashboard that options name, imported and checked before any data are read.
 
     Attributes:
-        trainer: Trains.
+        trainer: The trainer's class.
         own: The user's own transforms.
         frontend: The dashboard to report to; None for none.
     """
@@ -103,10 +103,10 @@ class Parts:
 
     @classmethod
     def of(cls, options: TrainOptions) -> Self:
-        """Return what options name.
+        """Import and check what options name.
 
         Raises:
-            BadInputError: If any of it is not there or cannot work, or the experiments cannot be written to.
+            BadInputError: If any of it is missing or invalid, or the folder of the experiments cannot be written to.
         """
         parsed_overrides(options.overrides or {})
         if options.plan is not None:
@@ -118,7 +118,7 @@ class Parts:
 
 
 def _own_transforms(trainer: type[SegmentationTrainer], options: TrainOptions) -> OwnTransforms:
-    """Return a trainer's own transforms, those of a file in place of the pipelines that this names."""
+    """Return the trainer's own transforms; pipelines in the file of ``options.transforms`` replace the trainer's."""
     from_file = None
     if options.transforms is not None:
         from_file = read_own_transforms(options.transforms, trust=options.trust)
@@ -133,7 +133,7 @@ def _own_transforms(trainer: type[SegmentationTrainer], options: TrainOptions) -
 
 
 def ready_frontend(options: TrainOptions) -> type[Frontend] | None:
-    """Return the dashboard to report to, whose secrets are there.
+    """Return the dashboard to report to, after a check that its secrets are set.
 
     Raises:
         BadInputError: If a name is unknown, or a secret is missing.
@@ -162,4 +162,4 @@ def find_trainer(*, bundle: str | None = None, own: str | type[object] | None = 
 
 
 def _in_silence(_message: str) -> None:
-    """Say nothing: what all processes do, the first one says."""
+    """Report nothing: only the first process reports progress."""

@@ -42,7 +42,7 @@ def describe_run(
         "bundle": bundle_of(trainer),
         "padding": padding_to_dict(equipment.padding),
         "score_range": None if trainer.score_range is None else list(trainer.score_range),
-        "processes": processes.count,
+        "processes": processes.world_size,
         "data": {"training": _loader(loaders.training), "validation": _loader(loaders.validation)},
         "parts": _parts(equipment.toolbox, loaders),
         **trainer.describe(equipment.example_shape),

@@ -78,7 +78,7 @@ class WeighedPasses:
         self._weight = 1.0
 
     def begin(self, weight: float) -> None:
-        """Begin a pass.
+        """Start a pass.
 
         Args:
             weight: What its gradients count, more than 0.

@@ -29,7 +29,7 @@ class Hooks(ABC):
     Attributes:
         max_grad_norm: Clip the gradient's norm to this before each step; None to leave it. Override it to clip.
         bundle: Name of the bundle that can build this network again from `network_arguments`; None if there is none.
-            Override it in a bundle's trainer.
+            A `Bundle` sets it on its trainer.
         score_range: The least and the largest validation score that there can be, each None for no bound, as ``(0, 1)``
             for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; the forecast keeps to it. None if
             it is unknown. Override it with a score of your own.
@@ -184,7 +184,7 @@ class Hooks(ABC):
         return {}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_extra_state` returned when the run was saved. Override it together with that."""
+        """Load what `get_extra_state` returned when the run was saved. Override it together with that."""
 
     def _check_one(self, image: Tensor, label: Tensor) -> None:
         """Check one training sample, or the first slice of it, as `check_sample` sees it."""

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,13 @@ from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, S
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription, read_description
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.serialization import restored
+from candy_monai.experiment.serialization import plain, restored
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState, load_state, stored_weights
 from candy_monai.network import plain_network, plain_weights
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
+from candy_monai.training.loaders import Loaders
 from candy_monai.training.schedule import needs_a_metric, step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox
 
@@ -108,7 +109,7 @@ class SavedRun:
             )
 
     def reopened(self, toolbox: TrainerToolbox, rebuild: Rebuild, processes: Processes) -> ReopenedRun:
-        """Take the folder, and put weights and states into the toolbox.
+        """Open the folder, and load weights and states into the toolbox.
 
         Args:
             toolbox: As it was built for a new run.
@@ -118,15 +119,15 @@ class SavedRun:
         Raises:
             ExperimentError: If another process trains the run, a file is damaged, or a state does not fit.
         """
-        run = Experiment(self.folder, self.settings, writes=processes.is_first)
+        run = Experiment(self.folder, self.settings, writes=processes.is_main)
         with run.closed_on_failure():
             with _refusing_what_does_not_fit(self.folder):
-                if processes.is_first:
+                if processes.is_main:
                     run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
             processes.broadcast(None)  # the others read when the files are in step
             with _refusing_what_does_not_fit(self.folder):
                 state = load_state(self.folder)
-                if not processes.is_first:
+                if not processes.is_main:
                     run.restore(state)
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0
@@ -155,7 +156,7 @@ class SavedRun:
         run: Experiment,
         rebuild: Rebuild,
     ) -> int:
-        """Bring the schedule to where it was, or where the longer run has it; return the epochs that it is made for."""
+        """Restore the schedule, or step it to where a longer run has it; return the epochs that it is made for."""
         made_for = state.schedule_epochs
         optimizer = restored(state.optimizer, toolbox.optimizer.state_dict())
         has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
@@ -207,7 +208,7 @@ class ReopenedRun:
 
 @contextmanager
 def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
-    """Turn whatever a state does that is not of this trainer, or of no trainer at all, into an error that says so."""
+    """Raise `ExperimentError` for whatever a state raises that is not of this trainer, or of no trainer at all."""
     try:
         yield
     except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
@@ -264,29 +265,74 @@ def _readable(weights: dict[str, Any]) -> dict[str, Any]:
     return weights
 
 
-def unsaved_parts(attributes: Mapping[str, object], *, saved: object, extra: object) -> list[str]:
-    """Return the names and kinds of what has a ``state_dict`` that is not part of what is saved.
+def state_of(
+    toolbox: TrainerToolbox,
+    *,
+    scored: WeightsKind,
+    schedule_epochs: int,
+    scaler: Mapping[str, Any],
+    extra: object,
+    processes: Sequence[Mapping[str, Any]],
+    trainer: str,
+) -> TrainerState:
+    """Return the states of a run's parts, which a resumed run needs besides the weights.
+
+    Args:
+        toolbox: The parts.
+        scored: Which weights are scored.
+        schedule_epochs: The epochs that the schedule is made for.
+        scaler: The state of the gradient scaler.
+        extra: What the trainer's ``get_extra_state`` returned.
+        processes: For each process its random generators and, within an epoch, its part of the metrics.
+        trainer: The trainer's name, for messages.
+
+    Raises:
+        BadInputError: If a part of the user's own has something in its state that cannot be saved.
+    """
+    ema = None if toolbox.ema is None else toolbox.ema.state_dict()
+    if ema is not None and scored == "ema":  # its weights are in files of their own
+        ema = {name: value for name, value in ema.items() if not name.startswith("module.")}
+    return TrainerState(
+        optimizer=plain(toolbox.optimizer.state_dict(), "the optimizer's state", rebuilt=True),
+        scheduler=plain(toolbox.scheduler.state_dict(), "the schedule's state", rebuilt=True),
+        schedule_epochs=schedule_epochs,
+        scaler=scaler,
+        criterion=plain(toolbox.criterion.state_dict(), "the criterion's state", rebuilt=True),
+        extra=plain(extra, f"what {trainer}.get_extra_state returned"),
+        ema=ema,
+        processes=processes,
+    )
+
+
+def unsaved_parts(
+    attributes: Mapping[str, object], toolbox: TrainerToolbox, loaders: Loaders, state: TrainerState
+) -> list[str]:
+    """Return the names and kinds of a trainer's attributes that have a ``state_dict`` which is not saved.
 
     A state is saved if its tensors are, or if the trainer adds a dictionary with the same names.
 
     Args:
-        attributes: Objects by name, some of them in lists and dictionaries.
-        saved: Nested lists, tuples and dictionaries of what is saved of every run.
-        extra: What the trainer adds to it.
+        attributes: The trainer's attributes by name, some of them in lists and dictionaries.
+        toolbox: What is saved of every run, as the loaders.
+        loaders: The loaders.
+        state: What is saved.
     """
-    memory = {_place(tensor) for tensor in tensors_in([saved, extra])}
-    names = {frozenset(map(str, mapping)) for mapping in _mappings(extra)}
+    networks = [plain_network(network).state_dict() for network in toolbox.networks]
+    memory = {_place(tensor) for tensor in tensors_in([vars(state), networks])}
+    names = {frozenset(map(str, mapping)) for mapping in _mappings(state.extra)}
+    known = [*vars(toolbox).values(), plain_network(toolbox.model), *loaders]
+    own = {f"self.{name}": value for name, value in attributes.items() if not any(value is part for part in known)}
     found = []
-    for name, part in _parts(attributes):
+    for name, part in _parts(own):
         try:
-            state = part.state_dict()  # type: ignore[attr-defined]
+            part_state = part.state_dict()  # type: ignore[attr-defined]
         except Exception:  # not of the kind that is meant here, or not ready
             continue
-        tensors = list(tensors_in(state))
+        tensors = list(tensors_in(part_state))
         is_saved = (bool(tensors) and all(_place(tensor) in memory for tensor in tensors)) or (
-            isinstance(state, Mapping) and frozenset(map(str, state)) in names
+            isinstance(part_state, Mapping) and frozenset(map(str, part_state)) in names
         )
-        if state and not is_saved:
+        if part_state and not is_saved:
             found.append(f"{name} ({type(part).__name__})")
     return found
 
@@ -317,5 +363,5 @@ def _mappings(tree: object) -> Iterator[Mapping[object, object]]:
 
 
 def _place(tensor: Tensor) -> object:
-    """Tell tensors apart by where they are: a state refers to the memory of what it is the state of."""
+    """Return what identifies a tensor's memory: a state shares that of what it is the state of."""
     return tensor.device, tensor.data_ptr() if tensor.numel() else id(tensor), tensor.numel()

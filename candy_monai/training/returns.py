@@ -134,7 +134,7 @@ class GradientWatch:
             self.settle()
 
     def settle(self) -> None:
-        """Look back at the end of an epoch.
+        """Check an epoch when it has ended.
 
         Raises:
             BadInputError: If no batch of it left a gradient, though the network was run.

@@ -61,7 +61,8 @@ class SegmentationTrainer(Trainer):
         postprocessing: Steps of your own on predicted label maps, at ``pred``, after the plan's postprocessing. A list
             that undoes preprocessing itself, by ``Invertd``, replaces the plan's.
         memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch.
-        follows_filters: Whether the network is as wide as its plan's ``filters``; if not, a budget tries no others.
+        follows_filters: Whether the network is as wide as its plan's ``filters``. If not, a budget tries no others, and
+            volumes are trained on slice by slice only where that is asked for.
     """
 
     num_classes: int = 1
@@ -184,7 +185,7 @@ class SegmentationTrainer(Trainer):
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
     def _predicted_ids(self, logits: Tensor) -> Tensor:
-        """Turn logits ``(B, C, *spatial)`` into label ids ``(B, 1, *spatial)``; regions are painted in their order."""
+        """Convert logits ``(B, C, *spatial)`` to label ids ``(B, 1, *spatial)``; regions are painted in their order."""
         if self.regions:
             return paint_regions(logits, [region.paints for region in self.regions])
         return labels_from_logits(logits, num_classes=self.num_classes)

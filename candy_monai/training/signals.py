@@ -73,7 +73,7 @@ class StopRequest:
         return self._received is not None
 
     def ask(self, reason: str) -> None:
-        """Ask the run to end, as a signal would."""
+        """Request the end of the run, as a signal would."""
         self._received = reason
 
     def obey(self) -> None:

@@ -167,7 +167,7 @@ class SlidingTrainer(Trainer):
 
     @override
     def _prepared(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave whole images where they are: `backward` brings their windows to the device and pads them."""
+        """Return whole images as they are: `backward` moves their windows to the device and pads them."""
         return images, labels
 
     @override
@@ -252,7 +252,7 @@ class _WeightedMeans:
         self._values: dict[str, list[tuple[Scalar, int]]] = {}
 
     def add(self, metrics: Metrics, *, weight: int) -> None:
-        """Take the numbers of one part.
+        """Add the numbers of one part.
 
         Args:
             metrics: Numbers by name.

@@ -107,7 +107,7 @@ class Equipment:
         return self.padding(images), pad_labels(self.padding, labels, fill)
 
     def close(self) -> None:
-        """Give the networks back without hooks, as the user's own."""
+        """Remove all hooks from the networks, which are the user's own."""
         self.scaled_backward.close()
         for reference in self.surrounded:
             if (network := reference()) is not None:

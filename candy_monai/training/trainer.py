@@ -1,7 +1,7 @@
 """The training loop, from `Trainer.train` through the epoch to the step.
 
-What is learned is said by ``hooks.py``. What changes during a run, and what surrounds its steps, is in ``run.py``; what
-survives a crash is kept by ``candy_monai.experiment``, what is looked at is drawn by ``candy_monai.observers``.
+The methods that a subclass overrides are in ``hooks.py``, a run's state, start and end in ``run.py``, its folder in
+``candy_monai.experiment``, and console and pictures in ``candy_monai.observers``.
 """
 
 from __future__ import annotations
@@ -127,23 +127,23 @@ class Trainer(Hooks, HasDevice):
             early_stop_tolerance: Stop after so many validated epochs without a better score; ``"forecast"`` to stop
                 when no better score is to be expected; None to go on to the end.
             early_stop_confidence: With ``"forecast"``: how sure it must be, in three validated epochs in a row.
-            early_stop_margin: With ``"forecast"``: what is not worth going on for, as a share of the range of the
-                scores so far.
+            early_stop_margin: With ``"forecast"``: a gain that is too small to go on for, as a share of the range of
+                the scores so far.
             val_score_prediction: Forecast the best validation score.
             val_score_prediction_degree: Upper bound of the forecast's polynomial degree, and the epochs it waits for.
             save_preview: Draw previews of the worst validated case.
             preview_quality: Million voxels that a preview of a volume may be made from.
             deterministic: Use deterministic algorithms only, which are slower.
-            amp: ``"bf16"`` or ``"fp16"`` runs the network in mixed precision, ``"auto"`` in what is fast on a CUDA
-                device; its outputs are float32 all the same, and small gradients are kept in half precision.
-            accumulate: Batches whose gradients add up to one optimizer step, as one batch of so many times the size
-                would give. The schedule moves on by as many batches.
+            amp: Mixed precision: ``"bf16"``, ``"fp16"`` with gradient scaling, or ``"auto"`` for the faster of them on
+                a CUDA device and none elsewhere. The network's outputs are float32 in any case.
+            accumulate: Batches to an optimizer step, whose gradients are averaged as in one larger batch. The schedule
+                advances by as many batches.
             compile_model: Compile the network; where that fails it runs as it is, and the log says why.
-            channels_last: Store the channels last; None does so where it pays.
+            channels_last: Use the memory format ``torch.channels_last``; None for where it is faster.
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
-            non_finite: What to do when a loss is NaN or infinite: ``"stop"``, or ``"skip"`` the step: then
-                the buffers, such as BatchNorm's statistics, are again what they were before the batch.
+            non_finite: What to do when a loss is NaN or infinite: ``"stop"`` the run, or ``"skip"`` the step and
+                restore the buffers, such as BatchNorm's statistics, from before the batch.
             time_limit_s: End after so many seconds of training, the last validation included: the last epoch is cut
                 short. A schedule with a method ``end_in``, as ours, follows the time, so that the learning rate has
                 come down when the run ends.
@@ -167,7 +167,7 @@ class Trainer(Hooks, HasDevice):
 
     @contextmanager
     def _set_up(self, settings: TrainSettings, saved: SavedRun | None) -> Iterator[TrainingRun]:
-        """Set a run up or take a saved one up again, and tell those who watch how it ended."""
+        """Start a new run or continue a saved one, and report its end when the ``with`` block ends."""
         processes = Processes.from_environment()
         device = self.device(device=processes.device_of(self.device()))
         with processes.connected(device):
@@ -200,7 +200,7 @@ class Trainer(Hooks, HasDevice):
                 run.conclude()
 
     def train_epoch(self, toolbox: TrainerToolbox) -> None:
-        """Train on every batch of the training loader once; on those that are left, where an epoch was interrupted.
+        """Train on every batch of the training loader once; in a resumed epoch, on its remaining batches.
 
         Override it to change the loop, or to do something before and after each epoch.
         """
@@ -252,7 +252,7 @@ class Trainer(Hooks, HasDevice):
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
 
     def _train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...]]:
-        """Compute the gradients of one batch; return loss, metrics, and the ids of the cases as far as known."""
+        """Compute the gradients of one batch and return its loss, its metrics and its case ids, if they are known."""
         images, labels, case_ids = unpack(batch)
         self._check_labels(labels, case_ids)
         equipment = self._current_run().equipment
@@ -263,17 +263,17 @@ class Trainer(Hooks, HasDevice):
         return loss, metrics, case_ids
 
     def _prepared(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a network is about to be trained on: on the device, and padded."""
+        """Return images and labels on the device and padded, as the network takes them."""
         return self._current_run().equipment.prepared(images, labels, fill=self._label_fill)
 
     def step(self, toolbox: TrainerToolbox, *, num_batches: int = 1) -> None:
-        """Change the weights by their gradients: clip, step, move the schedule on, update the moving average.
+        """Update the weights: clip the gradients, step, advance the schedule, update the moving average.
 
         Override it to step in another way, for example an optimizer that needs a closure.
 
         Args:
             toolbox: Optimizer, schedule and the rest.
-            num_batches: Batches that the gradients come from.
+            num_batches: Batches that the gradients were computed from.
         """
         equipment = self._current_run().equipment
         equipment.scaler.unscale_(toolbox.optimizer)
@@ -294,7 +294,7 @@ class Trainer(Hooks, HasDevice):
         cases, called = ValidationCases(), CalledNetworks(toolbox)
         run.padded_parts = parts = PaddedParts(toolbox, padding)
         total = min(filter(None, (num_cases(loader), limit)), default=None)
-        share = None if limit is None else len(range(run.processes.rank, limit, run.processes.count))
+        share = None if limit is None else len(range(run.processes.rank, limit, run.processes.world_size))
         for network in toolbox.networks:
             network.eval()
         with torch.no_grad(), called.watched():
@@ -307,9 +307,9 @@ class Trainer(Hooks, HasDevice):
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 run.notify(StepFinished(epoch, "validation", len(cases), total))
                 stop_if_asked()
-        run.preview, run.padded_parts = self._drawn_as_it_is(cases.preview()), None
+        run.preview, run.padded_parts = self._with_drawing(cases.preview()), None
         run.note_scored(called.flags)
-        scores = run.processes.gathered(cases.scores)
+        scores = run.processes.all_gather(cases.scores)
         self._current().score_rests_on(*certainty(scores))
         return mean_score(scores)
 
@@ -321,8 +321,8 @@ class Trainer(Hooks, HasDevice):
             self._check_labels(labels, case_ids)
             yield from zip(*equipment.on_device(images, labels), strict=True)
 
-    def _drawn_as_it_is(self, preview: Preview | None) -> Preview | None:
-        """Return a preview that this trainer, as it is now, draws; perhaps when its next run has begun."""
+    def _with_drawing(self, preview: Preview | None) -> Preview | None:
+        """Return the preview with a function that draws it by a copy of this trainer, perhaps in its next run."""
         if preview is None:
             return None
         drawn_by, case = copy.copy(self), preview
@@ -396,7 +396,7 @@ class Trainer(Hooks, HasDevice):
         saved = self._saved.continued(num_epochs, schedule=schedule, force=force)
         self._train(saved.settings, saved)
 
-    # What a run can be asked and told
+    # Logging, metrics and the experiment
 
     def log(self, msg: str, *, on_screen: bool = True) -> None:
         """Write a message to ``logs.txt``, verbatim. Called, not overridden.
@@ -413,8 +413,8 @@ class Trainer(Hooks, HasDevice):
     def record(self, metric: str, value: Scalar) -> None:
         """Record one value of a metric; the epoch's average goes to ``metrics.csv``. Called, not overridden.
 
-        A metric that is called like a column of the run's own, such as ``learning rate``, becomes the column
-        ``learning rate (metric)``.
+        A metric with the name of a column that every run has, such as ``learning rate``, is recorded as ``learning rate
+        (metric)``.
 
         Args:
             metric: The metric's name.
@@ -454,12 +454,12 @@ class Trainer(Hooks, HasDevice):
         """Report the coming runs to a dashboard. Called, not overridden.
 
         Args:
-            frontend: The dashboard's class, or the name that the command line has for it, such as ``"notion"``; it is
-                made with the user's secrets at once, so a missing one is said now.
+            frontend: The dashboard's class, or its name on the command line, such as ``"notion"``. It is made at once
+                with the user's secrets, so that a missing one is reported before training.
             path_to_secrets: Where the secrets are, instead of the user's config folder.
 
         Raises:
-            BadInputError: If it is no dashboard, or none of this name is known.
+            BadInputError: If it is not a subclass of `Frontend`, or the name is unknown.
         """
         if isinstance(frontend, str):
             frontend = find_frontend(frontend, option="set_frontend")
@@ -478,18 +478,18 @@ class Trainer(Hooks, HasDevice):
             degree: Upper bound of the polynomials' degree.
 
         Returns:
-            The epoch of the best score and the score. When the curve says too little: the best so far.
+            The epoch of the best score and the score; those so far where there are too few scores for a forecast.
         """
         run = self._current()
         prediction = predict_maximum(run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range)
         return prediction.epoch, prediction.score
 
-    # The present run, and what it asks
+    # The current run
 
     @property
     def _dataloader(self) -> DataLoader[Any]:
         """The training loader; while several processes train, that of this one's share of the samples."""
-        return self._present_loaders().training
+        return self._current_loaders().training
 
     @_dataloader.setter
     def _dataloader(self, loader: DataLoader[Any]) -> None:
@@ -498,13 +498,13 @@ class Trainer(Hooks, HasDevice):
     @property
     def _validation_dataloader(self) -> DataLoader[Any] | None:
         """The validation loader, in the same way."""
-        return self._present_loaders().validation
+        return self._current_loaders().validation
 
     @_validation_dataloader.setter
     def _validation_dataloader(self, loader: DataLoader[Any] | None) -> None:
         self._loaders = self._loaders._replace(validation=loader)
 
-    def _present_loaders(self) -> Loaders:
+    def _current_loaders(self) -> Loaders:
         return self._loaders if self._run is None or self._run.is_over else self._run.loaders
 
     def _current_run(self) -> TrainingRun:
@@ -516,7 +516,7 @@ class Trainer(Hooks, HasDevice):
         return self._current_run().current()
 
     def _observers(self) -> tuple[Observer, ...]:
-        """Return the user's own observers, and what brings the run's events to dashboards."""
+        """Return the user's own observers, and those that deliver events to the dashboards."""
         self._deliveries = deliveries(self._frontend, self._current_run().report, after=self._deliveries)
         return (*self._extra_observers, *self._deliveries)
 
@@ -536,47 +536,59 @@ class Trainer(Hooks, HasDevice):
 def add_to_folder(
     trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
 ) -> None:
-    """Add to what the folders of a trainer's coming runs hold.
+    """Add facts and files to the experiment folders of a trainer's next runs.
 
     Args:
         trainer: The trainer.
         facts: More plain values for ``experiment.json``, by name.
-        files: More texts that a new folder is born with, by their files' names.
+        files: Texts of more files to write into a new folder, by file name.
     """
     trainer._facts.update(facts or {})
     trainer._files.update(files or {})
 
 
 class Rehearsal:
-    """Steps and cases of a trainer that are not part of a run: nothing is recorded or saved.
+    """Training steps and validated cases to measure time and memory by; nothing is recorded or saved.
 
     Args:
         trainer: The trainer, between two runs.
-        settings: What ``train`` would be told.
-        image: One training image ``(C, *spatial)``.
+
+    Attributes:
+        loaders: The trainer's loaders.
+        device: Where it trains.
     """
 
-    def __init__(self, trainer: Trainer, settings: TrainSettings, image: Tensor) -> None:
+    _toolbox: TrainerToolbox
+
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        callbacks, device = trainer._callbacks(), trainer.device()
-        self._run = TrainingRun(settings, trainer._loaders, callbacks, device=device, rehearses=True)
-        trainer._run = self._run
-        self._image = image
+        self.loaders, self.device = trainer._loaders, trainer.device()
 
     @contextmanager
-    def begun(self) -> Iterator[TrainerToolbox]:
-        """Build a toolbox for a block, whose memory is free again after it."""
-        with self._run.lasting():
-            self._run.equip(build_toolbox(self._trainer, self._run.settings, self._image, self._trainer.device()))
-            yield self._run.toolbox
+    def begun(self, settings: TrainSettings, image: Tensor) -> Iterator[TrainerToolbox]:
+        """Build the toolbox for a ``with`` block, and free its memory afterwards.
+
+        Args:
+            settings: The keywords of ``train``.
+            image: One training image ``(C, *spatial)``.
+        """
+        trainer = self._trainer
+        run = TrainingRun(settings, self.loaders, trainer._callbacks(), device=self.device, rehearses=True)
+        trainer._run = run
+        with run.lasting():
+            run.equip(build_toolbox(trainer, run.settings, image, self.device))
+            self._toolbox = run.toolbox
+            try:
+                yield run.toolbox
+            finally:
+                del self._toolbox
 
     def train(self, batch: object) -> None:
         """Make one optimizer step."""
-        toolbox = self._run.toolbox
-        self._trainer._train_batch(batch, toolbox)
-        self._trainer.step(toolbox)
+        self._trainer._train_batch(batch, self._toolbox)
+        self._trainer.step(self._toolbox)
 
     @torch.no_grad()
     def validate(self, image: Tensor, label: Tensor) -> None:
         """Score one case, which is on the device."""
-        self._trainer.validate_case(image, label, self._run.toolbox)
+        self._trainer.validate_case(image, label, self._toolbox)

@@ -35,7 +35,7 @@ class ValidationCases:
         return len(self._scores)
 
     def add(self, score: float, image: Tensor, label: Tensor, output: Tensor) -> None:
-        """Take one case.
+        """Add one case.
 
         Args:
             score: Higher is better; NaN if the case has none.

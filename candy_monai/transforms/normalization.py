@@ -112,7 +112,7 @@ def _normalized(values: Tensor, how: Mapping[str, Any], mask: Tensor | None) -> 
 
 
 def _standardized(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Bring one channel to mean 0 and deviation 1 within the mask and to 0 outside; a constant one becomes 0."""
+    """Normalize one channel to mean 0 and deviation 1 within the mask and to 0 outside; a constant one becomes 0."""
     inside = values if mask is None else values[mask]
     if not inside.numel():
         return torch.zeros_like(values)

@@ -33,7 +33,7 @@ _MODES = {1: "linear", 2: "bilinear"}
 
 
 def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float = 0.0) -> Tensor:
-    """Turn scores into ids, block by block: several times as fast as PyTorch's argmax over the first axis.
+    """Convert scores to ids, block by block: several times as fast as PyTorch's argmax over the first axis.
 
     Args:
         scores: ``(K, *spatial)``; each class's may be times one positive number a voxel.
@@ -73,7 +73,7 @@ def _ids_by_class(channels: Iterable[Tensor], num_channels: int, paints: Sequenc
 def probabilities_of(
     scores: Tensor, ids: Tensor | None = None, *, paints: Sequence[int] = (), are_probabilities: bool = False
 ) -> Tensor:
-    """Turn logits into probabilities: a softmax, or sigmoids for one channel and for regions.
+    """Convert logits to probabilities: a softmax, or sigmoids for one channel and for regions.
 
     Where the ids made from the logits are given, the ids made from the probabilities by `label_ids` are the same, voxel
     for voxel: logits that differ by less than single precision tells apart as probabilities leave a tie, and there the
@@ -154,7 +154,7 @@ class LabelPainter:
         self._low, self._high, self._share = linear_taps(source[axis], target[axis])
 
     def add(self, place: tuple[slice, ...], scores: Tensor, *, weights: Tensor | None = None) -> None:
-        """Take a part of the scores; together the parts fill the source once.
+        """Add a part of the scores; together the parts fill the source once.
 
         Args:
             place: Where it lies, one slice a spatial axis.
@@ -266,7 +266,7 @@ def shape_before_resampling(image: Tensor) -> Shape:
 
 
 class PaintLabels(Transform):
-    """Turn scores into label ids, at another size where that is asked for, one class after the other.
+    """Convert scores to label ids, at another size where that is asked for, one class after the other.
 
     What ``Invertd`` on the scores and ``AsDiscrete(argmax=True)`` give, in bounded memory: 117 classes to
     256 x 256 x 64 take 2.2 s and 196 MB instead of 14.1 s and 1.9 GB, since the scores of all classes are never held at

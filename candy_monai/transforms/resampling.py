@@ -32,7 +32,7 @@ _MODES = ("cubic", "linear", "nearest", "majority")
 _ANISOTROPIC = 3.0
 
 
-def resample_image(image: Tensor, shape: Shape, *, coarse_axis: int | None = None) -> Tensor:
+def resample_image(image: Tensor, shape: Shape, *, anisotropic_axis: int | None = None) -> Tensor:
     """Resample intensities by a cubic spline, linearly across thick slices; the range of each channel is kept.
 
     A spline is linear in its samples, so each axis is one matrix product: exact, and much faster than evaluating the
@@ -41,7 +41,7 @@ def resample_image(image: Tensor, shape: Shape, *, coarse_axis: int | None = Non
     Args:
         image: ``(C, *spatial)`` float32.
         shape: The new spatial shape.
-        coarse_axis: The axis across thick slices, where a cubic would ring from slice to slice.
+        anisotropic_axis: The axis across thick slices, where a cubic would ring from slice to slice.
 
     Returns:
         ``(C, *shape)``; the input itself where the shape is already right.
@@ -51,14 +51,14 @@ def resample_image(image: Tensor, shape: Shape, *, coarse_axis: int | None = Non
     result = image
     for axis, size in enumerate(shape):
         if image.shape[axis + 1] != size:
-            weights = _spline_weights(image.shape[axis + 1], size, _LINEAR if axis == coarse_axis else _CUBIC)
+            weights = _spline_weights(image.shape[axis + 1], size, _LINEAR if axis == anisotropic_axis else _CUBIC)
             result = (result.movedim(axis + 1, -1) @ weights.to(image.device).T).movedim(-1, axis + 1)
     flat = image.flatten(1)
     low, high = (bound.view(-1, *[1] * len(shape)) for bound in (flat.amin(1), flat.amax(1)))
     return result.clamp(low, high).contiguous()
 
 
-def resample_label(label: Tensor, shape: Shape, *, coarse_axis: int | None = None) -> Tensor:
+def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None = None) -> Tensor:
     """Resample label ids: each new voxel gets the id that covers most of it, so that no id is ever invented.
 
     Each foreground id is interpolated linearly in its own box alone; what no id covers is background. Neither memory
@@ -67,17 +67,17 @@ def resample_label(label: Tensor, shape: Shape, *, coarse_axis: int | None = Non
     Args:
         label: ``(1, *spatial)`` integer, 0 or more.
         shape: The new spatial shape.
-        coarse_axis: The axis across thick slices.
+        anisotropic_axis: The axis across thick slices.
 
     Returns:
         ``(1, *shape)`` of the same type; the input itself where the shape is already right.
     """
     if tuple(label.shape[1:]) == tuple(shape):
         return label
-    if coarse_axis is not None:
-        old, new = label.shape[coarse_axis + 1], shape[coarse_axis]
+    if anisotropic_axis is not None:
+        old, new = label.shape[anisotropic_axis + 1], shape[anisotropic_axis]
         nearest = ((torch.arange(new, device=label.device) + 0.5) * (old / new)).long().clamp_max(old - 1)
-        label = label.index_select(coarse_axis + 1, nearest)
+        label = label.index_select(anisotropic_axis + 1, nearest)
     ids = label[0]
     result = torch.zeros(shape, dtype=label.dtype, device=label.device)
     best, covered = (torch.zeros(shape, device=label.device) for _ in range(2))
@@ -261,13 +261,13 @@ def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None) -> Te
     if mode == "majority":
         kind = values.dtype  # of ids that are stored as floating-point numbers
         ids = values if not values.is_floating_point() else values.round().long()
-        return torch.cat([resample_label(channel[None], shape, coarse_axis=thick) for channel in ids]).to(kind)
+        return torch.cat([resample_label(channel[None], shape, anisotropic_axis=thick) for channel in ids]).to(kind)
     if mode == "nearest":
         return F.interpolate(values[None].double(), size=shape, mode="nearest-exact")[0].to(values.dtype)
     floating = values.float()
     if mode == "linear":
         return resample_scores(floating, shape)
-    return resample_image(floating, shape, coarse_axis=thick)
+    return resample_image(floating, shape, anisotropic_axis=thick)
 
 
 def _score_in_box(

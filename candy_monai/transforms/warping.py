@@ -177,7 +177,7 @@ class RandWarp(RandomizableTransform):
     def _patch(self, img: Any, mode: str, fill: float) -> Tensor:
         matrix = np.eye(len(self.shape)) if self.matrix is None else self.matrix
         centre = self.start + (np.array(self.shape) - 1) / 2
-        warp: dict[str, Any] = {"coarse_axis": self.fixed_axis, "displacement": self.displacement}
+        warp: dict[str, Any] = {"anisotropic_axis": self.fixed_axis, "displacement": self.displacement}
         is_copy = self.matrix is None and self.displacement is None
         corner, box = (self.start, self.shape) if is_copy else source_box(matrix, centre, self.shape, **warp)
         values = cut(img, corner, box, fill=fill)
@@ -186,7 +186,7 @@ class RandWarp(RandomizableTransform):
             return values
         if self._grid is None:
             self._grid = sampling_grid(matrix, list(centre - corner), box, self.shape, **warp)
-        return sample(values, self._grid, mode=mode, coarse_axis=self.fixed_axis)
+        return sample(values, self._grid, mode=mode, anisotropic_axis=self.fixed_axis)
 
     def _affine(self) -> Tensor:
         """Return the affine from the patch's indices to the image's; an elastic deformation is none."""
@@ -299,7 +299,7 @@ def source_box(
     centre: NDArray[np.float64],
     shape: Shape,
     *,
-    coarse_axis: int | None,
+    anisotropic_axis: int | None,
     displacement: Tensor | None = None,
 ) -> tuple[NDArray[np.int64], Shape]:
     """Return start and shape of the box of an image from which a warped patch is sampled.
@@ -308,7 +308,7 @@ def source_box(
         matrix: From offsets in the patch to offsets in the image, in voxels.
         centre: Where the patch's centre lies in the image, in voxels.
         shape: The patch's shape, which along a coarse axis is that of the box.
-        coarse_axis: The axis across thick slices, along which nothing is warped.
+        anisotropic_axis: The axis across thick slices, along which nothing is warped.
         displacement: How far points over the patch are moved, ``(num_dims, *points)`` in voxels.
     """
     reach = np.abs(matrix) @ ((np.array(shape) - 1) / 2)
@@ -316,9 +316,9 @@ def source_box(
         reach = reach + displacement.abs().flatten(1).amax(1).numpy()
     start = np.floor(centre - reach).astype(np.int64)
     stop = np.ceil(centre + reach).astype(np.int64) + 1
-    if coarse_axis is not None:
-        start[coarse_axis] = round(float(centre[coarse_axis]) - (shape[coarse_axis] - 1) / 2)
-        stop[coarse_axis] = start[coarse_axis] + shape[coarse_axis]
+    if anisotropic_axis is not None:
+        start[anisotropic_axis] = round(float(centre[anisotropic_axis]) - (shape[anisotropic_axis] - 1) / 2)
+        stop[anisotropic_axis] = start[anisotropic_axis] + shape[anisotropic_axis]
     return start, tuple(int(size) for size in stop - start)
 
 
@@ -328,7 +328,7 @@ def sampling_grid(
     box: Shape,
     shape: Shape,
     *,
-    coarse_axis: int | None = None,
+    anisotropic_axis: int | None = None,
     displacement: Tensor | None = None,
 ) -> Tensor:
     """Return PyTorch's sampling grid ``(1, *shape, num_dims)``, whose coordinates run from -1 to 1 and x first.
@@ -336,7 +336,7 @@ def sampling_grid(
     The arguments are those of `source_box`, but for the centre, which is that in the box, and the shape of the box. A
     coarse axis is left out of the grid, which serves every slice across it.
     """
-    axes = [axis for axis in range(len(shape)) if axis != coarse_axis]
+    axes = [axis for axis in range(len(shape)) if axis != anisotropic_axis]
     count = len(axes)
     grid = torch.empty(*(shape[axis] for axis in axes), count)
     for number, axis in enumerate(axes):
@@ -347,26 +347,26 @@ def sampling_grid(
             position = position + steps.view(*(-1 if direction == place else 1 for direction in range(count)))
         grid[..., count - 1 - number] = position
     if displacement is not None:
-        in_plane = displacement if coarse_axis is None else displacement[axes].squeeze(coarse_axis + 1)
+        in_plane = displacement if anisotropic_axis is None else displacement[axes].squeeze(anisotropic_axis + 1)
         offsets = resample_image(in_plane, tuple(grid.shape[:-1]))  # smooth between the points
         for number, axis in enumerate(axes):
             grid[..., count - 1 - number] += offsets[number] * (2 / max(box[axis] - 1, 1))
     return grid[None]
 
 
-def sample(values: Tensor, grid: Tensor, *, mode: str, coarse_axis: int | None = None) -> Tensor:
+def sample(values: Tensor, grid: Tensor, *, mode: str, anisotropic_axis: int | None = None) -> Tensor:
     """Return ``(C, *spatial)`` values at a grid's positions; what lies outside repeats the border.
 
     Args:
         values: ``(C, *box)``.
         grid: From `sampling_grid`.
         mode: ``bilinear`` or ``nearest``.
-        coarse_axis: An axis that the grid leaves out: every slice across it is sampled alike.
+        anisotropic_axis: An axis that the grid leaves out: every slice across it is sampled alike.
     """
-    if coarse_axis is not None:
-        slices = values.movedim(coarse_axis + 1, 1)
+    if anisotropic_axis is not None:
+        slices = values.movedim(anisotropic_axis + 1, 1)
         found = sample(slices.flatten(0, 1), grid, mode=mode)
-        return found.view(*slices.shape[:2], *found.shape[1:]).movedim(1, coarse_axis + 1).contiguous()
+        return found.view(*slices.shape[:2], *found.shape[1:]).movedim(1, anisotropic_axis + 1).contiguous()
     found = F.grid_sample(values[None].float(), grid, mode=mode, padding_mode="border", align_corners=True)
     return found[0].to(values.dtype)
 

@@ -24,19 +24,19 @@ def test_variables_that_contradict_each_other_are_refused(monkeypatch, variables
 
 def test_without_torchrun_there_is_one_process_that_tells_nobody():
     processes = Processes.from_environment()
-    assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
+    assert (processes.rank, processes.world_size, processes.is_main) == (0, 1, True)
     tensor = torch.ones(2)
     with processes.connected(torch.device("cpu")):
-        processes.average([tensor])
-        processes.share([tensor])
+        processes.all_reduce_mean([tensor])
+        processes.broadcast_tensors([tensor])
         assert processes.broadcast("x") == "x"
-        assert processes.gathered(3) == [3]
-        assert processes.any_of([True, False]) == [True, False]
+        assert processes.all_gather(3) == [3]
+        assert processes.all_reduce_any([True, False]) == [True, False]
     assert tensor.tolist() == [1, 1]
 
 
 def test_each_process_takes_the_gpu_of_its_number_unless_one_is_named():
-    processes = Processes(rank=5, count=8, local_rank=1)
+    processes = Processes(rank=5, world_size=8, local_rank=1)
     assert processes.device_of(torch.device("cuda")) == torch.device("cuda", 1)
     assert processes.device_of(torch.device("cuda", 3)) == torch.device("cuda", 3)
     assert processes.device_of(torch.device("cpu")) == torch.device("cpu")
@@ -57,7 +57,7 @@ def test_our_sampler_s_shares_are_disjoint_equal_and_together_the_first_of_the_o
     whole = [int(batch) for batch in loader]
     shares = []
     for rank in range(3):
-        share = shared_loader(loader, Processes(rank=rank, count=3), evenly=True)
+        share = shared_loader(loader, Processes(rank=rank, world_size=3), evenly=True)
         assert len(share) == 2
         shares.append([int(batch) for batch in share])
     assert [index for group in zip(*shares, strict=True) for index in group] == whole[:6]
@@ -66,7 +66,7 @@ def test_our_sampler_s_shares_are_disjoint_equal_and_together_the_first_of_the_o
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, 3), (1, 2), (2, 2)])
 def test_every_validation_case_is_in_some_share(rank, expected):
-    share = shared_loader(DataLoader(range(7)), Processes(rank=rank, count=3), evenly=False)
+    share = shared_loader(DataLoader(range(7)), Processes(rank=rank, world_size=3), evenly=False)
     assert len(share) == expected
 
 
@@ -85,4 +85,4 @@ class _Stream(IterableDataset):
 )
 def test_loaders_that_cannot_be_shared_out_are_refused(loader, words):
     with pytest.raises(BadInputError, match=words):
-        shared_loader(loader, Processes(rank=0, count=3), evenly=True)
+        shared_loader(loader, Processes(rank=0, world_size=3), evenly=True)

@@ -2,7 +2,7 @@ import pytest
 
 from candy_monai.errors import BadInputError
 from candy_monai.inference.predictor import Predictor
-from candy_monai.registry import bundle_names, find_bundle
+from candy_monai.registry import Bundle, bundle_names, find_bundle
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -13,6 +13,15 @@ def test_our_bundles_are_found_by_their_entry_points(name):
     assert issubclass(bundle.trainer, SegmentationTrainer)
     assert issubclass(bundle.predictor, Predictor)
     assert name in bundle_names()
+
+
+def test_a_bundle_gives_its_trainer_its_name_and_needs_no_predictor_of_its_own():
+    class Network(SegmentationTrainer):
+        pass
+
+    assert Bundle(name="mine", build_network=Network, trainer=Network).predictor is None
+    assert Network.bundle == "mine"
+    assert SegmentationTrainer.bundle is None
 
 
 def test_an_unknown_bundle_is_an_error_with_the_closest_installed_one():

@@ -28,7 +28,6 @@ class CMUNeXtTrainer(SegmentationTrainer):
             than one, and group normalisation where they are not, or where it cannot be known.
     """
 
-    bundle = "cmunext"
     variant: Variant = None
     normalization: Normalization | None = None
     learning_rate = 1e-2
@@ -97,7 +96,7 @@ class CMUNeXtTrainer(SegmentationTrainer):
 
 
 _ONLY_PICTURES = (
-    "CMUNeXt is a network for pictures (C, H, W): train on slices, or train a U-Net (UNetTrainer with num_dims = 3; "
-    "--bundle unet)"
+    "CMUNeXt is a network for pictures (C, H, W): train on slices (--configuration 2d), or train a U-Net (UNetTrainer "
+    "with num_dims = 3; --bundle unet)"
 )
 _NO_DEEP_SUPERVISION = "CMUNeXt has no outputs at lower resolutions: leave out deep_supervision"

@@ -30,7 +30,7 @@ NUM_GROUPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Architecture:
     """A variant, stage by stage from the finest.
 
     Attributes:
@@ -44,10 +44,10 @@ class Layout:
     kernel_sizes: tuple[int, ...]
 
 
-LAYOUTS: dict[Variant, Layout] = {
-    None: Layout(channels=(16, 32, 128, 160, 256), depths=(1, 1, 1, 3, 1), kernel_sizes=(3, 3, 7, 7, 7)),
-    "s": Layout(channels=(8, 16, 32, 64, 128), depths=(1, 1, 1, 1, 1), kernel_sizes=(3, 3, 7, 7, 9)),
-    "l": Layout(channels=(32, 64, 128, 256, 512), depths=(1, 1, 1, 6, 3), kernel_sizes=(3, 3, 7, 7, 7)),
+ARCHITECTURES: dict[Variant, Architecture] = {
+    None: Architecture(channels=(16, 32, 128, 160, 256), depths=(1, 1, 1, 3, 1), kernel_sizes=(3, 3, 7, 7, 7)),
+    "s": Architecture(channels=(8, 16, 32, 64, 128), depths=(1, 1, 1, 1, 1), kernel_sizes=(3, 3, 7, 7, 9)),
+    "l": Architecture(channels=(32, 64, 128, 256, 512), depths=(1, 1, 1, 6, 3), kernel_sizes=(3, 3, 7, 7, 7)),
 }
 DIVISOR = 16
 """What height and width must be multiples of: five stages, halved between them."""
@@ -77,34 +77,34 @@ def build_cmunext(
         "batch": BatchNormOfAnySize,
         "group": functools.partial(nn.GroupNorm, NUM_GROUPS),
     }
-    if variant not in LAYOUTS:
+    if variant not in ARCHITECTURES:
         raise SettingsError(f"variant must be 's', 'l', or None for the base variant; got {variant!r}")
     if normalization not in norms:
         raise SettingsError(f"normalization must be 'batch' or 'group', got {normalization!r}")
-    return CMUNeXt(in_channels, out_channels, layout=LAYOUTS[variant], norm=norms[normalization])
+    return CMUNeXt(in_channels, out_channels, architecture=ARCHITECTURES[variant], norm=norms[normalization])
 
 
 class CMUNeXt(nn.Module):
-    """The network of a layout: encoder, decoder with fused skip connections, a pointwise head.
+    """The network of an architecture: encoder, decoder with fused skip connections, a pointwise head.
 
     Args:
         in_channels: Channels of the image.
         out_channels: Logits a pixel.
-        layout: Its stages.
+        architecture: Its stages.
         norm: Builds the normalisation of so many channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, layout: Layout, norm: Norm) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, architecture: Architecture, norm: Norm) -> None:
         super().__init__()
-        finest = layout.channels[0]
+        finest = architecture.channels[0]
         self.stem = _convolved(in_channels, finest, norm)
-        widths = itertools.pairwise((finest, *layout.channels))
+        widths = itertools.pairwise((finest, *architecture.channels))
         self.encoder = nn.ModuleList(
             _stage(*pair, depth=depth, kernel_size=kernel_size, norm=norm)
-            for pair, depth, kernel_size in zip(widths, layout.depths, layout.kernel_sizes, strict=True)
+            for pair, depth, kernel_size in zip(widths, architecture.depths, architecture.kernel_sizes, strict=True)
         )
         self.decoder = nn.ModuleList(
-            _SkipFusion(coarse, fine, norm) for coarse, fine in itertools.pairwise(reversed(layout.channels))
+            _SkipFusion(coarse, fine, norm) for coarse, fine in itertools.pairwise(reversed(architecture.channels))
         )
         self.head = nn.Conv2d(finest, out_channels, 1)
 

@@ -27,7 +27,6 @@ class UNetTrainer(SegmentationTrainer):
         strides: Stride into each level, one number an axis; None to halve every axis that is large enough.
     """
 
-    bundle = "unet"
     follows_filters = True
     num_dims: int = 2
     filters: Sequence[int] | None = None

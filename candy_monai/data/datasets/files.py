@@ -30,7 +30,7 @@ from candy_monai.data.images.formats import CODECS, KNOWN
 from candy_monai.data.images.names import composed, image_suffix, stem_of
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.sampling import at
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.label_ids import holds_whole_numbers
 
@@ -263,7 +263,7 @@ class BinarizedDataset(DerivedDataset):
     @override
     def load(self, idx: int) -> tuple[MetaTensor, MetaTensor]:
         image, label = self._base[idx]
-        positive = torch.isin(without_metadata(label), torch.tensor(self._positive_ids, device=label.device)).long()
+        positive = torch.isin(plain_tensor(label), torch.tensor(self._positive_ids, device=label.device)).long()
         return image, positive if not isinstance(label, MetaTensor) else _with_meta(positive, label)
 
 
@@ -314,7 +314,7 @@ def check_same_ids(
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> MetaTensor:
-    values = without_metadata(tensor).detach().to(device=device, dtype=dtype, copy=True)
+    values = plain_tensor(tensor).detach().to(device=device, dtype=dtype, copy=True)
     return (
         _with_meta(values, tensor) if isinstance(tensor, MetaTensor) else MetaTensor(values, meta={HAS_NO_GRID: True})
     )

@@ -17,7 +17,7 @@ import numpy as np
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, image_suffix, split_channel, stem_of
-from candy_monai.data.values import listed
+from candy_monai.data.values import join_reprs
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
 from candy_monai.text import read_json, read_text
@@ -157,7 +157,7 @@ def resolve_groups(groups: Grouping, ids: Sequence[str], *, what: str = "groups"
     by_name = {composed(case_id): group for case_id, group in found.items()}
     missing = [case_id for case_id in ids if not by_name.get(composed(case_id))]
     if missing:
-        raise BadInputError(f"{what}: no group for {listed(missing)}; every case needs one")
+        raise BadInputError(f"{what}: no group for {join_reprs(missing)}; every case needs one")
     return {case_id: by_name[composed(case_id)] for case_id in ids}
 
 
@@ -189,7 +189,7 @@ def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tup
     for index, fold in enumerate(folds):
         both = sorted(set(fold.train) & set(fold.validation))
         if both:
-            raise BadInputError(f"{path}: fold {index} has {listed(both)} in both training and validation")
+            raise BadInputError(f"{path}: fold {index} has {join_reprs(both)} in both training and validation")
     return folds
 
 
@@ -280,7 +280,7 @@ def _sorted(ids: Sequence[str], k: int | None, *, what: str) -> list[str]:
     ordered = sorted(ids)
     twice = [case_id for case_id, count in Counter(ordered).items() if count > 1]
     if twice:
-        raise SettingsError(f"{listed(twice)} occurs more than once among the {what}")
+        raise SettingsError(f"{join_reprs(twice)} occurs more than once among the {what}")
     if k is not None and k < 2:
         raise SettingsError(f"k must be at least 2, got {k}")
     if k is not None and k > len(ordered):
@@ -291,7 +291,7 @@ def _sorted(ids: Sequence[str], k: int | None, *, what: str) -> list[str]:
 def _members(ids: Sequence[str], key_of: Mapping[str, Hashable], what: str) -> dict[Hashable, list[str]]:
     missing = [case_id for case_id in ids if case_id not in key_of]
     if missing:
-        raise SettingsError(f"no {what} for {listed(missing)}; every case needs one")
+        raise SettingsError(f"no {what} for {join_reprs(missing)}; every case needs one")
     members = defaultdict[Hashable, list[str]](list)
     for case_id in ids:
         members[key_of[case_id]].append(case_id)

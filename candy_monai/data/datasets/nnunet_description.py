@@ -15,7 +15,7 @@ from typing import Any, Literal
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
-from candy_monai.data.values import as_ids, named
+from candy_monai.data.values import ids_of_label, join_names
 from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json
 
@@ -92,10 +92,10 @@ class DatasetDescription:
     @property
     def label_ids(self) -> tuple[int, ...]:
         """Every id that a label file may hold, ascending; the ignore label is not among them."""
-        return tuple(sorted({label_id for label in self.labels.values() for label_id in as_ids(label)}))
+        return tuple(sorted({label_id for label in self.labels.values() for label_id in ids_of_label(label)}))
 
 
-def read_description(folder: PathLike) -> DatasetDescription:
+def read_dataset_description(folder: PathLike) -> DatasetDescription:
     """Read and check ``dataset.json``.
 
     Raises:
@@ -215,7 +215,7 @@ def _label_problems(
         return []
     problems = []
     plain = [ids for ids in labels.values() if isinstance(ids, int)]
-    ids = sorted({label_id for label in labels.values() for label_id in as_ids(label)})
+    ids = sorted({label_id for label in labels.values() for label_id in ids_of_label(label)})
     if 0 not in plain:
         problems.append('no label has the id 0, expected "background": 0')
     elif ids != list(range(len(ids))):
@@ -274,8 +274,8 @@ def _listed_cases(content: Mapping[str, Any], folder: Path, problems: list[str])
     unlabelled = sorted(case.case_id for case in listed.get("Tr", ()) if case.label is None)
     if unlabelled:
         problems.append(
-            f"dataset.json: the list of training cases names no label for {named(unlabelled, limit=5)}; expected image "
-            f"and label of each, as {_EXAMPLE}"
+            f"dataset.json: the list of training cases names no label for {join_names(unlabelled, limit=5)}; expected "
+            f"image and label of each, as {_EXAMPLE}"
         )
     return {split: tuple(sorted(cases, key=lambda case: case.case_id)) for split, cases in listed.items()}
 

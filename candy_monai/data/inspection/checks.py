@@ -28,7 +28,7 @@ from candy_monai.data.inspection.consistency import inconsistencies, labels_abse
 from candy_monai.data.inspection.digest import Digests, case_stamp, file_digests
 from candy_monai.data.inspection.findings import CaseCache, CaseFindings
 from candy_monai.data.inspection.inspect import measure_case, mixed_axes, pooled_fingerprint, samples_per_case
-from candy_monai.data.values import listed, named
+from candy_monai.data.values import join_names, join_reprs
 from candy_monai.data.workers import case_pool
 from candy_monai.errors import CandyError
 from candy_monai.label_ids import ids_in
@@ -267,7 +267,7 @@ def _spacing_warnings(files: Sequence[str]) -> list[str]:
     if not files:
         return []
     return [
-        f"{named(files)}: TIFF volumes without spacing, so 1 x 1 x 1 mm is taken; write "
+        f"{join_names(files)}: TIFF volumes without spacing, so 1 x 1 x 1 mm is taken; write "
         '{"spacing": [...]} in the order of the axes to <case>.json beside them'
     ]
 
@@ -316,8 +316,8 @@ def _check_ids(path: Path, ids: Sequence[int], description: DatasetDescription, 
             pairs = zip(ids, expected, strict=True)
             remap = "; remap a copy: " + ", ".join(f"{old} -> {new}" for old, new in pairs if old != new)
         problems.append(
-            f"{_short(path)}: unknown label ids {listed(unknown)}; found {listed(ids)}, "
-            f"expected {listed(expected)} (dataset.json){remap}"
+            f"{_short(path)}: unknown label ids {join_reprs(unknown)}; found {join_reprs(ids)}, "
+            f"expected {join_reprs(expected)} (dataset.json){remap}"
         )
 
 

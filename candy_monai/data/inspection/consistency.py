@@ -11,7 +11,7 @@ import numpy as np
 
 from candy_monai.data.datasets.folds import Fold
 from candy_monai.data.inspection.inspect import MeasuredCase
-from candy_monai.data.values import as_ids, named
+from candy_monai.data.values import ids_of_label, join_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:
     """Return the name of each foreground id; an id of several regions has the names of all."""
     names: dict[int, str] = {}
     for name, ids in labels.items():
-        for label_id in as_ids(ids):
+        for label_id in ids_of_label(ids):
             names[label_id] = f"{names[label_id]}, {name}" if label_id in names else name
     return {label_id: name for label_id, name in names.items() if label_id}
 
@@ -97,7 +97,7 @@ def _duplicates(training: Sequence[MeasuredCase], test: Sequence[MeasuredCase]) 
 
 def _without_foreground(cases: Sequence[MeasuredCase], ignore_label: int | None) -> list[str]:
     blank = [case.case_id for case in cases if not case.fingerprint.class_voxels.keys() - {0, ignore_label}]
-    return [f"labelsTr: no foreground in {len(blank)} of {len(cases)} cases: {named(blank)}"] if blank else []
+    return [f"labelsTr: no foreground in {len(blank)} of {len(cases)} cases: {join_names(blank)}"] if blank else []
 
 
 def _mirrored(cases: Sequence[MeasuredCase]) -> list[str]:
@@ -112,8 +112,8 @@ def _mirrored(cases: Sequence[MeasuredCase]) -> list[str]:
         else (upright, "right-handed", "left-handed")
     )
     return [
-        f"imagesTr: {named(few)}: the affine is mirrored ({kind} axes, {usual} in the other cases); if a header lost "
-        "a flip, left and right are swapped: compare these with the others"
+        f"imagesTr: {join_names(few)}: the affine is mirrored ({kind} axes, {usual} in the other cases); if a header "
+        "lost a flip, left and right are swapped: compare these with the others"
     ]
 
 
@@ -131,7 +131,7 @@ def _outlying_spacings(cases: Sequence[MeasuredCase]) -> list[str]:
         return []
     return [
         f"imagesTr: spacing more than {_FAR_SPACING:g} times off the median of {_numbers(usual)} mm "
-        f"(left-right, back-front, up): {named(texts)}; check the headers"
+        f"(left-right, back-front, up): {join_names(texts)}; check the headers"
     ]
 
 
@@ -151,7 +151,7 @@ def _outlying_intensities(cases: Sequence[MeasuredCase], channel_names: Sequence
         widths = ranges[:, 1] - ranges[:, 0]
         constant = [owners[i] for i in np.flatnonzero(widths == 0)]
         if constant:
-            texts.append(f"imagesTr: channel {name!r} holds hardly more than one value in {named(constant)}")
+            texts.append(f"imagesTr: channel {name!r} holds hardly more than one value in {join_names(constant)}")
         varied = np.flatnonzero(widths > 0)
         if len(varied) < _FEWEST_TO_COMPARE:
             continue
@@ -163,7 +163,7 @@ def _outlying_intensities(cases: Sequence[MeasuredCase], channel_names: Sequence
             typical = np.median(ranges[varied], axis=0)
             texts.append(
                 f"imagesTr: channel {name!r} has intensities far from the usual {_bounds(typical)} in {len(odd)} of "
-                f"{len(owners)} cases: {named(odd, limit=8)}; check units and scale"
+                f"{len(owners)} cases: {join_names(odd, limit=8)}; check units and scale"
             )
     return texts
 

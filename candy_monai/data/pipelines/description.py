@@ -151,7 +151,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
     added = [dict(entry) for entry in own or ()]
     if _has(added, _WHOLE["augmentation"]):
         return added
-    rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.coarse_axis]
+    rotations = [size for axis, size in enumerate(plan.patch_shape) if axis != plan.anisotropic_axis]
     in_plane = 15.0 if max(rotations) > _LONGISH * min(rotations) else 180.0  # free, unless the patch is long in it
     interpolation = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
     share, zoom = 0.25, [0.5, 1.0]
@@ -165,9 +165,14 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
             upsample_mode=interpolation,
             zoom_range=zoom,
         )
-        if plan.coarse_axis is None and single
+        if plan.anisotropic_axis is None and single
         else _ours(  # MONAI's changes all channels at once, by one strength, and spares no axis
-            "RandLowResolutiond", keys=IMAGE, prob=share, channel_prob=0.5, zoom_range=zoom, fixed_axis=plan.coarse_axis
+            "RandLowResolutiond",
+            keys=IMAGE,
+            prob=share,
+            channel_prob=0.5,
+            zoom_range=zoom,
+            fixed_axis=plan.anisotropic_axis,
         )
     )
     # MONAI's takes least, greatest, mean and deviation over all channels together.
@@ -183,7 +188,7 @@ def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> 
             max_angle_deg=in_plane if len(rotations) == 2 else 30.0,
             prob_scale=0.2,
             scale=[0.7, 1.4],
-            fixed_axis=plan.coarse_axis,
+            fixed_axis=plan.anisotropic_axis,
             spacing=None if plan.spacing_mm is None else list(plan.spacing_mm),
             mode=["bilinear", "nearest"],
             fill=[0, 0 if plan.ignore_label is None else plan.ignore_label],

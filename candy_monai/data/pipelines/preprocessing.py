@@ -1,4 +1,4 @@
-"""Bring a case to the grid and the scale that a plan asks for, and bring results back to the case's own grid.
+"""Preprocessing of a case to the grid and the scale of a plan, and the way of results back to the case's own grid.
 
 Both directions are the pipelines that the plan describes (``candy_monai.data.pipelines``); what was done to a case is
 traced in its image, as MONAI's invertible transforms do.
@@ -36,7 +36,7 @@ from candy_monai.data.pipelines.description import (
 )
 from candy_monai.data.planning.grid import axis_order
 from candy_monai.data.planning.plan import Plan
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, CandyError
 from candy_monai.label_ids import holds_whole_numbers
 from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
@@ -174,7 +174,7 @@ class Preprocessor:
         # A copy, since MONAI's NormalizeIntensity writes into its input.
         data = {IMAGE: MetaTensor(values.clone(), affine=affine, meta={"filename_or_obj": scan.file_name})}
         if label is not None:
-            data[LABEL] = MetaTensor(without_metadata(label), affine=affine)
+            data[LABEL] = MetaTensor(plain_tensor(label), affine=affine)
         done = self._preprocessed(data)
         ids = done[LABEL].as_tensor().contiguous() if label is not None else None
         return PreprocessedCase(image=done[IMAGE].contiguous(), label=ids)
@@ -240,7 +240,7 @@ class Preprocessor:
         return resampled_shape(shape, [geometry.spacing_mm[axis] for axis in order], self._plan.pixdim)
 
     def restore_labels(self, scores: Tensor, case: PreprocessedCase, *, probabilities: bool = False) -> Tensor:
-        """Turn scores into label ids on the grid of the file, as `postprocessing` does, in bounded memory.
+        """Convert scores to label ids on the grid of the file, as `postprocessing` does, in bounded memory.
 
         Args:
             scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
@@ -264,7 +264,7 @@ class Preprocessor:
     def restore_whole(
         self, scores: Tensor, case: PreprocessedCase, *, are_probabilities: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Bring all scores to the grid of the file, whatever preprocessing did, and make ids and probabilities of them.
+        """Resample all scores to the grid of the file, whatever preprocessing did, and return ids and probabilities.
 
         Args:
             scores: ``(C, *resampled)`` logits, or probabilities, with one channel for each of the plan's classes.
@@ -415,7 +415,7 @@ def as_label_map(made: Tensor, shape: Shape) -> Tensor:
             f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
             f"{(1, *shape)}"
         )
-    return without_metadata(made)
+    return plain_tensor(made)
 
 
 def _grid(values: Tensor) -> tuple[object, ...]:

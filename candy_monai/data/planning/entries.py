@@ -25,7 +25,7 @@ _METADATA = "entry"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class EntryKind:
     """A kind of value.
 
     Attributes:
@@ -53,7 +53,7 @@ class Entry:
     """
 
     reason: str | Callable[[Plan, Fingerprint], str]
-    kind: Kind | None = None
+    kind: EntryKind | None = None
     remedy: str = ""
     none: str = ""
     given_as: Callable[[Any], Any] = lambda value: value
@@ -90,7 +90,7 @@ class Entry:
         return self.none if value is None and self.none else as_text(self.given_as(value))
 
 
-def settable(kind: Kind, reason: str | Callable[[Plan, Fingerprint], str], **options: Any) -> dict[str, Entry]:
+def settable(kind: EntryKind, reason: str | Callable[[Plan, Fingerprint], str], **options: Any) -> dict[str, Entry]:
     """Return the metadata of a field that can be set; further arguments are those of `Entry`."""
     return {_METADATA: Entry(kind=kind, reason=reason, **options)}
 
@@ -202,29 +202,31 @@ def _word(value: object) -> str:
 
 _positive_number = _number(math.nextafter(0.0, 1.0))
 
-WHOLE_NUMBER = Kind(parse=_positive, expected="a positive whole number, for example 4")
-WHOLE_NUMBER_OR_ALL = Kind(parse=_optional_int, expected="a positive whole number, or all")
-POSITIVE_NUMBER = Kind(parse=_positive_number, expected="a positive number")
-NUMBER_FROM_0 = Kind(parse=_number(0.0), expected="a number, 0 or more")
-SHARE = Kind(parse=_number(0.0, 1.0), expected="a number from 0 to 1")
-FLAG = Kind(parse=_bool, expected="true or false")
-AXIS_OR_NONE = Kind(parse=_optional_axis, expected="an axis, for example 2, or none")
-AXES = Kind(parse=_axes, expected="axes, for example 0,2, or none")
-SIZES = Kind(parse=_whole, expected="positive whole numbers, for example 40,56,40")
-WIDTHS = Kind(parse=_whole, expected="positive whole numbers, for example 16,32,64")
-LENGTHS_MM = Kind(
+WHOLE_NUMBER = EntryKind(parse=_positive, expected="a positive whole number, for example 4")
+WHOLE_NUMBER_OR_ALL = EntryKind(parse=_optional_int, expected="a positive whole number, or all")
+POSITIVE_NUMBER = EntryKind(parse=_positive_number, expected="a positive number")
+NUMBER_FROM_0 = EntryKind(parse=_number(0.0), expected="a number, 0 or more")
+SHARE = EntryKind(parse=_number(0.0, 1.0), expected="a number from 0 to 1")
+FLAG = EntryKind(parse=_bool, expected="true or false")
+AXIS_OR_NONE = EntryKind(parse=_optional_axis, expected="an axis, for example 2, or none")
+AXES = EntryKind(parse=_axes, expected="axes, for example 0,2, or none")
+SIZES = EntryKind(parse=_whole, expected="positive whole numbers, for example 40,56,40")
+WIDTHS = EntryKind(parse=_whole, expected="positive whole numbers, for example 16,32,64")
+LENGTHS_MM = EntryKind(
     parse=lambda value: tuple(_positive_number(part) for part in _parts(value)),
     expected="positive numbers in mm, for example 0.5,0.5,3",
 )
-LEVELS = Kind(parse=_levels, expected="whole numbers for each axis, levels separated by ';', for example 1,1,1;2,2,1")
-AXIS_CODES = Kind(parse=_orientation, expected="codes of three axes, for example RAS")
-SCHEMES = Kind(
+LEVELS = EntryKind(
+    parse=_levels, expected="whole numbers for each axis, levels separated by ';', for example 1,1,1;2,2,1"
+)
+AXIS_CODES = EntryKind(parse=_orientation, expected="codes of three axes, for example RAS")
+SCHEMES = EntryKind(
     parse=lambda value: tuple(_word(part) for part in _parts(value)),
     expected="names of schemes, for example ct or zscore,nonorm",
 )
 
 
-def one_of(*names: str) -> Kind:
-    """Return the kind of value that is one of some words."""
+def choice(*names: str) -> EntryKind:
+    """Return the kind of values that are one of these words."""
     known = {name: name for name in names}
-    return Kind(parse=lambda value: known[_word(value)], expected=f"{', '.join(names[:-1])} or {names[-1]}")
+    return EntryKind(parse=lambda value: known[_word(value)], expected=f"{', '.join(names[:-1])} or {names[-1]}")

@@ -1,4 +1,4 @@
-"""Say of every choice in a plan what it is, why, and how to make another.
+"""Explanations of a plan: of every choice what it is, why, and how to make another.
 
 The reasons are those of the rules in ``plan``, ``grid``, ``sizing`` and ``normalization``; a rule that changes there
 changes its sentence here. Which entry has which reason stands at the fields of ``Plan``.
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from candy_monai.data.planning.entries import Entry, as_text, entries_of
-from candy_monai.data.planning.grid import coarse_axis
-from candy_monai.data.values import named
+from candy_monai.data.planning.grid import anisotropic_axis
+from candy_monai.data.values import join_names
 
 if TYPE_CHECKING:
     from candy_monai.data.inspection.fingerprint import Fingerprint
@@ -114,7 +114,7 @@ def spacing(plan: Plan, fingerprint: Fingerprint) -> str:
         return "Pictures know no millimetres and are not resampled."
     if plan.slice_axis is not None:
         return f"The median spacing along each axis; along axis {plan.slice_axis}, across slices, cases keep their own."
-    axis = coarse_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
+    axis = anisotropic_axis(plan.spacing_mm, (1,) * len(plan.spacing_mm))
     if axis is None:
         return "The median spacing of the cases along each axis."
     return (
@@ -153,7 +153,7 @@ def num_classes(plan: Plan, _fingerprint: Fingerprint) -> str:
         return f"One sigmoid for each region ({', '.join(plan.class_names)}), since regions overlap."
     if plan.num_classes == 1:
         return "A single sigmoid for the one foreground label."
-    return f"The labels of dataset.json, background included ({named(plan.class_names, limit=6)})."
+    return f"The labels of dataset.json, background included ({join_names(plan.class_names, limit=6)})."
 
 
 def patch_shape(plan: Plan, _fingerprint: Fingerprint) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from candy_monai.aliases import PathLike
 from candy_monai.data.planning.entries import as_text
 from candy_monai.data.planning.plan import ENTRIES, SETTABLE, Plan, as_applied, parsed_overrides
-from candy_monai.data.values import named
+from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
 from candy_monai.text import read_json
@@ -50,7 +50,7 @@ def read_plan(path: PathLike) -> Plan:
     values = content.get("plan", content) if isinstance(content, dict) else content
     names = {field.name for field in dataclasses.fields(Plan)}
     if not isinstance(values, dict) or len(names & values.keys()) < len(names) / 2:
-        keys = named([str(key) for key in values], limit=5) if isinstance(values, dict) and values else ""
+        keys = join_names([str(key) for key in values], limit=5) if isinstance(values, dict) and values else ""
         found = f"the entries {keys}" if keys else repr(values)[:_MOST_SHOWN]
         raise BadInputError(f"{file}: holds no plan, found {found}; {give}")
     try:
@@ -110,7 +110,7 @@ def plan_changes(old: Plan, new: Plan) -> list[str]:
 
 
 def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[object]) -> tuple[list[str], Path] | None:
-    """Keep the plan of a dataset's present state, and compare it with that of the state before.
+    """Write the plan of a dataset's present state, and compare it with that of the state before.
 
     Args:
         folder: Where derived data lie; made when missing.

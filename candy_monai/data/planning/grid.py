@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ANISOTROPIC = 3.0
 
 
-def coarse_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
+def anisotropic_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
     """Return the one axis of a volume across thick slices, if there is one.
 
     Args:
@@ -98,7 +98,7 @@ def _turned(case: CaseFingerprint, orientation: Orientation | None) -> tuple[Sha
     return tuple(case.nonzero_shape[axis] for axis in order), tuple(case.spacing_mm[axis] for axis in order)
 
 
-def median_shape(shapes: Sequence[Shape]) -> Shape:
+def median_of_shapes(shapes: Sequence[Shape]) -> Shape:
     """Return the median along each axis, rounded up."""
     return tuple(math.ceil(size) for size in np.median(shapes, axis=0))
 

@@ -74,7 +74,7 @@ def channel_normalization(
 
 
 def denormalize(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
-    """Bring a normalised image back to about its own scale, for the eye: a case's own mean and deviation are lost.
+    """Restore about the scale of a normalised image, for pictures: a case's own mean and deviation are lost.
 
     Args:
         image: ``(C, *spatial)``, normalised.

@@ -32,16 +32,16 @@ from candy_monai.data.planning.entries import (
     WIDTHS,
     Overrides,
     as_text,
+    choice,
     derived,
     entries_of,
-    one_of,
     settable,
 )
 from candy_monai.data.planning.grid import (
-    coarse_axis,
+    anisotropic_axis,
     default_slice_axis,
     majority_orientation,
-    median_shape,
+    median_of_shapes,
     pixdim,
     planned_shape,
     target_spacing,
@@ -49,7 +49,8 @@ from candy_monai.data.planning.grid import (
 from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
-from candy_monai.data.values import as_ids, frozen, is_of_kind
+from candy_monai.data.values import frozen, ids_of_label, is_of_kind
+from candy_monai.deprecation import earlier_attribute
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 from candy_monai.transforms.resampling import thick_axis
@@ -144,7 +145,7 @@ class Plan:
             decides_others=True,
         )
     )
-    resampling: str = field(default="extent", metadata=settable(one_of("extent", "stock", "none"), why.resampling))
+    resampling: str = field(default="extent", metadata=settable(choice("extent", "stock", "none"), why.resampling))
     class_names: tuple[str, ...]
     num_classes: int = field(metadata=settable(WHOLE_NUMBER, why.num_classes, decides_others=True))
     ignore_label: int | None
@@ -253,11 +254,13 @@ class Plan:
         return len(self.filters)
 
     @property
-    def coarse_axis(self) -> int | None:
+    def anisotropic_axis(self) -> int | None:
         """The axis across slices or thick slices, if there is one: see the function of this name."""
         if self.slice_axis is not None:
             return self.slice_axis
-        return coarse_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
+        return anisotropic_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
+
+    coarse_axis = earlier_attribute("coarse_axis", "anisotropic_axis")
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values that JSON stores and ``from_dict`` reads."""
@@ -377,7 +380,7 @@ def plan(
         orientation=orientation,
         spacing_mm=spacing,
         slice_axis=slice_axis,
-        median_shape=median_shape(shapes),
+        median_shape=median_of_shapes(shapes),
         channel_names=fingerprint.channel_names,
         normalization=_normalization(fingerprint, fixed.get("normalization")),
         class_names=class_names,
@@ -450,7 +453,7 @@ def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...
     """Return what the output's channels mean, how many there are, and the regions."""
     names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
     if fingerprint.region_order is None:
-        ordered = tuple(sorted(names, key=lambda name: as_ids(fingerprint.labels[name])))
+        ordered = tuple(sorted(names, key=lambda name: ids_of_label(fingerprint.labels[name])))
         num_classes = fixed.get("num_classes", len(ordered))
         if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
             raise SettingsError(
@@ -458,11 +461,11 @@ def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...
                 "leave it out, or say 1 where there is one foreground label"
             )
         return ordered, num_classes, ()
-    foreground = [name for name in names if as_ids(fingerprint.labels[name]) != (0,)]
+    foreground = [name for name in names if ids_of_label(fingerprint.labels[name]) != (0,)]
     if fixed.get("num_classes", len(foreground)) != len(foreground):
         raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
     regions = tuple(
-        Region(name=name, ids=as_ids(fingerprint.labels[name]), paints=paints)
+        Region(name=name, ids=ids_of_label(fingerprint.labels[name]), paints=paints)
         for name, paints in zip(foreground, fingerprint.region_order, strict=True)
     )
     return tuple(foreground), len(regions), regions

@@ -10,7 +10,7 @@ from typing import Any
 
 from candy_monai.aliases import Shape
 from candy_monai.data.planning.entries import Overrides
-from candy_monai.data.planning.grid import median_shape
+from candy_monai.data.planning.grid import median_of_shapes
 from candy_monai.data.planning.topology import (
     Topology,
     check_levels,
@@ -132,7 +132,7 @@ def fit_network(
         light=memory_bytes < LIGHT_BELOW_BYTES,
         overrides=overrides,
     )
-    median = median_shape(shapes)
+    median = median_of_shapes(shapes)
     least = overrides.get("batch_size", _SMALLEST_BATCH)
     start = overrides.get("patch_shape", _largest_patch(median, spacing_mm))
     network = search.network(start, least)

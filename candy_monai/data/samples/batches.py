@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from candy_monai.data.values import without_metadata
+from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, did_you_mean
 
 
@@ -64,7 +64,7 @@ def unpack(batch: object) -> Batch:
         if not isinstance(value, Tensor):
             raise BadInputError(f"the batch's {name} are a {type(value).__name__}, expected a tensor")
     known = _ids_in(case_ids) or _ids_in_metadata(images)
-    return Batch(_as_intensities(without_metadata(images)), _as_labels(without_metadata(labels)), known)
+    return Batch(_as_intensities(plain_tensor(images)), _as_labels(plain_tensor(labels)), known)
 
 
 def collate_cases(samples: Sequence[object]) -> dict[str, Tensor | list[str]]:

@@ -1,7 +1,7 @@
-"""Training patches from a store: which case, where, and the same ones for any number of workers.
+"""Datasets of random training patches and of whole cases, read from a store.
 
-Every random number is a function of the seed and the sample's index, so that workers, forked or spawned, and a resumed
-run produce the same samples. Which random changes there are is described in ``candy_monai.data.pipelines``.
+Every random number is a function of the seed and the sample's index, so that any number of workers, forked or spawned,
+and a resumed run produce the same samples. The augmentation is described in ``candy_monai.data.pipelines``.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class Sample(TypedDict):
 
 
 class PatchDataset(Dataset[Sample]):
-    """Patches of a plan's shape; an index of 0 or more names a sample, without end.
+    """Random patches of a plan's shape, one for each index of 0 or more, without an upper limit.
 
-    Cases come in passes: each pass visits every case once, in an order of its own. A share of the visits is centred on
-    a voxel of an evenly chosen class of the case, the rest lies anywhere. Both are spread evenly: the share holds over
-    any stretch of indices, and over the visits to each case that has foreground. Volumes smaller than the patch are
-    centred and padded: images by 0, labels by the ignore label or else the background.
+    Indices go through the cases in passes, each in a new random order. The plan's ``foreground_share`` of the patches
+    is centred on a voxel of the case's foreground, of classes drawn with equal probability; the others lie anywhere.
+    The share holds over any stretch of indices, and over the patches of each case that has foreground. Volumes smaller
+    than the patch are centred and padded: images by 0, labels by the ignore label or else the background.
 
     Args:
         store: The preprocessed cases.
         case_ids: Those to use, for example a fold's.
-        plan: Shape, share, and what the augmentation follows from.
-        seed: Seeds everything.
-        augmentation: What cuts a patch out of a case and changes it, in MONAI's config language or built; ``None`` for
-            what follows from the plan, an empty list to cut only.
+        plan: Gives the patch's shape, the foreground share and the default augmentation.
+        seed: Seed of all random numbers.
+        augmentation: Transforms that cut a patch out of a case and change it, in MONAI's config language or built;
+            ``None`` for those of the plan, an empty list to cut only.
         transform: Applied last, seeded for each sample.
         trust: Build any callable that the augmentation names, instead of known transforms only.
 
@@ -80,12 +80,12 @@ class PatchDataset(Dataset[Sample]):
         transform: JointTransform | None = None,
         trust: bool = False,
     ) -> None:
-        self._cases = _Cases(store, case_ids)
+        self._cases = _CaseCache(store, case_ids)
         self._case_ids = tuple(case_ids)
         self._shape = plan.patch_shape
         self._seed = seed
         self.augmentation = _pipeline(augmentation, plan, trust=trust)
-        self._random = _random_parts(self.augmentation)
+        self._random = _random_transforms(self.augmentation)
         self._transform = transform
         self._order = DrawOrder(
             case_ids,
@@ -114,7 +114,7 @@ class PatchDataset(Dataset[Sample]):
             except CandyError:
                 raise
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise _misfit(error) from error
+                raise _augmentation_error(error) from error
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
             raise BadInputError(
@@ -133,13 +133,13 @@ class PatchDataset(Dataset[Sample]):
         return self._order.draw(index)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Send a worker no random state: it gets that of its sample."""
+        """Leave the random states out of what workers get: each sample sets them."""
         for part in self._random:
             part.__dict__.pop("R", None)
         return self.__dict__
 
     def _check(self, image: Tensor, label: Tensor) -> None:
-        """Refuse what a transform of the user's own made that cannot be trained on."""
+        """Check the shape and the label values after the user's own transforms."""
         if tuple(image.shape[1:]) != self._shape or tuple(label.shape) != (1, *self._shape):
             raise BadInputError(
                 f"the augmentation made an image of shape {tuple(image.shape)} and a label of {tuple(label.shape)}, "
@@ -176,7 +176,7 @@ class StoredCases(Dataset[Sample]):
     """
 
     def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
-        self._cases = _Cases(store, case_ids)
+        self._cases = _CaseCache(store, case_ids)
         self._case_ids = tuple(case_ids)
 
     @property
@@ -199,7 +199,7 @@ class StoredCases(Dataset[Sample]):
 
 
 class EpochSampler(PositionedSampler):
-    """Name the samples of an epoch: epoch ``e`` of ``n`` samples has the indices ``e * n`` to ``e * n + n - 1``.
+    """Sampler of consecutive indices: epoch ``e`` of ``n`` samples has ``e * n`` to ``e * n + n - 1``.
 
     With a dataset whose samples depend on the index alone, no two epochs are alike and each can be repeated.
 
@@ -219,31 +219,31 @@ def _pipeline(chosen: Sequence[Entry] | Pipeline | None, plan: Plan, *, trust: b
     return build_pipeline(entries, name="augmentation", trust=trust)
 
 
-def _misfit(error: Exception) -> BadInputError:
-    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one."""
+def _augmentation_error(error: Exception) -> BadInputError:
+    """Return the error of a transform that does not fit its input; the pipeline's notes name it."""
     reason = " ".join(str(error.args[0] if error.args else error).split())
     step = "; ".join(getattr(error, "__notes__", ())) or "augmentation"
     return BadInputError(f"{step}: cannot be applied to a patch ({type(error).__name__}: {reason})")
 
 
-def _random_parts(value: object) -> tuple[Randomizable, ...]:
-    """Return all that draws in a pipeline, however deep: `set_random_state` would give each a state of its own."""
+def _random_transforms(value: object) -> tuple[Randomizable, ...]:
+    """Return all random transforms in a pipeline, nested ones too. They share a state, which MONAI's would not."""
     if isinstance(value, list | tuple):
-        return tuple(part for entry in value for part in _random_parts(entry))
+        return tuple(part for entry in value for part in _random_transforms(entry))
     if isinstance(value, dict):
-        return _random_parts(list(value.values()))
-    nested = _random_parts(vars(value)) if isinstance(value, Transform) else ()
+        return _random_transforms(list(value.values()))
+    nested = _random_transforms(vars(value)) if isinstance(value, Transform) else ()
     return (value, *nested) if isinstance(value, Randomizable) else nested
 
 
-class _Cases:
-    """Opened cases: small stores whole in memory, else the recently used ones mapped from disk."""
+class _CaseCache:
+    """A cache of cases: all of a small store in memory, of others the recently used ones as memory maps."""
 
     def __init__(self, store: CaseStore, case_ids: Sequence[str]) -> None:
         if not case_ids:
             raise BadInputError("no case was named; give at least one")
         for case_id in case_ids:
-            store.classes_of(case_id)  # says so where it is unknown
+            store.classes_of(case_id)  # raises where it is unknown
         self._store = store
         self._mapped = store.num_bytes > _IN_MEMORY_BYTES
         self._opened: OrderedDict[str, StoredCase] = OrderedDict()
@@ -259,12 +259,12 @@ class _Cases:
         return case
 
     def __getstate__(self) -> dict[str, Any]:
-        """Send a worker the folder, not the arrays."""
+        """Leave the arrays out of what workers get: each opens the files itself."""
         return self.__dict__ | {"_opened": OrderedDict()}
 
 
-class _Tracking(threading.local):
-    """Stands in MONAI's global switch, which it only asks for its truth, and answers for the thread that asks."""
+class _TrackMetaFlag(threading.local):
+    """A replacement for MONAI's global flag of ``set_track_meta``, with a value for each thread that reads it."""
 
     def __init__(self, otherwise: bool) -> None:
         self._otherwise = otherwise
@@ -288,8 +288,8 @@ def untracked() -> Iterator[None]:
     global _users
     with _lock:
         switch = get_track_meta()
-        if not isinstance(switch, _Tracking):
-            switch = _Tracking(bool(switch))
+        if not isinstance(switch, _TrackMetaFlag):
+            switch = _TrackMetaFlag(bool(switch))
             set_track_meta(switch)
             _users = 0
         _users += 1

@@ -25,7 +25,7 @@ from candy_monai.data.geometric import bounding_box
 from candy_monai.data.inspection.fingerprint import CaseFingerprint, Fingerprint
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.sampling import DrawOrder, PatchDraw, SeededIndex
-from candy_monai.data.values import listed, without_metadata
+from candy_monai.data.values import join_reprs, plain_tensor
 from candy_monai.errors import BadInputError
 from candy_monai.transforms.warping import cut, start_anywhere, start_around
 
@@ -86,7 +86,7 @@ class ROIDataset(DerivedDataset):
         self._inspected = {case.case_id: case for case in inspection.cases}
         missing = [case_id for case_id in base.case_ids if case_id not in self._inspected]
         if missing:
-            raise BadInputError(f"the inspection lacks the cases {listed(missing)}; inspect this dataset")
+            raise BadInputError(f"the inspection lacks the cases {join_reprs(missing)}; inspect this dataset")
         self._ignore_label = inspection.ignore_label if ignore_label is None else ignore_label
         counted = self._ignore_label != inspection.ignore_label and any(
             self._ignore_label in case.class_voxels for case in inspection.cases
@@ -286,11 +286,11 @@ def _any_voxel(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.
 
 
 def _ids(label: Tensor) -> NDArray[np.integer]:
-    return without_metadata(label)[0].detach().cpu().numpy()
+    return plain_tensor(label)[0].detach().cpu().numpy()
 
 
 def _cut(tensor: Tensor, start: NDArray[np.int64], shape: Shape, *, fill: float) -> MetaTensor:
-    box = cut(without_metadata(tensor).detach(), start, shape, fill=fill)
+    box = cut(plain_tensor(tensor).detach(), start, shape, fill=fill)
     if not isinstance(tensor, MetaTensor):
         return MetaTensor(box)
     affine = tensor.affine.detach().clone()

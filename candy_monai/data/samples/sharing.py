@@ -27,7 +27,7 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
     Raises:
         BadInputError: If the loader cannot be shared out, or there are fewer samples than processes.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return loader
     if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         raise BadInputError(
@@ -35,11 +35,13 @@ def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool
             "dataset with a length, batch_size and, if need be, sampler"
         )
     sampler = loader.sampler
-    if evenly and isinstance(sampler, Sized) and len(sampler) < processes.count:
-        raise BadInputError(f"{len(sampler)} training samples cannot be shared out among {processes.count} processes")
+    if evenly and isinstance(sampler, Sized) and len(sampler) < processes.world_size:
+        raise BadInputError(
+            f"{len(sampler)} training samples cannot be shared out among {processes.world_size} processes"
+        )
     share: Sampler[int] = _Share(sampler, processes, evenly=evenly)
     if evenly and isinstance(sampler, PositionedSampler):
-        share = sampler.shared(processes.rank, processes.count)
+        share = sampler.shared(processes.rank, processes.world_size)
     return DataLoader(
         loader.dataset,
         batch_size=loader.batch_size,
@@ -66,13 +68,13 @@ class _Share(Sampler[int]):
         self._evenly = evenly
 
     def __len__(self) -> int:
-        count, total = self._processes.count, len(self._whole)
+        count, total = self._processes.world_size, len(self._whole)
         return total // count if self._evenly else len(range(self._processes.rank, total, count))
 
     @override
     def __iter__(self) -> Iterator[int]:
         processes = self._processes
-        order = processes.broadcast(list(self._whole) if processes.is_first else None)
+        order = processes.broadcast(list(self._whole) if processes.is_main else None)
         assert order is not None
-        stop = len(order) // processes.count * processes.count if self._evenly else len(order)
-        return iter(order[processes.rank : stop : processes.count])
+        stop = len(order) // processes.world_size * processes.world_size if self._evenly else len(order)
+        return iter(order[processes.rank : stop : processes.world_size])

@@ -113,7 +113,7 @@ def legend(entries: Sequence[tuple[str, RGB | None]], width: int) -> Pixels:
 
 
 def stacked(pictures: Sequence[Pixels], *, gap: int, margin: int = 0) -> Pixels:
-    """Put at least one picture below each other on white, aligned at the left, a gap between and a margin around."""
+    """Stack at least one picture below each other on white, aligned at the left, a gap between and a margin around."""
     height = sum(len(picture) + gap for picture in pictures) - gap
     canvas = blank(height + 2 * margin, max(picture.shape[1] for picture in pictures) + 2 * margin)
     top = margin
@@ -124,12 +124,12 @@ def stacked(pictures: Sequence[Pixels], *, gap: int, margin: int = 0) -> Pixels:
 
 
 def paste(canvas: Pixels, picture: Pixels, top: int, left: int) -> None:
-    """Put a picture onto a canvas, which is changed."""
+    """Paste a picture onto a canvas, which is changed."""
     canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
 
 
 def contact_sheet(pictures: Sequence[Pixels], captions: Sequence[str], *, columns: int) -> Pixels:
-    """Put at least one picture of any size into a table on white, each in the middle of its cell over its caption."""
+    """Arrange at least one picture of any size in a table on white, each in the middle of its cell over its caption."""
     across, gap = min(columns, len(pictures)), _SHEET_GAP
     wide, high = max(picture.shape[1] for picture in pictures), max(len(picture) for picture in pictures)
     size = min(22, max(12, wide // 24))

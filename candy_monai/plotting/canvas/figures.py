@@ -45,7 +45,7 @@ def figure_of(pixels: Pixels) -> NotebookFigure:
 
 
 def prepare_axes(axes: Axes, title: str) -> None:
-    """Give axes a title at the left, of which nothing is read as a formula, faint rules, and two spines less."""
+    """Set axes' title at the left, of which nothing is read as a formula, faint rules, and two spines less."""
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", parse_math=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -57,7 +57,7 @@ def prepare_axes(axes: Axes, title: str) -> None:
 
 
 def show_epochs(axes: Axes, first: float, last: float) -> None:
-    """Let the horizontal axis show these epochs, with whole numbers below it."""
+    """Set the horizontal axis to these epochs, with whole numbers below it."""
     axes.set_xlim(first - 0.5, last + max(0.5, 0.02 * (last - first)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 

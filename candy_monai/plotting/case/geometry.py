@@ -15,7 +15,7 @@ from candy_monai.plotting.canvas.arrays import Ids, ImageLike, Spacing, as_array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry:
+class PatientAxes:
     """How the axes of a volume lie in the patient.
 
     Args:
@@ -42,9 +42,9 @@ class Geometry:
         return first, second, third
 
 
-def geometry_of(
+def patient_axes(
     image: ImageLike, *, spacing_mm: Sequence[float] | None = None, orientation: str | None = None
-) -> Geometry:
+) -> PatientAxes:
     """Return how a volume lies in the patient.
 
     Args:
@@ -65,7 +65,7 @@ def geometry_of(
     if len(spacing) != 3 or not all(np.isfinite(value) and value > 0 for value in spacing):
         raise BadInputError(f"spacing_mm is {tuple(spacing)}: expected three positive numbers, one an axis")
     first, second, third = (int(axis) for axis in np.argsort(directions[:, 0]))
-    return Geometry(
+    return PatientAxes(
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
         order=(first, second, third),
         flipped=(bool(directions[first, 1] > 0), bool(directions[second, 1] > 0), bool(directions[third, 1] > 0)),
@@ -87,7 +87,7 @@ def _directions(matrix: NDArray[np.float64], orientation: str | None) -> NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One of the three planes of a volume in view order (see ``Geometry.to_view``).
+    """One of the three planes of a volume in view order (see ``PatientAxes.to_view``).
 
     Args:
         name: What radiologists call it.

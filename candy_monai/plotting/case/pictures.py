@@ -15,7 +15,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.plotting.canvas import arrays, drawing
 from candy_monai.plotting.canvas.arrays import Floats, Ids, ImageLike, Pixels
 from candy_monai.plotting.canvas.colors import RGB, class_color, colorize
-from candy_monai.plotting.case.geometry import PLANES, Geometry, Plane, geometry_of, telling_slices
+from candy_monai.plotting.case.geometry import PLANES, PatientAxes, Plane, patient_axes, telling_slices
 from candy_monai.plotting.case.layout import CAPTION, Box, Layout, alone, arrange
 from candy_monai.plotting.case.overlay import blend
 from candy_monai.plotting.surface import Camera, camera_for, render_surface
@@ -68,10 +68,10 @@ class CasePictures:
         self._max_volume = max_volume
         self._class_names = class_names or {}
         if num_spatial == 2:  # a picture becomes the only axial slice of a volume
-            self._geometry = Geometry()
+            self._geometry = PatientAxes()
             self._channels, self.ids = [part.T[..., None] for part in channels], [label.T[..., None] for label in ids]
         else:
-            self._geometry = geometry_of(image, spacing_mm=spacing_mm, orientation=orientation)
+            self._geometry = patient_axes(image, spacing_mm=spacing_mm, orientation=orientation)
             self._channels = [self._geometry.to_view(channel) for channel in channels]
             self.ids = [self._geometry.to_view(label) for label in ids]
         self._whole, self._first = self._shape, (0, 0, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel
 import numpy as np
 
-from candy_monai.data.values import as_ids
+from candy_monai.data.values import ids_of_label
 from candy_monai.plotting.canvas.colors import class_color
 from candy_monai.plotting.canvas.figures import INK, new_figure, prepare_axes
 
@@ -59,7 +59,7 @@ def _class_rows(fingerprint: Fingerprint) -> list[tuple[str, int, int, int]]:
     if fingerprint.ignore_label is not None:
         labels["ignore"] = fingerprint.ignore_label
     for name, ids in labels.items():
-        wanted = as_ids(ids)
+        wanted = ids_of_label(ids)
         counts = [sum(case.class_voxels.get(index, 0) for index in wanted) for case in fingerprint.cases]
         rows.append((name, wanted[0], sum(counts), sum(count > 0 for count in counts)))
     if len(rows) > _MOST_CLASSES:

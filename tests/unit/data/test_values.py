@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import as_ids, frozen, listed, without_metadata
+from candy_monai.data.values import frozen, ids_of_label, join_reprs, plain_tensor
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -18,14 +18,14 @@ FROZEN = st.recursive(
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2), MetaTensor(torch.zeros(2), meta={"case_id": "a"})])
 def test_a_tensor_without_metadata_is_plain_and_shares_its_memory(tensor):
-    plain = without_metadata(tensor)
+    plain = plain_tensor(tensor)
     assert type(plain) is torch.Tensor
     assert plain.data_ptr() == tensor.data_ptr()
 
 
 def test_a_label_has_one_id_and_a_region_several():
-    assert as_ids(3) == (3,)
-    assert as_ids((1, 2)) == (1, 2)
+    assert ids_of_label(3) == (3,)
+    assert ids_of_label((1, 2)) == (1, 2)
 
 
 @given(FROZEN)
@@ -37,4 +37,4 @@ def test_frozen_values_survive_json(value):
     ("entries", "text"), [([], ""), (["a"], "'a'"), ([1, 2], "1, 2"), (["a", "b", "c", "d"], "'a', 'b' and 2 more")]
 )
 def test_a_list_in_a_message_is_cut_short(entries, text):
-    assert listed(entries, limit=2) == text
+    assert join_reprs(entries, limit=2) == text

@@ -65,7 +65,7 @@ def test_a_peak_long_passed_is_the_best_there_will_be_and_the_time_left_is_none(
     left=st.integers(0, 100),
     degree=st.integers(1, 5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_curve_breaks_it_and_no_forecast_falls_below_the_best_so_far(scores, left, degree):
     result = forecast(scores, len(scores) + left, degree=degree)
     if all(map(math.isnan, scores)):

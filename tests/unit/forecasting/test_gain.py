@@ -42,7 +42,7 @@ def test_a_gain_as_large_as_the_headroom_is_taken_for_half_of_it():
     headroom=st.floats(0, 100),
     wide=st.floats(1, 3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_quantiles_rise_from_zero_to_no_more_than_the_headroom(none, middle, spread, headroom, wide):
     quantiles = Gain(none=none, middle=middle, spread=spread, headroom=headroom, widening=wide).quantiles(LEVELS)
     assert (np.diff(quantiles) >= 0).all()
@@ -52,7 +52,7 @@ def test_quantiles_rise_from_zero_to_no_more_than_the_headroom(none, middle, spr
 
 @given(features=st.lists(st.floats(-50, 50), min_size=len(NAMES), max_size=len(NAMES)), rate_known=st.booleans())
 @example(features=[0.0] * 15 + [8.0, 10.390625], rate_known=False)  # rounds to the headroom
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_features_give_anything_but_a_distribution(features, rate_known):
     values = np.array(features)
     if not rate_known:

@@ -44,7 +44,7 @@ def test_points_that_are_not_finite_are_left_out():
 
 
 @given(seed=st.integers(0, 2**16), degree_p=st.integers(0, 5), degree_q=st.integers(1, 5), beyond=st.integers(0, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_noise_puts_a_pole_between_the_first_point_and_the_horizon(seed, degree_p, degree_q, beyond):
     generator = np.random.default_rng(seed)
     x = np.arange(1, 31)
@@ -72,7 +72,7 @@ def test_the_derivative_of_x_over_one_plus_x():
 
 
 @given(seed=st.integers(0, 2**16))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_derivative_agrees_with_a_small_difference(seed):
     generator = np.random.default_rng(seed)
     p, q = generator.uniform(-1, 1, 4), generator.uniform(0.5, 1, 3)

@@ -89,7 +89,7 @@ def _settings(draw):
 
 
 @given(settings=_settings(), num_classes=st.sampled_from([1, 4]), batch_size=st.integers(1, 3))
-@hypothesis_settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20)
 def test_logits_and_labels_are_those_of_monai_s_stitched_windows(settings, num_classes, batch_size):
     size, window, overlap, sw_batch_size = settings
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_logits_and_labels_are_those_of_monai_s_stitched_windows(settings, num_c
 
 
 @given(settings=_settings())
-@hypothesis_settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20)
 def test_a_constant_stays_that_constant_in_every_corner(settings):
     size, window, overlap, sw_batch_size = settings
     inferer = WindowInferer(window, overlap=overlap, sw_batch_size=sw_batch_size)

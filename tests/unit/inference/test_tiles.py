@@ -15,7 +15,7 @@ def _axes(minimum, maximum):
     return st.integers(2, 3).flatmap(lambda ndim: st.tuples(*[st.integers(minimum, maximum)] * ndim))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 def test_the_windows_cover_every_voxel_and_never_leave_the_image(data, overlap):
     size = data.draw(_axes(1, 20))
@@ -28,7 +28,7 @@ def test_the_windows_cover_every_voxel_and_never_leave_the_image(data, overlap):
     assert covered.min() >= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from([0.25, 0.5, 0.75]))
 def test_blending_what_was_cut_gives_the_images_back(data, overlap):
     size = data.draw(_axes(1, 18))
@@ -162,7 +162,7 @@ def test_the_longest_axis_is_the_one_along_which_the_image_is_worked_off():
 
 @pytest.mark.parametrize("in_layers", [False, True])
 @given(size=st.lists(st.integers(1, 40), min_size=2, max_size=3), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tiles_that_live_at_the_same_time_never_share_memory(in_layers, size, overlap):
     layout = TileLayout(WindowGrid(size=size, window=(8,) * len(size), overlap=overlap), in_layers=in_layers)
     first, last = {}, {}

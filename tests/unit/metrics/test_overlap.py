@@ -99,7 +99,7 @@ def test_255_in_a_byte_is_not_the_ignored_minus_1():
 
 
 @given(seed=st.integers(0, 2**16), num_classes=st.integers(2, 6), dims=st.sampled_from([2, 3]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_agree_with_monai_wherever_monai_has_a_score(seed, num_classes, dims):
     generator = torch.Generator().manual_seed(seed)
     shape = (3, 1, 4, 5, 3)[: 2 + dims]

@@ -35,7 +35,7 @@ def test_the_first_update_keeps_a_tenth_of_the_start():
 
 
 @given(decay=st.floats(0, 0.9999), steps=st.integers(1, 30))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_update_follows_the_stated_rule(decay, steps):
     model = nn.Linear(1, 1)
     ema = ExponentialMovingAverage(model, decay=decay)

@@ -49,7 +49,7 @@ def test_a_size_that_fits_gives_the_very_same_tensor():
 
 @pytest.mark.parametrize("mode", MODES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_restoring_what_was_padded_is_the_identity(mode, data):
     num_dims = data.draw(st.sampled_from([2, 3]))
     size = tuple(data.draw(st.lists(st.integers(1, 9), min_size=num_dims, max_size=num_dims)))

@@ -48,7 +48,7 @@ def test_a_bound_missed_by_rounding_alone_still_ends_the_cycle_on_it():
 
 
 @given(k=st.floats(-1, -1e-6), b=st.floats(0.1, 1), min_lr=st.floats(0, 0.1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_restarting_line_is_periodic_and_within_its_bounds(k, b, min_lr):
     scheduler = AbsoluteLinearLR(optimizer(), k, b, min_lr=min_lr, restart=True)
     seen = rates(scheduler, 40)

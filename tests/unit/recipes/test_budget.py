@@ -24,6 +24,7 @@ from candy_monai.recipes.budget import (
     wider,
     without_margin,
 )
+from candy_monai.training.loaders import Loaders
 from tests.plans import small_plan
 
 GENEROUS = 1 << 40
@@ -116,13 +117,14 @@ def test_what_the_user_chose_is_kept():
 
 def test_a_moment_s_other_work_does_not_decide_between_precisions(monkeypatch):
     batch = (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long))
-    trainer = SimpleNamespace(_dataloader=[batch], _validation_dataloader=None, device=lambda: None)
+    rehearsal = SimpleNamespace(loaders=Loaders([batch]), device=None)
+    monkeypatch.setattr(budget, "Rehearsal", lambda _trainer: rehearsal)
     durations = {"bf16": iter([0.9, 0.1, 0.1]), None: iter([0.3, 0.3, 0.3])}  # busy during the very first steps
     monkeypatch.setattr(
         "candy_monai.recipes.budget._timed",
-        lambda _trainer, amp, *_: Speed(amp=amp, step_s=next(durations[amp]), case_s=0.1),
+        lambda _rehearsal, amp, *_: Speed(amp=amp, step_s=next(durations[amp]), case_s=0.1),
     )
-    measured = measure_speed(trainer, precisions=["bf16", None])
+    measured = measure_speed(None, precisions=["bf16", None])
     assert (measured.amp, measured.step_s) == ("bf16", 0.1)
 
 
@@ -131,17 +133,16 @@ def test_what_is_slow_is_timed_once(monkeypatch):
     monkeypatch.setattr(budget.time, "perf_counter", lambda: next(clock))
     batch = (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long))
     seen = Counter()
-    trainer = SimpleNamespace(
-        _dataloader=[batch], _validation_dataloader=[batch] * 3, device=lambda: torch.device("cpu")
-    )
     network = torch.nn.Identity()
     rehearsal = SimpleNamespace(
-        begun=lambda: nullcontext(SimpleNamespace(model=network, networks=[network])),
+        loaders=Loaders([batch], [batch] * 3),
+        device=torch.device("cpu"),
+        begun=lambda *_: nullcontext(SimpleNamespace(model=network, networks=[network])),
         train=lambda *_: seen.update(["batch"]),
         validate=lambda *_: seen.update(["case"]),
     )
-    monkeypatch.setattr(budget, "Rehearsal", lambda *_: rehearsal)
-    measured = measure_speed(trainer, precisions=["bf16", None])
+    monkeypatch.setattr(budget, "Rehearsal", lambda _trainer: rehearsal)
+    measured = measure_speed(None, precisions=["bf16", None])
     assert seen == {"batch": 1, "case": 1}
     assert (measured.amp, measured.step_s, measured.case_s) == ("bf16", 5.0, 5.0)
 
@@ -180,7 +181,7 @@ def test_a_smaller_patch_stays_a_multiple_of_what_the_network_divides_by():
 
 def test_a_patch_is_not_shortened_across_thick_slices():
     plan = _plan(batch_size=2, patch_shape=(128, 128, 16))
-    assert plan.coarse_axis == 2
+    assert plan.anisotropic_axis == 2
     assert lighter(plan).patch_shape == (88, 88, 16)
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.settings import TrainSettings
 from candy_monai.recipes.options import TrainOptions, parsed_pairs
 
 _KINDS = {field.name: field.metadata["kind"] for field in dataclasses.fields(TrainOptions)}
@@ -88,6 +91,20 @@ def test_a_class_is_no_data():
 def test_data_that_are_no_options_are_refused(text):
     with pytest.raises(SettingsError):
         TrainOptions.from_json(text)
+
+
+def test_an_option_that_is_a_keyword_of_train_has_its_default():
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+    shared = [field for field in dataclasses.fields(TrainOptions) if field.name in defaults]
+    assert {field.name for field in shared} >= {"note", "num_epochs", "save_every", "seed"}
+    assert all(field.default == defaults[field.name] for field in shared if field.name != "num_epochs")
+
+
+def test_every_option_is_a_keyword_of_train_or_used_by_a_recipe():
+    recipes = Path(inspect.getfile(TrainOptions)).parent.glob("*.py")
+    source = "".join(file.read_text(encoding="utf-8") for file in recipes)
+    used = {*re.findall(r"options\.(\w+)", source), *TrainSettings.names()}
+    assert set(TrainOptions.names()) <= used
 
 
 def test_every_option_is_documented_for_python():

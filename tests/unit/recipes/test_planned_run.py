@@ -7,7 +7,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.recipes.planned_run import case_loader, num_workers, patch_loader
-from candy_monai.recipes.prepare import evenly
+from candy_monai.recipes.prepare import evenly_spaced
 from tests.plans import small_plan
 
 CPU = torch.device("cpu")
@@ -49,14 +49,14 @@ def test_whole_cases_come_one_at_a_time_and_no_case_is_no_loader(store):
 
 def test_some_of_the_cases_are_spread_over_all():
     cases = [f"case_{index}" for index in range(16)]
-    assert evenly(cases, 4) == ("case_0", "case_4", "case_8", "case_12")
-    assert evenly(cases, 99) == evenly(cases, None) == tuple(cases)
+    assert evenly_spaced(cases, 4) == ("case_0", "case_4", "case_8", "case_12")
+    assert evenly_spaced(cases, 99) == evenly_spaced(cases, None) == tuple(cases)
 
 
 @pytest.mark.parametrize("num_cases", [1, 2, 7, 32, 33])
 def test_a_smaller_choice_of_cases_is_part_of_every_larger_one_in_the_same_order(num_cases):
     cases = [f"case_{index}" for index in range(num_cases)]
-    choices = [evenly(cases, count) for count in range(num_cases + 1)]
+    choices = [evenly_spaced(cases, count) for count in range(num_cases + 1)]
     assert [len(choice) for choice in choices] == list(range(num_cases + 1))
     assert all(set(small) < set(large) for small, large in itertools.pairwise(choices))
     assert all(list(choice) == sorted(choice, key=cases.index) for choice in choices)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from monai.networks.nets import DynUNet
+from torch import nn
 
 import candy_monai
 from candy_monai.data.images.reading import load_image
@@ -92,7 +93,7 @@ def test_a_2d_and_a_3d_network_predict_together(phantom, experiment, tmp_path):
 
 def test_a_bundle_for_pictures_trains_on_slices_of_volumes(phantom, tmp_path):
     overrides = {name: value for name, value in TINY.items() if name != "filters"}
-    folder = _trained(phantom, tmp_path, bundle="cmunext", num_epochs=1, overrides=overrides)
+    folder = _trained(phantom, tmp_path, bundle="cmunext", configuration="2d", num_epochs=1, overrides=overrides)
     file = sorted((phantom / "imagesTr").iterdir())[0]
     assert load_predictor(folder).predict(file).shape == load_image(file).shape
 
@@ -115,6 +116,17 @@ def test_a_trainer_of_ones_own_builds_its_network_for_slices(tmp_path):
     network = DynUNet(2, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 4, 4])
     predictor = candy_monai.Predictor(trainer.experiment_folder(), network=network)
     assert predictor.predict(torch.randn(1, 16, 16, 5)).shape[-3:] == (16, 16, 5)
+
+
+def test_a_network_of_ones_own_is_for_volumes_unless_slices_are_asked_for(phantom, tmp_path):
+    class Own(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Conv3d(1, self.num_classes, 1)
+
+    folder = _trained(phantom, tmp_path, trainer=Own, num_epochs=1, overrides={"iterations_per_epoch": "2"})
+    assert json.loads((folder / "experiment.json").read_text())["plan"]["slice_axis"] is None
+    with pytest.raises(SettingsError, match=r"3-D convolutions.*--configuration 3d"):
+        _trained(phantom, tmp_path, trainer=Own, num_epochs=1, configuration="2d", overrides={})
 
 
 def test_pictures_have_no_slices(tmp_path):

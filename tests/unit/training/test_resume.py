@@ -15,11 +15,13 @@ from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.data.sampling import SeededSampler
 from candy_monai.experiment.events import RunInterrupted
-from candy_monai.experiment.state import load_state
+from candy_monai.experiment.state import TrainerState, load_state
 from candy_monai.nn.schedules import PolyLRScheduler
 from candy_monai.observers.base import Observer
+from candy_monai.training.loaders import Loaders
 from candy_monai.training.resume import unsaved_parts
 from candy_monai.training.signals import Interrupted
+from candy_monai.training.toolbox import TrainerToolbox
 from tests.crashes import QUIET, Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -301,18 +303,29 @@ def test_generators_of_the_user_s_own_go_on_where_they_were(tmp_path, crash, sav
     assert_same_run(whole.experiment_folder(), crashed.experiment_folder())
 
 
+def unsaved(attributes, *, network=None, extra=None):
+    network = network or nn.Linear(1, 1)
+    optimizer = optim.SGD(network.parameters())
+    toolbox = TrainerToolbox(network, optimizer, optim.lr_scheduler.ConstantLR(optimizer), nn.MSELoss())
+    state = TrainerState(optimizer=optimizer.state_dict(), extra=extra or {})
+    return unsaved_parts(attributes, toolbox, Loaders(DataLoader([0]), None), state)
+
+
 def test_what_has_a_state_and_is_not_saved_is_named():
     teacher, critic = nn.Linear(2, 1), nn.Linear(2, 1)
     parts = {
-        "self.teacher": teacher,
-        "self.optimizers": {"critic": [optim.Adam(critic.parameters())]},
-        "self.schedule": optim.lr_scheduler.ConstantLR(optim.SGD(critic.parameters())),
-        "self.loss": nn.MSELoss(),  # nothing to save
-        "self.names": ["a", "b"],
-        "self.kind": nn.Linear,
+        "teacher": teacher,
+        "optimizers": {"critic": [optim.Adam(critic.parameters())]},
+        "schedule": optim.lr_scheduler.ConstantLR(optim.SGD(critic.parameters())),
+        "loss": nn.MSELoss(),  # nothing to save
+        "names": ["a", "b"],
+        "kind": nn.Linear,
     }
-    named = unsaved_parts(parts, saved={"optimizer": optim.SGD(critic.parameters()).state_dict()}, extra={})
-    assert named == ["self.teacher (Linear)", "self.optimizers['critic'][0] (Adam)", "self.schedule (ConstantLR)"]
+    assert unsaved(parts) == [
+        "self.teacher (Linear)",
+        "self.optimizers['critic'][0] (Adam)",
+        "self.schedule (ConstantLR)",
+    ]
 
 
 def test_what_the_trainer_adds_counts_as_saved_however_it_is_kept():
@@ -320,15 +333,15 @@ def test_what_the_trainer_adds_counts_as_saved_however_it_is_kept():
     optimizer = optim.SGD(critic.parameters(), momentum=0.9)
     copied = {name: value.clone() for name, value in critic.state_dict().items()}
     extra = {"weights": list(teacher.parameters()), "critic": copied, "optimizer": optimizer.state_dict()}
-    assert not unsaved_parts({"a": teacher, "b": critic, "c": optimizer}, saved={}, extra=extra)
+    assert not unsaved({"a": teacher, "b": critic, "c": optimizer}, extra=extra)
 
 
 def test_a_part_of_what_is_saved_anyway_is_not_named():
     network = nn.Sequential(nn.Linear(2, 1))
-    assert not unsaved_parts({"self.head": network[0]}, saved=[network.state_dict()], extra={})
+    assert not unsaved({"head": network[0]}, network=network)
 
 
 def test_a_list_that_holds_itself_ends():
     endless = []
     endless.append(endless)
-    assert unsaved_parts({"a": endless, "b": torch.zeros(1)}, saved={}, extra={}) == []
+    assert unsaved({"a": endless, "b": torch.zeros(1)}) == []

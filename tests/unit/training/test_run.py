@@ -155,7 +155,7 @@ def test_what_else_is_saved_comes_back_to_who_gave_it(tmp_path):
 def test_the_same_message_is_said_once(tmp_path):
     run = _run()
     for _ in range(2):
-        run.say_once("once")
+        run.log_once("once")
     assert (_trained(tmp_path, run).current().folder / "logs.txt").read_text().count("once") == 1
 
 

@@ -162,3 +162,4 @@ def test_all_public_transforms_come_as_array_and_dictionary_form():
     names = set(ours.__all__)
     dictionaries = {name for name in names if issubclass(getattr(ours, name), MapTransform)}
     assert names == dictionaries | {name[:-1] for name in dictionaries}
+    assert dictionaries == set(NAMES), "transforms_for makes one of each"

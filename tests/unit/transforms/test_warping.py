@@ -26,7 +26,9 @@ def warped(transform, image, label, seed=0, **items):
 def test_the_source_box_of_an_elastic_deformation_holds_its_largest_displacement():
     displacement = torch.zeros(2, 4, 4)
     displacement[0, 1, 2], displacement[1, 0, 0] = 3.0, -2.0
-    start, shape = source_box(np.eye(2), np.array([10.0, 10.0]), (5, 5), coarse_axis=None, displacement=displacement)
+    start, shape = source_box(
+        np.eye(2), np.array([10.0, 10.0]), (5, 5), anisotropic_axis=None, displacement=displacement
+    )
     assert (start.tolist(), shape) == ([5, 6], (11, 9))
 
 
@@ -34,14 +36,14 @@ def test_the_source_box_holds_every_sampled_position():
     angle = math.radians(30)
     matrix = 1.3 * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centre, shape = np.array([10.2, 7.0]), (8, 6)
-    start, size = source_box(matrix, centre, shape, coarse_axis=None)
+    start, size = source_box(matrix, centre, shape, anisotropic_axis=None)
     corners = np.array([[a, b] for a in (-3.5, 3.5) for b in (-2.5, 2.5)]) @ matrix.T + centre
     assert (corners >= start).all()
     assert (corners <= start + np.array(size) - 1).all()
 
 
 @given(seed=st.integers(0, 10_000), dims=st.sampled_from([2, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_label_is_invented_and_shape_and_types_are_kept(seed, dims):
     image, label = blob((12, 14, 10)[:dims])
     new_image, new_label = warped(RandWarpd(**BOTH, **EVERYTHING), image, label, seed)

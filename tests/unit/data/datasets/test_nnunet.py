@@ -10,7 +10,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from candy_monai.data.datasets.folds import kfold
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.datasets.nnunet_description import read_description
+from candy_monai.data.datasets.nnunet_description import read_dataset_description
 from candy_monai.data.inspection.checks import check_dataset
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, ImageReadError, SettingsError
@@ -25,7 +25,7 @@ def problems_of(folder: Path) -> str:
 
 
 def test_a_description_of_version_2_is_read(tmp_path):
-    description = read_description(make(tmp_path / "Dataset001_X", num_channels=2))
+    description = read_dataset_description(make(tmp_path / "Dataset001_X", num_channels=2))
     assert description.channel_names == ("c0", "c1")
     assert description.class_names == ("background", "liver", "tumour")
     assert (description.num_classes, description.num_channels, description.num_training) == (3, 2, 3)
@@ -35,12 +35,12 @@ def test_a_description_of_version_2_is_read(tmp_path):
 
 def test_classes_are_ordered_by_id_whatever_the_order_in_the_file(tmp_path):
     make(tmp_path, labels={"tumour": 2, "background": 0, "liver": 1})
-    assert read_description(tmp_path).class_names == ("background", "liver", "tumour")
+    assert read_dataset_description(tmp_path).class_names == ("background", "liver", "tumour")
 
 
 def test_the_ignore_label_is_no_class(tmp_path):
     make(tmp_path, labels={"background": 0, "liver": 1, "tumour": 2, "ignore": 3})
-    description = read_description(tmp_path)
+    description = read_dataset_description(tmp_path)
     assert (description.num_classes, description.ignore_label) == (3, 3)
     assert description.label_ids == (0, 1, 2)
 
@@ -48,7 +48,7 @@ def test_the_ignore_label_is_no_class(tmp_path):
 def test_regions_keep_their_ids_and_their_order(tmp_path):
     labels = {"whole": [1, 2, 3], "background": 0, "core": [2, 3], "active": [3], "ignore": 4}
     make(tmp_path, labels=labels, regions_class_order=[1, 2, 3])
-    description = read_description(tmp_path)
+    description = read_dataset_description(tmp_path)
     assert dict(description.labels) == {"background": 0, "whole": (1, 2, 3), "core": (2, 3), "active": 3}
     assert description.class_names == ("background", "whole", "core", "active")
     assert description.has_regions
@@ -84,7 +84,7 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
 def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, changes, message):
     make(tmp_path, **changes)
     with pytest.raises(DatasetError, match=message):
-        read_description(tmp_path)
+        read_dataset_description(tmp_path)
     with pytest.raises(DatasetError, match=message):
         NNUNetDataset(tmp_path)
     assert check_dataset(tmp_path).problems
@@ -92,12 +92,12 @@ def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, c
 
 def test_a_missing_folder_a_missing_file_and_broken_json_are_told_apart(tmp_path):
     with pytest.raises(DatasetError, match="no such folder"):
-        read_description(tmp_path / "none")
+        read_dataset_description(tmp_path / "none")
     with pytest.raises(DatasetError, match=r"dataset\.json: missing"):
-        read_description(tmp_path)
+        read_dataset_description(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(DatasetError, match="not valid JSON"):
-        read_description(tmp_path)
+        read_dataset_description(tmp_path)
 
 
 def test_the_folder_one_level_too_high_gets_a_hint(tmp_path):

@@ -84,7 +84,7 @@ def test_labels_come_back_to_the_voxel_where_nothing_was_resampled(orientation):
     spacing=st.tuples(*[st.floats(0.4, 4.0)] * 3),
     orientation=st.sampled_from(ORIENTATIONS),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_way_back_is_exact_in_shape(shape, spacing, orientation):
     image, label = case(shape, affine=np.diag([*spacing, 1.0]))
     image, label = stored_as(image, orientation), stored_as(label, orientation)

@@ -99,7 +99,7 @@ def test_the_foreground_share_holds_over_any_stretch_of_samples(store, share):
 
 
 @given(share=st.floats(0.1, 0.9), num_cases=st.integers(1, 6), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_case_is_sampled_both_ways_in_the_asked_share(store, share, num_cases, seed):
     dataset = patches(store, replace(PLAN, foreground_share=share), case_ids=store.case_ids[:num_cases], seed=seed)
     visits = {case_id: [] for case_id in store.case_ids[:num_cases]}

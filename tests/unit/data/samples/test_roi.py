@@ -79,7 +79,7 @@ def test_smaller_cases_are_padded_to_the_asked_shape(random, ignore_label, fille
     volume=st.lists(st.integers(1, 9), min_size=3, max_size=3),
     shape=st.lists(st.integers(1, 9), min_size=3, max_size=3),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_crop_has_exactly_the_asked_shape(volume, shape):
     dataset = memory(boxed(tuple(volume), [(0, 1)] * 3))
     for crops in (ROIDataset(dataset, roi_shape=shape), RandomROIDataset(dataset, roi_shape=shape)):

@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from candy_monai.errors import BadInputError
-from candy_monai.plotting.case.geometry import AXIAL, CORONAL, SAGITTAL, geometry_of, telling_slices
+from candy_monai.plotting.case.geometry import AXIAL, CORONAL, SAGITTAL, patient_axes, telling_slices
 
 
 def test_without_a_label_the_middle_is_shown() -> None:
@@ -67,14 +67,14 @@ def test_any_orientation_is_turned_to_left_back_feet(codes: str) -> None:
     wanted = nib.orientations.apply_orientation(
         volume, nib.orientations.ornt_transform(directions, nib.orientations.axcodes2ornt("LPI"))
     )
-    by_affine = geometry_of(MetaTensor(torch.zeros(1, 2, 3, 4), affine=torch.from_numpy(np.linalg.inv(affine))))
-    assert np.array_equal(geometry_of(volume, orientation=codes).to_view(volume), wanted)
+    by_affine = patient_axes(MetaTensor(torch.zeros(1, 2, 3, 4), affine=torch.from_numpy(np.linalg.inv(affine))))
+    assert np.array_equal(patient_axes(volume, orientation=codes).to_view(volume), wanted)
     assert by_affine.known
 
 
 def test_the_affine_of_a_metatensor_gives_spacing_and_order() -> None:
     affine = np.array([[0, 0, 3, 0], [-2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=float)
-    geometry = geometry_of(MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.from_numpy(affine)))
+    geometry = patient_axes(MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.from_numpy(affine)))
     assert geometry.spacing_mm == (2.0, 1.0, 3.0)
     assert geometry.view_spacing_mm == (3.0, 2.0, 1.0)
     assert geometry.flipped == (True, False, True)
@@ -82,23 +82,23 @@ def test_the_affine_of_a_metatensor_gives_spacing_and_order() -> None:
 
 def test_spacing_overrides_the_affine() -> None:
     image = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4))
-    assert geometry_of(image, spacing_mm=(1, 2, 3)).spacing_mm == (1.0, 2.0, 3.0)
+    assert patient_axes(image, spacing_mm=(1, 2, 3)).spacing_mm == (1.0, 2.0, 3.0)
 
 
 def test_a_singular_affine_tells_nothing() -> None:
     class Image:
         affine = np.zeros((4, 4))
 
-    assert not geometry_of(Image()).known  # type: ignore[arg-type]
+    assert not patient_axes(Image()).known  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("spacing", [(1, 2), (1, 2, 0), (1, 2, float("nan"))])
 def test_an_impossible_spacing_is_refused(spacing: tuple[float, ...]) -> None:
     with pytest.raises(BadInputError, match="three positive numbers"):
-        geometry_of(np.zeros((2, 2, 2)), spacing_mm=spacing)
+        patient_axes(np.zeros((2, 2, 2)), spacing_mm=spacing)
 
 
 @pytest.mark.parametrize("codes", ["RAR", "RA", "XYZ", ""])
 def test_an_impossible_orientation_is_refused(codes: str) -> None:
     with pytest.raises(BadInputError, match="axis codes"):
-        geometry_of(np.zeros((2, 2, 2)), orientation=codes)
+        patient_axes(np.zeros((2, 2, 2)), orientation=codes)

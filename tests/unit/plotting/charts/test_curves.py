@@ -68,7 +68,7 @@ def test_positions_of_another_length_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30), st.text(max_size=80))
 def test_any_values_and_any_name_are_drawn(values: list[float], name: str) -> None:
     curve_figure(name, values)._repr_png_()  # type: ignore[attr-defined]

@@ -1,0 +1,291 @@
+"""The base of predictors: predict cases one after the other, and write what was predicted.
+
+While one case is in the network, the next one is read and the previous one written. A case that fails does not stop the
+others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monai.data import MetaTensor
+
+from candy_monai.aliases import PathLike, Shape
+from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
+from candy_monai.data.pipelines.preprocessing import as_label_map, build_postprocessing
+from candy_monai.deprecation import earlier_name
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.inference.buffers import (
+    MemoryEstimate,
+    fits_on_disk_only,
+)
+from candy_monai.inference.inputs import GIVEN_SHAPE, Input, InputCase, Inputs, RunChannels, input_case, input_cases
+from candy_monai.inference.outputs import (
+    Prediction,
+    PredictionError,
+    PredictionListener,
+    PreparedCase,
+    left_over,
+    target_paths,
+    write_prediction,
+)
+
+if TYPE_CHECKING:
+    from candy_monai.data.pipelines.building import Pipeline
+
+READ_AHEAD_VOXELS = 1 << 25
+"""A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
+
+ESTIMATED_VOXELS = 1 << 20
+"""Without ``memory``, the listener gets an estimate of the memory only for a largest case of so many voxels."""
+
+
+class CasePredictor(ABC):
+    """The base of predictors: all but how one preprocessed case is predicted. For arguments see `Predictor`."""
+
+    def __init__(
+        self, *, largest_component: bool = False, memory: int | None = None, channels: Sequence[int] | None = None
+    ) -> None:
+        self.largest_component = largest_component
+        self._channel_numbers = None if channels is None else tuple(channels)
+        self.memory = memory
+        if memory is not None:
+            if not isinstance(memory, int) or isinstance(memory, bool) or memory <= 0:
+                raise SettingsError(f"memory {memory!r}: expected a number of bytes above 0, or None")
+            give_back_freed_memory()  # an estimate holds for what is used, not for what the process keeps
+
+    @property
+    @abstractmethod
+    def num_channels(self) -> int:
+        """Channels that the network expects."""
+
+    @property
+    @abstractmethod
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of these channels; empty texts where they are unknown."""
+
+    @property
+    def channels(self) -> RunChannels:
+        """The channels that the network expects, and their numbers in file names.
+
+        Raises:
+            SettingsError: If the number of chosen channels is not that of the network.
+        """
+        return RunChannels(names=self.channel_names, numbers=self._channel_numbers)
+
+    @property
+    @abstractmethod
+    def num_dims(self) -> int | None:
+        """Spatial axes that the network expects; None if unknown."""
+
+    @property
+    @abstractmethod
+    def own_postprocessing(self) -> OwnTransforms:
+        """The user's steps on the label map, after the plan's postprocessing."""
+
+    @abstractmethod
+    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        """Preprocess an image ``(C, *spatial)`` with its geometry."""
+
+    @abstractmethod
+    def run(
+        self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
+    ) -> Prediction:
+        """Predict a preprocessed case, with class probabilities if asked; the listener hears of each window."""
+
+    @abstractmethod
+    def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
+        """Estimate the memory that a case on this grid takes; None where it cannot be estimated."""
+
+    @abstractmethod
+    def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
+        """Estimate the memory that a preprocessed case takes; None where it cannot be estimated."""
+
+    def predict(self, image: Input) -> MetaTensor:
+        """Predict the label map of one image.
+
+        Args:
+            image: A file; the files of one case, a channel each; a tensor ``(C, *spatial)``, with its affine when it is
+                a ``MetaTensor``; a nibabel image; an array with its spacing, ``(array, spacing_mm)``; or a list of
+                these, a channel each, which are brought onto the grid of the first.
+
+        Returns:
+            Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
+
+        Raises:
+            BadInputError: If the image cannot be read, or its channels are not those of the run or lie elsewhere.
+        """
+        return self.predict_image(image).labels
+
+    def predict_image(self, image: Input, *, probabilities: bool = False) -> Prediction:
+        """Predict one image as `predict` does, and return the probability of each class, too, when asked.
+
+        Args:
+            image: As for `predict`.
+            probabilities: Whether to return them; all classes are held at the image's full size then.
+
+        Raises:
+            BadInputError: As for `predict`.
+        """
+        case = input_case(image, channels=self.channels, num_dims=self.num_dims)
+        return self._predicted(self._read(case, probabilities), probabilities)
+
+    def stream(self, source: Inputs, *, probabilities: bool = False) -> Iterator[Prediction]:
+        """Predict cases one after the other and hold one of them at a time.
+
+        Args:
+            source: One image of any kind, a folder, a dataset, a list of images, or a generator, which is asked for an
+                image when it is its turn. Files of a list are grouped by case as those of a folder. Items of datasets
+                of MONAI's or PyTorch's may be dictionaries with an ``image``, or pairs of image and label.
+            probabilities: As for `predict_image`.
+
+        Yields:
+            The predictions, in the order of the cases.
+
+        Raises:
+            BadInputError: At a case that cannot be read.
+        """
+        cases = input_cases(source, channels=self.channels, num_dims=self.num_dims)
+        for _, outcome in self._outcomes(cases, probabilities):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+    def predict_to_files(
+        self,
+        source: Inputs,
+        target: PathLike,
+        *,
+        probabilities: bool = False,
+        listener: PredictionListener | None = None,
+    ) -> list[Path]:
+        """Predict cases and write each label map in its image's geometry and format.
+
+        Args:
+            source: As for `stream`; usually a folder.
+            target: The folder for the label maps, ``{case}{suffix}``; made when missing.
+            probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
+            listener: Informed of the progress.
+
+        Returns:
+            The label maps written.
+
+        Raises:
+            BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
+            PredictionError: If some of several cases could not be predicted; the others are written. An earlier
+                prediction's files of the failed cases stay, and the listener is told of them.
+        """
+        listener = listener or PredictionListener()
+        cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
+        if not cases:
+            raise BadInputError("nothing to predict: the dataset is empty")
+        paths = target_paths(cases, Path(target), source, probabilities=probabilities)
+        listener.on_started(len(cases), *self._largest(cases, probabilities))
+        failures: dict[str, Exception] = {}
+        writing: list[Future[None]] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities, listener), start=1):
+                if isinstance(outcome, Exception):
+                    failures[case.case_id] = outcome
+                else:
+                    wait(writing)  # one prediction at most is held that is not written
+                    writing = [writer.submit(write_prediction, outcome, case, paths[case.case_id], failures)]
+                    del outcome
+                    if self.memory is not None:
+                        wait(writing)
+                listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        for file, reason in left_over(paths, failures, probabilities=probabilities):
+            listener.on_left_over(file, reason)
+        if len(cases) == 1 and failures:
+            raise next(iter(failures.values()))
+        written = [path for case_id, path in paths.items() if case_id not in failures]
+        if failures:
+            raise PredictionError(failures, written)
+        return written
+
+    def _outcomes(
+        self, cases: Iterable[InputCase], probabilities: bool, listener: PredictionListener | None = None
+    ) -> Iterator[tuple[InputCase, Prediction | Exception]]:
+        """Yield each case with its prediction, or with the error that prevented it; read the next case meanwhile."""
+        with freed_memory_kept(), ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            coming: Future[PreparedCase] | None = None
+            for case, following in itertools.pairwise(itertools.chain(cases, [None])):
+                assert case is not None
+                future = coming or reader.submit(self._read, case, probabilities)
+                coming = None
+                try:
+                    prepared = future.result()
+                    if following is not None and self._may_read_ahead(following):
+                        coming = reader.submit(self._read, following, probabilities)
+                    outcome: Prediction | Exception = self._predicted(prepared, probabilities, listener)
+                except Exception as error:  # one bad case must not cost the others
+                    outcome = error
+                yield case, outcome
+                prepared = outcome = None  # type: ignore[assignment]  # not to be held while the next one is predicted
+
+    def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
+        geometry = case.geometry() if self.memory is not None else None
+        if geometry is not None:
+            self._needs_disk(self.estimate(geometry), probabilities)  # raises before anything is decoded
+        return self.prepare(case.case_id, case.load(self.channels, num_dims=self.num_dims))
+
+    def _predicted(
+        self, case: PreparedCase, probabilities: bool, listener: PredictionListener | None = None
+    ) -> Prediction:
+        """Return the prediction of a case after all postprocessing, with the axes that its image was given with."""
+        prediction = self.run(case, probabilities=probabilities, listener=listener)
+        labels, scores = prediction.labels, prediction.probabilities
+        if self._extra_postprocessing is not None:
+            made = self._extra_postprocessing({PREDICTION: labels, IMAGE: case.cases[0].image})[PREDICTION]
+            labels = MetaTensor(as_label_map(made, tuple(labels.shape[1:])).to(labels.dtype), meta=labels.meta)
+        if (given := labels.meta.get(GIVEN_SHAPE)) is not None:
+            labels, scores = _reshaped(labels, given), None if scores is None else _reshaped(scores, given)
+        return Prediction(case_id=prediction.case_id, labels=labels, probabilities=scores)
+
+    @cached_property
+    def _extra_postprocessing(self) -> Pipeline | None:
+        own = self.own_postprocessing
+        steps = [*map(dict, own.postprocessing), *([largest_components()] if self.largest_component else [])]
+        return build_postprocessing(steps, trust=own.trust) if steps else None
+
+    def _goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
+        """Return whether a case's unfinished scores must be kept on disk; raise if even that takes too much memory."""
+        return self.memory is not None and self._needs_disk(self.estimate_prepared(case), probabilities)
+
+    goes_to_disk = earlier_name("goes_to_disk", _goes_to_disk)
+
+    def _needs_disk(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
+        if needed is None or self.memory is None:
+            return False
+        return fits_on_disk_only(needed.with_probabilities() if probabilities else needed, self.memory)
+
+    def _may_read_ahead(self, case: InputCase) -> bool:
+        if self.memory is not None:
+            return False
+        geometry = case.geometry()
+        return geometry is None or self.num_channels * math.prod(geometry.spatial_shape) <= READ_AHEAD_VOXELS
+
+    def _largest(self, cases: Sequence[InputCase], probabilities: bool) -> tuple[str | None, MemoryEstimate | None]:
+        """Return the case with the most voxels, by the headers, and its memory; None for unknown or small ones."""
+        known = [(case.case_id, geometry) for case in cases if (geometry := case.geometry()) is not None]
+        if not known:
+            return None, None
+        case_id, geometry = max(known, key=lambda entry: math.prod(entry[1].spatial_shape))
+        if self.memory is None and math.prod(geometry.spatial_shape) < ESTIMATED_VOXELS:
+            return None, None  # to work it out takes a second, which such a folder may be done in
+        needed = self.estimate(geometry)
+        return case_id, needed.with_probabilities() if needed is not None and probabilities else needed
+
+
+def _reshaped(image: MetaTensor, spatial_shape: Shape) -> MetaTensor:
+    meta = {key: value for key, value in image.meta.items() if key != GIVEN_SHAPE}
+    return MetaTensor(image.as_tensor().reshape(len(image), *spatial_shape), meta=meta)
