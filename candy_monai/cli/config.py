@@ -35,7 +35,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_debug(store, default=argparse.SUPPRESS)
     store.add_argument("name", metavar="NAME", help="for example notion_api_key")
-    store.add_argument("value", nargs="*", help=argparse.SUPPRESS)  # to be refused without being repeated
+    # To be refused without being repeated. With a default, argparse does not name it among what is missing.
+    store.add_argument("value", nargs="*", default=(), help=argparse.SUPPRESS)
     for name, function in (("list-secrets", list_secrets), ("show", show), ("path", path)):
         text = (function.__doc__ or "").partition("\n")[0]
         summary = text[0].lower() + text[1:].rstrip(".")

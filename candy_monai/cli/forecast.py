@@ -163,7 +163,9 @@ def _show(history: ScoreHistory, result: Forecast, facts: dict[str, object]) -> 
     so_far = "no score yet"
     if facts["best_so_far"] is not None:
         so_far = f"best{' so far' * (ended is None)} {facts['best_so_far']:.4f} at epoch {facts['best_so_far_epoch']}"
-    extent = f"{done} of {planned} epochs" if ended is None else f"finished, {done} epochs run ({ended})"
+    extent = (
+        f"{done} of {planned} epochs" if ended is None else f"finished, {done} epoch{'s' * (done != 1)} run ({ended})"
+    )
     print(f"{history.source}: {history.name}, {extent}, {so_far}")
     if ended is not None:
         print("Nothing is left to forecast")

@@ -174,13 +174,12 @@ class PlannedRun:
         result.save(folder / VALIDATION_SCORES)
         is_all = len(cases) == num_cases
         number = f"all {num_cases}" if is_all else f"{len(cases)} of {num_cases}"
+        scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
         few = "" if is_all else " (the budget holds no more)"
         _, error = certainty([[case.metrics["dice"] for case in result]])
         noise = f" (standard error {error:.4f})" if math.isfinite(error) else ""
         dice = result.mean_metrics["dice"]
-        trainer.log(
-            f"The best weights on {number} validation cases{few}, in their own geometry: Dice {dice:.4f}{noise}"
-        )
+        trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: Dice {dice:.4f}{noise}")
 
     def _affordable(self, predictor: Predictor) -> list[NNUNetCase]:
         """Return the validation cases to score at the end: all, unless the budget has no time left for them."""

@@ -312,7 +312,7 @@ class TrainingRun:
     def _log_start(self, experiment: Experiment, *, is_resumed: bool) -> None:
         settings, count = experiment.settings, self.processes.world_size
         where = f"{self.device}" if count == 1 else f"{count} processes, the first on {self.device}"
-        extent = f"{settings.num_epochs} epochs"
+        extent = f"{settings.num_epochs} epoch{'s' * (settings.num_epochs != 1)}"
         if settings.time_limit_s is not None:
             extent = f"as many epochs as {settings.time_limit_s:.0f} s hold ({settings.num_epochs} at most)"
         self.log(f"Experiment {experiment.experiment_id} in {experiment.folder}")

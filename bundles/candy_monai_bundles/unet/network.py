@@ -45,8 +45,7 @@ def build_unet(
     Source:
         Isensee et al., nnU-Net, Nature Methods 18, 2021.
     """
-    if len(filters) < MIN_LEVELS:
-        raise SettingsError(f"the U-Net has at least {MIN_LEVELS} levels, got {len(filters)} filters: {list(filters)}")
+    check_levels(filters)
     network: nn.Module = DynUNet(
         spatial_dims=num_dims,
         in_channels=in_channels,
@@ -60,6 +59,16 @@ def build_unet(
         deep_supr_num=max(1, len(filters) - 2),
     )
     return network
+
+
+def check_levels(filters: Sequence[int]) -> None:
+    """Check that there are as many levels as MONAI's network needs.
+
+    Raises:
+        SettingsError: If there are fewer.
+    """
+    if len(filters) < MIN_LEVELS:
+        raise SettingsError(f"the U-Net has at least {MIN_LEVELS} levels, got {len(filters)} filters: {list(filters)}")
 
 
 def default_strides(size: Sequence[int], max_levels: int) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import BadInputError
 from candy_monai.nn.padding import Pad2d, Pad3d
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_unet, default_strides
+from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_unet, check_levels, default_strides
 
 
 class UNetTrainer(SegmentationTrainer):
@@ -32,6 +32,13 @@ class UNetTrainer(SegmentationTrainer):
     filters: Sequence[int] | None = None
     kernel_sizes: Sequence[Sequence[int]] | None = None
     strides: Sequence[Sequence[int]] | None = None
+
+    @classmethod
+    @override
+    def check_plan(cls, plan: Plan) -> None:
+        super().check_plan(plan)
+        if cls.build_network is UNetTrainer.build_network:  # a subclass's own network may have fewer levels
+            check_levels(plan.filters)
 
     @override
     def use_plan(self, plan: Plan) -> None:

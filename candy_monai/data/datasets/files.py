@@ -280,7 +280,8 @@ def image_files(folder: PathLike) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInputError(f"{folder}: expected a folder of images, or a list of files")
+        found = "" if folder.exists() else "no such file or folder; "
+        raise BadInputError(f"{folder}: {found}expected a folder of images, or a list of files")
     files = [file for file in folder.iterdir() if not file.name.startswith(".") and image_suffix(file) in CODECS]
     if not files:
         raise BadInputError(f"{folder}: no images found; {KNOWN}")

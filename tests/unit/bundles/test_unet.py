@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,17 @@ def test_an_axis_is_halved_only_while_it_stays_large_enough():
 def test_fewer_levels_than_the_network_can_have_are_a_clear_error(tmp_path):
     with pytest.raises(SettingsError, match="at least 3 levels, got 2"):
         _trainer(tmp_path, filters=(4, 8)).train(1)
+
+
+def test_a_plan_of_fewer_levels_is_refused_before_cases_are_preprocessed_but_not_for_a_network_of_one_s_own():
+    class Own(UNetTrainer):
+        def build_network(self, example_shape):
+            return torch.nn.Conv2d(1, 1, 1)
+
+    plan = SimpleNamespace(filters=(4, 8))
+    with pytest.raises(SettingsError, match="at least 3 levels, got 2"):
+        UNetTrainer.check_plan(plan)
+    Own.check_plan(plan)
 
 
 def test_volumes_given_to_a_two_dimensional_trainer_are_a_clear_error(tmp_path):

@@ -45,6 +45,11 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(arguments, caps
     assert dict(load_secrets()) == {}
 
 
+def test_of_a_missing_name_only_the_name_is_asked_for(capsys):
+    assert main(["config", "set-secret"]) == 2
+    assert "required: NAME\n" in capsys.readouterr().err
+
+
 def test_an_empty_value_is_refused(typed, capsys):
     typed("  ")
     assert main(["config", "set-secret", "key"]) == 2

@@ -64,6 +64,13 @@ def test_a_run_that_its_time_limit_has_ended_is_finished_and_nothing_is_foretold
     assert "predicted" not in shown
 
 
+def test_one_epoch_is_not_called_epochs(experiment, capsys):
+    _saved(experiment, is_complete=True, epoch=1, total_s=80.0, limit_s=81.0)
+    (experiment / "metrics.csv").write_text("epoch,val score\n1,0.5\n", encoding="utf-8")
+    assert forecast(experiment) == 0
+    assert "finished, 1 epoch run (its time was up), best 0.5000 at epoch 1" in capsys.readouterr().out
+
+
 def test_a_run_with_a_time_limit_has_as_many_epochs_as_that_leaves_room_for(experiment, capsys):
     _saved(experiment, is_complete=False, epoch=40, total_s=80.0, limit_s=101.0)
     assert forecast(experiment, "--json") == 0

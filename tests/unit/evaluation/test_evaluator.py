@@ -182,7 +182,7 @@ def test_lists_of_files_that_share_names_are_matched_by_them_whatever_their_orde
 def test_nothing_to_compare_is_said(tmp_path):
     with pytest.raises(BadInputError, match="found no predictions"):
         Evaluator().evaluate([], [])
-    with pytest.raises(BadInputError, match="expected a folder of images"):
+    with pytest.raises(BadInputError, match="no such file or folder; expected a folder of images"):
         Evaluator().evaluate(tmp_path / "nowhere", [])
 
 
