@@ -410,7 +410,7 @@ def load_predictor(
     predictor: type[object] = Predictor
     if (bundle := read_description(experiment).bundle) is not None:
         try:
-            predictor = find_bundle(bundle).predictor
+            predictor = find_bundle(bundle).predictor or Predictor
         except BadInputError as error:
             raise ExperimentError(f"{Path(experiment) / DESCRIPTION}: {error}") from error
     if not issubclass(predictor, Predictor):
