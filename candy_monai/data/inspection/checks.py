@@ -24,7 +24,12 @@ from candy_monai.data.images.alignment import displacement, misalignment, misfit
 from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.pictures import TIFFS, spacing_file
 from candy_monai.data.images.reading import Scan, joined, read_scan, turned_label
-from candy_monai.data.inspection.consistency import inconsistencies, labels_absent_from_folds, names_by_id
+from candy_monai.data.inspection.consistency import (
+    inconsistencies,
+    labels_absent_from_folds,
+    names_by_id,
+    sides_among_labels,
+)
 from candy_monai.data.inspection.digest import Digests, case_stamp, file_digests
 from candy_monai.data.inspection.findings import CaseCache, CaseFindings
 from candy_monai.data.inspection.inspect import measure_case, mixed_axes, pooled_fingerprint, samples_per_case
@@ -150,6 +155,7 @@ def visit_dataset(
         problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
     elif findings and (absent := sorted(set(description.label_ids) - seen)):
         warnings.append(f"no training case contains the label ids {absent}")
+    warnings += sides_among_labels(list(description.labels))
     warnings += inconsistencies(
         measured, test_measured, channel_names=description.channel_names, ignore_label=description.ignore_label
     )

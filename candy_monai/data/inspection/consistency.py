@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ _FAR_SHIFT = 0.35
 """As a share of the usual range: a CT that lacks the offset of 1024 lies about so far from the others."""
 _DEVIATIONS = 6.0
 _MAD_TO_DEVIATION = 1.4826
+_SIDES = ((r"(?<![a-z])left(?![a-z])", "right"), (r"(?<![a-z])l(?![a-z])", "r"))
 _PATIENT_AXES = {code: axis for axis, codes in enumerate(("LR", "PA", "IS")) for code in codes}
 
 
@@ -63,6 +65,23 @@ def labels_absent_from_folds(
                 "choose other folds, for example with --groups or --splits"
             )
     return texts
+
+
+def sides_among_labels(names: Sequence[str]) -> list[str]:
+    """Return a warning if pairs of labels name a left and a right side, which mirrored patches swap."""
+    known = {name.casefold(): name for name in names}
+    pairs = [
+        f"{name} and {known[other]}"
+        for name in names
+        for left, right in _SIDES
+        if (other := re.sub(left, right, name.casefold())) != name.casefold() and other in known
+    ]
+    if not pairs:
+        return []
+    return [
+        f"dataset.json: labels of two sides ({join_names(pairs, limit=2)}), which augmentation would swap by mirroring: "
+        "leave the axis from left to right out of the plan's mirror_axes, for example --set mirror_axes=1,2"
+    ]
 
 
 def names_by_id(labels: Mapping[str, int | tuple[int, ...]]) -> dict[int, str]:

@@ -27,7 +27,7 @@ def _prepare(dataset, out, **options):
 
 
 def _trainer(memory_factor=1.0, check_plan=lambda plan: None):
-    return SimpleNamespace(memory_factor=memory_factor, check_plan=check_plan)
+    return SimpleNamespace(memory_factor=memory_factor, check_plan=check_plan, follows_filters=True)
 
 
 @pytest.fixture(scope="module")

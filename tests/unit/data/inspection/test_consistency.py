@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from candy_monai.data.datasets.folds import Fold
-from candy_monai.data.inspection.consistency import inconsistencies, labels_absent_from_folds, names_by_id
+from candy_monai.data.inspection.consistency import (
+    inconsistencies,
+    labels_absent_from_folds,
+    names_by_id,
+    sides_among_labels,
+)
 from candy_monai.data.inspection.fingerprint import CaseFingerprint
 from candy_monai.data.inspection.inspect import MeasuredCase
 
@@ -68,3 +73,22 @@ def test_a_fold_that_validates_on_the_only_case_of_a_label_is_named():
 
 def test_an_id_of_several_regions_has_the_names_of_all():
     assert names_by_id({"background": 0, "whole": (1, 2), "core": 2}) == {1: "whole", 2: "whole, core"}
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["background", "Precentral_L", "Precentral_R"], "Precentral_L and Precentral_R"),
+        (["kidney left", "Kidney right"], "kidney left and Kidney right"),
+        (["lung-right", "lung-left"], "lung-left and lung-right"),
+    ],
+)
+def test_labels_of_two_sides_are_a_warning_since_mirroring_swaps_them(names, pair):
+    (warning,) = sides_among_labels(names)
+    assert pair in warning
+    assert "--set mirror_axes" in warning
+
+
+@pytest.mark.parametrize("names", [["background", "LV", "RV", "MYO"], ["left atrium"], ["cleft", "cright"], ["l", "x"]])
+def test_labels_of_one_side_or_of_none_are_no_warning(names):
+    assert sides_among_labels(names) == []
