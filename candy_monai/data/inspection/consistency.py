@@ -79,7 +79,7 @@ def sides_among_labels(names: Sequence[str]) -> list[str]:
     if not pairs:
         return []
     return [
-        f"dataset.json: labels of two sides ({join_names(pairs, limit=2)}), which augmentation would swap by mirroring: "
+        f"dataset.json: labels of two sides ({join_names(pairs, limit=2)}), which mirrored patches would swap: "
         "leave the axis from left to right out of the plan's mirror_axes, for example --set mirror_axes=1,2"
     ]
 
