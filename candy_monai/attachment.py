@@ -127,7 +127,7 @@ class Attachment:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Leave a call that a Ctrl-C ends within a block: PyTorch runs hooks after exceptions, but not after that."""
+        """Yield, and close the call if a Ctrl-C ends it: PyTorch runs hooks after exceptions, but not after that."""
         try:
             yield
         except BaseException:

@@ -28,7 +28,15 @@ from candy_monai.inference.buffers import (
     MemoryEstimate,
     fits_on_disk_only,
 )
-from candy_monai.inference.inputs import GIVEN_SHAPE, Input, InputCase, Inputs, RunChannels, input_case, input_cases
+from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.inputs import (
+    GIVEN_SHAPE,
+    Input,
+    InputCase,
+    Inputs,
+    input_case,
+    input_cases,
+)
 from candy_monai.inference.outputs import (
     Prediction,
     PredictionError,

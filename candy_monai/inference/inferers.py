@@ -7,26 +7,18 @@ configuration language, or ``"custom"`` where its arguments are no plain data.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from enum import Enum
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import (
-    AvgMerger,
     Inferer,
-    PatchInferer,
     SaliencyInferer,
-    SimpleInferer,
-    SliceInferer,
     SlidingWindowInferer,
-    SlidingWindowInfererAdapt,
-    SlidingWindowSplitter,
 )
 from monai.utils import BlendMode, PytorchPadMode, ensure_tuple, fall_back_tuple, issequenceiterable
 from torch import Tensor, nn
@@ -37,7 +29,6 @@ from candy_monai.aliases import Shape
 from candy_monai.data.values import plain_tensor
 from candy_monai.deprecation import earlier_attribute, earlier_name, renamed_arguments
 from candy_monai.errors import SettingsError
-from candy_monai.experiment.description import CUSTOM, PLAN, InfererDescription
 from candy_monai.inference.buffers import BufferFactory, ScoreFunction, Tile, blended_tiles, buffer_in_memory
 from candy_monai.inference.tiles import WindowGrid, check_overlap
 from candy_monai.network import plain_network
@@ -54,11 +45,6 @@ WHOLE_IMAGE_LIMIT = 2.0
 _BATCH_ON_GPU = 4
 _FOR_MONAI = frozenset({"condition", "device", "buffer_steps", "buffer_dim"})
 """Keywords of a call that MONAI's inferer takes for itself."""
-
-_TARGET = "_target_"
-_MERGER = AvgMerger.__name__
-_OF_THE_MACHINE = frozenset({"device", "sw_device", "progress", "new_buffer"})
-_LEFT_OUT = _OF_THE_MACHINE | {"self", "merger_cls", "cache_roi_weight_map"}  # the last one is not kept
 
 
 class WindowInferer(SlidingWindowInferer):
@@ -455,112 +441,6 @@ def mirrored(network: ScoreFunction, axes: Sequence[int]) -> ScoreFunction:
         return total.div_(len(flips) + 1)
 
     return averaged
-
-
-# Nothing else is built from a file: not every class that can be named is safe to call.
-_OF_MONAI = (
-    PatchInferer,
-    SaliencyInferer,
-    SimpleInferer,
-    SliceInferer,
-    SlidingWindowInferer,
-    SlidingWindowInfererAdapt,
-)
-_INFERERS: dict[str, type[Any]] = {f"monai.inferers.{kind.__name__}": kind for kind in _OF_MONAI}
-_INFERERS["candy_monai.WindowInferer"] = WindowInferer
-_KINDS = {**_INFERERS, "monai.inferers.SlidingWindowSplitter": SlidingWindowSplitter}
-
-
-def describe_inferer(inferer: Inferer | None, plan: Plan | None = None) -> InfererDescription:
-    """Return an inferer in plain values, for ``experiment.json``; with a plan it may be the one that this gives."""
-    if inferer is None:
-        return None
-    if plan is not None and type(inferer) in (WholeOrWindowsInferer, SlicesInferer):
-        return PLAN if describe_windows(inferer) == describe_windows(build_inferer(plan)) else CUSTOM
-    try:
-        return _described(inferer)
-    except _NotPlainError:
-        return CUSTOM
-
-
-def describe_windows(inferer: WindowInferer) -> dict[str, object]:
-    """Return how an inferer cuts images into windows and blends them, in plain values, to compare two by."""
-    divisor = getattr(inferer, "divisor", None)
-    return {"kind": type(inferer).__name__, "divisor": divisor, **_arguments(inferer, WindowInferer)}
-
-
-def inferer_from_description(description: InfererDescription, plan: Plan | None = None) -> Inferer | None:
-    """Build what `describe_inferer` described; raise SettingsError if that cannot be done."""
-    if description is None:
-        return None
-    if description == PLAN and plan is not None:
-        return build_inferer(plan)
-    refusal = f"this inferer cannot be built from its description: {description}"
-    if not isinstance(description, Mapping) or str(description.get(_TARGET)) not in _INFERERS:
-        raise SettingsError(refusal)
-    try:
-        inferer: Inferer = _built(description)
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise SettingsError(refusal) from error
-    return inferer
-
-
-class _NotPlainError(Exception):
-    """Raised where an argument is no plain data."""
-
-
-def _described(value: object) -> dict[str, object]:
-    """Return an object in MONAI's configuration language; arguments at their defaults are left out."""
-    kind = type(value)
-    target = next((name for name, known in _KINDS.items() if known is kind), None)
-    if target is None:
-        raise _NotPlainError
-    return {_TARGET: target, **_arguments(value, kind)}
-
-
-def _arguments(value: object, kind: type[Any]) -> dict[str, object]:
-    """Return the arguments of a constructor that are attributes, too, and not at their defaults."""
-    bases = (SlidingWindowInferer, kind) if issubclass(kind, SlidingWindowInferer) else (kind,)
-    found: dict[str, object] = {}
-    for name, parameter in ((n, p) for base in bases for n, p in inspect.signature(base.__init__).parameters.items()):
-        if name in _LEFT_OUT or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        found[name] = _plain_value(getattr(value, name))
-        if found[name] == _plain_value(parameter.default):
-            del found[name]
-    kept_apart: Mapping[str, object] = {}
-    if isinstance(value, SliceInferer):
-        kept_apart = {"roi_size": value.orig_roi_size}  # roi_size has one axis more after a call
-    elif isinstance(value, SaliencyInferer):
-        if value.args:
-            raise _NotPlainError
-        kept_apart = value.kwargs
-    elif isinstance(value, PatchInferer):
-        if value.merger_cls is not AvgMerger:
-            raise _NotPlainError
-        kept_apart = {"merger_cls": _MERGER, **value.merger_kwargs}
-    return found | {name: _plain_value(given) for name, given in kept_apart.items() if name not in _OF_THE_MACHINE}
-
-
-def _plain_value(value: object) -> object:
-    if isinstance(value, Enum):
-        return _plain_value(value.value)
-    if value is None or isinstance(value, bool | int | float | str) or value is inspect.Parameter.empty:
-        return value
-    return [_plain_value(entry) for entry in value] if isinstance(value, Sequence) else _described(value)
-
-
-def _built(description: Mapping[str, Any]) -> Any:
-    arguments = {
-        name: _built(argument) if isinstance(argument, Mapping) else argument
-        for name, argument in description.items()
-        if name != _TARGET
-    }
-    if unknown := sorted((_OF_THE_MACHINE | {"new_room"}) & arguments.keys()):
-        raise SettingsError(f"{unknown[0]} is not stored with an inferer")
-    if arguments.get("merger_cls", _MERGER) != _MERGER:  # MONAI imports whatever else stands there
-        raise SettingsError(f"merger_cls must be {_MERGER}, got {arguments['merger_cls']!r}")
-    return _KINDS[description[_TARGET]](**arguments)
 
 
 class _OtherOutputError(Exception):

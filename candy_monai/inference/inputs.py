@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +31,8 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.names import image_suffix, split_channel, stem_of
 from candy_monai.data.images.reading import Scan, geometry_of, joined, read_channels, read_geometry, scan_of_nibabel
 from candy_monai.data.values import plain_tensor
-from candy_monai.errors import BadInputError, CandyError, SettingsError
+from candy_monai.errors import BadInputError, CandyError
+from candy_monai.inference.channels import CHANNEL_LIMIT, RunChannels
 from candy_monai.text import read_json
 
 Input: TypeAlias = (
@@ -53,131 +53,6 @@ pair of image and label, or a dictionary with an ``image``."""
 
 GIVEN_SHAPE = "given_shape"
 """In the metadata of an image that got an axis more or less for the network: the spatial shape that its result has."""
-
-_SAYS_NOTHING = re.compile(r"(channel|modality|image|unknown)?[\W_]*\d*|nonorm|zscore|rescale.*|rgb.*|noname", re.ASCII)
-"""Names that do not tell a modality: numbers, and the normalisation schemes that nnU-Net has in their place."""
-
-_CHANNEL_LIMIT = 16  # more files of one name are numbered cases; an axis of more is one of space
-_LAST = (
-    "; its last axis looks like that of the channels, which is the first one here: move it, for example with "
-    "np.moveaxis(image, -1, 0)"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunChannels:
-    """The channels that a run was trained on, in their order, and where they are to be found.
-
-    Attributes:
-        names: One for each channel; empty texts where the run does not know them.
-        numbers: What the user chose: the number of each channel in the names of files (``_0000``), and in images that
-            hold more channels. Empty where numbers at the ends of names belong to the names of the cases; None for
-            0, 1, 2 and so on.
-
-    Raises:
-        SettingsError: If other than one number was chosen for each channel.
-    """
-
-    names: tuple[str, ...]
-    numbers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.numbers:
-            return
-        if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.numbers):
-            raise SettingsError(f"channels {self.numbers}: expected whole numbers, such as (1, 2)")
-        if len(set(self.numbers)) < len(self.numbers) or min(self.numbers) < 0:
-            raise SettingsError(f"channels {self.numbers}: expected different numbers from 0 on")
-        if len(self.numbers) != len(self):
-            raise SettingsError(f"channels {','.join(map(str, self.numbers))}: expected a number for each of {self}")
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __str__(self) -> str:
-        named = ", ".join(f"{number} {name}".strip() for number, name in enumerate(self.names))
-        return f"the run's {_channels(len(self))}" + (f" ({named})" if any(self.names) else "")
-
-    @property
-    def expected(self) -> tuple[int, ...]:
-        """The numbers of the run's channels in the names of files, in the order of the run."""
-        return self.numbers or tuple(range(len(self)))
-
-    def problem(self, case_id: str, found: Iterable[int]) -> str | None:
-        """Return why files of a case with these numbers are not the run's channels; None where they are."""
-        there = sorted(set(found))
-        wrong = [f"channel file _{number:04d} is missing" for number in self.expected if number not in there]
-        if not self.numbers:
-            extra = (number for number in there if number not in self.expected)
-            wrong += [f"channel file _{number:04d} is one too many" for number in extra]
-        if not wrong:
-            return None
-        files = ", ".join(f"_{number:04d}" for number in there)
-        return f"case {case_id}: {'; '.join(wrong)}: found {files}, expected {self}; {self._advice(there)}"
-
-    def refuse_other_names(self, names: Sequence[str], source: object) -> None:
-        """Refuse a dataset whose channels have other names, or the same in another order, with those that would fit.
-
-        Nothing is compared where the user chose channels, or where names do not tell what a channel is.
-        """
-        if self.numbers is not None or not names:
-            return
-        mine, theirs = ([_comparable_name(name) for name in each] for each in (self.names, names))
-        if len(mine) == len(theirs):
-            if all(None in pair or pair[0] == pair[1] for pair in zip(mine, theirs, strict=True)):
-                return
-        elif not (any(mine) and any(theirs)):
-            return  # the files themselves show whether there are too many
-        fitting = [theirs.index(name) for name in mine if name is not None and theirs.count(name) == 1]
-        fits = len(fitting) == len(mine) == len(set(fitting))
-        advice = f"these would be {_as_option(fitting)}" if fits else self._advice(range(len(names)))
-        listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
-        raise BadInputError(f"{source}: the channels are {listed}, expected {self}; {advice}")
-
-    def chosen_from(self, image: Tensor, name: str) -> Tensor:
-        """Return the run's channels of an image ``(C, *spatial)`` that may hold more; refuse one that has others."""
-        if self.numbers and not (len(image) == len(self) == 1):
-            if max(self.numbers) < image.shape[-1] <= _CHANNEL_LIMIT < len(image):
-                raise BadInputError(f"{name}: has shape {tuple(image.shape)}{_LAST}")
-            if max(self.numbers) >= len(image):
-                raise BadInputError(f"{name}: has channels 0 to {len(image) - 1}, and {self.numbers} were chosen")
-            same = self.numbers == tuple(range(len(image)))
-            return image if same else image[torch.tensor(self.numbers, device=image.device)]
-        if len(image) == len(self):
-            return image
-        advice = self._advice(range(len(image)))
-        if len(image) < len(self):
-            advice = "give all of them in one file, or in files that end in _0000, _0001 and so on beside each other"
-        last = _LAST if image.ndim > 2 and image.shape[-1] == len(self) else ""
-        raise BadInputError(
-            f"{name}: has {_channels(len(image))}, the network expects {len(self)} (shape {tuple(image.shape)}, "
-            f"{self}): {advice}{last}"
-        )
-
-    def _advice(self, there: Sequence[int]) -> str:
-        """Return how to choose from the channels that are there."""
-        count = len(self)
-        if len(there) < count:
-            return f"give all of them, or choose others with {_as_option(range(count))}"
-        advice = f"say which are the run's, in its order, for example with {_as_option(there[-count:])}"
-        if count == 1 and 0 not in there:
-            advice += "; or that the number belongs to the name of the case, with --channels none (channels=())"
-        return advice
-
-
-def _channels(count: int) -> str:
-    return f"{count} channel{'s' * (count > 1)}"
-
-
-def _comparable_name(name: str) -> str | None:
-    """Return what of a name is compared; None for one that says nothing."""
-    plain = name.strip().casefold()
-    return None if _SAYS_NOTHING.fullmatch(plain) else re.sub(r"[\W_]+", "", plain)
-
-
-def _as_option(numbers: Iterable[int]) -> str:
-    listed = ",".join(map(str, numbers))
-    return f"--channels {listed} (in Python channels=({listed}{',' * (',' not in listed)}))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +208,7 @@ def _are_channels(case_id: str, there: dict[str, dict[int, list[Path]]], channel
         return bool(channels.numbers)
     if len(channels) > 1:
         return bool(numbers & set(channels.expected))
-    if len(numbers) > _CHANNEL_LIMIT:
+    if len(numbers) > CHANNEL_LIMIT:
         return False
     if 0 in numbers or len(numbers) == 1:
         return True

@@ -38,11 +38,10 @@ from candy_monai.inference.buffers import (
     network_memory,
 )
 from candy_monai.inference.cases import CasePredictor
+from candy_monai.inference.inferer_descriptions import describe_windows, inferer_from_description
 from candy_monai.inference.inferers import (
     MainOutput,
     WindowInferer,
-    describe_windows,
-    inferer_from_description,
     mirrored,
     run_inferer,
 )

@@ -305,7 +305,7 @@ class _FreeList:
         return begin
 
     def give_back(self, begin: int, size: int) -> None:
-        """Leave a piece to others."""
+        """Return a piece to the gaps."""
         end = begin + size
         after = bisect(self._gaps, (begin, end))
         if after < len(self._gaps) and self._gaps[after][0] == end:

@@ -17,7 +17,12 @@ from candy_monai.data.pipelines.description import OwnTransforms, describe_pipel
 from candy_monai.data.planning.normalization import denormalize
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.forecasting.curve import ScoreRange
-from candy_monai.inference.inferers import MainOutput, build_inferer, describe_inferer, run_inferer
+from candy_monai.inference.inferer_descriptions import describe_inferer
+from candy_monai.inference.inferers import (
+    MainOutput,
+    build_inferer,
+    run_inferer,
+)
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output

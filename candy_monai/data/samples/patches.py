@@ -133,7 +133,7 @@ class PatchDataset(Dataset[Sample]):
         return self._order.draw(index)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the random states out of what workers get: each sample sets them."""
+        """Return what workers get: all but the random states, which each sample sets."""
         for part in self._random:
             part.__dict__.pop("R", None)
         return self.__dict__
@@ -252,7 +252,7 @@ class _CaseCache:
         return case
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the arrays out of what workers get: each opens the files itself."""
+        """Return what workers get: all but the arrays, since each opens the files itself."""
         return self.__dict__ | {"_opened": OrderedDict()}
 
 

@@ -15,7 +15,7 @@ from candy_monai.data.datasets.files import DatasetFromMemory, MergedDataset, Si
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.inference.inputs import RunChannels
+from candy_monai.inference.channels import RunChannels
 
 
 def ids(*rows):

@@ -24,13 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import FORMAT, ExperimentDescription
+from candy_monai.inference.inferer_descriptions import describe_inferer, describe_windows, inferer_from_description
 from candy_monai.inference.inferers import (
     WholeOrWindowsInferer,
     WindowInferer,
     build_inferer,
-    describe_inferer,
-    describe_windows,
-    inferer_from_description,
     mirrored,
 )
 from tests.plans import small_plan

@@ -11,7 +11,14 @@ from monai.data import Dataset, MetaTensor
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
-from candy_monai.inference.inputs import CaseFiles, RunChannels, find_inputs, group_files, input_case, input_cases
+from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.inputs import (
+    CaseFiles,
+    find_inputs,
+    group_files,
+    input_case,
+    input_cases,
+)
 
 AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, -1.4, 0.2, 40], [0, 0.2, 2.2, -7], [0, 0, 0, 1]])
 ONE, TWO = RunChannels(names=("T2W",)), RunChannels(names=("ADC", "b1600"))

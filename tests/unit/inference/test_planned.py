@@ -12,9 +12,12 @@ import torch
 from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.buffers import buffer_on_disk
+from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
-from candy_monai.inference.inputs import RunChannels, input_case
+from candy_monai.inference.inputs import (
+    input_case,
+)
 from candy_monai.inference.outputs import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.training.segmentation import SegmentationTrainer
