@@ -60,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
     options = chosen_options(args)
 
     from candy_monai.data.inspection.checks import visit_dataset
+    from candy_monai.files import check_writable
     from candy_monai.recipes.inspection import INSPECTION, save_inspection
     from candy_monai.recipes.prepare import refuse_inside
 
     if args.folder is not None:
         refuse_inside(args.folder, args.dataset)
+        check_writable(args.folder)
     checked = visit_dataset(args.dataset, num_workers=options.jobs, places_per_class=_PLACES_PER_CLASS)
     report, fingerprint = checked.report, checked.fingerprint
     if fingerprint is None and not report.problems:
@@ -75,9 +77,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(args.dataset, report, fingerprint, planned, explain=args.explain)
     if args.folder is not None:
-        from candy_monai.files import atomic_write_text, check_writable
+        from candy_monai.files import atomic_write_text
 
-        check_writable(args.folder)
         args.folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(args.folder / INSPECTION, _as_json(report, fingerprint, planned))
         if fingerprint is not None:

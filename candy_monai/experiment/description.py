@@ -207,6 +207,8 @@ class ExperimentDescription(_Record):
         """
         if (found := content.get("format")) not in READABLE_FORMATS:
             raise ExperimentError(f"format {found!r}, this version reads formats {READABLE_FORMATS}")
+        if content.get("plan") is not None:  # null would stand for whole images, a missing entry does not
+            content = {"inferer": PLAN, **content}
         return super().from_dict(content)
 
     def setting(self, name: str) -> Any:

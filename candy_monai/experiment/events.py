@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -68,9 +68,9 @@ class Preview:
         draw: Writes pictures of the case into the folder of its run, whenever it is called; None to draw nothing.
     """
 
-    image: Tensor
-    label: Tensor
-    output: Tensor
+    image: Tensor = field(repr=False)
+    label: Tensor = field(repr=False)
+    output: Tensor = field(repr=False)
     draw: Callable[[], None] | None = None
 
 
@@ -96,7 +96,7 @@ class EpochFinished:
 
     epoch: int
     num_epochs: int
-    metrics: Mapping[str, Sequence[float]]
+    metrics: Mapping[str, Sequence[float]] = field(repr=False)
     score: float | None
     best_score: float
     best_epoch: int

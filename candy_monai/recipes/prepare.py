@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 USABLE_SHARE = 0.7
 
+_FOLD_OPTIONS = ("splits", "num_folds", "groups", "stratify")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -88,6 +90,7 @@ def prepare_dataset(
     """
     given = None if options.plan is None else read_plan(options.plan)  # what is wrong with it is better said at once
     store_folder = store_of(options)
+    _check_fold_options(dataset, options)
     on_progress(f"Checking {dataset}")
     checked = checked_dataset(dataset, store_folder, jobs=options.jobs)
     raw, fingerprint, digests = checked.dataset, checked.fingerprint, checked.digests
@@ -225,6 +228,17 @@ def evenly_spaced(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]
     # The bits of the positions read backwards: first the halves, then the quarters, then what lies between.
     spread = sorted(range(len(case_ids)), key=lambda index: int(f"{index:0{digits}b}"[::-1], 2))
     return tuple(case_ids[index] for index in sorted(spread[:count]))
+
+
+def _check_fold_options(folder: PathLike, options: TrainOptions) -> None:
+    """Check the options of the folds by the ids of the cases, before the cases are read, which may take long."""
+    if options.fold in (0, "all") and all(getattr(options, name) is None for name in _FOLD_OPTIONS):
+        return
+    try:
+        dataset = NNUNetDataset(folder)
+    except BadInputError:
+        return  # the check of the dataset says everything that is wrong with it
+    _sides(dataset, () if options.fold == "all" else chosen_folds(dataset, options), options)
 
 
 def _sides(

@@ -119,3 +119,9 @@ def test_long_values_are_cut_short():
     (line,) = differences({"ids": list(range(100))}, {"ids": []})
     assert len(line) < 100
     assert line.endswith("... -> []")
+
+
+def test_a_planned_run_without_the_entry_of_its_inferer_has_the_plan_s():
+    assert _described(plan={"patch": [8]}).inferer == "plan"
+    assert _described(plan={"patch": [8]}, inferer=None).inferer is None
+    assert _described().inferer is None

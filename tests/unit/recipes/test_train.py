@@ -203,6 +203,23 @@ def test_folds_are_grouped_or_stratified_by_a_table(phantom, tmp_path):
         assert sorted(ids.index(case_id) % 2 for case_id in fold.validation) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"groups": "no_such_word"}, "groups: no group for"),
+        ({"groups": "missing.csv"}, "cannot read groups"),
+        ({"splits": "missing.json"}, "missing.json"),
+        ({"fold": 9}, "fold 9 does not exist"),
+    ],
+    ids=str,
+)
+def test_options_of_the_folds_are_refused_before_a_case_is_read(phantom, tmp_path, monkeypatch, options, told):
+    reads = counted_reads(monkeypatch)
+    with pytest.raises(BadInputError, match=told):
+        train_dataset(phantom, **options, device="cpu", out=tmp_path / "out", on_progress=_quiet)
+    assert reads == []
+
+
 def test_a_label_that_the_chosen_folds_leave_out_of_training_is_said(tmp_path):
     phantom = write_phantom_dataset(tmp_path / "d", num_cases=3, shape=(24, 24, 16))
     for case in NNUNetDataset(phantom).cases[1:]:
