@@ -67,6 +67,7 @@ _MODULE_OF = {
     "RunInterrupted": "experiment.events",
     "RunStarted": "experiment.events",
     "StepFinished": "experiment.events",
+    "export_experiments": "export.exporting",
     "Forecast": "forecasting.best_score",
     "forecast": "forecasting.best_score",
     "quotient_bounds": "forecasting.quotient",

@@ -58,6 +58,7 @@ from candy_monai.experiment.events import RunFinished as RunFinished
 from candy_monai.experiment.events import RunInterrupted as RunInterrupted
 from candy_monai.experiment.events import RunStarted as RunStarted
 from candy_monai.experiment.events import StepFinished as StepFinished
+from candy_monai.export.exporting import export_experiments as export_experiments
 from candy_monai.forecasting.best_score import Forecast as Forecast
 from candy_monai.forecasting.best_score import forecast as forecast
 from candy_monai.forecasting.quotient import quotient_bounds as quotient_bounds

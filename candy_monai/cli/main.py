@@ -15,7 +15,19 @@ from typing import NoReturn
 from typing_extensions import override
 
 from candy_monai.allocation import freed_memory_kept
-from candy_monai.cli import config, crossval, demo, evaluate, forecast, inspect, predict, preprocess, resume, train
+from candy_monai.cli import (
+    config,
+    crossval,
+    demo,
+    evaluate,
+    export,
+    forecast,
+    inspect,
+    predict,
+    preprocess,
+    resume,
+    train,
+)
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
 from candy_monai.cli.options import add_debug
 from candy_monai.cli.output import output_that_may_be_closed
@@ -31,6 +43,7 @@ COMMANDS = {
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,
+    "export": export,
     "forecast": forecast,
     "config": config,
 }

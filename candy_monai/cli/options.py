@@ -68,6 +68,16 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset folder in nnU-Net format; only read")
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add ``--checkpoint``."""
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        metavar="NAME",
+        help="the weights: best, latest, or the name of a weight file in the experiment (default: best)",
+    )
+
+
 def add_options(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
     """Add options as `TrainOptions` declares them.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, PROGRAM
-from candy_monai.cli.options import add_options, as_argument, new_command
+from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -46,12 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, help="an image (any of its channels' files), or a folder")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the label maps")
     add_options(parser, "device")
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        metavar="NAME",
-        help="the weights: best, latest, or the name of a weight file in the experiment (default: best)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--channels",
         type=as_argument(parse_channels),

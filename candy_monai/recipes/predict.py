@@ -50,13 +50,29 @@ def load_experiments(
         BadInputError: If a folder is no experiment, which names the runs below it; or an experiment cannot be loaded,
             or the experiments do not fit together.
     """
-    folders = [run for folder in experiments for run in _runs_of(Path(folder), checkpoint, on_progress)]
+    folders = experiment_folders(experiments, checkpoint=checkpoint, on_progress=on_progress)
     trainer_class = None if trainer is None else find_trainer(own=trainer)
     of_all: dict[str, Any] = {"largest_component": largest_component, "memory": memory}
     options = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels, "trust": trust}
     if len(folders) == 1:
         return _member(folders[0], trainer_class, {**options, **of_all})
     return EnsemblePredictor([_member(folder, trainer_class, options) for folder in folders], **of_all)
+
+
+def experiment_folders(
+    folders: Sequence[PathLike], *, checkpoint: str = "best", on_progress: Callable[[str], None] = print
+) -> list[Path]:
+    """Return the experiments that folders stand for: themselves, or the folds of a cross-validation.
+
+    Args:
+        folders: Of experiments and of cross-validations.
+        checkpoint: The weights that are meant, for what is told.
+        on_progress: Told which folds are taken, and which runs have not come to their end.
+
+    Raises:
+        ExperimentError: If a folder is neither, which names the runs below it.
+    """
+    return [run for folder in folders for run in _runs_of(Path(folder), checkpoint, on_progress)]
 
 
 def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) -> list[Path]:
