@@ -37,7 +37,7 @@ from itertools import combinations
 from pathlib import Path
 import torch
 from candy_monai.inference.inputs import find_inputs
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.incoming.opening import load_predictor
 predictor = load_predictor(sys.argv[1])
 cases = [predictor.prepare(c.case_id, c.load(predictor.channels)).cases[0].image
          for c in find_inputs(sys.argv[2], channels=predictor.channels)]

@@ -82,7 +82,7 @@ _MODULE_OF = {
     "PredictionListener": "inference.outputs",
     "EnsemblePredictor": "inference.ensemble",
     "WindowInferer": "inference.inferers",
-    "load_predictor": "inference.predictor",
+    "load_predictor": "incoming.opening",
     "Predictor": "inference.predictor",
     "SWMetadata": "inference.tiles",
     "Prediction": "inference.outputs",

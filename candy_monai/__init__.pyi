@@ -69,13 +69,13 @@ from candy_monai.forecasting.reading import read_scores as read_scores
 from candy_monai.frontends.base import Frontend as Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
 from candy_monai.frontends.notion import NotionFrontend as NotionFrontend
+from candy_monai.incoming.opening import load_predictor as load_predictor
 from candy_monai.inference.ensemble import EnsemblePredictor as EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.outputs import Prediction as Prediction
 from candy_monai.inference.outputs import PredictionError as PredictionError
 from candy_monai.inference.outputs import PredictionListener as PredictionListener
 from candy_monai.inference.predictor import Predictor as Predictor
-from candy_monai.inference.predictor import load_predictor as load_predictor
 from candy_monai.inference.tiles import SWMetadata as SWMetadata
 from candy_monai.metrics.cumulative import OverlapMetric as OverlapMetric
 from candy_monai.metrics.overlap import dice_per_class as dice_per_class

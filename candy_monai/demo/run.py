@@ -11,7 +11,7 @@ from candy_monai.data.images.reading import load_image
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.device import auto_device
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.train import train_dataset
 
 NUM_CASES = 24

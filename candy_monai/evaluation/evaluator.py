@@ -18,7 +18,7 @@ from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, Unkn
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.inference.inputs import find_inputs
-from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.network_predictor import NetworkPredictor
 
 
 class Evaluator:
@@ -136,7 +136,7 @@ class Evaluator:
         self,
         images: Source,
         references: Source,
-        predictor: Predictor,
+        predictor: NetworkPredictor,
         *,
         common: bool = False,
         on_case: Callable[[str], None] | None = None,
@@ -212,7 +212,7 @@ def _evaluated(
     )
 
 
-def _completed(measure: Measure, predictor: Predictor) -> tuple[Measure, dict[int, str]]:
+def _completed(measure: Measure, predictor: NetworkPredictor) -> tuple[Measure, dict[int, str]]:
     """Return a measure with what a predictor says where the user did not, and its names of classes or regions."""
     plan, regions = predictor.plan, measure.regions
     planned = () if plan is None else plan.regions

@@ -16,8 +16,8 @@ from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.cases import CasePredictor
+from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
-from candy_monai.inference.predictor import Predictor
 from candy_monai.transforms.painting import label_ids, probabilities_of
 
 
@@ -40,7 +40,7 @@ class EnsemblePredictor(CasePredictor):
 
     def __init__(
         self,
-        members: Sequence[Predictor],
+        members: Sequence[NetworkPredictor],
         *,
         largest_component: bool = False,
         memory: int | None = None,
@@ -135,7 +135,7 @@ class EnsemblePredictor(CasePredictor):
         most = functools.reduce(MemoryEstimate.or_more, known)
         return most.with_members(len(known)) if self._side_by_side else most.with_probabilities()
 
-    def _own_cases(self, case: PreparedCase) -> Iterator[tuple[Predictor, PreparedCase]]:
+    def _own_cases(self, case: PreparedCase) -> Iterator[tuple[NetworkPredictor, PreparedCase]]:
         """Yield each member with the case as that member sees it."""
         for index, member in enumerate(self.members):
             yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
@@ -183,7 +183,7 @@ def _mean_as_logits(tiles: Sequence[Tile], paints: Sequence[int]) -> Tile:
     return Tile(place=tiles[0].place, sums=yes - no)
 
 
-def _check_alike(first: Predictor, other: Predictor) -> None:
+def _check_alike(first: NetworkPredictor, other: NetworkPredictor) -> None:
     named = (first.channel_names, other.channel_names)
     for what, mine, theirs in (
         ("channels", first.num_channels, other.num_channels),
@@ -199,10 +199,10 @@ def _check_alike(first: Predictor, other: Predictor) -> None:
             )
 
 
-def _same_grid(first: Predictor, other: Predictor) -> bool:
+def _same_grid(first: NetworkPredictor, other: NetworkPredictor) -> bool:
     """Return whether two predictors preprocess alike and cut a preprocessed image into the same windows."""
 
-    def what_counts(member: Predictor) -> tuple[object, ...]:
+    def what_counts(member: NetworkPredictor) -> tuple[object, ...]:
         plan, pipelines = member.plan, member.preprocessor.pipelines
         of_plan = () if plan is None else (plan.resampling, plan.patch_shape, plan.divisor, plan.regions)
         return pipelines["preprocessing"], pipelines["postprocessing"], *of_plan, member.describe_windows()

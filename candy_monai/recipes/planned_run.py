@@ -28,7 +28,7 @@ from candy_monai.experiment.description import DatasetRecord, example_shape, rea
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.predictor import Predictor, load_predictor
+from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
@@ -166,7 +166,7 @@ class PlannedRun:
         network = build_for_slices(
             trainer.build_network, example_shape(folder, read_description(folder)), trainer.slice_axis
         )
-        predictor = load_predictor(folder, network=network, device=self.device, trust=self.own.trust)
+        predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         cases, num_cases = self._affordable(predictor), len(self.prepared.validation)
         images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
         references = {case.case_id: case.label for case in cases if case.label is not None}

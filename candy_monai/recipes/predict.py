@@ -11,9 +11,11 @@ from candy_monai.data.planning.files import plan_of
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.runs import folds_below, summarize, what_is_below
+from candy_monai.incoming.opening import kind_of_model, load_predictor
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.predictor import Predictor, load_predictor
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.recipes.train import find_trainer
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -36,6 +38,7 @@ def load_experiments(
 
     Args:
         experiments: The experiment folders; the folder of a cross-validation stands for the experiments of its folds.
+            MONAI Bundles and nnU-Net's model folders are taken as well.
         trainer: ``FILE:Class``, the trainer of your own that the experiments belong to; None for bundles.
         checkpoint: ``best``, ``latest``, or the name of a weight file.
         device: Where to predict.
@@ -55,8 +58,25 @@ def load_experiments(
     of_all: dict[str, Any] = {"largest_component": largest_component, "memory": memory}
     options = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels, "trust": trust}
     if len(folders) == 1:
-        return _member(folders[0], trainer_class, {**options, **of_all})
-    return EnsemblePredictor([_member(folder, trainer_class, options) for folder in folders], **of_all)
+        return _predictor(folders[0], trainer_class, {**options, **of_all})
+    members: list[NetworkPredictor] = []
+    for folder in folders:
+        predictor = _predictor(folder, trainer_class, options)
+        members += predictor.members if isinstance(predictor, EnsemblePredictor) else [predictor]
+    return EnsemblePredictor(members, **of_all)
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Return whether a folder holds a model that was trained elsewhere."""
+    return kind_of_model(folder) not in (None, "experiment")
+
+
+def _predictor(
+    folder: Path, trainer_class: type[SegmentationTrainer] | None, options: dict[str, Any]
+) -> NetworkPredictor | EnsemblePredictor:
+    if _is_foreign(folder):
+        return load_predictor(folder, **options)
+    return _member(folder, trainer_class, options)
 
 
 def experiment_folders(
@@ -76,7 +96,9 @@ def experiment_folders(
 
 
 def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) -> list[Path]:
-    """Return the experiment that a folder is, or those of the folds that it holds."""
+    """Return the experiment or the model of another kind that a folder is, or the experiments of its folds."""
+    if _is_foreign(folder):
+        return [folder]
     if (folder / DESCRIPTION).is_file():
         _tell_of_unfinished(folder, checkpoint, on_progress)
         return [folder]
@@ -122,7 +144,7 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
                 f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
                 f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
             )
-        return load_predictor(folder, **options)
+        return experiment_predictor(folder, **options)
     trainer = trainer_class("unused", None, None, console=False)  # type: ignore[arg-type]  # it trains nothing
     if description.plan is not None:
         trainer.use_plan(plan_of(description.plan, folder / DESCRIPTION))

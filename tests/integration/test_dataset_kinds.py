@@ -16,7 +16,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.images.reading import load_image, read_geometry
 from candy_monai.data.inspection.checks import check_dataset
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.train import train_dataset
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.incoming.opening import load_predictor
 from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
 from candy_monai_bundles.unet.network import default_strides
 from tests.contracts.trainer_contract import TrainerContract

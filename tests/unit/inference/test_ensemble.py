@@ -52,7 +52,7 @@ def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_
     needed, needed_alike = (e.estimate_prepared(e.prepare("a", MetaTensor(image))) for e in (several, alike))
     assert needed.without_buffer > needed_alike.without_buffer + 3 * 170 * 130 * 4
     made = []
-    where = "candy_monai.inference.predictor.buffer_on_disk"
+    where = "candy_monai.inference.network_predictor.buffer_on_disk"
     monkeypatch.setattr(where, lambda *arguments: made.append(1) or buffer_on_disk(*arguments))
     bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
     assert torch.equal(bounded.predict(image).as_tensor(), several.predict(image).as_tensor())

@@ -127,7 +127,7 @@ def test_little_memory_sends_unfinished_scores_to_disk_and_changes_nothing(exper
     needed = predictor.estimate_prepared(predictor.prepare("a", _loaded(image)))
     assert needed.buffer > 0
     made = []
-    where = "candy_monai.inference.predictor.buffer_on_disk"
+    where = "candy_monai.inference.network_predictor.buffer_on_disk"
     monkeypatch.setattr(where, lambda *arguments: made.append(1) or buffer_on_disk(*arguments))
     for memory, goes in ((None, False), (2 * needed.total, False), (needed.without_buffer + needed.buffer // 2, True)):
         bounded = Predictor(experiment, network=_network(), memory=memory)

@@ -16,7 +16,7 @@ from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import load_tensors, save_tensors
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.base import Frontend
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.incoming.opening import load_predictor
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import train_dataset
 from candy_monai.training.segmentation import SegmentationTrainer

@@ -13,8 +13,8 @@ import candy_monai
 from candy_monai.data.images.reading import load_image
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import SettingsError
+from candy_monai.incoming.opening import load_predictor
 from candy_monai.inference.inferers import SlicesInferer, WindowInferer
-from candy_monai.inference.predictor import load_predictor
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.slicewise import Slicewise
 from candy_monai.recipes.train import train_dataset

@@ -13,7 +13,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, RunFailedError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.notion import NotionFrontend
-from candy_monai.inference.predictor import load_predictor
+from candy_monai.incoming.opening import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun

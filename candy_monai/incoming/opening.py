@@ -1,0 +1,51 @@
+"""Open the folder of a trained model as a predictor, by what the folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from candy_monai.aliases import Device, PathLike
+from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.predictor import experiment_predictor
+
+ModelKind = Literal["experiment", "MONAI Bundle", "nnU-Net"]
+
+
+def kind_of_model(folder: PathLike) -> ModelKind | None:
+    """Return what kind of trained model a folder holds, by the names of its files; None for none that is known."""
+    path = Path(folder)
+    if (path / DESCRIPTION).is_file():
+        return "experiment"
+    if any((path / "configs" / f"inference{suffix}").is_file() for suffix in (".json", ".yaml", ".yml")):
+        return "MONAI Bundle"
+    if all((path / name).is_file() for name in ("plans.json", "dataset.json")) and any(path.glob("fold_*")):
+        return "nnU-Net"
+    return None
+
+
+def load_predictor(
+    experiment: PathLike,
+    *,
+    network: nn.Module | None = None,
+    checkpoint: str = "best",
+    device: Device = "cpu",
+    **options: Any,
+) -> NetworkPredictor | EnsemblePredictor:
+    """Return the predictor of a trained model: an experiment's own, which is its bundle's where it belongs to one.
+
+    Args:
+        experiment: The experiment folder.
+        network: The network to load the weights into, for trainers that belong to no bundle.
+        checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
+        device: Where to predict.
+        options: Further keywords of `Predictor`, such as ``mirror`` and ``memory``.
+
+    Raises:
+        ExperimentError: If the folder is no experiment, or its network cannot be built again.
+    """
+    return experiment_predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

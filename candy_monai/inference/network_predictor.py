@@ -1,0 +1,299 @@
+"""The base of predictors that run one network: from an image to label ids in the image's own geometry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SaliencyInferer, SliceInferer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.attachment import Surroundings, attach
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.pipelines.description import OwnTransforms
+from candy_monai.data.pipelines.preprocessing import Preprocessor
+from candy_monai.data.values import plain_tensor
+from candy_monai.deprecation import earlier_name
+from candy_monai.device import HasDevice
+from candy_monai.errors import SettingsError
+from candy_monai.inference.buffers import (
+    MemoryEstimate,
+    NetworkMemory,
+    ScoreFunction,
+    Tile,
+    buffer_on_disk,
+    estimate_memory,
+    network_memory,
+)
+from candy_monai.inference.cases import CasePredictor
+from candy_monai.inference.inferer_descriptions import describe_windows
+from candy_monai.inference.inferers import (
+    MainOutput,
+    WindowInferer,
+    mirrored,
+    run_inferer,
+)
+from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
+from candy_monai.network import choose_precision, plain_network
+from candy_monai.nn.deep_supervision import main_output
+from candy_monai.transforms.painting import LabelPainter
+
+if TYPE_CHECKING:
+    from candy_monai.data.planning.plan import Plan
+
+
+class NetworkPredictor(CasePredictor, HasDevice):
+    """Predicts with one network between a preprocessor and an inferer, whatever these come from.
+
+    A subclass finds them, and gives the network to `_run_with`.
+
+    Args:
+        folder: Where the model comes from.
+        preprocessor: The way from an image to what the network reads, and back.
+        inferer: How whole images are run through the network; None for all at once.
+        example_shape: ``(C, *spatial)`` of an image that the network takes.
+        channel_names: The names of the channels; empty for unknown ones.
+        num_classes: Classes, background included, 1 for one logit; None if unknown.
+        plan: The plan that the data were prepared by; None without one.
+        device: Where to predict.
+        mirror: As for `Predictor`, like the rest.
+        largest_component: As for `Predictor`.
+        memory: As for `Predictor`.
+        channels: As for `Predictor`.
+        trust: As for `Predictor`.
+
+    Attributes:
+        preprocessor: The way from an image to what the network reads, and back.
+        plan: The plan that the data were prepared by; None without one.
+        num_classes: Classes, background included, 1 for one logit; None if unknown.
+        model: The network.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        preprocessor: Preprocessor,
+        inferer: Inferer | None,
+        example_shape: Shape,
+        channel_names: Sequence[str] = (),
+        num_classes: int | None = None,
+        plan: Plan | None = None,
+        device: Device = "cpu",
+        mirror: bool | Sequence[int] = False,
+        largest_component: bool = False,
+        memory: int | None = None,
+        channels: Sequence[int] | None = None,
+        trust: bool = False,
+    ) -> None:
+        CasePredictor.__init__(self, largest_component=largest_component, memory=memory, channels=channels)
+        HasDevice.__init__(self, device)
+        self._folder = Path(folder)
+        self.plan, self.num_classes, self.preprocessor = plan, num_classes, preprocessor
+        self._example_shape, self._channel_names = example_shape, tuple(channel_names)
+        _ = self.channels  # a wrong choice is better said before the weights are read
+        self._inferer = inferer
+        self._trust = trust
+        self._mirror_axes = self._chosen_axes(mirror)
+        self._known_memory: dict[Shape, NetworkMemory | None] = {}
+
+    def _run_with(self, network: nn.Module, *, padding: nn.Module | None = None, amp: str | None = None) -> None:
+        """Put a network with its weights on the device, in evaluation mode, and surround its calls.
+
+        Args:
+            network: The network.
+            padding: Pads images to sizes that it takes; None if it takes any.
+            amp: ``"bf16"``, ``"fp16"``, ``"auto"``, or None for the precision of the weights.
+        """
+        precision = choose_precision(amp, self.device())
+        if precision == "fp16" and self.device().type == "cpu":
+            precision = None  # CPUs are slow in half precision
+        surroundings = Surroundings(padding=padding, amp=precision, num_dims=len(self._example_shape) - 1)
+        self._attachment = attach(network, surroundings)
+        self.model = network.to(self.device()).eval()
+
+    @override
+    def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
+        meta = {"affine": image.affine, **image.meta}
+        cases = (self.preprocessor.apply(image),)
+        return PreparedCase(case_id=case_id, image=meta, shape=tuple(image.shape[1:]), cases=cases)
+
+    @override
+    def run(
+        self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
+    ) -> Prediction:
+        on_disk = self._goes_to_disk(case, probabilities=probabilities)
+        return self._run_within(case, on_disk=on_disk, probabilities=probabilities, listener=listener)
+
+    def _run_within(
+        self,
+        case: PreparedCase,
+        *,
+        on_disk: bool,
+        probabilities: bool = False,
+        listener: PredictionListener | None = None,
+    ) -> Prediction:
+        """Predict a preprocessed case, with unfinished logits in temporary files or in memory."""
+        return build_prediction(
+            case,
+            self._tiles(case, on_disk=on_disk, listener=listener),
+            self.preprocessor,
+            axis=self.slowest_axis(case.cases[0].image.shape[1:]),
+            with_probabilities=probabilities,
+            device=self.device(),
+        )
+
+    run_within = earlier_name("run_within", _run_within)
+
+    def _tiles(
+        self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
+    ) -> Iterator[Tile]:
+        """Run the network on a preprocessed case and yield tiles of its logits as they become final."""
+        image, inferer = case.cases[0].image, self._window_inferer
+        if inferer is None:
+            yield Tile.whole(self.logits(image).float())
+            return
+        if on_disk:
+            inferer = inferer.with_buffer(buffer_on_disk)
+        total, done = inferer.num_windows(image.shape[1:]), 0
+
+        def counted(windows: Tensor) -> Tensor:
+            nonlocal done
+            scores = self._network(windows)
+            done += len(windows)
+            if listener is not None:
+                listener.on_windows(case.case_id, done, total)
+            return scores
+
+        yield from inferer.tiles(self._on_device(image), counted, in_layers=case.cases[0].is_resampled)
+
+    bricks = earlier_name("bricks", _tiles)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
+        images, inferer = self._on_device(image)[None], self._inferer
+        with torch.inference_mode(), self._attachment.interruptible():
+            if inferer is None:
+                return self._network(images)[0]
+            if isinstance(inferer, SaliencyInferer):  # it looks into a network's layers, and each mirror image's
+                network = MainOutput(self.model)
+                return mirrored(lambda given: run_inferer(inferer, given, network), self._mirror_axes)(images)[0]
+            return run_inferer(inferer, images, self._network)[0]
+
+    @override
+    def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
+        if len(geometry.spatial_shape) != self.num_dims:
+            return None
+        shape = self.preprocessor.shape_on_grid(geometry)
+        is_resampled = sorted(geometry.spatial_shape) != sorted(shape)
+        return self._estimate_shapes(geometry.spatial_shape, shape, is_resampled=is_resampled)
+
+    @override
+    def estimate_prepared(self, case: PreparedCase) -> MemoryEstimate | None:
+        first = case.cases[0]
+        return self._estimate_shapes(case.shape, tuple(first.image.shape[1:]), is_resampled=first.is_resampled)
+
+    def slowest_axis(self, size: Sequence[int]) -> int:
+        """Return the axis of a preprocessed image along which its logits become final."""
+        return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
+
+    def _plain_painter(self, shape: Shape) -> LabelPainter:
+        return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
+
+    plain_painter = earlier_name("plain_painter", _plain_painter)
+
+    def describe_windows(self) -> dict[str, object] | None:
+        """Return the window inferer's arguments as plain values; None where images are not predicted tile by tile."""
+        return None if self._window_inferer is None else describe_windows(self._window_inferer)
+
+    @property
+    @override
+    def own_postprocessing(self) -> OwnTransforms:
+        return OwnTransforms(postprocessing=self.preprocessor.own_postprocessing or (), trust=self._trust)
+
+    @property
+    def paints(self) -> tuple[int, ...]:
+        """The id that each channel paints where classes are overlapping regions; empty where they are not."""
+        return self.preprocessor.paints
+
+    @property
+    def folder(self) -> Path:
+        """Where the model comes from: the experiment folder, for example."""
+        return self._folder
+
+    @property
+    @override
+    def num_channels(self) -> int:
+        return self._example_shape[0]
+
+    @property
+    @override
+    def channel_names(self) -> tuple[str, ...]:
+        names = self._channel_names
+        return names if len(names) == self.num_channels else ("",) * self.num_channels
+
+    @property
+    @override
+    def num_dims(self) -> int | None:
+        return 3 if isinstance(self._inferer, SliceInferer) else len(self._example_shape) - 1
+
+    @cached_property
+    def _network(self) -> ScoreFunction:
+        def network(windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            with torch.inference_mode(), self._attachment.interruptible():
+                return main_output(self.model(windows, *args, **kwargs), num_dims=windows.ndim - 2)
+
+        return mirrored(network, self._mirror_axes)
+
+    @property
+    def _window_inferer(self) -> WindowInferer | None:
+        """The inferer if it can yield tiles of the scores as they become final, else None."""
+        inferer = self._inferer
+        return inferer if isinstance(inferer, WindowInferer) and not inferer.with_coord else None
+
+    def _on_device(self, image: Tensor) -> Tensor:
+        image = plain_tensor(image).float()
+        if self.device().type == "cuda":
+            image = image.pin_memory()
+        return image.to(self.device(), non_blocking=True)
+
+    def _chosen_axes(self, mirror: bool | Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(mirror, bool):
+            axes, num_dims = tuple(mirror), self.num_dims
+            if len(set(axes)) < len(axes) or not all(0 <= axis < (num_dims or 3) for axis in axes):
+                raise SettingsError(f"mirror {axes}: expected different axes of 0 to {(num_dims or 3) - 1}")
+            return axes
+        if mirror and self.plan is None:
+            raise SettingsError(f"{self._folder}: trained without a plan that names the axes: give mirror=(0, 1, ...)")
+        return self.plan.mirror_axes if mirror and self.plan is not None else ()
+
+    def _estimate_shapes(self, file_shape: Shape, shape: Shape, *, is_resampled: bool) -> MemoryEstimate | None:
+        if (inferer := self._window_inferer) is None:
+            return None
+        input_shape, known = inferer.input_shape(shape, self.device()), self._known_memory
+        if input_shape not in known:
+            batch_size, *size = input_shape
+            known[input_shape] = network_memory(plain_network(self.model), (batch_size, self.num_channels, *size))
+        if (once := known[input_shape]) is None:
+            return None
+        needed = estimate_memory(
+            file_shape=file_shape,
+            shape=shape,
+            num_channels=self.num_channels,
+            network=once,
+            grid=None if inferer.num_windows(shape) == 1 else inferer.grid(shape),
+            is_resampled=is_resampled,
+            is_mirrored=bool(self._mirror_axes),
+            in_parts=self.preprocessor.paints_in_parts,
+        )
+        on_host = self.device().type == "cpu"
+        return needed if on_host else dataclasses.replace(needed, network=0, output=0, buffer=0)
