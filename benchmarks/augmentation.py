@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.inspection.inspect import inspect
-from candy_monai.data.planning.plan import Plan, plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset
 from candy_monai.data.samples.store import CaseStore
 

@@ -22,7 +22,7 @@ NAME = "Dataset004_Hippocampus"
 TRAIN = """
 import sys
 from candy_monai.data.inspection.inspect import inspect
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.rules import plan
 from candy_monai_bundles.unet import UNetTrainer
 import torch
 trainer = UNetTrainer(sys.argv[2], *[torch.utils.data.DataLoader([(torch.randn(1, 32, 32, 32),

@@ -39,7 +39,7 @@ _MODULE_OF = {
     "write_phantom_dataset": "demo.phantom",
     "EpochSampler": "data.samples.patches",
     "Plan": "data.planning.plan",
-    "plan": "data.planning.plan",
+    "plan": "data.planning.rules",
     "Preprocessor": "data.pipelines.preprocessing",
     "ROIDataset": "data.samples.roi",
     "RandomROIDataset": "data.samples.roi",

@@ -29,7 +29,7 @@ from candy_monai.data.inspection.inspect import inspect as inspect
 from candy_monai.data.pipelines.preprocessing import Preprocessor as Preprocessor
 from candy_monai.data.planning.explanation import explain as explain
 from candy_monai.data.planning.plan import Plan as Plan
-from candy_monai.data.planning.plan import plan as plan
+from candy_monai.data.planning.rules import plan as plan
 from candy_monai.data.samples.batches import collate_cases as collate_cases
 from candy_monai.data.samples.patches import EpochSampler as EpochSampler
 from candy_monai.data.samples.roi import RandomROIDataset as RandomROIDataset

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.planning.normalization import ChannelNormalization
-from candy_monai.data.planning.plan import Plan, plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import plan
 from candy_monai.demo.phantom import write_phantom_dataset
 
 PLAN = Plan(

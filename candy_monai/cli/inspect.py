@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Sequence[Choice]]:
     """Return the plan and its explanation."""
     from candy_monai.data.planning.explanation import explain
-    from candy_monai.data.planning.plan import plan
+    from candy_monai.data.planning.rules import plan
     from candy_monai.device import find_device
     from candy_monai.recipes.prepare import device_memory
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from candy_monai.attachment import Precision
-from candy_monai.data.planning.plan import DEFAULT_MEMORY_BYTES, Plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import DEFAULT_MEMORY_BYTES
 from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings

@@ -15,7 +15,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.data.pipelines.preprocessing import Preprocessor
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.rules import plan
 
 ALONE = """
 import json, sys

@@ -1,17 +1,13 @@
-"""Derive from a dataset's fingerprint everything that preprocessing, network and training need: the plan.
+"""The plan: everything that preprocessing, network and training need to know of a dataset, checked as a whole.
 
-The plan is a pure function of fingerprint, memory and overrides. The rules follow nnU-Net (Isensee et al., Nature
-Methods 18, 2021), with a lighter network where memory is short.
+``rules.py`` derives it from a fingerprint, and ``files.py`` reads and writes it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from candy_monai.aliases import Shape
 from candy_monai.data.planning import explanation as why
@@ -39,33 +35,19 @@ from candy_monai.data.planning.entries import (
 )
 from candy_monai.data.planning.grid import (
     anisotropic_axis,
-    default_slice_axis,
-    majority_orientation,
-    median_of_shapes,
     pixdim,
-    planned_shape,
-    target_spacing,
 )
-from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
-from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network
+from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
-from candy_monai.data.values import frozen, ids_of_label, is_of_kind
+from candy_monai.data.values import frozen, is_of_kind
 from candy_monai.deprecation import earlier_attribute
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
-from candy_monai.transforms.resampling import thick_axis
 
 if TYPE_CHECKING:
-    from candy_monai.data.inspection.fingerprint import Fingerprint, Orientation
-
-Configuration = Literal["auto", "2d", "3d"]
-"""Whether volumes are trained on as slices by a 2-D network, or whole."""
-
-DEFAULT_MEMORY_BYTES = 1 << 30
-"""What a plan assumes when no memory is named: little enough for a network that a CPU trains in minutes."""
+    from candy_monai.data.inspection.fingerprint import Orientation
 
 _LEARNING_RATE = 3e-3  # AdamW with clipped gradients and normalised layers bears it, and short schedules need it
-_MUCH_BLANKED = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +176,7 @@ class Plan:
         for name, entry in entries_of(self).items():
             entry.check(name, getattr(self, name))
         check_levels(self.filters, self.kernel_sizes, self.strides)
-        _check_axes(self.num_dims, {name: getattr(self, name) for name in ENTRIES})
+        check_axes(self.num_dims, {name: getattr(self, name) for name in ENTRIES})
         if any(size % step for size, step in zip(self.patch_shape, self.divisor, strict=True)):
             nearest = "x".join(map(str, rounded_up(self.patch_shape, self.divisor)))
             raise SettingsError(
@@ -323,118 +305,6 @@ def as_applied(plan: Plan) -> Plan:
     return replace(plan, normalization=normalization, resampling=resampling)
 
 
-def plan(
-    fingerprint: Fingerprint,
-    *,
-    memory_bytes: int | None = None,
-    overrides: Mapping[str, object] | None = None,
-    configuration: Configuration = "auto",
-) -> Plan:
-    """Choose everything that follows from a dataset, a memory and the user's overrides.
-
-    The patch starts at the cases' median shape and loses voxels, proportionally, until a step of two patches fits into
-    the memory by the model of ``topology.training_bytes``. Each axis is rounded up to what the network
-    divides it by, and the batch grows while memory allows, to at most a twentieth of the dataset's voxels. Under 4 GiB,
-    which means a CPU or a small GPU, the network starts at 16 filters instead of 32, a step is kept at about 400 000
-    voxels, slices of volumes at 160 x 160, and the schedule is short.
-
-    Args:
-        fingerprint: From ``inspect``.
-        memory_bytes: Memory that a training step may use. ``None`` assumes 1 GiB, whatever the machine.
-        overrides: Entries of the plan by name, as values or as text: ``{"patch_shape": "40,56,40"}``. What follows
-            from an overridden entry follows it: eight filters on three levels make a network of three levels.
-        configuration: ``2d`` trains a 2-D network on the slices of volumes, ``3d`` a 3-D network; ``auto`` takes slices
-            where they are thick and the memory is that of a CPU or a small GPU.
-
-    Raises:
-        SettingsError: If an override is unknown, of the wrong kind, or contradicts another.
-    """
-    fixed = parsed_overrides(overrides or {})
-    _check_axes(fingerprint.num_dims, fixed)
-    memory = DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes
-    light = memory < LIGHT_BELOW_BYTES
-    orientation = fixed.get("orientation", majority_orientation(fingerprint))
-    spacing = fixed.get("spacing_mm", target_spacing(fingerprint, orientation))
-    slice_axis = _slice_axis(
-        spacing,
-        fixed,
-        configuration,
-        shapes=[planned_shape(case, orientation, spacing) for case in fingerprint.cases],
-        light=light,
-    )
-    shapes = [planned_shape(case, orientation, pixdim(spacing, slice_axis)) for case in fingerprint.cases]
-    as_stored = [planned_shape(case, orientation, None) for case in fingerprint.cases]
-    is_resampled = any(shape != other for shape, other in zip(shapes, as_stored, strict=True))
-    class_names, num_classes, regions = _classes(fingerprint, fixed)
-    network = (fit_network if slice_axis is None else fit_slice_network(slice_axis))(
-        shapes,
-        spacing or (1.0,) * fingerprint.num_dims,
-        num_inputs=len(fingerprint.channels),
-        num_outputs=num_classes,
-        memory_bytes=memory,
-        overrides=fixed,
-    )
-    made = Plan(
-        dataset_name=fingerprint.dataset_name,
-        num_dims=fingerprint.num_dims,
-        orientation=orientation,
-        spacing_mm=spacing,
-        slice_axis=slice_axis,
-        median_shape=median_of_shapes(shapes),
-        channel_names=fingerprint.channel_names,
-        normalization=_normalization(fingerprint, fixed.get("normalization")),
-        class_names=class_names,
-        num_classes=num_classes,
-        ignore_label=fingerprint.ignore_label,
-        regions=regions,
-        patch_shape=network.patch_shape,
-        batch_size=network.batch_size,
-        filters=network.filters,
-        kernel_sizes=network.topology.kernel_sizes,
-        strides=network.topology.strides,
-        deep_supervision=len(network.filters) > 2,
-        mirror_axes=tuple(axis for axis, size in enumerate(network.patch_shape) if size > 1),
-        iterations_per_epoch=50 if light else 250,
-        num_epochs=100 if light else 200,
-        resampling="extent" if is_resampled else "none",
-    )
-    taken = {name: value for name, value in fixed.items() if name != "normalization"}
-    chosen = {*fixed, *(() if configuration == "auto" or spacing is None else ("slice_axis",))}
-    return replace(made, **taken, chosen=tuple(sorted(chosen)))
-
-
-def _slice_axis(
-    spacing_mm: tuple[float, ...] | None,
-    fixed: Overrides,
-    configuration: Configuration,
-    *,
-    shapes: Sequence[Shape],
-    light: bool,
-) -> int | None:
-    """Return the axis across the slices that a 2-D network is trained on; ``None`` for another network."""
-    if configuration not in get_args(Configuration):
-        raise SettingsError(f"configuration {configuration!r}: expected auto, 2d or 3d")
-    if spacing_mm is None or len(spacing_mm) < 3:
-        if configuration == "3d" or fixed.get("slice_axis") is not None:
-            raise SettingsError("pictures have no third axis: leave out --configuration 3d and slice_axis")
-        return None
-    axis: int | None = fixed.get("slice_axis")
-    if "slice_axis" in fixed and configuration != "auto" and (axis is None) != (configuration == "3d"):
-        raise SettingsError(f"slice_axis={as_text(axis)} contradicts the configuration {configuration}: leave one out")
-    if axis not in (None, 0, 1, 2):
-        raise SettingsError(f"slice_axis must be 0, 1, 2 or none, got {axis}")
-    if "slice_axis" in fixed or configuration == "3d":
-        return axis
-    single = [axis for axis in range(3) if all(shape[axis] == 1 for shape in shapes)]
-    # Few blocks of thick slices are seen in the time of a CPU; a network of 3-D kernels that are flat where it matters
-    # learns less from them than a 2-D network from many slices: Dice 0.87 and 0.73 on 16 cases of ACDC in ten minutes.
-    is_thick = light and thick_axis(spacing_mm) is not None
-    is_3d = bool({"patch_shape", "kernel_sizes", "strides"} & set(fixed))  # what the user fixed has three axes
-    if configuration == "auto" and (is_3d or not (single or is_thick)):
-        return None
-    return single[-1] if single else default_slice_axis(spacing_mm)
-
-
 def _check_slices(plan: Plan) -> None:
     """Refuse a 2-D network for volumes whose patch, kernels or strides are not flat across the slices."""
     axis = plan.slice_axis
@@ -447,44 +317,6 @@ def _check_slices(plan: Plan) -> None:
                 f"{name}={as_text(getattr(plan, name))} is not 1 along axis {axis}, across the slices of a 2-D "
                 "network: say 1 there, or --configuration 3d"
             )
-
-
-def _classes(fingerprint: Fingerprint, fixed: Overrides) -> tuple[tuple[str, ...], int, tuple[Region, ...]]:
-    """Return what the output's channels mean, how many there are, and the regions."""
-    names = [name for name, ids in fingerprint.labels.items() if ids != fingerprint.ignore_label]
-    if fingerprint.region_order is None:
-        ordered = tuple(sorted(names, key=lambda name: ids_of_label(fingerprint.labels[name])))
-        num_classes = fixed.get("num_classes", len(ordered))
-        if num_classes != len(ordered) and (num_classes, len(ordered)) != (1, 2):
-            raise SettingsError(
-                f"num_classes={num_classes} contradicts the dataset's {len(ordered)} labels ({', '.join(ordered)}); "
-                "leave it out, or say 1 where there is one foreground label"
-            )
-        return ordered, num_classes, ()
-    foreground = [name for name in names if ids_of_label(fingerprint.labels[name]) != (0,)]
-    if fixed.get("num_classes", len(foreground)) != len(foreground):
-        raise SettingsError(f"num_classes contradicts the dataset's {len(foreground)} regions; leave it out")
-    regions = tuple(
-        Region(name=name, ids=ids_of_label(fingerprint.labels[name]), paints=paints)
-        for name, paints in zip(foreground, fingerprint.region_order, strict=True)
-    )
-    return tuple(foreground), len(regions), regions
-
-
-def _normalization(fingerprint: Fingerprint, schemes: tuple[str, ...] | None) -> tuple[ChannelNormalization, ...]:
-    names = schemes or tuple(scheme_of(name) for name in fingerprint.channel_names)
-    if len(names) == 1:
-        names *= len(fingerprint.channels)
-    if len(names) != len(fingerprint.channels):
-        raise SettingsError(f"normalization names {len(names)} schemes for {len(fingerprint.channels)} channels")
-    kept = [math.prod(case.nonzero_shape) / math.prod(case.shape) for case in fingerprint.cases]
-    blanked = float(np.median(kept)) < _MUCH_BLANKED
-    return tuple(
-        channel_normalization(
-            name, channel.foreground or channel.whole if name == "ct" else channel.whole, nonzero_only=blanked
-        )
-        for name, channel in zip(names, fingerprint.channels, strict=True)
-    )
 
 
 def _check_kinds(entries: Mapping[str, Any]) -> None:
@@ -508,7 +340,7 @@ def _check_kinds(entries: Mapping[str, Any]) -> None:
             raise BadInputError(f"not a plan: {name} is {entries[name]!r}, which does not fit; plan the dataset again")
 
 
-def _check_axes(num_dims: int, values: Mapping[str, Any]) -> None:
+def check_axes(num_dims: int, values: Mapping[str, Any]) -> None:
     """Refuse entries, a plan's or a user's, that have not one value for each spatial axis."""
     for name, value in values.items():
         if value is None or not ENTRIES[name].along_axes:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from candy_monai.data.inspection.inspect import inspect
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.rules import plan
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.state import load_state

@@ -7,7 +7,7 @@ import torch
 from candy_monai.cli.main import main
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import OwnTransforms
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.rules import plan
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.recipes import prepare
 from candy_monai.recipes.options import TrainOptions

@@ -6,7 +6,8 @@ import pytest
 
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.planning.explanation import explain
-from candy_monai.data.planning.plan import SETTABLE, plan
+from candy_monai.data.planning.plan import SETTABLE
+from candy_monai.data.planning.rules import plan
 from candy_monai.demo.phantom import write_phantom_dataset
 
 

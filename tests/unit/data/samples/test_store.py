@@ -19,7 +19,7 @@ from candy_monai.data.inspection.digest import dataset_digests
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
 from candy_monai.data.pipelines.preprocessing import Preprocessor
-from candy_monai.data.planning.plan import plan
+from candy_monai.data.planning.rules import plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError
