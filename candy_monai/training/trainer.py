@@ -37,11 +37,12 @@ from candy_monai.processes import Processes
 from candy_monai.training.description import bundle_of, check_score_range, describe_run
 from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
 from candy_monai.training.hooks import ORIGINAL, Hooks
-from candy_monai.training.loaders import Loaders, batches, first_sample, length, num_cases
+from candy_monai.training.loaders import Loaders, batches, length, num_cases
 from candy_monai.training.non_finite import KeptBuffers, LossWatch
+from candy_monai.training.reporting import Message
 from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
-from candy_monai.training.run import Callbacks, Message, TrainingRun
+from candy_monai.training.run import Callbacks, TrainingRun
 from candy_monai.training.schedule import step_after_batches
 from candy_monai.training.signals import how_to_resume
 from candy_monai.training.toolbox import TrainerToolbox, build_toolbox
@@ -181,7 +182,7 @@ class Trainer(Hooks, HasDevice):
             )
             self._messages, self._saved = [], None
             with run.lasting():
-                image, label, run.stream = first_sample(run.loaders.training)
+                image, label = run.data.first_sample()
                 self._check_one(image, label)
                 check_score_range(self.score_range)
                 equipment = build_toolbox(self, run.settings, image, device)
@@ -229,7 +230,7 @@ class Trainer(Hooks, HasDevice):
                 usable = False
                 if before is not None:
                     before.restore()
-            run.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
+            run.reporter.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch < first + group:
                 continue
             agreed = run.agree(group, usable=usable)
@@ -305,7 +306,7 @@ class Trainer(Hooks, HasDevice):
                 output = parts.cropped(output)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
-                run.notify(StepFinished(epoch, "validation", len(cases), total))
+                run.reporter.notify(StepFinished(epoch, "validation", len(cases), total))
                 stop_if_asked()
         run.preview, run.padded_parts = self._with_drawing(cases.preview()), None
         run.note_scored(called.flags)
@@ -408,7 +409,7 @@ class Trainer(Hooks, HasDevice):
         if self._run is None:
             self._messages.append((msg, on_screen))
         else:
-            self._run.log(msg, on_screen=on_screen)
+            self._run.reporter.log(msg, on_screen=on_screen)
 
     def record(self, metric: str, value: Scalar) -> None:
         """Record one value of a metric; the epoch's average goes to ``metrics.csv``. Called, not overridden.
@@ -517,7 +518,7 @@ class Trainer(Hooks, HasDevice):
 
     def _observers(self) -> tuple[Observer, ...]:
         """Return the user's own observers, and those that deliver events to the dashboards."""
-        self._deliveries = deliveries(self._frontend, self._current_run().report, after=self._deliveries)
+        self._deliveries = deliveries(self._frontend, self._current_run().reporter.report, after=self._deliveries)
         return (*self._extra_observers, *self._deliveries)
 
     def _callbacks(self) -> Callbacks:

@@ -82,6 +82,19 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
     return f"the mean of {num_cases} cases{error}"
 
 
+def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
+    """Return what the log says of a validation that does not score the average alone.
+
+    Args:
+        raw: Whether the model was called.
+        averaged: Whether its average was.
+    """
+    if raw == averaged:
+        what = "both toolbox.model and toolbox.ema" if raw else "neither toolbox.model nor toolbox.ema"
+        return f"validate_case called {what}: checkpoint_best.pth holds the average (toolbox.ema)"
+    return "validate_case scores toolbox.model: checkpoint_best.pth holds its weights, not the average" if raw else None
+
+
 class CalledNetworks:
     """Whether model and average are called, as a whole or by their submodules.
 

@@ -39,7 +39,7 @@ class _DrawsLate(SmallTrainer):
 def pictures(monkeypatch):
     """Return what is asked to be drawn, in place of drawing it: folder and names of the classes."""
     asked = []
-    monkeypatch.setattr("candy_monai.training.run.RENDERING_PATIENCE_S", 0.0)
+    monkeypatch.setattr("candy_monai.training.reporting.RENDERING_PATIENCE_S", 0.0)
     monkeypatch.setattr(
         "candy_monai.plotting.case.previews.save_preview_files",
         lambda folder, *_, class_names, **__: asked.append((folder, class_names)),
