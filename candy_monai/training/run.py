@@ -19,17 +19,16 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import SmartCacheDataset
-from torch import optim
+from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Scalar
 from candy_monai.attachment import attachment_of, tensors_in
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished, Preview, RunInterrupted
@@ -45,35 +44,14 @@ from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.agreement import Agreement, SaveTimer, agree
 from candy_monai.training.description import run_started
-from candy_monai.training.loaders import Loaders, RunBatches
+from candy_monai.training.hooks import Callbacks
+from candy_monai.training.loaders import Loaders, RunBatches, num_cases
 from candy_monai.training.reporting import Message, Reporter, caveats, own_observers, words_at_end, words_at_start
 from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
 from candy_monai.training.schedule import end_in_time, step_after_epoch
 from candy_monai.training.signals import Interrupted, StopRequest
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
-from candy_monai.training.validation import PaddedParts, what_is_scored
-
-
-@dataclass(frozen=True, kw_only=True)
-class Callbacks:
-    """What a run needs from its trainer, as functions.
-
-    Attributes:
-        name: The trainer's name.
-        build_scheduler: Builds the schedule for a number of epochs.
-        get_extra_state: Returns what else is to be saved.
-        set_extra_state: Restores what `get_extra_state` returned.
-        attributes: Returns the trainer's attributes by name, to save the random generators among them, and to report
-            those whose state is not saved.
-        how_to_resume: Returns the command that resumes the run in a folder.
-    """
-
-    name: str
-    build_scheduler: Callable[[optim.Optimizer, int], optim.lr_scheduler.LRScheduler]
-    get_extra_state: Callable[[], dict[str, Any]] = dict
-    set_extra_state: Callable[[dict[str, Any]], None] = lambda _: None
-    attributes: Callable[[], Mapping[str, object]] = dict
-    how_to_resume: Callable[[Path], str] = str
+from candy_monai.training.validation import PaddedParts, certainty, mean_score, what_is_scored
 
 
 class TrainingRun:
@@ -320,9 +298,18 @@ class TrainingRun:
         self.current().begin_epoch(self.toolbox.optimizer.param_groups[0]["lr"])
 
     def batches(self) -> Iterator[object]:
-        """Return the remaining batches of the epoch."""
+        """Yield the remaining batches of the epoch.
+
+        Raises:
+            BadInputError: If the epoch has none at all.
+        """
         progress = self.current().progress
-        return self.data.of_epoch(progress.epoch, first=progress.batch)
+        yield from self.data.of_epoch(progress.epoch, first=progress.batch)
+        if not progress.batch:
+            raise BadInputError(
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
+                "read only once; let __iter__ begin anew each time it is called"
+            )
 
     def agree(self, num_batches: int, *, usable: bool) -> Agreement:
         """Decide with all processes what follows a step's batches, and average the gradients over the processes.
@@ -375,6 +362,18 @@ class TrainingRun:
                 self._save_and_stop(save=True, stop=True)
 
         return stop_if_asked
+
+    def cases_to_validate(self, loader: DataLoader[Any]) -> tuple[int | None, int | None]:
+        """Return how many cases are validated in all, if that is known, and how many of a limit by this process."""
+        limit = self.settings.num_validation_cases
+        total = min(filter(None, (num_cases(loader), limit)), default=None)
+        return total, None if limit is None else len(range(self.processes.rank, limit, self.processes.world_size))
+
+    def mean_score(self, scores: Sequence[float]) -> float:
+        """Return the mean of the scores of all processes, and note what it rests on."""
+        parts = self.processes.all_gather(scores)
+        self.current().score_rests_on(*certainty(parts))
+        return mean_score(parts)
 
     def note_scored(self, called: Sequence[bool]) -> None:
         """Note which weights the validation scored: those are saved as the best.

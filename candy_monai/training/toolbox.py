@@ -120,14 +120,14 @@ def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device
     Args:
         trainer: Says how to build each part.
         settings: What ``train`` was told.
-        image: One training image ``(C, *spatial)``, for its shape.
+        image: What the network sees at once of a training image, ``(C, *spatial)``, for its shape.
         device: Where to train.
 
     Raises:
         BadInputError: If a ``build_*`` method returned something else than it has to.
     """
     padding = padding_of_slices(trainer.build_padding_module(), trainer.slice_axis)
-    example = trainer._network_input(image)[None].to(device)
+    example = image[None].to(device)
     if padding is not None:
         padding = returned(trainer, "build_padding_module", padding, nn.Module).to(device)
         example = padding(example)
