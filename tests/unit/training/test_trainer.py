@@ -42,8 +42,8 @@ class TestSmallTrainerWithPadding(TrainerContract):
 def test_the_experiment_s_id_is_its_hour_and_four_characters(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(1)
-    assert re.fullmatch(r"\d{8}-\d{2}-[0-9a-f]{4}", trainer.experiment_id())
-    assert trainer.experiment_folder() == tmp_path / "SmallTrainer" / trainer.experiment_id()
+    assert re.fullmatch(r"\d{8}-\d{2}-[0-9a-f]{4}", trainer.experiment_folder().name)
+    assert trainer.experiment_folder() == tmp_path / "SmallTrainer" / trainer.experiment_folder().name
 
 
 def test_asking_for_the_experiment_before_there_is_one_is_a_clear_error(tmp_path):
@@ -211,9 +211,9 @@ def test_the_state_for_recovery_loads_as_plain_values_and_holds_the_average(tmp_
 def test_one_trainer_can_run_twice_and_makes_two_experiments(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(1)
-    first = trainer.experiment_id()
+    first = trainer.experiment_folder().name
     trainer.train(1)
-    assert trainer.experiment_id() != first
+    assert trainer.experiment_folder().name != first
     assert len(list((tmp_path / "SmallTrainer").iterdir())) == 2
 
 

@@ -1,0 +1,196 @@
+"""How often does a reader go back to a module that they had already left? Prints one line for each walk.
+
+A walk follows what the interpreter does on the main thread, as a reader does who reads each function once:
+
+* A *visit* is the first call of a function of `candy_monai` or of its bundles. Later calls of it are not read again.
+  Lambdas, comprehensions and generator expressions are read where they stand, and so are no functions of their own;
+  nor is what is called while a module is being imported.
+* A *return* is a visit in another module than the visit before it, to a module that had been visited earlier. Coming
+  back from a call to go on in the caller is none.
+* Of the returns, a *re-entry* is one by a call out of another module. The others are calls of a function within the
+  caller's own module, to which the reader has come back in any case.
+
+There are three walks:
+
+* ``dataset``: `train_dataset` of a phantom, from the call to the first optimizer step;
+* ``settings``: `Trainer.train` of two convolutions for two epochs, from the keywords to the end of the run;
+* ``scan``: `Predictor.predict_to_files` of one image, with the weights of that run of `train_dataset`.
+
+With ``--modules`` each walk is printed, too: a line for each stay in a module, with the functions that were read there;
+``!`` marks a re-entry, ``<`` another return.
+To walk through another version, run this file with that version's folder and its ``bundles`` as ``PYTHONPATH``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import candy_monai
+import candy_monai_bundles
+
+ROOTS = tuple(str(Path(folder)) + "/" for package in (candy_monai, candy_monai_bundles) for folder in package.__path__)
+TINY = {"filters": "4,8,8", "patch_shape": "16,16,16", "batch_size": "2", "iterations_per_epoch": "2"}
+
+
+class Visit(NamedTuple):
+    """The first call of a function.
+
+    Attributes:
+        module: The file of its module.
+        function: Its name.
+        caller: The file of the module that called it, perhaps by way of a library; None for the first.
+    """
+
+    module: str
+    function: str
+    caller: str | None
+
+
+class ArrivedError(Exception):
+    """The walk has come to its end."""
+
+
+class Walk:
+    """The first visits of functions, in their order.
+
+    Args:
+        until: The name of the function at which the walk ends; None to go on to the end.
+    """
+
+    def __init__(self, until: str | None = None) -> None:
+        self.visits: list[Visit] = []
+        self._seen: set[object] = set()
+        self._importing: list[FrameType] = []
+        self._until = until
+
+    def through(self, do: Callable[[], object]) -> None:
+        """Call a function and note what it visits."""
+        sys.setprofile(self._notice)
+        try:
+            do()
+        except ArrivedError:
+            pass
+        finally:
+            sys.setprofile(None)
+
+    def stays(self) -> list[list[Visit]]:
+        """Return the visits, those together that follow each other in one module."""
+        return [list(visits) for _, visits in itertools.groupby(self.visits, key=lambda visit: visit.module)]
+
+    def returns(self) -> list[Visit]:
+        """Return the visits that begin a stay in a module that was left before."""
+        left, returns = set(), []
+        for first, *_ in self.stays():
+            if first.module in left:
+                returns.append(first)
+            left.add(first.module)
+        return returns
+
+    def re_entries(self) -> list[Visit]:
+        """Return those of the returns that are calls out of another module."""
+        return [visit for visit in self.returns() if visit.caller != visit.module]
+
+    def _notice(self, frame: FrameType, event: str, _argument: object) -> None:
+        code = frame.f_code
+        if code.co_name == "<module>":
+            if event == "call":
+                self._importing.append(frame)
+            elif event == "return" and self._importing and self._importing[-1] is frame:
+                self._importing.pop()
+            return
+        if event != "call" or self._importing or code in self._seen or code.co_name.startswith("<"):
+            return
+        module = module_of(frame)
+        if module is None:
+            return
+        self._seen.add(code)
+        outer = frame.f_back
+        while outer is not None and module_of(outer) is None:
+            outer = outer.f_back
+        self.visits.append(Visit(module, code.co_qualname, None if outer is None else module_of(outer)))
+        if code.co_qualname == self._until:
+            raise ArrivedError
+
+
+def module_of(frame: FrameType) -> str | None:
+    """Return the file of the module that a frame is of, within the package or the bundles; None elsewhere."""
+    name = frame.f_code.co_filename
+    return next((name.removeprefix(root) for root in ROOTS if name.startswith(root)), None)
+
+
+class Convolutions(candy_monai.SegmentationTrainer):
+    """Trains two convolutions."""
+
+    def build_network(self, example_shape: tuple[int, ...]) -> nn.Module:
+        """Build the network."""
+        return nn.Sequential(nn.Conv2d(example_shape[0], 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def walk_through_a_dataset(dataset: Path, out: Path) -> Walk:
+    """Return the walk from a folder of images to the first step."""
+    from candy_monai.recipes.train import train_dataset
+
+    walk = Walk(until="Trainer.step")
+    keywords = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "seed": 1}
+    walk.through(lambda: train_dataset(dataset, **keywords, out=out, on_progress=lambda _message: None))
+    return walk
+
+
+def walk_through_a_run(out: Path) -> Walk:
+    """Return the walk from the keywords of ``train`` to the end of a run."""
+    samples = [(torch.rand(1, 16, 16), (torch.rand(1, 16, 16) > 0.5).long()) for _ in range(4)]
+    trainer = Convolutions(out, DataLoader(samples, batch_size=2), DataLoader(samples[:2]), console=False)
+    walk = Walk()
+    walk.through(lambda: trainer.train(2, seed=1, save_preview=False))
+    return walk
+
+
+def walk_of_a_scan(dataset: Path, out: Path) -> Walk:
+    """Return the walk of an image through a prediction to its file."""
+    from candy_monai.recipes.train import train_dataset
+
+    keywords = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "seed": 1}
+    folder = train_dataset(dataset, **keywords, out=out, on_progress=lambda _message: None)
+    predictor = candy_monai.Predictor(folder, device="cpu")
+    image = min((dataset / "imagesTr").iterdir())
+    walk = Walk()
+    walk.through(lambda: predictor.predict_to_files(image, out / "predicted"))
+    return walk
+
+
+def main() -> None:
+    """Print how often each walk returns."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--modules", action="store_true", help="print each walk, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        dataset = candy_monai.write_phantom_dataset(out / "phantom", num_cases=4, shape=(24, 24, 20))
+        walks = {
+            "dataset": walk_through_a_dataset(dataset, out / "first"),
+            "settings": walk_through_a_run(out / "second"),
+            "scan": walk_of_a_scan(dataset, out / "third"),
+        }
+    for name, walk in walks.items():
+        returns, re_entries = walk.returns(), walk.re_entries()
+        extent = f"{len(walk.visits)} functions in {len({visit.module for visit in walk.visits})} modules"
+        print(f"{name}: {len(re_entries)} re-entries, {len(returns)} returns, {extent}")
+        for first, *others in walk.stays() if arguments.modules else ():
+            mark = "!" if first in re_entries else "<" if first in returns else " "
+            print(f"  {mark} {first.module}: {', '.join(visit.function for visit in (first, *others))}")
+
+
+if __name__ == "__main__":
+    main()
