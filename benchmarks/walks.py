@@ -2,9 +2,10 @@
 
 A walk follows what the interpreter does on the main thread, as a reader does who reads each function once:
 
-* A *visit* is the first call of a function of `candy_monai` or of its bundles. Later calls of it are not read again.
-  Lambdas, comprehensions and generator expressions are read where they stand, and so are no functions of their own;
-  nor is what is called while a module is being imported.
+* A *visit* is the first call of a function of `candy_monai` or of its bundles that is handed what the walk is about, as
+  an argument or as a member of a list, tuple or dictionary among them. Later calls of it are not read again. Lambdas,
+  comprehensions and generator expressions are read where they stand, and so are no functions of their own; nor is what
+  is called while a module is being imported.
 * A *return* is a visit in another module than the visit before it, to a module that had been visited earlier. Coming
   back from a call to go on in the caller is none.
 * Of the returns, a *re-entry* is one by a call out of another module. The others are calls of a function within the
@@ -12,10 +13,14 @@ A walk follows what the interpreter does on the main thread, as a reader does wh
 
 There are three walks:
 
-* ``dataset``: `train_dataset` of a phantom, from the call to the first optimizer step;
-* ``settings``: `Trainer.train` of two convolutions for two epochs, from the keywords to the end of the run;
-* ``scan``: `Predictor.predict_to_files` of one image, with the weights of that run of `train_dataset`.
+* ``dataset``: `train_dataset` of a phantom, from the call to the first optimizer step: of functions that are handed a
+  path of the dataset, or an object that describes it (of a class of ``candy_monai.data``: dataset, fingerprint, plan,
+  store and so on);
+* ``settings``: `Trainer.train` of two convolutions for two epochs: of functions that are handed the `TrainSettings`;
+* ``scan``: `Predictor.predict_to_files` of one image, with the weights of that run of `train_dataset`: of functions
+  that are handed its path, or a tensor, an array, or a case of ``candy_monai.inference``.
 
+With ``--all`` the walks are those of all functions.
 With ``--modules`` each walk is printed, too: a line for each stay in a module, with the functions that were read there;
 ``!`` marks a re-entry, ``<`` another return.
 To walk through another version, run this file with that version's folder and its ``bundles`` as ``PYTHONPATH``.
@@ -24,6 +29,7 @@ To walk through another version, run this file with that version's folder and it
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import sys
 import tempfile
@@ -32,6 +38,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -66,13 +73,15 @@ class Walk:
 
     Args:
         until: The name of the function at which the walk ends; None to go on to the end.
+        about: Returns whether a value is what the walk is about.
     """
 
-    def __init__(self, until: str | None = None) -> None:
+    def __init__(self, about: Callable[[object], bool], *, until: str | None = None) -> None:
         self.visits: list[Visit] = []
         self._seen: set[object] = set()
         self._importing: list[FrameType] = []
         self._until = until
+        self._about = about
 
     def through(self, do: Callable[[], object]) -> None:
         """Call a function and note what it visits."""
@@ -112,7 +121,7 @@ class Walk:
         if event != "call" or self._importing or code in self._seen or code.co_name.startswith("<"):
             return
         module = module_of(frame)
-        if module is None:
+        if module is None or not self._is_handed(frame):
             return
         self._seen.add(code)
         outer = frame.f_back
@@ -121,6 +130,17 @@ class Walk:
         self.visits.append(Visit(module, code.co_qualname, None if outer is None else module_of(outer)))
         if code.co_qualname == self._until:
             raise ArrivedError
+
+    def _is_handed(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        num_arguments = code.co_argcount + code.co_kwonlyargcount
+        num_arguments += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+        for name in code.co_varnames[:num_arguments]:
+            value = frame.f_locals.get(name)
+            members = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+            if any(map(self._about, (value, *members))):
+                return True
+        return False
 
 
 def module_of(frame: FrameType) -> str | None:
@@ -137,26 +157,38 @@ class Convolutions(candy_monai.SegmentationTrainer):
         return nn.Sequential(nn.Conv2d(example_shape[0], 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
 
 
-def walk_through_a_dataset(dataset: Path, out: Path) -> Walk:
+def is_of(value: object, package: str) -> bool:
+    """Return whether a value is an object of a class of a package."""
+    return type(value).__module__.startswith(package)
+
+
+def is_within(value: object, folder: Path) -> bool:
+    """Return whether a value is a path of a folder or of what is in it."""
+    return isinstance(value, str | Path) and (str(value) == str(folder) or str(value).startswith(f"{folder}/"))
+
+
+def walk_through_a_dataset(dataset: Path, out: Path, *, everything: bool) -> Walk:
     """Return the walk from a folder of images to the first step."""
     from candy_monai.recipes.train import train_dataset
 
-    walk = Walk(until="Trainer.step")
+    walk = Walk(
+        lambda value: everything or is_within(value, dataset) or is_of(value, "candy_monai.data"), until="Trainer.step"
+    )
     keywords = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "seed": 1}
     walk.through(lambda: train_dataset(dataset, **keywords, out=out, on_progress=lambda _message: None))
     return walk
 
 
-def walk_through_a_run(out: Path) -> Walk:
+def walk_through_a_run(out: Path, *, everything: bool) -> Walk:
     """Return the walk from the keywords of ``train`` to the end of a run."""
     samples = [(torch.rand(1, 16, 16), (torch.rand(1, 16, 16) > 0.5).long()) for _ in range(4)]
     trainer = Convolutions(out, DataLoader(samples, batch_size=2), DataLoader(samples[:2]), console=False)
-    walk = Walk()
+    walk = Walk(lambda value: everything or type(value).__name__ == "TrainSettings")
     walk.through(lambda: trainer.train(2, seed=1, save_preview=False))
     return walk
 
 
-def walk_of_a_scan(dataset: Path, out: Path) -> Walk:
+def walk_of_a_scan(dataset: Path, out: Path, *, everything: bool) -> Walk:
     """Return the walk of an image through a prediction to its file."""
     from candy_monai.recipes.train import train_dataset
 
@@ -164,7 +196,12 @@ def walk_of_a_scan(dataset: Path, out: Path) -> Walk:
     folder = train_dataset(dataset, **keywords, out=out, on_progress=lambda _message: None)
     predictor = candy_monai.Predictor(folder, device="cpu")
     image = min((dataset / "imagesTr").iterdir())
-    walk = Walk()
+
+    def is_the_scan(value: object) -> bool:
+        is_case = is_of(value, "candy_monai.inference") and "Case" in type(value).__name__
+        return is_within(value, image) or isinstance(value, torch.Tensor | np.ndarray) or is_case
+
+    walk = Walk(lambda value: everything or is_the_scan(value))
     walk.through(lambda: predictor.predict_to_files(image, out / "predicted"))
     return walk
 
@@ -172,6 +209,7 @@ def walk_of_a_scan(dataset: Path, out: Path) -> Walk:
 def main() -> None:
     """Print how often each walk returns."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", action="store_true", help="visit functions whatever they are handed")
     parser.add_argument("--modules", action="store_true", help="print each walk, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -179,9 +217,9 @@ def main() -> None:
         out = Path(folder)
         dataset = candy_monai.write_phantom_dataset(out / "phantom", num_cases=4, shape=(24, 24, 20))
         walks = {
-            "dataset": walk_through_a_dataset(dataset, out / "first"),
-            "settings": walk_through_a_run(out / "second"),
-            "scan": walk_of_a_scan(dataset, out / "third"),
+            "dataset": walk_through_a_dataset(dataset, out / "first", everything=arguments.all),
+            "settings": walk_through_a_run(out / "second", everything=arguments.all),
+            "scan": walk_of_a_scan(dataset, out / "third", everything=arguments.all),
         }
     for name, walk in walks.items():
         returns, re_entries = walk.returns(), walk.re_entries()
