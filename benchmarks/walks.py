@@ -4,8 +4,8 @@ A walk follows what the interpreter does on the main thread, as a reader does wh
 
 * A *visit* is the first call of a function of `candy_monai` or of its bundles that is handed what the walk is about, as
   an argument or as a member of a list, tuple or dictionary among them. Later calls of it are not read again. Lambdas,
-  comprehensions and generator expressions are read where they stand, and so are no functions of their own; nor is what
-  is called while a module is being imported.
+  comprehensions and generator expressions are read where they stand, and so are no functions of their own; properties
+  and methods such as ``__len__`` stand for data; and what is called while a module is being imported is left out.
 * A *return* is a visit in another module than the visit before it, to a module that had been visited earlier. Coming
   back from a call to go on in the caller is none.
 * Of the returns, a *re-entry* is one by a call out of another module. The others are calls of a function within the
@@ -16,7 +16,8 @@ There are three walks:
 * ``dataset``: `train_dataset` of a phantom, from the call to the first optimizer step: of functions that are handed a
   path of the dataset, or an object that describes it (of a class of ``candy_monai.data``: dataset, fingerprint, plan,
   store and so on);
-* ``settings``: `Trainer.train` of two convolutions for two epochs: of functions that are handed the `TrainSettings`;
+* ``settings``: `Trainer.train` of two convolutions for two epochs: of functions that are handed the `TrainSettings`, or
+  take them from an attribute ``settings``;
 * ``scan``: `Predictor.predict_to_files` of one image, with the weights of that run of `train_dataset`: of functions
   that are handed its path, or a tensor, an array, or a case of ``candy_monai.inference``.
 
@@ -29,6 +30,7 @@ To walk through another version, run this file with that version's folder and it
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import itertools
 import sys
@@ -74,14 +76,15 @@ class Walk:
     Args:
         until: The name of the function at which the walk ends; None to go on to the end.
         about: Returns whether a value is what the walk is about.
+        named: What the walk is about is called; a function that names it needs not be handed it.
     """
 
-    def __init__(self, about: Callable[[object], bool], *, until: str | None = None) -> None:
+    def __init__(self, about: Callable[[object], bool], *, until: str | None = None, named: str | None = None) -> None:
         self.visits: list[Visit] = []
         self._seen: set[object] = set()
         self._importing: list[FrameType] = []
         self._until = until
-        self._about = about
+        self._about, self._named = about, named
 
     def through(self, do: Callable[[], object]) -> None:
         """Call a function and note what it visits."""
@@ -121,18 +124,22 @@ class Walk:
         if event != "call" or self._importing or code in self._seen or code.co_name.startswith("<"):
             return
         module = module_of(frame)
-        if module is None or not self._is_handed(frame):
+        if module is None or stands_for_data(frame):
+            return
+        if code.co_qualname == self._until:
+            raise ArrivedError
+        if not self._is_handed(frame):
             return
         self._seen.add(code)
         outer = frame.f_back
         while outer is not None and module_of(outer) is None:
             outer = outer.f_back
         self.visits.append(Visit(module, code.co_qualname, None if outer is None else module_of(outer)))
-        if code.co_qualname == self._until:
-            raise ArrivedError
 
     def _is_handed(self, frame: FrameType) -> bool:
         code = frame.f_code
+        if self._named in code.co_names:
+            return True
         num_arguments = code.co_argcount + code.co_kwonlyargcount
         num_arguments += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
         for name in code.co_varnames[:num_arguments]:
@@ -147,6 +154,17 @@ def module_of(frame: FrameType) -> str | None:
     """Return the file of the module that a frame is of, within the package or the bundles; None elsewhere."""
     name = frame.f_code.co_filename
     return next((name.removeprefix(root) for root in ROOTS if name.startswith(root)), None)
+
+
+def stands_for_data(frame: FrameType) -> bool:
+    """Return whether a function is a property's, or one that Python calls for an operator or a built-in function."""
+    name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
+    if name.startswith("__") and name not in ("__init__", "__post_init__", "__call__"):
+        return True
+    present = (
+        inspect.getattr_static(type(frame.f_locals[first[0]]), name, None) if first in (("self",), ("cls",)) else None
+    )
+    return isinstance(present, property | functools.cached_property)
 
 
 class Convolutions(candy_monai.SegmentationTrainer):
@@ -183,8 +201,8 @@ def walk_through_a_run(out: Path, *, everything: bool) -> Walk:
     """Return the walk from the keywords of ``train`` to the end of a run."""
     samples = [(torch.rand(1, 16, 16), (torch.rand(1, 16, 16) > 0.5).long()) for _ in range(4)]
     trainer = Convolutions(out, DataLoader(samples, batch_size=2), DataLoader(samples[:2]), console=False)
-    walk = Walk(lambda value: everything or type(value).__name__ == "TrainSettings")
-    walk.through(lambda: trainer.train(2, seed=1, save_preview=False))
+    walk = Walk(lambda value: everything or type(value).__name__ == "TrainSettings", named="settings")
+    walk.through(lambda: trainer.train(2, seed=1, save_preview=False, save_every="10m", time_limit_s=600))
     return walk
 
 
