@@ -16,7 +16,18 @@ from candy_monai.registry import bundle_name
 
 
 class TrainerType(ABCMeta):
-    """The type of trainers, whose ``dir`` leaves out what is deprecated."""
+    """The type of trainers, whose ``dir`` leaves out what is deprecated.
+
+    What is set on a class goes to the member of this name if that has a ``set_on_class``, as the options have.
+    """
+
+    @override
+    def __setattr__(cls, name: str, value: object) -> None:
+        member = inspect.getattr_static(cls, name, None)
+        if hasattr(member, "set_on_class"):
+            member.set_on_class(cls, value)
+        else:
+            super().__setattr__(name, value)
 
     @override
     def __dir__(cls) -> Iterable[str]:

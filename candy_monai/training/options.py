@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.errors import SettingsError
@@ -67,23 +67,6 @@ class SegmentationOptions:
         if self.score not in (_INHERITED, "negative loss", "dice"):
             raise SettingsError(f"score must be 'negative loss' or 'dice', got {self.score!r}")
 
-    def updated(self, changes: object, *, where: str) -> Self:
-        """Return these options with those that ``changes`` says.
-
-        Args:
-            changes: Options.
-            where: What sets them, for messages.
-
-        Raises:
-            SettingsError: If it is no `SegmentationOptions`.
-        """
-        if not isinstance(changes, SegmentationOptions):
-            raise SettingsError(
-                f"{where}.options must be SegmentationOptions(...), got {changes!r}: call an attribute of your own "
-                "something else, for example my_options"
-            )
-        return dataclasses.replace(self, **{k: v for k, v in vars(changes).items() if v is not _INHERITED})
-
     @property
     def own_transforms(self) -> OwnTransforms:
         """The user's own steps of the three pipelines."""
@@ -107,45 +90,29 @@ DEFAULTS = SegmentationOptions(
 NAMES = tuple(field.name for field in dataclasses.fields(SegmentationOptions))
 """The names of all options, which were attributes of a trainer in earlier versions."""
 
-_SLOT, _CHANGES = "_options_of_segmentation", "_options_of_this_class"
+_CHANGES = "_options_that_are_said"
+"""The attribute of classes and trainers that holds, by name, the options that they change."""
 
 
 class Options:
     """The attribute ``options`` of a trainer and of its class: what is set changes only what it says."""
 
     def __get__(self, trainer: object | None, owner: type) -> SegmentationOptions:
-        options: SegmentationOptions = getattr(owner if trainer is None else trainer, _SLOT)
-        return options
+        said = dict(vars(DEFAULTS))
+        for base in reversed(owner.__mro__):  # as attributes are inherited, one by one
+            said.update(vars(base).get(_CHANGES, {}))
+        if trainer is not None:
+            said.update(vars(trainer).get(_CHANGES, {}))
+        return SegmentationOptions(**said)
 
     def __set__(self, trainer: object, changes: SegmentationOptions) -> None:
-        present = self.__get__(trainer, type(trainer))
-        vars(trainer)[_SLOT] = present.updated(changes, where=f"a {type(trainer).__name__}")
+        said = _said(changes, where=f"a {type(trainer).__name__}")
+        vars(trainer)[_CHANGES] = {**vars(trainer).get(_CHANGES, {}), **said}
 
-
-def inherit_options(cls: type) -> None:
-    """Merge what a trainer's class says into what its bases say, also by the earlier names, of which it warns.
-
-    Raises:
-        SettingsError: If ``options`` is something else, or an earlier name is a property, which nothing would read.
-    """
-    changes = SegmentationOptions()
-    if "options" in vars(cls):
-        changes = changes.updated(vars(cls)["options"], where=cls.__name__)
-        delattr(cls, "options")  # that of the base class stands for both
-    for name in NAMES:
-        value = inspect.getattr_static(cls, name)
-        if isinstance(value, EarlierOption):
-            continue
-        if callable(value) or hasattr(value, "__get__"):
-            raise SettingsError(f"{cls.__name__}.{name} is {value!r}, which nothing reads: {_advice(name)}")
-        _warn(f"{cls.__name__}.{name}", name, stacklevel=5)
-        changes = changes.updated(_of_earlier_name(name, value), where=cls.__name__)
-        setattr(cls, name, EarlierOption(name))  # it may be of a class beside the trainers
-    setattr(cls, _CHANGES, changes)
-    options = DEFAULTS
-    for base in reversed(cls.__mro__):  # as attributes are inherited, one by one
-        options = options.updated(vars(base).get(_CHANGES, SegmentationOptions()), where=base.__name__)
-    setattr(cls, _SLOT, options)
+    def set_on_class(self, cls: type, changes: object) -> None:
+        """Set options of a class, for its subclasses and for trainers that say nothing else."""
+        said = _said(changes, where=cls.__name__)
+        type.__setattr__(cls, _CHANGES, {**vars(cls).get(_CHANGES, {}), **said})
 
 
 class EarlierOption:
@@ -161,12 +128,43 @@ class EarlierOption:
         self._name = name
 
     def __get__(self, trainer: Any, owner: Any) -> Any:
-        _warn(f"{owner.__name__}.{self._name}", self._name, stacklevel=3)
+        self._warn(owner, stacklevel=3)
         return getattr((owner if trainer is None else trainer).options, self._name)
 
     def __set__(self, trainer: Any, value: object) -> None:
-        _warn(f"{type(trainer).__name__}.{self._name}", self._name, stacklevel=4)  # past the trainer's __setattr__
-        trainer.options = _of_earlier_name(self._name, value)
+        self._warn(type(trainer), stacklevel=4)  # past the trainer's __setattr__
+        trainer.options = self._options(value, where=type(trainer).__name__)
+
+    def set_on_class(self, cls: Any, value: object) -> None:
+        """Set the option of a class."""
+        self._warn(cls, stacklevel=4)
+        cls.options = self._options(value, where=cls.__name__)
+
+    def _warn(self, cls: type, *, stacklevel: int) -> None:
+        text = f"{cls.__name__}.{self._name} will be removed in the next release: {_advice(self._name)}"
+        warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
+
+    def _options(self, value: Any, *, where: str) -> SegmentationOptions:
+        if callable(value) or hasattr(value, "__get__"):
+            raise SettingsError(f"{where}.{self._name} is {value!r}, which nothing reads: {_advice(self._name)}")
+        if self._name == "augmentation" and value is None:
+            value = ()  # the plan's alone
+        return SegmentationOptions(**{self._name: value})
+
+
+def inherit_options(cls: Any) -> None:
+    """Take up what the body of a trainer's class says, also by the earlier names, of which it warns.
+
+    Raises:
+        SettingsError: If ``options`` is something else, or an earlier name is a property, which nothing would read.
+    """
+    for name in ("options", *NAMES):
+        value = inspect.getattr_static(cls, name)
+        if isinstance(value, Options | EarlierOption):
+            continue
+        # What was given in the class, or in one beside the trainers, hides the member that takes it.
+        type.__setattr__(cls, name, Options() if name == "options" else EarlierOption(name))
+        setattr(cls, name, value)
 
 
 class EarlierOptions:
@@ -185,16 +183,19 @@ class EarlierOptions:
     follows_filters: Any = EarlierOption("follows_filters")
 
 
-def _of_earlier_name(name: str, value: Any) -> SegmentationOptions:
-    if name == "augmentation" and value is None:
-        value = ()  # the plan's alone
-    return SegmentationOptions(**{name: value})
+def _said(changes: object, *, where: str) -> dict[str, Any]:
+    """Return by name the options that ``changes`` says.
+
+    Raises:
+        SettingsError: If it is no `SegmentationOptions`; ``where`` says what sets it.
+    """
+    if not isinstance(changes, SegmentationOptions):
+        raise SettingsError(
+            f"{where}.options must be SegmentationOptions(...), got {changes!r}: call an attribute of your own "
+            "something else, for example my_options"
+        )
+    return {name: value for name, value in vars(changes).items() if value is not _INHERITED}
 
 
 def _advice(name: str) -> str:
     return f"it is options.{name} now, set by options = SegmentationOptions({name}=...)"
-
-
-def _warn(what: str, name: str, *, stacklevel: int) -> None:
-    text = f"{what} will be removed in the next release: {_advice(name)}"
-    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)

@@ -29,7 +29,7 @@ from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, s
 from candy_monai.nn.regions import RegionLoss, paint_regions
 from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.loaders import length
-from candy_monai.training.options import DEFAULTS, EarlierOptions, Options, SegmentationOptions, inherit_options
+from candy_monai.training.options import EarlierOptions, Options, SegmentationOptions, inherit_options
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -63,7 +63,6 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     max_grad_norm: float | None = 12.0
     inferer: Inferer | None = None
     plan: Plan | None = None
-    _options_of_segmentation = DEFAULTS
     _score_range: ScoreRange | None = None
 
     def __init_subclass__(cls, **arguments: object) -> None:

@@ -31,6 +31,21 @@ def test_of_two_bases_an_option_comes_from_the_first_that_says_it():
     assert (Windows.options.learning_rate, Windows.options.score) == (1e-5, "negative loss")
 
 
+def test_what_a_class_is_set_to_later_holds_for_its_subclasses_and_trainers(tmp_path):
+    class Base(SmallTrainer):
+        pass
+
+    class Derived(Base):
+        options = SegmentationOptions(score="dice")
+
+    trainer = small_trainer(tmp_path, cls=Derived)
+    Base.options = SegmentationOptions(weight_decay=0.5)
+    with pytest.warns(DeprecationWarning, match=r"Base\.memory_factor"):
+        Base.memory_factor = 3.0
+    assert (trainer.options.weight_decay, Derived.options.memory_factor, Derived.options.score) == (0.5, 3.0, "dice")
+    assert SmallTrainer.options.weight_decay == 1e-2
+
+
 def test_what_a_trainer_is_set_to_changes_only_what_it_says_and_no_other_trainer(tmp_path):
     first, second = small_trainer(tmp_path), small_trainer(tmp_path)
     first.options = SegmentationOptions(score="dice")
