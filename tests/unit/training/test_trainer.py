@@ -13,6 +13,7 @@ from torch import nn
 from candy_monai.errors import ExperimentError, NonFiniteLossError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.nn.padding import Pad2d
+from candy_monai.training.options import SegmentationOptions
 from tests.contracts.trainer_contract import TrainerContract
 from tests.toys import ScriptedTrainer, SmallTrainer, Squares, log_of, scripted_trainer, small_trainer
 
@@ -220,10 +221,10 @@ def test_one_trainer_can_run_twice_and_makes_two_experiments(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
-        ({"score": "dice"}, (0.0, 1.0)),
-        ({"score": "negative loss"}, (None, 0.0)),
+        ({"options": SegmentationOptions(score="dice")}, (0.0, 1.0)),
+        ({}, (None, 0.0)),
         ({"validate_case": lambda self, image, label, toolbox: (66.0, {}, label)}, None),
-        ({"score": "dice", "score_case": lambda self, logits, label, toolbox: (66.0, {})}, None),
+        ({"score_case": lambda self, logits, label, toolbox: (66.0, {})}, None),
         ({"score_range": (0, 100)}, (0, 100)),
     ],
 )
