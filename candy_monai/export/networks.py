@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.transforms import ResizeWithPadOrCrop
@@ -20,6 +20,7 @@ from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import example_shape
 from candy_monai.experiment.state import weight_file
+from candy_monai.export.definitions import written_down
 from candy_monai.inference.inputs import InputCase, input_cases
 from candy_monai.inference.predictor import CHECKPOINTS, Predictor
 from candy_monai.network import plain_network
@@ -54,6 +55,7 @@ class ExportedNetwork:
         predictor: Predicts with the experiment, on the CPU.
         network: Takes ``(B, C, *size)`` and returns logits ``(B, K, *size)``: in evaluation mode and float32, without
             padding, and without the coarser outputs of deep supervision.
+        definition: The network in MONAI's configuration language; None if it is none of MONAI's.
         weights: The file of its weights.
         slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
         divisor: What each axis of an image must be a multiple of.
@@ -63,6 +65,7 @@ class ExportedNetwork:
 
     predictor: Predictor
     network: nn.Module
+    definition: dict[str, Any] | None
     weights: Path
     slice_axis: int | None
     divisor: Shape
@@ -95,6 +98,11 @@ class ExportedNetwork:
         with torch.no_grad():
             scores: Tensor = self.network(images)
         return scores
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network with whatever outputs it has."""
+        return self.network.network if isinstance(self.network, MainLogits) else self.network
 
     def samples(self, sizes: Sequence[Shape]) -> Iterator[Sample]:
         """Yield the middle of every case in these sizes, the second and later ones as a batch of two images."""
@@ -153,21 +161,27 @@ def load_network(
     Raises:
         ExperimentError: If it cannot be loaded, or its dataset is not there and no images were named.
     """
-    predictor = load_experiments([experiment], checkpoint=checkpoint, trainer=trainer, trust=trust, on_progress=_silent)
+    chosen: dict[str, Any] = {"checkpoint": checkpoint, "trainer": trainer, "trust": trust, "on_progress": _silent}
+    predictor = load_experiments([experiment], **chosen)
+    with written_down() as definitions:
+        other = load_experiments([experiment], **chosen)  # its network is taken out of what surrounds it
     assert isinstance(predictor, Predictor)
+    assert isinstance(other, Predictor)
+    attachment = attachment_of(other.model)
     shape = example_shape(experiment, predictor.description)
-    network = plain_network(predictor.model)
-    axis = network.axis if isinstance(network, Slicewise) else None
-    attachment = attachment_of(predictor.model)
     padding = None if attachment is None else attachment.surroundings.padding
     divisor: Shape = getattr(padding, "min_factor", (1,) * (len(shape) - 1))
     window: Shape = shape[1:]
     if predictor.plan is not None:
         divisor, window = predictor.plan.divisor, predictor.plan.patch_shape
-    detach(predictor.model)
+    detach(other.model)
+    network, axis = plain_network(other.model), predictor.description.network.slice_axis
+    if isinstance(network, Slicewise):
+        network = network.network
     found = ExportedNetwork(
         predictor=predictor,
-        network=network.network if isinstance(network, Slicewise) else network,
+        network=network,
+        definition=definitions.of(network),
         weights=weight_file(experiment, CHECKPOINTS.get(checkpoint, checkpoint)),
         slice_axis=axis,
         divisor=without_axis((0, *divisor), axis)[1:],
