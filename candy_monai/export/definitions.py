@@ -41,12 +41,12 @@ def written_down() -> Iterator[Definitions]:
     kinds = {kind for kind in vars(nets).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
     originals = {kind: vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)}
     for kind, original in originals.items():
-        kind.__init__ = _recording(kind, original, found)
+        kind.__init__ = _recording(kind, original, found)  # type: ignore[method-assign]
     try:
         yield found
     finally:
         for kind, original in originals.items():
-            kind.__init__ = original
+            kind.__init__ = original  # type: ignore[method-assign]
 
 
 def _recording(kind: type[nn.Module], original: Callable[..., None], found: Definitions) -> Callable[..., None]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import Shape
-from candy_monai.experiment.description import as_json
+from candy_monai.experiment.description import as_json, installed_versions
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import LEAST_EQUAL, TOLERANCE, Comparison
 from candy_monai.files import atomic_write_text, digest_of_file
@@ -23,17 +22,6 @@ _WINDOW_DEFAULTS = {
     name: inspect.signature(WindowInferer).parameters[name].default
     for name in ("overlap", "mode", "sigma_scale", "padding_mode", "cval")
 }
-
-
-def versions(*packages: str) -> dict[str, str | None]:
-    """Return the versions of installed packages; None for those that are not."""
-    found: dict[str, str | None] = {}
-    for package in ("candy-monai", "torch", "monai", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def usage_file(file: Path) -> Path:
@@ -66,7 +54,7 @@ def write_usage(
         "format": target,
         "file": file.name,
         "sha256": digest_of_file(file),
-        "written_by": versions(*packages),
+        "written_by": installed_versions("candy-monai", "torch", "monai", *packages),
         **more,
         **describe_use(network, is_dynamic),
         "parity": {
