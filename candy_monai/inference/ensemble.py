@@ -83,6 +83,15 @@ class EnsemblePredictor(CasePredictor):
     def own_postprocessing(self) -> OwnTransforms:
         return self.members[0].own_postprocessing
 
+    @property
+    @override
+    def classes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        return self.members[0].classes
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        return [described for member in self.members for described in member.describe_models()]
+
     @override
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
         prepared = self.members[0].prepare(case_id, image)

@@ -230,6 +230,30 @@ class NetworkPredictor(CasePredictor, HasDevice):
         return OwnTransforms(postprocessing=self.preprocessor.own_postprocessing or (), trust=self._trust)
 
     @property
+    @override
+    def classes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        if self.plan is not None and self.plan.regions:
+            return [(region.name, region.ids) for region in self.plan.regions]
+        if self.paints:
+            return [(str(label_id), (label_id,)) for label_id in sorted(set(self.paints))]
+        names = self.plan.class_names if self.plan is not None else ()
+        count = max(self.num_classes or 0, 2)
+        return [(names[i] if i < len(names) else str(i), (i,)) for i in range(1, count)]
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        return [
+            {
+                "folder": str(self._folder),
+                "device": str(self.device()),
+                "precision": self._attachment.surroundings.amp or "fp32",
+                "mirror_axes": self._mirror_axes,
+                "inferer": self.describe_windows(),
+                "postprocessing": self.preprocessor.pipelines["postprocessing"],
+            }
+        ]
+
+    @property
     def paints(self) -> tuple[int, ...]:
         """The id that each channel paints where classes are overlapping regions; empty where they are not."""
         return self.preprocessor.paints
