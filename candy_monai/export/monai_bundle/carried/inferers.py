@@ -1,0 +1,110 @@
+"""Run images as the trained experiment was validated: small ones at once, large ones in windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SliceInferer, SlidingWindowInferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+from torch.nn import functional as F
+
+WHOLE_IMAGE_LIMIT = 2.0
+"""An image of up to so many windows' voxels is run at once."""
+
+
+def autocast(device: torch.device, amp_dtype: str | None) -> torch.autocast:
+    """Return the context in which the network runs; half precision with 5 bits of exponent is for GPUs alone."""
+    enabled = amp_dtype is not None and not (device.type == "cpu" and amp_dtype == "float16")
+    dtype = getattr(torch, amp_dtype) if amp_dtype is not None and enabled else None
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled)
+
+
+def rounded_up(size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
+    """Return the smallest multiples of ``divisor`` that hold ``size``."""
+    return tuple(-(-int(extent) // by) * by for extent, by in zip(size, divisor, strict=True))
+
+
+class WholeOrWindowsInferer(SlidingWindowInferer):
+    """Runs images of up to twice the window's voxels at once, others in blended windows.
+
+    Args:
+        roi_size: The window, one number a spatial axis.
+        divisor: What each axis of the network's input must be a multiple of. An image that is run at once is padded
+            with zeros at its end. None to run every image in windows.
+        amp_dtype: The type that the network computes in: ``bfloat16``, ``float16`` on a GPU; None for float32.
+        kwargs: All others are those of ``SlidingWindowInferer``.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        divisor: Sequence[int] | None = None,
+        amp_dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(roi_size, **kwargs)
+        self.divisor = None if divisor is None else tuple(divisor)
+        self.amp_dtype = amp_dtype
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the scores of images ``(B, C, *spatial)``."""
+
+        def scores(windows: Tensor) -> Tensor:
+            with autocast(windows.device, self.amp_dtype):
+                made: Tensor = network(windows, *args, **kwargs)
+            return made.float()
+
+        size = tuple(inputs.shape[2:])
+        padded = size if self.divisor is None else rounded_up(size, self.divisor)
+        fits = math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(self.roi_size)
+        if self.divisor is None or padded == self.divisor or not fits:
+            return super().__call__(inputs, scores)
+        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        sides = zip(size, padded, strict=True)
+        at_the_end = [width for extent, wanted in reversed(list(sides)) for width in (0, wanted - extent)]
+        whole = scores(F.pad(images, at_the_end))[(slice(None), slice(None), *map(slice, size))]
+        return convert_to_dst_type(whole, inputs)[0]
+
+
+class SlicesInferer(SliceInferer):
+    """Runs the slices of volumes by a 2-D network: padded with zeros and whole, or large ones in blended windows.
+
+    Args:
+        roi_size: The window in a slice, two numbers.
+        spatial_dim: The axis across the slices.
+        divisor: What both axes of a slice must be a multiple of.
+        amp_dtype: The type that the network computes in: ``bfloat16``, ``float16`` on a GPU; None for float32.
+        kwargs: All others are those of ``SlidingWindowInferer``.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        spatial_dim: int,
+        divisor: Sequence[int],
+        amp_dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(spatial_dim, roi_size=roi_size, **kwargs)
+        self.window = tuple(roi_size)
+        self.divisor = tuple(divisor)
+        self.amp_dtype = amp_dtype
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the scores of volumes ``(B, C, *spatial)``."""
+
+        def scores(slices: Tensor) -> Tensor:
+            with autocast(slices.device, self.amp_dtype):
+                made: Tensor = network(slices, *args, **kwargs)
+            return made.float()
+
+        size = [extent for axis, extent in enumerate(inputs.shape[2:]) if axis != self.spatial_dim]
+        whole = rounded_up(size, self.divisor)
+        fits = whole != self.divisor and math.prod(whole) <= WHOLE_IMAGE_LIMIT * math.prod(self.window)
+        self.orig_roi_size = whole if fits else self.window
+        return super().__call__(inputs, scores)

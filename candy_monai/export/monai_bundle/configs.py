@@ -1,0 +1,492 @@
+"""The configurations of a bundle: inference, training, evaluation, and training by several processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry, postprocessing
+from candy_monai.data.images.pictures import PICTURES, TIFFS
+from candy_monai.export.monai_bundle.network import ExportedNetwork
+from candy_monai.export.monai_bundle.steps import (
+    SCRIPTS,
+    for_bundle,
+    for_image_alone,
+    monai,
+    region_masks,
+    without_ignored,
+)
+from candy_monai.inference.predictor import Predictor
+
+Config = dict[str, Any]
+
+_AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
+_WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
+_MOST_IDS_OF_A_BYTE = 255
+_BATCH_OF_WINDOWS = 4
+_WORKERS = 2
+"""Processes that prepare training patches; whole images go through none, since shared memory may be small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleSource:
+    """What configurations are made of.
+
+    Attributes:
+        predictor: The experiment's predictor; of an ensemble the first one's.
+        network: The network.
+        portable: Whether only MONAI's own classes are named.
+        num_trained: Cases that the experiment was trained on.
+    """
+
+    predictor: Predictor
+    network: ExportedNetwork
+    portable: bool
+    num_trained: int
+
+    @property
+    def plan(self) -> Any:
+        """The experiment's plan."""
+        return self.predictor.plan
+
+    @property
+    def file_ending(self) -> str:
+        """The suffix of the dataset's images."""
+        dataset = self.predictor.description.dataset
+        known = None if dataset is None else dataset.file_ending
+        return known or (".png" if self.plan.spacing_mm is None else ".nii.gz")
+
+    @property
+    def regions(self) -> list[list[int]]:
+        """The ids of each overlapping region; empty where classes exclude each other."""
+        return [list(region.ids) for region in self.plan.regions]
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether each channel of the network's output is a question of its own."""
+        return bool(self.plan.regions) or self.plan.num_classes == 1
+
+    def preprocessing(self) -> list[Entry]:
+        """Return the steps from files to what the network reads."""
+        entries = self.predictor.preprocessor.pipelines["preprocessing"]
+        return for_bundle(entries, self.plan, portable=self.portable)
+
+    def postprocessing(self, preprocessing: str) -> list[Entry]:
+        """Return the steps from logits to label ids on the file's grid.
+
+        Args:
+            preprocessing: A reference to the preprocessing that is undone.
+        """
+        entries: Sequence[Entry] = self.predictor.preprocessor.pipelines["postprocessing"]
+        own = self.predictor.preprocessor.own_postprocessing
+        if self.portable and own is not None:
+            entries = [*postprocessing(replace(self.plan, resampling="stock")), *own]
+        steps = for_bundle(entries, self.plan, portable=self.portable)
+        return [step | {"transform": preprocessing} if step["_target_"].endswith(".Invertd") else step for step in steps]
+
+    def augmentation(self) -> list[Entry]:
+        """Return the random steps of training, which cut a patch and change it."""
+        plan = self.plan
+        steps = for_bundle(self.predictor.preprocessor.pipelines["augmentation"], plan, portable=self.portable)
+        if not self.portable and any(step.get("center_key") for step in steps):
+            center = {
+                "_target_": f"{SCRIPTS}.patches.RandCenterd",
+                "keys": LABEL,
+                "foreground_share": plan.foreground_share,
+                "ignore_label": plan.ignore_label,
+            }
+            steps = [center, *steps]
+        if plan.slice_axis is not None:
+            steps.append(monai("SqueezeDimd", keys=[IMAGE, LABEL], dim=1 + plan.slice_axis))
+        return [*steps, *(region_masks(LABEL, self.regions) if self.loss_takes_masks else [])]
+
+    @property
+    def loss_takes_masks(self) -> bool:
+        """Whether the loss takes a mask for each region instead of ids."""
+        return bool(self.regions) and self.plan.ignore_label is None
+
+    def loss(self) -> Entry:
+        """Return the criterion."""
+        plan = self.plan
+        if plan.ignore_label is not None and not self.portable:
+            return {
+                "_target_": f"{SCRIPTS}.losses.DiceEntropyLoss",
+                "num_classes": plan.num_classes,
+                "ignore_label": plan.ignore_label,
+                "regions": self.regions or None,
+            }
+        kind = {"sigmoid": True} if self.is_sigmoid else {"softmax": True, "to_onehot_y": True}
+        if plan.ignore_label is not None:  # MONAI's sums of losses leave nothing out
+            return {"_target_": "monai.losses.DiceLoss", **kind, "ignore_index": plan.ignore_label}
+        if self.regions:  # MONAI's DiceCELoss takes masks of several channels for exclusive classes
+            return {"_target_": "monai.losses.DiceFocalLoss", **kind, "gamma": 0.0}
+        return {"_target_": "monai.losses.DiceCELoss", **kind}
+
+    def inferer(self) -> Entry:
+        """Return what runs whole images."""
+        plan, described = self.plan, self.predictor.description.inferer
+        common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
+        if isinstance(described, dict):
+            given = {name: value for name, value in described.items() if name != "_target_"}
+            common, window, divisor = common | given, given["roi_size"], None
+        else:
+            window, divisor = list(plan.patch_shape), list(plan.divisor)
+        common["roi_size"] = window
+        amp = _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
+        if plan.slice_axis is not None:
+            common["spatial_dim"] = axis = plan.slice_axis
+            common["roi_size"] = window[:axis] + window[axis + 1 :]
+            if self.portable:
+                return {"_target_": "monai.inferers.SliceInferer", **common}
+            slices = plan.divisor[:axis] + plan.divisor[axis + 1 :]
+            return {
+                "_target_": f"{SCRIPTS}.inferers.SlicesInferer",
+                **common,
+                "divisor": list(slices),
+                "amp_dtype": amp,
+            }
+        if self.portable:
+            return {"_target_": "monai.inferers.SlidingWindowInferer", **common}
+        return {
+            "_target_": f"{SCRIPTS}.inferers.WholeOrWindowsInferer",
+            **common,
+            "divisor": divisor,
+            "amp_dtype": amp,
+        }
+
+    def num_epochs(self) -> int:
+        """Return as many passes over the cases as the experiment took steps."""
+        plan = self.plan
+        steps_a_pass = max(1, self.num_trained // plan.batch_size)
+        return max(1, math.ceil(plan.num_epochs * plan.iterations_per_epoch / steps_a_pass))
+
+    def image_files(self, stem: str) -> str:
+        """Return an expression for the files of a case, of which a channel may have one each.
+
+        Args:
+            stem: An expression for folder, case and underscore.
+        """
+        if len(self.plan.channel_names) == 1:
+            return f"{stem} + '0000{self.file_ending}'"
+        return f"sorted(glob.glob(glob.escape({stem}) + '[0-9][0-9][0-9][0-9]{self.file_ending}'))"
+
+
+def inference_config(source: BundleSource) -> Config:
+    """Return ``inference.json``: the images of ``dataset_dir/imagesTs`` to label maps in ``output_dir``."""
+    ending = f"0000{source.file_ending}"
+    return {
+        **_common(["glob", "os", "torch"]),
+        "output_dir": "$@bundle_root + '/predictions'",
+        "first_files": f"$sorted(glob.glob(@dataset_dir + '/imagesTs/*_{ending}'))",
+        "datalist": "$[{'image': " + source.image_files(f"f[:-{len(ending)}]") + "} for f in @first_files]",
+        "network_def": source.network.entry,
+        "network": "$@network_def.to(@device)",
+        "preprocessing": _compose(source.preprocessing()),
+        "dataset": {"_target_": "monai.data.Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "dataloader": _loader("@dataset", batch_size=1),
+        "inferer": source.inferer(),
+        "postprocessing": _compose([*source.postprocessing("@preprocessing"), *_saving(source)]),
+        "handlers": [_checkpoint_loader(), {"_target_": "monai.handlers.StatsHandler", "iteration_log": False}],
+        "evaluator": {
+            "_target_": "monai.engines.SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+        },
+        "initialize": ["$monai.utils.set_determinism(seed=0)"],
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
+    """Return ``train.json``: training on ``dataset_dir/imagesTr`` and ``labelsTr``.
+
+    Args:
+        source: What it is made of.
+        validation: The cases that the experiment was validated on, and this training is wherever they are there.
+    """
+    plan, ending = source.plan, source.file_ending
+    images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
+    label = f"@dataset_dir + '/labelsTr/' + c + '{ending}'"
+    return {
+        **_common(["glob", "os", "torch"]),
+        "output_dir": "$@bundle_root + '/eval'",
+        "ckpt_dir": "$@bundle_root + '/models'",
+        "cases": f"$sorted(os.path.basename(f)[:-{len(ending)}] for f in glob.glob(@dataset_dir + '/labelsTr/*{ending}'))",
+        "validation_cases": list(validation),
+        "held_out": "$[c for c in @cases if c in @validation_cases] or @cases[::5]",
+        "datalist": "$[{'image': " + images + ", 'label': " + label + ", 'case': c} for c in @cases]",
+        "epochs": source.num_epochs(),
+        "val_interval": 1,
+        "network_def": source.network.entry,
+        "network": "$@network_def.to(@device)",
+        "loss": source.loss(),
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$@network.parameters()",
+            "lr": plan.learning_rate,
+            "weight_decay": plan.weight_decay,
+        },
+        "lr_scheduler": {
+            "_target_": "torch.optim.lr_scheduler.PolynomialLR",
+            "optimizer": "@optimizer",
+            "total_iters": "@epochs",
+            "power": 1.0,
+        },
+        "train": {
+            "deterministic_transforms": source.preprocessing(),
+            "random_transforms": source.augmentation(),
+            "preprocessing": {
+                "_target_": "monai.transforms.Compose",
+                "transforms": "$@train#deterministic_transforms + @train#random_transforms",
+            },
+            "dataset": {
+                "_target_": "monai.data.CacheDataset",
+                "data": "$[d for d in @datalist if d['case'] not in @held_out]",
+                "transform": "@train#preprocessing",
+                "num_workers": _WORKERS,
+            },
+            "dataloader": {
+                **_loader("@train#dataset", batch_size=plan.batch_size),
+                "shuffle": True,
+                "num_workers": _WORKERS,
+            },
+            "inferer": {"_target_": "monai.inferers.SimpleInferer"},
+            "postprocessing": _compose(_as_channels(source, with_masks=source.loss_takes_masks)),
+            "handlers": [
+                {
+                    "_target_": "monai.handlers.LrScheduleHandler",
+                    "lr_scheduler": "@lr_scheduler",
+                    "print_lr": True,
+                },
+                {
+                    "_target_": "monai.handlers.ValidationHandler",
+                    "validator": "@validate#evaluator",
+                    "epoch_level": True,
+                    "interval": "@val_interval",
+                },
+                {
+                    "_target_": "monai.handlers.StatsHandler",
+                    "tag_name": "train_loss",
+                    "output_transform": _from_engine(["loss"], first=True),
+                },
+            ],
+            "key_metric": {"train_mean_dice": _mean_dice(source)},
+            "trainer": {
+                "_target_": "monai.engines.SupervisedTrainer",
+                "max_epochs": "@epochs",
+                "device": "@device",
+                "train_data_loader": "@train#dataloader",
+                "network": "@network",
+                "optimizer": "@optimizer",
+                "loss_function": "@loss",
+                "inferer": "@train#inferer",
+                "postprocessing": "@train#postprocessing",
+                "key_train_metric": "@train#key_metric",
+                "train_handlers": "@train#handlers",
+                "amp": False,
+            },
+        },
+        "validate": {
+            "preprocessing": _compose("%train#deterministic_transforms"),
+            "dataset": {
+                "_target_": "monai.data.CacheDataset",
+                "data": "$[d for d in @datalist if d['case'] in @held_out]",
+                "transform": "@validate#preprocessing",
+                "num_workers": _WORKERS,
+            },
+            "dataloader": _loader("@validate#dataset", batch_size=1),
+            "inferer": source.inferer(),
+            "postprocessing": _compose(_as_channels(source)),
+            "handlers": [
+                {"_target_": "monai.handlers.StatsHandler", "iteration_log": False},
+                {
+                    "_target_": "monai.handlers.CheckpointSaver",
+                    "save_dir": "@ckpt_dir",
+                    "save_dict": {"model": "@network"},
+                    "save_key_metric": True,
+                    "key_metric_filename": "model.pt",
+                },
+            ],
+            "key_metric": {"val_mean_dice": _mean_dice(source)},
+            "evaluator": {
+                "_target_": "monai.engines.SupervisedEvaluator",
+                "device": "@device",
+                "val_data_loader": "@validate#dataloader",
+                "network": "@network",
+                "inferer": "@validate#inferer",
+                "postprocessing": "@validate#postprocessing",
+                "key_val_metric": "@validate#key_metric",
+                "val_handlers": "@validate#handlers",
+                "amp": False,
+            },
+        },
+        "initialize": ["$monai.utils.set_determinism(seed=123)"],
+        "run": ["$@train#trainer.run()"],
+    }
+
+
+def evaluation_config(source: BundleSource) -> Config:
+    """Return ``evaluate.json``, which is merged with ``train.json``: the held-out cases, on the grid of their files."""
+    preprocessing = source.preprocessing()
+    load = preprocessing[0]
+    steps = [*for_image_alone(preprocessing), load | {"keys": LABEL}]
+    masks = [*without_ignored(source.plan, [PREDICTION, LABEL])]
+    if source.regions:
+        channels = [step for key in (PREDICTION, LABEL) for step in region_masks(key, source.regions)]
+    elif source.is_sigmoid:
+        channels = []
+    else:
+        channels = [monai("AsDiscreted", keys=[PREDICTION, LABEL], to_onehot=source.plan.num_classes)]
+    return {
+        "validate#preprocessing": _compose(steps),
+        "validate#postprocessing": _compose([*source.postprocessing("@validate#preprocessing"), *masks, *channels]),
+        "validate#handlers": [
+            _checkpoint_loader(),
+            {"_target_": "monai.handlers.StatsHandler", "iteration_log": False},
+            {
+                "_target_": "monai.handlers.MetricsSaver",
+                "save_dir": "@output_dir",
+                "metrics": ["val_mean_dice"],
+                "metric_details": ["val_mean_dice"],
+                "batch_transform": "$lambda batch: [item['image'].meta for item in batch]",
+                "summary_ops": "*",
+            },
+        ],
+        "run": ["$@validate#evaluator.run()"],
+    }
+
+
+def multi_gpu_config() -> Config:
+    """Return ``multi_gpu_train.json``, which is merged with ``train.json`` and started by torchrun."""
+    on_gpu = "torch.cuda.is_available()"
+    return {
+        "device": f"$torch.device('cuda:' + os.environ['LOCAL_RANK'] if {on_gpu} else 'cpu')",
+        "network": {
+            "_target_": "torch.nn.parallel.DistributedDataParallel",
+            "module": "$@network_def.to(@device)",
+            "device_ids": "$[@device] if @device.type == 'cuda' else None",
+        },
+        "train#sampler": {
+            "_target_": "monai.data.DistributedSampler",
+            "dataset": "@train#dataset",
+            "even_divisible": True,
+            "shuffle": True,
+        },
+        "train#dataloader#sampler": "@train#sampler",
+        "train#dataloader#shuffle": False,
+        "train#trainer#train_handlers": "$@train#handlers[: -1 if dist.get_rank() > 0 else None]",
+        "validate#sampler": {
+            "_target_": "monai.data.DistributedSampler",
+            "dataset": "@validate#dataset",
+            "even_divisible": False,
+            "shuffle": False,
+        },
+        "validate#dataloader#sampler": "@validate#sampler",
+        "validate#evaluator#val_handlers": "$None if dist.get_rank() > 0 else @validate#handlers",
+        "initialize": [
+            "$import torch.distributed as dist",
+            f"$dist.is_initialized() or dist.init_process_group('nccl' if {on_gpu} else 'gloo')",
+            f"${on_gpu} and torch.cuda.set_device(@device)",
+            "$monai.utils.set_determinism(seed=123)",
+        ],
+        "run": ["$@train#trainer.run()"],
+        "finalize": ["$dist.is_initialized() and dist.destroy_process_group()"],
+    }
+
+
+def _common(modules: Sequence[str]) -> Config:
+    return {
+        "imports": [f"$import {module}" for module in modules],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/dataset'",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    }
+
+
+def _compose(steps: list[Entry] | str) -> Config:
+    return {"_target_": "monai.transforms.Compose", "transforms": steps}
+
+
+def _loader(dataset: str, *, batch_size: int) -> Config:
+    return {
+        "_target_": "monai.data.DataLoader",
+        "dataset": dataset,
+        "batch_size": batch_size,
+        "shuffle": False,
+        "num_workers": 0,
+    }
+
+
+def _checkpoint_loader() -> Config:
+    return {
+        "_target_": "monai.handlers.CheckpointLoader",
+        "load_path": "$@bundle_root + '/models/model.pt'",
+        "load_dict": {"model": "@network"},
+        "map_location": "@device",
+    }
+
+
+def _from_engine(keys: Sequence[str], **options: object) -> Config:
+    return {"_target_": "monai.handlers.from_engine", "keys": list(keys), **options}
+
+
+def _mean_dice(source: BundleSource) -> Config:
+    return {
+        "_target_": "monai.handlers.MeanDice",
+        "include_background": source.is_sigmoid,
+        "output_transform": _from_engine([PREDICTION, LABEL]),
+    }
+
+
+def _as_channels(source: BundleSource, *, with_masks: bool = False) -> list[Entry]:
+    """Return the steps from logits and label ids on the plan's grid to maps of 0 and 1, a channel each.
+
+    Args:
+        source: The bundle's source.
+        with_masks: Whether the labels are masks already.
+    """
+    ignored = without_ignored(source.plan, [PREDICTION, LABEL])
+    if source.is_sigmoid:
+        return [
+            monai("Activationsd", keys=PREDICTION, sigmoid=True),
+            monai("AsDiscreted", keys=PREDICTION, threshold=0.5),
+            *ignored,
+            *(region_masks(LABEL, source.regions) if source.regions and not with_masks else []),
+        ]
+    return [
+        monai("AsDiscreted", keys=PREDICTION, argmax=True),
+        *ignored,
+        monai("AsDiscreted", keys=[PREDICTION, LABEL], to_onehot=source.plan.num_classes),
+    ]
+
+
+def _saving(source: BundleSource) -> list[Entry]:
+    """Return the steps that write a label map, named after its case, as its image is written."""
+    ending, plan = source.file_ending, source.plan
+    highest = max([plan.num_classes, *(region.paints for region in plan.regions)])
+    save = monai(
+        "SaveImaged",
+        keys=PREDICTION,
+        output_dir="@output_dir",
+        output_postfix="",
+        output_ext=_WRITTEN_AS.get(ending, ending),
+        output_dtype="uint8" if highest <= _MOST_IDS_OF_A_BYTE else "int16",
+        separate_folder=False,
+        print_log=False,
+        output_name_formatter=(
+            f"$lambda meta, _: {{'subject': os.path.basename(meta['filename_or_obj'])[:-{len('_0000' + ending)}]}}"
+        ),
+    )
+    if ending in (*PICTURES, *TIFFS):  # MONAI's writer of pictures swaps rows and columns by default
+        options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
+        return [options | {"write_kwargs": {"reverse_indexing": False}}]
+    if plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
+        # Images of one slice have an axis of length 1 at the end, which MONAI would leave out with that of the channel.
+        return [monai("SqueezeDimd", keys=PREDICTION, dim=0), save | {"squeeze_end_dims": False, "channel_dim": None}]
+    return [save]

@@ -1,0 +1,201 @@
+"""A trained network as an entry of MONAI's configuration language, with weights that fit what is built of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.inference.predictor import Predictor
+from candy_monai.network import plain_network
+from candy_monai.nn.deep_supervision import main_output
+from candy_monai.nn.slicewise import Slicewise
+from candy_monai.registry import find_bundle
+
+_SINGLE_OUTPUT: dict[str, object] = {"deep_supervision": False, "dsdepth": 1}
+"""The arguments of MONAI's networks that add outputs for training alone, and what leaves them out."""
+
+_TOLERANCE = 1e-4
+_MOST_VOXELS = 1 << 20
+"""Of an image that a network is tried with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedNetwork:
+    """A network for a bundle.
+
+    Attributes:
+        entry: ``{"_target_": ..., arguments}``.
+        weights: The state_dict of what is built of it.
+        spatial_shape: The sizes that it takes, as in ``metadata.json``: ``16*n``, or a number for a fixed size.
+    """
+
+    entry: dict[str, Any]
+    weights: dict[str, Tensor]
+    spatial_shape: list[str | int]
+
+
+def describe_network(predictor: Predictor) -> ExportedNetwork:
+    """Describe an experiment's network by the class of MONAI's that it is, without outputs for training alone.
+
+    Args:
+        predictor: The experiment's predictor.
+
+    Raises:
+        ExperimentError: If the network is none of MONAI's, or what is built of its description computes something else.
+    """
+    trained = plain_network(predictor.model)
+    trained = trained.network if isinstance(trained, Slicewise) else trained
+    kind = type(trained)
+    where = f"{predictor.folder}: the network is a {kind.__module__}.{kind.__qualname__}"
+    if not kind.__module__.startswith("monai."):
+        raise ExperimentError(
+            f"{where}, and a MONAI Bundle runs where only MONAI's own networks are known: export the experiment to "
+            "onnx or pt2, which hold the network itself, or train a network of MONAI's"
+        )
+    arguments = _arguments_of(kind, predictor)
+    arguments |= {name: single for name, single in _SINGLE_OUTPUT.items() if name in arguments}
+    try:
+        plain = {name: _plain(value) for name, value in arguments.items()}
+    except TypeError as error:
+        raise ExperimentError(f"{where}, whose argument {error} is no plain data: export to onnx or pt2") from error
+    entry = {"_target_": _public_name(kind), **plain}
+    built: nn.Module = ConfigParser({"network_def": entry}).get_parsed_content("network_def")
+    saved = trained.state_dict()
+    weights = {name: saved[name].detach().cpu().clone() for name in built.state_dict() if name in saved}
+    try:
+        built.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ExperimentError(f"{where}, and its weights do not fit what its arguments build: {error}") from error
+    spatial_shape = _checked(built, trained, predictor, where)
+    return ExportedNetwork(entry=entry, weights=weights, spatial_shape=spatial_shape)
+
+
+def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]:
+    """Return what the constructor of the network's class is called with as the experiment's bundle builds it."""
+    bundle = predictor.description.bundle
+    if bundle is None:
+        raise ExperimentError(
+            f"{predictor.folder}: trained by {predictor.description.trainer}, which belongs to no bundle, so that "
+            f"{DESCRIPTION} does not say how its network is built: export to onnx or pt2"
+        )
+    original = kind.__init__
+    calls: list[tuple[object, dict[str, Any]]] = []
+
+    @functools.wraps(original)
+    def noting(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        bound = inspect.signature(original).bind(self, *args, **kwargs)
+        given = dict(list(bound.arguments.items())[1:])
+        for name, parameter in bound.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= given.pop(name, {})
+        calls.append((self, given))
+        original(self, *args, **kwargs)
+
+    kind.__init__ = noting  # type: ignore[method-assign]
+    try:
+        built = find_bundle(bundle).build_network(**predictor.network_arguments())
+    finally:
+        kind.__init__ = original  # type: ignore[method-assign]
+    return next(given for network, given in calls if network is built)
+
+
+def _public_name(kind: type) -> str:
+    """Return the shortest name that MONAI exports a class by."""
+    import monai.networks.nets
+
+    if getattr(monai.networks.nets, kind.__name__, None) is kind:
+        return f"monai.networks.nets.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__name__}"
+
+
+def _plain(value: object) -> Any:
+    """Return an argument as JSON holds it; raise TypeError with its ``repr`` where it is no plain data."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    if isinstance(value, type) and value.__module__.startswith("torch.nn."):
+        return {"_target_": f"torch.nn.{value.__name__}", "_mode_": "callable"}
+    raise TypeError(repr(value))
+
+
+def _checked(built: nn.Module, trained: nn.Module, predictor: Predictor, where: str) -> list[str | int]:
+    """Check that both networks compute the same, and return the sizes that they take."""
+    plan = predictor.plan
+    assert plan is not None
+    axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
+    patch = [plan.patch_shape[axis] for axis in axes]
+    # Twice the divisor, so that more than one voxel is left at the bottom, which normalisation needs.
+    smallest = [2 * plan.divisor[axis] if plan.divisor[axis] > 1 else 1 for axis in axes]
+    twice = [2 * size for size in smallest]
+    sizes: list[str | int] = [f"{size}*n" for size in smallest]
+    channels = len(plan.channel_names)
+    device = predictor.device()
+    trained, built = trained.eval(), built.eval().to(device)
+
+    def output_of(network: nn.Module, size: Sequence[int]) -> Any:
+        image = torch.linspace(-1, 1, channels * torch.Size(size).numel(), device=device).view(1, channels, *size)
+        with torch.no_grad():
+            return network.forward(image)  # without the hooks of prediction, which compute in half precision
+
+    tried = smallest
+    try:
+        output_of(built, smallest)
+        if torch.Size(twice).numel() <= _MOST_VOXELS:
+            output_of(built, twice)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
+        tried, sizes = patch, list(patch)
+    output = output_of(built, tried)
+    if not isinstance(output, Tensor):
+        raise ExperimentError(
+            f"{where}, which returns a {type(output).__name__}; MONAI's tools for bundles take networks that return one "
+            "tensor: export to onnx or pt2"
+        )
+    expected = main_output(output_of(trained, tried), num_dims=len(axes))
+    difference = float((output - expected).abs().max())
+    if output.shape != expected.shape or not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ExperimentError(
+            f"{where}, and what its arguments build without deep supervision differs from it by {difference:.2g}: "
+            "export to onnx or pt2"
+        )
+    return sizes
+
+
+def ensemble_of(members: Sequence[ExportedNetwork], *, sigmoid: bool) -> ExportedNetwork:
+    """Return one network that averages several.
+
+    Args:
+        members: The networks.
+        sigmoid: Whether each channel is a question of its own.
+
+    Raises:
+        BadInputError: If they take images of other sizes.
+    """
+    if any(member.spatial_shape != members[0].spatial_shape for member in members):
+        shapes = "; ".join(str(member.spatial_shape) for member in members)
+        raise BadInputError(f"the experiments' networks take images of other sizes ({shapes}): export each by itself")
+    entry = {
+        "_target_": "scripts.ensemble.Ensemble",
+        "networks": [member.entry for member in members],
+        "sigmoid": sigmoid,
+    }
+    weights = {
+        f"networks.{index}.{name}": value
+        for index, member in enumerate(members)
+        for name, value in member.weights.items()
+    }
+    return ExportedNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape)

@@ -1,0 +1,111 @@
+"""How much of the foreground a bundle labels as the experiment's own prediction does, on real cases.
+
+The bundle is run as its user will run it: by MONAI's command line, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from candy_monai.data.images.names import image_suffix, stem_of
+from candy_monai.data.images.reading import load_image
+from candy_monai.errors import CandyError, RunFailedError
+from candy_monai.inference.cases import CasePredictor
+
+NUM_CASES = 10
+_NEEDED = ("fire", "ignite")
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The comparison of a bundle with its experiment.
+
+    Attributes:
+        shares: For each case, the share of voxels with the same id among those that either labelled; None where
+            neither labelled any.
+        reason: Why nothing was compared; empty where it was.
+    """
+
+    shares: Mapping[str, float | None]
+    reason: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over cases with foreground; None without any."""
+        known = [share for share in self.shares.values() if share is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def least(self) -> float | None:
+        """The least of the cases with foreground; None without any."""
+        return min((share for share in self.shares.values() if share is not None), default=None)
+
+
+def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, Sequence[Path]]) -> Parity:
+    """Predict cases with a bundle and with its experiment, and compare the label maps.
+
+    Args:
+        bundle: The bundle's folder.
+        predictor: The experiment's predictor, or the experiments'.
+        cases: The image files of each case; the first `NUM_CASES` are taken.
+
+    Raises:
+        RunFailedError: If the bundle does not run.
+    """
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        return Parity(shares={}, reason=f"{' and '.join(missing)} not installed: pip install candy_monai[bundle]")
+    if not cases:
+        return Parity(shares={}, reason="the experiment's dataset was not at hand")
+    chosen = dict(list(cases.items())[:NUM_CASES])
+    with tempfile.TemporaryDirectory(prefix="candy_bundle_") as folder:
+        images, by_bundle, by_experiment = (Path(folder) / name for name in ("imagesTs", "bundle", "experiment"))
+        images.mkdir()
+        for case, files in chosen.items():
+            for channel, file in enumerate(files):
+                shutil.copyfile(file, images / f"{case}_{channel:04d}{image_suffix(file)}")
+        run_inference(bundle, Path(folder), by_bundle)
+        shares = {}
+        for path in predictor.predict_to_files(images, by_experiment):
+            if not (by_bundle / path.name).is_file():
+                found = ", ".join(sorted(file.name for file in by_bundle.glob("*"))) or "nothing"
+                raise RunFailedError(f"{bundle}: the bundle wrote no {path.name}, found {found}")
+            shares[stem_of(path)] = equal_foreground(path, by_bundle / path.name)
+    return Parity(shares=shares)
+
+
+def run_inference(bundle: Path, dataset: Path, output: Path) -> None:
+    """Run ``configs/inference.json`` by MONAI's command line, in the bundle's folder.
+
+    Raises:
+        RunFailedError: If it ends with an error, with its last lines.
+    """
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    options = ["--dataset_dir", str(dataset), "--output_dir", str(output)]
+    # On the device that the experiment predicts on, and without leaving compiled modules in the bundle.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run([*command, *options], cwd=bundle, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        last = "\n".join(ran.stderr.strip().splitlines()[-_LAST_LINES:])
+        raise RunFailedError(f"{bundle}: the bundle was written, and does not run:\n{last}")
+
+
+def equal_foreground(one: Path, other: Path) -> float | None:
+    """Return the share of equal ids among the voxels that either label map has; None where both are empty.
+
+    Raises:
+        RunFailedError: If they have other shapes.
+    """
+    first, second = (load_image(path, is_label=True).as_tensor() for path in (one, other))
+    if first.shape != second.shape:
+        raise RunFailedError(f"{other}: has the shape {tuple(second.shape)}, expected {tuple(first.shape)}")
+    either = (first > 0) | (second > 0)
+    return float((first == second)[either].double().mean()) if bool(either.any()) else None

@@ -1,0 +1,175 @@
+"""``docs/README.md`` of a bundle: what it does, how well, and how to run it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.history import load_metrics
+from candy_monai.export.monai_bundle.configs import BundleSource
+from candy_monai.export.monai_bundle.metadata import classes_by_id
+from candy_monai.export.monai_bundle.parity import Parity
+
+_PICTURES = {"actual (preview).png": "prediction.png", "expected (preview).png": "reference.png"}
+_ELSE = {"progress.png": "progress.png"}
+"""What is shown of a run that saved no previews."""
+
+_COMMANDS = """\
+python -m monai.bundle run --config_file configs/inference.json --dataset_dir DATASET --output_dir PREDICTIONS
+python -m monai.bundle run --config_file configs/train.json --dataset_dir DATASET
+python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" --dataset_dir DATASET
+torchrun --nproc_per_node 2 -m monai.bundle run \\
+    --config_file "['configs/train.json','configs/multi_gpu_train.json']" --dataset_dir DATASET"""
+
+
+def write_readme(
+    folder: Path, source: BundleSource, experiments: Sequence[Path], parity: Parity, *, scripts: Sequence[str]
+) -> None:
+    """Write ``README.md`` and its pictures.
+
+    Args:
+        folder: The bundle's ``docs``.
+        source: What the bundle is made of.
+        experiments: The experiments' folders.
+        parity: How the bundle compares with the experiment.
+        scripts: The modules that the bundle has in ``scripts``.
+    """
+    plan, predictor = source.plan, source.predictor
+    classes = classes_by_id(source)
+    channels = ", ".join(f"{index} {name}".strip() for index, name in enumerate(plan.channel_names))
+    spacing = "as it is" if plan.spacing_mm is None else " x ".join(f"{size:g}" for size in plan.spacing_mm) + " mm"
+    patch = " x ".join(map(str, plan.patch_shape))
+    network = source.network.entry
+    members = network.get("networks", [network])
+    lines = [
+        f"# {plan.dataset_name}: segmentation",
+        "",
+        f"Exported by candy_monai from {', '.join(folder.name for folder in experiments)}"
+        f" ({predictor.description.trainer}).",
+        "",
+        "## Input and output",
+        "",
+        f"- Channels: {channels}.",
+        f"- Label ids: {', '.join(f'{label_id} {name}' for label_id, name in classes.items())}.",
+        f"- Spacing for the network: {spacing}; window {patch}"
+        + (f", slice by slice across axis {plan.slice_axis}." if plan.slice_axis is not None else "."),
+        f"- Network: {members[0]['_target_']}" + (f", {len(members)} of them." if len(members) > 1 else "."),
+        "",
+        "## Scores",
+        "",
+        *_scores(experiments, classes),
+        *_pictures(experiments[0], folder),
+        "## Commands",
+        "",
+        "In this folder, with MONAI, `fire` and `pytorch-ignite` installed. `DATASET` is a folder in nnU-Net's format:",
+        f"`imagesTs/CASE_0000{source.file_ending}` is predicted, to `PREDICTIONS/CASE` with the same geometry;",
+        "`imagesTr` and `labelsTr` are trained on.",
+        "",
+        "```shell",
+        _COMMANDS,
+        "```",
+        "",
+        "Training begins anew, with the loss, the rate and the augmentation of the experiment but without its moving",
+        "average of the weights and its deep supervision, and writes its best weights over `models/model.pt`. It holds",
+        "out the cases that the experiment did, `validation_cases`, where they are there, else every fifth. Evaluation",
+        "scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does not have is left",
+        "out of its mean.",
+        "",
+        "## How it compares with candy_monai",
+        "",
+        *_compared(parity, portable=source.portable, scripts=scripts),
+        "",
+        "## Licence",
+        "",
+        "The code is under the Apache License 2.0 (`LICENSE`). The weights were learned from the dataset, whose licence",
+        "and terms of use may bind them.",
+        "",
+        "Not a medical device.",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _scores(experiments: Sequence[Path], classes: dict[int, str]) -> list[str]:
+    """Return a table of each experiment's scores on its own validation cases."""
+    rows, several = [], len(experiments) > 1
+    for experiment in experiments:
+        found = _validation(experiment)
+        if found is None:
+            continue
+        count = len(found.get("metric_per_case", []))
+        means = {classes.get(int(number), number): values for number, values in found["mean"].items()}
+        rows.append(("all classes", found["foreground_mean"], count, experiment.name))
+        rows += [(name, values, count, experiment.name) for name, values in means.items()]
+    if not rows:
+        return [*_best_of_training(experiments), ""]
+    head = ["Each network by itself, on the cases that it was not trained on.", ""] if several else []
+    return [
+        *head,
+        "| class | Dice | IoU | cases |" + (" experiment |" if several else ""),
+        "|---|---|---|---|" + ("---|" if several else ""),
+        *(
+            f"| {name} | {values['Dice']:.4f} | {values['IoU']:.4f} | {count} |" + (f" {run} |" if several else "")
+            for name, values, count, run in rows
+        ),
+        "",
+        "In the geometry of the files, on validation cases, by candy_monai: a class that neither the reference nor the",
+        "prediction has is left out.",
+        "",
+    ]
+
+
+def _validation(experiment: Path) -> dict[str, Any] | None:
+    path = experiment / "validation.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(name in found for name in ("mean", "foreground_mean")):
+            return dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise ExperimentError(f"{path}: cannot be read ({error}); remove it, or take it from a copy") from error
+    return None
+
+
+def _best_of_training(experiments: Sequence[Path]) -> list[str]:
+    found = []
+    for experiment in experiments:
+        path = experiment / "metrics.csv"
+        scores = [score for score in load_metrics(path).get("val score", []) if score == score] if path.is_file() else []
+        if scores:
+            found.append(f"- {experiment.name}: {max(scores):.4f}, the best validation score during training.")
+    return found or ["The experiment holds no scores."]
+
+
+def _pictures(experiment: Path, folder: Path) -> list[str]:
+    previews = {name: to for name, to in _PICTURES.items() if (experiment / name).is_file()}
+    pictures = previews or {name: to for name, to in _ELSE.items() if (experiment / name).is_file()}
+    for name, to in pictures.items():
+        shutil.copyfile(experiment / name, folder / to)
+    if not pictures:
+        return []
+    text = "The worst validated case: prediction and reference." if previews else "The course of training."
+    return [text, "", *(f"![{Path(to).stem}]({to})" for to in pictures.values()), ""]
+
+
+def _compared(parity: Parity, *, portable: bool, scripts: Sequence[str]) -> list[str]:
+    if portable:
+        what = ["MONAI's own classes stand in for those of candy_monai that the experiment was trained with."]
+    elif scripts:
+        what = [f"`scripts/` holds what MONAI has no equal of: {', '.join(scripts)}. They import MONAI and PyTorch alone."]
+    else:
+        what = []
+    if parity.mean is None or parity.least is None:
+        reason = parity.reason or "neither labelled anything on the cases that were compared"
+        return [*what, f"Label maps were not compared ({reason})."]
+    count = sum(share is not None for share in parity.shares.values())
+    return [
+        *what,
+        f"On {count} validation case{'s' * (count > 1)} {100 * parity.mean:.2f} % of the foreground voxels got the id",
+        f"that candy_monai's own prediction gives them (at the least {100 * parity.least:.2f} % of a case), where",
+        "foreground is what either of both labelled.",
+    ]

@@ -1,0 +1,274 @@
+"""The experiment's transforms as a bundle names them: MONAI's, those in its ``scripts/``, or MONAI's nearest ones."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import candy_monai.transforms
+from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry
+from candy_monai.data.planning.plan import Plan
+from candy_monai.errors import ExperimentError
+
+SCRIPTS = "scripts"
+_OURS = "candy_monai.transforms"
+_CARRIED = "candy_monai.export.monai_bundle.carried"
+_INSTEAD = {"monai.transforms.KeepLargestConnectedComponentd": f"{_OURS}.KeepLargestComponentd"}
+"""What prediction builds in place of MONAI's, since it needs no further package."""
+
+_SCHEMES_WITHOUT_STEP = ("nonorm",)
+
+
+def monai(name: str, **arguments: object) -> Entry:
+    """Return an entry of MONAI's transform of this name."""
+    return {"_target_": f"monai.transforms.{name}", **arguments}
+
+
+def for_bundle(entries: Iterable[Mapping[str, Any]], plan: Plan, *, portable: bool) -> list[Entry]:
+    """Return a pipeline's entries as a bundle has them.
+
+    Args:
+        entries: What ``experiment.json`` says.
+        plan: The plan.
+        portable: Whether MONAI's nearest equivalents stand in for our transforms; else these are in ``scripts/``.
+
+    Raises:
+        ExperimentError: If MONAI has no equivalent, or a step is neither MONAI's nor ours.
+    """
+    done: list[Entry] = []
+    for entry in entries:
+        step = _without_our_reader(dict(entry))
+        target = step["_target_"] = _full_name(step["_target_"])
+        if target.startswith(_OURS) and portable:
+            done += _equivalents(step, plan)
+            continue
+        if not portable:
+            target = _INSTEAD.get(target, target)
+        if target.startswith(_OURS):
+            step["_target_"] = _in_scripts(target)
+        elif not target.startswith("monai."):
+            raise ExperimentError(
+                f"a pipeline names {target}, which a bundle cannot carry: it takes transforms of MONAI's and of "
+                "candy_monai.transforms; leave it out with --transforms, or export to onnx"
+            )
+        done.append(step)
+    return done
+
+
+def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the steps of a preprocessing that concern the image, for the image alone."""
+    steps = []
+    for entry in entries:
+        keys = entry["keys"] if isinstance(entry["keys"], list) else [entry["keys"]]
+        if IMAGE not in keys:
+            continue
+        place = keys.index(IMAGE)
+        step = {
+            name: value[place] if name in ("mode", "padding_mode") and isinstance(value, list) else value
+            for name, value in entry.items()
+        }
+        steps.append(step | {"keys": IMAGE})
+    return steps
+
+
+def scripts_in(configs: object) -> set[str]:
+    """Return the modules of ``scripts`` that configurations name, and those that these import."""
+    found: set[str] = set()
+    waiting = set(re.findall(rf'"{SCRIPTS}\.(\w+)\.', str(configs).replace("'", '"')))
+    while waiting:
+        module = waiting.pop()
+        found.add(module)
+        waiting |= set(re.findall(rf"from {SCRIPTS}\.(\w+) import", script(module))) - found
+    return found
+
+
+def script(module: str) -> str:
+    """Return the text of a module of ``scripts``."""
+    carried = files(_CARRIED).joinpath(f"{module}.py")
+    source = carried if carried.is_file() else files(_OURS).joinpath(f"{module}.py")
+    return source.read_text(encoding="utf-8").replace(f"from {_OURS}.", f"from {SCRIPTS}.")
+
+
+def imports_of(text: str) -> set[str]:
+    """Return the top-level packages that a module imports."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def region_masks(key: str, regions: Sequence[Sequence[int]]) -> list[Entry]:
+    """Return the steps that make a mask of each region, in channels, of the ids at a key."""
+    names = [f"{key}_{index}" for index in range(len(regions))]
+    return [
+        monai("CopyItemsd", keys=key, times=len(names), names=names),
+        *(
+            monai("LabelToMaskd", keys=name, select_labels=list(ids))
+            for name, ids in zip(names, regions, strict=True)
+        ),
+        monai("ConcatItemsd", keys=names, name=key),
+        monai("DeleteItemsd", keys=names),
+        monai("EnsureTyped", keys=key, dtype="float32"),
+    ]
+
+
+def without_ignored(plan: Plan, keys: Sequence[str]) -> list[Entry]:
+    """Return the steps that make voxels background, in maps at ``keys``, where the label is the ignore label."""
+    if plan.ignore_label is None:
+        return []
+    valid = "valid"
+    known = [label_id for label_id in range(plan.ignore_label)]
+    return [
+        monai("CopyItemsd", keys=LABEL, times=1, names=[valid]),
+        monai("LabelToMaskd", keys=valid, select_labels=known),
+        monai("MaskIntensityd", keys=list(keys), mask_key=valid),
+        monai("DeleteItemsd", keys=valid),
+    ]
+
+
+def _full_name(target: str) -> str:
+    return target if "." in target else f"monai.transforms.{target}"
+
+
+def _in_scripts(target: str) -> str:
+    name = target.rpartition(".")[2]
+    kind = getattr(candy_monai.transforms, name)
+    return f"{SCRIPTS}.{kind.__module__.rpartition('.')[2]}.{name}"
+
+
+def _without_our_reader(step: Entry) -> Entry:
+    if str(step.get("reader", "")).startswith("candy_monai."):
+        del step["reader"]
+    return step
+
+
+def _equivalents(step: Entry, plan: Plan) -> list[Entry]:
+    """Return MONAI's transforms that come nearest to one of ours."""
+    name = step["_target_"].rpartition(".")[2]
+    made = globals().get(f"_like_{name}")
+    if made is None:
+        raise ExperimentError(
+            f"a pipeline names {step['_target_']}, for which MONAI has no equivalent: export without --portable"
+        )
+    entries: list[Entry] = made({key: value for key, value in step.items() if key != "_target_"}, plan)
+    return entries
+
+
+def _like_ResampleToSpacingd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    modes = {"cubic": 3, "linear": "bilinear", "majority": "nearest", "nearest": "nearest"}
+    mode = step.pop("mode", "cubic")
+    names = mode if isinstance(mode, list) else [mode] * (len(step["keys"]) if isinstance(step["keys"], list) else 1)
+    step.pop("anisotropy", None)
+    made = [modes[each] for each in names]
+    padding = ["nearest" if isinstance(each, int) else "border" for each in made]
+    return [monai("Spacingd", **step, mode=made, padding_mode=padding, scale_extent=True, dtype="float32")]
+
+
+def _like_NormalizeForegroundd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    channels, key = step["channels"], step["keys"]
+    if all(channel == channels[0] for channel in channels):
+        return _like_scheme(channels[0], key)
+    names = [f"{key}_{index}" for index in range(len(channels))]
+    each = [entry for channel, name in zip(channels, names, strict=True) for entry in _like_scheme(channel, name)]
+    return [
+        monai("SplitDimd", keys=key, dim=0, keepdim=True),
+        *each,
+        monai("ConcatItemsd", keys=names, name=key, dim=0),
+        monai("DeleteItemsd", keys=names),
+    ]
+
+
+def _like_scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
+    scheme = channel["scheme"]
+    if scheme in _SCHEMES_WITHOUT_STEP:
+        return []
+    if scheme == "zscore":
+        nonzero = bool(channel.get("nonzero_only", False))
+        return [monai("NormalizeIntensityd", keys=key, nonzero=nonzero, channel_wise=True)]
+    if scheme == "rescale_to_0_1":
+        return [monai("ScaleIntensityd", keys=key, minv=0.0, maxv=1.0, channel_wise=True)]
+    low, high, mean, std = 0.0, 255.0, 0.0, 255.0
+    if scheme == "ct":
+        low, high, mean, std = (channel[name] for name in ("lower", "upper", "mean", "std"))
+    std = max(std, 1e-8)
+    scaled = {"b_min": (low - mean) / std, "b_max": (high - mean) / std, "clip": scheme == "ct"}
+    return [monai("ScaleIntensityRanged", keys=key, a_min=low, a_max=high, **scaled)]
+
+
+def _like_PaintLabelsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    """Return the steps to label ids; what follows in the list undoes preprocessing of ids, and stays."""
+    key, paints = step["keys"], step.get("paints") or []
+    probable = [] if step.get("are_probabilities") else [monai("Activationsd", keys=key, sigmoid=True)]
+    if not paints and plan.num_classes > 1:
+        return [monai("AsDiscreted", keys=key, argmax=True)]
+    masks = [*probable, monai("AsDiscreted", keys=key, threshold=0.5)]
+    if not paints:
+        return masks
+    # The number of the last region that holds a voxel, from 1, and then the id that this region paints.
+    count = "torch.arange(1, len(x) + 1, device=x.device).view(-1, *[1] * (x.ndim - 1))"
+    return [
+        *masks,
+        monai("Lambdad", keys=key, func=f"$lambda x: (x * {count}).amax(0, keepdim=True)", track_meta=True),
+        monai("MapLabelValued", keys=key, orig_labels=list(range(len(paints) + 1)), target_labels=[0, *paints]),
+    ]
+
+
+def _like_CropForegroundIfAnyd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    return [monai("CropForegroundd", **step)]
+
+
+def _like_KeepLargestComponentd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    return [monai("KeepLargestConnectedComponentd", **step)]
+
+
+def _like_RandWarpd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    keys, size, fixed = step["keys"], list(plan.patch_shape), step.get("fixed_axis")
+    angle = math.radians(step.get("max_angle_deg", 30.0))
+    low, high = step.get("scale", (0.7, 1.4))
+    axes = range(plan.num_dims)
+    rotated = [angle] if plan.num_dims == 2 else [angle if fixed in (None, axis) else 0.0 for axis in axes]
+    zoomed = [[0.0, 0.0] if axis == fixed else [low - 1, high - 1] for axis in axes]
+    prob = {"prob_rotate": step.get("prob_rotate", 0.2), "prob_scale": step.get("prob_scale", 0.2)}
+    warp = {"keys": keys, "spatial_size": size, "mode": step.get("mode", "bilinear"), "padding_mode": "border"}
+    fill = step.get("fill", [0, 0])
+    return [
+        *(monai("SpatialPadd", keys=key, spatial_size=size, value=value) for key, value in zip(keys, fill, strict=True)),
+        monai(
+            "RandCropByPosNegLabeld",
+            keys=keys,
+            label_key=LABEL,
+            spatial_size=size,
+            pos=plan.foreground_share,
+            neg=1 - plan.foreground_share,
+            num_samples=1,
+        ),
+        monai("RandAffined", **warp, prob=prob["prob_rotate"], rotate_range=rotated),
+        monai("RandAffined", **warp, prob=prob["prob_scale"], scale_range=zoomed),
+    ]
+
+
+def _like_RandBlurd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    sigma = step.get("sigma", [0.5, 1.0])
+    prob = step.get("prob", 0.1) * step.get("channel_prob", 1.0)
+    widths = {f"sigma_{axis}": sigma for axis in "xyz"[: plan.num_dims]}
+    return [monai("RandGaussianSmoothd", keys=step["keys"], prob=prob, **widths)]
+
+
+def _like_RandLowResolutiond(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    prob = step.get("prob", 0.1) * step.get("channel_prob", 1.0)
+    upsample = {2: "bilinear", 3: "trilinear"}[plan.num_dims]
+    zoom = step.get("zoom_range", [0.5, 1.0])
+    modes = {"downsample_mode": "nearest-exact", "upsample_mode": upsample}
+    return [monai("RandSimulateLowResolutiond", keys=step["keys"], prob=prob, zoom_range=zoom, **modes)]
+
+
+def _like_RandGammad(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    return [monai("RandAdjustContrastd", **step, retain_stats=True)]
