@@ -176,11 +176,12 @@ class BundleSource:
 def inference_config(source: BundleSource) -> Config:
     """Return ``inference.json``: the images of ``dataset_dir/imagesTs`` to label maps in ``output_dir``."""
     ending = f"0000{source.file_ending}"
+    image = "f" if len(source.plan.channel_names) == 1 else source.image_files(f"f[:-{len(ending)}]")
     return {
-        **_common(["glob", "os", "torch"]),
+        **_common(),
         "output_dir": "$@bundle_root + '/predictions'",
         "first_files": f"$sorted(glob.glob(@dataset_dir + '/imagesTs/*_{ending}'))",
-        "datalist": "$[{'image': " + source.image_files(f"f[:-{len(ending)}]") + "} for f in @first_files]",
+        "datalist": "$[{'image': " + image + "} for f in @first_files]",
         "network_def": source.network.entry,
         "network": "$@network_def.to(@device)",
         "preprocessing": _compose(source.preprocessing()),
@@ -214,7 +215,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
     label = f"@dataset_dir + '/labelsTr/' + c + '{ending}'"
     return {
-        **_common(["glob", "os", "torch"]),
+        **_common(),
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_dir": "$@bundle_root + '/models'",
         "cases": f"$sorted(os.path.basename(f)[:-{len(ending)}] for f in glob.glob(@dataset_dir + '/labelsTr/*{ending}'))",
@@ -400,9 +401,9 @@ def multi_gpu_config() -> Config:
     }
 
 
-def _common(modules: Sequence[str]) -> Config:
+def _common() -> Config:
     return {
-        "imports": [f"$import {module}" for module in modules],
+        "imports": ["$import glob", "$import os"],  # MONAI knows monai, torch and np without
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/dataset'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
