@@ -48,10 +48,10 @@ _PROPERTIES = """
 import json, sys
 from monai.bundle import ConfigWorkflow
 missing = {}
-for kind, files in (("train", ["configs/train.json"]), ("infer", ["configs/inference.json"]),
-                    ("train", ["configs/train.json", "configs/multi_gpu_train.json"])):
-    workflow = ConfigWorkflow(workflow_type=kind, config_file=files)
-    missing[" + ".join(files)] = workflow.check_properties()
+for kind, name in (("train", "train"), ("infer", "inference")):
+    workflow = ConfigWorkflow(workflow_type=kind, config_file=f"configs/{name}.json", dataset_dir=sys.argv[1])
+    workflow.initialize()  # without it MONAI looks for nothing
+    missing[name] = workflow.check_properties()
 print("PROPERTIES", json.dumps(missing))
 """
 
@@ -155,9 +155,9 @@ def check_network(bundle: Path, bare: BareMonai) -> None:
         )
 
 
-def check_properties(bundle: Path, bare: BareMonai) -> None:
+def check_properties(bundle: Path, bare: BareMonai, dataset: Path) -> None:
     """Check that MONAI finds every property of the workflows."""
-    printed = bare.run("-c", _PROPERTIES, cwd=bundle).stdout
+    printed = bare.run("-c", _PROPERTIES, dataset, cwd=bundle).stdout
     missing = json.loads(printed.split("PROPERTIES ")[1])
     assert not any(missing.values()), missing
 
@@ -215,7 +215,7 @@ def main() -> None:
             "files": lambda: check_files(bundle),
             "metadata": lambda: check_metadata(bundle, bare, given.schema),
             "network": lambda: check_network(bundle, bare),
-            "properties": lambda: check_properties(bundle, bare),
+            "properties": lambda: check_properties(bundle, bare, dataset),
             "inference": lambda: check_inference(bundle, bare, dataset, work / "predictions"),
             "training": lambda: check_training(bundle, bare, dataset, work),
             "torchscript": lambda: check_torchscript(bundle, bare, work),

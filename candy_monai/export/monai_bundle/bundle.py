@@ -32,7 +32,7 @@ from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.predictor import Predictor, load_predictor
+from candy_monai.inference.predictor import Predictor, experiment_predictor
 
 _WINDOWS = ("candy_monai.WindowInferer", "monai.inferers.SlidingWindowInferer")
 _WINDOW_ARGUMENTS = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval"}
@@ -95,7 +95,7 @@ def export_monai_bundle(experiments: Sequence[PathLike], out: PathLike, *, porta
             "--portable and several experiments: MONAI has no network that averages others, which the bundle would have "
             "to bring; export without --portable, or one experiment"
         )
-    predictors = [_exportable(load_predictor(experiment)) for experiment in experiments]
+    predictors = [_exportable(experiment_predictor(experiment)) for experiment in experiments]
     whole = EnsemblePredictor(predictors) if len(predictors) > 1 else predictors[0]
     source = _source(predictors, portable=portable)
     out.parent.mkdir(parents=True, exist_ok=True)

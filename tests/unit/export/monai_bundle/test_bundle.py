@@ -1,0 +1,224 @@
+"""Bundles of every kind of experiment: they label as the experiment does, and name no class but MONAI's and their own."""
+
+import dataclasses
+import json
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import decollate_batch
+from PIL import Image
+
+from candy_monai.data.planning.normalization import ChannelNormalization
+from candy_monai.data.planning.plan import Region
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.export.monai_bundle import export_monai_bundle
+from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.predictor import experiment_predictor as load_predictor
+from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai_bundles.unet import UNetTrainer
+from tests.check_bundle import check_files, targets
+from tests.plans import PLAN
+from tests.toys import Squares, small_trainer
+
+_FLAT = ((3, 3, 1),) * 3, ((1, 1, 1), (2, 2, 1), (2, 2, 1))
+_CUBES = ((3, 3, 3),) * 3, ((1, 1, 1), (2, 2, 2), (2, 2, 2))
+_SQUARES = ((3, 3),) * 3, ((1, 1), (2, 2), (2, 2))
+_ZSCORE = ChannelNormalization(scheme="zscore")
+
+
+def _plan(layers=_CUBES, **changes):
+    kernel_sizes, strides = layers
+    network = {"filters": (4, 4, 4), "kernel_sizes": kernel_sizes, "strides": strides, "deep_supervision": True}
+    return dataclasses.replace(PLAN, **{"normalization": (_ZSCORE,), **network, **changes})
+
+
+PLANS = {
+    "volumes": _plan(spacing_mm=(1.0, 1.5, 1.5)),
+    "slices": _plan(_FLAT, slice_axis=2, patch_shape=(8, 8, 1), spacing_mm=(1.2, 1.5, 3.0), mirror_axes=(0,)),
+    "two channels": _plan(
+        channel_names=("CT", "MRI"),
+        normalization=(
+            ChannelNormalization(scheme="ct", lower=-1.0, upper=2.0, mean=0.5, std=1.5),
+            ChannelNormalization(scheme="zscore", nonzero_only=True),
+        ),
+    ),
+    "regions": _plan(
+        num_classes=2,
+        regions=(Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2)),
+        spacing_mm=(1.0, 1.5, 1.5),
+    ),
+    "one logit": _plan(num_classes=1, class_names=("background", "a")),
+    "ignored": _plan(ignore_label=3),
+    "pictures": _plan(
+        _SQUARES,
+        num_dims=2,
+        orientation=None,
+        spacing_mm=None,
+        resampling="none",
+        median_shape=(20, 24),
+        patch_shape=(8, 8),
+        mirror_axes=(0,),
+        channel_names=("R", "G", "B"),
+        normalization=(_ZSCORE,) * 3,
+    ),
+}
+
+
+def _experiment(folder, plan, seed=0, cls=UNetTrainer):
+    torch.manual_seed(seed)
+    classes = plan.num_classes + (plan.num_classes == 1)
+    squares = Squares(2, size=plan.patch_shape, num_classes=classes, channels=len(plan.channel_names))
+    trainer = small_trainer(folder, squares, cls=cls)
+    trainer.use_plan(plan)
+    trainer.train(1, save_preview=False)
+    return trainer.experiment_folder()
+
+
+@pytest.fixture(scope="module", params=PLANS)
+def experiment(request, tmp_path_factory, _few_threads):
+    return _experiment(tmp_path_factory.mktemp("run"), PLANS[request.param])
+
+
+def _write_case(folder, plan, shape=(21, 18, 11)):
+    """Write a case that is larger than a window, with blank borders and axes that point elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(4)
+    if plan.num_dims == 2:
+        Image.fromarray(rng.integers(0, 255, (21, 26, 3), dtype=np.uint8)).save(folder / "case_0000.png")
+        return [folder / "case_0000.png"]
+    affine = np.diag([-1.0, 1.3, 2.9, 1.0])
+    files = []
+    for channel, _ in enumerate(plan.channel_names):
+        values = rng.normal(size=shape).cumsum(0).astype(np.float32)
+        values[:2], values[:, -3:] = 0, 0
+        files.append(folder / f"case_{channel:04d}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(values, affine), files[-1])
+    return files
+
+
+def _predicted(bundle, monkeypatch, dataset):
+    """Return the label map that the bundle's parts make, as its evaluator would."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(bundle)
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "inference.json")
+    parser["dataset_dir"], parser["output_dir"] = str(dataset), str(dataset / "out")
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    (batch,) = parser.get_parsed_content("dataloader")
+    inferer, after = (parser.get_parsed_content(name) for name in ("inferer", "postprocessing"))
+    with torch.no_grad():
+        batch["pred"] = inferer(batch["image"], network)
+    (item,) = decollate_batch(batch)
+    after(item)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+    (written,) = (dataset / "out").iterdir()
+    return written
+
+
+def _equal_share(one, other):
+    either = (one > 0) | (other > 0)
+    assert either.any()
+    return float((one == other)[either].mean())
+
+
+def _array(path):
+    return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nibabel.load(path).dataobj)
+
+
+def test_a_bundle_labels_an_image_as_the_experiment_does(experiment, tmp_path, monkeypatch):
+    predictor = load_predictor(experiment)
+    files = _write_case(tmp_path / "dataset" / "imagesTs", predictor.plan)
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle")
+    check_files(bundle)
+    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    assert written.name.partition(".")[0] == "case"
+    expected = predictor.predict([str(file) for file in files]).as_tensor()[0].numpy()
+    assert _array(written).shape == expected.shape
+    assert _equal_share(_array(written), expected) > 0.995
+    if written.suffix != ".png":
+        assert np.allclose(nibabel.load(written).affine, nibabel.load(files[0]).affine)
+
+
+def test_a_portable_bundle_names_monais_classes_alone_and_comes_near(experiment, tmp_path, monkeypatch):
+    predictor = load_predictor(experiment)
+    files = _write_case(tmp_path / "dataset" / "imagesTs", predictor.plan)
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle", portable=True)
+    check_files(bundle)
+    assert not (bundle / "scripts").exists()
+    assert {name.partition(".")[0] for name in targets(bundle)} == {"monai", "torch"}
+    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    expected = predictor.predict([str(file) for file in files]).as_tensor()[0].numpy()
+    assert _equal_share(_array(written), expected) > 0.5  # of a network that learned nothing
+
+
+def test_several_experiments_become_one_network_that_averages_them(tmp_path, monkeypatch):
+    experiments = [_experiment(tmp_path / str(seed), PLANS["volumes"], seed) for seed in (1, 2)]
+    files = _write_case(tmp_path / "dataset" / "imagesTs", PLANS["volumes"])
+    bundle = export_monai_bundle(experiments, tmp_path / "bundle")
+    check_files(bundle)
+    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    together = EnsemblePredictor([load_predictor(experiment) for experiment in experiments])
+    expected = together.predict([str(file) for file in files]).as_tensor()[0].numpy()
+    assert _equal_share(_array(written), expected) > 0.995
+
+
+def test_experiments_that_prepare_images_otherwise_are_no_ensemble(tmp_path):
+    other = dataclasses.replace(PLANS["volumes"], spacing_mm=(2.0, 2.0, 2.0))
+    experiments = [_experiment(tmp_path / "a", PLANS["volumes"]), _experiment(tmp_path / "b", other)]
+    with pytest.raises(BadInputError, match="its preprocessing is another"):
+        export_monai_bundle(experiments, tmp_path / "bundle")
+    with pytest.raises(BadInputError, match="no network that averages"):
+        export_monai_bundle([experiments[0]] * 2, tmp_path / "bundle", portable=True)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("mine")
+    with pytest.raises(BadInputError, match="is not empty"):
+        export_monai_bundle([tmp_path / "run"], tmp_path / "bundle")
+
+
+def test_an_experiment_without_a_plan_is_refused(tmp_path):
+    trainer = small_trainer(tmp_path, Squares(2, size=(16, 16)), cls=UNetTrainer)
+    trainer.num_classes, trainer.filters = 2, (4, 4, 4)
+    trainer.train(1, save_preview=False)
+    with pytest.raises(ExperimentError, match="without a plan"):
+        export_monai_bundle([trainer.experiment_folder()], tmp_path / "bundle")
+
+
+class _OwnNetwork(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv3d(1, 3, 1)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class _OwnTrainer(SegmentationTrainer):
+    def build_network(self, example_shape):
+        return _OwnNetwork()
+
+
+def test_a_trainer_of_ones_own_is_refused_by_name(tmp_path):
+    experiment = _experiment(tmp_path / "run", dataclasses.replace(PLAN, deep_supervision=False), cls=_OwnTrainer)
+    with pytest.raises(ExperimentError, match="_OwnTrainer"):
+        export_monai_bundle([experiment], tmp_path / "bundle")
+
+
+def test_metadata_names_channels_and_the_ids_of_label_maps(tmp_path):
+    bundle = export_monai_bundle([_experiment(tmp_path / "run", PLANS["regions"])], tmp_path / "bundle")
+    content = json.loads((bundle / "configs" / "metadata.json").read_text())
+    formats = content["network_data_format"]
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "whole", "2": "core"}
+    assert formats["outputs"]["pred"]["num_channels"] == 2
+    assert formats["inputs"]["image"]["spatial_shape"] == ["8*n"] * 3
+    assert formats["inputs"]["image"]["channel_def"] == {"0": "MRI"}
