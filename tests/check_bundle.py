@@ -31,7 +31,7 @@ REQUIRED = (
     "docs/README.md",
 )
 
-_BLOCK = '''
+_BLOCK = """
 import sys
 
 
@@ -42,7 +42,7 @@ class _NotInstalled:
 
 
 sys.meta_path.insert(0, _NotInstalled())
-'''
+"""
 
 _PROPERTIES = """
 import json, sys
@@ -63,8 +63,9 @@ parser = ConfigParser(); parser.read_config("configs/inference.json"); parser.re
 net = parser.get_parsed_content("network_def").eval()
 net.load_state_dict(torch.load("models/model.pt", weights_only=True))
 scripted, _, extra = load_net_with_metadata(sys.argv[1])
-shape = [int(str(s).replace("*n", "")) for s in parser["_meta_"]["network_data_format"]["inputs"]["image"]["spatial_shape"]]
-x = torch.rand(1, parser["_meta_"]["network_data_format"]["inputs"]["image"]["num_channels"], *shape)
+image = parser["_meta_"]["network_data_format"]["inputs"]["image"]
+shape = [int(str(size).replace("*n", "")) for size in image["spatial_shape"]]
+x = torch.rand(1, image["num_channels"], *shape)
 with torch.no_grad():
     print("DIFFERENCE", float((scripted.eval()(x) - net(x)).abs().max()))
 """
@@ -139,9 +140,7 @@ def targets(bundle: Path, *configs: str) -> set[str]:
 
 def check_metadata(bundle: Path, bare: BareMonai, schema: Path) -> None:
     """Check ``metadata.json`` by the schema that it names, a copy of which is at hand."""
-    bare.bundle(
-        "verify_metadata", "--meta_file", "configs/metadata.json", "--filepath", schema.resolve(), cwd=bundle
-    )
+    bare.bundle("verify_metadata", "--meta_file", "configs/metadata.json", "--filepath", schema.resolve(), cwd=bundle)
 
 
 def check_network(bundle: Path, bare: BareMonai) -> None:

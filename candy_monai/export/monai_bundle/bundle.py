@@ -26,11 +26,10 @@ from candy_monai.export.monai_bundle.configs import (
 )
 from candy_monai.export.monai_bundle.metadata import bundle_metadata
 from candy_monai.export.monai_bundle.network import describe_network, ensemble_of
-from candy_monai.export.monai_bundle.parity import Parity, measure_parity
+from candy_monai.export.monai_bundle.parity import measure_parity
 from candy_monai.export.monai_bundle.readme import write_readme
 from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
-from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 
@@ -92,8 +91,8 @@ def export_monai_bundle(experiments: Sequence[PathLike], out: PathLike, *, porta
         raise BadInputError("a bundle needs at least one experiment")
     if len(experiments) > 1 and portable:
         raise BadInputError(
-            "--portable and several experiments: MONAI has no network that averages others, which the bundle would have "
-            "to bring; export without --portable, or one experiment"
+            "--portable and several experiments: MONAI has no network that averages others, which the bundle would "
+            "have to bring; export without --portable, or one experiment"
         )
     predictors = [_exportable(experiment_predictor(experiment)) for experiment in experiments]
     whole = EnsemblePredictor(predictors) if len(predictors) > 1 else predictors[0]
@@ -120,9 +119,10 @@ def _exportable(predictor: Predictor) -> Predictor:
             "prepared: train with candy-monai train, or write a bundle around its weights yourself"
         )
     inferer = description.inferer
-    is_windows = isinstance(inferer, dict) and inferer.get("_target_") in _WINDOWS
-    if inferer != PLAN and not (is_windows and set(inferer) <= _WINDOW_ARGUMENTS and plan.slice_axis is None):
-        named = inferer.get("_target_") if isinstance(inferer, dict) else inferer
+    given = inferer if isinstance(inferer, dict) else {}
+    is_windows = given.get("_target_") in _WINDOWS and set(given) <= _WINDOW_ARGUMENTS
+    if inferer != PLAN and not (is_windows and plan.slice_axis is None):
+        named = given.get("_target_", inferer)
         raise ExperimentError(
             f"{folder}: validated with the inferer {named}; a bundle can be made of the plan's and of sliding windows: "
             "export to onnx"

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry, postprocessing
 from candy_monai.data.images.pictures import PICTURES, TIFFS
+from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry, postprocessing
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.topology import rounded_up
+from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.network import ExportedNetwork
 from candy_monai.export.monai_bundle.steps import (
     SCRIPTS,
@@ -18,6 +21,7 @@ from candy_monai.export.monai_bundle.steps import (
     region_masks,
     without_ignored,
 )
+from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
 from candy_monai.inference.predictor import Predictor
 
 Config = dict[str, Any]
@@ -47,8 +51,9 @@ class BundleSource:
     num_trained: int
 
     @property
-    def plan(self) -> Any:
+    def plan(self) -> Plan:
         """The experiment's plan."""
+        assert self.predictor.plan is not None  # others are refused
         return self.predictor.plan
 
     @property
@@ -71,7 +76,23 @@ class BundleSource:
     def preprocessing(self) -> list[Entry]:
         """Return the steps from files to what the network reads."""
         entries = self.predictor.preprocessor.pipelines["preprocessing"]
-        return for_bundle(entries, self.plan, portable=self.portable)
+        steps = for_bundle(entries, self.plan, portable=self.portable)
+        if self.pads_whole_images:
+            # As the experiment's own inferers pad: volumes at the end, slices on both sides.
+            method = "end" if self.plan.slice_axis is None else "symmetric"
+            divisor = {"k": list(self.plan.divisor), "method": method}
+            steps.append(monai("DivisiblePadd", keys=[IMAGE, LABEL], **divisor, allow_missing_keys=True))
+        return steps
+
+    @property
+    def pads_whole_images(self) -> bool:
+        """Whether MONAI's inferer runs every image at once, since the experiment's runs one of the usual size so."""
+        plan = self.plan
+        if not self.portable or self.predictor.description.inferer != PLAN:
+            return False
+        size = [1 if axis == plan.slice_axis else extent for axis, extent in enumerate(plan.median_shape)]
+        padded = rounded_up(tuple(size), plan.divisor)
+        return padded != plan.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(plan.patch_shape)
 
     def postprocessing(self, preprocessing: str) -> list[Entry]:
         """Return the steps from logits to label ids on the file's grid.
@@ -84,7 +105,8 @@ class BundleSource:
         if self.portable and own is not None:
             entries = [*postprocessing(replace(self.plan, resampling="stock")), *own]
         steps = for_bundle(entries, self.plan, portable=self.portable)
-        return [step | {"transform": preprocessing} if step["_target_"].endswith(".Invertd") else step for step in steps]
+        undo = {"transform": preprocessing}
+        return [step | undo if step["_target_"].endswith(".Invertd") else step for step in steps]
 
     def augmentation(self) -> list[Entry]:
         """Return the random steps of training, which cut a patch and change it."""
@@ -126,13 +148,16 @@ class BundleSource:
 
     def inferer(self) -> Entry:
         """Return what runs whole images."""
-        plan, described = self.plan, self.predictor.description.inferer
+        plan: Plan = self.plan
+        described: Any = self.predictor.description.inferer
         common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
         if isinstance(described, dict):
             given = {name: value for name, value in described.items() if name != "_target_"}
             common, window, divisor = common | given, given["roi_size"], None
         else:
             window, divisor = list(plan.patch_shape), list(plan.divisor)
+        if self.pads_whole_images:
+            window = [-1] * plan.num_dims
         common["roi_size"] = window
         amp = _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
         if plan.slice_axis is not None:
@@ -218,7 +243,8 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
         **_common(),
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_dir": "$@bundle_root + '/models'",
-        "cases": f"$sorted(os.path.basename(f)[:-{len(ending)}] for f in glob.glob(@dataset_dir + '/labelsTr/*{ending}'))",
+        "labels": f"$sorted(glob.glob(@dataset_dir + '/labelsTr/*{ending}'))",
+        "cases": f"$[os.path.basename(f)[:-{len(ending)}] for f in @labels]",
         "validation_cases": list(validation),
         "held_out": "$[c for c in @cases if c in @validation_cases] or @cases[::5]",
         "datalist": "$[{'image': " + images + ", 'label': " + label + ", 'case': c} for c in @cases]",

@@ -162,8 +162,8 @@ def _checked(built: nn.Module, trained: nn.Module, predictor: Predictor, where: 
     output = output_of(built, tried)
     if not isinstance(output, Tensor):
         raise ExperimentError(
-            f"{where}, which returns a {type(output).__name__}; MONAI's tools for bundles take networks that return one "
-            "tensor: export to onnx or pt2"
+            f"{where}, which returns a {type(output).__name__}; MONAI's tools for bundles take networks that return "
+            "one tensor: export to onnx or pt2"
         )
     expected = main_output(output_of(trained, tried), num_dims=len(axes))
     difference = float((output - expected).abs().max())

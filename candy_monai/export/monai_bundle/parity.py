@@ -17,7 +17,7 @@ from pathlib import Path
 
 from candy_monai.data.images.names import image_suffix, stem_of
 from candy_monai.data.images.reading import load_image
-from candy_monai.errors import CandyError, RunFailedError
+from candy_monai.errors import RunFailedError
 from candy_monai.inference.cases import CasePredictor
 
 NUM_CASES = 10

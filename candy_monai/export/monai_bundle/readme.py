@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,8 @@ def write_readme(
         "Training begins anew, with the loss, the rate and the augmentation of the experiment but without its moving",
         "average of the weights and its deep supervision, and writes its best weights over `models/model.pt`. It holds",
         "out the cases that the experiment did, `validation_cases`, where they are there, else every fifth. Evaluation",
-        "scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does not have is left",
-        "out of its mean.",
+        "scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does not have is",
+        "left out of its mean.",
         "",
         "## How it compares with candy_monai",
         "",
@@ -85,8 +86,8 @@ def write_readme(
         "",
         "## Licence",
         "",
-        "The code is under the Apache License 2.0 (`LICENSE`). The weights were learned from the dataset, whose licence",
-        "and terms of use may bind them.",
+        "The code is under the Apache License 2.0 (`LICENSE`). The weights were learned from the dataset, whose",
+        "licence and terms of use may bind them.",
         "",
         "Not a medical device.",
     ]
@@ -139,8 +140,8 @@ def _best_of_training(experiments: Sequence[Path]) -> list[str]:
     found = []
     for experiment in experiments:
         path = experiment / "metrics.csv"
-        scores = [score for score in load_metrics(path).get("val score", []) if score == score] if path.is_file() else []
-        if scores:
+        column = load_metrics(path).get("val score", []) if path.is_file() else []
+        if scores := [score for score in column if not math.isnan(score)]:
             found.append(f"- {experiment.name}: {max(scores):.4f}, the best validation score during training.")
     return found or ["The experiment holds no scores."]
 
@@ -160,7 +161,7 @@ def _compared(parity: Parity, *, portable: bool, scripts: Sequence[str]) -> list
     if portable:
         what = ["MONAI's own classes stand in for those of candy_monai that the experiment was trained with."]
     elif scripts:
-        what = [f"`scripts/` holds what MONAI has no equal of: {', '.join(scripts)}. They import MONAI and PyTorch alone."]
+        what = [f"`scripts/` holds what MONAI has no equal of: {', '.join(scripts)}. It imports no candy_monai."]
     else:
         what = []
     if parity.mean is None or parity.least is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import candy_monai.transforms
-from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry
+from candy_monai.data.pipelines.description import IMAGE, LABEL, Entry
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
 
@@ -24,7 +23,7 @@ _INSTEAD = {"monai.transforms.KeepLargestConnectedComponentd": f"{_OURS}.KeepLar
 _SCHEMES_WITHOUT_STEP = ("nonorm",)
 
 
-def monai(name: str, **arguments: object) -> Entry:
+def monai(name: str, /, **arguments: object) -> Entry:
     """Return an entry of MONAI's transform of this name."""
     return {"_target_": f"monai.transforms.{name}", **arguments}
 
@@ -110,10 +109,7 @@ def region_masks(key: str, regions: Sequence[Sequence[int]]) -> list[Entry]:
     names = [f"{key}_{index}" for index in range(len(regions))]
     return [
         monai("CopyItemsd", keys=key, times=len(names), names=names),
-        *(
-            monai("LabelToMaskd", keys=name, select_labels=list(ids))
-            for name, ids in zip(names, regions, strict=True)
-        ),
+        *(monai("LabelToMaskd", keys=name, select_labels=list(ids)) for name, ids in zip(names, regions, strict=True)),
         monai("ConcatItemsd", keys=names, name=key),
         monai("DeleteItemsd", keys=names),
         monai("EnsureTyped", keys=key, dtype="float32"),
@@ -125,7 +121,7 @@ def without_ignored(plan: Plan, keys: Sequence[str]) -> list[Entry]:
     if plan.ignore_label is None:
         return []
     valid = "valid"
-    known = [label_id for label_id in range(plan.ignore_label)]
+    known = list(range(plan.ignore_label))
     return [
         monai("CopyItemsd", keys=LABEL, times=1, names=[valid]),
         monai("LabelToMaskd", keys=valid, select_labels=known),
@@ -240,7 +236,7 @@ def _like_RandWarpd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
     warp = {"keys": keys, "spatial_size": size, "mode": step.get("mode", "bilinear"), "padding_mode": "border"}
     fill = step.get("fill", [0, 0])
     return [
-        *(monai("SpatialPadd", keys=key, spatial_size=size, value=value) for key, value in zip(keys, fill, strict=True)),
+        *(monai("SpatialPadd", keys=key, spatial_size=size, value=each) for key, each in zip(keys, fill, strict=True)),
         monai(
             "RandCropByPosNegLabeld",
             keys=keys,

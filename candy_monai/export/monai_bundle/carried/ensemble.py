@@ -25,17 +25,15 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, C, *spatial)`` whose softmax, or sigmoid, is the mean of the networks'."""
-        # In logarithms: a probability of 0 has none.
-        yes: list[Tensor] = []
-        no: list[Tensor] = []
+        outputs: list[Tensor] = []
         for network in self.networks:
-            logits = network(x).float()
-            if self.sigmoid:
-                yes.append(F.logsigmoid(logits))
-                no.append(F.logsigmoid(-logits))
-            else:
-                yes.append(F.log_softmax(logits, dim=1))
-        mean = torch.logsumexp(torch.stack(yes), dim=0)
+            outputs.append(network(x).float())  # noqa: PERF401  # TorchScript knows no comprehension over modules
+        return self.mean(outputs)
+
+    def mean(self, outputs: list[Tensor]) -> Tensor:
+        """Return the mean of several networks' logits ``(B, C, *spatial)``."""
+        logits = torch.stack(outputs)
+        # In logarithms: the logarithm of a probability that rounds to 0 is lost.
         if self.sigmoid:
-            return mean - torch.logsumexp(torch.stack(no), dim=0)
-        return mean
+            return torch.logsumexp(F.logsigmoid(logits), dim=0) - torch.logsumexp(F.logsigmoid(-logits), dim=0)
+        return torch.logsumexp(F.log_softmax(logits, dim=2), dim=0)

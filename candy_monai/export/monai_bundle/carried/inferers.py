@@ -52,7 +52,9 @@ class WholeOrWindowsInferer(SlidingWindowInferer):
         self.amp_dtype = amp_dtype
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the scores of images ``(B, C, *spatial)``."""
+        """Return the scores of images ``(B, C, *spatial)``; those of an ensemble's members are averaged when whole."""
+        if (members := getattr(network, "networks", None)) is not None:
+            return network.mean([self(inputs, member, *args, **kwargs) for member in members])  # type: ignore[attr-defined]
 
         def scores(windows: Tensor) -> Tensor:
             with autocast(windows.device, self.amp_dtype):
@@ -96,7 +98,9 @@ class SlicesInferer(SliceInferer):
         self.amp_dtype = amp_dtype
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the scores of volumes ``(B, C, *spatial)``."""
+        """Return the scores of volumes ``(B, C, *spatial)``; those of an ensemble's members are averaged when whole."""
+        if (members := getattr(network, "networks", None)) is not None:
+            return network.mean([self(inputs, member, *args, **kwargs) for member in members])  # type: ignore[attr-defined]
 
         def scores(slices: Tensor) -> Tensor:
             with autocast(slices.device, self.amp_dtype):

@@ -1,0 +1,92 @@
+"""Bundles of real data run where candy_monai is not installed, and label as the experiment does there."""
+
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.export.monai_bundle import export_monai_bundle
+from candy_monai.export.monai_bundle.parity import equal_foreground
+from candy_monai.inference.predictor import experiment_predictor
+from candy_monai.recipes.train import train_dataset
+from tests.check_bundle import (
+    BareMonai,
+    check_files,
+    check_inference,
+    check_metadata,
+    check_network,
+    check_properties,
+    check_torchscript,
+    check_training,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.realdata]
+
+SCHEMA = Path(__file__).parents[1] / "schemas" / "meta_schema_20240725.json"
+NUM_CASES = 10
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return BareMonai(tmp_path_factory.mktemp("bare") / "environment")
+
+
+def _held_out(experiment, dataset, folder):
+    """Write a dataset of cases that were not trained on, to train on and to predict; return their ids."""
+    validation = experiment_predictor(experiment).description.dataset.validation[:NUM_CASES]
+    cases = [case for case in NNUNetDataset(dataset).cases if case.case_id in validation]
+    for name in ("imagesTr", "imagesTs", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for case in cases:
+        for file in case.images:
+            shutil.copyfile(file, folder / "imagesTr" / file.name)
+            shutil.copyfile(file, folder / "imagesTs" / file.name)
+        shutil.copyfile(case.label, folder / "labelsTr" / case.label.name)
+    return [case.case_id for case in cases]
+
+
+def _least_share(bundle, experiment, bare, data, work):
+    written = check_inference(bundle, bare, data, work / "by_bundle")
+    experiment_predictor(experiment).predict_to_files(data / "imagesTs", work / "by_experiment")
+    shares = []
+    for path in written:
+        expected = work / "by_experiment" / path.name
+        shares.append(equal_foreground(expected, path))
+        if path.name.endswith(".nii.gz"):
+            assert np.allclose(nibabel.load(path).affine, nibabel.load(expected).affine)
+            assert nibabel.load(path).shape == nibabel.load(expected).shape
+    return min(share for share in shares if share is not None)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "name", ["Dataset004_Hippocampus", "Dataset121_DRIVE", "Dataset056_PICAI2ch", "Dataset063_SCTSpinalCord"]
+)
+def test_a_bundle_of_real_data_passes_every_check(name, real_dataset, bare, tmp_path):
+    dataset = real_dataset(name)
+    experiment = train_dataset(dataset, budget_s=60, out=tmp_path / "experiments")
+    cases = _held_out(experiment, dataset, tmp_path / "data")
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle_segmentation")
+    check_files(bundle)
+    assert "voxels got the id" in (bundle / "docs" / "README.md").read_text()
+    check_metadata(bundle, bare, SCHEMA)
+    check_network(bundle, bare)
+    assert _least_share(bundle, experiment, bare, tmp_path / "data", tmp_path) >= 0.995
+    check_torchscript(bundle, bare, tmp_path)
+    if len(cases) > 1:  # one to train on, one to hold out
+        check_properties(bundle, bare, tmp_path / "data")
+        check_training(bundle, bare, tmp_path / "data", tmp_path)
+
+
+@pytest.mark.timeout(3600)
+def test_a_portable_bundle_trains_and_predicts(real_dataset, bare, tmp_path):
+    dataset = real_dataset("Dataset056_PICAI2ch")
+    experiment = train_dataset(dataset, budget_s=60, out=tmp_path / "experiments")
+    _held_out(experiment, dataset, tmp_path / "data")
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle_segmentation", portable=True)
+    check_files(bundle)
+    check_inference(bundle, bare, tmp_path / "data", tmp_path / "by_bundle")
+    check_training(bundle, bare, tmp_path / "data", tmp_path)
