@@ -411,7 +411,8 @@ def multi_gpu_config() -> Config:
         "validate#sampler": {
             "_target_": "monai.data.DistributedSampler",
             "dataset": "@validate#dataset",
-            "even_divisible": False,
+            # MONAI refuses fewer cases than processes otherwise; cases that are scored twice count twice there.
+            "even_divisible": "$len(@validate#dataset) < dist.get_world_size()",
             "shuffle": False,
         },
         "validate#dataloader#sampler": "@validate#sampler",
