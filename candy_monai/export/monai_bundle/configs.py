@@ -209,7 +209,8 @@ def inference_config(source: BundleSource) -> Config:
         "datalist": "$[{'image': " + image + "} for f in @first_files]",
         "network_def": source.network.entry,
         "network": "$@network_def.to(@device)",
-        "preprocessing": _compose(source.preprocessing()),
+        # MONAI Label looks for every key that LoadImaged names.
+        "preprocessing": _compose(for_image_alone(source.preprocessing())),
         "dataset": {"_target_": "monai.data.Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": _loader("@dataset", batch_size=1),
         "inferer": source.inferer(),

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import candy_monai.transforms
-from candy_monai.data.pipelines.description import IMAGE, LABEL, Entry
+from candy_monai.data.pipelines.description import LABEL, Entry
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
 
@@ -60,18 +60,20 @@ def for_bundle(entries: Iterable[Mapping[str, Any]], plan: Plan, *, portable: bo
 
 
 def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the steps of a preprocessing that concern the image, for the image alone."""
+    """Return the steps of a preprocessing for the image alone, without the label that a case to be predicted lacks."""
     steps = []
     for entry in entries:
         keys = entry["keys"] if isinstance(entry["keys"], list) else [entry["keys"]]
-        if IMAGE not in keys:
+        kept = [place for place, key in enumerate(keys) if key != LABEL]
+        if not kept:
             continue
-        place = keys.index(IMAGE)
-        step = {
-            name: value[place] if name in ("mode", "padding_mode") and isinstance(value, list) else value
-            for name, value in entry.items()
-        }
-        steps.append(step | {"keys": IMAGE})
+        step = {name: value for name, value in entry.items() if name != "allow_missing_keys"}
+        for name in ("mode", "padding_mode"):
+            if isinstance(step.get(name), list):
+                each = [step[name][place] for place in kept]
+                step[name] = each if len(each) > 1 else each[0]
+        step["keys"] = [keys[place] for place in kept] if len(kept) > 1 else keys[kept[0]]
+        steps.append(step)
     return steps
 
 

@@ -21,6 +21,8 @@ from candy_monai.export.monai_bundle.steps import (
 from candy_monai.transforms import NormalizeForeground, PaintLabels
 from tests.plans import PLAN
 
+_ALL = candy_monai.transforms.__all__
+_DICTIONARY_FORMS = [f"{name}d" for name in _ALL if f"{name}d" in _ALL]
 _MODULES = ("degradation", "ensemble", "foreground", "inferers", "losses", "normalization", "painting", "patches")
 
 
@@ -38,9 +40,7 @@ def test_a_module_brings_those_that_it_imports():
     assert scripts_in(json.loads(json.dumps(entries))) == {"painting", "resampling"}
 
 
-@pytest.mark.parametrize(
-    "name", [f"{name}d" for name in candy_monai.transforms.__all__ if f"{name}d" in candy_monai.transforms.__all__]
-)
+@pytest.mark.parametrize("name", _DICTIONARY_FORMS)
 def test_every_transform_that_plans_use_has_an_equivalent(name):
     needed = {
         "ResampleToSpacingd": {"pixdim": [1.0, 1.0, 1.0]},
@@ -96,4 +96,6 @@ def test_masks_of_regions_and_of_voxels_that_are_ignored():
 def test_steps_for_the_image_alone_take_its_mode():
     both = monai("Spacingd", keys=["image", "label"], mode=["bilinear", "nearest"], pixdim=[1, 1, 1])
     label = monai("EnsureTyped", keys="label")
-    assert for_image_alone([both, label]) == [monai("Spacingd", keys="image", mode="bilinear", pixdim=[1, 1, 1])]
+    channel = monai("ScaleIntensityd", keys="image_0")
+    alone = monai("Spacingd", keys="image", mode="bilinear", pixdim=[1, 1, 1])
+    assert for_image_alone([both, label, channel]) == [alone, channel]
