@@ -90,3 +90,17 @@ def test_a_portable_bundle_trains_and_predicts(real_dataset, bare, tmp_path):
     check_files(bundle)
     check_inference(bundle, bare, tmp_path / "data", tmp_path / "by_bundle")
     check_training(bundle, bare, tmp_path / "data", tmp_path)
+
+
+def test_monai_label_finds_what_it_looks_for(real_dataset, tmp_path):
+    bundle_task = pytest.importorskip("monailabel.tasks.infer.bundle")
+    dataset = real_dataset("Dataset004_Hippocampus")
+    experiment = train_dataset(dataset, budget_s=60, out=tmp_path / "experiments")
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle_segmentation")
+    task = bundle_task.BundleInferTask(path=str(bundle), conf={})
+    assert task.is_valid()
+    assert task.labels == {"anterior": 1, "posterior": 2}
+    on_cpu = {"device": "cpu"}
+    assert task.pre_transforms(on_cpu)
+    assert task.inferer(on_cpu).roi_size == tuple(experiment_predictor(experiment).plan.patch_shape)
+    assert [type(step).__name__ for step in task.post_transforms(on_cpu)][-1] == "Restored"

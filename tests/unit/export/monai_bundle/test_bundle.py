@@ -78,7 +78,13 @@ def _experiment(folder, plan, seed=0, cls=UNetTrainer):
     return trainer.experiment_folder()
 
 
-@pytest.fixture(scope="module", params=PLANS)
+_QUICK = ("slices", "regions")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLANS],
+)
 def experiment(request, tmp_path_factory, _few_threads):
     return _experiment(tmp_path_factory.mktemp("run"), PLANS[request.param])
 
@@ -161,6 +167,7 @@ def test_a_portable_bundle_names_monais_classes_alone_and_comes_near(experiment,
     assert _array(written).any()
 
 
+@pytest.mark.slow
 def test_several_experiments_become_one_network_that_averages_them(tmp_path, monkeypatch):
     experiments = [_experiment(tmp_path / str(seed), PLANS["volumes"], seed) for seed in (1, 2)]
     files = _write_case(tmp_path / "dataset" / "imagesTs", PLANS["volumes"])
