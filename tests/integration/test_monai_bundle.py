@@ -102,5 +102,5 @@ def test_monai_label_finds_what_it_looks_for(real_dataset, tmp_path):
     assert task.labels == {"anterior": 1, "posterior": 2}
     on_cpu = {"device": "cpu"}
     assert task.pre_transforms(on_cpu)
-    assert task.inferer(on_cpu).roi_size == tuple(experiment_predictor(experiment).plan.patch_shape)
+    assert list(task.inferer(on_cpu).roi_size) == list(experiment_predictor(experiment).plan.patch_shape)
     assert [type(step).__name__ for step in task.post_transforms(on_cpu)][-1] == "Restored"

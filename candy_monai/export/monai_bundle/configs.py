@@ -11,6 +11,7 @@ from candy_monai.data.images.pictures import PICTURES, TIFFS
 from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry, postprocessing
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.topology import rounded_up
+from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.network import ExportedNetwork
 from candy_monai.export.monai_bundle.steps import (
@@ -130,7 +131,11 @@ class BundleSource:
         return bool(self.regions) and self.plan.ignore_label is None
 
     def loss(self) -> Entry:
-        """Return the criterion."""
+        """Return the criterion.
+
+        Raises:
+            ExperimentError: If MONAI has none, and only MONAI's are wanted.
+        """
         plan = self.plan
         if plan.ignore_label is not None and not self.portable:
             return {
@@ -140,6 +145,11 @@ class BundleSource:
                 "regions": self.regions or None,
             }
         kind = {"sigmoid": True} if self.is_sigmoid else {"softmax": True, "to_onehot_y": True}
+        if plan.ignore_label is not None and self.regions:
+            raise ExperimentError(
+                f"{self.predictor.folder}: learned overlapping regions beside an ignore label, for which MONAI has no "
+                "loss: export without --portable"
+            )
         if plan.ignore_label is not None:  # MONAI's sums of losses leave nothing out
             return {"_target_": "monai.losses.DiceLoss", **kind, "ignore_index": plan.ignore_label}
         if self.regions:  # MONAI's DiceCELoss takes masks of several channels for exclusive classes

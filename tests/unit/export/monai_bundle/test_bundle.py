@@ -224,6 +224,13 @@ def test_a_trainer_of_ones_own_is_refused_by_name(tmp_path):
         export_monai_bundle([experiment], tmp_path / "bundle")
 
 
+def test_regions_beside_an_ignore_label_have_no_portable_loss(tmp_path):
+    plan = dataclasses.replace(PLANS["regions"], ignore_label=3)
+    with pytest.raises(ExperimentError, match="MONAI has no loss"):
+        export_monai_bundle([_experiment(tmp_path / "run", plan)], tmp_path / "bundle", portable=True)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_metadata_names_channels_and_the_ids_of_label_maps(tmp_path):
     bundle = export_monai_bundle([_experiment(tmp_path / "run", PLANS["regions"])], tmp_path / "bundle")
     content = json.loads((bundle / "configs" / "metadata.json").read_text())
