@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import decollate_batch
 from PIL import Image
 
@@ -165,6 +165,53 @@ def test_a_portable_bundle_names_monais_classes_alone_and_comes_near(experiment,
     assert _array(written).shape == expected.shape
     assert set(np.unique(_array(written))) <= {0, 1, 2}
     assert _array(written).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_bundle_trains_and_scores(experiment, portable, tmp_path, monkeypatch):
+    plan = load_predictor(experiment).plan
+    data = tmp_path / "dataset"
+    _write_training_cases(data, plan)
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle", portable=portable)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(bundle)
+    for names in (["train"], ["train", "evaluate"]):
+        workflow = ConfigWorkflow(
+            workflow_type="train",
+            config_file=[str(bundle / "configs" / f"{name}.json") for name in names],
+            logging_file=False,
+            bundle_root=str(bundle),
+            dataset_dir=str(data),
+            epochs=1,
+            **{"train#dataloader#num_workers": 0},
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+        workflow.run()
+        workflow.finalize()
+        metrics = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
+        assert 0 <= metrics["val_mean_dice"] <= 1
+    assert (bundle / "eval" / "metrics.csv").is_file()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
+def _write_training_cases(folder, plan):
+    (folder / "labelsTr").mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    for number in range(3):
+        highest = 3 if plan.ignore_label is not None else 1 if plan.num_classes == 1 else 2
+        for file in _write_case(folder / "imagesTr", plan):
+            file.rename(file.with_name(f"{number}{file.name}"))
+        if plan.num_dims == 2:
+            label = Image.fromarray(rng.integers(0, highest + 1, (21, 26), dtype=np.uint8))
+            label.save(folder / "labelsTr" / f"{number}case.png")
+            continue
+        ids = rng.integers(0, highest + 1, (21, 18, 11), dtype=np.uint8)
+        affine = np.diag([-1.0, 1.3, 2.9, 1.0])
+        nibabel.save(nibabel.Nifti1Image(ids, affine), folder / "labelsTr" / f"{number}case.nii.gz")
 
 
 @pytest.mark.slow
