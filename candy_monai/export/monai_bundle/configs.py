@@ -27,6 +27,10 @@ from candy_monai.inference.predictor import Predictor
 
 Config = dict[str, Any]
 
+_THREADS = 1
+"""That fill the cache. MONAI 1.6.1's NibabelReader keeps the names of the files that it reads: where another thread reads
+a label meanwhile, an image of several files loses channels, without a word for what needs no fixed number of them."""
+
 _AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _MOST_IDS_OF_A_BYTE = 255
@@ -287,7 +291,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 "_target_": "monai.data.CacheDataset",
                 "data": "$[d for d in @datalist if d['case'] not in @held_out]",
                 "transform": "@train#preprocessing",
-                "num_workers": _WORKERS,
+                "num_workers": _THREADS,
             },
             "dataloader": {
                 **_loader("@train#dataset", batch_size=plan.batch_size),
@@ -336,7 +340,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 "_target_": "monai.data.CacheDataset",
                 "data": "$[d for d in @datalist if d['case'] in @held_out]",
                 "transform": "@validate#preprocessing",
-                "num_workers": _WORKERS,
+                "num_workers": _THREADS,
             },
             "dataloader": _loader("@validate#dataset", batch_size=1),
             "inferer": source.inferer(),
