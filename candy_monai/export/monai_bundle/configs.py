@@ -28,8 +28,8 @@ from candy_monai.inference.predictor import Predictor
 Config = dict[str, Any]
 
 _THREADS = 1
-"""That fill the cache. MONAI 1.6.1's NibabelReader keeps the names of the files that it reads: where another thread reads
-a label meanwhile, an image of several files loses channels, without a word for what needs no fixed number of them."""
+"""That fill the cache. MONAI 1.6.1's NibabelReader keeps the names of the files that it reads: while another thread
+reads a label, an image of several files may lose channels without a word."""
 
 _AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
