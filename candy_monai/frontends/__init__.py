@@ -3,3 +3,6 @@
 The events of a run enter, through an observer that calls them on a thread of its own; calls of a dashboard's web API
 leave. A failing dashboard never ends a run. ``base.Frontend`` is what a new one implements.
 """
+
+FRONTENDS = {"notion": "candy_monai.frontends.notion:NotionFrontend"}
+"""The class of each name on the command line; imported when chosen, since a dashboard may need a package of its own."""

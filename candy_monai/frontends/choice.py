@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.frontends import FRONTENDS
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend
-
-FRONTENDS = {"notion": "candy_monai.frontends.notion:NotionFrontend"}
-"""The class of each name; imported when chosen, since a dashboard may need a package of its own."""
 
 
 def choose_frontend(names: Sequence[str | type[Frontend]]) -> type[Frontend] | None:

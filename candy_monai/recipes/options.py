@@ -27,6 +27,7 @@ from candy_monai.experiment.settings import (
     setting,
     whole_number,
 )
+from candy_monai.frontends import FRONTENDS
 
 if TYPE_CHECKING:
     from candy_monai.aliases import PathLike
@@ -178,7 +179,7 @@ class TrainOptions(Declared):
     frontends: Sequence[str | type[Frontend]] = option(
         "--frontend NAME",
         NAMES,
-        "a dashboard to report to: notion, or FILE:Class for one of your own; may be repeated",
+        f"a dashboard to report to: {', '.join(FRONTENDS)}, or FILE:Class for one of your own; may be repeated",
         default=(),
         collected=tuple,
         resumes=True,

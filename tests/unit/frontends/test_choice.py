@@ -1,7 +1,8 @@
 import pytest
 
 from candy_monai.errors import BadInputError
-from candy_monai.frontends.choice import FRONTENDS, choose_frontend
+from candy_monai.frontends import FRONTENDS
+from candy_monai.frontends.choice import choose_frontend
 from candy_monai.frontends.notion import NotionFrontend
 
 OWN = """
