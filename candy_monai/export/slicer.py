@@ -105,8 +105,9 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
         if not dice >= LEAST_DICE:
             raise RunFailedError(
                 f"slicer: on {case_id} the extension's label map agrees with that of candy-monai predict by Dice "
-                f"{dice:.3f} only (at least {LEAST_DICE} is expected), and the model was not kept: its preprocessing "
-                "is too far from the plan's; --to monai-bundle has the plan's own"
+                f"{dice:.3f} only (at least {LEAST_DICE} is expected), and the model was not kept: its windows and "
+                "its preprocessing differ from the plan's, which a network that was trained for long bears better; "
+                "--to monai-bundle has the plan's own"
             )
     write_usage(
         network,
