@@ -148,9 +148,7 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
     predictor = network.predictor
     plan, where = predictor.plan, predictor.folder
     if file.name != "model.pt":
-        raise BadInputError(
-            f"{file.name}: the extension looks for model.pt in a folder of its own: name a folder"
-        )
+        raise BadInputError(f"{file.name}: the extension looks for model.pt in a folder of its own: name a folder")
     if plan is None:
         raise BadInputError(f"{where}: trained without a plan, which the settings for Slicer follow from")
     no: str | None = None
