@@ -90,6 +90,10 @@ def export_experiments(
 
 def _file_of(out: Path, target: Target) -> Path:
     """Return the file of the network: ``out`` itself if it is named so, else one in the folder that it names."""
+    if word := next((word for word in target.not_in_path if word in str(out.absolute())), None):
+        raise BadInputError(
+            f"{out}: its reader treats models with {word!r} in their path otherwise: choose another name"
+        )
     if out.suffix == target.suffix and not out.is_dir():
         return out
     if out.suffix in SUFFIXES and not out.is_dir():

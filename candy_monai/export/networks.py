@@ -19,10 +19,10 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import example_shape
-from candy_monai.experiment.state import weight_file
 from candy_monai.export.definitions import written_down
 from candy_monai.inference.inputs import InputCase, input_cases
-from candy_monai.inference.predictor import CHECKPOINTS, Predictor
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.nn.slicewise import Slicewise, without_axis
@@ -56,17 +56,17 @@ class ExportedNetwork:
         network: Takes ``(B, C, *size)`` and returns logits ``(B, K, *size)``: in evaluation mode and float32, without
             padding, and without the coarser outputs of deep supervision.
         definition: The network in MONAI's configuration language; None if it is none of MONAI's.
-        weights: The file of its weights.
+        weights: The file of its weights; None of a model from elsewhere.
         slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
         divisor: What each axis of an image must be a multiple of.
         window: The size that it was trained on.
         cases: Real cases.
     """
 
-    predictor: Predictor
+    predictor: NetworkPredictor
     network: nn.Module
     definition: dict[str, Any] | None
-    weights: Path
+    weights: Path | None
     slice_axis: int | None
     divisor: Shape
     window: Shape
@@ -165,37 +165,49 @@ def load_network(
     predictor = load_experiments([experiment], **chosen)
     with written_down() as definitions:
         other = load_experiments([experiment], **chosen)  # its network is taken out of what surrounds it
-    assert isinstance(predictor, Predictor)
-    assert isinstance(other, Predictor)
+    if not isinstance(predictor, NetworkPredictor) or not isinstance(other, NetworkPredictor):
+        raise BadInputError(f"{experiment}: predicts with several networks, and this target holds one")
     attachment = attachment_of(other.model)
-    shape = example_shape(experiment, predictor.description)
     padding = None if attachment is None else attachment.surroundings.padding
-    divisor: Shape = getattr(padding, "min_factor", (1,) * (len(shape) - 1))
-    window: Shape = shape[1:]
+    window = _window(predictor)
+    divisor: Shape = getattr(padding, "min_factor", (1,) * len(window))
     if predictor.plan is not None:
-        divisor, window = predictor.plan.divisor, predictor.plan.patch_shape
+        divisor = predictor.plan.divisor
     detach(other.model)
-    network, axis = plain_network(other.model), predictor.description.network.slice_axis
+    network = plain_network(other.model)
+    axis: int | None = None
     if isinstance(network, Slicewise):
-        network = network.network
+        axis, network = network.axis, network.network
     found = ExportedNetwork(
         predictor=predictor,
         network=network,
         definition=definitions.of(network),
-        weights=weight_file(experiment, CHECKPOINTS.get(checkpoint, checkpoint)),
+        weights=predictor.weights_file if isinstance(predictor, Predictor) else None,
         slice_axis=axis,
         divisor=without_axis((0, *divisor), axis)[1:],
         window=without_axis((0, *window), axis)[1:],
         cases=list(itertools.islice(_real_cases(predictor, images), NUM_CASES)),
     )
     found.network.float().eval()
-    return replace(found, network=_with_one_output(found, in_channels=shape[0]))
+    return replace(found, network=_with_one_output(found))
 
 
-def _real_cases(predictor: Predictor, images: Inputs | None) -> Iterator[InputCase]:
+def _window(predictor: NetworkPredictor) -> Shape:
+    """Return the size of what the network was trained on."""
+    if predictor.plan is not None:
+        return predictor.plan.patch_shape
+    if isinstance(predictor, Predictor):
+        return example_shape(predictor.folder, predictor.description)[1:]
+    size = (predictor.describe_windows() or {}).get("roi_size")
+    if not isinstance(size, list | tuple):
+        raise BadInputError(f"{predictor.folder}: does not say the size of the images that its network was trained on")
+    return tuple(size)
+
+
+def _real_cases(predictor: NetworkPredictor, images: Inputs | None) -> Iterator[InputCase]:
     if images is not None:
         return input_cases(images, channels=predictor.channels, num_dims=predictor.num_dims)
-    dataset = predictor.description.dataset
+    dataset = predictor.description.dataset if isinstance(predictor, Predictor) else None
     folder = None if dataset is None else dataset.folder
     if dataset is None or folder is None or not Path(folder).is_dir():
         where = "its description names no dataset" if folder is None else f"its dataset is not at {folder} any more"
@@ -213,9 +225,9 @@ def _real_cases(predictor: Predictor, images: Inputs | None) -> Iterator[InputCa
     return input_cases(there.subset(known[:: max(len(known) // NUM_CASES, 1)]), channels=predictor.channels)
 
 
-def _with_one_output(found: ExportedNetwork, *, in_channels: int) -> nn.Module:
+def _with_one_output(found: ExportedNetwork) -> nn.Module:
     """Return the network, or one that returns its main output alone where it has several."""
-    example = torch.zeros(1, in_channels, *found.sizes[0])
+    example = torch.zeros(1, found.predictor.num_channels, *found.sizes[0])
     try:
         with torch.no_grad():
             output = found.network(example)

@@ -40,8 +40,8 @@ def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[s
     num_bytes = sum(tensor.nbytes for tensor in network.network.state_dict().values())
     if num_bytes > _LARGEST_FILE:
         raise BadInputError(
-            f"{network.weights}: {num_bytes / 1e9:.1f} GB of weights do not fit into an ONNX file, which holds 2 GB: "
-            "choose another target"
+            f"{network.predictor.folder}: {num_bytes / 1e9:.1f} GB of weights do not fit into an ONNX file, "
+            "which holds 2 GB: choose another target"
         )
     on_progress("Exporting the network by torch.export")
     made = build_program(network, on_progress=on_progress)

@@ -41,9 +41,6 @@ LEAST_DICE = 0.9
 resamples otherwise, and it crops nothing."""
 
 LABELS = "labels.csv"
-_IN_PATHS = ("brats", "whole-head")
-"""What makes the script do otherwise where the path of a model contains it."""
-
 _CODES = (
     "SegmentedPropertyCategoryCodeSequence",
     "SegmentedPropertyTypeCodeSequence",
@@ -108,8 +105,9 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
         if not dice >= LEAST_DICE:
             raise RunFailedError(
                 f"slicer: on {case_id} the extension's label map agrees with that of candy-monai predict by Dice "
-                f"{dice:.3f} only (at least {LEAST_DICE} is expected), and the model was not kept: its preprocessing "
-                "is too far from the plan's; --to monai-bundle has the plan's own"
+                f"{dice:.3f} only (at least {LEAST_DICE} is expected), and the model was not kept: its windows and "
+                "its preprocessing differ from the plan's, which a network that was trained for long bears better; "
+                "--to monai-bundle has the plan's own"
             )
     write_usage(
         network,
@@ -149,9 +147,8 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
     """Return the plan, if the script can follow it."""
     predictor = network.predictor
     plan, where = predictor.plan, predictor.folder
-    for word in _IN_PATHS:
-        if word in str(file).casefold():
-            raise BadInputError(f"{file}: the extension treats models with {word!r} in their path otherwise: rename it")
+    if file.name != "model.pt":
+        raise BadInputError(f"{file.name}: the extension looks for model.pt in a folder of its own: name a folder")
     if plan is None:
         raise BadInputError(f"{where}: trained without a plan, which the settings for Slicer follow from")
     no: str | None = None

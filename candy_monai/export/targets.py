@@ -16,12 +16,14 @@ class Target:
         module: The module that writes it.
         function: The function in it.
         suffix: Of the file; empty for a folder.
+        not_in_path: What the path of the file may not contain, since its reader then does something else.
     """
 
     summary: str
     module: str
     function: str
     suffix: str = ""
+    not_in_path: tuple[str, ...] = ()
 
 
 TARGETS = {
@@ -53,6 +55,7 @@ TARGETS = {
         module="candy_monai.export.slicer",
         function="write_slicer",
         suffix=".pt",
+        not_in_path=("brats", "whole-head"),
     ),
 }
 """The formats by name."""

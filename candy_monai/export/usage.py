@@ -18,6 +18,7 @@ from candy_monai.inference.inferers import WindowInferer
 INPUT, OUTPUT = "image", "logits"
 """The names of the network's input and output, where a format has names."""
 
+_OF_A_MODEL = ("experiment", "folder", "trainer", "bundle", "weights", "weights_sha256")
 _WINDOW_DEFAULTS = {
     name: inspect.signature(WindowInferer).parameters[name].default
     for name in ("overlap", "mode", "sigma_scale", "padding_mode", "cval")
@@ -87,13 +88,7 @@ def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[s
             "windows, and pad smaller ones."
         )
     return {
-        "experiment": {
-            "id": predictor.description.id,
-            "trainer": predictor.description.trainer,
-            "bundle": predictor.description.bundle,
-            "weights": network.weights.name,
-            "weights_sha256": digest_of_file(network.weights),
-        },
+        "model": {name: value for name, value in predictor.describe_models()[0].items() if name in _OF_A_MODEL},
         "input": {
             "name": INPUT,
             "dtype": "float32",
@@ -129,11 +124,7 @@ def _meaning(network: ExportedNetwork) -> dict[str, Any]:
     """Return what each output channel is, and how labels are made of logits."""
     predictor, plan = network.predictor, network.predictor.plan
     if predictor.paints:
-        names = (
-            [region.name for region in plan.regions]
-            if plan is not None
-            else [str(region.get("name", "")) for region in predictor.description.regions or ()]
-        )
+        names = [region.name for region in plan.regions] if plan is not None else [""] * len(predictor.paints)
         return {
             "channels": [
                 {"name": name, "paints": label_id} for name, label_id in zip(names, predictor.paints, strict=True)

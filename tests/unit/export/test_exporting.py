@@ -1,0 +1,184 @@
+"""What leaves an experiment: compared with it on real files, and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from candy_monai.cli.main import main
+from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
+from candy_monai.export import export
+from candy_monai.inference.predictor import Predictor
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+TRAINERS = """
+from tests.unit.export.test_exporting import Noisy, Several
+from tests.toys import SmallTrainer
+
+
+class Mine(SmallTrainer):
+    pass
+
+
+class OfSeveral(SmallTrainer):
+    def build_network(self, example_shape):
+        return Several(super().build_network(example_shape))
+
+
+class OfNoise(SmallTrainer):
+    def build_network(self, example_shape):
+        return Noisy(super().build_network(example_shape))
+"""
+
+
+class Several(nn.Module):
+    """Returns a coarser output, too."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.inner = network
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return [logits, logits[:, :, ::2, ::2]]
+
+
+class Noisy(nn.Module):
+    """Returns another result each time."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.inner = network
+
+    def forward(self, x):
+        return self.inner(x) + torch.rand_like(x)
+
+
+class _OfSeveral(SmallTrainer):
+    def build_network(self, example_shape):
+        return Several(super().build_network(example_shape))
+
+
+class _OfNoise(SmallTrainer):
+    def build_network(self, example_shape):
+        return Noisy(super().build_network(example_shape))
+
+
+def _trained(folder, cls=SmallTrainer):
+    trainer = small_trainer(folder, Squares(2, size=(14, 16)), cls=cls)
+    trainer.train(1, save_preview=False)
+    return trainer.experiment_folder()
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return _trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def options(tmp_path):
+    (tmp_path / "mine.py").write_text(TRAINERS)
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 255, (30, 20), dtype=np.uint8)).save(images / f"{name}_0000.png")
+    return {"trainer": f"{tmp_path / 'mine.py'}:Mine", "images": images, "on_progress": lambda _: None}
+
+
+def test_torchscript_runs_without_the_experiment_and_its_json_says_how_to_use_it(experiment, options, tmp_path):
+    file = export(experiment, tmp_path / "out", to="torchscript", **options)
+    assert file == tmp_path / "out" / "model.ts"
+    images = torch.randn(3, 1, 18, 25)
+    network = Predictor(experiment, network=SmallTrainer("unused", None, None).build_network((1, 14, 16))).model
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(file)(images), network(images))
+    use = json.loads((tmp_path / "out" / "model.ts.json").read_text())
+    assert use["input"]["shape"] == ["batch", 1, "1*n", "1*n"]
+    assert use["output"]["activation"] == "sigmoid"
+    assert {compared["case"] for compared in use["parity"]["compared"]} == {"a", "b"}
+    assert len({tuple(compared["shape"]) for compared in use["parity"]["compared"]}) == 2
+
+
+def test_a_file_can_be_named_and_nothing_but_the_network_and_its_json_is_left(experiment, options, tmp_path):
+    export(experiment, tmp_path / "out" / "mine.ts", to="torchscript", **options)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mine.ts", "mine.ts.json"]
+    with pytest.raises(SettingsError, match=r"mine\.onnx: expected a folder, or a file that ends in \.ts"):
+        export(experiment, tmp_path / "mine.onnx", to="torchscript", **options)
+
+
+def test_what_is_there_is_replaced_only_when_asked(experiment, options, tmp_path):
+    (tmp_path / "mine.ts").write_text("precious")
+    with pytest.raises(BadInputError, match=r"mine\.ts: is there already.*--overwrite"):
+        export(experiment, tmp_path / "mine.ts", to="torchscript", **options)
+    assert (tmp_path / "mine.ts").read_text() == "precious"
+    export(experiment, tmp_path / "mine.ts", to="torchscript", overwrite=True, **options)
+    torch.jit.load(tmp_path / "mine.ts")
+
+
+def test_of_several_outputs_the_one_at_full_resolution_is_exported(options, tmp_path):
+    run = _trained(tmp_path / "runs", _OfSeveral)
+    options["trainer"] = options["trainer"].replace("Mine", "OfSeveral")
+    module = torch.jit.load(export(run, tmp_path / "out", to="torchscript", **options))
+    assert module(torch.zeros(1, 1, 14, 16)).shape == (1, 1, 14, 16)
+
+
+def test_a_network_that_differs_is_not_kept(options, tmp_path):
+    run = _trained(tmp_path / "runs", _OfNoise)
+    options["trainer"] = options["trainer"].replace("Mine", "OfNoise")
+    with pytest.raises(RunFailedError, match=r"torchscript: differs from the experiment and was not kept: on a of"):
+        export(run, tmp_path / "out", to="torchscript", **options)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".export-*"))
+
+
+def test_several_experiments_are_no_single_network(experiment, options, tmp_path):
+    with pytest.raises(BadInputError, match="onnx holds one network, and 2 experiments were given.*monai-bundle"):
+        export([experiment, experiment], tmp_path / "out", to="onnx", **options)
+
+
+def test_without_its_dataset_an_experiment_asks_for_images(experiment, options, tmp_path):
+    with pytest.raises(ExperimentError, match=r"compared on real cases.*--images"):
+        export(experiment, tmp_path / "out", to="pt2", **{**options, "images": None})
+
+
+def test_options_that_a_target_does_not_have_are_refused(experiment, options, tmp_path):
+    with pytest.raises(SettingsError, match="--portable belongs to monai-bundle"):
+        export(experiment, tmp_path / "out", to="onnx", portable=True, **options)
+    with pytest.raises(SettingsError, match="--images has no meaning for monai-bundle"):
+        export(experiment, tmp_path / "out", to="monai-bundle", images=tmp_path)
+
+
+def test_slicer_refuses_what_was_trained_without_a_plan(experiment, options, tmp_path):
+    with pytest.raises(BadInputError, match="trained without a plan"):
+        export(experiment, tmp_path / "out", to="slicer", **options)
+
+
+def test_the_command_names_the_file_and_ends_well(experiment, options, tmp_path, capsys):
+    words = [
+        "export",
+        str(experiment),
+        str(tmp_path / "out"),
+        "--to",
+        "torchscript",
+        "--images",
+        str(options["images"]),
+    ]
+    assert main([*words, "--trainer", options["trainer"]]) == 0
+    assert f"Exported: {tmp_path / 'out' / 'model.ts'}" in capsys.readouterr().out
+    assert main(words) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_formats_of_torch_export_take_any_size_that_the_network_takes(experiment, options, tmp_path, to):
+    file = export(experiment, tmp_path / "out", to=to, **options)
+    use = json.loads(file.with_name(f"{file.name}.json").read_text())
+    assert use["input"]["shape"] == ["batch", 1, "1*n", "1*n"]
+    assert use["input"]["fixed_size"] is None
+    assert all(compared["max_difference"] < 1e-4 for compared in use["parity"]["compared"])

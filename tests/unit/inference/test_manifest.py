@@ -1,0 +1,163 @@
+"""What stands beside predictions."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from candy_monai.cli.main import main
+from candy_monai.errors import BadInputError
+from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.outputs import PredictionError
+from candy_monai.inference.predictor import Predictor
+from tests.toys import SmallTrainer, Squares, small_trainer
+
+SPACING = (2.0, 1.5, 3.0)
+
+
+class _Threshold(torch.nn.Module):
+    """Class 1 where the image exceeds 0.5."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return images[:, :1] - 0.5 + 0 * self.weight
+
+
+class _Trainer(SmallTrainer):
+    def build_network(self, example_shape):
+        return _Threshold()
+
+
+def _trained(folder, num_dims):
+    trainer = small_trainer(folder, Squares(2, size=(14,) * num_dims), cls=_Trainer)
+    trainer.train(1, save_preview=False)
+    return trainer.experiment_folder()
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+    return {dims: _trained(tmp_path_factory.mktemp("run"), dims) for dims in (2, 3)}
+
+
+@pytest.fixture
+def predictor(experiments):
+    return Predictor(experiments[3], network=_Threshold())
+
+
+def _scan(path, count=10):
+    data = np.zeros((6, 5, 4), np.float32)
+    data.flat[:count] = 1
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(data, np.diag([-SPACING[0], *SPACING[1:], 1.0])), path)
+    return path
+
+
+def _manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_a_case_has_its_files_model_time_and_volumes(predictor, tmp_path):
+    scan, out = _scan(tmp_path / "in" / "a_0000.nii.gz"), tmp_path / "out"
+    predictor.predict_to_files(tmp_path / "in", out)
+    content = _manifest(out)
+    (run,), case = content["runs"], content["cases"]["a"]
+    assert case["inputs"] == [
+        {
+            "file": str(scan),
+            "bytes": scan.stat().st_size,
+            "sha256": hashlib.sha256(scan.read_bytes()).hexdigest(),
+        }
+    ]
+    assert case["classes"] == [
+        {"name": "1", "ids": [1], "voxels": 10, "ml": pytest.approx(10 * np.prod(SPACING) / 1000)}
+    ]
+    assert (case["file"], case["shape"], case["spacing_mm"]) == ("a.nii.gz", [6, 5, 4], pytest.approx(SPACING))
+    assert case["seconds"] > 0
+    (model,) = run["models"]
+    weights = predictor.folder / model["weights"]
+    assert model["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (model["experiment"], model["device"], model["precision"]) == (predictor.description.id, "cpu", "fp32")
+    assert {"python", "candy-monai", "torch", "monai"} == run["versions"].keys()
+    assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "manifest.json"]
+
+
+def test_runs_into_one_folder_are_merged_and_a_case_belongs_to_its_last_run(predictor, experiments, tmp_path):
+    _scan(tmp_path / "in" / "a.nii.gz")
+    _scan(tmp_path / "in" / "b.nii.gz")
+    out = tmp_path / "out"
+    predictor.predict_to_files(tmp_path / "in" / "a.nii.gz", out)
+    EnsemblePredictor([predictor, predictor]).predict_to_files(tmp_path / "in" / "b.nii.gz", out)
+    content = _manifest(out)
+    assert list(content["cases"]) == ["a", "b"]
+    assert [len(run["models"]) for run in content["runs"]] == [1, 2]
+    predictor.predict_to_files(tmp_path / "in", out)
+    (run,) = _manifest(out)["runs"]
+    assert {case["run"] for case in _manifest(out)["cases"].values()} == {run["id"]}
+
+
+def test_statistics_are_a_row_a_case_and_class_and_follow_later_runs(predictor, tmp_path):
+    out = tmp_path / "out"
+    predictor.predict_to_files(_scan(tmp_path / "in" / "a.nii.gz"), out, statistics=True)
+    predictor.predict_to_files(_scan(tmp_path / "in" / "b.nii.gz", 0), out)
+    with (out / "statistics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"case": "a", "class": "1", "ids": "1", "voxels": "10", "ml": "0.09"},
+        {"case": "b", "class": "1", "ids": "1", "voxels": "0", "ml": "0.0"},
+    ]
+
+
+def test_what_lies_in_no_physical_space_is_counted_in_pixels_alone(experiments, predictor, tmp_path):
+    pixels = np.zeros((8, 9), np.uint8)
+    pixels[:2] = 255
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    Predictor(experiments[2], network=_Threshold()).predict_to_files(tmp_path / "p.png", tmp_path / "out")
+    predictor.predict_to_files([torch.ones(1, 2, 3, 4)], tmp_path / "out")
+    cases = _manifest(tmp_path / "out")["cases"]
+    assert [(case["classes"][0]["voxels"], case["classes"][0]["ml"]) for case in cases.values()] == [
+        (24, None),
+        (18, None),
+    ]
+
+
+def test_a_case_that_fails_is_named_and_its_earlier_prediction_stays(predictor, tmp_path):
+    out = tmp_path / "out"
+    for name in "ab":
+        _scan(tmp_path / "in" / f"{name}.nii.gz")
+    predictor.predict_to_files(tmp_path / "in", out)
+    (tmp_path / "in" / "a.nii.gz").write_bytes(b"text")
+    with pytest.raises(PredictionError):
+        predictor.predict_to_files(tmp_path / "in", out)
+    earlier, last = _manifest(out)["runs"]
+    assert "a" in last["failures"]
+    assert _manifest(out)["cases"]["a"]["run"] == earlier["id"]
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", '{"format": 99}', '{"format": 1, "runs": {}, "cases": {}}'])
+def test_a_manifest_of_something_else_is_left_alone(predictor, tmp_path, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text(content)
+    with pytest.raises(BadInputError, match=r"manifest\.json: .*move it away"):
+        predictor.predict_to_files(_scan(tmp_path / "in" / "a.nii.gz"), out)
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+    assert (out / "manifest.json").read_text() == content
+
+
+def test_evaluate_takes_neither_for_a_label_map_nor_names_them(predictor, tmp_path, capsys):
+    out = tmp_path / "out"
+    predictor.predict_to_files(_scan(tmp_path / "in" / "a.nii.gz"), out, statistics=True)
+    assert main(["evaluate", str(out), str(tmp_path / "in")]) == 0
+    said = capsys.readouterr().out
+    assert "manifest" not in said
+    assert "statistics" not in said
