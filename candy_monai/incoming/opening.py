@@ -9,6 +9,7 @@ from torch import nn
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.incoming.nnunet import NNUNetPredictor, is_nnunet_folder
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import experiment_predictor
@@ -23,7 +24,7 @@ def kind_of_model(folder: PathLike) -> ModelKind | None:
         return "experiment"
     if any((path / "configs" / f"inference{suffix}").is_file() for suffix in (".json", ".yaml", ".yml")):
         return "MONAI Bundle"
-    if all((path / name).is_file() for name in ("plans.json", "dataset.json")) and any(path.glob("fold_*")):
+    if is_nnunet_folder(path):
         return "nnU-Net"
     return None
 
@@ -48,4 +49,6 @@ def load_predictor(
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
     """
+    if kind_of_model(experiment) == "nnU-Net":
+        return NNUNetPredictor(experiment, checkpoint=checkpoint, device=device, **options)
     return experiment_predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

@@ -154,9 +154,7 @@ class LabelPainter:
         self._num_planes = 0  # that were resampled
         self._num_painted = 0  # planes of the label map
         self._last: Tensor | None = None
-        self._low, self._high, self._share = linear_taps(
-            source[axis], target[axis], nearest=nearest_axis == axis
-        )
+        self._low, self._high, self._share = linear_taps(source[axis], target[axis], nearest=nearest_axis == axis)
 
     def add(self, place: tuple[slice, ...], scores: Tensor, *, weights: Tensor | None = None) -> None:
         """Add a part of the scores; together the parts fill the source once.

@@ -128,7 +128,9 @@ class Plan:
             decides_others=True,
         )
     )
-    resampling: str = field(default="extent", metadata=settable(choice("extent", "separate_z", "stock", "none"), why.resampling))
+    resampling: str = field(
+        default="extent", metadata=settable(choice("extent", "separate_z", "stock", "none"), why.resampling)
+    )
     class_names: tuple[str, ...]
     num_classes: int = field(metadata=settable(WHOLE_NUMBER, why.num_classes, decides_others=True))
     ignore_label: int | None
