@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,10 +241,8 @@ def _numbers_of_numpy() -> list[Any]:
 
 def _reason(error: Exception) -> str:
     """Return what is wrong: of PyTorch's refusals the one line that names what was asked for."""
-    text = str(error)
-    if (start := text.find("Unsupported global: ")) >= 0:
-        return "it asks for " + text[start:].split(" was not an allowed")[0].removeprefix("Unsupported global: GLOBAL ")
-    return reason_in_short(error)
+    asked = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it asks for {asked[1]}" if asked else reason_in_short(error)
 
 
 def _without_wrappers(name: str) -> str:
