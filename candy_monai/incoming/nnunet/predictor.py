@@ -94,7 +94,14 @@ class NNUNetPredictor(NetworkPredictor):
             trust=trust,
         )
         network = _network(opened, checkpoints)
+        # The precision of the weights everywhere; on a GPU nnU-Net itself runs in float16.
         self._run_with(network if plan.slice_axis is None else Slicewise(network, plan.slice_axis))
+
+    @property
+    def summary(self) -> str:
+        """What is predicted with, in a line: configuration, trainer, checkpoint and folds."""
+        folds = ", ".join(path.parent.name for path in self.checkpoints)
+        return f"nnU-Net's {self.configuration} by {self.trainer}, {self.checkpoints[0].name} of {folds}"
 
 
 def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[nn.Module, Plan]:
