@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.ndimage
@@ -22,14 +23,19 @@ from candy_monai.errors import ExperimentError
 from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint, find_nnunet_folder, read_checkpoint
 from candy_monai.incoming.nnunet.network import MeanOfFolds, build_network, load_weights_into
 from candy_monai.incoming.nnunet.plans import OpenedPlans, open_plans
+from candy_monai.inference.buffers import Tile
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.tiles import Slices, WindowGrid
 from candy_monai.nn.slicewise import Slicewise
 
+if TYPE_CHECKING:
+    from candy_monai.nn.deep_supervision import NetworkOutput
+
 _STEP = 0.5  # of a window
 _SIGMA = 0.125
 _GREATEST_WEIGHT = 10.0
+_KEPT_IN = torch.float16
 
 
 class NNUNetPredictor(NetworkPredictor):
@@ -122,10 +128,25 @@ def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[
 
 
 class NNUNetInferer(WindowInferer):
-    """Runs images in the windows of nnU-Net: spread evenly over the image, blended by its Gaussian weights."""
+    """Runs images in the windows of nnU-Net: spread evenly over the image, blended by its Gaussian weights.
+
+    nnU-Net keeps logits in half precision, which decides where two classes are nearly even; so they are rounded to it.
+    """
+
+    _sums_rounded_to = _KEPT_IN
 
     def __init__(self, roi_size: Sequence[int], sw_batch_size: int | None = None) -> None:
         super().__init__(roi_size, sw_batch_size, overlap=1 - _STEP, sigma_scale=_SIGMA)
+
+    @override
+    def tiles(
+        self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
+    ) -> Iterator[Tile]:
+        for tile in super().tiles(image, network, in_layers=in_layers):
+            assert tile.weights is not None
+            weights = tile.weights().to(_KEPT_IN).float()
+            scores = tile.sums.copy_(tile.sums.div_(weights).to(_KEPT_IN))
+            yield Tile(place=tile.place, sums=scores)
 
     @override
     def grid(self, size: Sequence[int]) -> WindowGrid:
