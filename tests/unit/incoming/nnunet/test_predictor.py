@@ -261,17 +261,18 @@ def test_labels_are_those_of_nnunet_itself(tmp_path):
     for file in sorted((data / "imagesTr").iterdir())[:2]:
         (tmp_path / "in" / file.name).write_bytes(file.read_bytes())
     paths = {f"nnUNet_{name}": str(tmp_path) for name in ("raw", "preprocessed", "results")}
-    script = (
-        "import sys, torch; from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor as P\n"
-        "if __name__ == '__main__':\n"
-        "    p = P(use_mirroring=True, device=torch.device('cpu'), allow_tqdm=False)\n"
-        "    p.initialize_from_trained_model_folder(sys.argv[1], (0, 1))\n"
-        "    p.predict_from_files_sequential(sys.argv[2], sys.argv[3])\n"
-    )
-    (tmp_path / "run.py").write_text(script)
-    arguments = [python, "run.py", *(str(tmp_path / name) for name in ("m", "in", "theirs"))]
+    command = [Path(python).with_name("nnUNetv2_predict_from_modelfolder"), *("-f", "0", "1"), *("-device", "cpu")]
+    for option, name in (("-m", "m"), ("-i", "in"), ("-o", "theirs")):
+        command += [option, tmp_path / name]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(arguments, cwd=tmp_path, env={**environment, **paths}, check=True, capture_output=True, timeout=550)
+    done = subprocess.run(
+        [*command, *("-npp", "1"), *("-nps", "1")],
+        env={**environment, **paths},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     predictor = NNUNetPredictor(tmp_path / "m", mirror=True)
     for prediction in predictor.stream(tmp_path / "in", probabilities=True):
         theirs = nibabel.load(tmp_path / "theirs" / f"{prediction.case_id}.nii.gz").get_fdata()
