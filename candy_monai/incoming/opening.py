@@ -8,7 +8,9 @@ from typing import Any, Literal
 from torch import nn
 
 from candy_monai.aliases import Device, PathLike
+from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.incoming.nnunet import NNUNetPredictor, is_nnunet_folder
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import experiment_predictor
@@ -23,7 +25,7 @@ def kind_of_model(folder: PathLike) -> ModelKind | None:
         return "experiment"
     if any((path / "configs" / f"inference{suffix}").is_file() for suffix in (".json", ".yaml", ".yml")):
         return "MONAI Bundle"
-    if all((path / name).is_file() for name in ("plans.json", "dataset.json")) and any(path.glob("fold_*")):
+    if is_nnunet_folder(path):
         return "nnU-Net"
     return None
 
@@ -36,10 +38,10 @@ def load_predictor(
     device: Device = "cpu",
     **options: Any,
 ) -> NetworkPredictor | EnsemblePredictor:
-    """Return the predictor of a trained model: an experiment's own, which is its bundle's where it belongs to one.
+    """Return the predictor of a trained model: an experiment, whose bundle may have its own, or one of nnU-Net's.
 
     Args:
-        experiment: The experiment folder.
+        experiment: The experiment folder, or that of a trained nnU-Net v2.
         network: The network to load the weights into, for trainers that belong to no bundle.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
@@ -47,5 +49,10 @@ def load_predictor(
 
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
+        BadInputError: If a network is given for a model that says itself what its network is.
     """
+    if kind_of_model(experiment) == "nnU-Net":
+        if network is not None:
+            raise BadInputError(f"{experiment}: the plans of nnU-Net say what the network is; leave out network")
+        return NNUNetPredictor(experiment, checkpoint=checkpoint, device=device, **options)
     return experiment_predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

@@ -105,6 +105,7 @@ def blended_tiles(
     batch_size: int,
     new_buffer: BufferFactory = buffer_in_memory,
     in_layers: bool = False,
+    rounded_to: torch.dtype | None = None,
 ) -> Iterator[Tile]:
     """Run a network over all windows of one image and yield each part of the result as soon as it is final.
 
@@ -115,6 +116,7 @@ def blended_tiles(
         batch_size: Windows in one call of the network.
         new_buffer: Makes the buffer for unfinished scores, once.
         in_layers: Whether the tiles are wanted layer by layer; see `TileLayout`.
+        rounded_to: A type of less precision that sums are rounded to after each window, as if they were kept in it.
 
     Yields:
         Tiles that fill the image once, without any overlap. The scores of each are valid until the next one is asked
@@ -122,11 +124,18 @@ def blended_tiles(
     """
     # On a CPU a third of a network's time may go into fetching memory anew for each window.
     with freed_memory_kept() if image.device.type == "cpu" else nullcontext():
-        yield from _blended(image, network, grid, TileLayout(grid, in_layers=in_layers), batch_size, new_buffer)
+        layout = TileLayout(grid, in_layers=in_layers)
+        yield from _blended(image, network, grid, layout, batch_size, new_buffer, rounded_to)
 
 
 def _blended(
-    image: Tensor, network: ScoreFunction, grid: WindowGrid, layout: TileLayout, batch_size: int, new: BufferFactory
+    image: Tensor,
+    network: ScoreFunction,
+    grid: WindowGrid,
+    layout: TileLayout,
+    batch_size: int,
+    new: BufferFactory,
+    rounded_to: torch.dtype | None,
 ) -> Iterator[Tile]:
     padded, order = grid.padded(image[None])[0], layout.order
     windows = padded.new_empty((min(batch_size, len(order)), len(padded), *grid.window))
@@ -159,6 +168,8 @@ def _blended(
                 else:  # the first window of a tile sets it, so nothing is filled with zeros
                     torch.mul(part, weight, out=sums)
                     left[tile] = layout.num_windows[tile]
+                if rounded_to is not None:
+                    sums.copy_(sums.to(rounded_to))
                 left[tile] -= 1
                 if not left[tile]:
                     del left[tile]

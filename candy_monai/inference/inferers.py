@@ -87,6 +87,8 @@ class WindowInferer(SlidingWindowInferer):
         >>> labels = inferer.labels(images, network)  # doctest: +SKIP
     """
 
+    _sums_rounded_to: torch.dtype | None = None
+
     @renamed_arguments(window_shape="roi_size", batch_size="sw_batch_size", new_room="new_buffer")
     def __init__(
         self,
@@ -212,6 +214,7 @@ class WindowInferer(SlidingWindowInferer):
             batch_size=self._batch_size(image.device),
             new_buffer=self.new_buffer,
             in_layers=in_layers,
+            rounded_to=self._sums_rounded_to,
         )
 
     bricks = earlier_name("bricks", tiles)

@@ -11,6 +11,7 @@ from candy_monai.data.planning.files import plan_of
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.runs import folds_below, summarize, what_is_below
+from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import kind_of_model, load_predictor
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
@@ -58,10 +59,10 @@ def load_experiments(
     of_all: dict[str, Any] = {"largest_component": largest_component, "memory": memory}
     options = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels, "trust": trust}
     if len(folders) == 1:
-        return _predictor(folders[0], trainer_class, {**options, **of_all})
+        return _predictor(folders[0], trainer_class, {**options, **of_all}, on_progress)
     members: list[NetworkPredictor] = []
     for folder in folders:
-        predictor = _predictor(folder, trainer_class, options)
+        predictor = _predictor(folder, trainer_class, options, on_progress)
         members += predictor.members if isinstance(predictor, EnsemblePredictor) else [predictor]
     return EnsemblePredictor(members, **of_all)
 
@@ -72,10 +73,16 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def _predictor(
-    folder: Path, trainer_class: type[SegmentationTrainer] | None, options: dict[str, Any]
+    folder: Path,
+    trainer_class: type[SegmentationTrainer] | None,
+    options: dict[str, Any],
+    on_progress: Callable[[str], None],
 ) -> NetworkPredictor | EnsemblePredictor:
     if _is_foreign(folder):
-        return load_predictor(folder, **options)
+        predictor = load_predictor(folder, **options)
+        if isinstance(predictor, NNUNetPredictor):
+            on_progress(f"{folder}: {predictor.summary}")
+        return predictor
     return _member(folder, trainer_class, options)
 
 

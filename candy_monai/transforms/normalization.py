@@ -30,7 +30,8 @@ class NormalizeForeground(Transform):
 
     Args:
         channels: One entry a channel: ``{"scheme": "zscore", "nonzero_only": True}`` for mean 0 and standard deviation
-            1, over the foreground only with ``nonzero_only``, outside of which the result is 0; ``{"scheme": "ct",
+            1, over the foreground only with ``nonzero_only``, outside of which the result is 0 (with ``"fill_holes":
+            False`` holes are outside, too, where the first such channel says so); ``{"scheme": "ct",
             "lower": ..., "upper": ..., "mean": ..., "std": ...}`` to clip and standardise by given numbers;
             ``rescale_to_0_1`` for the channel's range; ``rgb_to_0_1`` to divide by 255; ``nonorm``.
 
@@ -64,9 +65,12 @@ class NormalizeForeground(Transform):
         if len(values) != len(self.channels):
             raise ValueError(f"found an image of {len(values)} channels, expected {len(self.channels)}")
         mask = None
-        if any(_over_foreground(channel) for channel in self.channels):
-            blank = (values == 0).all(0).cpu().numpy()
-            mask = torch.from_numpy(np.asarray(scipy.ndimage.binary_fill_holes(~blank))).to(values.device)
+        over_foreground = [channel for channel in self.channels if _over_foreground(channel)]
+        if over_foreground:
+            inside = (values != 0).any(0).cpu().numpy()
+            if over_foreground[0].get("fill_holes", True):
+                inside = np.asarray(scipy.ndimage.binary_fill_holes(inside))
+            mask = torch.from_numpy(inside).to(values.device)
         result = torch.stack([_normalized(*each, mask) for each in zip(values, self.channels, strict=True)])
         return MetaTensor(result).copy_meta_from(img) if isinstance(img, MetaTensor) else result
 

@@ -16,11 +16,11 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import MapTransform, Transform
-from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple_rep
+from monai.utils import convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 from torch.nn import functional as F
 
-from candy_monai.transforms.resampling import linear_taps
+from candy_monai.transforms.resampling import linear_taps, nearest_slices, resampled_from
 
 Shape = tuple[int, ...]
 
@@ -123,6 +123,7 @@ class LabelPainter:
         source: Spatial shape of the scores.
         target: Spatial shape of the label map.
         axis: The axis along which layers follow each other.
+        nearest_axis: An axis along which scores are copied to the nearest plane instead of interpolated.
         paints: See `label_ids`.
         are_probabilities: Whether the scores are probabilities instead of logits.
         with_probabilities: Whether to keep every class's probability, too.
@@ -135,6 +136,7 @@ class LabelPainter:
         target: Shape,
         *,
         axis: int = 0,
+        nearest_axis: int | None = None,
         paints: Sequence[int] = (),
         are_probabilities: bool = False,
         with_probabilities: bool = False,
@@ -142,6 +144,7 @@ class LabelPainter:
     ) -> None:
         self.resamples = source != target
         self._source, self._target, self._axis = source, target, axis
+        self._nearest_axis = nearest_axis
         self._paints, self._device = tuple(paints), device
         self._are_probabilities, self._threshold = are_probabilities, 0.5 if are_probabilities else 0.0
         self._with_probabilities = with_probabilities
@@ -151,7 +154,7 @@ class LabelPainter:
         self._num_planes = 0  # that were resampled
         self._num_painted = 0  # planes of the label map
         self._last: Tensor | None = None
-        self._low, self._high, self._share = linear_taps(source[axis], target[axis])
+        self._low, self._high, self._share = linear_taps(source[axis], target[axis], nearest=nearest_axis == axis)
 
     def add(self, place: tuple[slice, ...], scores: Tensor, *, weights: Tensor | None = None) -> None:
         """Add a part of the scores; together the parts fill the source once.
@@ -238,6 +241,10 @@ class LabelPainter:
         planes = self._planes(layer, channel, needed, first)
         share = self._share[rows].to(planes.device).view(-1, *[1] * len(size))
         between = planes[low - needed.start].lerp_(planes[high - needed.start], share)
+        across = [axis for axis in range(len(self._source)) if axis != self._axis]
+        if self._nearest_axis in across:
+            place = across.index(self._nearest_axis)
+            between = nearest_slices(between, place + 1, size[place])
         if tuple(between.shape[1:]) == size:
             return between
         return F.interpolate(between[None], size=size, mode=_MODES[len(size)], align_corners=False)[0]
@@ -254,15 +261,6 @@ class LabelPainter:
         for across, part in layer:
             planes[(slice(before, None), *across)] = part[channel, own]
         return planes
-
-
-def shape_before_resampling(image: Tensor) -> Shape:
-    """Return the spatial shape that an image had before `ResampleToSpacing`, its last step; else its own."""
-    shape = tuple(int(size) for size in image.shape[1:])
-    steps = image.applied_operations if isinstance(image, MetaTensor) else []
-    if not steps or steps[-1][TraceKeys.CLASS_NAME] != "ResampleToSpacing":
-        return shape
-    return tuple(int(size) for size in steps[-1][TraceKeys.ORIG_SIZE])
 
 
 class PaintLabels(Transform):
@@ -283,12 +281,13 @@ class PaintLabels(Transform):
         self.paints = tuple(paints)
         self.are_probabilities = are_probabilities
 
-    def __call__(self, img: Any, shape: Sequence[int] | None = None) -> Tensor:
+    def __call__(self, img: Any, shape: Sequence[int] | None = None, nearest_axis: int | None = None) -> Tensor:
         """Return ids ``(1, *shape)``, uint8 or int16.
 
         Args:
             img: Scores ``(K, *spatial)``.
             shape: The spatial shape of the result, over the same extent; ``None`` for that of the scores.
+            nearest_axis: An axis along which scores are copied instead of interpolated.
         """
         img = convert_to_tensor(img, track_meta=get_track_meta())
         scores = img.as_tensor() if isinstance(img, MetaTensor) else img
@@ -296,6 +295,7 @@ class PaintLabels(Transform):
         painter = LabelPainter(
             own,
             own if shape is None else tuple(shape),
+            nearest_axis=nearest_axis,
             paints=self.paints,
             are_probabilities=self.are_probabilities,
             device=scores.device,
@@ -335,5 +335,5 @@ class PaintLabelsd(MapTransform):
         """Return the items with ids in place of the scores."""
         d = dict(data)
         for key, orig_key in self.key_iterator(d, self.orig_keys):
-            d[key] = self.painter(d[key], None if orig_key is None else shape_before_resampling(d[orig_key]))
+            d[key] = self.painter(d[key], *(() if orig_key is None else resampled_from(d[orig_key])))
         return d

@@ -30,9 +30,12 @@ _LINEAR: Literal[1] = 1
 _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _MODES = ("cubic", "linear", "nearest", "majority")
 _ANISOTROPIC = 3.0
+_NEAREST_AXIS = "nearest_axis"
 
 
-def resample_image(image: Tensor, shape: Shape, *, anisotropic_axis: int | None = None) -> Tensor:
+def resample_image(
+    image: Tensor, shape: Shape, *, anisotropic_axis: int | None = None, separate: bool = False
+) -> Tensor:
     """Resample intensities by a cubic spline, linearly across thick slices; the range of each channel is kept.
 
     A spline is linear in its samples, so each axis is one matrix product: exact, and much faster than evaluating the
@@ -42,20 +45,24 @@ def resample_image(image: Tensor, shape: Shape, *, anisotropic_axis: int | None 
         image: ``(C, *spatial)`` float32.
         shape: The new spatial shape.
         anisotropic_axis: The axis across thick slices, where a cubic would ring from slice to slice.
+        separate: Whether thick slices are copied instead, and the range of each of them is kept.
 
     Returns:
         ``(C, *shape)``; the input itself where the shape is already right.
     """
     if tuple(image.shape[1:]) == tuple(shape):
         return image
+    copied_axis = anisotropic_axis if separate else None
     result = image
     for axis, size in enumerate(shape):
-        if image.shape[axis + 1] != size:
+        if image.shape[axis + 1] != size and axis != copied_axis:
             weights = _spline_weights(image.shape[axis + 1], size, _LINEAR if axis == anisotropic_axis else _CUBIC)
             result = (result.movedim(axis + 1, -1) @ weights.to(image.device).T).movedim(-1, axis + 1)
-    flat = image.flatten(1)
-    low, high = (bound.view(-1, *[1] * len(shape)) for bound in (flat.amin(1), flat.amax(1)))
-    return result.clamp(low, high).contiguous()
+    together = [axis + 1 for axis in range(len(shape)) if axis != copied_axis]
+    result = result.clamp(image.amin(together, keepdim=True), image.amax(together, keepdim=True))
+    if copied_axis is not None:
+        result = nearest_slices(result, copied_axis + 1, shape[copied_axis])
+    return result.contiguous()
 
 
 def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None = None) -> Tensor:
@@ -75,9 +82,7 @@ def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None 
     if tuple(label.shape[1:]) == tuple(shape):
         return label
     if anisotropic_axis is not None:
-        old, new = label.shape[anisotropic_axis + 1], shape[anisotropic_axis]
-        nearest = ((torch.arange(new, device=label.device) + 0.5) * (old / new)).long().clamp_max(old - 1)
-        label = label.index_select(anisotropic_axis + 1, nearest)
+        label = nearest_slices(label, anisotropic_axis + 1, shape[anisotropic_axis])
     ids = label[0]
     result = torch.zeros(shape, dtype=label.dtype, device=label.device)
     best, covered = (torch.zeros(shape, device=label.device) for _ in range(2))
@@ -91,18 +96,21 @@ def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None 
     return result.masked_fill_(best <= 1 - covered, 0)[None]  # on a tie the lower id, background, is taken
 
 
-def resample_scores(scores: Tensor, shape: Shape) -> Tensor:
+def resample_scores(scores: Tensor, shape: Shape, *, nearest_axis: int | None = None) -> Tensor:
     """Resample scores or probabilities linearly.
 
     Args:
         scores: ``(C, *spatial)``, floating.
         shape: The new spatial shape.
+        nearest_axis: An axis along which they are copied instead.
 
     Returns:
         ``(C, *shape)``; the input itself where the shape is already right.
     """
     if tuple(scores.shape[1:]) == tuple(shape):
         return scores
+    if nearest_axis is not None:
+        scores = nearest_slices(scores, nearest_axis + 1, shape[nearest_axis])
     # One channel at a time: PyTorch would hold all of them twice.
     result = scores.new_empty((len(scores), *shape))
     for target, channel in zip(result, scores, strict=True):
@@ -129,6 +137,25 @@ def thick_axis(spacing: Sequence[float], *, ratio: float = _ANISOTROPIC) -> int 
     return axis if len(spacing) > 2 and spacing[axis] > ratio * sorted(spacing)[-2] else None
 
 
+def separate_axis(*spacings: Sequence[float], ratio: float = _ANISOTROPIC) -> int | None:
+    """Return the axis of a volume across which nnU-Net resamples slices separately; None where it does not.
+
+    It is the longest side of the voxels, if only one is the longest, by the first of the spacings whose longest side is
+    more than ``ratio`` times the shortest.
+    """
+    for spacing in spacings:
+        if len(spacing) > 2 and max(spacing) > ratio * min(spacing):
+            longest = [axis for axis, length in enumerate(spacing) if max(spacing) / length == 1]
+            return longest[0] if len(longest) == 1 else None
+    return None
+
+
+def nearest_slices(values: Tensor, dim: int, size: int) -> Tensor:
+    """Return values with the nearest of their slices along a dimension for each of ``size`` new ones."""
+    old = values.shape[dim]
+    return values if old == size else values.index_select(dim, _nearest(old, size).to(values.device))
+
+
 class ResampleToSpacing(InvertibleTransform):
     """Resample to a spacing, with the extent of the image kept exactly. The inverse restores the shape exactly.
 
@@ -143,19 +170,28 @@ class ResampleToSpacing(InvertibleTransform):
         mode: ``cubic`` or ``linear`` for intensities, ``majority`` or ``nearest`` for label ids.
         anisotropy: An axis counts as one of thick slices if its spacing is more than so many times that of both others,
             in the image itself or else in ``pixdim``.
+        separate_z: Whether thick slices are resampled as by nnU-Net: an axis is one of thick slices if its spacing is
+            more than ``anisotropy`` times the least, and the longest; there images are copied to the nearest slice, and
+            so are scores on the way back.
 
     Raises:
         ValueError: If the mode is unknown, or a spacing is not finite.
     """
 
     def __init__(
-        self, pixdim: Sequence[float] | float, *, mode: str = "cubic", anisotropy: float = _ANISOTROPIC
+        self,
+        pixdim: Sequence[float] | float,
+        *,
+        mode: str = "cubic",
+        anisotropy: float = _ANISOTROPIC,
+        separate_z: bool = False,
     ) -> None:
         self.pixdim = (pixdim,) if isinstance(pixdim, int | float) else tuple(pixdim)
         if not all(map(math.isfinite, self.pixdim)):
             raise ValueError(f"pixdim must be finite, got {self.pixdim}")
         self.mode = look_up_option(mode, _MODES)
         self.anisotropy = anisotropy
+        self.separate_z = separate_z
 
     def __call__(self, img: Any, mode: str | None = None) -> Tensor:
         """Return the resampled image, with its affine and the way back where metadata are tracked.
@@ -177,9 +213,14 @@ class ResampleToSpacing(InvertibleTransform):
         spacing = _spacing_of(img, len(old))
         new = resampled_shape(old, spacing, target)
         wanted = [length if length > 0 else kept for length, kept in zip(target, spacing, strict=True)]
-        own, other = (thick_axis(lengths, ratio=self.anisotropy) for lengths in (spacing, wanted))
-        thick = other if own is None else own
-        result = _resampled(values, new, mode, thick)
+        extra = {}
+        if self.separate_z:
+            thick = separate_axis(spacing, wanted, ratio=self.anisotropy)
+            extra[_NEAREST_AXIS] = separate_axis(wanted, spacing, ratio=self.anisotropy)
+        else:
+            own, other = (thick_axis(lengths, ratio=self.anisotropy) for lengths in (spacing, wanted))
+            thick = other if own is None else own
+        result = _resampled(values, new, mode, thick, separate=self.separate_z)
         if not isinstance(img, MetaTensor):
             return result
         back = "linear" if mode == "cubic" else mode  # Invertd may put "nearest" in its place
@@ -187,7 +228,7 @@ class ResampleToSpacing(InvertibleTransform):
             img,
             sp_size=new,
             affine=torch.as_tensor(scale_affine(old, new)),
-            extra_info={"src_affine": img.affine.clone(), "mode": back},
+            extra_info={"src_affine": img.affine.clone(), "mode": back, **extra},
             orig_size=old,
             transform_info=self.get_transform_info(),
         )
@@ -202,7 +243,10 @@ class ResampleToSpacing(InvertibleTransform):
         mode = info[TraceKeys.EXTRA_INFO]["mode"]
         if mode == "linear" and not values.is_floating_point():
             mode = "majority"
-        result = resample_scores(values, shape) if mode == "linear" else _resampled(values, shape, mode, None)
+        if mode == "linear":
+            result = resample_scores(values, shape, nearest_axis=info[TraceKeys.EXTRA_INFO].get(_NEAREST_AXIS))
+        else:
+            result = _resampled(values, shape, mode, None)
         placed = MetaTensor(result).copy_meta_from(data)
         placed.affine = info[TraceKeys.EXTRA_INFO]["src_affine"]
         restored: Tensor = placed
@@ -217,6 +261,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         pixdim: The spacing along each spatial axis.
         mode: One for all keys, or one a key: ``("cubic", "majority")`` for image and label.
         anisotropy: See `ResampleToSpacing`.
+        separate_z: See `ResampleToSpacing`.
         allow_missing_keys: Whether a key may be missing.
     """
 
@@ -227,11 +272,12 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         *,
         mode: Sequence[str] | str = "cubic",
         anisotropy: float = _ANISOTROPIC,
+        separate_z: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.mode = tuple(look_up_option(each, _MODES) for each in ensure_tuple_rep(mode, len(self.keys)))
-        self.resampler = ResampleToSpacing(pixdim, anisotropy=anisotropy)
+        self.resampler = ResampleToSpacing(pixdim, anisotropy=anisotropy, separate_z=separate_z)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the items with those of the keys resampled."""
@@ -255,7 +301,7 @@ def _spacing_of(img: Tensor, num_dims: int) -> tuple[float, ...]:
     return tuple(float(length) for length in affine_to_spacing(img.affine, r=rank)[: min(num_dims, rank)])
 
 
-def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None) -> Tensor:
+def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None, *, separate: bool = False) -> Tensor:
     if tuple(values.shape[1:]) == shape:
         return values
     if mode == "majority":
@@ -267,7 +313,7 @@ def _resampled(values: Tensor, shape: Shape, mode: str, thick: int | None) -> Te
     floating = values.float()
     if mode == "linear":
         return resample_scores(floating, shape)
-    return resample_image(floating, shape, anisotropic_axis=thick)
+    return resample_image(floating, shape, anisotropic_axis=thick, separate=separate)
 
 
 def _score_in_box(
@@ -293,12 +339,34 @@ def _score_in_box(
     return mask, tuple(place)
 
 
+def resampled_from(image: Tensor) -> tuple[Shape, int | None]:
+    """Return the spatial shape that an image had before `ResampleToSpacing`, its last step, else its own shape.
+
+    Beside it stands the axis along which scores are copied on the way back there, instead of interpolated.
+    """
+    steps = image.applied_operations if isinstance(image, MetaTensor) else []
+    if not steps or steps[-1][TraceKeys.CLASS_NAME] != ResampleToSpacing.__name__:
+        return tuple(int(size) for size in image.shape[1:]), None
+    before = tuple(int(size) for size in steps[-1][TraceKeys.ORIG_SIZE])
+    return before, steps[-1][TraceKeys.EXTRA_INFO].get(_NEAREST_AXIS)
+
+
 @lru_cache(maxsize=64)
-def linear_taps(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each new voxel its two old neighbours and the second one's share, as PyTorch interpolates."""
+def linear_taps(old: int, new: int, *, nearest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each new voxel its two old neighbours and the second one's share, as PyTorch interpolates.
+
+    With ``nearest`` both neighbours are the nearest voxel.
+    """
+    if nearest:
+        return _nearest(old, new), _nearest(old, new), torch.zeros(new)
     place = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp_(0, old - 1)
     lower = place.long()
     return lower, (lower + 1).clamp_max_(old - 1), (place - lower).float()
+
+
+@lru_cache(maxsize=64)
+def _nearest(old: int, new: int) -> Tensor:
+    return ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)).long().clamp_max(old - 1)
 
 
 @lru_cache(maxsize=64)

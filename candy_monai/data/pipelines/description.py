@@ -325,6 +325,8 @@ def _resampling(plan: Plan) -> Entry:
     shared = {"keys": _BOTH, "pixdim": list(plan.pixdim), "allow_missing_keys": True}
     if plan.resampling == "extent":
         return _ours("ResampleToSpacingd", mode=["cubic", "majority"], **shared)
+    if plan.resampling == "separate_z":
+        return _ours("ResampleToSpacingd", mode=["cubic", "majority"], separate_z=True, **shared)
     return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)
 
 

@@ -40,8 +40,8 @@ from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, CandyError
 from candy_monai.label_ids import holds_whole_numbers
 from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
-from candy_monai.transforms.painting import LabelPainter, id_type, label_ids, probabilities_of, shape_before_resampling
-from candy_monai.transforms.resampling import resampled_shape
+from candy_monai.transforms.painting import LabelPainter, id_type, label_ids, probabilities_of
+from candy_monai.transforms.resampling import resampled_from, resampled_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class PreprocessedCase:
     @property
     def shape_before_resampling(self) -> Shape:
         """The spatial shape after reorientation and cropping."""
-        return shape_before_resampling(self.image)
+        return resampled_from(self.image)[0]
 
     @property
     def is_resampled(self) -> bool:
@@ -308,10 +308,12 @@ class Preprocessor:
             with_probabilities: Whether to keep every class's probability, too; `painted_probabilities` returns them.
             device: Where the scores are.
         """
+        target, nearest_axis = resampled_from(case.image)
         return LabelPainter(
             tuple(case.image.shape[1:]),
-            case.shape_before_resampling,
+            target,
             axis=axis,
+            nearest_axis=nearest_axis,
             paints=self.paints,
             are_probabilities=probabilities,
             with_probabilities=with_probabilities,

@@ -132,6 +132,8 @@ def slice_axis(plan: Plan, _fingerprint: Fingerprint) -> str:
 def resampling(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.resampling == "none":
         return "No case changes its shape at this spacing; another case that does is resampled as by extent."
+    if plan.resampling == "separate_z":
+        return "As nnU-Net does it: images by splines within thick slices, which are copied and not blended."
     return "Images by splines and labels by majority, on each case's exact extent; stock is MONAI's Spacingd."
 
 

@@ -82,7 +82,8 @@ class Plan:
         median_shape: Median shape of the cases after cropping and resampling.
         channel_names: The image's channels.
         normalization: One entry a channel.
-        resampling: ``extent`` keeps each case's extent, by ``ResampleToSpacingd``; ``stock`` takes MONAI's
+        resampling: ``extent`` keeps each case's extent, by ``ResampleToSpacingd``; ``separate_z`` does so as nnU-Net
+            does it, which copies thick slices where ``extent`` interpolates between them; ``stock`` takes MONAI's
             ``Spacingd``; ``none`` names ``Spacingd`` where no case of the dataset is resampled, so that MONAI alone
             builds the pipeline, and any other case is resampled as by ``extent``.
         class_names: What the output channels mean: the labels with background, or the regions.
@@ -127,7 +128,9 @@ class Plan:
             decides_others=True,
         )
     )
-    resampling: str = field(default="extent", metadata=settable(choice("extent", "stock", "none"), why.resampling))
+    resampling: str = field(
+        default="extent", metadata=settable(choice("extent", "separate_z", "stock", "none"), why.resampling)
+    )
     class_names: tuple[str, ...]
     num_classes: int = field(metadata=settable(WHOLE_NUMBER, why.num_classes, decides_others=True))
     ignore_label: int | None

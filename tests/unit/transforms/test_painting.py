@@ -157,3 +157,18 @@ def test_a_logit_just_above_zero_is_more_likely_than_not():
     scores = torch.tensor([[1e-30, 0.0, -1e-30]])
     assert (scores.sigmoid() > 0.5).sum() == 0
     assert (probabilities_of(scores) > 0.5).tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("nearest_axis", [0, 1, 2])
+def test_scores_that_are_copied_along_an_axis_are_painted_as_if_resampled_whole(axis, nearest_axis):
+    source, target = (7, 5, 6), (10, 8, 4)
+    scores = torch.randn(3, *source, generator=torch.Generator().manual_seed(0))
+    painter = LabelPainter(source, target, axis=axis, nearest_axis=nearest_axis, with_probabilities=True)
+    for start, end in ((0, 3), (3, source[axis])):
+        place = [slice(0, size) for size in source]
+        place[axis] = slice(start, end)
+        painter.add(tuple(place), scores[(slice(None), *place)])
+    whole = resample_scores(scores, target, nearest_axis=nearest_axis)
+    assert torch.equal(painter.labels().long(), whole.argmax(0))
+    assert torch.allclose(painter.probabilities(), whole.softmax(0), atol=1e-5)

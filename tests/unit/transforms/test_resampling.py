@@ -15,6 +15,7 @@ from candy_monai.transforms.resampling import (
     resample_label,
     resample_scores,
     resampled_shape,
+    separate_axis,
     thick_axis,
 )
 
@@ -186,3 +187,31 @@ def test_wrong_arguments_are_refused():
 def test_resampling_keeps_the_space_that_is_covered():
     assert resampled_shape((10, 10, 5), (1.0, 1.0, 4.0), (0.5, 2.0, 4.0)) == (20, 5, 5)
     assert resampled_shape((1, 1, 1), (0.1, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 1, 1)
+
+
+def test_slices_apart_are_copied_within_their_own_range_and_scores_come_back_so():
+    image = torch.zeros(1, 4, 4, 2)
+    image[0, 2:, :, 0], image[0, :, :, 1] = 1.0, 9.0
+    resample = ResampleToSpacing((0.5, 1.0, 2.0), separate_z=True)
+    done = resample(placed(image, (1.0, 1.0, 5.0)))
+    assert done.shape == (1, 8, 4, 5)
+    below, above = done.as_tensor()[0, ..., :2], done.as_tensor()[0, ..., 3:]
+    assert (below.min(), below.max()) == (0.0, 1.0)  # a spline alone would leave the range of the slice
+    assert torch.equal(below[..., 0], below[..., 1])
+    assert torch.equal(above, torch.full_like(above, 9.0))
+    back = resample.inverse(done)
+    expected = resample_scores(done.as_tensor().clone(), (4, 4, 2), nearest_axis=2)
+    assert torch.equal(back.as_tensor(), expected)
+    assert torch.equal(expected[..., 0], resample_scores(done.as_tensor()[..., 1], (4, 4)))
+
+
+def test_slices_are_apart_by_the_rule_of_nnunet():
+    assert separate_axis((1.0, 2.0, 3.5)) == 2  # the least side counts, where others ask for both
+    assert separate_axis((1.0, 1.0, 3.0)) is None
+    assert separate_axis((1.0, 4.0, 4.0)) is None
+    assert separate_axis((1.0, 4.0, 4.0), (1.0, 1.0, 9.0)) is None  # the first one decides
+    assert separate_axis((1.0, 1.0, 1.0), (9.0, 1.0, 1.0)) == 0
+    assert separate_axis((1.0, 9.0)) is None
+    flat = placed(torch.tensor([0.0, 6.0]).view(1, 1, 1, 2), (1.0, 1.0, 2.0))
+    mixed = ResampleToSpacing((1.0, 1.0, 1.0), mode="linear")(flat)
+    assert torch.equal(mixed, ResampleToSpacing((1.0, 1.0, 1.0), mode="linear", separate_z=True)(flat))

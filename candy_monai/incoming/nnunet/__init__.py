@@ -1,0 +1,11 @@
+"""Trained models of nnU-Net v2: their folder, plans and network, and the predictor that reproduces nnU-Net's own.
+
+A folder ``TRAINER__PLANS__CONFIGURATION`` enters; a `Plan` that preprocesses as nnU-Net does, a network with its
+weights along the axes of this library, and a predictor leave. Neither nnU-Net nor anything that the folder names is
+imported; of ``dynamic-network-architectures`` only the classes that are listed here.
+"""
+
+from candy_monai.incoming.nnunet.folder import NNUNetFolder, find_nnunet_folder, is_nnunet_folder
+from candy_monai.incoming.nnunet.predictor import NNUNetPredictor, load_nnunet_network
+
+__all__ = ["NNUNetFolder", "NNUNetPredictor", "find_nnunet_folder", "is_nnunet_folder", "load_nnunet_network"]

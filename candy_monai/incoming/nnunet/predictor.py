@@ -1,0 +1,219 @@
+"""Predict with a trained nnU-Net as nnU-Net does, in bounded memory."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.ndimage
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from candy_monai.aliases import Device, PathLike, Shape
+from candy_monai.data.pipelines.preprocessing import Preprocessor
+from candy_monai.data.planning.plan import Plan
+from candy_monai.errors import ExperimentError
+from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint, find_nnunet_folder, read_checkpoint
+from candy_monai.incoming.nnunet.network import MeanOfFolds, build_network, load_weights_into
+from candy_monai.incoming.nnunet.plans import OpenedPlans, open_plans
+from candy_monai.inference.buffers import Tile
+from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.tiles import Slices, WindowGrid
+from candy_monai.nn.slicewise import Slicewise
+
+if TYPE_CHECKING:
+    from candy_monai.nn.deep_supervision import NetworkOutput
+
+_STEP = 0.5  # of a window
+_SIGMA = 0.125
+_GREATEST_WEIGHT = 10.0
+_KEPT_IN = torch.float16
+
+
+class NNUNetPredictor(NetworkPredictor):
+    """Predicts with a trained nnU-Net v2, by its preprocessing, windows and export.
+
+    The folds of a folder are averaged as nnU-Net averages them, by the mean of their logits.
+
+    Args:
+        folder: The folder ``TRAINER__PLANS__CONFIGURATION``; that of one of its folds; or that of the dataset, if only
+            one configuration is in it.
+        checkpoint: ``best`` for ``checkpoint_final.pth``, which nnU-Net predicts with, or ``checkpoint_best.pth`` where
+            no fold has come to its end; ``latest`` for ``checkpoint_latest.pth``; or the name of a file.
+        device: Where to predict.
+        mirror: Average over the mirror images along the axes that training mirrored, as nnU-Net does unless it is told
+            ``--disable_tta``; or along the axes given, which are those of the image.
+        largest_component: As for `Predictor`, like the rest.
+        memory: As for `Predictor`.
+        channels: As for `Predictor`.
+        trust: Of no effect: nothing in the folder is executed.
+
+    Attributes:
+        checkpoints: The weight files, one a fold.
+        trainer: The name of nnU-Net's trainer.
+        configuration: The name of the configuration.
+
+    Raises:
+        ExperimentError: If the folder is no trained nnU-Net v2, or asks for something that is not reproduced here.
+        MissingExtraError: If ``dynamic-network-architectures`` is not installed.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        checkpoint: str = "best",
+        device: Device = "cpu",
+        mirror: bool | Sequence[int] = False,
+        largest_component: bool = False,
+        memory: int | None = None,
+        channels: Sequence[int] | None = None,
+        trust: bool = False,
+    ) -> None:
+        opened, checkpoints = _opened(folder, checkpoint)
+        plan = opened.plan
+        self.checkpoints = tuple(each.path for each in checkpoints)
+        self.trainer, self.configuration = checkpoints[0].trainer, checkpoints[0].configuration
+        super().__init__(
+            folder,
+            preprocessor=Preprocessor(plan, own=opened.own),
+            inferer=NNUNetInferer(plan.patch_shape),
+            example_shape=(len(plan.channel_names), *plan.patch_shape),
+            channel_names=plan.channel_names,
+            num_classes=plan.num_classes,
+            plan=plan,
+            device=device,
+            mirror=mirror,
+            largest_component=largest_component,
+            memory=memory,
+            channels=channels,
+            trust=trust,
+        )
+        network = _network(opened, checkpoints)
+        # The precision of the weights everywhere; on a GPU nnU-Net itself runs in float16.
+        self._run_with(network if plan.slice_axis is None else Slicewise(network, plan.slice_axis))
+
+    @property
+    def summary(self) -> str:
+        """What is predicted with, in a line: configuration, trainer, checkpoint and folds."""
+        folds = ", ".join(path.parent.name for path in self.checkpoints)
+        return f"nnU-Net's {self.configuration} by {self.trainer}, {self.checkpoints[0].name} of {folds}"
+
+
+def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[nn.Module, Plan]:
+    """Return the network of a trained nnU-Net with its weights, for images with their axes as in the file.
+
+    Args:
+        folder: As for `NNUNetPredictor`.
+        checkpoint: As for `NNUNetPredictor`; of several folds the first one's weights are taken.
+
+    Returns:
+        The network, which is 2-D where the plan has a ``slice_axis``, and the plan that it was trained by.
+
+    Raises:
+        ExperimentError: As for `NNUNetPredictor`.
+    """
+    opened, checkpoints = _opened(folder, checkpoint)
+    return _network(opened, checkpoints[:1]), opened.plan
+
+
+class NNUNetInferer(WindowInferer):
+    """Runs images in the windows of nnU-Net: spread evenly over the image, blended by its Gaussian weights.
+
+    nnU-Net keeps logits in half precision, which decides where two classes are nearly even; so they are rounded to it.
+    """
+
+    _sums_rounded_to = _KEPT_IN
+
+    def __init__(self, roi_size: Sequence[int], sw_batch_size: int | None = None) -> None:
+        super().__init__(roi_size, sw_batch_size, overlap=1 - _STEP, sigma_scale=_SIGMA)
+
+    @override
+    def tiles(
+        self, image: Tensor, network: Callable[[Tensor], NetworkOutput], *, in_layers: bool = False
+    ) -> Iterator[Tile]:
+        for tile in super().tiles(image, network, in_layers=in_layers):
+            assert tile.weights is not None
+            weights = tile.weights().to(_KEPT_IN).float()
+            scores = tile.sums.copy_(tile.sums.div_(weights).to(_KEPT_IN))
+            yield Tile(place=tile.place, sums=scores)
+
+    @override
+    def grid(self, size: Sequence[int]) -> WindowGrid:
+        assert isinstance(self.roi_size, Sequence)
+        return NNUNetGrid(size=tuple(size), window=tuple(self.roi_size), overlap=self.overlap)
+
+
+@dataclass(frozen=True)
+class NNUNetGrid(WindowGrid):
+    """The windows of nnU-Net over images of one size."""
+
+    @cached_property
+    def slices(self) -> tuple[Slices, ...]:
+        """Where each window of one image lies in the padded image: as few as overlap by half, at even distances."""
+        starts = []
+        for extent, side in zip(self.padded_size, self.window, strict=True):
+            last, count = extent - side, math.ceil((extent - side) / (side * _STEP)) + 1
+            starts.append([round(last / max(count - 1, 1) * index) for index in range(count)])
+        corners = itertools.product(*starts)
+        return tuple(
+            tuple(slice(start, start + side) for start, side in zip(corner, self.window, strict=True))
+            for corner in corners
+        )
+
+    @override
+    def importance(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _gaussian(self.window).to(device, dtype)
+
+
+@lru_cache(maxsize=4)
+def _gaussian(window: Shape) -> Tensor:
+    """Return nnU-Net's weights, which are those that half precision holds."""
+    along = []
+    for side in window:
+        impulse = np.zeros(side)
+        impulse[side // 2] = 1.0
+        along.append(scipy.ndimage.gaussian_filter(impulse, side * _SIGMA, mode="constant") if side > 1 else impulse)
+    weights = functools.reduce(np.multiply.outer, along)
+    half = torch.from_numpy(weights / (weights.max() / _GREATEST_WEIGHT)).half().float()
+    return half.masked_fill_(half == 0, float(half[half > 0].min()))
+
+
+def _opened(folder: PathLike, checkpoint: str) -> tuple[OpenedPlans, list[NNUNetCheckpoint]]:
+    found = find_nnunet_folder(folder)
+    checkpoints = [read_checkpoint(path) for path in found.checkpoints(checkpoint)]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if (other.configuration, other.trainer) != (first.configuration, first.trainer):
+            raise ExperimentError(
+                f"{other.path}: trained as {other.configuration} by {other.trainer}, but {first.path} as "
+                f"{first.configuration} by {first.trainer}: folds of one folder have one network"
+            )
+    return open_plans(found, first), checkpoints
+
+
+def _network(opened: OpenedPlans, checkpoints: Sequence[NNUNetCheckpoint]) -> nn.Module:
+    """Return the network of the plans with the weights of a fold, or the mean of those of several."""
+
+    def of_fold(checkpoint: NNUNetCheckpoint) -> nn.Module:
+        network = build_network(
+            opened.architecture,
+            num_inputs=len(opened.plan.channel_names),
+            num_outputs=opened.plan.num_classes,
+            order=opened.order,
+            where=opened.where,
+        )
+        return load_weights_into(network, checkpoint, opened.order)
+
+    networks = [of_fold(checkpoint) for checkpoint in checkpoints]
+    return networks[0] if len(networks) == 1 else MeanOfFolds(networks)
