@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DIR",
         help="write inspection.png (class frequencies, spacings, shapes, cases) and inspection.json to this folder",
     )
-    add_options(parser, "configuration", "overrides", "jobs")
+    add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "jobs")
     add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
 
 
@@ -91,14 +91,13 @@ def run(args: argparse.Namespace) -> int:
 def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Sequence[Choice]]:
     """Return the plan and its explanation."""
     from candy_monai.data.planning.explanation import explain
-    from candy_monai.data.planning.rules import plan
     from candy_monai.device import find_device
-    from candy_monai.recipes.prepare import device_memory
+    from candy_monai.recipes.prepare import adapted, memory_for, plan_for
+    from candy_monai.recipes.train import chosen_trainer
 
-    memory = device_memory(find_device(options.device))
-    made = plan(
-        fingerprint, memory_bytes=memory, overrides=options.overrides or {}, configuration=options.configuration
-    )
+    trainer = chosen_trainer(options)
+    bound = memory_for(trainer, find_device(options.device))
+    made = adapted(plan_for(fingerprint, options, memory_bytes=bound, trainer=trainer), trainer)
     return made, explain(made, fingerprint)
 
 

@@ -21,15 +21,14 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="plan for a dataset and preprocess it",
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --configuration, --set, --plan, --transforms and "
-        "--device. Cases that were stored "
-        "before are left as they are.",
+        "finds them, given the same --out or --store, --bundle, --trainer or --network with its --network-args, "
+        "--configuration, --set, --plan, --transforms and --device. Cases that were stored before are left "
+        "as they are.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
     )
     add_dataset(parser)
-    add_options(
-        parser, "configuration", "overrides", "plan", "jobs", "out", "store", "store_precision", "transforms", "trust"
-    )
+    add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "plan", "jobs")
+    add_options(parser, "out", "store", "store_precision", "transforms", "trust")
     add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
 
 
@@ -43,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.data.pipelines.building import read_own_transforms
     from candy_monai.device import find_device
     from candy_monai.recipes.prepare import prepare_dataset
+    from candy_monai.recipes.train import chosen_trainer
 
+    trainer = chosen_trainer(options)
     own = None if options.transforms is None else read_own_transforms(options.transforms, trust=options.trust)
-    prepared = prepare_dataset(args.dataset, options, own=own, device=find_device(options.device), on_progress=print)
+    device = find_device(options.device)
+    prepared = prepare_dataset(args.dataset, options, own=own, trainer=trainer, device=device, on_progress=print)
     Console().print(plan_table(prepared.plan))
     return done("Store", prepared.store_folder)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that PyTorch lacks: straight lines that can be turned, and the polynomial decay of nnU-Net.
+"""Learning-rate schedules that PyTorch lacks: decays whose end can be moved, on a line, a polynomial or a cosine.
 
 How often they are stepped, and over which horizon, is the caller's choice.
 """
@@ -164,12 +164,76 @@ class PolyLRScheduler(LRScheduler):
         self.max_steps = max_steps
         self.exponent = exponent
         self.min_lr = min_lr
+        self.turned_at, self.left_there = 0, 1.0
         self._ratios = [1.0, *(other / first for other in others)]
         super().__init__(optimizer, last_epoch)
 
     @override
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the present step."""
-        left = 1 - min(self.last_epoch, self.max_steps) / self.max_steps
-        first = max(self.initial_lr * left**self.exponent, self.min_lr)
+        first = max(self.initial_lr * self._left() ** self.exponent, self.min_lr)
         return [first * ratio for ratio in self._ratios]
+
+    def end_in(self, num_steps: int) -> None:
+        """Come to the end value after so many more steps; until then the decay goes on from where it is."""
+        _check_steps(num_steps)
+        self.left_there, self.turned_at = self._left(), self.last_epoch
+        self.max_steps = self.last_epoch + num_steps
+
+    def _left(self) -> float:
+        """Return the share of the horizon that is left."""
+        return self.left_there * _left_between(self.last_epoch, self.turned_at, self.max_steps)
+
+
+class WarmupCosineLR(LRScheduler):
+    """Raise each group's learning rate linearly to its own, then decay it to zero along half a cosine.
+
+    What transformers are trained with: their first steps are unstable at a full rate. MONAI's ``WarmupCosineSchedule``
+    draws the same curve, but its end cannot be moved when a time limit turns out to hold fewer steps.
+
+    Args:
+        optimizer: The optimizer to steer; its groups' learning rates are those after the warm-up.
+        num_steps: Steps until the end, at least 1.
+        warmup_steps: Steps until the full rate; None for a twentieth of all, but at most 100.
+        last_epoch: The number of the last step when resuming by hand, else -1.
+
+    Raises:
+        SettingsError: If ``num_steps`` is less than 1 or ``warmup_steps`` is negative.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, num_steps: int, *, warmup_steps: int | None = None, last_epoch: int = -1
+    ) -> None:
+        _check_steps(num_steps)
+        if warmup_steps is not None and warmup_steps < 0:
+            raise SettingsError(f"warmup_steps must be at least 0, got {warmup_steps}")
+        self.num_steps = num_steps
+        self.warmup_steps = min(num_steps // 20, 100) if warmup_steps is None else warmup_steps
+        self.turned_at, self.left_there = 0, 1.0
+        super().__init__(optimizer, last_epoch)
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute each group's learning rate at the present step."""
+        warm = min(1.0, (self.last_epoch + 1) / (self.warmup_steps + 1))
+        factor = warm * 0.5 * (1 - math.cos(math.pi * self._left()))
+        return [rate * factor for rate in self.base_lrs]
+
+    def end_in(self, num_steps: int) -> None:
+        """Come to zero after so many more steps; until then the decay goes on from where it is."""
+        _check_steps(num_steps)
+        self.left_there, self.turned_at = self._left(), self.last_epoch
+        self.num_steps = self.last_epoch + num_steps
+
+    def _left(self) -> float:
+        """Return the share of the decay that is left."""
+        return self.left_there * _left_between(self.last_epoch, self.turned_at, self.num_steps)
+
+
+def _left_between(step: int, start: int, end: int) -> float:
+    return max(0.0, (end - step) / max(1, end - start))
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise SettingsError(f"num_steps must be at least 1, got {num_steps}")

@@ -5,6 +5,7 @@ Imports nothing heavy: the command line's ``--help`` is made from these declarat
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import os
@@ -36,8 +37,13 @@ if TYPE_CHECKING:
     from candy_monai.training.segmentation import SegmentationTrainer
 
 
-def parsed_pairs(items: Iterable[str]) -> dict[str, str]:
+def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:
     """Return the entries of ``KEY=VALUE`` texts; what the keys mean is not looked at.
+
+    Args:
+        items: The texts.
+        flag: The option that they were given to, for messages.
+        example: One that is right.
 
     Raises:
         SettingsError: If one has no key or no ``=``, or a key comes with two different values.
@@ -46,11 +52,33 @@ def parsed_pairs(items: Iterable[str]) -> dict[str, str]:
     for item in items:
         key, separator, value = (part.strip() for part in item.partition("="))
         if not separator or not key:
-            raise SettingsError(f"--set {item!r}: expected KEY=VALUE, for example --set batch_size=4")
+            raise SettingsError(f"{flag} {item!r}: expected KEY=VALUE, for example {flag} {example}")
         if pairs.setdefault(key, value) != value:
-            raise SettingsError(f"--set {key} is given twice: {pairs[key]!r} and {value!r}")
+            raise SettingsError(f"{flag} {key} is given twice: {pairs[key]!r} and {value!r}")
     return pairs
 
+
+def parsed_literals(items: Iterable[str]) -> dict[str, Any]:
+    """Return the entries of ``KEY=VALUE`` texts, each value read as Python reads a literal, else as text.
+
+    Raises:
+        SettingsError: As `parsed_pairs`.
+    """
+    return {
+        key: _literal(text)
+        for key, text in parsed_pairs(items, flag="--network-args", example="init_filters=16").items()
+    }
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+MONAI_BUNDLE = "monai"
+"""The bundle that trains the networks of MONAI by their names."""
 
 PATH = SettingKind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
 DURATION = number("above 0, of seconds", lambda value: value > 0, seconds_of)
@@ -92,6 +120,18 @@ class TrainOptions(Declared):
     """What decides a planned run: for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
 
     bundle: str = option("--bundle NAME", TEXT, "the architecture (default: unet)", default="unet")
+    network: str | None = option(
+        "--network NAME",
+        TEXT,
+        "any network of monai.networks.nets by its class's name, such as SegResNet, in place of a bundle",
+    )
+    network_args: Mapping[str, Any] | None = option(
+        "--network-args KEY=VALUE",
+        PAIRS,
+        "an argument of the network: of the class that --network names, such as init_filters=16, or what the bundle "
+        "has a choice of, such as size=L; may be repeated",
+        collected=parsed_literals,
+    )
     fold: int | Literal["all"] = option(
         "--fold N|all", FOLD, "the fold to validate on; 'all' trains on every case (default: 0)", default=0
     )
@@ -193,6 +233,9 @@ class TrainOptions(Declared):
         super().__post_init__()
         if self.num_epochs is not None and self.budget_s is not None:
             raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+        if self.network is not None and (self.bundle not in ("unet", MONAI_BUNDLE) or self.trainer is not None):
+            other = f"--bundle {self.bundle}" if self.trainer is None else "--trainer"
+            raise SettingsError(f"give --network {self.network} or {other}, not both: each names the network")
         fixed = [name for name in ("num_epochs", "iterations_per_epoch") if name in (self.overrides or ())]
         if self.num_epochs is not None and "num_epochs" in fixed:
             raise SettingsError("give --epochs or --set num_epochs=..., not both")

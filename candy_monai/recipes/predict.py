@@ -18,7 +18,7 @@ from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
-from candy_monai.recipes.train import find_trainer
+from candy_monai.recipes.train import find_trainer, trainer_with_network_of
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -152,6 +152,7 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
                 f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"
             )
         return experiment_predictor(folder, **options)
+    trainer_class = trainer_with_network_of(trainer_class, description)
     trainer = trainer_class("unused", None, None, console=False)  # type: ignore[arg-type]  # it trains nothing
     if description.plan is not None:
         trainer.use_plan(plan_of(description.plan, folder / DESCRIPTION))

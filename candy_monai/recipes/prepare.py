@@ -23,6 +23,7 @@ from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.rules import plan
+from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
@@ -105,11 +106,9 @@ def prepare_dataset(
     training, validation = _sides(raw, folds, options)
     for warning in _about_the_fold(raw, folds, options, fingerprint):
         on_progress(f"Warning: {warning}")
-    memory, overrides = device_memory(device), options.overrides or {}
-    bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.options.memory_factor))
-    made = _planned(fingerprint, options, given, bound, trainer)
-    if trainer is not None:
-        trainer.check_plan(made)  # before the cases are preprocessed for it
+    overrides, bound = options.overrides or {}, memory_for(trainer, device)
+    planned = _planned(fingerprint, options, given, bound, trainer)
+    made = planned if trainer is None else adapted(planned, trainer)
     if made.slice_axis is not None:
         other = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{other}")
@@ -118,7 +117,10 @@ def prepare_dataset(
     _check_space(store_folder, needed)
     if given is None:
         moved = keep_plan(
-            store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), options.configuration, bound)
+            store_folder,
+            planned,
+            digest=digests.whole,
+            wishes=(sorted(overrides.items()), options.configuration, bound),
         )
         if moved is not None:
             changes, earlier = moved
@@ -157,12 +159,9 @@ def _planned(
     trainer: type[SegmentationTrainer] | None,
 ) -> Plan:
     """Return the plan that follows from a dataset and the options, or the one that was given."""
-    overrides, configuration = options.overrides or {}, options.configuration
+    overrides = options.overrides or {}
     if given is None or options.plan is None:
-        builds_its_own = trainer is not None and not trainer.options.follows_filters  # perhaps one for volumes alone
-        if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
-            configuration = "3d"
-        return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=configuration)
+        return plan_for(fingerprint, options, memory_bytes=memory_bytes, trainer=trainer)
     adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
@@ -170,6 +169,48 @@ def _planned(
             "leave out --configuration or --plan"
         )
     return adopted
+
+
+def plan_for(
+    fingerprint: Fingerprint,
+    options: TrainOptions,
+    *,
+    memory_bytes: int | None,
+    trainer: type[SegmentationTrainer] | None,
+) -> Plan:
+    """Return the plan that follows from a dataset and the options, before the trainer adapts it.
+
+    Raises:
+        SettingsError: If an option does not fit.
+    """
+    overrides, configuration = options.overrides or {}, options.configuration
+    builds_its_own = trainer is not None and not trainer.options.follows_filters  # perhaps one for volumes alone
+    if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
+        configuration = "3d"
+    return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=configuration)
+
+
+def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:
+    """Return a plan as a trainer follows it; what it cannot follow is refused before cases are preprocessed for it.
+
+    Raises:
+        BadInputError: If the trainer's network cannot be built for it.
+    """
+    trainer.check_plan(plan)
+    return trainer.adapt_plan(plan)
+
+
+def memory_for(trainer: type[SegmentationTrainer] | None, device: torch.device) -> int | None:
+    """Return the bytes that the step of a U-Net may take where one of this trainer's network fills the device's memory.
+
+    A small plan's U-Net is half as wide as others, and a network whose width is its own is not: it takes twice as many
+    times what the U-Net takes.
+    """
+    memory = device_memory(device)
+    if memory is None or trainer is None:
+        return memory
+    bound = int(memory / trainer.options.memory_factor)
+    return bound // 2 if bound < LIGHT_BELOW_BYTES and not trainer.options.follows_filters else bound
 
 
 def store_of(options: TrainOptions) -> Path:

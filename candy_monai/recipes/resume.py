@@ -15,14 +15,14 @@ from candy_monai.data.planning.files import plan_of
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.device import find_device
-from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
 from candy_monai.experiment.folder import STATE
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
-from candy_monai.recipes.train import find_trainer, ready_frontend
+from candy_monai.recipes.train import find_trainer, ready_frontend, trainer_with_network_of
 from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -158,4 +158,7 @@ def _trainer_class(saved: SavedRun, trainer: str | type[object] | None) -> type[
         raise
     if found.__name__ != name:
         raise ExperimentError(f"{saved.folder}: trained by {name}, not by {found.__name__}")
-    return found
+    try:
+        return trainer_with_network_of(found, saved.description)
+    except SettingsError as error:
+        raise ExperimentError(f"{saved.folder / DESCRIPTION}: network.arguments: {error}") from error

@@ -17,11 +17,12 @@ from candy_monai.data.planning.files import read_plan
 from candy_monai.data.planning.plan import parsed_overrides
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError
+from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
 from candy_monai.processes import Processes
-from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.prepare import prepare_dataset
 from candy_monai.registry import class_from_file, find_bundle
@@ -113,7 +114,7 @@ class Parts:
             read_plan(options.plan)
         frontend = ready_frontend(options)
         check_writable(options.out)
-        trainer = find_trainer(bundle=options.bundle, own=options.trainer)
+        trainer = chosen_trainer(options)
         return cls(trainer=trainer, own=_own_transforms(trainer, options), frontend=frontend)
 
 
@@ -137,6 +138,27 @@ def ready_frontend(options: TrainOptions) -> type[Frontend] | None:
     if frontend is not None:
         frontend(load_secrets())
     return frontend
+
+
+def chosen_trainer(options: TrainOptions) -> type[SegmentationTrainer]:
+    """Return the trainer that options name, with its network.
+
+    Raises:
+        BadInputError: If there is no such trainer, network or argument of it.
+    """
+    arguments = dict(options.network_args or {})
+    if options.network is None and options.bundle != MONAI_BUNDLE:
+        return find_trainer(bundle=options.bundle, own=options.trainer).with_network(arguments)
+    by_name = {} if options.network is None else {"network": options.network}
+    return find_trainer(bundle=MONAI_BUNDLE).with_network({**by_name, "network_args": arguments})
+
+
+def trainer_with_network_of(
+    trainer: type[SegmentationTrainer], description: ExperimentDescription
+) -> type[SegmentationTrainer]:
+    """Return a trainer with the network that an experiment's was told to have, such as its ``size``."""
+    arguments = description.network.arguments or {}
+    return trainer.with_network({name: arguments[name] for name in trainer.network_options if name in arguments})
 
 
 def find_trainer(*, bundle: str | None = None, own: str | type[object] | None = None) -> type[SegmentationTrainer]:

@@ -74,8 +74,8 @@ def bundle_of(trainer: Hooks) -> str | None:
     """Return the bundle that can build this trainer's network again; None if a subclass builds one of its own."""
     if "build_network" in vars(trainer):
         return None
-    owner = next(cls for cls in type(trainer).__mro__ if "build_network" in vars(cls))
-    return bundle_name(owner)
+    decides = next(cls for cls in type(trainer).__mro__ if bundle_name(cls) or "build_network" in vars(cls))
+    return bundle_name(decides)
 
 
 def _check_score_range(score_range: object) -> None:

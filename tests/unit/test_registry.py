@@ -5,8 +5,10 @@ from candy_monai.inference.predictor import Predictor
 from candy_monai.registry import Bundle, bundle_name, bundle_names, find_bundle
 from candy_monai.training.segmentation import SegmentationTrainer
 
+OURS = "attention_unet cmunext dynunet mednext monai segresnet swin_unetr unet unetpp unetr vnet"
 
-@pytest.mark.parametrize("name", ["cmunext", "unet"])
+
+@pytest.mark.parametrize("name", OURS.split())
 def test_our_bundles_are_found_by_their_entry_points(name):
     bundle = find_bundle(name)
     assert bundle.name == bundle_name(bundle.trainer) == name

@@ -13,10 +13,14 @@ from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.training.options import NAMES, SegmentationOptions
-from candy_monai_bundles.cmunext import CMUNeXtPredictor, CMUNeXtTrainer, build_cmunext
-from candy_monai_bundles.cmunext.network import BatchNormOfAnySize
+from candy_monai_bundles.cmunext import (
+    BatchNormOfAnySize,
+    BatchNormOfAnySize3d,
+    CMUNeXtPredictor,
+    CMUNeXtTrainer,
+    build_cmunext,
+)
 from tests.contracts.trainer_contract import TrainerContract
-from tests.plans import small_plan
 from tests.toys import Squares, loaders
 
 
@@ -38,7 +42,7 @@ def _rates(trainer):
 
 
 def _kinds(network):
-    return {type(module) for module in network.modules()} & {BatchNormOfAnySize, nn.GroupNorm}
+    return {type(module) for module in network.modules()} & {BatchNormOfAnySize, BatchNormOfAnySize3d, nn.GroupNorm}
 
 
 def _num_parameters(**arguments):
@@ -175,11 +179,18 @@ def test_it_steps_by_sgd_with_momentum_at_a_rate_that_decays_to_nothing_as_the_r
     assert rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(5)])
 
 
-def test_volumes_are_refused_with_what_takes_them(tmp_path):
-    with pytest.raises(BadInputError, match=r"\(1, 14, 14, 14\): that is 3 spatial axes, and CMUNeXt.*num_dims = 3"):
+def test_volumes_given_to_a_two_dimensional_trainer_are_a_clear_error(tmp_path):
+    with pytest.raises(BadInputError, match="set trainer.num_dims = 3"):
         _trainer(tmp_path, Squares(size=(14, 14, 14))).train(1)
-    with pytest.raises(BadInputError, match="holds volumes, and CMUNeXt.*--bundle unet"):
-        _trainer(tmp_path).use_plan(small_plan())
+
+
+@pytest.mark.parametrize(("batch_size", "kind"), [(1, nn.GroupNorm), (2, BatchNormOfAnySize3d)])
+def test_it_trains_on_volumes_that_are_reduced_to_one_voxel(tmp_path, batch_size, kind):
+    trainer = _trainer(tmp_path, Squares(3, size=(14, 16, 12)), batch_size=batch_size, num_dims=3)
+    trainer.train(1, save_preview=False)
+    predictor = CMUNeXtPredictor(trainer.experiment_folder())
+    assert _kinds(predictor.model) == {kind}
+    assert predictor.logits(torch.randn(1, 14, 16, 12)).shape == (1, 14, 16, 12)
 
 
 def test_deep_supervision_is_refused_since_there_is_none(tmp_path, picture_plan):
@@ -205,7 +216,7 @@ def test_rates_that_the_user_chose_for_the_plan_are_kept(tmp_path, picture_plan)
 
 
 def test_a_layout_asked_of_the_plan_is_refused_since_the_variant_has_its_own(picture_plan):
-    with pytest.raises(SettingsError, match="leave out filters"):
+    with pytest.raises(SettingsError, match="is fixed by its size, S, B, L: leave out filters"):
         CMUNeXtTrainer.check_plan(picture_plan(filters=(4, 8, 8)))
 
 

@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,9 +6,9 @@ import torch
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.training.options import NAMES, SegmentationOptions
-from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
-from candy_monai_bundles.unet.network import default_strides
+from candy_monai_bundles.unet import UNetPredictor, UNetTrainer, default_strides
 from tests.contracts.trainer_contract import TrainerContract
+from tests.plans import PLAN
 from tests.toys import Squares, small_trainer
 
 
@@ -63,7 +62,7 @@ def test_a_plan_of_fewer_levels_is_refused_before_cases_are_preprocessed_but_not
         def build_network(self, example_shape):
             return torch.nn.Conv2d(1, 1, 1)
 
-    plan = SimpleNamespace(filters=(4, 8))
+    plan = PLAN  # of two levels
     with pytest.raises(SettingsError, match="at least 3 levels, got 2"):
         UNetTrainer.check_plan(plan)
     Own.check_plan(plan)

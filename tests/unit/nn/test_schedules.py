@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.schedules import AbsoluteLinearLR, PolyLRScheduler, RelativeLinearLR
+from candy_monai.nn.schedules import AbsoluteLinearLR, PolyLRScheduler, RelativeLinearLR, WarmupCosineLR
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -180,3 +181,44 @@ def test_a_relative_line_can_be_turned_to_end_earlier():
 def test_a_relative_line_that_cannot_be_is_refused(num_steps, end_factor):
     with pytest.raises(SettingsError):
         RelativeLinearLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), num_steps, end_factor=end_factor)
+
+
+def test_a_warm_up_rises_on_a_line_and_then_falls_along_half_a_cosine_to_nothing():
+    found = rates(WarmupCosineLR(optimizer(), 40, warmup_steps=3), 41)
+    assert found[:3] == pytest.approx(
+        [0.25, 0.5 * 0.5 * (1 + math.cos(math.pi / 40)), 0.75 * 0.5 * (1 + math.cos(math.pi / 20))]
+    )
+    assert found[20] == pytest.approx(0.5)
+    assert found[40] == found[-1] == 0.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(found[4:]))
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda o: WarmupCosineLR(o, 100, warmup_steps=0), lambda o: PolyLRScheduler(o, 1.0, 100)]
+)
+def test_a_decay_whose_end_is_moved_goes_on_from_where_it_is_and_ends_then(kind):
+    stepped = optimizer()
+    scheduler, found = kind(stepped), []
+    for step in range(30):
+        if step == 10:
+            before = scheduler.get_last_lr()[0]
+            scheduler.end_in(20)
+            assert scheduler.get_lr()[0] == pytest.approx(before)
+        stepped.step()
+        scheduler.step()
+        found.append(scheduler.get_last_lr()[0])
+    assert found[-1] == pytest.approx(0.0, abs=1e-9)
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
+
+
+def test_a_moved_end_survives_saving_and_loading():
+    first, second = (WarmupCosineLR(optimizer(), 100) for _ in "12")
+    first.end_in(10)
+    second.load_state_dict(first.state_dict())
+    assert (second.num_steps, second.left_there) == (10, 1.0)
+
+
+@pytest.mark.parametrize("arguments", [{"num_steps": 0}, {"num_steps": 5, "warmup_steps": -1}])
+def test_a_warm_up_of_no_length_is_refused(arguments):
+    with pytest.raises(SettingsError, match="must be at least"):
+        WarmupCosineLR(optimizer(), **arguments)

@@ -9,7 +9,7 @@ import pytest
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.recipes.options import TrainOptions, parsed_pairs
+from candy_monai.recipes.options import TrainOptions, parsed_literals, parsed_pairs
 
 _KINDS = {field.name: field.metadata["kind"] for field in dataclasses.fields(TrainOptions)}
 
@@ -32,6 +32,14 @@ def test_one_key_with_two_values_is_an_error():
     with pytest.raises(SettingsError, match="--set a is given twice: '1' and '2'"):
         parsed_pairs(["a=1", "a=2"])
     assert parsed_pairs(["a=1", "a=1"]) == {"a": "1"}
+
+
+def test_arguments_of_a_network_are_read_as_python_reads_literals_and_else_as_text():
+    items = ["a=16", "b=1,2", "c=('group', {'num_groups': 4})", "d=batch", "e=true", "f=None", "g=__import__('os')"]
+    found = parsed_literals(items)
+    assert list(found.values()) == [16, (1, 2), ("group", {"num_groups": 4}), "batch", True, None, "__import__('os')"]
+    with pytest.raises(SettingsError, match="--network-args 'a': expected KEY=VALUE, for example --network-args init"):
+        parsed_literals(["a"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.prepare import prepare_dataset
+from candy_monai.recipes.prepare import memory_for, prepare_dataset
 from candy_monai.training.options import SegmentationOptions
 from tests.looks import counted_reads
 
@@ -29,7 +29,7 @@ def _prepare(dataset, out, **options):
 
 def _trainer(memory_factor=1.0, check_plan=lambda plan: None):
     options = SegmentationOptions(memory_factor=memory_factor, follows_filters=True)
-    return SimpleNamespace(options=options, check_plan=check_plan)
+    return SimpleNamespace(options=options, check_plan=check_plan, adapt_plan=lambda plan: plan)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,18 @@ def test_a_network_that_needs_more_memory_than_a_u_net_gets_smaller_patches(phan
     monkeypatch.setattr("candy_monai.recipes.prepare.device_memory", lambda device: 30 << 20)
     small, smaller = (_prepare(phantom, tmp_path, trainer=_trainer(factor)).plan for factor in (1.0, 2.0))
     assert math.prod(smaller.patch_shape) < math.prod(small.patch_shape)
+
+
+def test_a_network_of_its_own_width_takes_twice_as_much_beside_the_narrow_u_net_of_a_small_memory(monkeypatch):
+    wide, device = (
+        SimpleNamespace(options=SegmentationOptions(memory_factor=2.0, follows_filters=False)),
+        torch.device("cpu"),
+    )
+    bounds = {}
+    for memory in (4 << 30, 64 << 30):
+        monkeypatch.setattr("candy_monai.recipes.prepare.device_memory", lambda _device, found=memory: found)
+        bounds[memory] = [memory_for(trainer, device) for trainer in (None, _trainer(2.0), wide)]
+    assert bounds == {4 << 30: [4 << 30, 2 << 30, 1 << 30], 64 << 30: [64 << 30, 32 << 30, 32 << 30]}
 
 
 def test_a_plan_that_cannot_be_followed_is_refused_before_the_cases_are_preprocessed(phantom, tmp_path):

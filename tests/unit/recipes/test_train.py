@@ -290,9 +290,10 @@ def test_pictures_are_trained_on_by_cmunext_at_its_own_rate_and_predicted_from_t
     assert load_predictor(folder).predict(case.images).shape == load_image(case.images[0]).shape
 
 
-def test_volumes_for_a_network_of_pictures_are_refused_before_they_are_preprocessed(phantom, tmp_path):
-    with pytest.raises(BadInputError, match="CMUNeXt is a network for pictures"):
-        train_dataset(phantom, bundle="cmunext", num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
+def test_images_that_a_network_cannot_take_are_refused_before_they_are_preprocessed(tmp_path):
+    pictures = write_phantom_dataset(tmp_path / "pictures", num_cases=5, num_dims=2, shape=(40, 44), num_channels=3)
+    with pytest.raises(BadInputError, match="V-Net adds the image .* but these images have 3"):
+        train_dataset(pictures, bundle="vnet", num_epochs=1, device="cpu", out=tmp_path / "out", on_progress=_quiet)
     assert not list(tmp_path.rglob("store*.json"))
 
 

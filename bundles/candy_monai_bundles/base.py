@@ -1,0 +1,242 @@
+"""What the ready-made trainers share, and one of your own may: a network by name, with settings that suit it.
+
+A plan is made for a U-Net. A trainer here takes over what its network wants otherwise: rates, the factors that sizes
+are divided by, deep supervision; what the user has chosen stays, or is refused where the network cannot follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn, optim
+from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.topology import filters_of, rounded_up
+from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+from candy_monai.inference.inferers import WindowInferer
+from candy_monai.nn.padding import Pad2d, Pad3d
+from candy_monai.nn.schedules import WarmupCosineLR
+from candy_monai.training.options import SegmentationOptions
+from candy_monai.training.segmentation import SegmentationTrainer
+
+__all__ = ["BundleTrainer"]
+
+
+class BundleTrainer(SegmentationTrainer):
+    """Trains a network of fixed layout on pictures or volumes; a subclass is the table of what suits its network.
+
+    Attributes:
+        num_dims: 2 for pictures ``(C, H, W)``, 3 for volumes ``(C, D, H, W)``; set by a plan.
+        size: Which of `sizes` the network has; None where it has none.
+        network_name: What messages call the network.
+        network_builder: Builds it from `network_arguments`.
+        sizes: Arguments of the network by the size's name, for the builder.
+        memory_factors: The option ``memory_factor`` of each size.
+        divisor: What the length of every axis must be a multiple of.
+        supervises_deeply: Whether the network has outputs at lower resolutions to supervise.
+        fixed_entries: Entries of a plan that the network does not follow, so that to set them is an error.
+        only_dims: The number of axes of a network for pictures or volumes alone; None for one for both.
+        warms_up: Whether the rate rises at first and then falls along a cosine, instead of falling on a line.
+        has_fixed_size: Whether the network takes images of one size alone: that of a patch, see ``image_size``.
+        image_size: This size, one number an axis; None for that of the first training image.
+    """
+
+    network_options: ClassVar[tuple[str, ...]] = ("size",)
+    num_dims: int = 2
+    size: str | None = None
+    network_name: ClassVar[str]
+    network_builder: ClassVar[Callable[..., nn.Module]]
+    sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    memory_factors: ClassVar[Mapping[str | None, float]] = {}
+    divisor: ClassVar[int] = 1
+    supervises_deeply: ClassVar[bool] = False
+    fixed_entries: ClassVar[tuple[str, ...]] = ("filters", "kernel_sizes", "strides")
+    only_dims: ClassVar[int | None] = None
+    warms_up: ClassVar[bool] = False
+    has_fixed_size: ClassVar[bool] = False
+    image_size: Sequence[int] | None = None
+
+    @override
+    def __init_subclass__(cls, **arguments: object) -> None:
+        said = vars(cls).get("options")  # before the base class takes it up
+        has_its_own = "memory_factor" in vars(cls) or getattr(said, "memory_factor", None) is not None
+        super().__init_subclass__(**arguments)
+        if "size" in vars(cls) and cls.size in cls.memory_factors and not has_its_own:
+            cls.options = SegmentationOptions(memory_factor=cls.memory_factors[cls.size])
+
+    @override
+    @classmethod
+    def with_network(cls, options: Mapping[str, object]) -> type[Self]:
+        chosen = super().with_network(options)
+        chosen.check_network()
+        return chosen
+
+    @classmethod
+    def check_network(cls) -> None:
+        """Check the attributes that choose the network; override it where there are more than a size.
+
+        Raises:
+            SettingsError: If there is no such network.
+        """
+        cls.check_size()
+
+    @classmethod
+    def check_size(cls, size: object = None) -> None:
+        """Check that there is a network of this size.
+
+        Args:
+            size: Its name; None for the class's own.
+
+        Raises:
+            SettingsError: If there is none; the message names those that there are.
+        """
+        size = cls.size if size is None else size
+        if size is not None and size not in cls.sizes:
+            known = ", ".join(cls.sizes)
+            there = f"Sizes: {known}" if known else "It has one size only: leave it out"
+            raise SettingsError(f"{cls.network_name} has no size {size!r}.{did_you_mean(str(size), cls.sizes)} {there}")
+
+    @classmethod
+    def divisors(cls, plan: Plan) -> Shape:
+        """Return what each axis of the network's own input must be a multiple of where it follows a plan."""
+        return (cls.divisor,) * plan.network_dims
+
+    @override
+    @classmethod
+    def check_plan(cls, plan: Plan) -> None:
+        super().check_plan(plan)
+        if cls.only_dims is not None and cls.only_dims != plan.network_dims:
+            kind = "volumes, and is 3-D" if cls.only_dims == 3 else "pictures, and is 2-D"
+            other = "--configuration 2d" if cls.only_dims == 2 else "--configuration 3d"
+            raise BadInputError(
+                f"{plan.dataset_name}: {cls.network_name} is a network for {kind}, but the plan's is "
+                f"{plan.network_dims}-D: {other} if these are volumes, or another bundle (--bundle unet takes both)"
+            )
+        if layout := [name for name in cls.fixed_entries if name in plan.chosen]:
+            sizes = f" by its size, {', '.join(cls.sizes)}" if cls.sizes else ""
+            raise SettingsError(f"the layout of {cls.network_name} is fixed{sizes}: leave out {', '.join(layout)}")
+        if "deep_supervision" in plan.chosen and plan.deep_supervision and not cls.supervises_deeply:
+            raise SettingsError(_no_deep_supervision(cls.network_name))
+
+    @override
+    @classmethod
+    def adapt_plan(cls, plan: Plan) -> Plan:
+        cls.check_plan(plan)
+        own = {
+            "learning_rate": cls.options.learning_rate,
+            "weight_decay": cls.options.weight_decay,
+            "deep_supervision": plan.deep_supervision and cls.supervises_deeply,
+        }
+        changes: dict[str, Any] = {name: value for name, value in own.items() if name not in plan.chosen}
+        return dataclasses.replace(plan, **changes, **cls.layout_for(plan))
+
+    @classmethod
+    def layout_for(cls, plan: Plan) -> dict[str, Any]:
+        """Return the entries of a plan that say what the network divides by, and a patch that fits it.
+
+        A patch that the user did not choose is brought to the nearest multiple on each axis, the lower of two; one that
+        would leave a single voxel at the lowest level, which cannot be normalised, is made longer. One that the user
+        chose and that is no multiple stays, and is padded.
+        """
+        divisors = list(cls.divisors(plan))
+        if plan.slice_axis is not None:
+            divisors.insert(plan.slice_axis, 1)
+        is_fixed = "patch_shape" in plan.chosen
+        fits = all(size % divisor == 0 for size, divisor in zip(plan.patch_shape, divisors, strict=True))
+        if tuple(divisors) == plan.divisor or (is_fixed and not fits):
+            return {}
+        halvings = [divisor.bit_length() - 1 for divisor in divisors]
+        levels = max(2, max(halvings) + 1)
+        strides = tuple(tuple(2 if 0 < level <= count else 1 for count in halvings) for level in range(levels))
+        patch = [
+            max(1, math.ceil(size / divisor - 0.5)) * divisor
+            for size, divisor in zip(plan.patch_shape, divisors, strict=True)
+        ]
+        if patch == divisors:
+            axis = max(range(len(patch)), key=lambda axis: (divisors[axis] > 1, plan.median_shape[axis]))
+            patch[axis] *= 2
+        return {
+            "strides": strides,
+            "kernel_sizes": tuple(
+                tuple(1 if axis == plan.slice_axis else 3 for axis in range(plan.num_dims)) for _ in strides
+            ),
+            "filters": filters_of(levels, base=plan.filters[0], limit=max(plan.filters)),
+            "patch_shape": plan.patch_shape if is_fixed else tuple(patch),
+        }
+
+    @override
+    def use_plan(self, plan: Plan) -> None:
+        plan = type(self).adapt_plan(plan)
+        super().use_plan(plan)
+        self.num_dims = plan.network_dims
+        if self.has_fixed_size:
+            axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
+            size = tuple(plan.patch_shape[axis] for axis in axes)
+            self.image_size = rounded_up(size, type(self).divisors(plan))
+            self.inferer = WindowInferer(plan.patch_shape, None if plan.slice_axis is None else plan.batch_size)
+
+    @override
+    def build_padding_module(self) -> nn.Module | None:
+        factors = self._padding_factors()
+        return Pad2d(factors) if self.num_dims == 2 else Pad3d(factors)
+
+    @override
+    def network_arguments(self, example_shape: Shape) -> dict[str, Any]:
+        channels, *size = example_shape
+        arguments: dict[str, Any] = {
+            "num_dims": self.num_dims,
+            "in_channels": channels,
+            "out_channels": self.num_classes,
+        }
+        arguments |= {name: getattr(self, name) for name in self.network_options}
+        if self.supervises_deeply:
+            arguments["deep_supervision"] = self.options.deep_supervision
+        if self.has_fixed_size:
+            arguments["image_size"] = list(size)
+        return arguments
+
+    @override
+    def build_network(self, example_shape: Shape) -> nn.Module:
+        network: nn.Module = type(self).network_builder(**self.network_arguments(example_shape))
+        return network
+
+    @override
+    def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
+        if not self.warms_up:
+            return super().build_scheduler(optimizer, num_epochs)
+        return WarmupCosineLR(optimizer, self._num_steps(num_epochs))
+
+    @override
+    def check_sample(self, image: Tensor, label: Tensor) -> None:
+        super().check_sample(image, label)
+        self.check_size(self.size)
+        if self.num_dims not in (2, 3):
+            raise BadInputError(f"num_dims must be 2 or 3, got {self.num_dims}")
+        if self.only_dims not in (None, self.num_dims):
+            raise BadInputError(f"{self.network_name} is {self.only_dims}-D only: set num_dims = {self.only_dims}")
+        if image.ndim != self.num_dims + 1:
+            raise BadInputError(
+                f"the first training image has the shape {tuple(image.shape)}: that is {image.ndim - 1} spatial axes, "
+                f"but num_dims is {self.num_dims}: set trainer.num_dims = {image.ndim - 1}"
+            )
+        if self.options.deep_supervision and not self.supervises_deeply:
+            raise SettingsError(_no_deep_supervision(self.network_name))
+        if self.has_fixed_size and self.image_size is None:
+            self.image_size = rounded_up(tuple(image.shape[1:]), self._padding_factors())
+        if self.has_fixed_size and self.inferer is None:
+            self.inferer = WindowInferer(self.image_size or ())
+
+    def _padding_factors(self) -> Shape:
+        """Return what the length of each axis is padded to a multiple of."""
+        if self.image_size is not None:
+            return tuple(self.image_size)  # a network of fixed size takes one of it, and no other multiple
+        return (self.divisor,) * self.num_dims if self.plan is None else type(self).divisors(self.plan)
+
+
+def _no_deep_supervision(network: str) -> str:
+    return f"{network} has no outputs at lower resolutions: leave out deep_supervision"

@@ -1,0 +1,266 @@
+"""Any network of MONAI by its name: ``--network SegResNet --network-args init_filters=16``.
+
+The class is one that ``monai.networks.nets`` exports, and nothing else is ever imported by a name that stands in a
+file. What it divides its input by is found by trying.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from monai.networks import nets
+from torch import nn
+from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.values import frozen
+from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.inference.predictor import Predictor
+from candy_monai.network import meta_copy
+from candy_monai.nn.deep_supervision import main_output
+from candy_monai.registry import Bundle
+from candy_monai.training.options import SegmentationOptions
+from candy_monai_bundles.base import BundleTrainer
+
+__all__ = ["BUNDLE", "MONAIPredictor", "MONAITrainer", "build_monai_network"]
+
+DIMS = ("spatial_dims", "dimensions", "dim")
+IN_CHANNELS = ("in_channels", "num_channels", "n_input_channels", "in_chans")
+OUT_CHANNELS = ("out_channels", "num_classes", "n_classes", "out_chans")
+SIZE = ("img_size", "image_size", "input_image_size")
+"""What MONAI's classes call what is filled in for them; the first that a class has is taken."""
+
+DIVISORS = (1, 2, 4, 8, 16, 32, 64)
+ON_META, ON_CPU = 64, 32
+"""The least length of an axis that is tried, without computing and, where a network cannot do without, with it."""
+
+
+def build_monai_network(
+    *,
+    network: str,
+    network_args: Mapping[str, Any] | None = None,
+    num_dims: int,
+    in_channels: int,
+    out_channels: int,
+    image_size: Sequence[int] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """Build a network of ``monai.networks.nets``.
+
+    Args:
+        network: The class's name.
+        network_args: Its arguments, but for those that are filled in; lists count as tuples.
+        num_dims: 2 or 3 spatial axes.
+        in_channels: Channels of the image.
+        out_channels: Logits a voxel.
+        image_size: The only size that it takes, where its class asks for one.
+        pretrained: Whether an argument of this name holds; if not, weights are not downloaded to be overwritten.
+
+    Returns:
+        The network.
+
+    Raises:
+        SettingsError: If there is no such class or argument, or the class refuses a value; with its signature.
+    """
+    kind = find_network(network)
+    chosen: dict[str, Any] = {name: frozen(value) for name, value in (network_args or {}).items()}
+    check_arguments(network, chosen)
+    if not pretrained and "pretrained" in chosen:
+        chosen["pretrained"] = False
+    known = inspect.signature(kind).parameters
+    filled: dict[tuple[str, ...], object] = {DIMS: num_dims, IN_CHANNELS: in_channels, OUT_CHANNELS: out_channels}
+    if image_size is not None:
+        filled[SIZE] = tuple(image_size)
+    for names, value in filled.items():
+        if (name := next((name for name in names if name in known), None)) is not None:
+            chosen[name] = value
+    try:
+        built: nn.Module = kind(**chosen)
+    except Exception as error:  # each class has its own for arguments that do not fit
+        raise SettingsError(f"{network} cannot be built ({_first_line(error)}).\n{_signature(network)}") from error
+    return built
+
+
+def find_network(name: str) -> type[nn.Module]:
+    """Return a class that ``monai.networks.nets`` exports.
+
+    Raises:
+        SettingsError: If it exports no network of this name.
+    """
+    if not name:
+        raise SettingsError(
+            "no network is named: --network NAME, in Python MONAITrainer.with_network({'network': NAME}), for a class "
+            "that monai.networks.nets exports"
+        )
+    found = vars(nets).get(name)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        known = [name for name, kind in vars(nets).items() if isinstance(kind, type) and issubclass(kind, nn.Module)]
+        raise SettingsError(
+            f"--network {name}: monai.networks.nets exports no network of this name.{did_you_mean(name, known)}"
+        )
+    return found
+
+
+def check_arguments(network: str, arguments: Mapping[str, object]) -> None:
+    """Check that a class has these arguments, and that none of them is filled in for it.
+
+    Raises:
+        SettingsError: If it is not so; with the class's signature.
+    """
+    parameters = inspect.signature(find_network(network)).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name in arguments:
+        if name in (*DIMS, *IN_CHANNELS, *OUT_CHANNELS, *SIZE) and name in parameters:
+            raise SettingsError(f"--network-args {name}: follows from the dataset and is filled in; leave it out")
+        if name not in parameters and not takes_any:
+            raise SettingsError(
+                f"--network-args {name}: {network} has no such argument.{did_you_mean(name, parameters)}\n"
+                f"{_signature(network)}"
+            )
+
+
+@functools.lru_cache(maxsize=32)
+def divisor_of(network: str, network_args: str, num_dims: int, in_channels: int, out_channels: int) -> int:
+    """Return what the length of each axis of a network's input must be a multiple of, found by trying.
+
+    Args:
+        network: The class's name.
+        network_args: Its arguments, as JSON.
+        num_dims: 2 or 3 spatial axes.
+        in_channels: Channels of the image.
+        out_channels: Logits a voxel that it is to return.
+
+    Raises:
+        SettingsError: If it cannot be built, or returns no logit a class for each voxel at any size.
+    """
+    given = {"network": network, "network_args": json.loads(network_args), "num_dims": num_dims}
+    build = functools.partial(build_monai_network, **given, in_channels=in_channels, out_channels=out_channels)
+    takes_any_size = not has_fixed_size(network)
+    built = build() if takes_any_size else None
+    problem = ""
+    for on_meta in (True, False):
+        for divisor in DIVISORS:
+            first, second = _odd_multiples(divisor, ON_META if on_meta else ON_CPU)
+            size = (first, second, first)[:num_dims]
+            model = build(image_size=size) if built is None else built
+            try:
+                found = _output_shape(model, (1, in_channels, *size), on_meta=on_meta)
+            except Exception as error:  # any network may do what meta tensors cannot, or refuse a size in its own way
+                problem = _first_line(error)
+                continue
+            if found == (1, out_channels, *size):
+                return divisor
+            problem = f"of images (1, {in_channels}, {size}) it makes {found}"
+    raise SettingsError(
+        f"--network {network}: is to return {out_channels} logits for each voxel of {num_dims}-D images with "
+        f"{in_channels} channels, at their own size, but does not: {problem}.\n{_signature(network)}"
+    )
+
+
+def has_fixed_size(network: str) -> bool:
+    """Return whether a class is told the only size that it takes."""
+    return any(name in inspect.signature(find_network(network)).parameters for name in SIZE)
+
+
+class MONAITrainer(BundleTrainer):
+    """Trains any network of ``monai.networks.nets`` that returns a logit a class for each voxel; by AdamW.
+
+    Attributes:
+        network: The class's name.
+        network_args: Its arguments, but for those that follow from the data.
+    """
+
+    network_name = "this network of MONAI"
+    network_builder = staticmethod(functools.partial(build_monai_network, pretrained=True))
+    network_options = ("network", "network_args")
+    network: str = ""
+    network_args: Mapping[str, Any] = {}
+    options = SegmentationOptions(learning_rate=1e-3, weight_decay=1e-5, memory_factor=2.0)
+
+    @override
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.network:
+            cls.network_name, cls.has_fixed_size = cls.network, has_fixed_size(cls.network)
+
+    @override
+    @classmethod
+    def with_network(cls, options: Mapping[str, object]) -> type[Self]:
+        chosen = super().with_network(options)
+        check_arguments(chosen.network, chosen.network_args)
+        problems = list(chosen._problems())
+        if len(problems) == len(_TRIED):
+            raise problems[0]
+        return chosen
+
+    @classmethod
+    def _problems(cls) -> Iterator[SettingsError]:
+        """Yield what is wrong with the network for pictures and for volumes, before a dataset says what is needed."""
+        for num_dims, in_channels in _TRIED:
+            try:
+                cls._divisor(num_dims, in_channels, 2)
+            except SettingsError as error:
+                yield error
+
+    @classmethod
+    def _divisor(cls, num_dims: int, in_channels: int, out_channels: int) -> int:
+        return divisor_of(cls.network, json.dumps(cls.network_args), num_dims, in_channels, out_channels)
+
+    @override
+    @classmethod
+    def divisors(cls, plan: Plan) -> Shape:
+        return (cls._divisor(plan.network_dims, len(plan.channel_names), plan.num_classes),) * plan.network_dims
+
+    @override
+    @classmethod
+    def check_plan(cls, plan: Plan) -> None:
+        super().check_plan(plan)
+        cls.divisors(plan)
+
+    @override
+    def network_arguments(self, example_shape: Shape) -> dict[str, Any]:
+        return {**super().network_arguments(example_shape), "network_args": dict(self.network_args)}
+
+    @override
+    def _padding_factors(self) -> Shape:
+        if self.image_size is not None or self.plan is not None:
+            return super()._padding_factors()
+        return (type(self)._divisor(self.num_dims, 1, self.num_classes),) * self.num_dims
+
+
+class MONAIPredictor(Predictor):
+    """Predicts with a trained network of MONAI's, from its experiment folder alone."""
+
+
+_TRIED = ((2, 1), (3, 1))
+
+
+def _output_shape(network: nn.Module, shape: Shape, *, on_meta: bool) -> Shape:
+    """Return the shape of what a network makes of an image at full resolution."""
+    images = torch.empty(shape, device="meta") if on_meta else torch.zeros(shape)
+    model = meta_copy(network) if on_meta else network.eval()
+    with torch.no_grad():
+        return tuple(main_output(model(images), num_dims=len(shape) - 2).shape)
+
+
+def _odd_multiples(divisor: int, least: int) -> tuple[int, int]:
+    """Return two lengths that this divisor divides and the next greater one does not."""
+    odd = -(-least // divisor) | 1
+    return odd * divisor, (odd + 2) * divisor
+
+
+def _signature(network: str) -> str:
+    return f"{network}{inspect.signature(find_network(network))}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+BUNDLE = Bundle(name="monai", build_network=build_monai_network, trainer=MONAITrainer, predictor=MONAIPredictor)
