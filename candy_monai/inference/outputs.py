@@ -13,7 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
-from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images import dicom
+from candy_monai.data.images.formats import READABLE, codec_of
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.writing import save_image
@@ -237,7 +238,8 @@ def target_paths(
     Raises:
         BadInputError: If the folder holds images to predict, cannot be made, or two files would be the same.
     """
-    folders = {file.resolve().parent for case in cases for file in case.files}
+    files = [file.resolve() for case in cases for file in case.files]
+    folders = {*files, *(file.parent for file in files)}
     is_source = isinstance(source, str | Path) and target.resolve() == Path(source).resolve()
     if is_source or target.resolve() in folders:
         raise BadInputError(
@@ -281,5 +283,9 @@ def _probabilities_of(path: Path, case_id: str) -> Path:
 
 def _suffix(case: InputCase) -> str:
     """Return the suffix for a case's label map: its image's where a label map can be written so in one file."""
-    suffix = image_suffix(case.files[0]) if case.files else ".nii.gz"
+    if not case.files:
+        return ".nii.gz"
+    if codec_of(case.files[0]) is dicom:
+        return ".png" if (grid := case.geometry()) is not None and grid.is_picture else ".nii.gz"
+    suffix = image_suffix(case.files[0])
     return _IN_ONE_FILE.get(suffix, suffix)
