@@ -45,8 +45,9 @@ Input: TypeAlias = (
     | list[Tensor]
     | list[SpatialImage]
 )
-"""One case: a file, or the folder of a DICOM series; those of its channels; a tensor ``(C, *spatial)``, with its affine if it is a ``MetaTensor``; a
-nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel images, a channel each."""
+"""One case: a file, or the folder of a DICOM series; those of its channels; a tensor ``(C, *spatial)``, with its affine
+if it is a ``MetaTensor``; a nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel images,
+a channel each."""
 
 Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
 """Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a
@@ -133,8 +134,8 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     own. Where a single channel is expected, ``scan_0001``, ``scan_0002`` and so on without a ``scan_0000`` are cases of
     their own, too, unless another case has files of the same numbers.
 
-    A folder of DICOM files is one case, and so is each folder of them in a folder. Channels are folders ``{case}_{CCCC}``
-    or ``{case}/{CCCC}``.
+    A folder of DICOM files is one case, and so is each folder of them in a folder. Of a case of several channels these
+    are ``{case}_{CCCC}`` or ``{case}/{CCCC}``.
 
     Raises:
         BadInputError: If there is nothing, or a ``dataset.json`` beside it names other channels.
@@ -151,10 +152,9 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     if not files:
         inner = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), None)
         hint = "" if inner is None else f"; a dataset's images are one folder further down, for example {inner}"
-        if inner is None and (
-            series := next((file.parent for file in path.rglob("*") if dicom.is_dicom(file) and file.is_file()), None)
-        ):
-            hint = f"; DICOM series are further down, for example {series}: name the folder above such folders"
+        deeper = (file.parent for file in path.rglob("*") if file.is_file() and dicom.is_dicom(file))
+        if inner is None and (series := next(deeper, None)) is not None:
+            hint = f"; a DICOM series is further down, in {series}: name that folder, or the one that holds it"
         raise BadInputError(f"{path}: no image in this folder{hint}")
     return group_files(files, channels=channels)
 
@@ -260,7 +260,7 @@ def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted: files, and folders of DICOM series; or the folder, where it is a series."""
+    """Return the images of a folder, sorted: files and folders of DICOM series; or itself, where it is a series."""
     if not dicom.is_dicom(folder):
         return sorted(image for entry in folder.iterdir() for image in _images_at(entry))
     if others := [file.name for file in folder.iterdir() if image_suffix(file) in VOLUMES and _is_image_file(file)]:
@@ -290,7 +290,7 @@ def _is_image_file(path: Path) -> bool:
 
 
 def _case_and_channel(path: Path) -> tuple[str, int | None]:
-    """Return the case and the channel that a path's name states; of ``CASE/0001``, a DICOM series, also its folder's."""
+    """Return the case and the channel that a path states; ``CASE/0001`` counts as ``CASE_0001`` if it is a series."""
     return split_channel(_stem_of(path))
 
 
