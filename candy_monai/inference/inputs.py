@@ -46,8 +46,8 @@ Input: TypeAlias = (
     | list[SpatialImage]
 )
 """One case: a file, or the folder of a DICOM series; those of its channels; a tensor ``(C, *spatial)``, with its affine
-if it is a ``MetaTensor``; a nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel images,
-a channel each."""
+if it is a ``MetaTensor``; a nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel
+images, a channel each."""
 
 Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
 """Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a

@@ -410,8 +410,8 @@ def _stacked(images: Sequence[_File]) -> Series:
     tilt = float(np.degrees(np.arccos(np.clip(np.dot(step, normal) / np.linalg.norm(step), -1, 1))))
     if tilt > _STRAIGHT:
         warnings.warn(
-            f"{first.file.parent}: the slices lean by {tilt:.1f} degrees, as of a tilted gantry; the result has the same "
-            "slanted grid, which some viewers straighten",
+            f"{first.file.parent}: the slices lean by {tilt:.1f} degrees, as of a tilted gantry; the result has the "
+            "same slanted grid, which some viewers straighten",
             stacklevel=2,
         )
     geometry = Geometry.in_space((*first.shape[::-1], len(frames)), affine, num_channels=first.num_channels)
