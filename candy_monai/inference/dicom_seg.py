@@ -1,4 +1,4 @@
-"""DICOM SEG: label maps of DICOM series as binary segments, written by highdicom, which reference the series' images."""
+"""DICOM SEG: label maps of DICOM series as binary segments, written by highdicom."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def check_series(path: Path | None, name: str) -> None:
     header = pydicom.dcmread(series.frames[0].file, specific_tags=needed, stop_before_pixels=True)
     if missing := [keyword for keyword in needed if not header.get(keyword)]:
         raise BadInputError(
-            f"{series.frames[0].file}: found no {' and no '.join(missing)}, which a DICOM SEG takes from the images that "
-            "it references; correct the headers, or leave out --to-dicom-seg (dicom_seg)"
+            f"{series.frames[0].file}: found no {' and no '.join(missing)}, which a DICOM SEG takes from the images "
+            "that it references; correct the headers, or leave out --to-dicom-seg (dicom_seg)"
         )
 
 

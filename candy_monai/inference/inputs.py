@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,8 @@ images, a channel each."""
 Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
 """Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a
 pair of image and label, or a dictionary with an ``image``."""
+
+_MOST_LOOKED_AT = 1000  # files of a folder without an image, for a message that says where there are some
 
 GIVEN_SHAPE = "given_shape"
 """In the metadata of an image that got an axis more or less for the network: the spatial shape that its result has."""
@@ -152,7 +155,8 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     if not files:
         inner = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), None)
         hint = "" if inner is None else f"; a dataset's images are one folder further down, for example {inner}"
-        deeper = (file.parent for file in path.rglob("*") if file.is_file() and dicom.is_dicom(file))
+        below = itertools.islice(path.rglob("*"), _MOST_LOOKED_AT)
+        deeper = (file.parent for file in below if file.is_file() and dicom.is_dicom(file))
         if inner is None and (series := next(deeper, None)) is not None:
             hint = f"; a DICOM series is further down, in {series}: name that folder, or the one that holds it"
         raise BadInputError(f"{path}: no image in this folder{hint}")
@@ -261,24 +265,32 @@ def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator
 
 def _images_in(folder: Path) -> list[Path]:
     """Return the images of a folder, sorted: files and folders of DICOM series; or itself, where it is a series."""
-    if not dicom.is_dicom(folder):
-        return sorted(image for entry in folder.iterdir() for image in _images_at(entry))
-    if others := [file.name for file in folder.iterdir() if image_suffix(file) in VOLUMES and _is_image_file(file)]:
+    try:
+        own = dicom.images_in(folder) if dicom.is_dicom(folder) else []
+    except UnusableFileError as error:
+        raise ImageReadError(f"{folder}: {error}") from error
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    if not own:
+        found = {entry: _images_at(entry) for entry in entries}
+        without = [entry.name for entry, images in found.items() if entry.is_dir() and not images]
+        if without and any(image.is_dir() for images in found.values() for image in images):
+            warnings.warn(f"{folder}: left out folders without DICOM files: {', '.join(without)}", stacklevel=2)
+        return [image for images in found.values() for image in images]
+    if others := [entry.name for entry in entries if image_suffix(entry) in VOLUMES and entry.is_file()]:
         raise BadInputError(
             f"{folder}: found DICOM files and other images ({others[0]}), expected one kind; move one of them away"
         )
-    try:
-        return dicom.images_in(folder)
-    except UnusableFileError as error:
-        raise ImageReadError(f"{folder}: {error}") from error
+    return own
 
 
 def _images_at(entry: Path) -> list[Path]:
-    """Return what an entry of a folder brings: itself, the series of its channels, or nothing."""
-    if _is_image_file(entry):
-        return [entry]
-    channels = filter(dicom.is_channel_folder, entry.iterdir()) if entry.is_dir() else ()
-    return [] if entry.name.startswith(".") else list(channels)
+    """Return what an entry of a folder brings: itself, the DICOM series of its channels, or nothing."""
+    if not entry.is_dir():
+        return [entry] if image_suffix(entry) in READABLE and _is_image_file(entry) else []
+    try:
+        return [entry] if dicom.is_dicom(entry) else sorted(filter(dicom.is_channel_folder, entry.iterdir()))
+    except OSError:  # it may not be looked into
+        return []
 
 
 def _is_image_file(path: Path) -> bool:
@@ -290,8 +302,10 @@ def _is_image_file(path: Path) -> bool:
 
 
 def _case_and_channel(path: Path) -> tuple[str, int | None]:
-    """Return the case and the channel that a path states; ``CASE/0001`` counts as ``CASE_0001`` if it is a series."""
-    return split_channel(_stem_of(path))
+    """Return the case and the channel that a path states: ``CASE_0001``, and of a DICOM series also ``CASE/0001``."""
+    stem = _stem_of(path)
+    is_slice = image_suffix(path) not in READABLE and not path.is_dir()  # scanners number these
+    return (stem, None) if is_slice else split_channel(stem)
 
 
 def _stem_of(path: Path) -> str:

@@ -129,14 +129,14 @@ def is_channel_folder(path: Path) -> bool:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return what a folder with DICOM files holds: itself, which is one series; or each of several projections.
+    """Return what the DICOM files of a folder are: itself, which is one series; each of several projections; nothing.
 
     Raises:
         UnusableFileError: If its headers cannot be read.
     """
     images = [image for image in _files_of(folder, _state(folder)) if image.frames]
     are_projections = len(images) > 1 and all(image.frames[0].position is None for image in images)
-    return [image.file for image in images] if are_projections else [folder]
+    return [image.file for image in images] if are_projections else [folder] if images else []
 
 
 def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:

@@ -253,7 +253,7 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
     except (CandyError, MemoryError):
         raise
     except UnusableFileError as error:
-        raise ImageReadError(f"{path}: {error}") from error
+        raise ImageReadError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from error
     except PermissionError as error:
         raise ImageReadError(f"{path}: may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # each decoder has its own set, down to zlib.error and struct.error
