@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
 from candy_monai import __version__
 from candy_monai.aliases import PathLike
 from candy_monai.data.images import dicom
+from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
 from candy_monai.data.images.dicom import Series
 from candy_monai.data.images.formats import codec_of
-from candy_monai.data.images.reading import read_geometry
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.images.reading import Scan, read_geometry
 from candy_monai.errors import BadInputError, ImageReadError, SettingsError, did_you_mean
 from candy_monai.files import atomic_path
 from candy_monai.optional import require
@@ -143,26 +146,29 @@ def save_dicom_seg(
     *,
     series: PathLike,
     segments: Mapping[str, int | Sequence[int]] | Sequence[Segment],
+    codes: PathLike | Mapping[str, Any] | None = None,
 ) -> None:
     """Write a label map as a DICOM SEG of binary segments; the file appears whole or not at all.
 
     Args:
-        labels: Ids ``(1, *spatial)`` or ``(*spatial)`` on the grid of the series, as `load_image` reads it.
+        labels: Ids ``(1, *spatial)`` or ``(*spatial)`` on the grid of the series, as `load_image` reads it; of a
+            ``MetaTensor``, axes that run another way are turned.
         path: The file to write, usually ``.dcm``.
         series: The series' folder, or any of its files: its images are referenced, patient and study are theirs.
-        segments: The id of each class, or the ids of each region, by name; or what `read_segments` returns.
+        segments: The id of each class, or the ids of each region, by name; background is left out. Or what
+            `read_segments` returns.
+        codes: What else is known of these classes; see `read_segments`.
 
     Raises:
-        BadInputError: If the label map is on another grid or holds ids of no segment, or the series cannot be read or
-            referenced.
+        BadInputError: If the label map is on another grid or holds ids of no segment, the series cannot be read or
+            referenced, or the codes are of other classes.
         MissingExtraError: If the extra ``dicom`` is not installed.
     """
     path, series = Path(path), Path(series)
     check_series(series, series.name)
-    chosen = read_segments(segments) if isinstance(segments, Mapping) else tuple(segments)
+    chosen = read_segments(segments, codes) if isinstance(segments, Mapping) else tuple(segments)
     found = _series_at(series)
-    ids = labels.detach().cpu().numpy()
-    ids = ids[0] if ids.ndim == len(found.geometry.spatial_shape) + 1 and len(ids) == 1 else ids
+    ids = _on_grid(labels, found.geometry, path).numpy()
     if ids.shape != found.geometry.spatial_shape:
         raise BadInputError(
             f"{path}: the label map has shape {ids.shape}, the series {series} {found.geometry.spatial_shape}; undo "
@@ -182,6 +188,19 @@ def save_dicom_seg(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, durable=False) as temporary:
         written.save_as(temporary)
+
+
+def _on_grid(labels: Tensor, grid: Geometry, path: Path) -> Tensor:
+    """Return ids ``(*spatial)``, on the axes of the series where they have an affine of their own."""
+    num_dims = len(grid.spatial_shape)
+    whole = labels.detach().cpu()
+    whole = whole if whole.ndim == num_dims + 1 else whole[None]
+    if len(whole) != 1:
+        raise BadInputError(f"{path}: found a label map of shape {tuple(labels.shape)}, expected one channel of ids")
+    if isinstance(whole, MetaTensor) and not grid.is_picture and not whole.meta.get(HAS_NO_GRID):
+        scan = Scan.of(whole, name="the label map")
+        return aligned(scan.values, scan.geometry, grid, name="the label map", against="the series has")[0]
+    return whole.as_subclass(Tensor)[0]
 
 
 def _series_at(path: Path) -> Series:

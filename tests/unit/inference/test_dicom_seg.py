@@ -372,6 +372,20 @@ def test_headers_that_leave_out_what_may_be_empty_are_referenced_all_the_same(tm
     assert np.array_equal(_by_pydicom(tmp_path / "seg.dcm", folder), labels)
 
 
+def test_a_label_map_whose_axes_run_another_way_is_turned_and_one_elsewhere_refused(tmp_path):
+    folder = save(tmp_path / "case", slices(VALUES, AFFINE))
+    labels = np.random.default_rng(2).integers(0, 4, VALUES.shape).astype(np.uint8)
+    image = nibabel.Nifti1Image(labels, AFFINE)
+    nibabel.save(nibabel.as_closest_canonical(image), tmp_path / "turned.nii.gz")
+    assert nibabel.load(tmp_path / "turned.nii.gz").shape != VALUES.shape
+    turned = load_image(tmp_path / "turned.nii.gz", is_label=True)
+    save_dicom_seg(turned, tmp_path / "seg.dcm", series=folder, segments=CLASSES)
+    assert np.array_equal(_by_pydicom(tmp_path / "seg.dcm", folder), labels)
+    turned.affine[:3, 3] += 20
+    with pytest.raises(BadInputError, match="the label map: .* the series has"):
+        save_dicom_seg(turned, tmp_path / "seg.dcm", series=folder, segments=CLASSES)
+
+
 def test_label_maps_that_do_not_fit_are_refused(tmp_path):
     folder, path = save(tmp_path / "case", slices(VALUES, AFFINE)), tmp_path / "seg.dcm"
     with pytest.raises(BadInputError, match=r"shape \(4, 4, 4\), the series .*case \(23, 21, 12\)"):
