@@ -339,7 +339,7 @@ def _frames(file: Path, header: Any) -> Iterator[Frame]:
             )
             if (sequence := source.get(keyword))
         ]
-        yield _placed(replace(frame, index=None if count == 1 else index), macros)
+        yield _placed(replace(frame, index=None if count == 1 else index), [*macros, header])
 
 
 def _placed(frame: Frame, sources: Sequence[Any]) -> Frame:
