@@ -80,6 +80,7 @@ _MODULE_OF = {
     "NotionFrontend": "frontends.notion",
     "PredictionError": "inference.outputs",
     "PredictionListener": "inference.outputs",
+    "save_dicom_seg": "inference.dicom_seg",
     "EnsemblePredictor": "inference.ensemble",
     "WindowInferer": "inference.inferers",
     "load_predictor": "incoming.opening",

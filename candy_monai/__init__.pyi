@@ -70,6 +70,7 @@ from candy_monai.frontends.base import Frontend as Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
 from candy_monai.frontends.notion import NotionFrontend as NotionFrontend
 from candy_monai.incoming.opening import load_predictor as load_predictor
+from candy_monai.inference.dicom_seg import save_dicom_seg as save_dicom_seg
 from candy_monai.inference.ensemble import EnsemblePredictor as EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.outputs import Prediction as Prediction

@@ -26,9 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "predict",
         run,
         summary="predict with a trained experiment",
-        text="Predict the label maps of an image or of a folder of images. Each is written with the shape and the "
-        "position in space of its image; manifest.json beside them says what made them and how large each class "
-        "is. Several experiments predict together, by the mean of their probabilities; the "
+        text="Predict the label maps of an image, of a DICOM series (its folder) or of a folder of these. Each is "
+        "written with the shape and the position in space of its image; manifest.json beside them says what made them "
+        "and how large each class is. Several experiments predict together, by the mean of their probabilities; the "
         "folder of a cross-validation stands for its folds. Images must have the run's channels, as files that end in "
         "_0000, _0001 and so on or in one file; anything else is refused, and --channels says which ones are meant. A "
         "case that cannot be predicted is named and does not stop the others; the command then ends with 1.",
@@ -80,6 +80,18 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="also write statistics.csv: the voxels and millilitres of each class in each case",
     )
+    parser.add_argument(
+        "--to-dicom-seg",
+        action="store_true",
+        help="also write CASE_seg.dcm, a DICOM SEG that references the images of the series; INPUT must be DICOM",
+    )
+    parser.add_argument(
+        "--segments",
+        type=Path,
+        metavar="FILE",
+        help="codes and colours of the segments of --to-dicom-seg by the names of the classes, JSON: "
+        '{"liver": {"type": ["10200004", "SCT", "Liver"], "color": [221, 130, 101]}}',
+    )
     add_options(
         parser,
         "trainer",
@@ -109,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.device import find_device
     from candy_monai.recipes.predict import load_experiments
 
+    if args.segments is not None and not args.to_dicom_seg:
+        raise SettingsError("--segments describes the segments of a DICOM SEG; give --to-dicom-seg, too")
     predictor = load_experiments(
         args.experiments,
         trainer=args.trainer,
@@ -126,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             probabilities=args.probabilities,
             statistics=args.statistics,
+            dicom_seg=args.to_dicom_seg,
+            segments=args.segments,
             listener=progress,
         )
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")

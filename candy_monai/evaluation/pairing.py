@@ -24,7 +24,7 @@ from candy_monai.metrics.overlap import is_batch
 PROBABILITIES = "_probabilities"
 """What the id of a case's file of probabilities ends with, beside its label map."""
 
-_BESIDE_PREDICTIONS = (".json", ".npz", ".pkl")
+_BESIDE_PREDICTIONS = (".dcm", ".json", ".npz", ".pkl")
 
 OneCase: TypeAlias = PathLike | Tensor | SpatialImage | Sequence[PathLike]
 """One case: a file, its tensor, a nibabel image, or for images the files of its channels."""

@@ -10,11 +10,11 @@ import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai.data import MetaTensor
 
@@ -30,6 +30,7 @@ from candy_monai.inference.buffers import (
     fits_on_disk_only,
 )
 from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.dicom_seg import Segment, check_series, read_segments
 from candy_monai.inference.inputs import (
     GIVEN_SHAPE,
     Input,
@@ -186,6 +187,8 @@ class CasePredictor(ABC):
         *,
         probabilities: bool = False,
         statistics: bool = False,
+        dicom_seg: bool = False,
+        segments: PathLike | Mapping[str, Any] | None = None,
         listener: PredictionListener | None = None,
     ) -> list[Path]:
         """Predict cases and write each label map in its image's geometry and format, and ``manifest.json`` beside them.
@@ -198,14 +201,18 @@ class CasePredictor(ABC):
             target: The folder for the label maps, ``{case}{suffix}``; made when missing.
             probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
             statistics: Also write ``statistics.csv``: the voxels and millilitres of each class in each case.
+            dicom_seg: Also write ``{case}_seg.dcm``, a DICOM SEG with a segment for each class or region, which
+                references the images of the series; every case must be one.
+            segments: Codes and colours of the segments, in a JSON file or as it holds them; see `read_segments`.
             listener: Informed of the progress.
 
         Returns:
             The label maps written.
 
         Raises:
-            BadInputError: If there is nothing to predict, the only case cannot be read, or the folder has a
-                ``manifest.json`` that is something else; nothing was written then.
+            BadInputError: If there is nothing to predict, the only case cannot be read, a DICOM SEG is asked for of
+                what is no DICOM series, or the folder has a ``manifest.json`` that is something else; nothing was
+                written then.
             PredictionError: If some of several cases could not be predicted; the others are written. An earlier
                 prediction's files of the failed cases stay, and the listener is told of them.
         """
@@ -213,6 +220,7 @@ class CasePredictor(ABC):
         cases = list(input_cases(source, channels=self.channels, num_dims=self.num_dims))
         if not cases:
             raise BadInputError("nothing to predict: the dataset is empty")
+        described = self._segments(cases, segments) if dicom_seg else None
         paths = target_paths(cases, Path(target), source, probabilities=probabilities)
         manifest = Manifest(
             Path(target),
@@ -222,6 +230,7 @@ class CasePredictor(ABC):
                 "memory": self.memory,
                 "channels": self._channel_numbers,
                 "probabilities": probabilities,
+                "dicom_seg": dicom_seg,
             },
             classes=self.classes,
             statistics=statistics,
@@ -237,7 +246,7 @@ class CasePredictor(ABC):
                 else:
                     wait(writing)  # one prediction at most is held that is not written
                     ended = time.perf_counter()
-                    task = partial(write_prediction, outcome, case, paths[case.case_id], failures, manifest)
+                    task = partial(write_prediction, outcome, case, paths[case.case_id], failures, manifest, described)
                     writing = [writer.submit(task, seconds=ended - began)]
                     began = ended
                     del outcome, task
@@ -248,7 +257,7 @@ class CasePredictor(ABC):
             manifest.add_failure(case_id, error)
         if len(failures) < len(cases):
             manifest.finish()
-        for file, reason in left_over(paths, failures, probabilities=probabilities):
+        for file, reason in left_over(paths, failures, probabilities=probabilities, dicom_seg=dicom_seg):
             listener.on_left_over(file, reason)
         if len(cases) == 1 and failures:
             raise next(iter(failures.values()))
@@ -256,6 +265,16 @@ class CasePredictor(ABC):
         if failures:
             raise PredictionError(failures, written)
         return written
+
+    def _segments(self, cases: Sequence[InputCase], codes: PathLike | Mapping[str, Any] | None) -> tuple[Segment, ...]:
+        """Return the segments of a DICOM SEG of each case, once it is known that all can be written."""
+        segments = read_segments(dict(self.classes), codes)
+        if not segments:
+            raise BadInputError("a DICOM SEG needs the names of the classes, and the experiment does not know them")
+        for case in cases:
+            if case.problem is None:  # it is reported when it is its turn
+                check_series(next(iter(case.files), None), case.case_id)
+        return segments
 
     def _outcomes(
         self, cases: Iterable[InputCase], probabilities: bool, listener: PredictionListener | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +27,13 @@ from typing_extensions import TypeIs
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.bases import CaseDataset
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.images.formats import READABLE
-from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.images import dicom
+from candy_monai.data.images.formats import READABLE, VOLUMES
+from candy_monai.data.images.geometry import Geometry, UnusableFileError
 from candy_monai.data.images.names import image_suffix, split_channel, stem_of
 from candy_monai.data.images.reading import Scan, geometry_of, joined, read_channels, read_geometry, scan_of_nibabel
 from candy_monai.data.values import plain_tensor
-from candy_monai.errors import BadInputError, CandyError
+from candy_monai.errors import BadInputError, CandyError, ImageReadError
 from candy_monai.inference.channels import CHANNEL_LIMIT, RunChannels
 from candy_monai.text import read_json
 
@@ -44,12 +46,15 @@ Input: TypeAlias = (
     | list[Tensor]
     | list[SpatialImage]
 )
-"""One case: a file; the files of its channels; a tensor ``(C, *spatial)``, with its affine if it is a ``MetaTensor``; a
-nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel images, a channel each."""
+"""One case: a file, or the folder of a DICOM series; those of its channels; a tensor ``(C, *spatial)``, with its affine
+if it is a ``MetaTensor``; a nibabel image; an array with its spacing in millimetres; a list of tensors or nibabel
+images, a channel each."""
 
 Inputs: TypeAlias = Input | Dataset[Any] | Iterable[Any]
 """Cases: one, a folder, a dataset, or several of all these. An item of MONAI's or PyTorch's datasets is an image, a
 pair of image and label, or a dictionary with an ``image``."""
+
+_MOST_LOOKED_AT = 1000  # files of a folder without an image, for a message that says where there are some
 
 GIVEN_SHAPE = "given_shape"
 """In the metadata of an image that got an axis more or less for the network: the spatial shape that its result has."""
@@ -132,6 +137,9 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     own. Where a single channel is expected, ``scan_0001``, ``scan_0002`` and so on without a ``scan_0000`` are cases of
     their own, too, unless another case has files of the same numbers.
 
+    A folder of DICOM files is one case, and so is each folder of them in a folder. Of a case of several channels these
+    are ``{case}_{CCCC}`` or ``{case}/{CCCC}``.
+
     Raises:
         BadInputError: If there is nothing, or a ``dataset.json`` beside it names other channels.
     """
@@ -141,12 +149,16 @@ def find_inputs(path: PathLike, *, channels: RunChannels) -> list[InputCase]:
     if path.is_file():
         return group_files([path], channels=channels)
     try:
-        files = sorted(file for file in path.iterdir() if _is_image_file(file))
+        files = _images_in(path)
     except OSError as error:
         raise BadInputError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions") from error
     if not files:
         inner = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), None)
         hint = "" if inner is None else f"; a dataset's images are one folder further down, for example {inner}"
+        below = itertools.islice(path.rglob("*"), _MOST_LOOKED_AT)
+        deeper = (file.parent for file in below if file.is_file() and dicom.is_dicom(file))
+        if inner is None and (series := next(deeper, None)) is not None:
+            hint = f"; a DICOM series is further down, in {series}: name that folder, or the one that holds it"
         raise BadInputError(f"{path}: no image in this folder{hint}")
     return group_files(files, channels=channels)
 
@@ -162,15 +174,15 @@ def group_files(files: Sequence[Path], *, channels: RunChannels) -> list[InputCa
         _check_dataset_beside(folder, channels)
     there: dict[str, dict[int, list[Path]]] = {}
     for file in dict.fromkeys([*files, *_numbered_beside(files, folders)]):
-        case_id, number = split_channel(stem_of(file))
+        case_id, number = _case_and_channel(file)
         if number is not None:
             there.setdefault(case_id, {}).setdefault(number, []).append(file)
     given, cases = set(files), dict[str, InputCase]()
     twice: dict[str, list[str]] = {}
     for file in files:
-        case_id, number = split_channel(stem_of(file))
+        case_id, number = _case_and_channel(file)
         if number is None or not _are_channels(case_id, there, channels):
-            case = InputCase(case_id=stem_of(file), files=(file,))
+            case = InputCase(case_id=_stem_of(file), files=(file,))
         else:
             case = _numbered_case(case_id, there[case_id], channels, given)
         known = cases.setdefault(case.case_id, case)
@@ -238,7 +250,7 @@ def _numbered_case(case_id: str, there: dict[int, list[Path]], channels: RunChan
 
 def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator[Path]:
     """Yield the images beside some files that are further channels of their cases; those of the same format first."""
-    cases = {case_id for case_id, number in (split_channel(stem_of(file)) for file in files) if number is not None}
+    cases = {case_id for case_id, number in (_case_and_channel(file) for file in files) if number is not None}
     suffixes = {image_suffix(file) for file in files}
     for folder in folders if cases else ():
         try:
@@ -246,14 +258,61 @@ def _numbered_beside(files: Sequence[Path], folders: Iterable[Path]) -> Iterator
         except OSError:  # files can be readable where their folder is not
             continue
         for file in found:
-            case_id, number = split_channel(stem_of(file))
+            case_id, number = _case_and_channel(file)
             if number is not None and case_id in cases and _is_image_file(file):
                 yield file
 
 
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder, sorted: files and folders of DICOM series; or itself, where it is a series."""
+    try:
+        own = dicom.images_in(folder) if dicom.is_dicom(folder) else []
+    except UnusableFileError as error:
+        raise ImageReadError(f"{folder}: {error}") from error
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    if not own:
+        found = {entry: _images_at(entry) for entry in entries}
+        without = [entry.name for entry, images in found.items() if entry.is_dir() and not images]
+        if without and any(image.is_dir() for images in found.values() for image in images):
+            warnings.warn(f"{folder}: left out folders without DICOM files: {', '.join(without)}", stacklevel=2)
+        return [image for images in found.values() for image in images]
+    if others := [entry.name for entry in entries if image_suffix(entry) in VOLUMES and entry.is_file()]:
+        raise BadInputError(
+            f"{folder}: found DICOM files and other images ({others[0]}), expected one kind; move one of them away"
+        )
+    return own
+
+
+def _images_at(entry: Path) -> list[Path]:
+    """Return what an entry of a folder brings: itself, the DICOM series of its channels, or nothing."""
+    if not entry.is_dir():
+        return [entry] if image_suffix(entry) in READABLE and _is_image_file(entry) else []
+    try:
+        return [entry] if dicom.is_dicom(entry) else sorted(filter(dicom.is_channel_folder, entry.iterdir()))
+    except OSError:  # it may not be looked into
+        return []
+
+
 def _is_image_file(path: Path) -> bool:
+    """Return whether a path is an image: a file of a known format, or the folder or a file of a DICOM series."""
+    if path.name.startswith("."):
+        return False
     is_file = path.is_file() or path.is_symlink()  # to read a link that leads nowhere says so
-    return is_file and not path.name.startswith(".") and image_suffix(path) in READABLE
+    return (is_file and image_suffix(path) in READABLE) or dicom.is_dicom(path)
+
+
+def _case_and_channel(path: Path) -> tuple[str, int | None]:
+    """Return the case and the channel that a path states: ``CASE_0001``, and of a DICOM series also ``CASE/0001``."""
+    stem = _stem_of(path)
+    is_slice = image_suffix(path) not in READABLE and not path.is_dir()  # scanners number these
+    return (stem, None) if is_slice else split_channel(stem)
+
+
+def _stem_of(path: Path) -> str:
+    if path.is_dir():
+        name = path.absolute().name
+        return f"{path.absolute().parent.name}_{name}" if dicom.is_channel_folder(path) else name
+    return stem_of(path) if image_suffix(path) in (*READABLE, *dicom.SUFFIXES) else path.name
 
 
 def input_case(
@@ -273,17 +332,21 @@ def input_case(
     given: object = source  # what callers pass in spite of the types gets a message, not a traceback
     if is_path(given):
         if Path(given).is_dir():
-            raise BadInputError(
-                f"{given}: found a folder, expected one image; stream(...) and predict_to_files(...) predict all "
-                "images of a folder (convert a DICOM series to NIfTI first)"
-            )
+            images = _images_in(Path(given))
+            cases = group_files(images, channels=channels) if images and all(map(dicom.is_dicom, images)) else []
+            if len(cases) != 1:
+                raise BadInputError(
+                    f"{given}: found a folder, expected one image; stream(...) and predict_to_files(...) predict all "
+                    "images of a folder (of a DICOM series, name the folder with its files)"
+                )
+            return cases[0]
         return group_files([Path(given)], channels=channels)[0]
     if _is_image(given):
         return InputCase(case_id=case_id, read=partial(_from_memory, given, num_dims))
     if isinstance(given, np.ndarray):
         raise BadInputError(f"an array of shape {given.shape} without its spacing: give (array, spacing_mm)")
     if isinstance(given, CaseFiles):
-        return InputCase(case_id=split_channel(stem_of(given[0]))[0], files=given, has_run_channels=True)
+        return InputCase(case_id=_case_and_channel(given[0])[0], files=given, has_run_channels=True)
     if isinstance(given, list | tuple) and given and all(map(is_path, given)):
         return _case_of_files([Path(file) for file in given], channels)
     if isinstance(given, list) and given and all(map(_is_image, given)):
@@ -331,7 +394,7 @@ def _case_of_files(files: Sequence[Path], channels: RunChannels) -> InputCase:
     cases = group_files(files, channels=channels)
     if len(cases) == 1:
         return cases[0]
-    case_ids, numbers = zip(*(split_channel(stem_of(file)) for file in files), strict=True)
+    case_ids, numbers = zip(*(_case_and_channel(file) for file in files), strict=True)
     named = {number: file for number, file in zip(numbers, files, strict=True) if number is not None}
     if channels.numbers == () or not len(named) == len(files) == len(channels):
         return InputCase(case_id=case_ids[0], files=tuple(files), has_run_channels=True)

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,10 @@ def _is_whole(content: Mapping[str, Any]) -> bool:
 
 def _described_file(file: Path) -> dict[str, Any]:
     try:
+        if file.is_dir():  # a DICOM series: the digest is that of its files' digests, in the order of their names
+            files = sorted(entry for entry in file.iterdir() if entry.is_file())
+            digest = sha256("".join(map(digest_of_file, files)).encode()).hexdigest()
+            return {"file": str(file), "bytes": sum(entry.stat().st_size for entry in files), "sha256": digest}
         return {"file": str(file), "bytes": file.stat().st_size, "sha256": digest_of_file(file)}
     except OSError:  # it is gone meanwhile
         return {"file": str(file), "bytes": None, "sha256": None}

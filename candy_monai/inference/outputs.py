@@ -13,7 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
-from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images import dicom
+from candy_monai.data.images.formats import READABLE, codec_of
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.writing import save_image
@@ -21,6 +22,7 @@ from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preproces
 from candy_monai.errors import BadInputError, CandyError
 from candy_monai.files import check_writable
 from candy_monai.inference.buffers import MemoryEstimate, Tile
+from candy_monai.inference.dicom_seg import Segment, save_dicom_seg
 from candy_monai.inference.inputs import InputCase, Inputs
 from candy_monai.inference.manifest import Manifest
 
@@ -206,10 +208,11 @@ def write_prediction(
     path: Path,
     failures: dict[str, Exception],
     manifest: Manifest,
+    segments: Sequence[Segment] | None = None,
     *,
     seconds: float,
 ) -> None:
-    """Write a prediction like its image, with probabilities beside it; what goes wrong is added to the failures.
+    """Write a prediction like its image, with what else is asked for; what goes wrong is added to the failures.
 
     Args:
         prediction: What was predicted.
@@ -217,10 +220,15 @@ def write_prediction(
         path: Where the label map goes.
         failures: What went wrong, by case.
         manifest: Told of the case once it is written.
+        segments: Those of a DICOM SEG; None for none.
         seconds: What the case took.
     """
     labels, probabilities = prediction.labels, prediction.probabilities
     try:
+        if segments is not None:  # first, since its headers may be refused, and a case is done or not
+            save_dicom_seg(
+                labels.as_tensor(), _segmentation_of(path, case.case_id), series=case.files[0], segments=segments
+            )
         save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
         if probabilities is not None:
             save_image(probabilities.as_tensor(), _probabilities_of(path, case.case_id), like=labels)
@@ -237,7 +245,8 @@ def target_paths(
     Raises:
         BadInputError: If the folder holds images to predict, cannot be made, or two files would be the same.
     """
-    folders = {file.resolve().parent for case in cases for file in case.files}
+    files = [file.resolve() for case in cases for file in case.files]
+    folders = {*files, *(file.parent for file in files)}
     is_source = isinstance(source, str | Path) and target.resolve() == Path(source).resolve()
     if is_source or target.resolve() in folders:
         raise BadInputError(
@@ -264,22 +273,32 @@ def target_paths(
 
 
 def left_over(
-    paths: Mapping[str, Path], failures: Collection[str], *, probabilities: bool
+    paths: Mapping[str, Path], failures: Collection[str], *, probabilities: bool, dicom_seg: bool = False
 ) -> Iterator[tuple[Path, str]]:
     """Yield the files of an earlier prediction that do not belong to this one, and why. Nothing is removed."""
     for case_id, path in paths.items():
-        files = (path, _probabilities_of(path, case_id))
+        files = (path, _probabilities_of(path, case_id), _segmentation_of(path, case_id))
         if case_id in failures:
             yield from ((file, f"{case_id} could not be predicted this time") for file in files if file.exists())
         elif not probabilities and files[1].exists():
             yield files[1], "the label map beside it is new, and probabilities were not asked for this time"
+        elif not dicom_seg and files[2].exists():
+            yield files[2], "the label map beside it is new, and no DICOM SEG was asked for this time"
 
 
 def _probabilities_of(path: Path, case_id: str) -> Path:
     return path.with_name(f"{case_id}_probabilities.nii.gz")
 
 
+def _segmentation_of(path: Path, case_id: str) -> Path:
+    return path.with_name(f"{case_id}_seg.dcm")
+
+
 def _suffix(case: InputCase) -> str:
     """Return the suffix for a case's label map: its image's where a label map can be written so in one file."""
-    suffix = image_suffix(case.files[0]) if case.files else ".nii.gz"
+    if not case.files:
+        return ".nii.gz"
+    if codec_of(case.files[0]) is dicom:
+        return ".png" if (grid := case.geometry()) is not None and grid.is_picture else ".nii.gz"
+    suffix = image_suffix(case.files[0])
     return _IN_ONE_FILE.get(suffix, suffix)

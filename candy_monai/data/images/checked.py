@@ -20,9 +20,8 @@ from typing_extensions import override
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.alignment import aligned, mismatch
-from candy_monai.data.images.formats import CODECS
-from candy_monai.data.images.names import image_suffix
-from candy_monai.data.images.reading import geometry_of, read_channels, readable_suffix
+from candy_monai.data.images.formats import codec_of
+from candy_monai.data.images.reading import geometry_of, read_channels, readable_by
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import ImageReadError
 
@@ -49,8 +48,8 @@ class CheckedReader(ImageReader):
 
     @override
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return whether a file's format, or that of all of several, is known; opens none."""
-        return all(image_suffix(file) in CODECS for file in _files(filename))
+        """Return whether a file's format, or that of all of several, is known; a folder is one with DICOM files."""
+        return all(codec_of(file) is not None for file in _files(filename))
 
     @override
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
@@ -61,7 +60,7 @@ class CheckedReader(ImageReader):
         """
         files = _files(data)
         for file in files:
-            readable_suffix(file)
+            readable_by(file)
         return files
 
     @override

@@ -1,4 +1,4 @@
-"""The formats that are known, by suffix, and which module decodes and encodes each.
+"""The formats that are known, by suffix, and which module decodes and encodes each; a DICOM series is a folder.
 
 What a decoder raises is turned into one readable error by ``candy_monai.data.images.reading``. Every unit of length
 becomes millimetres in the decoders, and what gives no place is refused there, so that nothing above meets either.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from candy_monai.data.images import itk_io, nifti, pictures
+from candy_monai.data.images import dicom, itk_io, nifti, pictures
+from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.pictures import PICTURES, TIFFS
 
 if TYPE_CHECKING:
@@ -51,4 +52,12 @@ CODECS: dict[str, Codec] = {
     **dict.fromkeys((".mha", ".mhd", ".nrrd", ".nhdr"), itk_io),
 }
 READABLE = tuple(CODECS)
-KNOWN = f"known formats: {', '.join(READABLE)}"
+VOLUMES = tuple(suffix for suffix in CODECS if suffix not in PICTURES)
+KNOWN = f"known formats: {', '.join(READABLE)}, and a DICOM series, which is a folder or any of its files"
+
+
+def codec_of(path: Path) -> Codec | None:
+    """Return the module that decodes a path: by its suffix, or as a DICOM series; None where there is none."""
+    if not path.is_dir() and (codec := CODECS.get(image_suffix(path))) is not None:
+        return codec
+    return dicom if image_suffix(path) in dicom.SUFFIXES or dicom.is_dicom(path) else None

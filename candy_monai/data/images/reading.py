@@ -19,7 +19,7 @@ from torch import Tensor
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data.images import nifti
 from candy_monai.data.images.alignment import aligned, mismatch
-from candy_monai.data.images.formats import CODECS, KNOWN
+from candy_monai.data.images.formats import KNOWN, Codec, codec_of
 from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, CandyError, ImageReadError
@@ -93,7 +93,8 @@ def load_image(
     channels; a 2-D file stays 2-D and a volume of one slice stays 3-D. A picture's alpha is its last channel.
 
     Args:
-        path: NIfTI, PNG, BMP, JPEG or TIFF; MHA and NRRD with the extra ``itk``, TIFF volumes with the extra ``tiff``.
+        path: NIfTI, PNG, BMP, JPEG or TIFF; MHA and NRRD with the extra ``itk``, TIFF volumes with the extra ``tiff``;
+            with the extra ``dicom`` the folder of a DICOM series, or any of its files.
         is_label: The file holds label ids: whole numbers, one channel.
         align_spacing: Resample to the finest spacing along every axis (nearest neighbour for labels). Coarse axes grow
             accordingly, so a training plan that keeps each axis' own spacing is usually the better choice.
@@ -116,7 +117,7 @@ def read_scan(path: PathLike, *, is_label: bool = False) -> Scan:
     """Decode an image or a label map; arguments and errors are those of `load_image`."""
     path = Path(path)
     with _readable(path, "a label map" if is_label else "an image"):
-        array, geometry = CODECS[_existing_suffix(path)].read(path, is_label=is_label)
+        array, geometry = _codec_of(path).read(path, is_label=is_label)
         values = _label_ids(array) if is_label else _intensities(array)
     return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=str(path))
 
@@ -177,15 +178,16 @@ def scan_of_nibabel(image: SpatialImage) -> Scan:
     return Scan(values=torch.from_numpy(values), geometry=geometry, file_name=file_name)
 
 
-def readable_suffix(path: PathLike) -> str:
-    """Return the suffix of a file of a known format, whether or not it exists.
+def readable_by(path: PathLike) -> Codec:
+    """Return what decodes a file of a known format, whether or not it exists.
 
     Raises:
         ImageReadError: If the format is not known.
     """
-    if (suffix := image_suffix(path)) not in CODECS:
+    if (codec := codec_of(Path(path))) is None:
+        suffix = image_suffix(path)
         raise ImageReadError(f"{path}: cannot read {suffix or 'a file without suffix'!r}; {KNOWN}")
-    return suffix
+    return codec
 
 
 def read_geometry(path: PathLike) -> Geometry:
@@ -197,7 +199,7 @@ def read_geometry(path: PathLike) -> Geometry:
     """
     path = Path(path)
     with _readable(path, "an image"):
-        return CODECS[_existing_suffix(path)].read_header(path)
+        return _codec_of(path).read_header(path)
 
 
 def geometry_of(image: MetaTensor, *, name: str | None = None) -> Geometry:
@@ -235,12 +237,12 @@ def at_finest_spacing(image: MetaTensor, *, is_label: bool) -> MetaTensor:
     return resample(image.float()).to(image.dtype)
 
 
-def _existing_suffix(path: Path) -> str:
+def _codec_of(path: Path) -> Codec:
     if not path.exists():
         raise ImageReadError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise ImageReadError(f"{path}: found a folder, expected an image file; convert a DICOM series to NIfTI first")
-    return readable_suffix(path)
+    if path.is_dir() and codec_of(path) is None:
+        raise ImageReadError(f"{path}: found a folder without DICOM files, expected an image file or a DICOM series")
+    return readable_by(path)
 
 
 @contextmanager
@@ -251,7 +253,7 @@ def _readable(path: Path, expected: str) -> Iterator[None]:
     except (CandyError, MemoryError):
         raise
     except UnusableFileError as error:
-        raise ImageReadError(f"{path}: {error}") from error
+        raise ImageReadError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from error
     except PermissionError as error:
         raise ImageReadError(f"{path}: may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # each decoder has its own set, down to zlib.error and struct.error

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.pipelines.description import BEFORE, IMAGE, LABEL, PIPELINES, Entry, OwnTransforms
 from candy_monai.errors import BadInputError, CandyError, SettingsError, did_you_mean
 from candy_monai.text import read_text
+
+# MONAI's LoadImage says this of a reader that nobody asked for, wherever pydicom is installed.
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
 _FUNCTIONS: dict[str, Callable[..., object]] = {

@@ -31,8 +31,9 @@ def calls(monkeypatch):
         return Path("candy_demo/demo.png")
 
     class Predictor:
-        def predict_to_files(self, source, target, *, probabilities, listener):
+        def predict_to_files(self, source, target, *, probabilities, statistics, dicom_seg, segments, listener):
             seen.predict |= {"source": source, "target": target, "probabilities": probabilities}
+            seen.predict |= {"statistics": statistics, "dicom_seg": dicom_seg, "segments": segments}
             listener.on_started(1, None, None)
             listener.on_case(1, 1, "case_001", None)
             return [target / "case_001.nii.gz"]
@@ -234,7 +235,7 @@ def test_demo_takes_two_minutes_by_default(calls):
 def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
     options = (
         "--device cpu --checkpoint latest --memory 1.5G --mirror --largest-component --probabilities --trainer m.py:M "
-        "--channels 2,1 --trust"
+        "--channels 2,1 --trust --statistics --to-dicom-seg --segments codes.json"
     )
     assert main(["predict", "fold0", "fold1", "in", "out", *options.split()]) == 0
     assert calls.predict == {
@@ -250,6 +251,9 @@ def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
         "source": Path("in"),
         "target": Path("out"),
         "probabilities": True,
+        "statistics": True,
+        "dicom_seg": True,
+        "segments": Path("codes.json"),
     }
     assert capsys.readouterr().out == "[1/1] case_001\n1 label map in out\n"
 
