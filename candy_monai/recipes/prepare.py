@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,13 @@ from candy_monai.data.inspection.consistency import labels_absent_from_folds, na
 from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
-from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.plan import Configuration, Plan
 from candy_monai.data.planning.rules import plan
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.starting import StartingExperiment
 
 if TYPE_CHECKING:
     from candy_monai.training.segmentation import SegmentationTrainer
@@ -48,6 +49,7 @@ class Prepared:
         folds: The folds; none where all cases are trained on.
         training: Ids of the cases to train on.
         validation: Ids of the cases to validate on.
+        notes: What the run's log is to say of the preparation.
     """
 
     dataset: NNUNetDataset
@@ -57,6 +59,7 @@ class Prepared:
     folds: tuple[Fold, ...] = ()
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def store_folder(self) -> Path:
@@ -105,9 +108,12 @@ def prepare_dataset(
     training, validation = _sides(raw, folds, options)
     for warning in _about_the_fold(raw, folds, options, fingerprint):
         on_progress(f"Warning: {warning}")
-    memory, overrides = device_memory(device), options.overrides or {}
+    memory = device_memory(device)
     bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.memory_factor))
-    made = _planned(fingerprint, options, given, bound, trainer)
+    start = StartingExperiment.of(options, trainer)
+    made, notes = _planned(fingerprint, options, given, bound, trainer, start, validation)
+    for note in notes:
+        on_progress(note)
     if trainer is not None:
         trainer.check_plan(made)  # before the cases are preprocessed for it
     if made.slice_axis is not None:
@@ -117,9 +123,7 @@ def prepare_dataset(
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
     if given is None:
-        moved = keep_plan(
-            store_folder, made, digest=digests.whole, wishes=(sorted(overrides.items()), options.configuration, bound)
-        )
+        moved = keep_plan(store_folder, made, digest=digests.whole, wishes=_wishes(options, bound, start))
         if moved is not None:
             changes, earlier = moved
             old = shlex.quote(str(earlier))
@@ -146,7 +150,14 @@ def prepare_dataset(
         folds=folds,
         training=training,
         validation=validation,
+        notes=tuple(notes),
     )
+
+
+def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:
+    """Return what a plan depends on besides the dataset."""
+    wishes = (sorted((options.overrides or {}).items()), options.configuration, bound)
+    return wishes if start is None else (*wishes, str(start.folder))
 
 
 def _planned(
@@ -155,21 +166,34 @@ def _planned(
     given: Plan | None,
     memory_bytes: int | None,
     trainer: type[SegmentationTrainer] | None,
-) -> Plan:
-    """Return the plan that follows from a dataset and the options, or the one that was given."""
+    start: StartingExperiment | None,
+    validation: Sequence[str],
+) -> tuple[Plan, list[str]]:
+    """Return the plan that follows from a dataset and the options, or the one that was given, and what to say of it."""
     overrides, configuration = options.overrides or {}, options.configuration
     if given is None or options.plan is None:
         builds_its_own = trainer is not None and not trainer.follows_filters  # perhaps one for volumes alone
         if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
             configuration = "3d"
-        return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=configuration)
+
+        def planned(more: Mapping[str, object], asked: Configuration) -> Plan:
+            chosen = configuration if asked == "auto" else asked
+            return plan(
+                fingerprint, memory_bytes=memory_bytes, overrides={**overrides, **more}, configuration=chosen
+            )
+
+        made = planned({}, "auto")
+        if start is None:
+            return made, []
+        made, notes = start.followed(made, planned, options)
+        return made, notes + start.warnings(made, validation, digest=fingerprint.digest)
     adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
             f"{options.plan}: a plan of the configuration {adopted.configuration}, asked for {options.configuration}: "
             "leave out --configuration or --plan"
         )
-    return adopted
+    return adopted, []
 
 
 def store_of(options: TrainOptions) -> Path:

@@ -20,6 +20,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
+from candy_monai.incoming.weights import read_weights
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
@@ -111,6 +112,8 @@ class Parts:
         parsed_overrides(options.overrides or {})
         if options.plan is not None:
             read_plan(options.plan)
+        if options.init_from is not None:
+            read_weights(options.init_from)
         frontend = ready_frontend(options)
         check_writable(options.out)
         trainer = find_trainer(bundle=options.bundle, own=options.trainer)
