@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="EXPERIMENT",
         nargs="+",
         type=Path,
-        help="an experiment's folder, or that of a cross-validation; several are averaged",
+        help="the folder of an experiment, of a cross-validation or of a MONAI Bundle; several are averaged",
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="an image (any of its channels' files), or a folder")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the label maps")

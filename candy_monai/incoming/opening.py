@@ -8,7 +8,9 @@ from typing import Any, Literal
 from torch import nn
 
 from candy_monai.aliases import Device, PathLike
+from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.incoming.monai_bundle import load_bundle
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import experiment_predictor
@@ -36,10 +38,10 @@ def load_predictor(
     device: Device = "cpu",
     **options: Any,
 ) -> NetworkPredictor | EnsemblePredictor:
-    """Return the predictor of a trained model: an experiment's own, which is its bundle's where it belongs to one.
+    """Return the predictor of a trained model: an experiment, whose bundle may have its own, or a MONAI Bundle.
 
     Args:
-        experiment: The experiment folder.
+        experiment: The experiment folder, or that of a MONAI Bundle.
         network: The network to load the weights into, for trainers that belong to no bundle.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
@@ -47,5 +49,11 @@ def load_predictor(
 
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
+        BadInputError: If a model of another kind cannot be opened; see `load_bundle`.
     """
+    match kind_of_model(experiment):
+        case "MONAI Bundle":
+            if network is not None:
+                raise BadInputError(f"{experiment}: a MONAI Bundle says what its network is; leave out network")
+            return load_bundle(experiment, checkpoint=checkpoint, device=device, **options)
     return experiment_predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

@@ -294,6 +294,22 @@ def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int)
     )
 
 
+def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
+    """Put weights into the network that they belong to, every one of them.
+
+    Raises:
+        BadInputError: If any name or shape differs.
+    """
+    source = _without_prefixes(weights.tensors, network.state_dict())
+    try:
+        network.load_state_dict(source)
+    except RuntimeError as error:
+        first = [line.strip() for line in str(error).splitlines()[1:3]] or [str(error)]
+        raise BadInputError(
+            f"{weights.file}: does not fit the network {type(network).__name__}: {' '.join(first)[:300]}"
+        ) from error
+
+
 def with_channels(weight: Tensor, num_channels: int) -> Tensor:
     """Return a layer's weights for images of another number of channels: repeated, or else averaged.
 

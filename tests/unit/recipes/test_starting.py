@@ -84,7 +84,7 @@ def test_weights_that_cannot_be_read_are_refused_before_the_dataset_is_looked_at
 
 def test_a_network_for_slices_is_taken_over_for_slices(phantom, out):
     flat, _ = _trained(phantom, out, configuration="2d", overrides={"filters": "4,8,8"})
-    folder, told = _trained(phantom, out, init_from=flat)
+    folder, _ = _trained(phantom, out, init_from=flat)
     assert json.loads((folder / "experiment.json").read_text())["network"]["slice_axis"] is not None
     assert "drawn anew" not in (folder / "logs.txt").read_text()
     with pytest.raises(SettingsError, match="say --configuration 2d"):
