@@ -132,7 +132,7 @@ BTCV = copy.deepcopy(SPLEEN) | {
         "use_checkpoint": False,
         "depths": [1, 1, 1, 1],
     },
-    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "sw_batch_size": 4, "overlap": 0.25},
+    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 4, "overlap": 0.25},
 }
 BTCV["preprocessing"]["transforms"][0]["reader"] = "ITKReader"
 
@@ -151,7 +151,7 @@ def write_bundle(folder, config=SPLEEN, *, metadata=METADATA, weights=None, seed
         # Shifted so that no class is the greatest everywhere.
         num_classes = arguments["out_channels"]
         with torch.no_grad():
-            scores = network.eval()(torch.rand(1, arguments["in_channels"], *[32] * arguments["spatial_dims"]))
+            scores = network.eval()(torch.rand(1, arguments["in_channels"], *[64] * arguments["spatial_dims"]))
             bias = [value for value in network.parameters() if value.shape == (num_classes,)][-1]
             bias -= scores.flatten(2).median(2).values[0]
         weights = {"model": network.state_dict()}

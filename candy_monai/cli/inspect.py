@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    if (args.dataset / "configs").is_dir():
+    if any((args.dataset / "configs").glob("inference.*")):
         return _inspect_bundle(args.dataset)
     options = chosen_options(args)
 

@@ -21,8 +21,8 @@ from candy_monai.data.inspection.consistency import labels_absent_from_folds, na
 from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
-from candy_monai.data.planning.plan import Configuration, Plan
-from candy_monai.data.planning.rules import plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import Configuration, plan
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from candy_monai.data.planning.entries import as_text
 from candy_monai.data.planning.files import plan_of
-from candy_monai.data.planning.plan import Configuration, Plan
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import Configuration
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,7 +82,7 @@ class Equipment:
     scaled_backward: ScaledBackward
     image_type: torch.dtype
     surrounded: tuple[weakref.ref[nn.Module], ...]
-    frozen: Frozen
+    frozen: Frozen = field(default_factory=Frozen)
 
     @property
     def scaler(self) -> GradScaler:

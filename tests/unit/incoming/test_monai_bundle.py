@@ -15,7 +15,13 @@ from candy_monai.incoming.opening import kind_of_model
 from tests.zoo_bundles import BTCV, METADATA, SPLEEN, run_by_monai, write_bundle, write_scan
 
 
-@pytest.mark.parametrize("config", [SPLEEN, BTCV], ids=["spleen_ct_segmentation", "swin_unetr_btcv_segmentation"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SPLEEN, id="spleen_ct_segmentation"),
+        pytest.param(BTCV, id="swin_unetr_btcv_segmentation", marks=pytest.mark.slow),
+    ],
+)
 def test_a_bundle_of_the_zoo_s_layout_predicts_what_monai_s_own_run_of_it_does(tmp_path, config):
     bundle = write_bundle(tmp_path / "bundle", config)
     scan = write_scan(tmp_path / "data" / "imagesTs" / "case_7.nii.gz")
