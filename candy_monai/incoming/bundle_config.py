@@ -11,7 +11,7 @@ import json
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,39 +97,45 @@ class BundleConfig:
         """
         return self.resolved(self._at(name, where=name), name)
 
-    def resolved(self, value: Any, where: str, *, keep: tuple[str, ...] = (), depth: int = 0) -> Any:
+    def resolved(
+        self, value: Any, where: str, *, keep: Sequence[str] = (), skip: Sequence[str] = (), depth: int = 0
+    ) -> Any:
         """Return a value with all references in it followed and its simple expressions computed.
 
         Args:
             value: Plain data.
             where: What it is, for messages.
             keep: References that stay as they are.
+            skip: Classes by name whose arguments do not matter: of entries that name them the target alone is returned.
             depth: How many references and containers lead here.
 
         Raises:
             BadInputError: As `value` does.
         """
+
+        def part(value: Any, where: str) -> Any:
+            return self.resolved(value, where, keep=keep, skip=skip, depth=depth + 1)
+
         if depth > _DEEPEST:
             raise self._refused(where, "refers to itself, or is nested too deep")
         if isinstance(value, Mapping):
-            return {
-                key: self.resolved(part, f"{where}#{key}", keep=keep, depth=depth + 1) for key, part in value.items()
-            }
+            target = value.get("_target_")
+            if isinstance(target, str) and target.rpartition(".")[2] in skip:
+                return {"_target_": target}
+            return {key: part(each, f"{where}#{key}") for key, each in value.items()}
         if isinstance(value, list):
-            return [
-                self.resolved(part, f"{where}#{index}", keep=keep, depth=depth + 1) for index, part in enumerate(value)
-            ]
+            return [part(each, f"{where}#{index}") for index, each in enumerate(value)]
         if not isinstance(value, str) or value in keep:
             return value
         if value[:1] == "$":
             return self._computed(value, where, depth)
         if (reference := _REFERENCE.fullmatch(value)) is not None:
-            return self.resolved(self._at(reference[1], where=where), reference[1], keep=keep, depth=depth + 1)
+            return part(self._at(reference[1], where=where), reference[1])
         if value[:1] == "%":
             name = value[1:].lstrip("#")
             if re.fullmatch(r"\w+(?:(?:#|::)\w+)*", name) is None:
                 raise self._refused(where, f"{value!r} stands for a part of another file, which is not read")
-            return self.resolved(self._at(name, where=where), name, keep=keep, depth=depth + 1)
+            return part(self._at(name, where=where), name)
         return value
 
     def built(self, name: str) -> Any:

@@ -446,7 +446,7 @@ def _steps(config: BundleConfig, names: Sequence[str]) -> list[Entry]:
     name = next((name for name in names if name in config), None)
     if name is None:
         raise BadInputError(f"{config.file}: has no {names[0]}, expected a list of transforms")
-    return _flat(config, config.resolved(config.content[name], name, keep=_REFERENCES), name)
+    return _flat(config, config.resolved(config.content[name], name, keep=_REFERENCES, skip=_LEFT_OUT), name)
 
 
 def _flat(config: BundleConfig, entry: Any, where: str) -> list[Entry]:
