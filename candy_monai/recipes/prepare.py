@@ -178,9 +178,7 @@ def _planned(
 
         def planned(more: Mapping[str, object], asked: Configuration) -> Plan:
             chosen = configuration if asked == "auto" else asked
-            return plan(
-                fingerprint, memory_bytes=memory_bytes, overrides={**overrides, **more}, configuration=chosen
-            )
+            return plan(fingerprint, memory_bytes=memory_bytes, overrides={**overrides, **more}, configuration=chosen)
 
         made = planned({}, "auto")
         if start is None:
