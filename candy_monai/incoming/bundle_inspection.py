@@ -11,7 +11,8 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.pipelines.building import transform_class
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.incoming.bundle_config import BundleConfig
-from candy_monai.incoming.monai_bundle import BundlePredictor, known_target, network_name
+from candy_monai.incoming.bundle_preprocessing import known_target
+from candy_monai.incoming.monai_bundle import BundlePredictor, network_name
 from candy_monai.incoming.weights import weights_file_of
 
 _USED = ("network_def", "preprocessing", "pre_transforms", "inferer", "postprocessing", "post_transforms")
