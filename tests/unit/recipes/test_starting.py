@@ -61,6 +61,7 @@ def test_validation_cases_that_the_weights_were_trained_on_are_warned_of(phantom
     assert [line for line in told if "validation cases were trained on" in line]
 
 
+@pytest.mark.slow
 def test_what_the_user_fixes_stays_and_weights_that_then_fit_nowhere_are_refused(phantom, experiment, out):
     with pytest.raises(SettingsError, match="every network level"):
         _trained(phantom, out, init_from=experiment, overrides={"filters": "4,8,8,8"})
@@ -82,6 +83,7 @@ def test_weights_that_cannot_be_read_are_refused_before_the_dataset_is_looked_at
         train_dataset(tmp_path / "no dataset", init_from=tmp_path / "nowhere.pth", out=tmp_path, on_progress=_quiet)
 
 
+@pytest.mark.slow
 def test_a_network_for_slices_is_taken_over_for_slices(phantom, out):
     flat, _ = _trained(phantom, out, configuration="2d", overrides={"filters": "4,8,8"})
     folder, _ = _trained(phantom, out, init_from=flat)

@@ -130,7 +130,7 @@ def test_the_rate_warms_up_by_default_only_where_a_run_starts_from_weights(exper
             found.append(toolbox.optimizer.param_groups[0]["lr"]),
             WithNorm.step(trainer, toolbox, num_batches=num_batches),
         )
-        trainer.train(20, **keywords, **QUIET)
+        trainer.train(20, **keywords, **QUIET, validate_every=20, num_checkpoints=0)
         settings = json.loads((trainer.experiment_folder() / "experiment.json").read_text())["settings"]
         return found, settings["warm_up"]
 
