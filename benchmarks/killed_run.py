@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai import DatasetFromMemory, JointTransform, SeededSampler, SegmentationTrainer
 from candy_monai.experiment.state import load_state
+from candy_monai.training.options import SegmentationOptions
 
 SETTINGS = {
     "seed": 5,
@@ -24,7 +25,7 @@ SETTINGS = {
 class KilledTrainer(SegmentationTrainer):
     """Two convolutions and dropout."""
 
-    learning_rate = 0.02
+    options = SegmentationOptions(learning_rate=0.02)
 
     def build_network(self, example_shape: tuple[int, ...]) -> nn.Module:
         """Build a network that draws random numbers in every step."""
@@ -53,7 +54,7 @@ def train(out: Path, experiment: Path | None, num_epochs: int, num_workers: int)
     if experiment is None:
         trainer.train(num_epochs, **SETTINGS)
     else:
-        trainer.recover_from(experiment).continue_training()
+        trainer.resume(experiment)
 
 
 def experiment_in(out: Path) -> Path | None:

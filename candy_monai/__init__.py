@@ -118,6 +118,7 @@ _MODULE_OF = {
     "train_dataset": "recipes.train",
     "Bundle": "registry",
     "set_seed": "seeding",
+    "SegmentationOptions": "training.options",
     "SegmentationTrainer": "training.segmentation",
     "SlidingTrainer": "training.sliding",
     "SlidingSegmentationTrainer": "training.sliding",

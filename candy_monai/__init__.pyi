@@ -109,6 +109,7 @@ from candy_monai.recipes.resume import resume_training as resume_training
 from candy_monai.recipes.train import train_dataset as train_dataset
 from candy_monai.registry import Bundle as Bundle
 from candy_monai.seeding import set_seed as set_seed
+from candy_monai.training.options import SegmentationOptions as SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer
 from candy_monai.training.sliding import SlidingSegmentationTrainer as SlidingSegmentationTrainer
 from candy_monai.training.sliding import SlidingTrainer as SlidingTrainer

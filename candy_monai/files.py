@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import io
 import os
 import sys
@@ -61,6 +62,12 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
     """Replace the file's content by ``text`` (UTF-8) in one step."""
     with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def digest_of_file(path: PathLike) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

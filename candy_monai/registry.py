@@ -17,6 +17,7 @@ from torch import nn
 from candy_monai.errors import BadInputError, did_you_mean
 
 GROUP = "candy_monai.bundles"
+_NAME = "_bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Bundle:
     """One architecture, ready to train and to predict with.
 
     Attributes:
-        name: Its entry point's name; also set as ``bundle`` of a trainer that does not say its own.
+        name: Its entry point's name, which is also noted on the trainer's class.
         build_network: Builds the network from what the trainer's ``network_arguments`` returned.
         trainer: The trainer's class, a `SegmentationTrainer`.
         predictor: The predictor's class, a `Predictor`; None for `Predictor` itself.
@@ -36,8 +37,14 @@ class Bundle:
     predictor: type[object] | None = None
 
     def __post_init__(self) -> None:
-        if "bundle" not in vars(self.trainer):
-            self.trainer.bundle = self.name  # type: ignore[attr-defined]  # trainers are above this layer
+        if bundle_name(self.trainer) is None:
+            setattr(self.trainer, _NAME, self.name)  # trainers are above this layer
+
+
+def bundle_name(trainer: type) -> str | None:
+    """Return the name of the bundle that a class is the trainer of; None of any other, its subclasses included."""
+    name = vars(trainer).get(_NAME, vars(trainer).get("bundle"))
+    return name if isinstance(name, str) else None
 
 
 def bundle_names() -> list[str]:

@@ -8,6 +8,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from importlib import import_module
+from inspect import getattr_static
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
@@ -79,11 +80,19 @@ def _entry(package: str, name: str) -> str:
     if isinstance(value, type) and value.__module__.startswith("candy_monai"):
         ends = ", ".join(sorted(_documented_elsewhere(value)))
         options = f":members:\n:inherited-members: {ends}\n:show-inheritance:"
+        if deprecated := ", ".join(_deprecated_members(value)):
+            options += f"\n:exclude-members: {deprecated}"
         return _directive("autoclass", f"{package}.{name}", options)
     if callable(value) and not isinstance(value, type) and hasattr(value, "__code__"):
         return _directive("autofunction", f"{package}.{name}", "")
     value, comment = _assignment(name)
     return _directive("py:data", name, f":module: {package}\n:value: {value}\n\n{comment}")
+
+
+def _deprecated_members(cls: type) -> list[str]:
+    """Name the members that are there for earlier versions alone."""
+    names = {name for base in cls.__mro__ for name in vars(base)}
+    return sorted(name for name in names if hasattr(getattr_static(cls, name), "__deprecated__"))
 
 
 def _documented_elsewhere(cls: type) -> set[str]:

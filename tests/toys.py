@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -33,7 +34,7 @@ class Squares(Dataset):
 class SmallTrainer(SegmentationTrainer):
     """Two convolutions."""
 
-    learning_rate = 0.02
+    options = SegmentationOptions(learning_rate=0.02)
 
     def build_network(self, example_shape):
         conv = nn.Conv2d if len(example_shape) == 3 else nn.Conv3d

@@ -36,6 +36,7 @@ from candy_monai import AbsoluteLinearLR, DatasetFromMemory, DiceCELossWithLogit
 from candy_monai.experiment.history import load_metrics
 from candy_monai.observers.pictures import CurvesObserver
 from candy_monai.seeding import set_seed
+from candy_monai.training.options import SegmentationOptions
 from candy_monai_bundles.unet import build_unet
 
 HERE = Path(__file__).parent
@@ -199,7 +200,8 @@ def train(settings: Settings, cache: Path) -> dict[str, list[float]]:
     set_seed(int(settings["seed"]))
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(CurvesObserver, "draw"):  # nobody looks at them
         trainer = CurveTrainer(folder, *loaders(cases, settings), console=False)
-        trainer.settings, trainer.num_classes, trainer.score = settings, cases.num_classes, settings["score"]
+        trainer.settings, trainer.num_classes = settings, cases.num_classes
+        trainer.options = SegmentationOptions(score=settings["score"])
         trainer.train(
             int(settings["num_epochs"]),
             ema=bool(settings["ema"]),

@@ -27,7 +27,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="predict with a trained experiment",
         text="Predict the label maps of an image or of a folder of images. Each is written with the shape and the "
-        "position in space of its image. Several experiments predict together, by the mean of their probabilities; the "
+        "position in space of its image; manifest.json beside them says what made them and how large each class "
+        "is. Several experiments predict together, by the mean of their probabilities; the "
         "folder of a cross-validation stands for its folds. Images must have the run's channels, as files that end in "
         "_0000, _0001 and so on or in one file; anything else is refused, and --channels says which ones are meant. A "
         "case that cannot be predicted is named and does not stop the others; the command then ends with 1.",
@@ -73,6 +74,11 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="also write CASE_probabilities.nii.gz, a channel a class; the label map is where each is the greatest",
     )
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also write statistics.csv: the voxels and millilitres of each class in each case",
+    )
     add_options(
         parser,
         "trainer",
@@ -115,7 +121,11 @@ def run(args: argparse.Namespace) -> int:
     )
     with PredictionProgress() as progress:
         written = predictor.predict_to_files(
-            args.input, args.output, probabilities=args.probabilities, listener=progress
+            args.input,
+            args.output,
+            probabilities=args.probabilities,
+            statistics=args.statistics,
+            listener=progress,
         )
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
     return DONE

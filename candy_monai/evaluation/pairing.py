@@ -18,6 +18,7 @@ from candy_monai.data.images.names import composed, image_suffix
 from candy_monai.data.images.reading import load_image, read_geometry, scan_of_nibabel
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 from candy_monai.inference.inputs import is_path
+from candy_monai.inference.manifest import STATISTICS
 from candy_monai.metrics.overlap import is_batch
 
 PROBABILITIES = "_probabilities"
@@ -205,7 +206,8 @@ class _Side:
 def _unread(folder: Path, read: Sequence[Path]) -> tuple[str, ...]:
     """Return the names of a folder's files that are neither images nor what predictions are written with."""
     others = (path for path in set(folder.iterdir()) - set(read) if path.suffix not in _BESIDE_PREDICTIONS)
-    return tuple(sorted(path.name for path in others if path.is_file() and not path.name.startswith(".")))
+    names = {path.name for path in others if path.is_file() and not path.name.startswith(".")}
+    return tuple(sorted(names - {STATISTICS}))
 
 
 def _check_same_ids(one: _Side, other: _Side, where: str, names: tuple[str, str]) -> None:

@@ -302,14 +302,20 @@ def write_description(folder: Path, description: ExperimentDescription) -> None:
     atomic_write_text(folder / DESCRIPTION, json.dumps(as_json(described.to_dict()), indent=2) + "\n")
 
 
-def _environment() -> dict[str, str | None]:
-    """Return the versions that a run depends on, and the commit of the working folder if it is a git checkout."""
+def installed_versions(*packages: str) -> dict[str, str | None]:
+    """Return the versions of Python and of packages; None for those that are not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("candy-monai", "torch", "monai", "numpy", "nibabel"):
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    return versions
+
+
+def _environment() -> dict[str, str | None]:
+    """Return the versions that a run depends on, and the commit of the working folder if it is a git checkout."""
+    versions = installed_versions("candy-monai", "torch", "monai", "numpy", "nibabel")
     try:
         command = ["git", "rev-parse", "HEAD"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.export.targets import find_target
+from candy_monai.export.networks import load_network
+from candy_monai.export.targets import TARGETS, Target, find_target
+from candy_monai.export.usage import usage_file
+from candy_monai.files import check_writable
+from candy_monai.inference.inputs import is_path
 from candy_monai.recipes.predict import experiment_folders
 
+SUFFIXES = frozenset(target.suffix for target in TARGETS.values() if target.suffix)
 MODEL = "model"
 """What the files are called where ``out`` names a folder."""
 
@@ -56,21 +63,61 @@ def export_experiments(
         MissingExtraError: If a package is needed that is not installed.
     """
     target = find_target(to)
-    given = [experiments] if isinstance(experiments, str | Path) else list(experiments)
+    given = [experiments] if is_path(experiments) else list(experiments)
     if portable and to != "monai-bundle":
-        raise SettingsError(f"--portable belongs to monai-bundle, and has no meaning for {to}: leave it out")
+        raise SettingsError(f"--portable belongs to monai-bundle and has no meaning for {to}: leave it out")
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
-    if len(folders) > 1 and not target.takes_several:
+    if to == "monai-bundle":
+        _refuse_options_of_networks(checkpoint=checkpoint != "best", images=images, trainer=trainer, trust=trust)
+    elif len(folders) > 1:
         raise BadInputError(
             f"{to} holds one network, and {len(folders)} experiments were given ({', '.join(map(str, folders))}): "
             "export each by itself, or all of them with --to monai-bundle"
         )
     write = getattr(import_module(target.module), target.function)
     if to == "monai-bundle":
-        _refuse_options_of_networks(checkpoint=checkpoint != "best", images=images, trainer=trainer, trust=trust)
         write(folders, Path(out), portable=portable)
         return Path(out)
-    raise NotImplementedError(to)
+    file = _file_of(Path(out), target)
+    _check_absent([file, usage_file(file)], overwrite=overwrite)
+    check_writable(file.parent)
+    on_progress(f"Reading {folders[0]}")
+    network = load_network(folders[0], checkpoint=checkpoint, images=images, trainer=trainer, trust=trust)
+    with _written_apart(file.parent, overwrite=overwrite) as apart:
+        write(network, apart / file.name, on_progress=on_progress)
+    return file
+
+
+def _file_of(out: Path, target: Target) -> Path:
+    """Return the file of the network: ``out`` itself if it is named so, else one in the folder that it names."""
+    if out.suffix == target.suffix and not out.is_dir():
+        return out
+    if out.suffix in SUFFIXES and not out.is_dir():
+        raise SettingsError(f"{out}: expected a folder, or a file that ends in {target.suffix}")
+    return out / f"{MODEL}{target.suffix}"
+
+
+def _check_absent(files: Iterable[Path], *, overwrite: bool) -> None:
+    if there := [file for file in files if file.exists()]:
+        if overwrite and not any(file.is_dir() for file in there):
+            return
+        raise BadInputError(
+            f"{there[0]}: is there already, and is left as it is: name another place, or replace it with --overwrite "
+            "(overwrite=True)"
+        )
+
+
+@contextmanager
+def _written_apart(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder, whose files move to ``folder`` if the block ends well, the largest last."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".export-") as name:
+        yield Path(name)
+        written = sorted(Path(name).iterdir(), key=lambda file: file.stat().st_size)
+        _check_absent([folder / file.name for file in written], overwrite=overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in written:
+            file.replace(folder / file.name)
 
 
 def _refuse_options_of_networks(**given: object) -> None:

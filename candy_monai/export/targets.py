@@ -16,14 +16,12 @@ class Target:
         module: The module that writes it.
         function: The function in it.
         suffix: Of the file; empty for a folder.
-        takes_several: Whether several experiments become one, an ensemble.
     """
 
     summary: str
     module: str
     function: str
     suffix: str = ""
-    takes_several: bool = False
 
 
 TARGETS = {
@@ -31,7 +29,6 @@ TARGETS = {
         summary="a complete MONAI Bundle (several experiments: of the ensemble)",
         module="candy_monai.export.monai_bundle",
         function="export_monai_bundle",
-        takes_several=True,
     ),
     "onnx": Target(
         summary="ONNX, for ONNX Runtime and TensorRT",

@@ -48,7 +48,7 @@ def find_frontend(name: str | type[Frontend], *, option: str = "--frontend") -> 
     Raises:
         BadInputError: If the name is unknown, or names something else.
     """
-    if isinstance(name, type):
+    if not isinstance(name, str):
         found: object = name
     elif name in FRONTENDS:
         module, _, attribute = FRONTENDS[name].partition(":")
@@ -61,5 +61,9 @@ def find_frontend(name: str | type[Frontend], *, option: str = "--frontend") -> 
         hint = did_you_mean(name.lower(), FRONTENDS)
         raise BadInputError(f"{option} {name!r} is unknown.{hint} Known: {known_frontends()}")
     if not isinstance(found, type) or not issubclass(found, Frontend):
-        raise BadInputError(f"{option} {name}: this is no Frontend")
+        if isinstance(name, str):
+            raise BadInputError(f"{option} {name}: this is no Frontend")
+        raise BadInputError(
+            f"{option} was given {name!r}, expected a subclass of Frontend, or a name: {known_frontends()}"
+        )
     return found

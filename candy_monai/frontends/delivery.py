@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from typing_extensions import override
 
@@ -158,19 +158,26 @@ class Delivery(BackgroundObserver):
         return 0.0 if since is None else time.monotonic() - since
 
 
-def deliveries(
-    frontend: Frontend | None, report: Callable[[str], None], *, after: Sequence[Delivery] = ()
-) -> tuple[Delivery, ...]:
-    """Start to deliver a run's events to a dashboard, to each part of a hybrid one on its own.
+class Dashboards:
+    """What the runs of one trainer are reported to, each part of a hybrid dashboard on its own.
 
     Args:
         frontend: The dashboard; None for none.
-        report: Takes the messages about failures.
-        after: What this function returned for the previous run with the same dashboard.
     """
-    parts = () if frontend is None else frontend.parts()
-    previous = after or (None,) * len(parts)
-    return tuple(Delivery(part, report, after=before) for part, before in zip(parts, previous, strict=True))
+
+    def __init__(self, frontend: Frontend | None = None) -> None:
+        self._parts = () if frontend is None else tuple(frontend.parts())
+        self._previous: tuple[Delivery | None, ...] = (None,) * len(self._parts)
+
+    def deliveries(self, report: Callable[[str], None]) -> tuple[Delivery, ...]:
+        """Start to deliver a run's events, after those of the previous run.
+
+        Args:
+            report: Takes the messages about failures.
+        """
+        each = zip(self._parts, self._previous, strict=True)
+        self._previous = started = tuple(Delivery(part, report, after=before) for part, before in each)
+        return started
 
 
 @atexit.register

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ from candy_monai.inference.inputs import (
     input_case,
     input_cases,
 )
+from candy_monai.inference.manifest import Manifest
 from candy_monai.inference.outputs import (
     Prediction,
     PredictionError,
@@ -99,6 +101,15 @@ class CasePredictor(ABC):
     @abstractmethod
     def own_postprocessing(self) -> OwnTransforms:
         """The user's steps on the label map, after the plan's postprocessing."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        """The name of each foreground class or region, and its ids in a label map."""
+
+    @abstractmethod
+    def describe_models(self) -> list[dict[str, object]]:
+        """Return what predicts and how, as plain values: a mapping for each experiment."""
 
     @abstractmethod
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
@@ -174,21 +185,27 @@ class CasePredictor(ABC):
         target: PathLike,
         *,
         probabilities: bool = False,
+        statistics: bool = False,
         listener: PredictionListener | None = None,
     ) -> list[Path]:
-        """Predict cases and write each label map in its image's geometry and format.
+        """Predict cases and write each label map in its image's geometry and format, and ``manifest.json`` beside them.
+
+        The manifest says which model made each label map of which files, with which settings, in what time, and the
+        volume of each class. Cases of earlier predictions in the same folder stay in it.
 
         Args:
             source: As for `stream`; usually a folder.
             target: The folder for the label maps, ``{case}{suffix}``; made when missing.
             probabilities: Also write ``{case}_probabilities.nii.gz``, one channel a class.
+            statistics: Also write ``statistics.csv``: the voxels and millilitres of each class in each case.
             listener: Informed of the progress.
 
         Returns:
             The label maps written.
 
         Raises:
-            BadInputError: If there is nothing to predict, or the only case cannot be read; nothing was written then.
+            BadInputError: If there is nothing to predict, the only case cannot be read, or the folder has a
+                ``manifest.json`` that is something else; nothing was written then.
             PredictionError: If some of several cases could not be predicted; the others are written. An earlier
                 prediction's files of the failed cases stay, and the listener is told of them.
         """
@@ -197,20 +214,40 @@ class CasePredictor(ABC):
         if not cases:
             raise BadInputError("nothing to predict: the dataset is empty")
         paths = target_paths(cases, Path(target), source, probabilities=probabilities)
+        manifest = Manifest(
+            Path(target),
+            models=self.describe_models(),
+            settings={
+                "largest_component": self.largest_component,
+                "memory": self.memory,
+                "channels": self._channel_numbers,
+                "probabilities": probabilities,
+            },
+            classes=self.classes,
+            statistics=statistics,
+        )
         listener.on_started(len(cases), *self._largest(cases, probabilities))
         failures: dict[str, Exception] = {}
         writing: list[Future[None]] = []
+        began = time.perf_counter()
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities, listener), start=1):
                 if isinstance(outcome, Exception):
                     failures[case.case_id] = outcome
                 else:
                     wait(writing)  # one prediction at most is held that is not written
-                    writing = [writer.submit(write_prediction, outcome, case, paths[case.case_id], failures)]
-                    del outcome
+                    ended = time.perf_counter()
+                    task = partial(write_prediction, outcome, case, paths[case.case_id], failures, manifest)
+                    writing = [writer.submit(task, seconds=ended - began)]
+                    began = ended
+                    del outcome, task
                     if self.memory is not None:
                         wait(writing)
                 listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        for case_id, error in failures.items():
+            manifest.add_failure(case_id, error)
+        if len(failures) < len(cases):
+            manifest.finish()
         for file, reason in left_over(paths, failures, probabilities=probabilities):
             listener.on_left_over(file, reason)
         if len(cases) == 1 and failures:

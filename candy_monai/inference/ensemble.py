@@ -83,6 +83,15 @@ class EnsemblePredictor(CasePredictor):
     def own_postprocessing(self) -> OwnTransforms:
         return self.members[0].own_postprocessing
 
+    @property
+    @override
+    def classes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        return self.members[0].classes
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        return [described for member in self.members for described in member.describe_models()]
+
     @override
     def prepare(self, case_id: str, image: MetaTensor) -> PreparedCase:
         prepared = self.members[0].prepare(case_id, image)
@@ -97,7 +106,7 @@ class EnsemblePredictor(CasePredictor):
         told = [listener, *[None] * (len(self.members) - 1)]
         if not self._side_by_side:
             parts = (
-                member._run_within(own, on_disk=on_disk, probabilities=True, listener=listener).probabilities
+                member.run(own, on_disk=on_disk, probabilities=True, listener=listener).probabilities
                 for (member, own), listener in zip(self._own_cases(case), told, strict=True)
             )
             return self._averaged(case, parts, probabilities=probabilities)
@@ -106,7 +115,7 @@ class EnsemblePredictor(CasePredictor):
         as_logits = case.cases[0].is_resampled or not first.preprocessor.paints_in_parts
         mean = _mean_as_logits if as_logits else _mean_probabilities
         tiles = [
-            member._tiles(case, on_disk=on_disk, listener=listener)
+            member.tiles(case, on_disk=on_disk, listener=listener)
             for member, listener in zip(self.members, told, strict=True)
         ]
         return build_prediction(

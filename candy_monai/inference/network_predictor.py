@@ -129,35 +129,44 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
     @override
     def run(
-        self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
-    ) -> Prediction:
-        on_disk = self._goes_to_disk(case, probabilities=probabilities)
-        return self._run_within(case, on_disk=on_disk, probabilities=probabilities, listener=listener)
-
-    def _run_within(
         self,
         case: PreparedCase,
         *,
-        on_disk: bool,
         probabilities: bool = False,
         listener: PredictionListener | None = None,
+        on_disk: bool | None = None,
     ) -> Prediction:
-        """Predict a preprocessed case, with unfinished logits in temporary files or in memory."""
+        """Predict a preprocessed case.
+
+        Args:
+            case: From `prepare`.
+            probabilities: Whether class probabilities are returned, too.
+            listener: Hears of each window.
+            on_disk: Whether unfinished logits are kept in temporary files instead of memory; None to go by ``memory``.
+        """
+        if on_disk is None:
+            on_disk = self._goes_to_disk(case, probabilities=probabilities)
         return build_prediction(
             case,
-            self._tiles(case, on_disk=on_disk, listener=listener),
+            self.tiles(case, on_disk=on_disk, listener=listener),
             self.preprocessor,
             axis=self.slowest_axis(case.cases[0].image.shape[1:]),
             with_probabilities=probabilities,
             device=self.device(),
         )
 
-    run_within = earlier_name("run_within", _run_within)
+    run_within = earlier_name("run_within", run)
 
-    def _tiles(
+    def tiles(
         self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
     ) -> Iterator[Tile]:
-        """Run the network on a preprocessed case and yield tiles of its logits as they become final."""
+        """Run the network on a preprocessed case and yield tiles of its logits as they become final.
+
+        Args:
+            case: From `prepare`.
+            on_disk: Whether unfinished logits are kept in temporary files instead of memory.
+            listener: Hears of each window.
+        """
         image, inferer = case.cases[0].image, self._window_inferer
         if inferer is None:
             yield Tile.whole(self.logits(image).float())
@@ -176,7 +185,7 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
         yield from inferer.tiles(self._on_device(image), counted, in_layers=case.cases[0].is_resampled)
 
-    bricks = earlier_name("bricks", _tiles)
+    bricks = earlier_name("bricks", tiles)
 
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
@@ -219,6 +228,30 @@ class NetworkPredictor(CasePredictor, HasDevice):
     @override
     def own_postprocessing(self) -> OwnTransforms:
         return OwnTransforms(postprocessing=self.preprocessor.own_postprocessing or (), trust=self._trust)
+
+    @property
+    @override
+    def classes(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        if self.plan is not None and self.plan.regions:
+            return [(region.name, region.ids) for region in self.plan.regions]
+        if self.paints:
+            return [(str(label_id), (label_id,)) for label_id in sorted(set(self.paints))]
+        names = self.plan.class_names if self.plan is not None else ()
+        count = max(self.num_classes or 0, 2)
+        return [(names[i] if i < len(names) else str(i), (i,)) for i in range(1, count)]
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        return [
+            {
+                "folder": str(self._folder),
+                "device": str(self.device()),
+                "precision": self._attachment.surroundings.amp or "fp32",
+                "mirror_axes": self._mirror_axes,
+                "inferer": self.describe_windows(),
+                "postprocessing": self.preprocessor.pipelines["postprocessing"],
+            }
+        ]
 
     @property
     def paints(self) -> tuple[int, ...]:

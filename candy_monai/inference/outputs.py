@@ -22,6 +22,7 @@ from candy_monai.errors import BadInputError, CandyError
 from candy_monai.files import check_writable
 from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.inputs import InputCase, Inputs
+from candy_monai.inference.manifest import Manifest
 
 if TYPE_CHECKING:
     from candy_monai.data.images.reading import Scan
@@ -199,13 +200,31 @@ class NoPreprocessing(Preprocessor):
         return painter.probabilities()
 
 
-def write_prediction(prediction: Prediction, case: InputCase, path: Path, failures: dict[str, Exception]) -> None:
-    """Write a prediction like its image, with probabilities beside it; what goes wrong is added to the failures."""
+def write_prediction(
+    prediction: Prediction,
+    case: InputCase,
+    path: Path,
+    failures: dict[str, Exception],
+    manifest: Manifest,
+    *,
+    seconds: float,
+) -> None:
+    """Write a prediction like its image, with probabilities beside it; what goes wrong is added to the failures.
+
+    Args:
+        prediction: What was predicted.
+        case: The case.
+        path: Where the label map goes.
+        failures: What went wrong, by case.
+        manifest: Told of the case once it is written.
+        seconds: What the case took.
+    """
     labels, probabilities = prediction.labels, prediction.probabilities
     try:
         save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
         if probabilities is not None:
             save_image(probabilities.as_tensor(), _probabilities_of(path, case.case_id), like=labels)
+        manifest.add(case, prediction, path, seconds=seconds)
     except Exception as error:  # a format that cannot hold the ids, say: the other cases may be fine
         failures[case.case_id] = error
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.inferers import Inferer
 from torch import nn
+from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data.pipelines.building import read_saved_transforms
@@ -18,6 +19,7 @@ from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, LATEST, load_weights
 from candy_monai.experiment.description import DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.state import weight_file
+from candy_monai.files import digest_of_file
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.outputs import NoPreprocessing
@@ -59,6 +61,7 @@ class Predictor(NetworkPredictor):
         plan: The plan that the data were prepared by; None without one.
         num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
         model: The network with the chosen weights.
+        weights_file: Their file.
 
     Raises:
         ExperimentError: If the folder is no experiment, or weights and network do not fit.
@@ -104,7 +107,8 @@ class Predictor(NetworkPredictor):
             trust=trust,
         )
         self._padding = padding
-        self._load(network, weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint)))
+        self.weights_file = weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint))
+        self._load(network, self.weights_file)
 
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network that the weights belong to; by default the bundle does.
@@ -145,6 +149,21 @@ class Predictor(NetworkPredictor):
         if arguments is None:
             raise ExperimentError(f"{self._folder}: experiment.json holds no arguments to build the network from")
         return arguments
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        described, (how,) = self.description, super().describe_models()
+        return [
+            {
+                "experiment": described.id,
+                "trainer": described.trainer,
+                "bundle": described.bundle,
+                "weights": self.weights_file.name,
+                "weights_sha256": digest_of_file(self.weights_file),
+                **how,
+                "inferer": how["inferer"] or described.inferer,
+            }
+        ]
 
     def _load(self, network: nn.Module | None, weights_file: Path) -> None:
         axis = self.description.network.slice_axis

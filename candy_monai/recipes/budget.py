@@ -22,8 +22,8 @@ from candy_monai.data.planning.rules import DEFAULT_MEMORY_BYTES
 from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
+from candy_monai.training.rehearsal import Rehearsal
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai.training.trainer import Rehearsal
 
 WARM_UP_STEPS = 1
 TIMED_STEPS = 2

@@ -18,7 +18,7 @@ from candy_monai.attachment import Precision
 from candy_monai.data.datasets.folds import splits_as_text
 from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.inspection.checks import SPLITS
-from candy_monai.data.pipelines.description import OwnTransforms, augmentation
+from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms, augmentation
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
@@ -44,6 +44,7 @@ from candy_monai.recipes.budget import (
 )
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
+from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -97,7 +98,7 @@ class PlannedRun:
             measure=lambda plan, precisions: measure_speed(self._trainer(plan), precisions=precisions),
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
             memory_bytes=device_memory(self.device),
-            may_resize=self.trainer_class.follows_filters,
+            may_resize=self.trainer_class.options.follows_filters,
         )
         seconds = seconds_left()
         plan = fit_to_time(
@@ -149,7 +150,7 @@ class PlannedRun:
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
         """Continue this run from where it was last saved, and end as `train` does."""
         trainer = self._ready_trainer()
-        trainer.recover_from(folder).continue_training(num_epochs, schedule=schedule, force=force)
+        trainer.resume(folder, num_epochs, schedule=schedule, force=force)
         return self._scored(trainer)
 
     def _scored(self, trainer: SegmentationTrainer) -> Path:
@@ -224,8 +225,7 @@ class PlannedRun:
         cases = case_loader(store, evenly_spaced(self.prepared.validation, plan.num_validation_cases), device=device)
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
-        trainer.preprocessing, trainer.augmentation = self.own.preprocessing, self.own.augmentation
-        trainer.postprocessing = self.own.postprocessing
+        trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         return trainer
 
     def _record(self) -> DatasetRecord:

@@ -109,7 +109,7 @@ def prepare_dataset(
     for warning in _about_the_fold(raw, folds, options, fingerprint):
         on_progress(f"Warning: {warning}")
     memory = device_memory(device)
-    bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.memory_factor))
+    bound = None if memory is None else int(memory / (1.0 if trainer is None else trainer.options.memory_factor))
     start = StartingExperiment.of(options, trainer)
     made, notes = _planned(fingerprint, options, given, bound, trainer, start, validation)
     for note in notes:
@@ -172,7 +172,7 @@ def _planned(
     """Return the plan that follows from a dataset and the options, or the one that was given, and what to say of it."""
     overrides, configuration = options.overrides or {}, options.configuration
     if given is None or options.plan is None:
-        builds_its_own = trainer is not None and not trainer.follows_filters  # perhaps one for volumes alone
+        builds_its_own = trainer is not None and not trainer.options.follows_filters  # perhaps one for volumes alone
         if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
             configuration = "3d"
 

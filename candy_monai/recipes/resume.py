@@ -46,7 +46,7 @@ def resume_training(
         options: Of these ``num_epochs`` (epochs in all; None for as many as planned), ``device``, ``store`` (None for
             where it was), ``trainer``, ``trust`` and ``frontends`` hold; everything else is the run's own.
         dataset: The dataset's folder; None for where it was.
-        schedule: What the learning rate does when the number of epochs changes; see ``Trainer.continue_training``.
+        schedule: What the learning rate does when the number of epochs changes; see ``Trainer.resume``.
         force: Go on even if data, network or trainer are not those that the run was saved with.
         on_progress: Told what is being done, a line at a time.
         **keywords: Any of these fields of `TrainOptions`, in place of those of ``options``.
@@ -69,7 +69,7 @@ def resume_training(
     if trained is None or plan is None:
         raise BadInputError(
             f"{folder}: was trained from Python, so only its script knows the data: "
-            f"call recover_from({folder.name!r}).continue_training() on its trainer"
+            f"call resume({folder.name!r}) on its trainer"
         )
     validated = not trained.validation or (folder / VALIDATION_SCORES).exists()
     if saved.is_finished and options.num_epochs is None and validated:

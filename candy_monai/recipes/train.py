@@ -125,12 +125,7 @@ def _own_transforms(trainer: type[SegmentationTrainer], options: TrainOptions) -
     from_file = None
     if options.transforms is not None:
         from_file = read_own_transforms(options.transforms, trust=options.trust)
-    own = OwnTransforms(
-        preprocessing=trainer.preprocessing,
-        augmentation=trainer.augmentation or (),
-        postprocessing=trainer.postprocessing,
-        trust=options.trust,
-    )
+    own = dataclasses.replace(trainer.options.own_transforms, trust=options.trust)
     check_own_transforms(own, f"{trainer.__name__}.")
     return dataclasses.replace(own, **{name: lists for name in PIPELINES if (lists := getattr(from_file, name, ()))})
 

@@ -16,6 +16,7 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.network import count_macs, num_parameters, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.processes import Processes
+from candy_monai.registry import bundle_name
 from candy_monai.training.loaders import Loaders, num_cases
 from candy_monai.training.schedule import plain_schedule
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
@@ -38,7 +39,9 @@ def describe_run(
 
     Raises:
         ExperimentError: If an entry of the trainer's own has the name of another and is of another type.
+        SettingsError: If its ``score_range`` is none.
     """
+    _check_score_range(trainer.score_range)
     entries = {
         "bundle": bundle_of(trainer),
         "padding": padding_to_dict(equipment.padding),
@@ -73,11 +76,10 @@ def bundle_of(trainer: Hooks) -> str | None:
     if "build_network" in vars(trainer):
         return None
     owner = next(cls for cls in type(trainer).__mro__ if "build_network" in vars(cls))
-    bundle: str | None = vars(owner).get("bundle")
-    return bundle
+    return bundle_name(owner)
 
 
-def check_score_range(score_range: object) -> None:
+def _check_score_range(score_range: object) -> None:
     """Raise if something is no range of scores.
 
     Raises:

@@ -1,10 +1,17 @@
-"""What a subclass of a trainer overrides: what is learned and how, and nothing of a run's bookkeeping."""
+"""What a subclass of a trainer overrides: what is learned and how, and nothing of a run's bookkeeping.
+
+A run, which does not see its trainer, gets what it needs of these as `Callbacks`.
+"""
 
 from __future__ import annotations
 
+import copy
 import sys
-from abc import ABC, abstractmethod
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn, optim
 from typing_extensions import override
@@ -14,22 +21,25 @@ from candy_monai.errors import SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.nn.slicewise import without_axis
+from candy_monai.training.description import bundle_of
+from candy_monai.training.earlier import TrainerType
 from candy_monai.training.names import check_attribute, check_class
+from candy_monai.training.signals import how_to_resume
 from candy_monai.training.toolbox import TrainerToolbox
 
-ORIGINAL = "_trainer_that_this_is_a_copy_of"
+Trainer = TypeVar("Trainer", bound="Hooks")
+
+_ORIGINAL = "_trainer_that_this_is_a_copy_of"
 """The attribute of a trainer's copy, which draws a preview, that holds the trainer."""
 
 
-class Hooks(ABC):
+class Hooks(metaclass=TrainerType):
     """The methods and attributes that a subclass overrides.
 
     The methods return values; they may ``log`` and ``record``, and write nothing themselves. `save_preview` does.
 
     Attributes:
         max_grad_norm: Clip the gradient's norm to this before each step; None to leave it. Override it to clip.
-        bundle: Name of the bundle that can build this network again from `network_arguments`; None if there is none.
-            A `Bundle` sets it on its trainer.
         score_range: The least and the largest validation score that there can be, each None for no bound, as ``(0, 1)``
             for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; the forecast keeps to it. None if
             it is unknown. Override it with a score of your own.
@@ -40,7 +50,6 @@ class Hooks(ABC):
     """
 
     max_grad_norm: float | None = None
-    bundle: str | None = None
     score_range: ScoreRange | None = None
     ignore_index: int | None = None
     slice_axis: int | None = None
@@ -54,7 +63,7 @@ class Hooks(ABC):
         module = sys._getframe(1).f_globals.get("__name__", "")  # who sets it decides whether names collide
         check_attribute(self, name, value, module=module)
         super().__setattr__(name, value)
-        if (original := vars(self).get(ORIGINAL)) is not None:
+        if (original := vars(self).get(_ORIGINAL)) is not None:
             object.__setattr__(original, name, value)
 
     @abstractmethod
@@ -211,3 +220,52 @@ class Hooks(ABC):
     def _label_fill(self) -> int:
         """The id of label voxels that the padding module adds."""
         return 0 if self.ignore_index is None else self.ignore_index
+
+
+def copy_that_draws(trainer: Trainer) -> Trainer:
+    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run."""
+    copied = copy.copy(trainer)
+    vars(copied)[_ORIGINAL] = trainer
+    return copied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What a run needs from its trainer, as functions.
+
+    Attributes:
+        name: The trainer's name.
+        build_scheduler: Builds the schedule for a number of epochs.
+        get_extra_state: Returns what else is to be saved.
+        set_extra_state: Restores what `get_extra_state` returned.
+        attributes: Returns the trainer's attributes by name, to save the random generators among them, and to report
+            those whose state is not saved.
+        how_to_resume: Returns the command that resumes the run in a folder.
+    """
+
+    name: str
+    build_scheduler: Callable[[optim.Optimizer, int], optim.lr_scheduler.LRScheduler]
+    get_extra_state: Callable[[], dict[str, Any]] = dict
+    set_extra_state: Callable[[dict[str, Any]], None] = lambda _: None
+    attributes: Callable[[], Mapping[str, object]] = dict
+    how_to_resume: Callable[[Path], str] = str
+
+    @classmethod
+    def of(cls, trainer: Hooks, *, hidden: Collection[str], is_planned: bool) -> Self:
+        """Return the functions of a trainer.
+
+        Args:
+            trainer: The trainer.
+            hidden: Its attributes that are no part of what it learns, such as the run itself.
+            is_planned: Whether the command line can find the run's data again.
+        """
+        return cls(
+            name=type(trainer).__name__,
+            build_scheduler=lambda optimizer, num_epochs: trainer.build_scheduler(optimizer, num_epochs),
+            get_extra_state=lambda: trainer.get_extra_state(),
+            set_extra_state=lambda state: trainer.set_extra_state(state),
+            attributes=lambda: {name: value for name, value in vars(trainer).items() if name not in hidden},
+            how_to_resume=lambda folder: how_to_resume(
+                type(trainer), folder, is_planned=is_planned, bundle=bundle_of(trainer)
+            ),
+        )

@@ -198,6 +198,54 @@ def batches_from(
     yield from iterator
 
 
+class RunBatches:
+    """The batches of a run, epoch by epoch, and the random generators that they are drawn with.
+
+    Args:
+        loader: The training loader.
+
+    Attributes:
+        own: The user's own generators.
+        epoch_start: The generators as they were when the epoch began; None between two epochs.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._stream: Iterator[object] | None = None
+        self.own = OwnGenerators()
+        self.epoch_start: GeneratorStates | None = None
+
+    def first_sample(self) -> tuple[Tensor, Tensor]:
+        """Return image and label of one training example, which the first epoch still gets.
+
+        Raises:
+            BadInputError: If the loader yields nothing.
+        """
+        image, label, self._stream = first_sample(self._loader)
+        return image, label
+
+    def of_epoch(self, epoch: int, *, first: int) -> Iterator[object]:
+        """Return the batches of an epoch, counted from 0, without so many that were trained on already."""
+        if not first:
+            self.epoch_start = self.captured()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            return stream
+        return batches_from(self._loader, epoch=epoch, first=first, epoch_start=self.epoch_start, own=self.own)
+
+    def captured(self) -> GeneratorStates:
+        """Return the states of all generators as they are now."""
+        return GeneratorStates.capture(self.own)
+
+    def resume(self, epoch_start: GeneratorStates | None) -> None:
+        """Go on with an epoch that began with these states; the stream of a new run is not its."""
+        self.epoch_start, self._stream = epoch_start, None
+
+    def close(self) -> None:
+        """Let go of the user's generators and stream."""
+        self.own, self._stream = OwnGenerators(), None
+
+
 def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:
     for part in (loader.sampler, loader.dataset):
         if hasattr(part, "set_epoch"):

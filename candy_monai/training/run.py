@@ -17,85 +17,41 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from monai.data import SmartCacheDataset
-from torch import optim
+from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Scalar
 from candy_monai.attachment import attachment_of, tensors_in
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription
-from candy_monai.experiment.events import EpochFinished, Event, MessageLogged, Preview, RunInterrupted
+from candy_monai.experiment.events import EpochFinished, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, last_epoch_as_text
-from candy_monai.experiment.settings import SaveInterval, TrainSettings
+from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.network import choose_precision, plain_network
-from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
-from candy_monai.observers.forecast import ForecastObserver
+from candy_monai.observers.base import Observer
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
+from candy_monai.training.agreement import Agreement, SaveTimer, agree
 from candy_monai.training.description import run_started
-from candy_monai.training.gradients import trained_parameters
-from candy_monai.training.loaders import Loaders, batches_from, length, why_not_exact
+from candy_monai.training.hooks import Callbacks
+from candy_monai.training.loaders import Loaders, RunBatches, length, num_cases
+from candy_monai.training.reporting import Message, Reporter, caveats, own_observers, words_at_end, words_at_start
 from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
-from candy_monai.training.schedule import default_warm_up, step_after_epoch, warmed_up
+from candy_monai.training.schedule import default_warm_up, end_in_time, step_after_epoch, warmed_up
 from candy_monai.training.signals import Interrupted, StopRequest
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
-from candy_monai.training.validation import PaddedParts, mean_of_cases
-
-RENDERING_PATIENCE_S = 60.0
-
-Message = tuple[str, bool]
-"""A text, and whether it is also for the screen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Callbacks:
-    """What a run needs from its trainer, as functions.
-
-    Attributes:
-        name: The trainer's name.
-        build_scheduler: Builds the schedule for a number of epochs.
-        get_extra_state: Returns what else is to be saved.
-        set_extra_state: Restores what `get_extra_state` returned.
-        attributes: Returns the trainer's attributes by name, to save the random generators among them, and to report
-            those whose state is not saved.
-        how_to_resume: Returns the command that resumes the run in a folder.
-    """
-
-    name: str
-    build_scheduler: Callable[[optim.Optimizer, int], optim.lr_scheduler.LRScheduler]
-    get_extra_state: Callable[[], dict[str, Any]] = dict
-    set_extra_state: Callable[[dict[str, Any]], None] = lambda _: None
-    attributes: Callable[[], Mapping[str, object]] = dict
-    how_to_resume: Callable[[Path], str] = str
-
-
-class Agreement(NamedTuple):
-    """What all processes do after the batches of one optimizer step.
-
-    Attributes:
-        usable: Whether the optimizer steps, as where the losses of all processes are finite.
-        save: Whether the run is saved.
-        stop: Whether it ends.
-        cut: Whether the epoch ends here, since the time is up.
-    """
-
-    usable: bool
-    save: bool
-    stop: bool
-    cut: bool
+from candy_monai.training.validation import PaddedParts, certainty, mean_score, what_is_scored
 
 
 class TrainingRun:
@@ -114,9 +70,8 @@ class TrainingRun:
         settings: The keywords of ``train``, with seed, precision and warm-up chosen.
         loaders: The loaders of this process's share of the samples.
         experiment: The run on disk; None before `begin`.
-        generators: The user's own random generators.
+        data: The training batches and the random generators.
         stop: Whether a signal asked the run to end.
-        stream: All batches of a loader that can be read only once, until the first epoch takes them; otherwise None.
         preview: The worst case of the last validation.
         padded_parts: Pads what ``validate_case`` calls; None outside of a validation.
         scored: Which weights validation scores, ``"ema"`` or ``"raw"``.
@@ -152,22 +107,18 @@ class TrainingRun:
         self.settings = dataclasses.replace(settings, seed=seed, amp=precision, warm_up=warm_up)
         self._equipment: Equipment | None = None
         self.experiment: Experiment | None = None
-        self.generators = OwnGenerators()
+        self.reporter = Reporter(messages)
+        self.data = RunBatches(self.loaders.training)
         self.stop = StopRequest()
-        self.stream: Iterator[object] | None = None
         self.preview: Preview | None = None
         self.padded_parts: PaddedParts | None = None
         self.scored: WeightsKind = "raw"
         self.is_over = False
         self._rehearses = rehearses
-        self._messages = list(messages)
-        self._logged_once: set[str] = set()
-        self._observers = ObserverGroup((), self.report)
         self._has_begun = False
         self._console = False
         self._schedule_epochs = self.settings.num_epochs
-        self._epoch_generators: GeneratorStates | None = None
-        self._saved_at = (0, 0.0)
+        self._save_timer = SaveTimer(self.settings.save_every)
         self._unreported: EpochFinished | None = None
         self._closing = ExitStack()
 
@@ -179,7 +130,7 @@ class TrainingRun:
         self._closing.callback(equipment.close)
         toolbox = equipment.toolbox
         self.scored = "raw" if toolbox.ema is None else "ema"
-        self.generators = OwnGenerators.of(
+        self.data.own = OwnGenerators.of(
             loader=self.loaders.training,
             validation_loader=self.loaders.validation,
             network=plain_network(toolbox.model),
@@ -220,34 +171,29 @@ class TrainingRun:
         experiment.score_range = score_range
         self._console = console
         if self.processes.is_main:
-            self._observers = self._observer_group(observers())
-            self._closing.callback(self._observers.close)
-        self._log_start(experiment, is_resumed=saved is not None)
-        self.notify(run_started(experiment, self.callbacks.name, self.equipment))
+            others = observers()
+            self.reporter.observe([*own_observers(self.settings, self.reporter.report, console=console), *others])
+            self._closing.callback(self.reporter.close)
+        self.reporter.log_all(
+            words_at_start(experiment, self.callbacks.name, self.device, self.processes, is_resumed=saved is not None)
+        )
+        self.reporter.log_waiting()
+        self.reporter.log_all(caveats(self.settings, self.loaders))
+        self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment))
         # The last before the first step: what a process imports for the first time may draw, too.
-        generators.restore(self.generators)
+        generators.restore(self.data.own)
         if saved is not None and saved.schedule is not None:
             self._save_point()
             experiment.describe(description)
-        self._saved_at = (experiment.progress.batch, time.monotonic())
+        self._save_timer.restart(experiment.progress.batch)
         self._has_begun = True
 
     def conclude(self) -> None:
         """Log how the run ended, and notify the observers."""
         experiment = self.current()
         self._report_saved_epoch(wait=True)
-        if experiment.early_stopping.triggered:
-            self.log(f"Early stopping triggered because {experiment.early_stopping.reason}")
-        elif experiment.is_out_of_time:
-            self.log(f"The time is up after epoch {experiment.progress.epoch}: another would exceed the time limit")
-        if experiment.progress.best_epoch:
-            best = (
-                f"Best validation score {experiment.progress.best_score:.4f} at epoch {experiment.progress.best_epoch}"
-            )
-            if experiment.best_num_validated is not None:
-                best += f", {mean_of_cases(experiment.best_num_validated, experiment.best_standard_error)}"
-            self.log(best)
-        self.notify(experiment.finished())
+        self.reporter.log_all(words_at_end(experiment))
+        self.reporter.notify(experiment.finished())
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
@@ -263,8 +209,8 @@ class TrainingRun:
                         self._report_failure(error)
                     raise
         finally:
-            self._equipment = self.stream = self._unreported = self.preview = None
-            self.generators = OwnGenerators()
+            self._equipment = self._unreported = self.preview = None
+            self.data.close()
             self.is_over = True
 
     def _report_failure(self, error: BaseException) -> None:
@@ -274,12 +220,12 @@ class TrainingRun:
         with suppress(Exception):
             kind = "" if isinstance(error, Interrupted) else type(error).__name__
             what = ": ".join(filter(None, (kind, str(error))))
-            self.log(f"Interrupted in epoch {experiment.progress.epoch + 1}: {what}")
+            self.reporter.log(f"Interrupted in epoch {experiment.progress.epoch + 1}: {what}")
             if isinstance(error, Interrupted) and self.processes.is_main:
-                self.log(how := self.callbacks.how_to_resume(experiment.folder))
+                self.reporter.log(how := self.callbacks.how_to_resume(experiment.folder))
                 if not self._console:  # the program may end with nothing on the screen but this
                     print(how, file=sys.stderr)
-        self.notify(RunInterrupted(error))
+        self.reporter.notify(RunInterrupted(error))
 
     def _publish(self, parent: Path, description: ExperimentDescription, files: Mapping[str, str]) -> GeneratorStates:
         """Create a new experiment and return the states of the random generators at its start."""
@@ -289,13 +235,13 @@ class TrainingRun:
             assert self.settings.seed is not None
             seed = (self.settings.seed + self.processes.rank) % 2**32
             set_seed(seed, deterministic=self.settings.deterministic)
-        generators, state = self._captured(), self._state()
+        generators, state = self.data.captured(), self._state()
         folder = None
         if self.processes.is_main:
             folder = Experiment.publish(parent, self.settings, description, self._weights(), state, files=files)
         folder = self.processes.broadcast(folder)
         assert folder is not None
-        self.experiment = Experiment(folder, self.settings, writes=self.processes.is_main)
+        self.experiment = self.reporter.experiment = Experiment(folder, self.settings, writes=self.processes.is_main)
         return generators
 
     def _restore(self, saved: SavedRun, description: ExperimentDescription) -> GeneratorStates:
@@ -307,76 +253,17 @@ class TrainingRun:
             lambda epochs: warmed_up(self.callbacks.build_scheduler(toolbox.optimizer, epochs), self.settings.warm_up),
             self.processes,
         )
-        self.experiment, self.settings, self.stream = reopened.run, reopened.run.settings, None
+        self.experiment = self.reporter.experiment = reopened.run
+        self.settings = reopened.run.settings
         self.scored, self._schedule_epochs = reopened.scored, reopened.schedule_epochs
-        self._epoch_generators = reopened.epoch_generators
+        self.data.resume(reopened.epoch_generators)
         with reopened.run.closed_on_failure():
             self.equipment.scaler.load_state_dict(dict(reopened.scaler))
             if reopened.extra:
                 self.callbacks.set_extra_state(reopened.extra)
         return reopened.generators
 
-    def _log_start(self, experiment: Experiment, *, is_resumed: bool) -> None:
-        settings, count = experiment.settings, self.processes.world_size
-        where = f"{self.device}" if count == 1 else f"{count} processes, the first on {self.device}"
-        extent = f"{settings.num_epochs} epoch{'s' * (settings.num_epochs != 1)}"
-        if settings.time_limit_s is not None:
-            extent = f"as many epochs as {settings.time_limit_s:.0f} s hold ({settings.num_epochs} at most)"
-        self.log(f"Experiment {experiment.experiment_id} in {experiment.folder}")
-        self.log(f"{self.callbacks.name} on {where}, {extent}, seed {settings.seed}")
-        if is_resumed:
-            within = f", batch {experiment.progress.batch}" if experiment.progress.batch else ""
-            self.log(f"Continued after epoch {experiment.progress.epoch}{within}")
-        elif settings.note:
-            self.log(f"Note: {settings.note}")
-        messages, self._messages = self._messages, []
-        for message, on_screen in messages:
-            self.log(message, on_screen=on_screen)
-        if self.loaders.validation is None:
-            self.log("No validation: the best weights are the last, and there is no score, forecast or early stop")
-        timed = settings.time_limit_s is not None
-        if reason := "its schedule follows the clock" if timed else why_not_exact(self.loaders.training):
-            self.log(f"If this run is interrupted, going on may not give the same numbers: {reason}")
-
-    def _observer_group(self, others: Sequence[Observer]) -> ObserverGroup:
-        """Return all observers: the console, the forecast, the pictures, drawn on a thread, and the others."""
-        from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
-
-        pictures: list[Observer] = [CurvesObserver()]
-        if self.settings.save_preview:
-            pictures.append(PreviewObserver(_draw))
-        group: list[Observer] = []
-        if self._console:
-            from candy_monai.observers.notebook import screen_observer
-
-            group.append(screen_observer())
-        if self.settings.val_score_prediction:
-            group.append(ForecastObserver(self.report))
-        drawing = ObserverGroup(pictures, self.report)
-        group.append(BackgroundObserver(drawing, patience_s=RENDERING_PATIENCE_S, newest_epoch_only=True))
-        return ObserverGroup([*group, *others], self.report)
-
-    # What is logged, recorded and told
-
-    def log(self, msg: str, *, on_screen: bool = True) -> None:
-        """Write a message to the log. Messages from before the folder exists are written once it does."""
-        if self.experiment is None:
-            self._messages.append((msg, on_screen))
-            return
-        line = self.experiment.log(msg)
-        if on_screen:
-            self.notify(MessageLogged(line))
-
-    def report(self, msg: str, *, on_screen: bool = True) -> None:
-        """Log an observer's message, also from another thread or after the run; an error in this is ignored."""
-        with suppress(Exception):  # the folder may be gone
-            self.log(msg, on_screen=on_screen)
-
-    def log_once(self, message: str, *, on_screen: bool = True) -> None:
-        """Log a message unless this run has logged it before."""
-        if message not in self._logged_once:
-            self._logged_once.add(message)
-            self.log(message, on_screen=on_screen)
+    # Epochs and steps
 
     def record(self, metric: str, value: Scalar) -> None:
         """Record one value of a metric.
@@ -390,13 +277,7 @@ class TrainingRun:
         self.current().history.record(column, value)
         if column != metric:
             message = f"The metric {metric!r} is kept as {column!r}: the run has a column of this name"
-            self.log_once(message, on_screen=False)
-
-    def notify(self, event: Event) -> None:
-        """Send an event to the observers."""
-        self._observers.receive(event)
-
-    # Epochs and steps
+            self.reporter.log_once(message, on_screen=False)
 
     @property
     def equipment(self) -> Equipment:
@@ -424,20 +305,18 @@ class TrainingRun:
         self.current().begin_epoch(self.toolbox.optimizer.param_groups[0]["lr"])
 
     def batches(self) -> Iterator[object]:
-        """Return the remaining batches of the epoch."""
+        """Yield the remaining batches of the epoch.
+
+        Raises:
+            BadInputError: If the epoch has none at all.
+        """
         progress = self.current().progress
+        yield from self.data.of_epoch(progress.epoch, first=progress.batch)
         if not progress.batch:
-            self._epoch_generators = self._captured()
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            return stream
-        return batches_from(
-            self.loaders.training,
-            epoch=progress.epoch,
-            first=progress.batch,
-            epoch_start=self._epoch_generators,
-            own=self.generators,
-        )
+            raise BadInputError(
+                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
+                "read only once; let __iter__ begin anew each time it is called"
+            )
 
     def agree(self, num_batches: int, *, usable: bool) -> Agreement:
         """Decide with all processes what follows a step's batches, and average the gradients over the processes.
@@ -446,26 +325,15 @@ class TrainingRun:
             num_batches: Batches that the gradients come from.
             usable: Whether this process's losses were finite.
         """
-        experiment, (batch, moment) = self.current(), self._saved_at
-        interval = self.settings.save_every
-        is_over = interval is not None and SaveInterval.parse(interval).is_over(
-            steps=experiment.progress.batch - batch, seconds=time.monotonic() - moment
-        )
+        experiment = self.current()
         experiment.step_done(num_batches=num_batches)
-        flags = [not usable, is_over, self.stop.is_pending, experiment.left_s <= 0]
-        if self.processes.world_size > 1:
-            parameters = trained_parameters(self.toolbox)
-            flags = self.processes.all_reduce_any(flags + [parameter.grad is not None for parameter in parameters])
-            taking_part = [parameter for parameter, has in zip(parameters, flags[4:], strict=True) if has]
-            for parameter in taking_part:
-                if parameter.grad is None:  # without a part in this process's passes only
-                    parameter.grad = torch.zeros_like(parameter)
-            self.processes.all_reduce_mean([parameter.grad for parameter in taking_part if parameter.grad is not None])
-        return Agreement(usable=not flags[0], save=flags[1], stop=flags[2], cut=flags[3])
+        save = self._save_timer.is_over(experiment.progress.batch)
+        own = Agreement(usable=usable, save=save, stop=self.stop.is_pending, cut=experiment.left_s <= 0)
+        return agree(own, self.toolbox, self.processes)
 
     def finish_step(self, agreed: Agreement) -> None:
         """Fit the schedule to the time that is left, then save the run and stop it, if this was agreed."""
-        self._fit_schedule_to_time()
+        end_in_time(self.toolbox.scheduler, self.current(), self.loaders.training, self.processes)
         self._save_and_stop(save=agreed.save, stop=agreed.stop)
 
     def finish_training(self) -> None:
@@ -474,7 +342,7 @@ class TrainingRun:
             self.processes.broadcast_tensors(plain_network(network).buffers())
         attachment = attachment_of(self.toolbox.model)
         if attachment is not None and attachment.compile_failure is not None:
-            self.log(f"The network could not be compiled and runs as it is: {attachment.compile_failure}")
+            self.reporter.log(f"The network could not be compiled and runs as it is: {attachment.compile_failure}")
             attachment.compile_failure = None
 
     def validation_is_due(self) -> bool:
@@ -491,16 +359,28 @@ class TrainingRun:
         validation, and `finish_epoch` stops the run.
         """
         history = self.current().history
-        recorded, generators = history.mark(), self._captured()
+        recorded, generators = history.mark(), self.data.captured()
 
         def stop_if_asked() -> None:
             self._report_saved_epoch(wait=False)
             if self.stop.is_pending and self.processes.world_size == 1:
                 history.rollback(recorded)
-                generators.restore(self.generators)
+                generators.restore(self.data.own)
                 self._save_and_stop(save=True, stop=True)
 
         return stop_if_asked
+
+    def cases_to_validate(self, loader: DataLoader[Any]) -> tuple[int | None, int | None]:
+        """Return how many cases are validated in all, if that is known, and how many of a limit by this process."""
+        limit = self.settings.num_validation_cases
+        total = min(filter(None, (num_cases(loader), limit)), default=None)
+        return total, None if limit is None else len(range(self.processes.rank, limit, self.processes.world_size))
+
+    def mean_score(self, scores: Sequence[float]) -> float:
+        """Return the mean of the scores of all processes, and note what it rests on."""
+        parts = self.processes.all_gather(scores)
+        self.current().score_rests_on(*certainty(parts))
+        return mean_score(parts)
 
     def note_scored(self, called: Sequence[bool]) -> None:
         """Note which weights the validation scored: those are saved as the best.
@@ -512,11 +392,8 @@ class TrainingRun:
         if self.toolbox.ema is None:
             return
         self.scored = "raw" if raw and not averaged else "ema"
-        if raw == averaged:
-            what = "both toolbox.model and toolbox.ema" if raw else "neither toolbox.model nor toolbox.ema"
-            self.log_once(f"validate_case called {what}: checkpoint_best.pth holds the average (toolbox.ema)")
-        elif raw:
-            self.log_once("validate_case scores toolbox.model: checkpoint_best.pth holds its weights, not the average")
+        if warning := what_is_scored(raw=raw, averaged=averaged):
+            self.reporter.log_once(warning)
 
     def finish_epoch(self, score: float | None) -> None:
         """Start to save the epoch. The observers are notified once it is on disk, while the next epoch is trained.
@@ -530,8 +407,8 @@ class TrainingRun:
         improved = experiment.finish_epoch(score)
         if processes.world_size > 1:  # all go by the first one's clock, which decides how many epochs are left
             experiment.load_clock_state(processes.broadcast(experiment.clock_state()))
-        self._epoch_generators = None
-        self._fit_schedule_to_time()
+        self.data.epoch_start = None
+        end_in_time(self.toolbox.scheduler, self.current(), self.loaders.training, self.processes)
         step_after_epoch(
             self.toolbox.scheduler,
             experiment.history.metrics(),
@@ -541,36 +418,18 @@ class TrainingRun:
         )
         is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
         experiment.save_epoch(self._weights(), self._state(), score=score, is_best=is_best)
-        self._saved_at = (0, time.monotonic())
+        self._save_timer.restart(0)
         self._unreported = experiment.epoch_finished(score, self.preview)
         (stop,) = processes.all_reduce_any([self.stop.is_pending])
         if stop and not experiment.is_complete:
             self._report_saved_epoch(wait=True)
             self.stop.obey()
 
-    def _fit_schedule_to_time(self) -> None:
-        """Make the schedule end with the time limit; with several processes only after an epoch, by one clock."""
-        experiment = self.current()
-        end_in = getattr(self.toolbox.scheduler, "end_in", None)
-        timed = self.settings.time_limit_s is not None and not (
-            self.processes.world_size > 1 and experiment.progress.batch
-        )
-        if not timed or end_in is None:
-            return
-        steps_an_epoch = length(self.loaders.training)
-        epochs_left = experiment.expected_epochs() - experiment.progress.epoch
-        # Where much of the time is not in the steps, the whole epochs that are expected say more.
-        by_epochs = None if steps_an_epoch is None else epochs_left * steps_an_epoch - experiment.progress.batch
-        known = [number for number in (experiment.batches_left, by_epochs) if number is not None]
-        num_steps = self.processes.broadcast(min(known, default=0))
-        if num_steps > 0:
-            end_in(num_steps)
-
     def _save_and_stop(self, *, save: bool, stop: bool) -> None:
         if save or stop:
             self._report_saved_epoch(wait=True)
             self._save_point()
-            self._saved_at = (self.current().progress.batch, time.monotonic())
+            self._save_timer.restart(self.current().progress.batch)
         self._report_saved_epoch(wait=stop)
         if stop:
             self.stop.obey()
@@ -590,8 +449,8 @@ class TrainingRun:
         experiment.wait_until_saved()
         event, self._unreported = self._unreported, None
         if event is not None:
-            self.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
-            self.notify(event)
+            self.reporter.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
+            self.reporter.notify(event)
 
     # What is saved
 
@@ -604,9 +463,6 @@ class TrainingRun:
         if self.experiment is None:
             raise ExperimentError(f"this {self.callbacks.name} has no experiment yet: call train() first")
         return self.experiment
-
-    def _captured(self) -> GeneratorStates:
-        return GeneratorStates.capture(self.generators)
 
     def _weights(self) -> RunWeights:
         return weights_of(self.toolbox, self.scored)
@@ -622,9 +478,9 @@ class TrainingRun:
         Raises:
             BadInputError: If the state of the optimizer, schedule, criterion or trainer cannot be saved.
         """
-        epoch_start, experiment = self._epoch_generators, self.experiment
+        epoch_start, experiment = self.data.epoch_start, self.experiment
         own = {
-            "generators": self._captured().state_dict(),
+            "generators": self.data.captured().state_dict(),
             "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
             "pending": {} if experiment is None else experiment.history.pending(),
         }
@@ -639,13 +495,8 @@ class TrainingRun:
         )
         attributes = self.callbacks.attributes()
         if experiment is not None and (names := unsaved_parts(attributes, self.toolbox, self.loaders, state)):
-            self.log_once(
+            self.reporter.log_once(
                 f"Not saved with the run, so that a resumed one begins with new ones: {', '.join(names)}; "
                 "get_extra_state can return their states, and set_extra_state take them up"
             )
         return state
-
-
-def _draw(preview: Preview) -> None:
-    if preview.draw is not None:
-        preview.draw()

@@ -1,4 +1,7 @@
-"""When a learning-rate schedule steps, and with what: every batch, or every validated epoch with its score."""
+"""When a learning-rate schedule steps, and with what: every batch, or every validated epoch with its score.
+
+A schedule that can follows the time limit of its run.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim.lr_scheduler import ChainedScheduler, OneCycleLR, SequentialLR
+from torch.utils.data import DataLoader
 
 from candy_monai.columns import LOSS
+from candy_monai.experiment.experiment import Experiment
 from candy_monai.nn.schedules import WarmUpLR
+from candy_monai.processes import Processes
+from candy_monai.training.loaders import length
 
 _SHARE_TO_WARM_UP = 0.05
 _MOST_STEPS_TO_WARM_UP = 250
@@ -111,6 +118,31 @@ def step_after_epoch(
         value = -score if loss is None else loss
     if not math.isnan(value):
         scheduler.step(value)
+
+
+def end_in_time(scheduler: Any, experiment: Experiment, loader: DataLoader[Any], processes: Processes) -> None:
+    """Make a schedule that has ``end_in`` end with the time limit; with several processes only after an epoch.
+
+    Args:
+        scheduler: Any schedule; one without ``end_in`` is left alone, as is that of a run without a time limit.
+        experiment: The run, whose past steps say how many are left.
+        loader: The training loader.
+        processes: Those that train together; they go by the first one's clock.
+    """
+    end_in = getattr(scheduler, "end_in", None)
+    timed = experiment.settings.time_limit_s is not None and not (
+        processes.world_size > 1 and experiment.progress.batch
+    )
+    if not timed or end_in is None:
+        return
+    steps_an_epoch = length(loader)
+    epochs_left = experiment.expected_epochs() - experiment.progress.epoch
+    # Where much of the time is not in the steps, the whole epochs that are expected say more.
+    by_epochs = None if steps_an_epoch is None else epochs_left * steps_an_epoch - experiment.progress.batch
+    known = [number for number in (experiment.batches_left, by_epochs) if number is not None]
+    num_steps = processes.broadcast(min(known, default=0))
+    if num_steps > 0:
+        end_in(num_steps)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from monai.inferers import Inferer
@@ -13,9 +12,9 @@ from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.columns import LOSS
-from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
+from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.data.planning.normalization import denormalize
-from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.errors import BadInputError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_descriptions import describe_inferer
 from candy_monai.inference.inferers import (
@@ -30,63 +29,45 @@ from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, s
 from candy_monai.nn.regions import RegionLoss, paint_regions
 from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.loaders import length
+from candy_monai.training.options import EarlierOptions, Options, SegmentationOptions, inherit_options
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from candy_monai.data.planning.plan import Plan, Region
+    from candy_monai.data.planning.plan import Plan
 
 _COLOURS = 3
 _BACKGROUND_DICE = "dice 0"
 
 
-class SegmentationTrainer(Trainer):
+class SegmentationTrainer(Trainer, EarlierOptions):
     """Trains a segmentation network: Dice with cross-entropy, AdamW, a linear decay that ends with the run, previews.
 
     Implement ``build_network``; change the rest by attribute, or override the method that uses it.
 
     Attributes:
-        num_classes: Classes, background included; 1 for a binary task with one logit and a sigmoid.
-        regions: Overlapping regions, an output channel and a sigmoid each; then ``num_classes`` is their number and the
-            background has no channel. Empty where classes exclude each other.
-        include_background: Whether the soft Dice counts the background class and a Dice is reported for it.
-        deep_supervision: Whether the network's outputs at lower resolutions take part in the loss.
-        ignore_index: Label id that counts neither in the loss nor in the metrics.
-        score: What a validation score is: the negative loss, or the mean Dice of the foreground classes.
-        learning_rate: Of the first step, for `build_optimizer`; the schedule starts from the optimizer's own.
-        weight_decay: Of the optimizer.
-        inferer: How a whole image is run through the network, one of MONAI's; None for all at once.
-        plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one.
-        preprocessing: Steps of your own before the last one of the plan's preprocessing, or before the one that an
-            entry names by ``_before_``, in MONAI's config language. A list that loads the files itself, by
-            ``LoadImaged``, replaces the plan's. For runs with a plan, as the next two.
-        augmentation: Transforms of your own for training patches: a list that cuts the patch by
-            ``candy_monai.transforms.RandWarpd`` replaces the plan's augmentation, any other follows it. None for the
-            plan's.
-        postprocessing: Steps of your own on predicted label maps, at ``pred``, after the plan's postprocessing. A list
-            that undoes preprocessing itself, by ``Invertd``, replaces the plan's.
-        memory_factor: Memory of a training step, as a multiple of a U-Net's, by which plans choose patch and batch.
-        follows_filters: Whether the network is as wide as its plan's ``filters``. If not, a budget tries no others, and
-            volumes are trained on slice by slice only where that is asked for.
+        num_classes: Classes, background included; 1 for a binary task with one logit and a sigmoid. Override it with
+            the number of your own.
+        options: What else the methods below go by, as `SegmentationOptions`: score, loss, rates, own transforms.
+            Override it, or set it, with those that you change: ``options = SegmentationOptions(score="dice")``.
+        ignore_index: Label id that counts neither in the loss nor in the metrics. Override it where labels have one.
+        inferer: How a whole image is run through the network, one of MONAI's; None for all at once. Override it where
+            images do not fit at once.
+        plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one. Set by `use_plan`,
+            not overridden.
     """
 
     num_classes: int = 1
-    regions: Sequence[Region] = ()
-    include_background: bool = True
-    deep_supervision: bool = False
+    options: SegmentationOptions = Options()  # type: ignore[assignment]  # a descriptor of it
     ignore_index: int | None = None
-    score: Literal["negative loss", "dice"] = "negative loss"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
     max_grad_norm: float | None = 12.0
     inferer: Inferer | None = None
     plan: Plan | None = None
-    preprocessing: Sequence[Mapping[str, Any]] = ()
-    augmentation: Sequence[Mapping[str, Any]] | None = None
-    postprocessing: Sequence[Mapping[str, Any]] = ()
-    memory_factor: float = 1.0
-    follows_filters: bool = False
     _score_range: ScoreRange | None = None
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        inherit_options(cls)
+        super().__init_subclass__(**arguments)
 
     @property
     def score_range(self) -> ScoreRange | None:
@@ -96,7 +77,7 @@ class SegmentationTrainer(Trainer):
         """
         if self._score_range is not None or not self._has_own_scores():
             return self._score_range
-        return (0.0, 1.0) if self.score == "dice" else (None, 0.0)
+        return (0.0, 1.0) if self.options.score == "dice" else (None, 0.0)
 
     @score_range.setter
     def score_range(self, value: ScoreRange | None) -> None:
@@ -122,16 +103,20 @@ class SegmentationTrainer(Trainer):
         """
         self.check_plan(plan)
         self.plan = plan
-        self.num_classes, self.regions = plan.num_classes, plan.regions
+        self.num_classes = plan.num_classes
         self.ignore_index, self.slice_axis = plan.ignore_label, plan.slice_axis
-        self.deep_supervision = plan.deep_supervision
-        self.score = "dice"
-        self.learning_rate, self.weight_decay = plan.learning_rate, plan.weight_decay
+        self.options = SegmentationOptions(
+            score="dice",
+            regions=plan.regions,
+            deep_supervision=plan.deep_supervision,
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+        )
         self.inferer = build_inferer(plan)
 
     @override
     def build_optimizer(self, params: Params) -> optim.Optimizer:
-        return optim.AdamW(params, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return optim.AdamW(params, lr=self.options.learning_rate, weight_decay=self.options.weight_decay)
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
@@ -145,21 +130,23 @@ class SegmentationTrainer(Trainer):
     @override
     def build_criterion(self) -> nn.Module:
         criterion: nn.Module
-        if self.regions:
+        if self.options.regions:
             sigmoids = DiceBCELossWithLogits(self.num_classes, ignore_index=self.ignore_index)
-            criterion = RegionLoss(sigmoids, [region.ids for region in self.regions], ignore_index=self.ignore_index)
+            criterion = RegionLoss(
+                sigmoids, [region.ids for region in self.options.regions], ignore_index=self.ignore_index
+            )
         elif self.num_classes == 1:
             criterion = DiceBCELossWithLogits(1, ignore_index=self.ignore_index)
         else:
             criterion = DiceCELossWithLogits(
-                self.num_classes, include_background=self.include_background, ignore_index=self.ignore_index
+                self.num_classes, include_background=self.options.include_background, ignore_index=self.ignore_index
             )
-        return DeepSupervisionLoss(criterion) if self.deep_supervision else criterion
+        return DeepSupervisionLoss(criterion) if self.options.deep_supervision else criterion
 
     @override
     def backward(self, images: Tensor, labels: Tensor, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics]:
         outputs = toolbox.model(images)
-        if not self.deep_supervision:
+        if not self.options.deep_supervision:
             outputs = main_output(outputs, num_dims=images.ndim - 2)
         loss, metrics = split_loss(toolbox.criterion(outputs, labels))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -184,27 +171,27 @@ class SegmentationTrainer(Trainer):
         """
         loss, metrics = split_loss(toolbox.criterion(logits, label))
         by_class = self._dice(self._predicted_ids(logits), label)
-        scored = [value for name, value in by_class.items() if self.regions or name != _BACKGROUND_DICE]
+        scored = [value for name, value in by_class.items() if self.options.regions or name != _BACKGROUND_DICE]
         mean_dice = torch.stack(scored).nanmean()
-        score = float(mean_dice) if self.score == "dice" else -float(loss)
+        score = float(mean_dice) if self.options.score == "dice" else -float(loss)
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
     def _predicted_ids(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, C, *spatial)`` to label ids ``(B, 1, *spatial)``; regions are painted in their order."""
-        if self.regions:
-            return paint_regions(logits, [region.paints for region in self.regions])
+        if self.options.regions:
+            return paint_regions(logits, [region.paints for region in self.options.regions])
         return labels_from_logits(logits, num_classes=self.num_classes)
 
     def _dice(self, prediction: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return the Dice of the only case by the name that it is recorded under."""
-        if self.regions:
-            ids = [region.ids for region in self.regions]
+        if self.options.regions:
+            ids = [region.ids for region in self.options.regions]
             scores = dice_per_region(prediction, label, ids, ignore_index=self.ignore_index)[0]
-            return {f"dice {region.name}": score for region, score in zip(self.regions, scores, strict=True)}
+            return {f"dice {region.name}": score for region, score in zip(self.options.regions, scores, strict=True)}
         scores = dice_per_class(
             prediction, label, max(self.num_classes, 2), include_background=True, ignore_index=self.ignore_index
         )[0]
-        first = 0 if self.include_background and self.num_classes > 1 else 1
+        first = 0 if self.options.include_background and self.num_classes > 1 else 1
         return {f"dice {index}": scores[index] for index in range(first, len(scores))}
 
     @override
@@ -235,10 +222,8 @@ class SegmentationTrainer(Trainer):
 
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:
-        if self.score not in ("negative loss", "dice"):
-            raise SettingsError(f"score must be 'negative loss' or 'dice', got {self.score!r}")
         known = getattr(self._dataloader.dataset, "num_classes", None)
-        if isinstance(known, int) and known > max(self.num_classes, 2) and not self.regions:
+        if isinstance(known, int) and known > max(self.num_classes, 2) and not self.options.regions:
             raise BadInputError(self._class_advice(f"the dataset has {known} classes", known))
         self._check_labels(label[None], ("the first training label",))
 
@@ -275,13 +260,13 @@ class SegmentationTrainer(Trainer):
         return f"{found}, expected (B, 1, *spatial) of label ids: {advice}"
 
     def _highest_id(self) -> int:
-        if self.regions:
-            return max(label_id for region in self.regions for label_id in (*region.ids, region.paints))
+        if self.options.regions:
+            return max(label_id for region in self.options.regions for label_id in (*region.ids, region.paints))
         return max(self.num_classes, 2) - 1
 
     def _names_by_id(self) -> dict[int, str] | None:
-        if self.regions:
-            return {region.paints: region.name for region in self.regions}
+        if self.options.regions:
+            return {region.paints: region.name for region in self.options.regions}
         return None if self.plan is None else dict(enumerate(self.plan.class_names))
 
     def _num_steps(self, num_epochs: int) -> int:
@@ -302,16 +287,8 @@ class SegmentationTrainer(Trainer):
         return {
             **super().describe(example_shape),
             "num_classes": self.num_classes,
-            "regions": [asdict(region) for region in self.regions],
+            "regions": [asdict(region) for region in self.options.regions],
             "inferer": describe_inferer(self.inferer, self.plan),
             "plan": None if self.plan is None else self.plan.to_dict(),
-            "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self._own_transforms),
+            "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self.options.own_transforms),
         }
-
-    @property
-    def _own_transforms(self) -> OwnTransforms:
-        return OwnTransforms(
-            preprocessing=self.preprocessing,
-            augmentation=self.augmentation or (),
-            postprocessing=self.postprocessing,
-        )

@@ -34,8 +34,7 @@ def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str 
     """
     if not is_planned:
         return (
-            "To go on with this run, call in the same script, instead of train():\n"
-            f"    trainer.recover_from({folder.name!r})\n    trainer.continue_training()"
+            f"To go on with this run, call in the same script, instead of train():\n    trainer.resume({folder.name!r})"
         )
     command = ["candy-monai", "resume", str(folder)]
     if bundle is None:

@@ -134,7 +134,7 @@ def build_toolbox(
     Args:
         trainer: Says how to build each part.
         settings: What ``train`` was told.
-        image: One training image ``(C, *spatial)``, for its shape.
+        image: What the network sees at once of a training image, ``(C, *spatial)``, for its shape.
         device: Where to train.
         starts: Whether a run starts, so that the weights that it is to start from are read; a saved run has its own.
         log: Told what was loaded of these, with ``on_screen=False`` what only the file is to hold.
@@ -144,7 +144,7 @@ def build_toolbox(
             be read or fit nowhere, or no parameter would be trained.
     """
     padding = padding_of_slices(trainer.build_padding_module(), trainer.slice_axis)
-    example = trainer._network_input(image)[None].to(device)
+    example = image[None].to(device)
     if padding is not None:
         padding = returned(trainer, "build_padding_module", padding, nn.Module).to(device)
         example = padding(example)

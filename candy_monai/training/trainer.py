@@ -6,13 +6,12 @@ The methods that a subclass overrides are in ``hooks.py``, a run's state, start 
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,31 +23,32 @@ from candy_monai.columns import LOSS
 from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.device import HasDevice
-from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.events import Preview, StepFinished
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.score_prediction import predict_maximum
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
-from candy_monai.frontends.choice import find_frontend, known_frontends
-from candy_monai.frontends.delivery import Delivery, deliveries
+from candy_monai.frontends.choice import find_frontend
+from candy_monai.frontends.delivery import Dashboards
 from candy_monai.observers.base import Observer
 from candy_monai.processes import Processes
-from candy_monai.training.description import bundle_of, check_score_range, describe_run
+from candy_monai.training.description import describe_run
+from candy_monai.training.earlier import EarlierMembers
 from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
-from candy_monai.training.hooks import ORIGINAL, Hooks
-from candy_monai.training.loaders import Loaders, batches, first_sample, length, num_cases
+from candy_monai.training.hooks import Callbacks, Hooks, copy_that_draws
+from candy_monai.training.loaders import Loaders, length
 from candy_monai.training.non_finite import KeptBuffers, LossWatch
+from candy_monai.training.reporting import Message
 from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
-from candy_monai.training.run import Callbacks, Message, TrainingRun
+from candy_monai.training.run import TrainingRun
 from candy_monai.training.schedule import step_after_batches
-from candy_monai.training.signals import how_to_resume
 from candy_monai.training.toolbox import TrainerToolbox, build_toolbox
-from candy_monai.training.validation import CalledNetworks, PaddedParts, ValidationCases, certainty, mean_score
+from candy_monai.training.validation import CalledNetworks, PaddedParts, ValidationCases, cases_of
 
 
-class Trainer(Hooks, HasDevice):
+class Trainer(EarlierMembers, Hooks, HasDevice):
     """Trains a network and keeps everything about it in an experiment folder.
 
     Subclass it and say how to build the network, the optimizer, the schedule and the loss, what one step is and how one
@@ -78,14 +78,12 @@ class Trainer(Hooks, HasDevice):
         self._trainer_folder = Path(trainer_folder)
         self._loaders = Loaders(dataloader, validation_dataloader)
         self._console = console
-        self._extra_observers = tuple(observers)
-        self._frontend: Frontend | None = None
-        self._deliveries: tuple[Delivery, ...] = ()
+        self._observers = tuple(observers)
+        self._dashboards = Dashboards()
         self._facts: dict[str, object] = {}
         self._files: dict[str, str] = {}
         self._messages: list[Message] = []
         self._run: TrainingRun | None = None
-        self._saved: SavedRun | None = None
 
     # From a run through its epochs to its steps
 
@@ -184,20 +182,13 @@ class Trainer(Hooks, HasDevice):
         processes = Processes.from_environment()
         device = self.device(device=processes.device_of(self.device()))
         with processes.connected(device):
-            self._run = run = TrainingRun(
-                settings,
-                self._loaders,
-                self._callbacks(),
-                device=device,
-                processes=processes,
-                messages=self._messages,
-            )
-            self._messages, self._saved = [], None
+            run = self._new_run(settings, device, processes=processes, messages=self._messages)
+            self._messages = []
             with run.lasting():
-                image, label, run.stream = first_sample(run.loaders.training)
+                image, label = run.data.first_sample()
                 self._check_one(image, label)
-                check_score_range(self.score_range)
-                equipment = build_toolbox(self, run.settings, image, device, starts=saved is None, log=run.log)
+                example, log = self._network_input(image), run.reporter.log
+                equipment = build_toolbox(self, run.settings, example, device, starts=saved is None, log=log)
                 run.equip(equipment)
                 run.begin(
                     describe_run(self, equipment, self._loaders, processes, self._facts),
@@ -205,12 +196,17 @@ class Trainer(Hooks, HasDevice):
                     files=self._files,
                     saved=saved,
                     score_range=self.score_range,
-                    observers=self._observers,
+                    observers=lambda: (*self._observers, *self._dashboards.deliveries(run.reporter.report)),
                     console=self._console,
                 )
                 with run.stop.listening():
                     yield run
                 run.conclude()
+
+    def _new_run(self, settings: TrainSettings, device: torch.device, **arguments: Any) -> TrainingRun:
+        callbacks = Callbacks.of(self, hidden=("_run", "_loaders"), is_planned="dataset" in self._facts)
+        self._run = TrainingRun(settings, self._loaders, callbacks, device=device, **arguments)
+        return self._run
 
     def train_epoch(self, toolbox: TrainerToolbox) -> None:
         """Train on every batch of the training loader once; in a resumed epoch, on its remaining batches.
@@ -242,7 +238,7 @@ class Trainer(Hooks, HasDevice):
                 usable = False
                 if before is not None:
                     before.restore()
-            run.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
+            run.reporter.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
             if progress.batch < first + group:
                 continue
             agreed = run.agree(group, usable=usable)
@@ -253,11 +249,6 @@ class Trainer(Hooks, HasDevice):
             run.finish_step(agreed)
             if agreed.cut:
                 break
-        if not progress.batch:
-            raise BadInputError(
-                f"the training loader yielded no batch in epoch {progress.epoch + 1}: its dataset or sampler can be "
-                "read only once; let __iter__ begin anew each time it is called"
-            )
         gradients.settle()
         watch.settle()
         run.finish_training()
@@ -301,51 +292,27 @@ class Trainer(Hooks, HasDevice):
     def _validate(self, toolbox: TrainerToolbox) -> float:
         """Score the validation cases, each exactly once, record the averages, and return the mean score."""
         run, loader = self._current_run(), self._validation_dataloader
-        epoch, limit = self._current().progress.epoch + 1, run.settings.num_validation_cases
         assert loader is not None
+        epoch, (total, share) = self._current().progress.epoch + 1, run.cases_to_validate(loader)
         padding, stop_if_asked = run.equipment.padding, run.stopping_validation()
         cases, called = ValidationCases(), CalledNetworks(toolbox)
         run.padded_parts = parts = PaddedParts(toolbox, padding)
-        total = min(filter(None, (num_cases(loader), limit)), default=None)
-        share = None if limit is None else len(range(run.processes.rank, limit, run.processes.world_size))
         for network in toolbox.networks:
             network.eval()
         with torch.no_grad(), called.watched():
-            for image, label in itertools.islice(self._cases(loader), share):
+            for image, label in itertools.islice(cases_of(loader, run.equipment, self._check_labels), share):
                 with parts.of(image if padding is None else self._network_input(image)):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)
                 cases.add(float(score), image, label, output)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
-                run.notify(StepFinished(epoch, "validation", len(cases), total))
+                run.reporter.notify(StepFinished(epoch, "validation", len(cases), total))
                 stop_if_asked()
-        run.preview, run.padded_parts = self._with_drawing(cases.preview()), None
+        draw = functools.partial(copy_that_draws(self).save_preview, quality=run.settings.preview_quality)
+        run.preview, run.padded_parts = cases.preview(draw), None
         run.note_scored(called.flags)
-        scores = run.processes.all_gather(cases.scores)
-        self._current().score_rests_on(*certainty(scores))
-        return mean_score(scores)
-
-    def _cases(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield image and label of each case, on the device."""
-        equipment = self._current_run().equipment
-        for batch in batches(loader):
-            images, labels, case_ids = unpack(batch)
-            self._check_labels(labels, case_ids)
-            yield from zip(*equipment.on_device(images, labels), strict=True)
-
-    def _with_drawing(self, preview: Preview | None) -> Preview | None:
-        """Return the preview with a function that draws it by a copy of this trainer, perhaps in its next run."""
-        if preview is None:
-            return None
-        drawn_by, case = copy.copy(self), preview
-        vars(drawn_by)[ORIGINAL] = self
-        quality = self._current_run().settings.preview_quality
-
-        def draw() -> None:
-            drawn_by.save_preview(case.image, case.label, case.output, quality=quality)
-
-        return dataclasses.replace(preview, draw=draw)
+        return run.mean_score(cases.scores)
 
     # Other ways to train
 
@@ -363,29 +330,17 @@ class Trainer(Hooks, HasDevice):
         from_files = load_settings(settings)
         TrainSettings.check_names(from_files, source="settings")
         TrainSettings.check_names(keywords, source="train_with_settings")
-        from_files.pop("num_epochs", None)  # the argument always wins
-        self.train(num_epochs, **{**from_files, **keywords})
+        self.train(**{**from_files, **keywords, "num_epochs": num_epochs})
 
-    def recover_from(self, experiment_id: PathLike) -> Self:
-        """Choose the run that `continue_training` goes on with. Called, not overridden.
-
-        Args:
-            experiment_id: The id of an experiment of this trainer's class in its folder, or an experiment folder.
-
-        Returns:
-            This trainer.
-
-        Raises:
-            ExperimentError: If there is no such experiment, or it cannot be continued.
-        """
-        own = self._trainer_folder / type(self).__name__ / experiment_id
-        self._saved = SavedRun.load(own if own.is_dir() else Path(experiment_id))
-        return self
-
-    def continue_training(
-        self, num_epochs: int | None = None, *, schedule: Continuation | None = None, force: bool = False
+    def resume(
+        self,
+        experiment: PathLike,
+        num_epochs: int | None = None,
+        *,
+        schedule: Continuation | None = None,
+        force: bool = False,
     ) -> None:
-        """Go on with the run that `recover_from` chose, from where it was last saved. Called, not overridden.
+        """Go on with a run from where it was last saved. Called, not overridden.
 
         With the number of epochs that it was begun with the result is that of a run that was never interrupted. With
         more, say what the learning rate does:
@@ -396,18 +351,22 @@ class Trainer(Hooks, HasDevice):
         * ``"restart"``: for a finished run: a new schedule over the added epochs.
 
         Args:
+            experiment: An experiment folder, or the id of an experiment of this trainer's class in its own folder.
             num_epochs: Epochs in all, those done included; None for as many as planned.
             schedule: What the schedule does when the number of epochs changes.
             force: Go on even if data, network or trainer are not those that the run was saved with.
 
         Raises:
             SettingsError: If the number of epochs changes and ``schedule`` does not say how, or does not fit.
-            ExperimentError: If no run was chosen, it is being trained elsewhere, or it differs; what differs is listed.
+            ExperimentError: If there is no such run, it is being trained elsewhere, or it differs; what differs is
+                listed.
         """
-        if self._saved is None:
-            raise ExperimentError("choose the run to go on with first: recover_from(experiment_id)")
-        saved = self._saved.continued(num_epochs, schedule=schedule, force=force)
+        saved = self._saved_run(experiment).continued(num_epochs, schedule=schedule, force=force)
         self._train(saved.settings, saved)
+
+    def _saved_run(self, experiment: PathLike) -> SavedRun:
+        own = self._trainer_folder / type(self).__name__ / experiment
+        return SavedRun.load(own if own.is_dir() else Path(experiment))
 
     # Logging, metrics and the experiment
 
@@ -421,7 +380,7 @@ class Trainer(Hooks, HasDevice):
         if self._run is None:
             self._messages.append((msg, on_screen))
         else:
-            self._run.log(msg, on_screen=on_screen)
+            self._run.reporter.log(msg, on_screen=on_screen)
 
     def record(self, metric: str, value: Scalar) -> None:
         """Record one value of a metric; the epoch's average goes to ``metrics.csv``. Called, not overridden.
@@ -447,14 +406,6 @@ class Trainer(Hooks, HasDevice):
         """Return every metric over the epochs so far; NaN where an epoch has none. Called, not overridden."""
         return self._current().history.metrics()
 
-    def experiment_id(self) -> str:
-        """Return the id of the current or last run. Called, not overridden.
-
-        Raises:
-            ExperimentError: If there was no run yet.
-        """
-        return self._current().experiment_id
-
     def experiment_folder(self) -> Path:
         """Return the folder of the current or last run. Called, not overridden.
 
@@ -474,14 +425,7 @@ class Trainer(Hooks, HasDevice):
         Raises:
             BadInputError: If it is not a subclass of `Frontend`, or the name is unknown.
         """
-        if isinstance(frontend, str):
-            frontend = find_frontend(frontend, option="set_frontend")
-        elif not isinstance(frontend, type) or not issubclass(frontend, Frontend):
-            raise BadInputError(
-                f"set_frontend was given {frontend!r}, expected a subclass of Frontend, or a name: {known_frontends()}"
-            )
-        self._frontend = frontend(load_secrets(path_to_secrets))
-        self._deliveries = ()
+        self._dashboards = Dashboards(find_frontend(frontend, option="set_frontend")(load_secrets(path_to_secrets)))
 
     def predict_maximum_validation_score(self, num_epochs: int, degree: int = 5) -> tuple[int, float]:
         """Forecast the best validation score of the run by quotient regression. Called, not overridden.
@@ -528,23 +472,6 @@ class Trainer(Hooks, HasDevice):
     def _current(self) -> Experiment:
         return self._current_run().current()
 
-    def _observers(self) -> tuple[Observer, ...]:
-        """Return the user's own observers, and those that deliver events to the dashboards."""
-        self._deliveries = deliveries(self._frontend, self._current_run().report, after=self._deliveries)
-        return (*self._extra_observers, *self._deliveries)
-
-    def _callbacks(self) -> Callbacks:
-        return Callbacks(
-            name=type(self).__name__,
-            build_scheduler=lambda optimizer, num_epochs: self.build_scheduler(optimizer, num_epochs),
-            get_extra_state=lambda: self.get_extra_state(),
-            set_extra_state=lambda state: self.set_extra_state(state),
-            attributes=lambda: {name: value for name, value in vars(self).items() if name not in ("_run", "_loaders")},
-            how_to_resume=lambda folder: how_to_resume(
-                type(self), folder, is_planned="dataset" in self._facts, bundle=bundle_of(self)
-            ),
-        )
-
 
 def add_to_folder(
     trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
@@ -560,48 +487,18 @@ def add_to_folder(
     trainer._files.update(files or {})
 
 
-class Rehearsal:
-    """Training steps and validated cases to measure time and memory by; nothing is recorded or saved.
+@contextmanager
+def rehearsing(
+    trainer: Trainer, settings: TrainSettings, image: Tensor
+) -> Iterator[tuple[TrainerToolbox, Callable[[object], None]]]:
+    """Begin a run that records and saves nothing; yield its toolbox, and what makes an optimizer step of a batch."""
+    device = trainer.device()
+    run = trainer._new_run(settings, device, rehearses=True)
+    with run.lasting():
+        run.equip(build_toolbox(trainer, run.settings, trainer._network_input(image), device))
 
-    Args:
-        trainer: The trainer, between two runs.
+        def make_step(batch: object) -> None:
+            trainer._train_batch(batch, run.toolbox)
+            trainer.step(run.toolbox)
 
-    Attributes:
-        loaders: The trainer's loaders.
-        device: Where it trains.
-    """
-
-    _toolbox: TrainerToolbox
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self.loaders, self.device = trainer._loaders, trainer.device()
-
-    @contextmanager
-    def begun(self, settings: TrainSettings, image: Tensor) -> Iterator[TrainerToolbox]:
-        """Build the toolbox for a ``with`` block, and free its memory afterwards.
-
-        Args:
-            settings: The keywords of ``train``.
-            image: One training image ``(C, *spatial)``.
-        """
-        trainer = self._trainer
-        run = TrainingRun(settings, self.loaders, trainer._callbacks(), device=self.device, rehearses=True)
-        trainer._run = run
-        with run.lasting():
-            run.equip(build_toolbox(trainer, run.settings, image, self.device))
-            self._toolbox = run.toolbox
-            try:
-                yield run.toolbox
-            finally:
-                del self._toolbox
-
-    def train(self, batch: object) -> None:
-        """Make one optimizer step."""
-        self._trainer._train_batch(batch, self._toolbox)
-        self._trainer.step(self._toolbox)
-
-    @torch.no_grad()
-    def validate(self, image: Tensor, label: Tensor) -> None:
-        """Score one case, which is on the device."""
-        self._trainer.validate_case(image, label, self._toolbox)
+        yield run.toolbox, make_step

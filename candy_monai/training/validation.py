@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from candy_monai.aliases import Shape
 from candy_monai.attachment import attachment_of, map_tensors, tensors_in
+from candy_monai.data.samples.batches import unpack
 from candy_monai.experiment.events import Preview
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import restore_like
-from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.loaders import batches
+from candy_monai.training.toolbox import Equipment, TrainerToolbox
 
 
 class ValidationCases:
@@ -52,12 +55,32 @@ class ValidationCases:
         """The score of each case."""
         return list(self._scores)
 
-    def preview(self) -> Preview | None:
-        """Return the worst case on the CPU; None before the first case."""
+    def preview(self, draw: Callable[[Tensor, Tensor, Tensor], None]) -> Preview | None:
+        """Return the worst case on the CPU; None before the first case.
+
+        Args:
+            draw: Draws a case from its image, label and output.
+        """
         if self._worst is None:
             return None
-        _, image, label, output = self._worst
-        return Preview(image=image.cpu(), label=label.cpu(), output=output.cpu())
+        image, label, output = (tensor.cpu() for tensor in self._worst[1:])
+        return Preview(image=image, label=label, output=output, draw=lambda: draw(image, label, output))
+
+
+def cases_of(
+    loader: DataLoader[Any], equipment: Equipment, check_labels: Callable[[Tensor, tuple[str, ...]], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device.
+
+    Args:
+        loader: The validation loader.
+        equipment: The device and the floating type.
+        check_labels: Checks the labels of a batch ``(B, 1, *spatial)``, given with its case ids.
+    """
+    for batch in batches(loader):
+        images, labels, case_ids = unpack(batch)
+        check_labels(labels, case_ids)
+        yield from zip(*equipment.on_device(images, labels), strict=True)
 
 
 def mean_score(parts: Sequence[Sequence[float]]) -> float:
@@ -80,6 +103,19 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
         return "of one case only"
     error = f" (standard error {standard_error:.4f})" if math.isfinite(standard_error) else ""
     return f"the mean of {num_cases} cases{error}"
+
+
+def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
+    """Return what the log says of a validation that does not score the average alone.
+
+    Args:
+        raw: Whether the model was called.
+        averaged: Whether its average was.
+    """
+    if raw == averaged:
+        what = "both toolbox.model and toolbox.ema" if raw else "neither toolbox.model nor toolbox.ema"
+        return f"validate_case called {what}: checkpoint_best.pth holds the average (toolbox.ema)"
+    return "validate_case scores toolbox.model: checkpoint_best.pth holds its weights, not the average" if raw else None
 
 
 class CalledNetworks:

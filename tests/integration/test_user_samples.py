@@ -208,7 +208,7 @@ def test_a_frontend_needs_only_the_callbacks_it_cares_for(tmp_path):
     trainer = FromScratch(tmp_path, *loaders(), console=False)
     trainer.set_frontend(Quiet)
     trainer.train(1)
-    assert heard == [trainer.experiment_id()]
+    assert heard == [trainer.experiment_folder().name]
 
 
 class MySlidingTrainer(SlidingTrainer):

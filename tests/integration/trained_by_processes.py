@@ -82,7 +82,7 @@ def main(out, batch_size, how="", experiment=""):
     )
     trainer.how = how
     if how == "resume":
-        trainer.recover_from(experiment).continue_training()
+        trainer.resume(experiment)
     else:
         trainer.train(60 if how == "slowly" else 3, seed=4, save_preview=False, early_stop_tolerance=None)
     Path(out, f"seen {RANK}.json").write_text(json.dumps(trainer.seen))

@@ -13,6 +13,7 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.nn.padding import Pad2d
 from candy_monai.nn.schedules import PolyLRScheduler
+from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai_bundles.cmunext.network import DIVISOR, Normalization, Variant, build_cmunext
 
@@ -30,9 +31,11 @@ class CMUNeXtTrainer(SegmentationTrainer):
 
     variant: Variant = None
     normalization: Normalization | None = None
-    learning_rate = 1e-2
-    weight_decay = 1e-4
-    memory_factor = 1.5  # what the base variant keeps for its backward pass alone is 1.3 times a plan's estimate
+    options = SegmentationOptions(
+        learning_rate=1e-2,
+        weight_decay=1e-4,
+        memory_factor=1.5,  # what the base variant keeps for its backward pass alone is 1.3 times a plan's estimate
+    )
 
     @override
     @classmethod
@@ -48,7 +51,8 @@ class CMUNeXtTrainer(SegmentationTrainer):
     @override
     def use_plan(self, plan: Plan) -> None:
         """Follow a plan but for what it chose for a U-Net: the layout, AdamW's rates, deep supervision."""
-        own = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay, "deep_supervision": False}
+        rates = {name: getattr(self.options, name) for name in ("learning_rate", "weight_decay")}
+        own = {**rates, "deep_supervision": False}
         changes: dict[str, Any] = {name: value for name, value in own.items() if name not in plan.chosen}
         super().use_plan(dataclasses.replace(plan, **changes))
 
@@ -71,7 +75,9 @@ class CMUNeXtTrainer(SegmentationTrainer):
 
     @override
     def build_optimizer(self, params: Params) -> optim.Optimizer:
-        return optim.SGD(params, lr=self.learning_rate, momentum=MOMENTUM, weight_decay=self.weight_decay)
+        return optim.SGD(
+            params, lr=self.options.learning_rate, momentum=MOMENTUM, weight_decay=self.options.weight_decay
+        )
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
@@ -86,7 +92,7 @@ class CMUNeXtTrainer(SegmentationTrainer):
                 f"the first training image has the shape {tuple(image.shape)}: that is {image.ndim - 1} spatial axes, "
                 f"and {_ONLY_PICTURES}"
             )
-        if self.deep_supervision:
+        if self.options.deep_supervision:
             raise SettingsError(_NO_DEEP_SUPERVISION)
 
     def _normalization_for_batches(self) -> Normalization:

@@ -13,6 +13,7 @@ from candy_monai.aliases import Shape
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import BadInputError
 from candy_monai.nn.padding import Pad2d, Pad3d
+from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai_bundles.unet.network import DEFAULT_FILTERS, build_unet, check_levels, default_strides
 
@@ -27,7 +28,7 @@ class UNetTrainer(SegmentationTrainer):
         strides: Stride into each level, one number an axis; None to halve every axis that is large enough.
     """
 
-    follows_filters = True
+    options = SegmentationOptions(follows_filters=True)
     num_dims: int = 2
     filters: Sequence[int] | None = None
     kernel_sizes: Sequence[Sequence[int]] | None = None
@@ -65,7 +66,7 @@ class UNetTrainer(SegmentationTrainer):
             "filters": filters[: len(strides)],
             "kernel_sizes": [list(kernel) for kernel in kernel_sizes[: len(strides)]],
             "strides": [list(stride) for stride in strides],
-            "deep_supervision": self.deep_supervision,
+            "deep_supervision": self.options.deep_supervision,
         }
 
     @override

@@ -12,6 +12,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.metrics.overlap import dice_per_class
+from candy_monai.training.options import NAMES, SegmentationOptions
 from candy_monai_bundles.cmunext import CMUNeXtPredictor, CMUNeXtTrainer, build_cmunext
 from candy_monai_bundles.cmunext.network import BatchNormOfAnySize
 from tests.contracts.trainer_contract import TrainerContract
@@ -26,9 +27,14 @@ class Small(CMUNeXtTrainer):
 def _trainer(folder, data=None, *, batch_size=2, cls=Small, **attributes):
     training, validation = loaders(Squares(size=(20, 28)) if data is None else data, batch_size=batch_size)
     trainer = cls(folder, training, validation, console=False)
+    trainer.options = SegmentationOptions(**{name: attributes.pop(name) for name in NAMES if name in attributes})
     for name, value in attributes.items():
         setattr(trainer, name, value)
     return trainer
+
+
+def _rates(trainer):
+    return trainer.options.learning_rate, trainer.options.weight_decay
 
 
 def _kinds(network):
@@ -187,14 +193,15 @@ def test_of_a_plan_it_takes_the_classes_and_leaves_what_was_chosen_for_a_u_net(t
     trainer = _trainer(tmp_path)
     trainer.use_plan(dataclasses.replace(picture_plan(), deep_supervision=True))
     assert trainer.num_classes == picture_plan().num_classes == 3
-    assert (trainer.learning_rate, trainer.weight_decay, trainer.deep_supervision) == (0.01, 1e-4, False)
+    assert _rates(trainer) == (0.01, 1e-4)
+    assert not trainer.options.deep_supervision
     assert (trainer.plan.learning_rate, trainer.plan.deep_supervision) == (0.01, False)
 
 
 def test_rates_that_the_user_chose_for_the_plan_are_kept(tmp_path, picture_plan):
     trainer = _trainer(tmp_path)
     trainer.use_plan(picture_plan(learning_rate=0.05))
-    assert (trainer.learning_rate, trainer.weight_decay) == (0.05, 1e-4)
+    assert _rates(trainer) == (0.05, 1e-4)
 
 
 def test_a_layout_asked_of_the_plan_is_refused_since_the_variant_has_its_own(picture_plan):

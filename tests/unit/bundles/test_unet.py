@@ -6,6 +6,7 @@ import torch
 
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.incoming.opening import load_predictor
+from candy_monai.training.options import NAMES, SegmentationOptions
 from candy_monai_bundles.unet import UNetPredictor, UNetTrainer
 from candy_monai_bundles.unet.network import default_strides
 from tests.contracts.trainer_contract import TrainerContract
@@ -19,7 +20,9 @@ def _trainer(folder, size=(20, 28), **attributes):
 
 
 def _with(attributes):
-    return type("UNetTrainer", (UNetTrainer,), attributes)
+    options = {name: attributes[name] for name in NAMES if name in attributes}
+    others = {name: value for name, value in attributes.items() if name not in options}
+    return type("UNetTrainer", (UNetTrainer,), {**others, "options": SegmentationOptions(**options)})
 
 
 class TestUNetTrainerOnPictures(TrainerContract):

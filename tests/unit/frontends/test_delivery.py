@@ -10,7 +10,7 @@ import torch
 
 from candy_monai.experiment.events import MessageLogged, RunFinished, RunInterrupted, StepFinished
 from candy_monai.frontends.base import Frontend
-from candy_monai.frontends.delivery import Delivery, FrontendObserver, deliveries
+from candy_monai.frontends.delivery import Dashboards, Delivery, FrontendObserver
 from candy_monai.frontends.hybrid import create_hybrid_frontend
 from tests.events import epoch_finished, run_started
 
@@ -158,11 +158,11 @@ def test_each_part_of_a_hybrid_has_a_delivery_of_its_own():
     class Two(Frontend):
         pass
 
-    both = deliveries(create_hybrid_frontend(One, Two)({}), lambda _message: None)
+    both = Dashboards(create_hybrid_frontend(One, Two)({})).deliveries(lambda _message: None)
     assert [delivery.name for delivery in both] == ["One", "Two"]
     for delivery in both:
         delivery.close()
-    assert deliveries(None, print) == ()
+    assert Dashboards().deliveries(print) == ()
 
 
 PROGRAM = """

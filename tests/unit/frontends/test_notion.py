@@ -237,7 +237,7 @@ def test_a_run_reports_to_notion_and_writes_no_secret_anywhere(notion, tmp_path,
     for delivery in trainer._deliveries:
         assert delivery.wait(stuck_after_s=10, at_most_s=20)
     page = notion.page()
-    assert (page["Name"], page["Status"], page["Epoch"]) == (trainer.experiment_id(), "Completed", 3)
+    assert (page["Name"], page["Status"], page["Epoch"]) == (trainer.experiment_folder().name, "Completed", 3)
     assert page["Score"] == pytest.approx(max(trainer.metrics()["val score"]))
     captured = capfd.readouterr()
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]

@@ -306,7 +306,8 @@ def test_bad_inputs_are_named_and_the_good_ones_are_done(predictor, mixed_folder
     with pytest.raises(PredictionError) as failed:
         predictor.predict_to_files(mixed_folder, tmp_path / "out", listener=Listener())
     assert [path.name for path in failed.value.written] == ["good_1.nii.gz", "good_2.nii.gz"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good_1.nii.gz", "good_2.nii.gz"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["good_1.nii.gz", "good_2.nii.gz", "manifest.json"]
     assert sorted(failed.value.failures) == ["cut", "empty", "text", "two_channels"]
     assert all(f"\n  - {case_id}: " in str(failed.value) for case_id in failed.value.failures)
     assert "4 of 6 cases could not be predicted; the others are done" in str(failed.value)

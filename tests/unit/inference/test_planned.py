@@ -20,6 +20,7 @@ from candy_monai.inference.inputs import (
 )
 from candy_monai.inference.outputs import PredictionListener
 from candy_monai.inference.predictor import Predictor
+from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.transforms import KeepLargestComponent
 from tests.plans import small_plan
@@ -43,7 +44,7 @@ def experiment(tmp_path_factory):
     assert plan.num_classes == 3
     trainer = small_trainer(tmp_path_factory.mktemp("run"), Squares(2, size=(16,) * 3, num_classes=3), cls=_Planned)
     trainer.use_plan(plan)
-    trainer.deep_supervision = False
+    trainer.options = SegmentationOptions(deep_supervision=False)
     trainer.train(1, save_preview=False)
     return trainer.experiment_folder()
 
@@ -196,7 +197,7 @@ def test_regions_are_where_the_written_probability_exceeds_a_half(tmp_path):
     data = [(torch.randn(1, 16, 16, 16), torch.randint(0, 3, (1, 16, 16, 16))) for _ in range(2)]
     trainer = small_trainer(tmp_path / "run", data, cls=Regions)
     trainer.use_plan(plan)
-    trainer.deep_supervision = False
+    trainer.options = SegmentationOptions(deep_supervision=False)
     trainer.train(1, save_preview=False)
     network = trainer.build_network((1, 16, 16, 16))
     members = [Predictor(trainer.experiment_folder(), network=network) for _ in range(2)]
@@ -287,10 +288,10 @@ def test_a_step_that_cannot_be_applied_is_named(experiment, tmp_path, step, way)
 
 def test_earlier_names_of_methods_warn_and_do_what_they_did(predictor):
     case = predictor.prepare("a", _loaded(_scan()))
-    with pytest.warns(DeprecationWarning, match="bricks .* will be removed"):
+    with pytest.warns(DeprecationWarning, match="bricks is now called tiles; .* will be removed"):
         parts = list(predictor.bricks(case))
     assert sum(part.sums[0].numel() for part in parts) == case.cases[0].image.numel()
-    with pytest.warns(DeprecationWarning, match="run_within .* will be removed"):
+    with pytest.warns(DeprecationWarning, match="run_within is now called run; .* will be removed"):
         prediction = predictor.run_within(case, on_disk=False)
     assert torch.equal(prediction.labels.as_tensor(), predictor.run(case).labels.as_tensor())
     with pytest.warns(DeprecationWarning, match="goes_to_disk .* will be removed"):

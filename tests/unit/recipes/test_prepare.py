@@ -13,6 +13,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import prepare_dataset
+from candy_monai.training.options import SegmentationOptions
 from tests.looks import counted_reads
 
 
@@ -27,7 +28,8 @@ def _prepare(dataset, out, **options):
 
 
 def _trainer(memory_factor=1.0, check_plan=lambda plan: None):
-    return SimpleNamespace(memory_factor=memory_factor, check_plan=check_plan, follows_filters=True)
+    options = SegmentationOptions(memory_factor=memory_factor, follows_filters=True)
+    return SimpleNamespace(options=options, check_plan=check_plan)
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_what_is_the_run_s_own_cannot_be_chosen_anew(crashed):
 def test_a_run_that_was_begun_from_python_says_how_to_go_on(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(1, save_preview=False)
-    with pytest.raises(BadInputError, match="recover_from"):
+    with pytest.raises(BadInputError, match="resume"):
         resume_training(trainer.experiment_folder(), on_progress=_quiet)
 
 

@@ -19,6 +19,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.resume import resume_training
 from candy_monai.recipes.train import find_trainer, train_dataset
+from candy_monai.training.options import SegmentationOptions
 from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make, texture
 from tests.looks import counted_digests, counted_parses, counted_reads
@@ -103,8 +104,9 @@ def test_transforms_of_a_trainers_attributes_are_those_of_the_run_unless_a_file_
 
 def test_a_trainers_attribute_that_cannot_be_built_is_refused_with_its_position(tmp_path):
     (tmp_path / "mine.py").write_text(
+        "from candy_monai import SegmentationOptions\n"
         "from candy_monai_bundles.unet import UNetTrainer\n"
-        "class Mine(UNetTrainer):\n    preprocessing = [{'_target_': 'os.system'}]\n"
+        "class Mine(UNetTrainer):\n    options = SegmentationOptions(preprocessing=[{'_target_': 'os.system'}])\n"
     )
     with pytest.raises(SettingsError, match=r"Mine\.preprocessing\[0\]: os\.system"):
         train_dataset(tmp_path / "nowhere", trainer=f"{tmp_path / 'mine.py'}:Mine", out=tmp_path, on_progress=_quiet)
@@ -338,9 +340,10 @@ def test_a_dataset_with_problems_is_refused_whole_and_nothing_is_written(tmp_pat
 
 MINE = {
     "its own settings": """
+from candy_monai import SegmentationOptions
 from candy_monai_bundles.unet import UNetTrainer
 class Mine(UNetTrainer):
-    weight_decay = 0.5
+    options = SegmentationOptions(weight_decay=0.5)
 """,
     "its own network in the bundle's trainer": """
 from candy_monai_bundles.unet import UNetTrainer
@@ -429,7 +432,7 @@ def test_a_file_that_vanishes_during_training_is_a_failed_run_that_resume_ends(t
 
 def test_a_class_can_stand_for_a_file_with_a_trainer(phantom, tmp_path):
     class Mine(UNetTrainer):
-        weight_decay = 0.5
+        options = SegmentationOptions(weight_decay=0.5)
 
     options = TrainOptions(num_epochs=1, overrides=TINY, device="cpu", out=tmp_path)
     folder = train_dataset(phantom, options, trainer=Mine, on_progress=_quiet)

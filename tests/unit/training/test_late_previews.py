@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from candy_monai.data.planning.plan import Region
+from candy_monai.training.options import SegmentationOptions
 from tests.toys import SmallTrainer, small_trainer
 
 
@@ -39,7 +40,7 @@ class _DrawsLate(SmallTrainer):
 def pictures(monkeypatch):
     """Return what is asked to be drawn, in place of drawing it: folder and names of the classes."""
     asked = []
-    monkeypatch.setattr("candy_monai.training.run.RENDERING_PATIENCE_S", 0.0)
+    monkeypatch.setattr("candy_monai.training.reporting.RENDERING_PATIENCE_S", 0.0)
     monkeypatch.setattr(
         "candy_monai.plotting.case.previews.save_preview_files",
         lambda folder, *_, class_names, **__: asked.append((folder, class_names)),
@@ -49,11 +50,11 @@ def pictures(monkeypatch):
 
 def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run(tmp_path, pictures):
     trainer = small_trainer(tmp_path, cls=_DrawsLate)
-    trainer.regions = (Region(name="before", ids=(1,), paints=1),)
+    trainer.options = SegmentationOptions(regions=(Region(name="before", ids=(1,), paints=1),))
     trainer.train(1)
     first = trainer.experiment_folder()
     assert trainer.has_begun.wait(200)
-    trainer.regions = (Region(name="after", ids=(1,), paints=1),)
+    trainer.options = SegmentationOptions(regions=(Region(name="after", ids=(1,), paints=1),))
     trainer.train(1)
     assert first != trainer.experiment_folder()
     assert trainer.drawn_for[0] == first
@@ -64,7 +65,7 @@ def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run
 def test_a_preview_that_a_user_draws_is_of_the_trainer_as_it_is(tmp_path, pictures):
     trainer = small_trainer(tmp_path)
     trainer.train(1, save_preview=False)
-    trainer.regions = (Region(name="now", ids=(1,), paints=1),)
+    trainer.options = SegmentationOptions(regions=(Region(name="now", ids=(1,), paints=1),))
     image, label = trainer._dataloader.dataset[0]
     trainer.save_preview(image, label, image)
     assert pictures == [(trainer.experiment_folder(), {1: "now"})]

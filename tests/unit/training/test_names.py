@@ -6,7 +6,7 @@ from candy_monai.training.trainer import add_to_folder
 from tests.toys import SmallTrainer, small_trainer
 
 
-@pytest.mark.parametrize("name", ["step", "metrics", "device", "log", "_cases"])
+@pytest.mark.parametrize("name", ["step", "metrics", "device", "log", "_validate"])
 @pytest.mark.parametrize("before", [True, False])
 def test_an_attribute_that_has_the_name_of_a_method_is_refused_when_it_is_set(tmp_path, name, before):
     class Mine(SmallTrainer):

@@ -266,8 +266,8 @@ def test_the_best_weights_are_those_that_were_scored_and_the_average_goes_on(tmp
     halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=5)
     with pytest.raises(Crash):
         halted.train(4, save_every=1, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls).recover_from(halted.experiment_id())
-    resumed.continue_training()
+    resumed = small_trainer(tmp_path / "halted", cls=cls)
+    resumed.resume(halted.experiment_folder().name)
     assert_same_run(trainer.experiment_folder(), resumed.experiment_folder())
 
 
@@ -295,7 +295,7 @@ def test_the_average_is_in_evaluation_mode_in_every_epoch_and_after_a_resume(tmp
     halted = crashing(small_trainer(tmp_path, cls=cls), step=3)
     with pytest.raises(Crash):
         halted.train(3, **QUIET)
-    small_trainer(tmp_path, cls=cls).recover_from(halted.experiment_id()).continue_training()
+    small_trainer(tmp_path, cls=cls).resume(halted.experiment_folder().name)
     assert modes[::2] == [False] * len(modes[::2])  # the first of each epoch of two batches
 
 
@@ -317,8 +317,8 @@ def test_wrapped_networks_train_average_resume_and_save_under_the_network_s_own_
     halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=3)
     with pytest.raises(Crash):
         halted.train(3, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls).recover_from(halted.experiment_id())
-    resumed.continue_training()
+    resumed = small_trainer(tmp_path / "halted", cls=cls)
+    resumed.resume(halted.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
     folder, (image, _) = whole.experiment_folder(), Squares()[0]
     predicted = [Predictor(folder, network=network).logits(image) for network in (Net(), wrap(Net()))]
@@ -370,8 +370,8 @@ def test_the_extra_state_of_a_network_is_averaged_saved_resumed_and_predicted_wi
     halted = crashing(small_trainer(tmp_path / "halted", cls=cls), step=3)
     with pytest.raises(Crash):
         halted.train(3, **QUIET)
-    resumed = small_trainer(tmp_path / "halted", cls=cls).recover_from(halted.experiment_id())
-    resumed.continue_training()
+    resumed = small_trainer(tmp_path / "halted", cls=cls)
+    resumed.resume(halted.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
     assert Predictor(whole.experiment_folder(), network=Counting()).model.gain == pytest.approx(1.01**6)
 

@@ -54,7 +54,7 @@ def test_a_run_that_crashed_and_went_on_is_the_uninterrupted_run_to_the_bit(tmp_
     with pytest.raises(Crash):
         halted.train(4, ema=ema, save_every=save_every, **QUIET)
     resumed = small_trainer(tmp_path / "halted", cls=WithDropout)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder().name)
     assert resumed.experiment_folder() == halted.experiment_folder()
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
@@ -78,7 +78,7 @@ def test_under_our_sampler_the_number_of_workers_changes_nothing(tmp_path, first
     with pytest.raises(Crash):
         halted.train(2, save_every=1, **QUIET)
     resumed = _augmented(tmp_path / "halted", num_workers=then_workers)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
 
@@ -90,7 +90,7 @@ def test_with_torch_s_own_sampler_the_batches_before_are_replayed(tmp_path, num_
     with pytest.raises(Crash):
         halted.train(2, save_every=1, **QUIET)
     resumed = _augmented(tmp_path / "halted", num_workers=num_workers, sampler=False)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
 
@@ -130,7 +130,7 @@ def test_a_signal_finishes_the_step_saves_tells_the_observers_and_the_run_can_go
     progress = load_state(halted.experiment_folder()).progress
     assert (progress.epoch, progress.batch) == (1, done if phase == "training" else 2)
     resumed = small_trainer(tmp_path / "halted", cls=WithDropout)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
 
@@ -139,7 +139,7 @@ def test_no_epoch_is_trained_or_recorded_twice(tmp_path):
     with pytest.raises(Crash):
         halted.train(4, **QUIET)
     resumed = small_trainer(tmp_path)
-    resumed.recover_from(halted.experiment_id()).continue_training(4)
+    resumed.resume(halted.experiment_folder().name, 4)
     rows = (resumed.experiment_folder() / "metrics.csv").read_text().splitlines()
     assert [row.partition(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4"]
 
@@ -149,14 +149,14 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path):
     trainer.train(2, **QUIET)
     before = (trainer.experiment_folder() / "state.pt").read_bytes()
     again = small_trainer(tmp_path)
-    again.recover_from(trainer.experiment_id()).continue_training()
+    again.resume(trainer.experiment_folder().name)
     assert len(again.metrics()["val score"]) == 2
     assert (trainer.experiment_folder() / "state.pt").read_bytes() == before
 
 
 class _Poly(SmallTrainer):
     def build_scheduler(self, optimizer, num_epochs):
-        return PolyLRScheduler(optimizer, self.learning_rate, num_epochs * len(self._dataloader), exponent=1.0)
+        return PolyLRScheduler(optimizer, self.options.learning_rate, num_epochs * len(self._dataloader), exponent=1.0)
 
 
 def _rates(trainer):
@@ -169,7 +169,7 @@ def test_a_longer_unfinished_run_keeps_its_schedule_or_stretches_it(tmp_path):
         with pytest.raises(Crash):
             halted.train(3, **QUIET)
         resumed = small_trainer(tmp_path, cls=_Poly)
-        resumed.recover_from(halted.experiment_id()).continue_training(6, schedule=name)
+        resumed.resume(halted.experiment_folder().name, 6, schedule=name)
         assert _rates(resumed) == pytest.approx([0.02 * rate for rate in rates])
         settings = json.loads((resumed.experiment_folder() / "experiment.json").read_text())["settings"]
         assert settings["num_epochs"] == 6
@@ -180,7 +180,7 @@ def test_an_extended_finished_run_stays_at_its_end_or_begins_a_new_schedule(tmp_
         trainer = small_trainer(tmp_path, cls=_Poly)
         trainer.train(2, **QUIET)
         longer = small_trainer(tmp_path, cls=_Poly)
-        longer.recover_from(trainer.experiment_id()).continue_training(4, schedule=name)
+        longer.resume(trainer.experiment_folder().name, 4, schedule=name)
         assert _rates(longer) == pytest.approx([0.02, 0.01, *added])
         assert (longer.experiment_folder() / "checkpoint_4.pth").exists()
 
@@ -191,9 +191,9 @@ def test_a_lengthened_run_that_crashes_again_goes_on_as_it_was_lengthened(tmp_pa
         halted.train(2, **QUIET)
     again = crashing(small_trainer(tmp_path, cls=_Poly), step=1)
     with pytest.raises(Crash):
-        again.recover_from(halted.experiment_id()).continue_training(4, schedule="stretch")
+        again.resume(halted.experiment_folder().name, 4, schedule="stretch")
     last = small_trainer(tmp_path, cls=_Poly)
-    last.recover_from(halted.experiment_id()).continue_training()
+    last.resume(halted.experiment_folder().name)
     assert _rates(last) == pytest.approx([0.02, 0.015, 0.01, 0.005])
 
 
@@ -217,8 +217,8 @@ def test_what_a_trainer_adds_to_the_state_is_handed_back(tmp_path):
     crashed = crashing(small_trainer(tmp_path / "crashed", cls=Counting), step=4)
     with pytest.raises(Crash):
         crashed.train(3, save_every=1, **QUIET)
-    again = small_trainer(tmp_path / "crashed", cls=Counting).recover_from(crashed.experiment_id())
-    again.continue_training()
+    again = small_trainer(tmp_path / "crashed", cls=Counting)
+    again.resume(crashed.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), again.experiment_folder())
     assert again.seen == 6
 
@@ -234,7 +234,7 @@ def test_patience_and_the_best_score_are_taken_up_where_they_were(tmp_path):
     with pytest.raises(Crash):
         halted.train(9, **{**QUIET, "early_stop_tolerance": 3})
     resumed = small_trainer(tmp_path, cls=Scripted)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder().name)
     assert resumed.metrics()["val score"] == [0.5, 0.4, 0.3, 0.2]
     assert load_state(resumed.experiment_folder()).progress.best_epoch == 1
     assert math.isfinite(resumed.metrics()["combined loss"][-1])
@@ -249,7 +249,7 @@ def test_a_run_in_half_precision_with_accumulated_batches_goes_on_to_the_bit(tmp
     with pytest.raises(Crash):
         halted.train(3, save_every=1, **settings)
     resumed = small_trainer(tmp_path / "halted", Squares(6), cls=WithDropout)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder().name)
     assert load_state(resumed.experiment_folder()).trainer.scaler["scale"] > 1
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
@@ -299,7 +299,7 @@ def test_generators_of_the_user_s_own_go_on_where_they_were(tmp_path, crash, sav
     crashed = crashing(drawing_trainer(tmp_path / "crashed"), **crash)
     with pytest.raises(Crash):
         crashed.train(3, save_every=save_every, **QUIET)
-    drawing_trainer(tmp_path / "crashed").recover_from(crashed.experiment_id()).continue_training()
+    drawing_trainer(tmp_path / "crashed").resume(crashed.experiment_folder().name)
     assert_same_run(whole.experiment_folder(), crashed.experiment_folder())
 
 

@@ -13,6 +13,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.inference.inferers import WindowInferer
+from candy_monai.training.options import SegmentationOptions
 from tests.crashes import QUIET, Crash, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -51,7 +52,7 @@ def test_what_becomes_of_the_schedule_must_be_said_and_fit(tmp_path, finished, a
         with pytest.raises(Crash):
             trainer.train(3, **QUIET)
     with pytest.raises(SettingsError, match=words):
-        small_trainer(tmp_path).recover_from(trainer.experiment_id()).continue_training(**arguments)
+        small_trainer(tmp_path).resume(trainer.experiment_folder().name, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_run_whose_inferer_was_described_in_earlier_words_goes_on(tmp_path, in
     (folder / "experiment.json").write_text(json.dumps({**description, "inferer": before}))
     again = small_trainer(tmp_path)
     again.inferer = inferer
-    again.recover_from(folder).continue_training(2, schedule="keep")
+    again.resume(folder, 2, schedule="keep")
     assert len(again.metrics()["val score"]) == 2
 
 
@@ -83,11 +84,11 @@ def test_another_dataset_or_network_is_refused_with_the_difference_and_can_be_fo
     halted = crashing(small_trainer(tmp_path), step=3)
     with pytest.raises(Crash):
         halted.train(3, **QUIET)
-    more = small_trainer(tmp_path, Squares(6)).recover_from(halted.experiment_id())
+    more = small_trainer(tmp_path, Squares(6))
     with pytest.raises(ExperimentError, match=r"data\.training\.samples: 4 -> 6"):
-        more.continue_training()
-    more = small_trainer(tmp_path, Squares(6)).recover_from(halted.experiment_id())
-    more.continue_training(force=True)
+        more.resume(halted.experiment_folder().name)
+    more = small_trainer(tmp_path, Squares(6))
+    more.resume(halted.experiment_folder().name, force=True)
     assert len(more.metrics()["val score"]) == 3
 
 
@@ -103,13 +104,13 @@ class Sgd(SmallTrainer):
     """Steps in another way."""
 
     def build_optimizer(self, params):
-        return torch.optim.SGD(params, lr=self.learning_rate)
+        return torch.optim.SGD(params, lr=self.options.learning_rate)
 
 
 class Faster(SmallTrainer):
     """Learns at another rate."""
 
-    learning_rate = 0.5
+    options = SegmentationOptions(learning_rate=0.5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_another_network_of_the_same_shapes_or_another_optimizer_is_refused(tmp_
         halted.train(3, **QUIET)
     same_name = type("SmallTrainer", (other,), {})
     with pytest.raises(ExperimentError, match=words):
-        small_trainer(tmp_path, cls=same_name).recover_from(halted.experiment_id()).continue_training()
+        small_trainer(tmp_path, cls=same_name).resume(halted.experiment_folder().name)
 
 
 def test_files_of_the_same_names_with_other_content_are_refused(tmp_path):
@@ -140,7 +141,7 @@ def test_files_of_the_same_names_with_other_content_are_refused(tmp_path):
     shutil.rmtree(phantom)
     write_phantom_dataset(phantom, num_cases=2, num_dims=2, shape=(16, 16), seed=1)
     with pytest.raises(ExperimentError, match=r"parts\.training data: "):
-        trainer().recover_from(halted.experiment_id()).continue_training()
+        trainer().resume(halted.experiment_folder().name)
 
 
 def test_a_run_of_a_version_that_did_not_describe_its_parts_goes_on(tmp_path):
@@ -151,7 +152,7 @@ def test_a_run_of_a_version_that_did_not_describe_its_parts_goes_on(tmp_path):
     description = json.loads(path.read_text())
     del description["parts"]
     path.write_text(json.dumps(description))
-    small_trainer(tmp_path).recover_from(halted.experiment_id()).continue_training()
+    small_trainer(tmp_path).resume(halted.experiment_folder().name)
 
 
 def test_a_run_can_be_taken_up_after_a_trainer_has_failed_to(tmp_path):
@@ -170,10 +171,10 @@ def test_a_run_can_be_taken_up_after_a_trainer_has_failed_to(tmp_path):
         crashed.train(3, **QUIET)
     again = small_trainer(tmp_path, cls=Failing)
     with pytest.raises(KeyError, match="m") as failure:
-        again.recover_from(crashed.experiment_id()).continue_training()
+        again.resume(crashed.experiment_folder().name)
     assert failure.tb is not None  # a notebook keeps it, and the run's objects with it
     again.fails = False
-    again.recover_from(crashed.experiment_id()).continue_training()
+    again.resume(crashed.experiment_folder().name)
     assert again.metrics()["epoch duration"][2] > 0
 
 
@@ -186,9 +187,9 @@ def test_weights_that_do_not_fit_the_network_are_refused_even_by_force(tmp_path)
     halted = crashing(small_trainer(tmp_path), step=3)
     with pytest.raises(Crash):
         halted.train(3, **QUIET)
-    wider = small_trainer(tmp_path, cls=Wider).recover_from(halted.experiment_id())
+    wider = small_trainer(tmp_path, cls=Wider)
     with pytest.raises(ExperimentError, match="does not fit this trainer"):
-        wider.continue_training(force=True)
+        wider.resume(halted.experiment_folder().name, force=True)
 
 
 def _broken(folder, *path, value):
@@ -228,7 +229,7 @@ def test_a_state_that_makes_no_sense_is_refused_by_the_folder_s_name(tmp_path, p
     _broken(folder, *path, value=value)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ExperimentError, match=folder.name):
-        small_trainer(tmp_path).recover_from(folder).continue_training()
+        small_trainer(tmp_path).resume(folder)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -237,18 +238,16 @@ def test_a_run_that_is_still_being_trained_is_refused(tmp_path):
         def validate_case(self, *arguments):
             other = small_trainer(tmp_path, cls=SmallTrainer)
             with pytest.raises(ExperimentError, match="being trained at this moment"):
-                other.recover_from(self.experiment_folder()).continue_training(force=True)
+                other.resume(self.experiment_folder(), force=True)
             raise Crash
 
     with pytest.raises(Crash):
         small_trainer(tmp_path, cls=Nosy).train(2, **QUIET)
 
 
-def test_to_go_on_without_saying_with_what_is_a_clear_error(tmp_path):
-    with pytest.raises(ExperimentError, match="recover_from"):
-        small_trainer(tmp_path).continue_training()
+def test_to_go_on_with_a_run_that_does_not_exist_is_a_clear_error(tmp_path):
     with pytest.raises(ExperimentError, match="not an experiment folder"):
-        small_trainer(tmp_path).recover_from("20260101-00-ffff")
+        small_trainer(tmp_path).resume("20260101-00-ffff")
 
 
 class ThreeClasses(SmallTrainer):

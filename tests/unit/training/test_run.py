@@ -122,7 +122,7 @@ def test_it_gives_the_network_back_and_keeps_no_part_of_the_toolbox(tmp_path):
 
 def test_what_is_logged_before_there_is_a_folder_is_written_when_there_is(tmp_path):
     run = _run(messages=[("before the run", False)])
-    run.log("while its parts are built")
+    run.reporter.log("while its parts are built")
     log = (_trained(tmp_path, run).current().folder / "logs.txt").read_text()
     assert log.count("before the run") == log.count("while its parts are built") == 1
 
@@ -155,7 +155,7 @@ def test_what_else_is_saved_comes_back_to_who_gave_it(tmp_path):
 def test_the_same_message_is_said_once(tmp_path):
     run = _run()
     for _ in range(2):
-        run.log_once("once")
+        run.reporter.log_once("once")
     assert (_trained(tmp_path, run).current().folder / "logs.txt").read_text().count("once") == 1
 
 

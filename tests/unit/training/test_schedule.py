@@ -112,7 +112,7 @@ def test_reduce_on_plateau_lowers_the_rate_and_goes_on_where_it_was_after_a_resu
     expected = [0.02, 0.02, 0.02, 0.01, 0.01, 0.005]
     assert _trained(tmp_path / "whole", 6, **methods).metrics()["learning rate"] == expected
     trainer = _trained(tmp_path / "parts", 2, **methods)
-    trainer.recover_from(trainer.experiment_id()).continue_training(6, schedule="keep")
+    trainer.resume(trainer.experiment_folder().name, 6, schedule="keep")
     assert trainer.metrics()["learning rate"] == expected
 
 
@@ -147,7 +147,7 @@ def test_a_rate_that_is_a_tensor_is_recorded_as_it_was_when_the_epoch_began(tmp_
 
 def test_a_rate_that_is_a_tensor_starts_again_with_a_restarted_schedule(tmp_path):
     trainer = _trained(tmp_path, build_optimizer=lambda _self, params: optim.AdamW(params, lr=torch.tensor(0.5)))
-    trainer.recover_from(trainer.experiment_id()).continue_training(4, schedule="restart")
+    trainer.resume(trainer.experiment_folder().name, 4, schedule="restart")
     assert trainer.metrics()["learning rate"] == [0.5, 0.25, 0.5, 0.25]
 
 
@@ -172,7 +172,7 @@ def test_numpy_s_numbers_in_a_state_go_on_to_the_same_result(tmp_path, methods):
     with pytest.raises(RuntimeError, match="halt"):
         halted.train(3, **QUIET)
     again = small_trainer(tmp_path / "parts", cls=type("Mine", (SmallTrainer,), methods))
-    again.recover_from(halted.experiment_id()).continue_training()
+    again.resume(halted.experiment_folder().name)
     assert again.metrics()["combined loss"] == whole.metrics()["combined loss"]
 
 

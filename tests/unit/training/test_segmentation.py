@@ -21,6 +21,7 @@ from candy_monai.inference.predictor import Predictor
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
 from candy_monai.nn.padding import Pad2d
+from candy_monai.training.options import SegmentationOptions
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -37,7 +38,7 @@ def test_one_logit_is_trained_by_binary_entropy_and_several_by_cross_entropy(tmp
     assert isinstance(trainer.build_criterion(), DiceBCELossWithLogits)
     trainer.num_classes = 3
     assert isinstance(trainer.build_criterion(), DiceCELossWithLogits)
-    trainer.deep_supervision = True
+    trainer.options = SegmentationOptions(deep_supervision=True)
     assert isinstance(trainer.build_criterion(), DeepSupervisionLoss)
 
 
@@ -46,7 +47,7 @@ def test_the_score_is_the_negative_loss_by_default_and_the_foreground_s_dice_on_
     trainer.train(1)
     metrics = trainer.metrics()
     assert metrics["val score"] == pytest.approx([-value for value in metrics["val combined loss"]])
-    trainer.score = "dice"
+    trainer.options = SegmentationOptions(score="dice")
     trainer.train(1)
     metrics = trainer.metrics()
     assert metrics["val score"] == pytest.approx(metrics["val dice"], abs=1e-6)
@@ -63,7 +64,7 @@ def test_leaving_the_background_out_holds_for_the_reported_dice_too(tmp_path):
     trainer = _three_classes(tmp_path)
     trainer.train(1)
     assert "val dice 0" in trainer.metrics()
-    trainer.include_background = False
+    trainer.options = SegmentationOptions(include_background=False)
     trainer.train(1)
     assert "val dice 0" not in trainer.metrics()
 
@@ -102,7 +103,7 @@ class _Outputs(SmallTrainer):
 )
 def test_whatever_structure_a_network_returns_it_trains_and_evaluates_to_one_tensor(tmp_path, wrap, supervised):
     trainer = _three_classes(tmp_path, type("Wrapping", (_Outputs,), {"wrap": staticmethod(wrap)}))
-    trainer.deep_supervision = supervised
+    trainer.options = SegmentationOptions(deep_supervision=supervised)
     seen = []
     validate_case = trainer.validate_case
 
@@ -384,10 +385,8 @@ def test_padded_voxels_get_the_ignored_id(tmp_path):
 
 
 def test_an_unknown_score_is_refused(tmp_path):
-    trainer = small_trainer(tmp_path)
-    trainer.score = "Dice"
     with pytest.raises(SettingsError, match="'negative loss' or 'dice', got 'Dice'"):
-        trainer.train(1)
+        small_trainer(tmp_path).options = SegmentationOptions(score="Dice")
 
 
 def test_scores_that_are_nan_throughout_still_leave_a_best_checkpoint_to_predict_with(tmp_path):
@@ -397,7 +396,7 @@ def test_scores_that_are_nan_throughout_still_leave_a_best_checkpoint_to_predict
             return image, label * 0
 
     trainer = small_trainer(tmp_path, Nothing())
-    trainer.score = "dice"
+    trainer.options = SegmentationOptions(score="dice")
     trainer.validate_case = lambda image, label, toolbox: (math.nan, {}, torch.zeros_like(image))
     trainer.train(2)
     assert (trainer.experiment_folder() / "checkpoint_best.pth").exists()
@@ -405,8 +404,9 @@ def test_scores_that_are_nan_throughout_still_leave_a_best_checkpoint_to_predict
 
 class RegionTrainer(SmallTrainer):
     num_classes = 2
-    regions = (Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2))
-    score = "dice"
+    options = SegmentationOptions(
+        regions=(Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2)), score="dice"
+    )
 
 
 def test_overlapping_regions_are_scored_by_name_and_painted_by_the_predictor(tmp_path):

@@ -37,7 +37,7 @@ def test_a_script_that_is_interrupted_ends_with_130_without_a_traceback_and_says
     result = _script(tmp_path, number=number)
     (folder,) = (tmp_path / "Halting").iterdir()
     assert result.stdout.endswith("status 130\n")
-    assert f"trainer.recover_from('{folder.name}')\n    trainer.continue_training()" in result.stdout
+    assert f"trainer.resume('{folder.name}')" in result.stdout
     assert f"Interrupted in epoch 2: {number}\n" in (folder / "logs.txt").read_text()
     assert "Traceback" not in result.stderr
 
@@ -47,7 +47,7 @@ def test_a_script_that_catches_keyboard_interrupt_goes_on(tmp_path):
     train = f"try:\n    {TRAIN}\nexcept KeyboardInterrupt as error:\n    print('caught', error)"
     result = _script(tmp_path, console=False, train=train)
     assert "caught SIGINT\nstatus 0\n" in result.stdout
-    assert "trainer.continue_training()" in result.stderr  # there is no console that says it
+    assert "trainer.resume(" in result.stderr  # there is no console that says it
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_an_output_that_nobody_reads_any_more_does_not_end_the_run(tmp_path):
 def test_what_resumes_a_run_is_said_in_python_or_as_a_command(tmp_path):
     folder = tmp_path / "my runs" / "20250101-01-abcd"
     said = how_to_resume(SmallTrainer, folder, is_planned=False, bundle=None)
-    assert said.endswith("    trainer.recover_from('20250101-01-abcd')\n    trainer.continue_training()")
+    assert said.endswith("    trainer.resume('20250101-01-abcd')")
     assert how_to_resume(SmallTrainer, folder, is_planned=True, bundle="unet").endswith(
         f"candy-monai resume '{folder}'"
     )
@@ -88,4 +88,4 @@ def test_what_resumes_the_run_is_in_its_log(tmp_path):
     trainer = small_trainer(tmp_path, cls=Asking)
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         trainer.train(2, save_preview=False)
-    assert "trainer.continue_training()" in (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "trainer.resume(" in (trainer.experiment_folder() / "logs.txt").read_text()

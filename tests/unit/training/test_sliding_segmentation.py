@@ -7,6 +7,7 @@ from torch import nn
 
 from candy_monai.inference.predictor import Predictor
 from candy_monai.metrics.overlap import mean_dice
+from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.sliding import SlidingSegmentationTrainer
 from tests.contracts.trainer_contract import TrainerContract
 from tests.plans import small_plan
@@ -36,7 +37,7 @@ def test_the_default_window_is_a_square_of_128():
 
 def test_the_score_is_that_of_the_whole_image_and_not_a_mean_over_windows(tmp_path):
     trainer = small_trainer(tmp_path, Squares(1, size=(20, 20)), cls=Small)
-    trainer.score = "dice"
+    trainer.options = SegmentationOptions(score="dice")
     trainer.train(3, ema=False)
     folder = trainer.experiment_folder()
     image, label = Squares(1, size=(20, 20))[0]
@@ -59,7 +60,7 @@ def test_numbers_that_a_subclass_measures_in_windows_are_recorded_beside_those_o
 
 def test_networks_with_several_outputs_train_and_are_put_together(tmp_path):
     class TwoOutputs(Small):
-        deep_supervision = True
+        options = SegmentationOptions(deep_supervision=True)
 
         def build_network(self, example_shape):
             base = super().build_network(example_shape)

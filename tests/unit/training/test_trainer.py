@@ -13,6 +13,7 @@ from torch import nn
 from candy_monai.errors import ExperimentError, NonFiniteLossError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.nn.padding import Pad2d
+from candy_monai.training.options import SegmentationOptions
 from tests.contracts.trainer_contract import TrainerContract
 from tests.toys import ScriptedTrainer, SmallTrainer, Squares, log_of, scripted_trainer, small_trainer
 
@@ -42,8 +43,8 @@ class TestSmallTrainerWithPadding(TrainerContract):
 def test_the_experiment_s_id_is_its_hour_and_four_characters(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(1)
-    assert re.fullmatch(r"\d{8}-\d{2}-[0-9a-f]{4}", trainer.experiment_id())
-    assert trainer.experiment_folder() == tmp_path / "SmallTrainer" / trainer.experiment_id()
+    assert re.fullmatch(r"\d{8}-\d{2}-[0-9a-f]{4}", trainer.experiment_folder().name)
+    assert trainer.experiment_folder() == tmp_path / "SmallTrainer" / trainer.experiment_folder().name
 
 
 def test_asking_for_the_experiment_before_there_is_one_is_a_clear_error(tmp_path):
@@ -211,19 +212,19 @@ def test_the_state_for_recovery_loads_as_plain_values_and_holds_the_average(tmp_
 def test_one_trainer_can_run_twice_and_makes_two_experiments(tmp_path):
     trainer = small_trainer(tmp_path)
     trainer.train(1)
-    first = trainer.experiment_id()
+    first = trainer.experiment_folder().name
     trainer.train(1)
-    assert trainer.experiment_id() != first
+    assert trainer.experiment_folder().name != first
     assert len(list((tmp_path / "SmallTrainer").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
-        ({"score": "dice"}, (0.0, 1.0)),
-        ({"score": "negative loss"}, (None, 0.0)),
+        ({"options": SegmentationOptions(score="dice")}, (0.0, 1.0)),
+        ({}, (None, 0.0)),
         ({"validate_case": lambda self, image, label, toolbox: (66.0, {}, label)}, None),
-        ({"score": "dice", "score_case": lambda self, logits, label, toolbox: (66.0, {})}, None),
+        ({"score_case": lambda self, logits, label, toolbox: (66.0, {})}, None),
         ({"score_range": (0, 100)}, (0, 100)),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_slow_machine_s_run_ends_in_time_validated_and_with_its_learning_rate_
     trainer = small_trainer(tmp_path, cls=Slow)
     trainer.train(100, seed=0, time_limit_s=49.0, validate_every=3, early_stop_tolerance=None)
     metrics = load_metrics(trainer.experiment_folder() / "metrics.csv")
-    at_start = trainer.learning_rate
+    at_start = trainer.options.learning_rate
     # Until the first epoch ended, nothing told that 4 epochs of 10 s fit: from there straight down to the end of these.
     assert metrics["learning rate"] == pytest.approx([at_start * share for share in (1, 0.99, 0.66, 0.33)])
     (group,) = load_state(trainer.experiment_folder()).trainer.optimizer["param_groups"]

@@ -54,9 +54,14 @@ def test_metrics_that_are_called_like_columns_of_the_run_stand_beside_them(tmp_p
 def test_a_dashboard_can_be_chosen_by_its_name(tmp_path):
     trainer = small_trainer(tmp_path)
     file = tmp_path / "dashboard.py"
-    file.write_text("from candy_monai.frontends.base import Frontend\nclass Mine(Frontend):\n    pass\n")
+    file.write_text(
+        "from pathlib import Path\nfrom candy_monai.frontends.base import Frontend\nclass Mine(Frontend):\n"
+        "    def on_experiment_completed(self, experiment_id):\n"
+        "        Path(__file__).with_suffix('.txt').write_text(experiment_id)\n"
+    )
     trainer.set_frontend(f"{file}:Mine")
-    assert type(trainer._frontend).__name__ == "Mine"
+    trainer.train(1, save_preview=False)
+    assert (tmp_path / "dashboard.txt").read_text() == trainer.experiment_folder().name
     secrets = tmp_path / "secrets.yml"
     secrets.write_text("{}")
     secrets.chmod(0o600)

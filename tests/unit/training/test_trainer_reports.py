@@ -207,7 +207,7 @@ def test_a_frontend_hears_of_the_start_of_each_epoch_and_of_the_end(tmp_path, da
     trainer = small_trainer(tmp_path)
     trainer.set_frontend(dashboard)
     trainer.train(3, note="a note")
-    experiment_id = trainer.experiment_id()
+    experiment_id = trainer.experiment_folder().name
     kinds = [call[0] for call in dashboard.calls]
     assert kinds == ["created", "updated", "updated", "updated", "completed"]
     _, *created = dashboard.calls[0]

@@ -1,0 +1,232 @@
+"""An experiment's network on its own, with real images to compare it on: what every format but a bundle is made of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.transforms import ResizeWithPadOrCrop
+from torch import Tensor, nn
+from typing_extensions import override
+
+from candy_monai.aliases import Shape
+from candy_monai.attachment import attachment_of, detach
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.values import plain_tensor
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.description import example_shape
+from candy_monai.experiment.state import weight_file
+from candy_monai.export.definitions import written_down
+from candy_monai.inference.inputs import InputCase, input_cases
+from candy_monai.inference.predictor import CHECKPOINTS, Predictor
+from candy_monai.network import plain_network
+from candy_monai.nn.deep_supervision import main_output
+from candy_monai.nn.slicewise import Slicewise, without_axis
+from candy_monai.recipes.predict import load_experiments
+
+if TYPE_CHECKING:
+    from candy_monai.inference.inputs import Inputs
+
+NUM_CASES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A part of a real case, as the network sees it.
+
+    Attributes:
+        case_id: The case.
+        image: ``(B, C, *size)`` after preprocessing.
+    """
+
+    case_id: str
+    image: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportedNetwork:
+    """A network to export. Its axes are those of slices where it was trained on the slices of volumes.
+
+    Attributes:
+        predictor: Predicts with the experiment, on the CPU.
+        network: Takes ``(B, C, *size)`` and returns logits ``(B, K, *size)``: in evaluation mode and float32, without
+            padding, and without the coarser outputs of deep supervision.
+        definition: The network in MONAI's configuration language; None if it is none of MONAI's.
+        weights: The file of its weights.
+        slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
+        divisor: What each axis of an image must be a multiple of.
+        window: The size that it was trained on.
+        cases: Real cases.
+    """
+
+    predictor: Predictor
+    network: nn.Module
+    definition: dict[str, Any] | None
+    weights: Path
+    slice_axis: int | None
+    divisor: Shape
+    window: Shape
+    cases: Sequence[InputCase]
+
+    @property
+    def sizes(self) -> tuple[Shape, Shape]:
+        """Two sizes of images to compare on: about the window, and one other along each axis that is not flat.
+
+        Both are at least twice what the network divides by: a single voxel at the bottom has no deviation, which
+        instance normalisation divides by, and an exporter takes a size of 1 for one that never changes.
+        """
+        first, second = [], []
+        for extent, by in zip(self.window, self.divisor, strict=True):
+            size = extent if extent == 1 else max(-(-extent // by), 2) * by
+            step = 0 if extent == 1 else by if by > 1 else max(size // 4, 1)
+            first.append(size)
+            second.append(size - step if size - step >= 2 * by else size + step)
+        return tuple(first), tuple(second)
+
+    def sizes_within(self, is_dynamic: Sequence[bool]) -> tuple[Shape, Shape]:
+        """Return the two sizes, equal along the spatial axes whose size may not change."""
+        first, second = self.sizes
+        pairs = zip(first, second, is_dynamic, strict=True)
+        return first, tuple(other if may_change else extent for extent, other, may_change in pairs)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the network's logits of ``(B, C, *size)``."""
+        with torch.no_grad():
+            scores: Tensor = self.network(images)
+        return scores
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network with whatever outputs it has."""
+        return self.network.network if isinstance(self.network, MainLogits) else self.network
+
+    def samples(self, sizes: Sequence[Shape]) -> Iterator[Sample]:
+        """Yield the middle of every case in these sizes, the second and later ones as a batch of two images."""
+        for case in self.cases:
+            image = self._preprocessed(case)
+            for number, size in enumerate(sizes):
+                parts = image if number else image[:1]
+                cut = torch.stack([plain_tensor(ResizeWithPadOrCrop(size)(part)) for part in parts])
+                yield Sample(case_id=case.case_id, image=cut)
+
+    def _preprocessed(self, case: InputCase) -> Tensor:
+        """Return two images of a case ``(2, C, *spatial)``: neighbouring slices, or it and its mirror image."""
+        predictor = self.predictor
+        read = case.load(predictor.channels, num_dims=predictor.num_dims)
+        image = plain_tensor(predictor.prepare(case.case_id, read).cases[0].image).float()
+        if self.slice_axis is None:
+            return torch.stack([image, image.flip(1)])
+        slices = image.movedim(1 + self.slice_axis, 0)
+        middle = len(slices) // 2
+        return slices[[middle, max(middle - 1, 0)]]
+
+
+class MainLogits(nn.Module):
+    """A network that returns its logits at full resolution alone, in float32.
+
+    Args:
+        network: Returns them among others.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @override
+    def forward(self, image: Tensor) -> Tensor:
+        return main_output(self.network(image), num_dims=image.ndim - 2).float()
+
+
+def load_network(
+    experiment: Path,
+    *,
+    checkpoint: str = "best",
+    images: Inputs | None = None,
+    trainer: str | None = None,
+    trust: bool = False,
+) -> ExportedNetwork:
+    """Return the network of an experiment.
+
+    Args:
+        experiment: The experiment's folder.
+        checkpoint: ``best``, ``latest``, or the name of a weight file.
+        images: What to compare on; None for cases that the experiment was validated on.
+        trainer: ``FILE:Class``, the trainer of your own that it belongs to; None for bundles.
+        trust: Build any callable that its pipelines name.
+
+    Raises:
+        ExperimentError: If it cannot be loaded, or its dataset is not there and no images were named.
+    """
+    chosen: dict[str, Any] = {"checkpoint": checkpoint, "trainer": trainer, "trust": trust, "on_progress": _silent}
+    predictor = load_experiments([experiment], **chosen)
+    with written_down() as definitions:
+        other = load_experiments([experiment], **chosen)  # its network is taken out of what surrounds it
+    assert isinstance(predictor, Predictor)
+    assert isinstance(other, Predictor)
+    attachment = attachment_of(other.model)
+    shape = example_shape(experiment, predictor.description)
+    padding = None if attachment is None else attachment.surroundings.padding
+    divisor: Shape = getattr(padding, "min_factor", (1,) * (len(shape) - 1))
+    window: Shape = shape[1:]
+    if predictor.plan is not None:
+        divisor, window = predictor.plan.divisor, predictor.plan.patch_shape
+    detach(other.model)
+    network, axis = plain_network(other.model), predictor.description.network.slice_axis
+    if isinstance(network, Slicewise):
+        network = network.network
+    found = ExportedNetwork(
+        predictor=predictor,
+        network=network,
+        definition=definitions.of(network),
+        weights=weight_file(experiment, CHECKPOINTS.get(checkpoint, checkpoint)),
+        slice_axis=axis,
+        divisor=without_axis((0, *divisor), axis)[1:],
+        window=without_axis((0, *window), axis)[1:],
+        cases=list(itertools.islice(_real_cases(predictor, images), NUM_CASES)),
+    )
+    found.network.float().eval()
+    return replace(found, network=_with_one_output(found, in_channels=shape[0]))
+
+
+def _real_cases(predictor: Predictor, images: Inputs | None) -> Iterator[InputCase]:
+    if images is not None:
+        return input_cases(images, channels=predictor.channels, num_dims=predictor.num_dims)
+    dataset = predictor.description.dataset
+    folder = None if dataset is None else dataset.folder
+    if dataset is None or folder is None or not Path(folder).is_dir():
+        where = "its description names no dataset" if folder is None else f"its dataset is not at {folder} any more"
+        raise ExperimentError(
+            f"{predictor.folder}: what is exported is compared on real cases, and {where}: name an image or a folder "
+            "of images with --images (images=...)"
+        )
+    ids = dataset.validation or dataset.training or ()
+    there = NNUNetDataset(folder)
+    known = [case_id for case_id in ids if case_id in there.case_ids]
+    if not known:
+        raise ExperimentError(
+            f"{folder}: has none of the cases that {predictor.folder} was validated on; name others with --images"
+        )
+    return input_cases(there.subset(known[:: max(len(known) // NUM_CASES, 1)]), channels=predictor.channels)
+
+
+def _with_one_output(found: ExportedNetwork, *, in_channels: int) -> nn.Module:
+    """Return the network, or one that returns its main output alone where it has several."""
+    example = torch.zeros(1, in_channels, *found.sizes[0])
+    try:
+        with torch.no_grad():
+            output = found.network(example)
+    except Exception as error:  # any network of the user's own
+        raise BadInputError(
+            f"{found.predictor.folder}: the network {type(found.network).__name__} cannot be run on an image of shape "
+            f"{tuple(example.shape)} by itself ({type(error).__name__}: {error})"
+        ) from error
+    is_one = isinstance(output, Tensor) and output.ndim == example.ndim and output.dtype == torch.float32
+    return found.network if is_one else MainLogits(found.network).eval()
+
+
+def _silent(_: str) -> None:
+    """Print nothing."""

@@ -1,0 +1,87 @@
+"""The target ``onnx``, compared by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from candy_monai.errors import BadInputError
+from candy_monai.export.networks import ExportedNetwork
+from candy_monai.export.parity import check, compare, summary
+from candy_monai.export.programs import build_program, quiet
+from candy_monai.export.usage import INPUT, OUTPUT, write_usage
+from candy_monai.optional import require
+
+OPSET = 20
+_LARGEST_FILE = (1 << 31) - (1 << 24)
+"""Of one file in the format of protocol buffers, with room for the graph."""
+
+
+def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
+    """Write a network as ONNX, run it by ONNX Runtime and compare it on real cases.
+
+    Args:
+        network: The network.
+        file: Where to write it; the JSON file goes beside it.
+        on_progress: Told what is done.
+
+    Raises:
+        BadInputError: If it cannot be exported.
+        MissingExtraError: If the extra ``onnx`` is not installed.
+        RunFailedError: If what was written differs.
+    """
+    onnx, runtime, _ = (
+        require(name, extra="onnx", purpose="export to ONNX and to compare what was written")
+        for name in ("onnx", "onnxruntime", "onnxscript")
+    )
+    num_bytes = sum(tensor.nbytes for tensor in network.network.state_dict().values())
+    if num_bytes > _LARGEST_FILE:
+        raise BadInputError(
+            f"{network.weights}: {num_bytes / 1e9:.1f} GB of weights do not fit into an ONNX file, which holds 2 GB: "
+            "choose another target"
+        )
+    on_progress("Exporting the network by torch.export")
+    made = build_program(network, on_progress=on_progress)
+    on_progress(f"Converting it to ONNX, opset {OPSET}")
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                made.program,
+                (made.example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(file, external_data=False)
+        except Exception as error:  # of the converter: an operator without a counterpart, say
+            first = str(error).strip().partition("\n")[0][:200]
+            raise BadInputError(
+                f"{network.predictor.folder}: the network {type(network.network).__name__} cannot be converted to ONNX "
+                f"({type(error).__name__}: {first}); monai-bundle, pt2 and torchscript do without it"
+            ) from error
+    onnx.checker.check_model(onnx.load(file), full_check=True)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        parts = torch.split(images, len(images) if made.is_dynamic[0] else 1)
+        return torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: part.numpy()})[0]) for part in parts])
+
+    on_progress("Comparing it with the experiment on real cases, by ONNX Runtime")
+    comparisons = compare(network, run, network.samples(network.sizes_within(made.is_dynamic[2:])))
+    check(comparisons, name="onnx")
+    on_progress(summary(comparisons))
+    write_usage(
+        network,
+        file,
+        target="onnx",
+        is_dynamic=made.is_dynamic,
+        comparisons=comparisons,
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        opset=OPSET,
+    )

@@ -1,0 +1,114 @@
+"""Compare what was exported with the experiment's own network, and refuse what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from candy_monai.errors import RunFailedError
+from candy_monai.export.networks import ExportedNetwork, Sample
+from candy_monai.transforms.painting import label_ids
+
+TOLERANCE = 1e-3
+"""The greatest difference of two logits, as a share of the greatest logit or of 1. Other kernels than PyTorch's add up
+in another order, which makes about 1e-5; a wrong weight or a wrong layer makes a difference of the order of 1."""
+
+LEAST_EQUAL = 0.999
+"""The least share of voxels with equal labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How logits of one part of a case compare.
+
+    Attributes:
+        case: The case.
+        shape: ``(B, C, *size)`` of what was run.
+        max_difference: The greatest difference of two logits.
+        max_logit: The greatest magnitude of a logit.
+        equal_labels: The share of voxels with equal labels.
+    """
+
+    case: str
+    shape: tuple[int, ...]
+    max_difference: float
+    max_logit: float
+    equal_labels: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is within what rounding explains."""
+        # A comparison with NaN is false.
+        near = self.max_difference <= TOLERANCE * max(1.0, self.max_logit)
+        return near and self.equal_labels >= LEAST_EQUAL
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+def compare(
+    network: ExportedNetwork, exported: Callable[[Tensor], Tensor], samples: Iterable[Sample]
+) -> list[Comparison]:
+    """Run both on parts of real cases.
+
+    Args:
+        network: The experiment's own.
+        exported: What was written and read again.
+        samples: Parts of real cases.
+    """
+    return [_compared(sample, network.logits(sample.image), exported(sample.image), network) for sample in samples]
+
+
+def check(comparisons: Sequence[Comparison], *, name: str) -> None:
+    """Refuse what differs by more than rounding.
+
+    Args:
+        comparisons: At least one.
+        name: What was exported, for the message.
+
+    Raises:
+        RunFailedError: If one of them is not right.
+    """
+    for found in comparisons:
+        if not found.is_right:
+            raise RunFailedError(
+                f"{name}: differs from the experiment and was not kept: on {found.case} of shape {found.shape} logits "
+                f"differ by {found.max_difference:.2g} (at most {TOLERANCE:g} of {found.max_logit:.3g} is expected), "
+                f"and {found.equal_labels:.2%} of the labels are equal (at least {LEAST_EQUAL:.1%}); choose another "
+                "target"
+            )
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Return the greatest difference and the least share of equal labels in words."""
+    sizes = sorted({"x".join(map(str, found.shape[2:])) for found in comparisons})
+    return (
+        f"{len({found.case for found in comparisons})} cases at {' and '.join(sizes)}: logits differ by up to "
+        f"{max(found.max_difference for found in comparisons):.1e}, "
+        f"{min(found.equal_labels for found in comparisons):.3%} of the labels are equal"
+    )
+
+
+def _compared(sample: Sample, expected: Tensor, found: Tensor, network: ExportedNetwork) -> Comparison:
+    shape = tuple(sample.image.shape)
+    if found.shape != expected.shape:
+        raise RunFailedError(
+            f"the exported network returns logits of shape {tuple(found.shape)} for an image of shape {shape}, the "
+            f"experiment's {tuple(expected.shape)}"
+        )
+    paints = network.predictor.paints
+    equal = [
+        (label_ids(one, paints=paints) == label_ids(other, paints=paints)).double().mean()
+        for one, other in zip(expected, found, strict=True)
+    ]
+    return Comparison(
+        case=sample.case_id,
+        shape=shape,
+        max_difference=float((found - expected).abs().max()),
+        max_logit=float(expected.abs().max()),
+        equal_labels=float(torch.stack(equal).mean()),
+    )

@@ -1,0 +1,105 @@
+"""A network as an exported program of PyTorch, with sizes that may change as far as the network allows it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from candy_monai.errors import BadInputError
+from candy_monai.export.networks import ExportedNetwork
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """An exported program.
+
+    Attributes:
+        program: What `torch.export` made.
+        example: What it was made with, ``(B, C, *size)``.
+        is_dynamic: For each axis of the input, whether its size may change.
+    """
+
+    program: ExportedProgram
+    example: Tensor
+    is_dynamic: tuple[bool, ...]
+
+
+def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None]) -> Program:
+    """Export a network with the most sizes that it allows.
+
+    Any batch and any multiples of the network's divisor are tried first, then whatever PyTorch finds out by itself,
+    then any batch of a fixed size, then one image of a fixed size.
+
+    Args:
+        network: The network.
+        on_progress: Told what it had to be kept to.
+
+    Raises:
+        BadInputError: If it cannot be exported at all.
+    """
+    size = network.sizes[0]
+    example = torch.zeros(2, network.predictor.num_channels, *size)
+    failure: Exception | None = None
+    for images, dims in _attempts(network, example):
+        try:
+            with quiet(), torch.no_grad():
+                program = torch.export.export(network.network, (images,), dynamic_shapes=(dims,))
+        except Exception as error:  # there are many kinds, and the next attempt asks for less
+            failure = failure or error
+            continue
+        is_dynamic = _dynamic_axes(program)
+        if not all(is_dynamic[2 + axis] for axis, extent in enumerate(size) if extent > 1):
+            on_progress(f"The network takes images of {' x '.join(map(str, size))} only: {_first_line(failure)}")
+        return Program(program=program, example=images, is_dynamic=is_dynamic)
+    name = type(network.network).__name__
+    raise BadInputError(
+        f"{network.predictor.folder}: PyTorch cannot export the network {name} ({_first_line(failure)}); "
+        "monai-bundle and torchscript do without torch.export"
+    ) from failure
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what exporters warn of, and what a user cannot change, off the screen within a block."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _attempts(network: ExportedNetwork, example: Tensor) -> Iterator[tuple[Tensor, dict[int, Any]]]:
+    """Yield examples with what may change of their sizes, the most first."""
+    batch = {0: Dim("batch")}
+    free = [axis for axis, extent in enumerate(network.sizes[0]) if extent > 1]
+    multiples: dict[int, Any] = {}
+    for axis in free:
+        by, count = network.divisor[axis], Dim(f"n{axis}")
+        multiples[2 + axis] = by * count if by > 1 else count
+    yield example, batch | multiples
+    yield example, dict.fromkeys([0, *(2 + axis for axis in free)], Dim.AUTO)
+    yield example, batch
+    yield example[:1], {}
+
+
+def _dynamic_axes(program: ExportedProgram) -> tuple[bool, ...]:
+    (name,) = program.graph_signature.user_inputs
+    (node,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
+    return tuple(not isinstance(extent, int) for extent in node.meta["val"].shape)
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if error is not None and lines else type(error).__name__

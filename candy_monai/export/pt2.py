@@ -1,0 +1,43 @@
+"""The target ``pt2``: an exported program, read by ``torch.export.load`` without the network's Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from candy_monai.export.networks import ExportedNetwork
+from candy_monai.export.parity import check, compare, summary
+from candy_monai.export.programs import build_program, quiet
+from candy_monai.export.usage import write_usage
+
+
+def write_pt2(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
+    """Write a network as an exported program, read it again and compare it on real cases.
+
+    Args:
+        network: The network.
+        file: Where to write it; the JSON file goes beside it.
+        on_progress: Told what is done.
+
+    Raises:
+        BadInputError: If it cannot be exported.
+        RunFailedError: If what was written differs.
+    """
+    on_progress("Exporting the network by torch.export")
+    made = build_program(network, on_progress=on_progress)
+    with quiet():
+        torch.export.save(made.program, file)
+        module = torch.export.load(file).module()
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([module(part) for part in torch.split(images, len(images) if made.is_dynamic[0] else 1)])
+
+    on_progress("Comparing it with the experiment on real cases")
+    comparisons = compare(network, run, network.samples(network.sizes_within(made.is_dynamic[2:])))
+    check(comparisons, name="pt2")
+    on_progress(summary(comparisons))
+    write_usage(network, file, target="pt2", is_dynamic=made.is_dynamic, comparisons=comparisons)

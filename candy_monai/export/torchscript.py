@@ -1,0 +1,85 @@
+"""The target ``torchscript``: scripted, or traced where the network cannot be scripted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from candy_monai.errors import BadInputError
+from candy_monai.export.networks import ExportedNetwork
+from candy_monai.export.parity import Comparison, check, compare, summary
+from candy_monai.export.programs import quiet
+from candy_monai.export.usage import write_usage
+
+_UNSUPPORTED = (3, 14)
+
+
+def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
+    """Write a network as TorchScript, read it again and compare it on real cases.
+
+    Args:
+        network: The network.
+        file: Where to write it; the JSON file goes beside it.
+        on_progress: Told what is done.
+
+    Raises:
+        BadInputError: If it cannot be exported.
+        RunFailedError: If what was written differs.
+    """
+    if sys.version_info >= _UNSUPPORTED:
+        on_progress(
+            f"Warning: PyTorch does not support TorchScript on Python {sys.version_info[0]}.{sys.version_info[1]}; "
+            "prefer onnx or pt2, or export with Python 3.13 or earlier"
+        )
+    example = torch.zeros(1, network.predictor.num_channels, *network.sizes[0])
+    with quiet(), torch.no_grad():
+        try:
+            made, how = torch.jit.script(network.network), "scripted"
+        except Exception as reason:  # of a language that is a part of Python
+            on_progress(f"The network cannot be scripted, and is traced ({_first_line(reason)})")
+            try:
+                made = torch.jit.trace(network.network, example, check_trace=False)  # type: ignore[no-untyped-call]
+                how = "traced"
+            except Exception as error:
+                raise BadInputError(
+                    f"{network.predictor.folder}: the network {type(network.network).__name__} can neither be scripted "
+                    f"({_first_line(reason)}) nor traced ({_first_line(error)}): choose another target"
+                ) from error
+        torch.jit.save(made, file)
+        module = torch.jit.load(file)  # type: ignore[no-untyped-call]
+
+    def run(images: Tensor) -> Tensor:
+        with quiet(), torch.no_grad():
+            scores: Tensor = module(images)
+        return scores
+
+    on_progress("Comparing it with the experiment on real cases")
+    comparisons, is_dynamic = _comparisons(network, run)
+    check(comparisons, name="torchscript")
+    on_progress(summary(comparisons))
+    write_usage(network, file, target="torchscript", is_dynamic=is_dynamic, comparisons=comparisons, made_by=how)
+
+
+def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> tuple[list[Comparison], list[bool]]:
+    """Compare at two sizes, or at one where what was traced holds for that only; also return what may change.
+
+    The first comparison is of one image at the size that the network was traced with, which has to be right.
+    """
+    flat = [extent > 1 for extent in network.sizes[0]]
+    for batch, spatial in ((True, flat), (True, [False] * len(flat)), (False, [False] * len(flat))):
+        samples = list(network.samples(network.sizes_within(spatial)))
+        try:
+            found = compare(network, run, samples if batch else [one for one in samples if len(one.image) == 1])
+        except Exception:  # the constants of a trace do not fit this size
+            continue
+        if all(one.is_right for one in found):
+            break
+    return found, [batch, False, *spatial]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

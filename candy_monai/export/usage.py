@@ -1,0 +1,177 @@
+"""What it takes to use an exported network, as plain values for the JSON file beside it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import Shape
+from candy_monai.experiment.description import as_json, installed_versions
+from candy_monai.export.networks import ExportedNetwork
+from candy_monai.export.parity import LEAST_EQUAL, TOLERANCE, Comparison
+from candy_monai.files import atomic_write_text, digest_of_file
+from candy_monai.inference.inferers import WindowInferer
+
+INPUT, OUTPUT = "image", "logits"
+"""The names of the network's input and output, where a format has names."""
+
+_WINDOW_DEFAULTS = {
+    name: inspect.signature(WindowInferer).parameters[name].default
+    for name in ("overlap", "mode", "sigma_scale", "padding_mode", "cval")
+}
+
+
+def usage_file(file: Path) -> Path:
+    """Return the JSON file beside the file of a network."""
+    return file.with_name(f"{file.name}.json")
+
+
+def write_usage(
+    network: ExportedNetwork,
+    file: Path,
+    *,
+    target: str,
+    is_dynamic: Sequence[bool],
+    comparisons: Sequence[Comparison],
+    packages: Sequence[str] = (),
+    **more: object,
+) -> None:
+    """Write the JSON file beside an exported network.
+
+    Args:
+        network: What was exported.
+        file: The file of the network.
+        target: Its format.
+        is_dynamic: For each axis of the input, batch and channels among them, whether its size may change.
+        comparisons: How it compares with the experiment.
+        packages: What wrote it, beside PyTorch.
+        **more: What else this format needs.
+    """
+    content = {
+        "format": target,
+        "file": file.name,
+        "sha256": digest_of_file(file),
+        "written_by": installed_versions("candy-monai", "torch", "monai", *packages),
+        **more,
+        **describe_use(network, is_dynamic),
+        "parity": {
+            "max_difference_allowed": f"{TOLERANCE:g} of the greatest logit, or of 1",
+            "equal_labels_needed": LEAST_EQUAL,
+            "compared": [found.to_dict() for found in comparisons],
+        },
+    }
+    atomic_write_text(usage_file(file), json.dumps(as_json(content), indent=2) + "\n")
+
+
+def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[str, Any]:
+    """Return what the network takes and returns, and what comes before and after it.
+
+    Args:
+        network: What was exported.
+        is_dynamic: For each axis of the input, whether its size may change.
+    """
+    predictor, plan = network.predictor, network.predictor.plan
+    batch, _, *spatial = is_dynamic
+    size = [
+        f"{by}*n" if may_change else extent
+        for by, may_change, extent in zip(network.divisor, spatial, network.sizes[0], strict=True)
+    ]
+    shape = ["batch" if batch else 1, predictor.num_channels, *size]
+    note = None
+    if not all(spatial):
+        note = (
+            f"The network takes images of {_times(network.sizes[0])} along its fixed axes only: cut larger ones into "
+            "windows, and pad smaller ones."
+        )
+    return {
+        "experiment": {
+            "id": predictor.description.id,
+            "trainer": predictor.description.trainer,
+            "bundle": predictor.description.bundle,
+            "weights": network.weights.name,
+            "weights_sha256": digest_of_file(network.weights),
+        },
+        "input": {
+            "name": INPUT,
+            "dtype": "float32",
+            "shape": shape,
+            "channels": list(predictor.channel_names),
+            "fixed_size": note,
+        },
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": [shape[0], _num_outputs(network), *size]}
+        | _meaning(network),
+        "preprocessing": {
+            "orientation": None if plan is None or plan.orientation is None else "".join(plan.orientation),
+            "spacing_mm": None if plan is None else plan.pixdim,
+            "normalization": None if plan is None else [_normalization(channel) for channel in plan.normalization],
+            "steps": predictor.preprocessor.pipelines["preprocessing"],
+        },
+        "slices": None
+        if network.slice_axis is None
+        else {
+            "axis": network.slice_axis,
+            "note": "The network sees the slices of a preprocessed volume across this spatial axis, a batch of them at "
+            "a time.",
+        },
+        "window": _window(network),
+        "postprocessing": {"steps": predictor.preprocessor.pipelines["postprocessing"]},
+    }
+
+
+def _num_outputs(network: ExportedNetwork) -> int | None:
+    return network.predictor.num_classes
+
+
+def _meaning(network: ExportedNetwork) -> dict[str, Any]:
+    """Return what each output channel is, and how labels are made of logits."""
+    predictor, plan = network.predictor, network.predictor.plan
+    if predictor.paints:
+        names = (
+            [region.name for region in plan.regions]
+            if plan is not None
+            else [str(region.get("name", "")) for region in predictor.description.regions or ()]
+        )
+        return {
+            "channels": [
+                {"name": name, "paints": label_id} for name, label_id in zip(names, predictor.paints, strict=True)
+            ],
+            "activation": "sigmoid",
+            "labels": "Start with 0; each channel in turn writes the id that it paints where its logit is above 0.",
+        }
+    names = list(plan.class_names) if plan is not None else []
+    if predictor.num_classes == 1:
+        return {
+            "channels": [{"name": (names or [""])[-1], "id": 1}],
+            "activation": "sigmoid",
+            "labels": "1 where the logit is above 0, else 0.",
+        }
+    named = names if len(names) == predictor.num_classes else [""] * (predictor.num_classes or 0)
+    return {
+        "channels": [{"name": name, "id": number} for number, name in enumerate(named)],
+        "activation": "softmax",
+        "labels": "The channel of the greatest logit, the first of equals.",
+    }
+
+
+def _normalization(channel: Any) -> dict[str, Any]:
+    """Return how a channel is normalised, with the numbers that it takes."""
+    if channel.scheme == "ct":
+        return {name: getattr(channel, name) for name in ("scheme", "lower", "upper", "mean", "std")}
+    if channel.scheme == "zscore":
+        return {"scheme": "zscore", "of": "non-zero voxels" if channel.nonzero_only else "all voxels of the case"}
+    return {"scheme": channel.scheme}
+
+
+def _window(network: ExportedNetwork) -> dict[str, Any]:
+    """Return how an image that is larger than the window is cut and put together again."""
+    described: dict[str, Any] = {"size": network.window, "sizes_are_multiples_of": network.divisor}
+    if (inferer := network.predictor.describe_windows()) is not None:
+        described |= _WINDOW_DEFAULTS | {name: value for name, value in inferer.items() if name in _WINDOW_DEFAULTS}
+    return described
+
+
+def _times(size: Shape) -> str:
+    return " x ".join(map(str, size))

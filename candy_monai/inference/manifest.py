@@ -1,0 +1,208 @@
+"""The manifest beside predictions: which model made each label map of which files, how, and how large its classes are.
+
+``manifest.json`` holds the cases of every run that predicted into a folder. It is written anew after a case, in one
+step, but no more often than takes a small share of the time; and at the end. ``statistics.csv`` is a table of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.description import as_json, installed_versions
+from candy_monai.files import atomic_write_text, digest_of_file
+from candy_monai.text import read_json
+
+if TYPE_CHECKING:
+    from candy_monai.inference.inputs import InputCase
+    from candy_monai.inference.outputs import Prediction
+
+MANIFEST, STATISTICS = "manifest.json", "statistics.csv"
+FORMAT = 1
+
+_LOCK = ".manifest.lock"
+_PAUSES = 20
+"""So many times as long as it took to write the manifest passes before it is written again, but at the end."""
+
+Classes = Sequence[tuple[str, Sequence[int]]]
+"""The name of each class or region, and its ids in a label map."""
+
+
+class Manifest:
+    """Collects what one run predicts and merges it into the manifest of its folder.
+
+    Args:
+        folder: Where the label maps are.
+        models: What predicts, as plain values, a mapping for each experiment.
+        settings: How it predicts.
+        classes: What is counted.
+        statistics: Whether to write ``statistics.csv``; one that is there is kept up to date in any case.
+
+    Raises:
+        BadInputError: If the folder has a ``manifest.json`` that is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        models: Sequence[Mapping[str, object]],
+        settings: Mapping[str, object],
+        classes: Classes,
+        statistics: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._classes = classes
+        self._statistics = statistics
+        self._run: dict[str, Any] = {
+            "id": uuid.uuid4().hex[:12],
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": installed_versions("candy-monai", "torch", "monai"),
+            "models": as_json(list(models)),
+            "settings": as_json(settings),
+            "failures": {},
+        }
+        self._cases: dict[str, dict[str, Any]] = {}
+        self._next_s = 0.0
+        self._present()
+
+    def add(self, case: InputCase, prediction: Prediction, path: Path, *, seconds: float) -> None:
+        """Add a case that was written.
+
+        Args:
+            case: The case.
+            prediction: What was predicted.
+            path: Its label map.
+            seconds: What the case took.
+        """
+        geometry = case.geometry()
+        self._cases[case.case_id] = {
+            "run": self._run["id"],
+            "file": path.name,
+            "inputs": [_described_file(file) for file in case.files],
+            "seconds": round(seconds, 3),
+            "shape": list(prediction.labels.shape[1:]),
+            "spacing_mm": None if geometry is None or geometry.is_picture else geometry.spacing_mm,
+            "classes": self._counted(prediction, _ml_of_a_voxel(geometry, prediction)),
+        }
+        if time.monotonic() >= self._next_s:
+            with suppress(OSError):  # it is written once more at the end, which says so
+                self.save()
+
+    def add_failure(self, case_id: str, error: Exception) -> None:
+        """Add a case that could not be predicted; an earlier prediction of it stays."""
+        self._run["failures"][case_id] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self._cases.pop(case_id, None)
+
+    def finish(self) -> None:
+        """Merge what was added into the files for the last time; see `save`."""
+        self.save()
+        with suppress(OSError):  # another run has it open; that one merges once more before it ends
+            (self._folder / _LOCK).unlink()
+
+    def save(self) -> None:
+        """Merge what was added into the files.
+
+        Raises:
+            BadInputError: If the manifest was replaced by something else meanwhile.
+            OSError: If it cannot be written.
+        """
+        began = time.monotonic()
+        with FileLock(self._folder / _LOCK):  # two runs may predict halves of the same images
+            content = self._present()
+            cases = dict(sorted({**content["cases"], **self._cases}.items()))
+            used = {entry["run"] for entry in cases.values()} | {self._run["id"]}
+            runs = [run for run in content["runs"] if run["id"] in used - {self._run["id"]}]
+            made = {"format": FORMAT, "runs": [*runs, self._run], "cases": cases}
+            atomic_write_text(self._folder / MANIFEST, json.dumps(as_json(made), indent=1) + "\n", durable=False)
+            if self._statistics or (self._folder / STATISTICS).exists():
+                atomic_write_text(self._folder / STATISTICS, _table(cases), durable=False)
+        ended = time.monotonic()
+        self._next_s = ended + _PAUSES * (ended - began)
+
+    def _present(self) -> dict[str, Any]:
+        """Return the manifest that is there."""
+        path = self._folder / MANIFEST
+        if not path.exists():
+            return {"runs": [], "cases": {}}
+        try:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
+            raise BadInputError(
+                f"{path}: cannot be read as a manifest of predictions ({error}): move it away"
+            ) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_whole(content):
+            raise BadInputError(
+                f"{path}: found something else, expected a manifest of predictions of format {FORMAT}: move it away, "
+                "or choose another folder"
+            )
+        return content
+
+    def _counted(self, prediction: Prediction, ml: float | None) -> list[dict[str, Any]]:
+        labels = prediction.labels.as_tensor().flatten()
+        largest = max((label_id for _, ids in self._classes for label_id in ids), default=0)
+        if labels.amin() < 0:  # by a postprocessing of the user's own
+            labels = labels[labels >= 0]
+        counts = torch.bincount(labels, minlength=largest + 1)
+        found = []
+        for name, ids in self._classes:
+            voxels = int(counts[list(ids)].sum())
+            volume = None if ml is None else round(voxels * ml, 6)
+            found.append({"name": name, "ids": list(ids), "voxels": voxels, "ml": volume})
+        return found
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    runs, cases = content.get("runs"), content.get("cases")
+    return (
+        isinstance(runs, list)
+        and isinstance(cases, dict)
+        and all(isinstance(run, dict) and "id" in run for run in runs)
+        and all(isinstance(case, dict) and {"run", "classes"} <= case.keys() for case in cases.values())
+    )
+
+
+def _described_file(file: Path) -> dict[str, Any]:
+    try:
+        return {"file": str(file), "bytes": file.stat().st_size, "sha256": digest_of_file(file)}
+    except OSError:  # it is gone meanwhile
+        return {"file": str(file), "bytes": None, "sha256": None}
+
+
+def _ml_of_a_voxel(geometry: Geometry | None, prediction: Prediction) -> float | None:
+    """Return a voxel's volume; None for what lies in no physical space or is flat."""
+    if geometry is None:
+        affine = prediction.labels.affine
+        # A tensor without a place has the identity for one.
+        if prediction.labels.ndim != 4 or bool(torch.eye(4).eq(affine).all()):
+            return None
+        return float(np.abs(np.linalg.det(affine[:3, :3].numpy()))) / 1000
+    if geometry.is_picture or len(geometry.spatial_shape) != 3:
+        return None
+    return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
+
+
+def _table(cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a row for each case and class."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["case", "class", "ids", "voxels", "ml"])
+    for case_id, case in cases.items():
+        for found in case["classes"]:
+            ids = " ".join(map(str, found["ids"]))
+            table.writerow([case_id, found["name"], ids, found["voxels"], "" if found["ml"] is None else found["ml"]])
+    return text.getvalue()

@@ -1,0 +1,78 @@
+"""What trainers were called by in earlier versions. It works for one release, warns, and is not listed by ``dir``."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from abc import ABCMeta
+from collections.abc import Iterable
+from typing import Any, Self
+
+from typing_extensions import deprecated, override
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import ExperimentError
+from candy_monai.registry import bundle_name
+
+
+class TrainerType(ABCMeta):
+    """The type of trainers, whose ``dir`` leaves out what is deprecated.
+
+    What is set on a class goes to the member of this name if that has a ``set_on_class``, as the options have.
+    """
+
+    @override
+    def __setattr__(cls, name: str, value: object) -> None:
+        member = inspect.getattr_static(cls, name, None)
+        if hasattr(member, "set_on_class"):
+            member.set_on_class(cls, value)
+        else:
+            super().__setattr__(name, value)
+
+    @override
+    def __dir__(cls) -> Iterable[str]:
+        return [name for name in super().__dir__() if not is_deprecated(cls, name)]
+
+
+def is_deprecated(cls: type, name: str) -> bool:
+    """Return whether a class has a member of an earlier version by this name."""
+    return hasattr(inspect.getattr_static(cls, name, None), "__deprecated__")
+
+
+class _BundleName:
+    __deprecated__ = "a trainer's bundle is in experiment.json"
+
+    def __get__(self, trainer: object, owner: type) -> str | None:
+        warnings.warn(f"{owner.__name__}.bundle: {self.__deprecated__}", DeprecationWarning, stacklevel=2)
+        return next(filter(None, map(bundle_name, owner.__mro__)), None)
+
+
+class EarlierMembers:
+    """Members of every trainer in earlier versions."""
+
+    _recovered: PathLike | None = None
+    bundle: Any = _BundleName()
+
+    @deprecated("experiment_id() is the name of the experiment folder: experiment_folder().name")
+    def experiment_id(self) -> str:
+        """Return the id of the current or last run."""
+        trainer: Any = self
+        name: str = trainer.experiment_folder().name
+        return name
+
+    @deprecated("recover_from and continue_training are one method now: resume(experiment)")
+    def recover_from(self, experiment_id: PathLike) -> Self:
+        """Choose the run that `continue_training` goes on with."""
+        trainer: Any = self
+        trainer._saved_run(experiment_id)  # to refuse it here
+        self._recovered = experiment_id
+        return self
+
+    @deprecated("recover_from and continue_training are one method now: resume(experiment)")
+    def continue_training(self, num_epochs: int | None = None, **keywords: Any) -> None:
+        """Go on with the run that `recover_from` chose."""
+        trainer: Any = self
+        if self._recovered is None:
+            raise ExperimentError("choose the run to go on with first: recover_from(experiment_id)")
+        experiment, self._recovered = self._recovered, None
+        trainer.resume(experiment, num_epochs, **keywords)

@@ -1,0 +1,57 @@
+"""A rehearsal of training: steps and validated cases to measure time and memory by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.training.loaders import Loaders
+from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.trainer import Trainer, rehearsing
+
+
+class Rehearsal:
+    """Training steps and validated cases to measure time and memory by; nothing is recorded or saved.
+
+    Args:
+        trainer: The trainer, between two runs.
+
+    Attributes:
+        loaders: The trainer's loaders.
+        device: Where it trains.
+    """
+
+    _toolbox: TrainerToolbox
+    _step: Callable[[object], None]
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.loaders = Loaders(trainer._dataloader, trainer._validation_dataloader)
+        self.device = trainer.device()
+
+    @contextmanager
+    def begun(self, settings: TrainSettings, image: Tensor) -> Iterator[TrainerToolbox]:
+        """Build the toolbox for a ``with`` block, and free its memory afterwards.
+
+        Args:
+            settings: The keywords of ``train``.
+            image: One training image ``(C, *spatial)``.
+        """
+        with rehearsing(self._trainer, settings, image) as (self._toolbox, self._step):
+            try:
+                yield self._toolbox
+            finally:
+                del self._toolbox, self._step
+
+    def train(self, batch: object) -> None:
+        """Make one optimizer step."""
+        self._step(batch)
+
+    @torch.no_grad()
+    def validate(self, image: Tensor, label: Tensor) -> None:
+        """Score one case, which is on the device."""
+        self._trainer.validate_case(image, label, self._toolbox)

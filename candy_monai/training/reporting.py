@@ -1,0 +1,162 @@
+"""What a run says: its log, the events that its observers receive, and its words at the start and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+
+import torch
+
+from candy_monai.experiment.events import Event, MessageLogged, Preview
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
+from candy_monai.observers.forecast import ForecastObserver, Log
+from candy_monai.processes import Processes
+from candy_monai.training.loaders import Loaders, why_not_exact
+from candy_monai.training.validation import mean_of_cases
+
+RENDERING_PATIENCE_S = 60.0
+
+Message = tuple[str, bool]
+"""A text, and whether it is also for the screen."""
+
+
+class Reporter:
+    """A run's log and its observers.
+
+    Args:
+        messages: Messages that were logged before the run.
+
+    Attributes:
+        experiment: The run whose log is written; while it is None, messages wait.
+    """
+
+    def __init__(self, messages: Sequence[Message] = ()) -> None:
+        self.experiment: Experiment | None = None
+        self._waiting = list(messages)
+        self._logged_once: set[str] = set()
+        self._observers = ObserverGroup((), self.report)
+
+    def observe(self, observers: Sequence[Observer]) -> None:
+        """Send events to these observers from now on."""
+        self._observers = ObserverGroup(observers, self.report)
+
+    def close(self) -> None:
+        """Close the observers, which finish what is pending."""
+        self._observers.close()
+
+    def log(self, msg: str, *, on_screen: bool = True) -> None:
+        """Write a message to the log. Messages from before the folder exists wait for `log_waiting`."""
+        if self.experiment is None:
+            self._waiting.append((msg, on_screen))
+            return
+        line = self.experiment.log(msg)
+        if on_screen:
+            self.notify(MessageLogged(line))
+
+    def log_once(self, msg: str, *, on_screen: bool = True) -> None:
+        """Log a message unless this run has logged it before."""
+        if msg not in self._logged_once:
+            self._logged_once.add(msg)
+            self.log(msg, on_screen=on_screen)
+
+    def log_all(self, messages: Iterable[str]) -> None:
+        """Log messages in their order."""
+        for msg in messages:
+            self.log(msg)
+
+    def log_waiting(self) -> None:
+        """Log the messages from before the folder existed."""
+        waiting, self._waiting = self._waiting, []
+        for msg, on_screen in waiting:
+            self.log(msg, on_screen=on_screen)
+
+    def report(self, msg: str, *, on_screen: bool = True) -> None:
+        """Log an observer's message, also from another thread or after the run; an error in this is ignored."""
+        with suppress(Exception):  # the folder may be gone
+            self.log(msg, on_screen=on_screen)
+
+    def notify(self, event: Event) -> None:
+        """Send an event to the observers."""
+        self._observers.receive(event)
+
+
+def own_observers(settings: TrainSettings, report: Log, *, console: bool) -> list[Observer]:
+    """Return the library's observers: the console, the forecast, and the pictures, which are drawn on a thread.
+
+    Args:
+        settings: What ``train`` was told.
+        report: Takes the messages of observers.
+        console: Whether to report on the screen.
+    """
+    from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
+
+    observers: list[Observer] = []
+    if console:
+        from candy_monai.observers.notebook import screen_observer
+
+        observers.append(screen_observer())
+    if settings.val_score_prediction:
+        observers.append(ForecastObserver(report))
+    pictures: list[Observer] = [CurvesObserver()]
+    if settings.save_preview:
+        pictures.append(PreviewObserver(_draw))
+    drawing = ObserverGroup(pictures, report)
+    return [*observers, BackgroundObserver(drawing, patience_s=RENDERING_PATIENCE_S, newest_epoch_only=True)]
+
+
+def words_at_start(
+    experiment: Experiment, trainer: str, device: torch.device, processes: Processes, *, is_resumed: bool
+) -> Iterator[str]:
+    """Yield what the log says of a run that begins or goes on.
+
+    Args:
+        experiment: The run.
+        trainer: The trainer's name.
+        device: Where this process trains.
+        processes: Those that train.
+        is_resumed: Whether the run goes on.
+    """
+    where, count = f"{device}", processes.world_size
+    if count > 1:
+        where = f"{count} processes, the first on {where}"
+    settings, progress = experiment.settings, experiment.progress
+    extent = f"{settings.num_epochs} epoch{'s' * (settings.num_epochs != 1)}"
+    if settings.time_limit_s is not None:
+        extent = f"as many epochs as {settings.time_limit_s:.0f} s hold ({settings.num_epochs} at most)"
+    yield f"Experiment {experiment.experiment_id} in {experiment.folder}"
+    yield f"{trainer} on {where}, {extent}, seed {settings.seed}"
+    if is_resumed:
+        within = f", batch {progress.batch}" if progress.batch else ""
+        yield f"Continued after epoch {progress.epoch}{within}"
+    elif settings.note:
+        yield f"Note: {settings.note}"
+
+
+def caveats(settings: TrainSettings, loaders: Loaders) -> Iterator[str]:
+    """Yield what the log says at the start of what a run cannot do."""
+    if loaders.validation is None:
+        yield "No validation: the best weights are the last, and there is no score, forecast or early stop"
+    timed = settings.time_limit_s is not None
+    if reason := "its schedule follows the clock" if timed else why_not_exact(loaders.training):
+        yield f"If this run is interrupted, going on may not give the same numbers: {reason}"
+
+
+def words_at_end(experiment: Experiment) -> Iterator[str]:
+    """Yield what the log says of a run that has ended: why, if that was early, and its best score."""
+    progress = experiment.progress
+    if experiment.early_stopping.triggered:
+        yield f"Early stopping triggered because {experiment.early_stopping.reason}"
+    elif experiment.is_out_of_time:
+        yield f"The time is up after epoch {progress.epoch}: another would exceed the time limit"
+    if progress.best_epoch:
+        best = f"Best validation score {progress.best_score:.4f} at epoch {progress.best_epoch}"
+        if experiment.best_num_validated is not None:
+            best += f", {mean_of_cases(experiment.best_num_validated, experiment.best_standard_error)}"
+        yield best
+
+
+def _draw(preview: Preview) -> None:
+    if preview.draw is not None:
+        preview.draw()

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from candy_monai.experiment.events import MessageLogged
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.observers.base import Observer
+from candy_monai.training.loaders import Loaders
+from candy_monai.training.reporting import Reporter, caveats, own_observers
+from tests.toys import loaders
+
+
+@dataclass
+class _Log:
+    """Stands for an experiment's folder."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def log(self, msg):
+        self.lines.append(msg)
+        return msg
+
+
+class _Screen(Observer):
+    def __init__(self):
+        self.shown = []
+
+    def on_message_logged(self, event: MessageLogged):
+        self.shown.append(event.line)
+
+
+def _reporter(messages=()):
+    reporter, screen = Reporter(messages), _Screen()
+    reporter.observe([screen])
+    reporter.experiment = _Log()
+    return reporter, reporter.experiment.lines, screen.shown
+
+
+def test_messages_wait_for_the_folder_and_keep_their_order():
+    reporter = Reporter([("before", True)])
+    reporter.log("while it is built")
+    reporter.experiment = _Log()
+    reporter.log("first")
+    reporter.log_waiting()
+    assert reporter.experiment.lines == ["first", "before", "while it is built"]
+
+
+def test_what_is_not_for_the_screen_is_in_the_log_alone():
+    reporter, lines, shown = _reporter()
+    reporter.log("both")
+    reporter.log("log", on_screen=False)
+    assert (lines, shown) == (["both", "log"], ["both"])
+
+
+def test_a_message_that_is_for_once_is_said_once():
+    reporter, lines, _ = _reporter()
+    for _ in range(2):
+        reporter.log_once("once")
+    assert lines == ["once"]
+
+
+def test_a_report_that_cannot_be_written_is_no_error():
+    reporter, _, shown = _reporter()
+    reporter.experiment.log = None
+    reporter.report("lost")
+    assert shown == []
+
+
+def test_the_library_watches_with_as_much_as_was_asked_for():
+    few = TrainSettings(num_epochs=1, val_score_prediction=False, save_preview=False)
+    observers = own_observers(few, print, console=False)
+    assert [type(each).__name__ for each in observers] == ["BackgroundObserver"]
+    more = own_observers(TrainSettings(num_epochs=1), print, console=True)
+    assert len(more) == 3
+    for each in (*observers, *more):
+        each.close()
+
+
+def test_a_run_without_validation_or_with_a_time_limit_says_what_it_cannot_do():
+    training, validation = loaders()
+    assert list(caveats(TrainSettings(num_epochs=1), Loaders(training, validation))) == []
+    said = "\n".join(caveats(TrainSettings(num_epochs=1, time_limit_s=60.0), Loaders(training, None)))
+    assert "No validation" in said
+    assert "its schedule follows the clock" in said
