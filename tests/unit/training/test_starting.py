@@ -119,7 +119,7 @@ def test_a_crashed_run_from_weights_is_resumed_to_the_bit_and_does_not_read_them
         halted.train(4, save_every=1, **keywords)
     weights.unlink()
     resumed = small_trainer(tmp_path / "halted", cls=WithNorm)
-    resumed.recover_from(halted.experiment_id()).continue_training()
+    resumed.resume(halted.experiment_folder())
     assert_same_run(whole.experiment_folder(), resumed.experiment_folder())
 
 
