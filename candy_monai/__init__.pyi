@@ -69,10 +69,15 @@ from candy_monai.forecasting.reading import read_scores as read_scores
 from candy_monai.frontends.base import Frontend as Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
 from candy_monai.frontends.notion import NotionFrontend as NotionFrontend
+from candy_monai.incoming.bundle_inspection import BundleInspection as BundleInspection
+from candy_monai.incoming.bundle_inspection import inspect_bundle as inspect_bundle
+from candy_monai.incoming.monai_bundle import BundlePredictor as BundlePredictor
+from candy_monai.incoming.monai_bundle import load_bundle as load_bundle
 from candy_monai.incoming.opening import load_predictor as load_predictor
 from candy_monai.inference.dicom_seg import save_dicom_seg as save_dicom_seg
 from candy_monai.inference.ensemble import EnsemblePredictor as EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
+from candy_monai.inference.network_predictor import NetworkPredictor as NetworkPredictor
 from candy_monai.inference.outputs import Prediction as Prediction
 from candy_monai.inference.outputs import PredictionError as PredictionError
 from candy_monai.inference.outputs import PredictionListener as PredictionListener

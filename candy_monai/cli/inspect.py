@@ -34,7 +34,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="check a dataset and show what would be planned for it",
         text="Read every case of a dataset, report what is wrong or unusual, and show its fingerprint and the "
-        "suggested plan. Writes nothing without --out. Exits with 2 when a problem would stop training.",
+        "suggested plan. Writes nothing without --out. Exits with 2 when a problem would stop training. Of the folder "
+        "of a MONAI Bundle, show what it names, and whether it opens without running its Python.",
         example="candy-monai inspect Dataset004_Hippocampus --explain\n"
         "candy-monai inspect Dataset004_Hippocampus --out hippocampus\n"
         "candy-monai inspect Dataset004_Hippocampus --json > inspection.json",
@@ -57,6 +58,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if any((args.dataset / "configs").glob("inference.*")):
+        return _inspect_bundle(args.dataset)
     options = chosen_options(args)
 
     from candy_monai.data.inspection.checks import visit_dataset
@@ -86,6 +89,14 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"Written to {args.folder}")
     return BAD_INPUT if report.problems else DONE
+
+
+def _inspect_bundle(folder: Path) -> int:
+    from candy_monai.incoming.bundle_inspection import inspect_bundle
+
+    inspection = inspect_bundle(folder)
+    print(inspection)
+    return DONE if inspection.problem is None else BAD_INPUT
 
 
 def _planned(fingerprint: Fingerprint, options: TrainOptions) -> tuple[Plan, Sequence[Choice]]:

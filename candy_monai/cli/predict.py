@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="EXPERIMENT",
         nargs="+",
         type=Path,
-        help="an experiment's folder, that of a cross-validation, or a trained folder of nnU-Net v2 "
+        help="the folder of an experiment, of a cross-validation, of a MONAI Bundle or of a trained nnU-Net v2 "
         "(TRAINER__PLANS__CONFIGURATION); several are averaged",
     )
     parser.add_argument("input", metavar="INPUT", type=Path, help="an image (any of its channels' files), or a folder")

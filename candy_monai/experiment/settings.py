@@ -6,8 +6,9 @@ Imports nothing heavy: the command line's ``--help`` is made from such declarati
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -178,6 +179,17 @@ TOLERANCE = SettingKind(
     "a whole number of at least 1, 'forecast' or None",
     lambda value: value is None or value == "forecast" or whole_number(1).accepts(value),
 )
+PATH = SettingKind("a path", lambda value: isinstance(value, str | os.PathLike))
+PATTERNS = SettingKind(
+    "a pattern, or a sequence of them",
+    lambda value: (
+        isinstance(value, str | tuple | list) and all(isinstance(part, str) and part for part in _as_tuple(value))
+    ),
+)
+
+
+def _as_tuple(value: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +222,16 @@ class TrainSettings(Declared):
     non_finite: Literal["stop", "skip"] = setting(one_of("stop", "skip"), "stop")
     time_limit_s: float | None = setting(number("above 0, of seconds", lambda value: value > 0), None)
     save_every: int | str | None = setting(SAVE_EVERY, None)
+    init_from: str | os.PathLike[str] | None = setting(PATH, None)
+    freeze: str | Sequence[str] = setting(PATTERNS, ())
+    warm_up: int | None = setting(whole_number(0), None)
 
-    def as_dict(self) -> dict[str, str | int | float | bool | None]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "freeze", _as_tuple(self.freeze))  # type: ignore[arg-type]  # as was seen
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", os.fspath(self.init_from))
+
+    def as_dict(self) -> dict[str, str | int | float | bool | tuple[str, ...] | None]:
         """Return the settings by name, as plain values."""
         return dataclasses.asdict(self)

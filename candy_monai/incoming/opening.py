@@ -10,6 +10,7 @@ from torch import nn
 from candy_monai.aliases import Device, PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.incoming.monai_bundle import load_bundle
 from candy_monai.incoming.nnunet import NNUNetPredictor, is_nnunet_folder
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
@@ -38,10 +39,10 @@ def load_predictor(
     device: Device = "cpu",
     **options: Any,
 ) -> NetworkPredictor | EnsemblePredictor:
-    """Return the predictor of a trained model: an experiment, whose bundle may have its own, or one of nnU-Net's.
+    """Return the predictor of a trained model: an experiment, whose bundle may have its own, or one from elsewhere.
 
     Args:
-        experiment: The experiment folder, or that of a trained nnU-Net v2.
+        experiment: The experiment folder, or that of a MONAI Bundle or of a trained nnU-Net v2.
         network: The network to load the weights into, for trainers that belong to no bundle.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
         device: Where to predict.
@@ -49,10 +50,14 @@ def load_predictor(
 
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.
-        BadInputError: If a network is given for a model that says itself what its network is.
+        BadInputError: If a model of another kind cannot be opened (see `load_bundle`), or a network is given for one
+            that says itself what its network is.
     """
-    if kind_of_model(experiment) == "nnU-Net":
-        if network is not None:
-            raise BadInputError(f"{experiment}: the plans of nnU-Net say what the network is; leave out network")
-        return NNUNetPredictor(experiment, checkpoint=checkpoint, device=device, **options)
+    match kind_of_model(experiment):
+        case "MONAI Bundle" | "nnU-Net" as kind if network is not None:
+            raise BadInputError(f"{experiment}: a model of {kind} says what its network is; leave out network")
+        case "MONAI Bundle":
+            return load_bundle(experiment, checkpoint=checkpoint, device=device, **options)
+        case "nnU-Net":
+            return NNUNetPredictor(experiment, checkpoint=checkpoint, device=device, **options)
     return experiment_predictor(experiment, network=network, checkpoint=checkpoint, device=device, **options)

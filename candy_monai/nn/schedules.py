@@ -1,4 +1,4 @@
-"""Learning-rate schedules that PyTorch lacks: decays whose end can be moved, on a line, a polynomial or a cosine.
+"""Learning-rate schedules that PyTorch lacks: decays whose end can be moved, and a warm-up of any schedule.
 
 How often they are stepped, and over which horizon, is the caller's choice.
 """
@@ -6,6 +6,8 @@ How often they are stepped, and over which horizon, is the caller's choice.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -237,3 +239,86 @@ def _left_between(step: int, start: int, end: int) -> float:
 def _check_steps(num_steps: int) -> None:
     if num_steps < 1:
         raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+
+
+class WarmUpLR(LRScheduler):
+    """Follow another schedule with learning rates that rise from nearly 0 to its own over the first steps.
+
+    In step ``s`` of these, counted from 1, every rate is ``s / num_steps`` times what the schedule says. The schedule
+    itself runs from the first step on and never sees the smaller rates, so that any of PyTorch's works, those that
+    compute a rate from the one before it too. What else it has, such as ``end_in``, is reached through this one.
+
+    Args:
+        scheduler: The schedule to follow, just built.
+        num_steps: Steps until its own rates hold, at least 1.
+
+    Raises:
+        SettingsError: If ``num_steps`` is less than 1.
+    """
+
+    def __init__(self, scheduler: LRScheduler, num_steps: int) -> None:
+        # Not LRScheduler's constructor: it would set the rates of the optimizer, which are the schedule's.
+        if num_steps < 1:
+            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        self.scheduler, self.num_steps, self.num_done = scheduler, num_steps, 0
+        self.optimizer = scheduler.optimizer
+        self._own_rates = self._rates()
+        self._scale()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "scheduler" not in vars(self):  # as while it is copied
+            raise AttributeError(name)
+        return getattr(self.scheduler, name)
+
+    @override
+    def step(self, epoch: Any = None) -> None:
+        """Step the schedule, and scale its rates."""
+        self.step_by(self.scheduler.step if epoch is None else lambda: self.scheduler.step(epoch))
+        self.count(1)
+
+    def step_by(self, step: Callable[[], object]) -> None:
+        """Call what steps the schedule, with its own rates in the optimizer, and scale what it made of them."""
+        self._set(self._own_rates)
+        step()
+        self._own_rates = self._rates()
+        self._scale()
+
+    def count(self, num_steps: int) -> None:
+        """Count steps of the warm-up."""
+        self.num_done += num_steps
+        self._scale()
+
+    @override
+    def get_last_lr(self) -> list[float | Tensor]:
+        """Return the rates that the optimizer has now."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "num_steps": self.num_steps,
+            "num_done": self.num_done,
+            "own_rates": self._own_rates,
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_steps, self.num_done = state_dict["num_steps"], state_dict["num_done"]
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+        self._own_rates = list(state_dict["own_rates"])
+        self._scale()
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _scale(self) -> None:
+        share = min(1.0, (self.num_done + 1) / self.num_steps)
+        self._set([rate * share for rate in self._own_rates])
+
+    def _set(self, rates: list[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # the very tensor, which a captured step reads
+            else:
+                group["lr"] = rate

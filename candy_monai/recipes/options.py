@@ -224,6 +224,25 @@ class TrainOptions(Declared):
         collected=tuple,
         resumes=True,
     )
+    init_from: PathLike | None = option(
+        "--init-from WEIGHTS",
+        PATH,
+        "start from weights instead of random ones: an experiment's folder, whose network's topology is taken over, a "
+        "file of weights (.pth, .pt, .safetensors), or the folder of a MONAI Bundle; the log says what fitted",
+    )
+    freeze: Sequence[str] = option(
+        "--freeze PATTERN",
+        NAMES,
+        "parameters that are not trained, by a pattern of their names: 'input_block.*'; may be repeated",
+        default=(),
+        collected=tuple,
+    )
+    warm_up: int | None = option(
+        "--warm-up STEPS",
+        whole_number(0),
+        "steps over which the learning rate rises (default: a twentieth of the run, 250 at most, with --init-from, "
+        "else none)",
+    )
     note: str = option("--note TEXT", TEXT, "your words about this run, kept with it", default="")
     jobs: int | None = option(
         "--jobs N", whole_number(1), "cases worked on at once (default: one a processor; fewer where memory is short)"

@@ -46,6 +46,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
+from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder
 from candy_monai.training.validation import certainty
@@ -141,6 +142,8 @@ class PlannedRun:
             "validate_every": plan.validate_every,
             "time_limit_s": self.processes.broadcast(limit_s),
         }
+        if fit is not None and self.options.init_from is not None and self.options.warm_up is None:
+            settings["warm_up"] = default_warm_up(plan.num_epochs // TIMES_FASTER * plan.iterations_per_epoch)
         trainer.train(**settings)
         return self._scored(trainer)
 
@@ -202,6 +205,8 @@ class PlannedRun:
         add_to_folder(
             trainer, facts={"dataset": self._record().to_dict()}, files={SPLITS: splits_as_text(folds)} if folds else {}
         )
+        for note in self.prepared.notes:
+            trainer.log(note, on_screen=False)
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
         return trainer

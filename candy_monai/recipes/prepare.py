@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +22,13 @@ from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning.plan import Plan
-from candy_monai.data.planning.rules import plan
+from candy_monai.data.planning.rules import Configuration, plan
 from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES
 from candy_monai.data.samples.store import CaseStore, store_bytes, unstored_cases
 from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.starting import StartingExperiment
 
 if TYPE_CHECKING:
     from candy_monai.training.segmentation import SegmentationTrainer
@@ -49,6 +50,7 @@ class Prepared:
         folds: The folds; none where all cases are trained on.
         training: Ids of the cases to train on.
         validation: Ids of the cases to validate on.
+        notes: What the run's log is to say of the preparation.
     """
 
     dataset: NNUNetDataset
@@ -58,6 +60,7 @@ class Prepared:
     folds: tuple[Fold, ...] = ()
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def store_folder(self) -> Path:
@@ -106,8 +109,10 @@ def prepare_dataset(
     training, validation = _sides(raw, folds, options)
     for warning in _about_the_fold(raw, folds, options, fingerprint):
         on_progress(f"Warning: {warning}")
-    overrides, bound = options.overrides or {}, memory_for(trainer, device)
-    planned = _planned(fingerprint, options, given, bound, trainer)
+    bound, start = memory_for(trainer, device), StartingExperiment.of(options, trainer)
+    planned, notes = _planned(fingerprint, options, given, bound, trainer, start, validation)
+    for note in notes:
+        on_progress(note)
     made = planned if trainer is None else adapted(planned, trainer)
     if made.slice_axis is not None:
         other = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
@@ -116,12 +121,7 @@ def prepare_dataset(
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
     if given is None:
-        moved = keep_plan(
-            store_folder,
-            planned,
-            digest=digests.whole,
-            wishes=(sorted(overrides.items()), options.configuration, bound),
-        )
+        moved = keep_plan(store_folder, planned, digest=digests.whole, wishes=_wishes(options, bound, start))
         if moved is not None:
             changes, earlier = moved
             old = shlex.quote(str(earlier))
@@ -148,7 +148,14 @@ def prepare_dataset(
         folds=folds,
         training=training,
         validation=validation,
+        notes=tuple(notes),
     )
+
+
+def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:
+    """Return what a plan depends on besides the dataset."""
+    wishes = (sorted((options.overrides or {}).items()), options.configuration, bound)
+    return wishes if start is None else (*wishes, str(start.folder))
 
 
 def _planned(
@@ -157,18 +164,30 @@ def _planned(
     given: Plan | None,
     memory_bytes: int | None,
     trainer: type[SegmentationTrainer] | None,
-) -> Plan:
-    """Return the plan that follows from a dataset and the options, or the one that was given."""
+    start: StartingExperiment | None,
+    validation: Sequence[str],
+) -> tuple[Plan, list[str]]:
+    """Return the plan that follows from a dataset and the options, or the one that was given, and what to say of it."""
     overrides = options.overrides or {}
     if given is None or options.plan is None:
-        return plan_for(fingerprint, options, memory_bytes=memory_bytes, trainer=trainer)
+
+        def planned(more: Mapping[str, object], asked: Configuration) -> Plan:
+            return plan_for(
+                fingerprint, options, memory_bytes=memory_bytes, trainer=trainer, more=more, configuration=asked
+            )
+
+        made = planned({}, "auto")
+        if start is None:
+            return made, []
+        made, notes = start.followed(made, planned, options)
+        return made, notes + start.warnings(made, validation, digest=fingerprint.digest)
     adopted = adopted_plan(given, plan(fingerprint, memory_bytes=memory_bytes), overrides, path=options.plan)
     if options.configuration not in ("auto", adopted.configuration):
         raise SettingsError(
             f"{options.plan}: a plan of the configuration {adopted.configuration}, asked for {options.configuration}: "
             "leave out --configuration or --plan"
         )
-    return adopted
+    return adopted, []
 
 
 def plan_for(
@@ -177,13 +196,24 @@ def plan_for(
     *,
     memory_bytes: int | None,
     trainer: type[SegmentationTrainer] | None,
+    more: Mapping[str, object] | None = None,
+    configuration: Configuration = "auto",
 ) -> Plan:
     """Return the plan that follows from a dataset and the options, before the trainer adapts it.
+
+    Args:
+        fingerprint: What was found in the dataset.
+        options: What the user chose.
+        memory_bytes: What a step of a U-Net may take; None for what a plan assumes.
+        trainer: What will train; None if that is not known.
+        more: Entries that are chosen besides the user's.
+        configuration: What is asked for in place of the user's, unless it is ``auto``.
 
     Raises:
         SettingsError: If an option does not fit.
     """
-    overrides, configuration = options.overrides or {}, options.configuration
+    overrides = {**(options.overrides or {}), **(more or {})}
+    configuration = options.configuration if configuration == "auto" else configuration
     builds_its_own = trainer is not None and not trainer.options.follows_filters  # perhaps one for volumes alone
     if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
         configuration = "3d"

@@ -21,6 +21,7 @@ from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
+from candy_monai.incoming.weights import read_weights
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
@@ -112,6 +113,8 @@ class Parts:
         parsed_overrides(options.overrides or {})
         if options.plan is not None:
             read_plan(options.plan)
+        if options.init_from is not None:
+            read_weights(options.init_from)
         frontend = ready_frontend(options)
         check_writable(options.out)
         trainer = chosen_trainer(options)

@@ -18,6 +18,7 @@ from candy_monai.nn.padding import padding_to_dict
 from candy_monai.processes import Processes
 from candy_monai.registry import bundle_name
 from candy_monai.training.loaders import Loaders, num_cases
+from candy_monai.training.schedule import plain_schedule
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _parts(toolbox: TrainerToolbox, loaders: Loaders) -> dict[str, object]:
             "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
             **{name: [group[name] for group in optimizer.param_groups] for name in numbers},
         },
-        "scheduler": type(toolbox.scheduler).__name__,
+        "scheduler": type(plain_schedule(toolbox.scheduler)).__name__,
         "criterion": type(toolbox.criterion).__name__,
         "ema": None if toolbox.ema is None else type(toolbox.ema).__name__,
         "training data": _content_of(loaders.training),

@@ -45,10 +45,10 @@ from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.agreement import Agreement, SaveTimer, agree
 from candy_monai.training.description import run_started
 from candy_monai.training.hooks import Callbacks
-from candy_monai.training.loaders import Loaders, RunBatches, num_cases
+from candy_monai.training.loaders import Loaders, RunBatches, length, num_cases
 from candy_monai.training.reporting import Message, Reporter, caveats, own_observers, words_at_end, words_at_start
 from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
-from candy_monai.training.schedule import end_in_time, step_after_epoch
+from candy_monai.training.schedule import default_warm_up, end_in_time, step_after_epoch, warmed_up
 from candy_monai.training.signals import Interrupted, StopRequest
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
 from candy_monai.training.validation import PaddedParts, certainty, mean_score, what_is_scored
@@ -67,7 +67,7 @@ class TrainingRun:
         rehearses: Whether the steps are only measured and nothing is recorded.
 
     Attributes:
-        settings: The keywords of ``train``, with seed and precision chosen.
+        settings: The keywords of ``train``, with seed, precision and warm-up chosen.
         loaders: The loaders of this process's share of the samples.
         experiment: The run on disk; None before `begin`.
         data: The training batches and the random generators.
@@ -99,7 +99,12 @@ class TrainingRun:
         self.callbacks = callbacks
         seed = self.processes.broadcast(draw_seed() if settings.seed is None else settings.seed)
         set_seed(seed, deterministic=settings.deterministic)
-        self.settings = dataclasses.replace(settings, seed=seed, amp=choose_precision(settings.amp, device))
+        warm_up = settings.warm_up
+        if warm_up is None and settings.init_from is not None:
+            steps = length(self.loaders.training)
+            warm_up = default_warm_up(None if steps is None else steps * settings.num_epochs)
+        precision = choose_precision(settings.amp, device)
+        self.settings = dataclasses.replace(settings, seed=seed, amp=precision, warm_up=warm_up)
         self._equipment: Equipment | None = None
         self.experiment: Experiment | None = None
         self.reporter = Reporter(messages)
@@ -244,7 +249,9 @@ class TrainingRun:
         saved.refuse_differences(description)
         toolbox = self.toolbox
         reopened = saved.reopened(
-            toolbox, lambda epochs: self.callbacks.build_scheduler(toolbox.optimizer, epochs), self.processes
+            toolbox,
+            lambda epochs: warmed_up(self.callbacks.build_scheduler(toolbox.optimizer, epochs), self.settings.warm_up),
+            self.processes,
         )
         self.experiment = self.reporter.experiment = reopened.run
         self.settings = reopened.run.settings

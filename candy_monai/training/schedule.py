@@ -16,8 +16,30 @@ from torch.utils.data import DataLoader
 
 from candy_monai.columns import LOSS
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.nn.schedules import WarmUpLR
 from candy_monai.processes import Processes
 from candy_monai.training.loaders import length
+
+_SHARE_TO_WARM_UP = 0.05
+_MOST_STEPS_TO_WARM_UP = 250
+
+
+def default_warm_up(num_steps: int | None) -> int:
+    """Return the steps over which the rate rises in a run that starts from weights: a twentieth, 250 at most.
+
+    Weights that are good already are lost to a full rate while the optimizer's moments are those of a few batches.
+
+    Args:
+        num_steps: Of the whole run; None if unknown.
+    """
+    if num_steps is None:
+        return _MOST_STEPS_TO_WARM_UP
+    return min(_MOST_STEPS_TO_WARM_UP, math.ceil(_SHARE_TO_WARM_UP * num_steps))
+
+
+def warmed_up(scheduler: Any, num_steps: int | None) -> Any:
+    """Return a schedule whose rates rise to its own over so many steps; as it is for None and 0."""
+    return WarmUpLR(scheduler, num_steps) if num_steps else scheduler
 
 
 def needs_a_metric(scheduler: Any) -> bool:
@@ -25,11 +47,20 @@ def needs_a_metric(scheduler: Any) -> bool:
 
     Such a schedule steps after each validated epoch rather than after each batch.
     """
-    return _required_argument(scheduler.__class__) is not None
+    return _required_argument(plain_schedule(scheduler).__class__) is not None
+
+
+def plain_schedule(scheduler: Any) -> Any:
+    """Return the schedule that a warm-up is put before, or the schedule itself."""
+    return scheduler.scheduler if isinstance(scheduler, WarmUpLR) else scheduler
 
 
 def step_after_batches(scheduler: Any, num_batches: int) -> None:
     """Step a schedule once for each batch, unless it steps by epochs or has come to the end of its cycle."""
+    if isinstance(scheduler, WarmUpLR):
+        scheduler.step_by(lambda: step_after_batches(scheduler.scheduler, num_batches))
+        scheduler.count(num_batches)  # also before a schedule that steps by epochs
+        return
     if needs_a_metric(scheduler):
         return
     for _ in range(num_batches):
@@ -67,6 +98,10 @@ def step_after_epoch(
         score: Its validation score; None if it was not validated.
         validates: Whether the run has a validation loader.
     """
+    if isinstance(scheduler, WarmUpLR):
+        own = scheduler.scheduler
+        scheduler.step_by(lambda: step_after_epoch(own, metrics, epoch=epoch, score=score, validates=validates))
+        return
     name = _required_argument(scheduler.__class__)
     if name is None:
         return

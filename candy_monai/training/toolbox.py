@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,8 @@ from candy_monai.nn.padding import pad_labels
 from candy_monai.nn.slicewise import build_for_slices, padding_of_slices
 from candy_monai.training.gradients import ScaledBackward, trained_parameters
 from candy_monai.training.returns import optimizer_returned, returned, scheduler_returned
+from candy_monai.training.schedule import warmed_up
+from candy_monai.training.starting import Frozen, freeze, start_from
 
 if TYPE_CHECKING:
     from candy_monai.training.hooks import Hooks
@@ -68,6 +71,7 @@ class Equipment:
         scaled_backward: Scales losses in half precision.
         image_type: The floating type that images are brought to.
         surrounded: The networks that have hooks.
+        frozen: The parameters that are not trained.
     """
 
     toolbox: TrainerToolbox
@@ -78,6 +82,7 @@ class Equipment:
     scaled_backward: ScaledBackward
     image_type: torch.dtype
     surrounded: tuple[weakref.ref[nn.Module], ...]
+    frozen: Frozen = field(default_factory=Frozen)
 
     @property
     def scaler(self) -> GradScaler:
@@ -109,12 +114,21 @@ class Equipment:
     def close(self) -> None:
         """Remove all hooks from the networks, which are the user's own."""
         self.scaled_backward.close()
+        self.frozen.close()
         for reference in self.surrounded:
             if (network := reference()) is not None:
                 detach(network)
 
 
-def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device: torch.device) -> Equipment:
+def build_toolbox(
+    trainer: Hooks,
+    settings: TrainSettings,
+    image: Tensor,
+    device: torch.device,
+    *,
+    starts: bool = False,
+    log: Callable[..., None] | None = None,
+) -> Equipment:
     """Build everything that a step works with.
 
     Args:
@@ -122,9 +136,12 @@ def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device
         settings: What ``train`` was told.
         image: What the network sees at once of a training image, ``(C, *spatial)``, for its shape.
         device: Where to train.
+        starts: Whether a run starts, so that the weights that it is to start from are read; a saved run has its own.
+        log: Told what was loaded of these, with ``on_screen=False`` what only the file is to hold.
 
     Raises:
-        BadInputError: If a ``build_*`` method returned something else than it has to.
+        BadInputError: If a ``build_*`` method returned something else than it has to, the weights to start from cannot
+            be read or fit nowhere, or no parameter would be trained.
     """
     padding = padding_of_slices(trainer.build_padding_module(), trainer.slice_axis)
     example = image[None].to(device)
@@ -140,6 +157,11 @@ def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device
     ).to(device)
     initialize_lazy(network, example)
     check_takes_complex(network, example)
+    if starts and settings.init_from is not None:
+        start_from(plain_network(network), settings.init_from, num_channels=example_shape[0], log=log)
+    frozen = freeze(plain_network(network), settings.freeze)
+    if frozen.names and log is not None:
+        log(str(frozen))
     image_type = _floating_type(network)
     amp = choose_precision(settings.amp, device)
     channels_last = settings.channels_last
@@ -150,16 +172,19 @@ def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device
     surroundings = Surroundings(padding=padding, amp=amp, channels_last=channels_last, num_dims=num_dims)
     attach(network, surroundings)
     try:
-        optimizer = optimizer_returned(trainer, trainer.build_optimizer(network.parameters()))
+        trained = (parameter for parameter in network.parameters() if id(parameter) not in frozen.parameters)
+        optimizer = optimizer_returned(trainer, trainer.build_optimizer(trained))
+        scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs))
         toolbox = TrainerToolbox(
             model=network,
             optimizer=optimizer,
-            scheduler=scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs)),
+            scheduler=warmed_up(scheduler, settings.warm_up),
             criterion=returned(trainer, "build_criterion", trainer.build_criterion(), nn.Module).to(device),
             ema=_average_of(network, trainer, surroundings) if settings.ema else None,
         )
     except BaseException:
         detach(network)
+        frozen.close()
         raise
     scaled_backward = ScaledBackward(GradScaler(device.type, enabled=amp == "fp16"))
     scaled_backward.watch(trained_parameters(toolbox))
@@ -173,6 +198,7 @@ def build_toolbox(trainer: Hooks, settings: TrainSettings, image: Tensor, device
         scaled_backward=scaled_backward,
         image_type=image_type,
         surrounded=tuple(weakref.ref(network) for network in (network, *averaged)),
+        frozen=frozen,
     )
 
 

@@ -112,6 +112,9 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         non_finite: Literal["stop", "skip"] = "stop",
         time_limit_s: float | None = None,
         save_every: int | str | None = None,
+        init_from: PathLike | None = None,
+        freeze: str | Sequence[str] = (),
+        warm_up: int | None = None,
     ) -> None:
         """Train, validate and save for ``num_epochs`` epochs, in a new experiment folder. Called, not overridden.
 
@@ -147,9 +150,19 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 come down when the run ends.
             save_every: Save within epochs too: after so many batches, or as often as ``"10m"`` or ``"90s"`` says. None
                 saves at the end of each.
+            init_from: Start from these weights instead of random ones: an experiment's folder, a file of weights
+                (``.pth``, ``.pt``, ``.safetensors``), or the folder of a MONAI Bundle. Tensors are matched by name and
+                shape, whatever does not fit is drawn anew, and the log says what was loaded. The first layer's weights
+                are repeated or averaged for other numbers of channels. The file is read once and nothing in it is
+                executed.
+            freeze: Patterns of names, as ``"encoder.*"``, of parameters that are not trained; a name stands for all
+                that is below it, too. Statistics of normalisation layers that match stay as they are.
+            warm_up: Batches over which the learning rate rises to that of the schedule, 0 for none; None for a
+                twentieth of the run, 250 at most, where it starts from weights, and none elsewhere.
 
         Raises:
-            BadInputError: If a setting or the data cannot work; nothing was written.
+            BadInputError: If a setting or the data cannot work, or nothing of ``init_from`` fits the network; nothing
+                was written.
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
         self._train(TrainSettings(**{name: value for name, value in locals().items() if name != "self"}))
@@ -174,7 +187,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             with run.lasting():
                 image, label = run.data.first_sample()
                 self._check_one(image, label)
-                equipment = build_toolbox(self, run.settings, self._network_input(image), device)
+                example, log = self._network_input(image), run.reporter.log
+                equipment = build_toolbox(self, run.settings, example, device, starts=saved is None, log=log)
                 run.equip(equipment)
                 run.begin(
                     describe_run(self, equipment, self._loaders, processes, self._facts),

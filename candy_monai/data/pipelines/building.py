@@ -179,7 +179,7 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
     lists = {"augmentation": found} if isinstance(found, list) else found
-    if _is_endless(found):
+    if is_endless(found):
         raise SettingsError(
             f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
         )
@@ -262,7 +262,16 @@ def keeps_track(step: object) -> bool:
     return isinstance(step, InvertibleTransform) and not isinstance(step, Lambdad)  # whose inverse does nothing
 
 
-def _is_endless(found: object) -> bool:
+def moves_voxels(target: object) -> bool:
+    """Return whether the transform that a target names moves voxels; False for one that is not known."""
+    try:
+        kind = transform_class(target, "")
+    except SettingsError:
+        return False
+    return _class_moves(kind)
+
+
+def is_endless(found: object) -> bool:
     """Return whether there are more values than anybody writes, as a few anchors of YAML can make."""
     waiting, count = [found], 0
     while waiting and count <= _MOST_VALUES:
@@ -321,8 +330,13 @@ def _parts(step: object) -> list[Any]:
 
 
 def _moves(step: object) -> bool:
-    """Return whether a transform moves voxels, by the modules of its class and of those that it inherits from."""
-    return type(step).__name__ not in _STILL and any(kind.__module__.startswith(_MOVING) for kind in type(step).__mro__)
+    """Return whether a transform moves voxels."""
+    return _class_moves(type(step))
+
+
+def _class_moves(kind: type[object]) -> bool:
+    """Return whether a class moves voxels, by its module and those of the classes that it inherits from."""
+    return kind.__name__ not in _STILL and any(base.__module__.startswith(_MOVING) for base in kind.__mro__)
 
 
 class _Builder:
@@ -388,7 +402,7 @@ class _Builder:
             raise SettingsError(f"{where}: {unknown[0]} is not known here; _target_, _mode_ and _desc_ are")
         if isinstance(target, str) and target in _FUNCTIONS and mode == "callable":
             return functools.partial(_FUNCTIONS[target], **arguments)
-        kind = _transform_class(target, where)
+        kind = transform_class(target, where)
         if mode != "default":
             raise SettingsError(f"{where}: _mode_ {mode!r} is only for functions, as 'callable'")
         _check_arguments(kind, arguments, where)
@@ -401,7 +415,16 @@ class _Builder:
             raise SettingsError(f"{where}: {kind.__name__} cannot be built with these arguments: {reason}") from error
 
 
-def _transform_class(target: object, where: str) -> type[Transform]:
+def transform_class(target: object, where: str) -> type[Transform]:
+    """Return the class that a target names, which may be built without trust.
+
+    Args:
+        target: ``monai.transforms.RandFlipd``, for example, or its name alone.
+        where: What messages begin with.
+
+    Raises:
+        SettingsError: If it is no transform of MONAI's or ours, or one that may write files or call others by name.
+    """
     if not isinstance(target, str):
         raise SettingsError(f"{where}: _target_ is {target!r}, expected the name of a transform")
     package, _, name = target.rpartition(".")

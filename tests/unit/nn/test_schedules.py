@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.schedules import AbsoluteLinearLR, PolyLRScheduler, RelativeLinearLR, WarmupCosineLR
+from candy_monai.nn.schedules import (
+    AbsoluteLinearLR,
+    PolyLRScheduler,
+    RelativeLinearLR,
+    WarmupCosineLR,
+    WarmUpLR,
+)
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -222,3 +228,36 @@ def test_a_moved_end_survives_saving_and_loading():
 def test_a_warm_up_of_no_length_is_refused(arguments):
     with pytest.raises(SettingsError, match="must be at least"):
         WarmupCosineLR(optimizer(), **arguments)
+
+
+SCHEDULES = {
+    "a line": lambda made: AbsoluteLinearLR(made, -0.05, 1.0),
+    "a cosine": lambda made: torch.optim.lr_scheduler.CosineAnnealingLR(made, 20),
+    "one that goes by its last rate": lambda made: torch.optim.lr_scheduler.ExponentialLR(made, 0.9),
+    "a cycle": lambda made: torch.optim.lr_scheduler.OneCycleLR(made, [0.5, 1.0], total_steps=20),
+}
+
+
+@pytest.mark.parametrize("build", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_warm_up_rises_to_any_schedule_and_then_leaves_it_alone_also_when_it_is_loaded(build):
+    plain, warm = build(optimizer(0.5, 1.0)), WarmUpLR(build(optimizer(0.5, 1.0)), 4)
+    expected = [rates(plain, 5, group=1), rates(plain, 5, group=1)]
+    seen = rates(warm, 5, group=1)
+    assert [new / old for new, old in zip(seen, expected[0], strict=True)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    again = WarmUpLR(build(optimizer(0.5, 1.0)), 4)
+    again.load_state_dict(warm.state_dict())
+    assert rates(again, 5, group=1) == pytest.approx(expected[1])
+    assert again.get_last_lr() == [group["lr"] for group in again.optimizer.param_groups]
+
+
+def test_a_schedule_is_told_of_its_end_through_a_warm_up():
+    scheduler = WarmUpLR(AbsoluteLinearLR(optimizer(), k=-0.01, b=1.0), 2)
+    rates(scheduler, 4)
+    scheduler.end_in(4)
+    assert rates(scheduler, 5)[-1] == pytest.approx(1e-6)
+    assert not hasattr(WarmUpLR(torch.optim.lr_scheduler.ConstantLR(optimizer()), 2), "end_in")
+
+
+def test_a_warm_up_of_no_step_is_refused():
+    with pytest.raises(SettingsError, match="num_steps"):
+        WarmUpLR(AbsoluteLinearLR(optimizer(), k=-0.1, b=1.0), 0)

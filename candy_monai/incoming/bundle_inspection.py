@@ -1,0 +1,130 @@
+"""What a MONAI Bundle names, and whether it opens without running its Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.pipelines.building import transform_class
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.incoming.bundle_config import BundleConfig
+from candy_monai.incoming.bundle_preprocessing import known_target
+from candy_monai.incoming.monai_bundle import BundlePredictor, network_name
+from candy_monai.incoming.weights import weights_file_of
+
+_USED = ("network_def", "preprocessing", "pre_transforms", "inferer", "postprocessing", "post_transforms")
+_LONGEST = 100
+_MOST_LISTED = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInspection:
+    """What was found in a bundle.
+
+    Attributes:
+        folder: The bundle.
+        metadata: What its ``metadata.json`` says.
+        weights: Its file of weights; None without one that can be read.
+        targets: The class that stands at each place of the configuration, of the parts that prediction uses.
+        unused: The same of all other parts, which are never built here.
+        expressions: Python by its place. None of it is run without trust.
+        problem: Why it does not open without trust; None if it does.
+    """
+
+    folder: Path
+    metadata: Mapping[str, Any]
+    weights: Path | None
+    targets: Mapping[str, str]
+    unused: Mapping[str, str]
+    expressions: Mapping[str, str]
+    problem: str | None
+
+    def __str__(self) -> str:
+        said = [str(self.metadata[key]) for key in ("name", "version", "task") if self.metadata.get(key)]
+        lines = [f"MONAI Bundle {self.folder}" + (f": {', '.join(said)}" if said else "")]
+        lines.append(f"  weights: {self.weights or 'none that can be read'}")
+        lines += _listed("what prediction is built of", self.targets)
+        lines += _listed("named besides, never built here", self.unused)
+        lines += _listed("Python in it, not run unless it is trusted", self.expressions)
+        lines.append(
+            "It opens as a predictor, and nothing of its Python is needed for that."
+            if self.problem is None
+            else f"It does not open without more: {self.problem}"
+        )
+        return "\n".join(lines)
+
+
+def inspect_bundle(path: PathLike) -> BundleInspection:
+    """Return what a bundle names, without running or building anything that is not known.
+
+    Args:
+        path: The bundle's folder.
+
+    Raises:
+        BadInputError: If it is no bundle, or its configuration cannot be read.
+    """
+    config = BundleConfig(path)
+    places = dict(_places(config.content))
+    targets = {place: text for place, (kind, text) in places.items() if kind == "_target_"}
+    used = {place: _marked(text) for place, text in targets.items() if place.split("#")[0] in _USED}
+    try:
+        weights: Path | None = weights_file_of(path)
+    except BadInputError:
+        weights = None
+    problem = None
+    try:
+        BundlePredictor(path)
+    except BadInputError as error:
+        problem = str(error)
+    return BundleInspection(
+        folder=config.folder,
+        metadata=config.metadata,
+        weights=weights,
+        targets=used,
+        unused={place: text for place, text in targets.items() if place not in used},
+        expressions={place: text for place, (kind, text) in places.items() if kind == "$"},
+        problem=problem,
+    )
+
+
+def _places(value: object, place: str = "") -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the targets and the expressions in a configuration with their places."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("_target_"), str):
+            yield place, ("_target_", value["_target_"])
+        for key, part in value.items():
+            if key != "_target_":
+                yield from _places(part, f"{place}#{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _places(part, f"{place}#{index}")
+    elif isinstance(value, str) and value[:1] == "$":
+        yield place, ("$", value)
+
+
+def _marked(target: str) -> str:
+    if network_name(target) is not None or target.startswith(
+        ("monai.inferers.", "scripts.inferers.", "scripts.ensemble.")
+    ):
+        return target
+    name = target.rpartition(".")[2]
+    if name == target and name.endswith("Inferer"):
+        return target
+    try:
+        transform_class(known_target(target), "")
+    except SettingsError:
+        return f"{target} (not known: built only if the bundle is trusted)"
+    return target
+
+
+def _listed(title: str, entries: Mapping[str, str]) -> list[str]:
+    if not entries:
+        return []
+    shown = [
+        f"    {place}: {' '.join(text.split())[:_LONGEST]}" for place, text in list(entries.items())[:_MOST_LISTED]
+    ]
+    more = [f"    and {len(entries) - _MOST_LISTED} more"] if len(entries) > _MOST_LISTED else []
+    return [f"  {title}:", *shown, *more]

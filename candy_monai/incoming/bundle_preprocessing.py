@@ -1,0 +1,231 @@
+"""The transforms of a MONAI Bundle: from an image to what its network reads, and from scores to label ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose, MapTransform, Spacingd
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import override
+
+import candy_monai.transforms
+from candy_monai.aliases import Shape
+from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.images.reading import Scan
+from candy_monai.data.inspection.inspect import axis_codes
+from candy_monai.data.pipelines.building import moves_voxels
+from candy_monai.data.pipelines.description import IMAGE, PREDICTION, Entry
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.incoming.bundle_config import BundleConfig
+
+REFERENCES = ("@preprocessing", "@device")
+"""References that are not followed: the first is built, the second is the predictor's own."""
+
+_LEFT_OUT = ("EnsureChannelFirstd", "SaveImaged")
+"""Steps that reading and writing of ours have in themselves."""
+
+
+class BundlePreprocessor(Preprocessor):
+    """The preprocessing of a bundle, and the way of its results back to the grid of the image.
+
+    Args:
+        config: The bundle's configuration.
+        num_channels: Channels of an image.
+        num_dims: Its spatial axes.
+        paints: As for `load_bundle`.
+
+    Raises:
+        BadInputError: If a step is not known, or its arguments cannot be known without running Python.
+    """
+
+    paints: tuple[int, ...] = ()
+    paints_in_parts = False
+    own_postprocessing = None
+
+    def __init__(self, config: BundleConfig, *, num_channels: int, num_dims: int, paints: Sequence[int] = ()) -> None:
+        self._trust = config.trust
+        self._folder, self._file = config.folder, config.file
+        self._num_channels, self._num_dims = num_channels, num_dims
+        before, key, swaps = _preprocessing_of(config)
+        self._swaps_pictures = swaps and num_dims == 2
+        if self._swaps_pictures:
+            before.insert(1, {"_target_": "monai.transforms.Transposed", "keys": IMAGE, "indices": [0, 2, 1]})
+        after = _postprocessing_of(config, key)
+        moves = self._swaps_pictures or any(moves_voxels(entry.get("_target_")) for entry in before)
+        if moves and not any(_name(entry) == "Invertd" for entry in after):
+            after.append(_inverting())
+        self._is_sigmoid = any(entry.get("sigmoid") is True for entry in after)
+        if paints:
+            after.append(
+                {
+                    "_target_": "candy_monai.transforms.PaintLabelsd",
+                    "keys": PREDICTION,
+                    "paints": list(paints),
+                    "are_probabilities": True,
+                }
+            )
+        self.pipelines = {"preprocessing": before, "augmentation": [], "postprocessing": after}
+
+    def check(self) -> None:
+        """Build both pipelines.
+
+        Raises:
+            BadInputError: If a step is not known, or does not take its arguments.
+        """
+        try:
+            _ = self.preprocessing, self.postprocessing
+        except SettingsError as error:
+            raise BadInputError(f"{self._file}: {error}") from error
+
+    @override
+    def shape_on_grid(self, geometry: Geometry) -> Shape:
+        return geometry.spatial_shape  # an estimate: what the steps make of it is not known before
+
+    @override
+    def _is_exclusive(self, scores: Tensor) -> bool:
+        return len(scores) > 1 and not self._is_sigmoid
+
+    @override
+    def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
+        spacing: MapTransform = Spacingd(keys, pixdim, **stock)
+        return spacing
+
+    @override
+    def _checked(self, scan: Scan, label: Tensor | None) -> Tensor:
+        where, image = scan.file_name or "the image", scan.values
+        if image.ndim != self._num_dims + 1 or len(image) != self._num_channels:
+            raise BadInputError(
+                f"{where}: found shape {tuple(image.shape)}, expected {self._num_channels} channels and "
+                f"{self._num_dims} spatial axes, as {self._file} says"
+            )
+        if self._swaps_pictures and scan.file_name and not scan.geometry.is_picture:
+            raise BadInputError(
+                f"{where}: has a place in space, and the bundle reads pictures, whose rows and columns MONAI swaps: "
+                f'name the reader in preprocessing of {self._file}: "reader": "NibabelReader"'
+            )
+        values = image.float()
+        if not bool(torch.isfinite(values).all()):
+            count = int((~torch.isfinite(values)).sum())
+            raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
+        return values
+
+    @override
+    def _affine(self, geometry: Geometry | None) -> NDArray[np.float64]:
+        if geometry is None:
+            return np.eye(4)
+        if not geometry.is_picture and self._num_dims > 2:
+            axis_codes(geometry.affine)  # says so where an axis points nowhere
+        return geometry.affine.copy()
+
+    @override
+    def restore_whole(
+        self, scores: Tensor, case: PreprocessedCase, *, are_probabilities: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        try:
+            return super().restore_whole(scores, case, are_probabilities=are_probabilities)
+        except BadInputError as error:
+            if len(scores) < 2 or not self._is_sigmoid or self.pipelines["postprocessing"][-1].get("paints"):
+                raise
+            raise BadInputError(
+                f"{self._folder}: its {len(scores)} channels are overlapping regions, which a label map cannot hold: "
+                f"say which id each of them writes, later over earlier: load_bundle(..., paints=(2, 1, 3)) ({error})"
+            ) from error
+
+
+def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
+    """Return the steps of preprocessing, the key that stands for the image, and whether pictures come transposed."""
+    entries = _steps(config, ("preprocessing", "pre_transforms"))
+    loading = next((entry for entry in entries if _name(entry).startswith("LoadImage")), None)
+    keys = (loading or {"keys": IMAGE}).get("keys", IMAGE)
+    names = [keys] if isinstance(keys, str) else list(keys)
+    if not names:
+        raise BadInputError(f"{config.file}: preprocessing: LoadImaged has no keys, expected that of the image")
+    # MONAI's reader of pictures swaps rows and columns by default, and ITK's unless it is told to.
+    by_default = {"PILReader": True, "ITKReader": False, "None": True}
+    reader = str(None if loading is None else loading.get("reader"))
+    swaps = loading is not None and reader in by_default
+    if swaps and loading is not None and loading.get("reverse_indexing", by_default[reader]) is not by_default[reader]:
+        swaps = False
+    read: Entry = {"_target_": "monai.transforms.LoadImaged", "keys": IMAGE}
+    others = [entry for entry in entries if entry is not loading and _name(entry) not in _LEFT_OUT]
+    return [read, *(_for_key(entry, names[0], IMAGE) for entry in others)], str(names[0]), swaps
+
+
+def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
+    """Return the steps of postprocessing, on the network's output at ``pred``."""
+    entries = _steps(config, ("postprocessing", "post_transforms"))
+    steps = [_for_key(entry, image_key, IMAGE) for entry in entries if _name(entry) not in _LEFT_OUT]
+    for step in steps:
+        if _name(step) == "Invertd":
+            step["transform"] = {"_target_": "monai.transforms.Compose", "transforms": "@preprocessing"}
+            step["orig_keys"] = IMAGE
+    return steps
+
+
+def _inverting() -> Entry:
+    transform = {"_target_": "monai.transforms.Compose", "transforms": "@preprocessing"}
+    return {
+        "_target_": "monai.transforms.Invertd",
+        "keys": PREDICTION,
+        "transform": transform,
+        "orig_keys": IMAGE,
+        "nearest_interp": True,
+    }
+
+
+def _steps(config: BundleConfig, names: Sequence[str]) -> list[Entry]:
+    """Return the transforms of an entry as plain data, those in a ``Compose`` one after the other."""
+    name = next((name for name in names if name in config), None)
+    if name is None:
+        raise BadInputError(f"{config.file}: has no {names[0]}, expected a list of transforms")
+    return _flat(config, config.resolved(config.content[name], name, keep=REFERENCES, skip=_LEFT_OUT), name)
+
+
+def _flat(config: BundleConfig, entry: Any, where: str) -> list[Entry]:
+    if isinstance(entry, list):
+        return [step for index, part in enumerate(entry) for step in _flat(config, part, f"{where}#{index}")]
+    if isinstance(entry, Compose):
+        raise BadInputError(f"{config.file}: {where}: is computed, expected a list of transforms")
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
+        raise BadInputError(f"{config.file}: {where} is {entry!r}, expected a transform with its _target_")
+    if entry.get("_disabled_") in (True, "true", "True"):
+        return []
+    target = entry["_target_"]
+    if target in ("Compose", "monai.transforms.Compose"):
+        return _flat(config, entry.get("transforms", []), f"{where}#transforms")
+    kept = {key: value for key, value in entry.items() if key not in ("_desc_", "_disabled_", "device")}
+    if _name(entry) == "Orientationd":
+        kept.setdefault("labels", None)  # without, MONAI warns, and does the same to images in its own space
+    return [{**kept, "_target_": known_target(target)}]
+
+
+def known_target(target: str) -> str:
+    """Return the full name of a transform: MONAI's, or ours where a bundle of ours has it in ``scripts``."""
+    package, _, name = target.rpartition(".")
+    if package.startswith("scripts.") and name in candy_monai.transforms.__all__:
+        return f"candy_monai.transforms.{name}"
+    if package == "" or package.startswith("monai.transforms."):
+        return f"monai.transforms.{name}"
+    return target
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("_target_")).rpartition(".")[2]
+
+
+def _for_key(entry: Entry, before: str, after: str) -> Entry:
+    """Return a step with the key of the image renamed."""
+    if before == after:
+        return dict(entry)
+    renamed = {}
+    for name, value in entry.items():
+        if name.endswith(("keys", "key")):
+            value = [after if part == before else part for part in value] if isinstance(value, list) else value
+            value = after if value == before else value
+        renamed[name] = value
+    return renamed

@@ -1,0 +1,333 @@
+"""Open a MONAI Bundle as a predictor, built of classes that are known instead of by running what it names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai.networks.nets
+import torch
+from monai.inferers import Inferer
+from torch import nn
+
+from candy_monai.aliases import Device, PathLike
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.incoming.bundle_config import BundleConfig
+from candy_monai.incoming.bundle_preprocessing import REFERENCES, BundlePreprocessor
+from candy_monai.incoming.weights import load_whole, read_weights
+from candy_monai.inference.inferer_descriptions import inferer_from_description
+from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.nn.ensemble import MeanOfNetworks
+from candy_monai.nn.slicewise import Slicewise
+
+NETWORKS = (
+    "AHNet",
+    "AttentionUnet",
+    "BasicUNet",
+    "BasicUNetPlusPlus",
+    "DAF3D",
+    "DynUNet",
+    "FlexibleUNet",
+    "HighResNet",
+    "MedNeXt",
+    "SegResNet",
+    "SegResNetDS",
+    "SegResNetDS2",
+    "SegResNetVAE",
+    "SwinUNETR",
+    "UNETR",
+    "UNet",
+    "VNet",
+)
+"""The networks of MONAI that are built by name: those that segment, and read nothing but their arguments."""
+
+_SPELLINGS = {name.casefold(): name for name in NETWORKS}
+_WITHOUT_EFFECT = {"SwinUNETR": ("img_size",)}
+"""Arguments of earlier versions of MONAI that changed nothing about the network."""
+_FETCHED = ("pretrained", "load_pretrain")
+"""Arguments that would fetch weights from elsewhere; a bundle brings its own."""
+_LARGEST_NUMBER = 1 << 14
+_LONGEST_LIST = 64
+ENSEMBLE = "scripts.ensemble.Ensemble"
+_OUR_INFERERS = ("scripts.inferers.WholeOrWindowsInferer", "scripts.inferers.SlicesInferer")
+_AMP = {"bfloat16": "bf16", "float16": "fp16"}
+_OF_THE_MACHINE = ("device", "sw_device", "progress", "cache_roi_weight_map")
+
+
+class BundlePredictor(NetworkPredictor):
+    """Predicts with a MONAI Bundle, as its ``inference.json`` says. For arguments see `load_bundle`.
+
+    Attributes:
+        config: The bundle's configuration.
+        model: The network with the bundle's weights.
+    """
+
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        checkpoint: str | None = None,
+        paints: Sequence[int] = (),
+        trust: bool = False,
+        **options: Any,
+    ) -> None:
+        self.config = config = BundleConfig(folder, trust=trust)
+        network = bundle_network(config)
+        described = _format_of(config, "inputs")
+        num_channels, num_dims = _channels_and_axes(config, described)
+        inferer, axis, amp = bundle_inferer(config, num_dims)
+        if axis is not None:
+            network, num_dims = Slicewise(network, axis), 3
+        preprocessor = BundlePreprocessor(config, num_channels=num_channels, num_dims=num_dims, paints=paints)
+        names = described.get("channel_def")
+        super().__init__(
+            folder,
+            preprocessor=preprocessor,
+            inferer=inferer,
+            example_shape=(num_channels, *(1,) * num_dims),
+            channel_names=[str(name) for name in names.values()] if isinstance(names, dict) else (),
+            num_classes=_number(_format_of(config, "outputs").get("num_channels")),
+            trust=trust,
+            **options,
+        )
+        preprocessor.check()
+        weights = read_weights(folder if checkpoint in (None, "best") else Path(folder) / "models" / str(checkpoint))
+        load_whole(network.network if isinstance(network, Slicewise) else network, weights)
+        self._run_with(network, amp=amp)
+
+
+def load_bundle(
+    path: PathLike,
+    *,
+    checkpoint: str | None = None,
+    device: Device = "cpu",
+    mirror: bool | Sequence[int] = False,
+    largest_component: bool = False,
+    memory: int | None = None,
+    channels: Sequence[int] | None = None,
+    paints: Sequence[int] = (),
+    trust: bool = False,
+) -> BundlePredictor:
+    """Open a MONAI Bundle, one of ours or of the model zoo's layout, as a predictor.
+
+    The network, the inferer and the transforms are built by name from those that are known; references are followed,
+    and Python in the configuration is not run. Images are read and label maps written as by any predictor here: on the
+    image's own grid, with its name.
+
+    Args:
+        path: The bundle's folder, with ``configs/inference.json`` (or ``.yaml``) and ``models/model.pt``.
+        checkpoint: Another file of weights in ``models``.
+        device: Where to predict.
+        mirror: Average over the mirror images along the axes given.
+        largest_component: Keep only the largest connected part of each class.
+        memory: As for `Predictor`.
+        channels: As for `Predictor`.
+        paints: The id that each channel of the output writes into the label map, later over earlier, for a bundle whose
+            channels are overlapping regions.
+        trust: Run the Python that the bundle brings where it names more than is known.
+
+    Raises:
+        BadInputError: If it is no bundle, names what is not known, or weights and network do not fit.
+    """
+    return BundlePredictor(
+        path,
+        checkpoint=checkpoint,
+        device=device,
+        mirror=mirror,
+        largest_component=largest_component,
+        memory=memory,
+        channels=channels,
+        paints=paints,
+        trust=trust,
+    )
+
+
+def bundle_network(config: BundleConfig) -> nn.Module:
+    """Build the network of ``network_def``, with weights drawn.
+
+    Raises:
+        BadInputError: If it is none that is known, or its arguments do not fit.
+    """
+    name = "network_def" if "network_def" in config else "network"
+    if name not in config:
+        raise BadInputError(f"{config.file}: has no network_def, expected the network by its class and arguments")
+    return _network(config, config.resolved(config.content[name], name), name)
+
+
+def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
+    target = entry.get("_target_") if isinstance(entry, Mapping) else None
+    if target == ENSEMBLE and isinstance(entry.get("networks"), list):
+        networks = [_network(config, part, f"{where}#networks") for part in entry["networks"][:_LONGEST_LIST]]
+        return MeanOfNetworks(networks, sigmoid=entry.get("sigmoid") is True)
+    name = network_name(target)
+    if name is None:
+        if config.trust:
+            built = config.built(where)
+            if isinstance(built, nn.Module):
+                return built
+        raise BadInputError(
+            f"{config.file}: {where} is {target!r}, expected one of MONAI's networks: {', '.join(NETWORKS)}. If you "
+            "trust whoever wrote the bundle, let it run its Python: --trust (in Python trust=True)"
+        )
+    if entry.get("_mode_", "default") != "default":
+        raise BadInputError(
+            f"{config.file}: {where}#_mode_ is {entry['_mode_']!r}, expected none, which builds a network"
+        )
+    kind: type[nn.Module] = getattr(monai.networks.nets, name)
+    arguments = {
+        key: _argument(config, value, f"{where}#{key}")
+        for key, value in entry.items()
+        if not str(key).startswith("_") and key not in _WITHOUT_EFFECT.get(name, ())
+    }
+    arguments |= {key: False for key in _FETCHED if key in arguments}
+    if "dimensions" in arguments:  # the name until MONAI 0.9
+        arguments["spatial_dims"] = arguments.pop("dimensions")
+    try:
+        inspect.signature(kind).bind(**arguments)
+        return kind(**arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each constructor has its own
+        reason = " ".join(str(error).split())[:300]
+        raise BadInputError(f"{config.file}: {where}: {name} cannot be built with these arguments: {reason}") from error
+
+
+def network_name(target: object) -> str | None:
+    """Return the name of the network of MONAI's that a target means, one of `NETWORKS`; None for anything else."""
+    if not isinstance(target, str):
+        return None
+    package, _, name = target.rpartition(".")
+    is_there = package in ("", "monai.networks.nets") or (
+        package.startswith("monai.networks.nets.") and package.count(".") == 3
+    )
+    return _SPELLINGS.get(name.casefold()) if is_there else None
+
+
+def _argument(config: BundleConfig, value: Any, where: str) -> Any:
+    """Return an argument of a network if it is plain, or a class of layers of PyTorch's."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        package, _, name = str(value["_target_"]).rpartition(".")
+        layer = getattr(torch.nn, name, None) if package == "torch.nn" else None
+        if isinstance(layer, type) and issubclass(layer, nn.Module) and value.get("_mode_") == "callable":
+            return layer
+        raise BadInputError(f"{config.file}: {where} is {value!r}, expected plain values or a class of torch.nn")
+    if isinstance(value, Mapping):
+        return {key: _argument(config, part, f"{where}#{key}") for key, part in value.items()}
+    if isinstance(value, list):
+        if len(value) > _LONGEST_LIST:
+            raise BadInputError(f"{config.file}: {where} holds {len(value)} values, expected {_LONGEST_LIST} at most")
+        return [_argument(config, part, f"{where}#{index}") for index, part in enumerate(value)]
+    if isinstance(value, int | float) and abs(value) > _LARGEST_NUMBER:
+        raise BadInputError(f"{config.file}: {where} is {value!r}, which no network needs; it was not built")
+    return value
+
+
+def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None, int | None, str | None]:
+    """Return how a bundle runs whole images.
+
+    Returns:
+        The inferer, None for all at once; the axis across the slices for a 2-D network that is applied to them by our
+        own inferer; and the precision, ``auto`` where the bundle's evaluator uses mixed precision.
+
+    Raises:
+        BadInputError: If it is none that is known.
+    """
+    amp = "auto" if _is_on(config, "evaluator#amp") else None
+    if "inferer" not in config:
+        return None, None, amp
+    entry = config.resolved(config.content["inferer"], "inferer", keep=REFERENCES)
+    target = entry.get("_target_") if isinstance(entry, Mapping) else None
+    arguments = {
+        key: value
+        for key, value in (entry.items() if isinstance(entry, Mapping) else ())
+        if key not in ("_target_", *_OF_THE_MACHINE)
+    }
+    try:
+        if target in _OUR_INFERERS:
+            return _our_inferer(str(target), arguments)
+        name = str(target).rpartition(".")[2]
+        if target not in (name, f"monai.inferers.{name}", f"monai.inferers.inferer.{name}"):
+            raise SettingsError(f"{target!r}")
+        if name == "SimpleInferer":
+            return None, None, amp
+        inferer = inferer_from_description({"_target_": f"monai.inferers.{name}", **arguments})
+        return inferer, None, amp
+    except (SettingsError, TypeError, ValueError, LookupError) as error:
+        if config.trust:
+            built = config.built("inferer")
+            if isinstance(built, Inferer):
+                return built, None, amp
+        raise BadInputError(
+            f"{config.file}: inferer: cannot be built without running the bundle's Python ({error}): expected one of "
+            "monai.inferers with plain arguments; --trust (in Python trust=True) runs it"
+        ) from error
+
+
+def _our_inferer(target: str, arguments: dict[str, Any]) -> tuple[Inferer, int | None, str | None]:
+    amp = _AMP.get(str(arguments.pop("amp_dtype", None)))
+    divisor, axis = arguments.pop("divisor", None), arguments.pop("spatial_dim", None)
+    if target.endswith("SlicesInferer"):
+        roi_size, divided = ((*sides[:axis], 1, *sides[axis:]) for sides in (arguments["roi_size"], divisor))
+        return SlicesInferer(roi_size, divisor=divided, sw_batch_size=arguments.get("sw_batch_size")), axis, amp
+    if divisor is None:
+        return WindowInferer(**arguments), None, amp
+    windows = WholeOrWindowsInferer(arguments.pop("roi_size"), divisor=divisor)
+    for name, value in arguments.items():
+        if not hasattr(windows, name):
+            raise SettingsError(f"{name} is no argument of it")
+        setattr(windows, name, value)
+    return windows, None, amp
+
+
+def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:
+    """Return what the metadata say of the network's first input or output; empty where they say nothing."""
+    formats = config.metadata.get("network_data_format")
+    tensors = formats.get(side) if isinstance(formats, dict) else None
+    name = {"inputs": "image", "outputs": "pred"}[side]
+    if not isinstance(tensors, dict) or not tensors:
+        return {}
+    found = tensors.get(name, next(iter(tensors.values())))
+    return found if isinstance(found, dict) else {}
+
+
+def _channels_and_axes(config: BundleConfig, described: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many channels and spatial axes an image of the network's has."""
+    name = "network_def" if "network_def" in config else "network"
+    entry = config.resolved(config.content[name], name)
+    if isinstance(entry, Mapping) and isinstance(entry.get("networks"), list) and entry["networks"]:
+        entry = entry["networks"][0]
+    arguments: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+    kind = network_name(arguments.get("_target_"))
+    known = inspect.signature(getattr(monai.networks.nets, kind)).parameters if kind is not None else {}
+
+    def said(*names: str) -> int | None:
+        for each in names:
+            if (value := _number(arguments.get(each))) is not None:
+                return value
+        defaults = (known[each].default for each in names if each in known)
+        return next((value for default in defaults if (value := _number(default)) is not None), None)
+
+    shape = described.get("spatial_shape")
+    num_channels = said("in_channels") or _number(described.get("num_channels"))
+    num_dims = said("spatial_dims", "dimensions") or (len(shape) if isinstance(shape, list) else None)
+    if num_channels is None or num_dims not in (2, 3):
+        raise BadInputError(
+            f"{config.folder}: does not say how many channels and spatial axes an image has: found {num_channels} and "
+            f"{num_dims}, expected in_channels and spatial_dims of network_def, or num_channels and spatial_shape in "
+            "configs/metadata.json"
+        )
+    return num_channels, num_dims
+
+
+def _is_on(config: BundleConfig, name: str) -> bool:
+    try:
+        return config.value(name) is True
+    except BadInputError:
+        return False
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_NUMBER else None

@@ -1,0 +1,372 @@
+"""Weights that others saved: read without executing anything in the file, and fitted to a network by name and shape."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.serialization import safe_globals
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.checkpoints import BEST, EXTRA_STATE, reason_in_short
+from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.experiment.runs import what_is_below
+from candy_monai.experiment.state import weight_file
+from candy_monai.nn.slicewise import Slicewise
+from candy_monai.optional import require
+
+WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "weights")
+"""Keys under which libraries keep a network's state_dict beside an optimizer's and others."""
+
+_MOST_PREFIXES = 4
+_MOST_LISTED = 8
+_MODELS = ("models/model.pt", "models/model.pth")
+_NNUNET = ("fold_0", "fold_all")
+_NNUNET_FILES = ("checkpoint_final.pth", "checkpoint_best.pth")
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_LARGEST_EXPANSION = 4  # of an archive when it is unpacked: tensors are stored as they are
+# Numbers of NumPy, which nnU-Net and others keep beside the weights. To make one again executes nothing.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float16, np.float32, np.float64)),
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForeignWeights:
+    """Tensors by name, from a file that others may have written.
+
+    Attributes:
+        file: The file.
+        tensors: The tensors, on the CPU.
+    """
+
+    file: Path
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What became of weights that were put into a network.
+
+    Attributes:
+        file: Where they came from.
+        loaded: Names of the network's tensors that took those of the file.
+        adapted: Of these, the ones whose input channels were repeated or averaged, as ``name: shape -> shape``.
+        mismatched: Names whose shapes differ, as ``name: shape in the file -> the network's``; drawn anew.
+        missing: Names of the network that the file has nothing for; drawn anew.
+        skipped: Names in the file that the network has nothing for.
+    """
+
+    file: Path
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    missing: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.mismatched) + len(self.missing)
+        parts = [f"{len(self.loaded)} of the network's {total} tensors loaded"]
+        if self.adapted:
+            parts.append(f"of which {len(self.adapted)} fitted to the number of channels")
+        parts += [
+            f"{len(names)} {what}"
+            for names, what in (
+                (self.mismatched, "of other shapes drawn anew"),
+                (self.missing, "that the file lacks drawn anew"),
+                (self.skipped, "of the file left out"),
+            )
+            if names
+        ]
+        return f"Starting from {self.file}: {', '.join(parts)}"
+
+    def details(self) -> str:
+        """Return the names of all tensors that were not loaded as they are, a list a line; empty without any."""
+        lists = {
+            "fitted to the number of channels": self.adapted,
+            "of other shapes (file -> network)": self.mismatched,
+            "missing in the file": self.missing,
+            "left out of the file": self.skipped,
+        }
+        return "\n".join(f"Starting weights, {what}: {', '.join(names)}" for what, names in lists.items() if names)
+
+
+def read_weights(source: PathLike) -> ForeignWeights:
+    """Read the weights of an experiment, a file, a MONAI Bundle or an nnU-Net model folder onto the CPU.
+
+    Nothing in a file is executed: what is no tensor or plain value is refused.
+
+    Args:
+        source: An experiment folder, whose best weights are meant; a file that ``torch.save`` or safetensors wrote, a
+            state_dict or a dictionary that holds one; the folder of a MONAI Bundle, whose ``models/model.pt`` is meant;
+            or an nnU-Net model folder, whose first fold is.
+
+    Raises:
+        BadInputError: If there is nothing of the kind, or the file cannot be read safely.
+    """
+    file = weights_file_of(source)
+    if file.suffix.casefold() == ".safetensors":
+        content: object = _read_safetensors(file)
+    else:
+        content = read_checkpoint(file)
+    return ForeignWeights(file=file, tensors=_state_dict_in(content, file))
+
+
+def weights_file_of(source: PathLike) -> Path:
+    """Return the file of weights that a path stands for.
+
+    Raises:
+        BadInputError: If it stands for none.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise BadInputError(f"{path}: there is no such file or folder; expected {_EXPECTED}")
+    if (path / DESCRIPTION).is_file():
+        file = path / BEST if (path / BEST).is_file() else weight_file(path, BEST)
+        if not file.is_file():
+            raise ExperimentError(f"{path}: has no weights yet ({BEST}); name a weight file in it")
+        return file
+    candidates = [path / name for name in _MODELS]
+    candidates += [path / fold / name for fold in _NNUNET for name in _NNUNET_FILES]
+    found = next((file for file in candidates if file.is_file()), None)
+    if found is not None:
+        return found
+    if (path / "models" / "model.ts").is_file():
+        raise BadInputError(
+            f"{path}: holds its weights as a TorchScript program only (models/model.ts), which is not read: expected "
+            "models/model.pt, a state_dict"
+        )
+    raise BadInputError(f"{path}: holds no weights; expected {_EXPECTED}{what_is_below(path)}")
+
+
+_EXPECTED = (
+    f"an experiment's folder, a file of weights ({', '.join(_SUFFIXES)}), or the folder of a MONAI Bundle with "
+    "models/model.pt"
+)
+
+
+def read_checkpoint(file: Path) -> Any:
+    """Read a file that ``torch.save`` wrote onto the CPU: tensors, plain values and NumPy's numbers, and nothing else.
+
+    Raises:
+        BadInputError: If it is damaged, holds anything else, which is not executed, or would grow when it is unpacked.
+    """
+    try:
+        if zipfile.is_zipfile(file):
+            _refuse_programs_and_bombs(file)
+        with safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version, where it is refused anyway
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except BadInputError:
+        raise
+    except Exception as error:  # pickle fails with whatever the bytes of a stranger lead to
+        told = str(error).rpartition("WeightsUnpickler error:")[2] or str(error)  # before it, advice that is no help
+        if (named := re.search(r"GLOBAL (\S+)", told)) is not None:
+            raise BadInputError(
+                f"{file}: names the Python object {named[1]}, which a file of weights need not; nothing of it was "
+                "executed. Save the network's state_dict alone: torch.save(network.state_dict(), file)"
+            ) from None
+        reason = reason_in_short(type(error)(told.strip())) if isinstance(error, pickle.UnpicklingError) else None
+        raise BadInputError(
+            f"{file}: not a readable file of weights ({reason or reason_in_short(error)}); expected what "
+            "torch.save(network.state_dict(), file) writes"
+        ) from None
+
+
+def _refuse_programs_and_bombs(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.filename.endswith("constants.pkl") or "/code/" in entry.filename for entry in entries):
+            raise BadInputError(
+                f"{file}: is a TorchScript program, which is not run; expected a state_dict, as a bundle has it in "
+                "models/model.pt"
+            )
+        unpacked, packed = sum(entry.file_size for entry in entries), file.stat().st_size
+        if unpacked > _LARGEST_EXPANSION * packed + (1 << 20):
+            raise BadInputError(
+                f"{file}: would unpack from {packed:,} to {unpacked:,} bytes, which no file of weights does; it was "
+                "not read"
+            )
+
+
+def _read_safetensors(file: Path) -> object:
+    package = require("safetensors.torch", extra="safetensors", purpose="read .safetensors files")
+    try:
+        return package.load_file(file)
+    except Exception as error:
+        raise BadInputError(f"{file}: not a readable file of weights ({reason_in_short(error)})") from None
+
+
+def _state_dict_in(content: object, file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a state_dict, or of the one that a dictionary holds."""
+    for found in _candidates(content):
+        tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+        if tensors:
+            return {name: value for name, value in tensors.items() if not name.endswith(EXTRA_STATE)}
+    kind = (
+        f"a dictionary of {_listed(list(map(str, content)))}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
+    raise BadInputError(
+        f"{file}: holds no weights, found {kind}; expected tensors by name, at the top or under one of "
+        f"{', '.join(WRAPPERS)}"
+    )
+
+
+def _candidates(content: object) -> Iterator[Mapping[Any, Any]]:
+    if not isinstance(content, Mapping):
+        return
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            yield from _candidates(content[key])
+    yield content
+
+
+def load_into(network: nn.Module, weights: ForeignWeights, *, num_channels: int) -> WeightsReport:
+    """Put weights into a network, wherever name and shape fit; the rest of the network stays as it is.
+
+    Prefixes that wrappers give to all names, such as ``module.``, are left out. Where an image has other channels, the
+    weights of layers that read it are repeated, or averaged, so that an image of equal channels leads to the same
+    activations.
+
+    Args:
+        network: The network; a 2-D one for slices takes the weights of the network inside.
+        weights: The weights.
+        num_channels: Channels of the images that the network reads.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        BadInputError: If not a single tensor fits.
+    """
+    target = network.network if isinstance(network, Slicewise) else network
+    state = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
+    source = _without_prefixes(weights.tensors, state)
+    inputs = _reading_images(target, num_channels)
+    taken: dict[str, Tensor] = {}
+    adapted, mismatched = [], []
+    for name in [name for name in state if name in source]:
+        theirs, ours = source[name], state[name]
+        shapes = f"{name}: {_shape(theirs)} -> {_shape(ours)}"
+        if is_lazy(ours) or theirs.shape == ours.shape:
+            taken[name] = theirs
+        elif name in inputs and _differs_in_channels_only(theirs, ours):
+            taken[name] = with_channels(theirs, ours.shape[1])
+            adapted.append(shapes)
+        else:
+            mismatched.append(shapes)
+    if not any(name in taken for name, _ in target.named_parameters(remove_duplicate=False)):
+        raise BadInputError(
+            f"{weights.file}: nothing in it fits this {type(target).__name__}. Names in the file begin with: "
+            f"{_beginnings(source)}. The network's begin with: {_beginnings(state)}. Start from weights of the same "
+            "architecture (--bundle), or leave out init_from (--init-from)"
+        )
+    with torch.no_grad():
+        for name, value in taken.items():
+            state[name].copy_(value)
+    return WeightsReport(
+        file=weights.file,
+        loaded=tuple(taken),
+        adapted=tuple(adapted),
+        mismatched=tuple(mismatched),
+        missing=tuple(name for name in state if name not in source),
+        skipped=tuple(name for name in source if name not in state),
+    )
+
+
+def load_whole(network: nn.Module, weights: ForeignWeights) -> None:
+    """Put weights into the network that they belong to, every one of them.
+
+    Raises:
+        BadInputError: If any name or shape differs.
+    """
+    source = _without_prefixes(weights.tensors, network.state_dict())
+    try:
+        network.load_state_dict(source)
+    except RuntimeError as error:
+        first = [line.strip() for line in str(error).splitlines()[1:3]] or [str(error)]
+        raise BadInputError(
+            f"{weights.file}: does not fit the network {type(network).__name__}: {' '.join(first)[:300]}"
+        ) from error
+
+
+def with_channels(weight: Tensor, num_channels: int) -> Tensor:
+    """Return a layer's weights for images of another number of channels: repeated, or else averaged.
+
+    An image whose channels are all equal leads to the same activations before and after.
+
+    Args:
+        weight: ``(out, in, *kernel)``.
+        num_channels: The new number of input channels.
+
+    Returns:
+        ``(out, num_channels, *kernel)``.
+    """
+    before = weight.shape[1]
+    if num_channels < before:
+        return weight.sum(1, keepdim=True).div(num_channels).repeat_interleave(num_channels, dim=1)
+    origin = [channel % before for channel in range(num_channels)]
+    copies = Counter(origin)
+    share = torch.tensor([1 / copies[channel] for channel in origin], dtype=weight.dtype)
+    return weight[:, origin] * share.reshape(-1, *[1] * (weight.ndim - 2))
+
+
+def _reading_images(network: nn.Module, num_channels: int) -> set[str]:
+    """Return the names of convolutions' weights that take as many channels as an image has."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if isinstance(layer, kinds) and layer.in_channels == num_channels and layer.groups == 1
+    }
+
+
+def _differs_in_channels_only(theirs: Tensor, ours: Tensor) -> bool:
+    same_kernel = theirs.ndim == ours.ndim and theirs.shape[2:] == ours.shape[2:]
+    return same_kernel and theirs.shape[0] == ours.shape[0] and theirs.shape[1] > 0
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the first parts of their names that all have in common, where more fit without."""
+    best = found = dict(tensors)
+    for _ in range(_MOST_PREFIXES):
+        parts = {name.partition(".")[0] for name in found}
+        if len(parts) != 1 or not all("." in name for name in found):
+            break
+        found = {name.partition(".")[2]: value for name, value in found.items()}
+        if len(found.keys() & state.keys()) > len(best.keys() & state.keys()):
+            best = found
+    return best
+
+
+def _beginnings(names: Mapping[str, Tensor]) -> str:
+    return _listed([f"{name} {_shape(value)}" for name, value in names.items()])
+
+
+def _listed(names: list[str]) -> str:
+    more = f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(name[:80] for name in names[:_MOST_LISTED]) + more if names else "(none)"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "?" if is_lazy(tensor) else "x".join(map(str, tensor.shape)) or "scalar"

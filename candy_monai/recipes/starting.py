@@ -1,0 +1,136 @@
+"""What a planned run takes over from the experiment whose weights it starts from, and what may be wrong with that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from candy_monai.data.planning.entries import as_text
+from candy_monai.data.planning.files import plan_of
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import Configuration
+from candy_monai.data.values import join_names
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description
+from candy_monai.incoming.weights import weights_file_of
+
+if TYPE_CHECKING:
+    from candy_monai.recipes.options import TrainOptions
+    from candy_monai.training.segmentation import SegmentationTrainer
+
+Replan = Callable[[Mapping[str, object], Configuration], Plan]
+"""Plans anew, with more entries fixed and a configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartingExperiment:
+    """An experiment whose weights a planned run starts from.
+
+    Attributes:
+        folder: Its folder.
+        description: Its ``experiment.json``.
+        plan: Its plan.
+    """
+
+    folder: Path
+    description: ExperimentDescription
+    plan: Plan
+
+    @classmethod
+    def of(cls, options: TrainOptions, trainer: type[SegmentationTrainer] | None) -> Self | None:
+        """Return the experiment that a run is to start from; None for weights of another kind.
+
+        Raises:
+            BadInputError: If its network is another architecture than the one that is to be trained.
+        """
+        if options.init_from is None:
+            return None
+        folder = Path(options.init_from)
+        if folder.is_file():
+            folder = folder.parent
+        if not (folder / DESCRIPTION).is_file():
+            return None
+        weights_file_of(options.init_from)
+        description = read_description(folder)
+        bundle = None if trainer is None else trainer.bundle
+        if None not in (description.bundle, bundle) and description.bundle != bundle:
+            raise BadInputError(
+                f"{folder}: its network is of the bundle {description.bundle!r}, and one of {bundle!r} is to be "
+                f"trained: say --bundle {description.bundle}, or leave out --init-from"
+            )
+        if description.plan is None:
+            return None
+        return cls(folder=folder, description=description, plan=plan_of(description.plan, folder / DESCRIPTION))
+
+    def followed(self, made: Plan, replan: Replan, options: TrainOptions) -> tuple[Plan, list[str]]:
+        """Return a plan whose network is the experiment's, so that its weights fit, and what was taken over.
+
+        Args:
+            made: The plan for the dataset.
+            replan: Plans anew.
+            options: What the user fixed, which stays.
+
+        Raises:
+            SettingsError: If the dataset cannot be planned for with that network.
+        """
+        overrides, configuration, notes = options.overrides or {}, options.configuration, []
+        theirs = self.plan
+        if theirs.network_dims != made.network_dims:
+            wanted: Configuration = "2d" if theirs.network_dims == 2 else "3d"
+            if made.num_dims < theirs.network_dims or configuration != "auto":
+                raise SettingsError(
+                    f"{self.folder}: has a {theirs.network_dims}-D network, and a {made.network_dims}-D one is to be "
+                    f"trained on this dataset: "
+                    + (f"say --configuration {wanted}" if made.num_dims == 3 else "start from other weights")
+                )
+            notes.append(f"Configuration {wanted}, as that of {self.folder}, whose weights are to fit")
+            configuration, made = wanted, replan({}, wanted)
+        topology = theirs.network_topology
+        if made.slice_axis is not None:
+            topology = topology.with_flat_axis(made.slice_axis)
+        network: dict[str, object] = {
+            "filters": theirs.filters,
+            "kernel_sizes": topology.kernel_sizes,
+            "strides": topology.strides,
+            "deep_supervision": theirs.deep_supervision,
+        }
+        other = [name for name, value in network.items() if name not in overrides and getattr(made, name) != value]
+        if not other:
+            return made, notes
+        changes = (f"{name} {as_text(network[name])} instead of {as_text(getattr(made, name))}" for name in other)
+        notes.append(f"Network taken over from {self.folder}: {'; '.join(changes)}")
+        try:
+            followed = replan({name: value for name, value in network.items() if name not in overrides}, configuration)
+        except SettingsError as error:
+            raise SettingsError(
+                f"{self.folder}: its network cannot be taken over for this dataset ({error}): choose filters, "
+                "kernel_sizes, strides and patch_shape by --set, or leave out --init-from"
+            ) from error
+        return followed, notes
+
+    def warnings(self, made: Plan, validation: Sequence[str], *, digest: str) -> list[str]:
+        """Return what is suspicious about a run that starts from this experiment.
+
+        Args:
+            made: The run's plan.
+            validation: Its validation cases.
+            digest: Of its dataset.
+        """
+        found, trained = [], self.description.dataset
+        if trained is not None and (trained.digest == digest or trained.name == made.dataset_name):
+            seen = sorted(set(trained.training or ()) & set(validation))
+            if seen:
+                found.append(
+                    f"Warning: {len(seen)} of {len(validation)} validation cases were trained on by {self.folder} "
+                    f"({join_names(seen, limit=3)}): the scores of this run will be too good; start from a run of the "
+                    "same fold"
+                )
+        mine, theirs = made.class_names, self.plan.class_names
+        if mine != theirs and made.num_classes == self.plan.num_classes:
+            found.append(
+                f"Warning: the classes of {self.folder} are {', '.join(theirs)}, and here {', '.join(mine)}: as many, "
+                "so that the last layer is taken over, too"
+            )
+        return found
