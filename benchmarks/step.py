@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from candy_monai_bundles.unet import UNetTrainer
 from torch import Tensor, nn
 
 from candy_monai.nn.losses import split_loss
@@ -40,6 +39,7 @@ from candy_monai.recipes.train import Parts
 from candy_monai.training.gradients import optimized_parameters
 from candy_monai.training.run import TrainingRun
 from candy_monai.training.schedule import step_after_batches
+from candy_monai_bundles.unet import UNetTrainer
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATASETS = ("Dataset004_Hippocampus", "Dataset027_ACDC", "Dataset121_DRIVE")
@@ -55,7 +55,7 @@ class Laps:
     def __init__(self) -> None:
         self.last = clock()
 
-    def lap(self, part: str) -> None:
+    def lap(self, part: str) -> None:  # noqa: D102
         now = clock()
         parts[part].append(now - self.last)
         self.last = now
@@ -64,7 +64,7 @@ class Laps:
 class Timed(UNetTrainer):
     """The trainer of the U-Net, with a look at the clock between the parts of `backward` and `step`."""
 
-    def backward(self, images: Tensor, labels: Tensor, toolbox: Any) -> Any:
+    def backward(self, images: Tensor, labels: Tensor, toolbox: Any) -> Any:  # noqa: D102
         laps = Laps()
         outputs = toolbox.model(images)
         laps.lap("forward")
@@ -74,7 +74,7 @@ class Timed(UNetTrainer):
         laps.lap("backward")
         return loss.detach(), metrics
 
-    def step(self, toolbox: Any, *, num_batches: int = 1) -> None:
+    def step(self, toolbox: Any, *, num_batches: int = 1) -> None:  # noqa: D102
         laps = Laps()
         nn.utils.clip_grad_norm_(optimized_parameters(toolbox.optimizer), self.max_grad_norm)
         laps.lap("clip")

@@ -24,7 +24,7 @@ from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredC
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
+from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
@@ -36,12 +36,13 @@ from candy_monai.recipes.budget import (
     RESERVE_S,
     TIMES_FASTER,
     Speed,
-    choose,
+    allowances,
     fit_to_time,
     measure_speed,
     num_scored,
     usable_s,
 )
+from candy_monai.recipes.candidates import choose, in_words
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.training.options import SegmentationOptions
@@ -88,29 +89,38 @@ class PlannedRun:
     processes: Processes
     num_scored: int | None = None
     fit: Fit | None = None
+    budget: BudgetRecord | None = None
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
-        num_cases = len(self.prepared.validation)
-        plan, speed = choose(
+        num_cases, budget_s = len(self.prepared.validation), self.options.budget_s or seconds_left()
+        allowed_s = allowances(budget_s)
+
+        def measure(plan: Plan, precisions: Sequence[Precision] | None) -> Speed:
+            return measure_speed(self._trainer(plan), precisions=precisions, seconds=next(allowed_s))
+
+        weighed = choose(
             self.prepared.plan,
-            measure=lambda plan, precisions: measure_speed(self._trainer(plan), precisions=precisions),
+            measure=measure,
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
             memory_bytes=device_memory(self.device),
             may_resize=self.trainer_class.options.follows_filters,
+            other=self.prepared.other,
         )
-        seconds = seconds_left()
+        speed, seconds = weighed.speed, seconds_left()
         plan = fit_to_time(
-            plan,
+            weighed.plan,
             speed,
             seconds=seconds,
             num_cases=num_cases,
             num_training_cases=math.ceil(len(self.prepared.training) / self.processes.world_size),
+            spent_s=budget_s - seconds,
         )
         num_epochs = plan.num_epochs // TIMES_FASTER
+        on_progress(weighed.in_words())
         on_progress(
-            f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
-            f"about {num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
+            f"Chosen: {in_words(plan)}, {speed.step_s:.2f} s a step in {speed.amp or 'float32'}: about {num_epochs} "
+            f"epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
         if num_cases and plan.num_validation_cases is not None:
             every = "each epoch" if plan.validate_every == 1 else f"every {plan.validate_every} epochs and at the end"
@@ -120,8 +130,14 @@ class PlannedRun:
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))
         fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp)
+        record = BudgetRecord(
+            budget_s=float(budget_s),
+            usable_s=round(usable_s(speed, seconds, num_cases), 1),
+            amp=amp,
+            candidates=tuple(candidate.to_dict() for candidate in weighed.candidates),
+        )
         prepared = dataclasses.replace(self.prepared, plan=plan)
-        return dataclasses.replace(self, prepared=prepared, num_scored=scored, fit=fit)
+        return dataclasses.replace(self, prepared=prepared, num_scored=scored, fit=fit, budget=record)
 
     def train(self) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
@@ -199,9 +215,10 @@ class PlannedRun:
 
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
-        add_to_folder(
-            trainer, facts={"dataset": self._record().to_dict()}, files={SPLITS: splits_as_text(folds)} if folds else {}
-        )
+        facts = {"dataset": self._record().to_dict()}
+        if self.budget is not None:
+            facts["budget"] = self.budget.to_dict()
+        add_to_folder(trainer, facts=facts, files={SPLITS: splits_as_text(folds)} if folds else {})
         if self.frontend is not None:
             trainer.set_frontend(self.frontend)
         return trainer
@@ -238,12 +255,6 @@ class PlannedRun:
             num_scored=self.num_scored,
             store_precision=None if precision == "float32" else precision,
         )
-
-
-def _step_as_text(plan: Plan) -> str:
-    """Return in words what a step trains: the choices that a budget makes."""
-    patch = "x".join(map(str, plan.patch_shape))
-    return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
 
 
 def num_workers(device: torch.device) -> int:

@@ -1,10 +1,10 @@
 """What runs on real datasets have taught about slices and volumes: a table, and how it decides for a new dataset.
 
 The table is ``experience.json`` beside this file, whose header says how its rows were made. Where the rows of a dataset
-know both configurations, they say by how much Dice slices were better than volumes in a given time. What is expected of
-a new dataset is the mean of these gains, of thick slices over datasets of thick slices and of others over others,
-weighted by how near each dataset is: in anisotropy and number of cases. Slices are trained on where the expected gain is
-above 0, and volumes where it is not, or where no row knows both.
+know both configurations, they say by how much Dice slices were better than volumes in a given time. What is expected
+of a new dataset is the mean of these gains, of thick slices over datasets of thick slices and of others over others,
+weighted by how near each dataset is: in anisotropy and number of cases. Slices are trained on where the expected gain
+is above 0, and volumes where it is not, or where no row knows both.
 
 The decision follows from dataset, time and table alone. No measurement takes part, so that it is the same each time.
 """
