@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
 import os
 import time
@@ -24,8 +26,11 @@ from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredC
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
+from candy_monai.evaluation.interval import interval
+from candy_monai.evaluation.results import EvalResult
 from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.settings import TrainSettings
+from candy_monai.files import atomic_write_text
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.predictor import Predictor, experiment_predictor
@@ -49,7 +54,6 @@ from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder
-from candy_monai.training.validation import certainty
 
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
@@ -58,6 +62,9 @@ FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
 
 MAX_WORKERS = 8
+
+_SURELY = 0.25
+"""Where scoring takes no more than this share of what is left, there is time for it on a machine three times slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +153,8 @@ class PlannedRun:
         if fit is not None:
             # What was decided meanwhile has taken time, too.
             left_s = usable_s(fit.speed, fit.seconds_left(), len(self.prepared.validation))
+            if plan.validate_every >= plan.num_epochs // TIMES_FASTER:  # of what is done once, nobody learns how long
+                left_s -= (plan.num_validation_cases or len(self.prepared.validation)) * fit.speed.case_s
             limit_s = max(fit.speed.step_s, left_s)
         settings: dict[str, Any] = {
             name: getattr(self.options, name) for name in TrainSettings.names() if name in TrainOptions.names()
@@ -184,34 +193,51 @@ class PlannedRun:
             trainer.build_network, example_shape(folder, read_description(folder)), trainer.slice_axis
         )
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
-        cases, num_cases = self._affordable(predictor), len(self.prepared.validation)
-        images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
-        references = {case.case_id: case.label for case in cases if case.label is not None}
-        result = Evaluator().predict_and_evaluate(images, references, predictor)
-        result.save(folder / VALIDATION_SCORES)
-        is_all = len(cases) == num_cases
-        number = f"all {num_cases}" if is_all else f"{len(cases)} of {num_cases}"
+        result, num_cases = self._evaluated(predictor), len(self.prepared.validation)
+        ends = interval(result)
+        summary = {"num_cases": len(result), "num_validation_cases": num_cases, "dice_interval_95": ends}
+        atomic_write_text(
+            folder / VALIDATION_SCORES, json.dumps({**summary, **result.to_dict()}, indent=2, allow_nan=False) + "\n"
+        )
+        is_all = len(result) == num_cases
+        number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
         few = "" if is_all else " (the budget holds no more)"
-        _, error = certainty([[case.metrics["dice"] for case in result]])
-        noise = f" (standard error {error:.4f})" if math.isfinite(error) else ""
+        noise = "" if ends is None else f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})"
         dice = result.mean_metrics["dice"]
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: Dice {dice:.4f}{noise}")
 
-    def _affordable(self, predictor: Predictor) -> list[NNUNetCase]:
-        """Return the validation cases to score at the end: all, unless the budget has no time left for them."""
+    def _evaluated(self, predictor: Predictor) -> EvalResult:
+        """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
         prepared, fit = self.prepared, self.fit
+        order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
         count = len(prepared.validation) if self.num_scored is None else self.num_scored
-        if fit is not None:
-            left_s, case_s = fit.seconds_left() - RESERVE_S, FROM_FILES * fit.speed.case_s
-            if count > 1 and count * case_s > 0.5 * left_s:  # the machine may be slower by now
-                started = time.monotonic()
-                first = next(case for case in prepared.dataset.cases if case.case_id in prepared.validation)
-                predictor.predict(CaseFiles(first.images))
-                left_s, case_s = fit.seconds_left() - RESERVE_S, time.monotonic() - started
-            count = max(1, min(count, math.floor(left_s / max(case_s, 1e-9))))
-        chosen = set(evenly_spaced(prepared.validation, count))
-        return [case for case in prepared.dataset.cases if case.case_id in chosen]
+        results: list[EvalResult] = []
+        done: tuple[str, ...] = ()
+        case_s: float | None = None
+        while (number := self._affordable(count - len(done), case_s)) > 0:
+            started = time.monotonic()
+            chosen = evenly_spaced(prepared.validation, len(done) + number)
+            added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
+            results.append(_scored_together(added, predictor))
+            done, case_s = chosen, (time.monotonic() - started) / len(added)
+        cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
+        return dataclasses.replace(results[0], cases=tuple(cases))
+
+    def _affordable(self, most: int, case_s: float | None) -> int:
+        """Return how many cases to score next.
+
+        Args:
+            most: Cases that are left.
+            case_s: Seconds that each of the last ones took; None before the first.
+        """
+        if self.fit is None or not most:
+            return most
+        left_s = self.fit.seconds_left() - RESERVE_S
+        if case_s is not None:
+            return min(most, math.floor(max(0.0, 0.5 * left_s) / max(case_s, 1e-9)))
+        # The machine may be slower by now: where time is short one case says how slow.
+        return most if most * FROM_FILES * self.fit.speed.case_s <= _SURELY * left_s else 1
 
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
@@ -255,6 +281,12 @@ class PlannedRun:
             num_scored=self.num_scored,
             store_precision=None if precision == "float32" else precision,
         )
+
+
+def _scored_together(cases: Sequence[NNUNetCase], predictor: Predictor) -> EvalResult:
+    images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
+    references = {case.case_id: case.label for case in cases if case.label is not None}
+    return Evaluator().predict_and_evaluate(images, references, predictor)
 
 
 def num_workers(device: torch.device) -> int:
