@@ -209,7 +209,7 @@ class PlannedRun:
 
     def _evaluated(self, predictor: Predictor) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
-        prepared, fit = self.prepared, self.fit
+        prepared = self.prepared
         order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
         count = len(prepared.validation) if self.num_scored is None else self.num_scored
         results: list[EvalResult] = []

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import math
 import random
 from collections import Counter
@@ -167,9 +166,12 @@ def test_no_more_plans_are_measured_than_there_is_time_for():
     assert len(measured) <= MOST_MEASURED
 
 
+_WORK = work(_plan())
+
+
 def _true_s(plan):
     """Return the seconds of a step on a machine that is as fast as it is predicted to be."""
-    return 0.5 * work(plan) / work(_plan())
+    return 0.5 * candidates.work(plan) / _WORK
 
 
 def _noisy(plan, rng, seconds):
@@ -195,7 +197,19 @@ def _thresholds():
 @pytest.fixture
 def _remembered(monkeypatch):  # what takes most of the time of a hundred choices
     for function in (lighter, wider, without_margin, work):
-        monkeypatch.setattr(candidates, function.__name__, functools.cache(function))
+        monkeypatch.setattr(candidates, function.__name__, _remembering(function))
+
+
+def _remembering(function):
+    known = {}
+
+    def call(plan, **options):
+        key = (plan.batch_size, plan.patch_shape, plan.filters)
+        if key not in known:
+            known[key] = function(plan, **options)
+        return known[key]
+
+    return call
 
 
 @pytest.mark.usefixtures("_remembered")
