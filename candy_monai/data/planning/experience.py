@@ -49,6 +49,7 @@ class Row:
         dice: Mean Dice of the foreground classes on unseen cases, a mean over the seeds.
         num_unseen: Unseen cases.
         num_seeds: Runs that the Dice is the mean of.
+        seed: Of the run; None of several, or where it was not written down.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class Row:
     dice: float
     num_unseen: int
     num_seeds: int
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
