@@ -47,7 +47,8 @@ def epochs_in_time(
     begun = 0
     if closing_s is not None:
         rest_s = left_s - whole * epoch_s - closing_s
-        begun = int(rest_s > LEAST_SHARE * max(0.0, epoch_s - closing_s))
+        slowest_s = max(epoch_s, recent[-1])  # where the machine has become slower, the last one says how slow
+        begun = int(rest_s > LEAST_SHARE * max(0.0, slowest_s - closing_s))
     return min(num_epochs, len(durations_s) + whole + begun)
 
 
