@@ -56,7 +56,7 @@ def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):
 @pytest.fixture(scope="module")
 def thick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "thick"
-    return write_phantom_dataset(folder, num_cases=3, shape=(24, 24, 8), spacing_mm=(1.0, 1.0, 5.0))
+    return write_phantom_dataset(folder, num_cases=3, shape=(24, 24, 16), spacing_mm=(1.0, 1.0, 5.0))
 
 
 def test_preprocessing_for_no_trainer_in_particular_says_for_which_slices_are_not(thick, tmp_path):
