@@ -45,8 +45,9 @@ FINAL_SHARE = 0.25
 """Share of the time that scoring the validation cases at the end may take; where all would take more, some are."""
 RESERVE_SHARE = 0.03
 """Share of the time that is kept back, for pictures and what else surrounds the epochs."""
-RESERVE_S = 2.0
-"""Kept back besides, for building the run and ending the process; of a very short time no more than a twentieth."""
+RESERVE_S = 4.0
+"""Kept back besides, for building the run, opening its predictor and ending the process; of a short time less."""
+_MOST_RESERVED = 0.08
 EPOCH_OVERHEAD_S = 0.3
 FEWEST_CASES = 10
 """Cases that a validation score is the mean of, if there are so many: of fewer it says little."""
@@ -189,7 +190,7 @@ def fit_to_time(
 
 def usable_s(speed: Speed, seconds: float, num_cases: int) -> float:
     """Return the seconds that are left for training and the validation on the way."""
-    reserve_s = RESERVE_SHARE * seconds + min(RESERVE_S, 0.05 * seconds)
+    reserve_s = RESERVE_SHARE * seconds + min(RESERVE_S, _MOST_RESERVED * seconds)
     return seconds - reserve_s - final_validation_s(speed, seconds, num_cases)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from candy_monai.demo.phantom import write_phantom_dataset
 
-BUDGET_S = 40.0
+BUDGET_S = 150.0
 
 # In the second half of the budget whatever the process computes takes three times as long.
 TRAIN = f"""
