@@ -167,7 +167,13 @@ def _other_configuration(
 ) -> tuple[Plan, str] | None:
     """Return the plan of the configuration that was not taken, and why not; None where there was no choice."""
     was_given = options.plan is not None or "slice_axis" in made.chosen
-    if was_given or made.spacing_mm is None or made.num_dims < 3 or trainer is None or not trainer.options.follows_filters:
+    if (
+        was_given
+        or made.spacing_mm is None
+        or made.num_dims < 3
+        or trainer is None
+        or not trainer.options.follows_filters
+    ):
         return None
     if made.slice_axis is not None and made.median_shape[made.slice_axis] == 1:
         return None
