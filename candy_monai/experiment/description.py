@@ -28,7 +28,7 @@ InfererDescription = Literal["plan", "custom"] | dict[str, object] | None
 """The plan's inferer, one whose arguments are no plain data, one in MONAI's configuration language; None for whole
 images."""
 
-_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range")
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget")
 _PLACES = ("folder", "store")
 _LONGEST = 80
 _LARGEST_SIZE = 1 << 20  # of a network's example along an axis
@@ -134,6 +134,31 @@ class DatasetRecord(_Record):
     store_precision: str | None = field(default=None, metadata=_is(str))
 
 
+def _objects(entries: Sequence[object]) -> tuple[object, ...]:
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError("expected objects")
+    return tuple(entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetRecord(_Record):
+    """What a budget was spent on.
+
+    Attributes:
+        budget_s: The budget in seconds.
+        usable_s: Of these, what was left for training and the validation on the way.
+        amp: The precision that was measured to be faster; None for float32.
+        candidates: What was weighed, the chosen one first: ``configuration``, ``patch_shape``, ``batch_size``,
+            ``filters``, ``step_s``, ``num_steps`` in the time, whether the step ``is_measured`` or predicted, whether
+            it ``is_chosen``, and the ``verdict``.
+    """
+
+    budget_s: float | None = field(default=None, metadata=_is(int, float))
+    usable_s: float | None = field(default=None, metadata=_is(int, float))
+    amp: str | None = field(default=None, metadata=_is(str))
+    candidates: tuple[Mapping[str, Any], ...] | None = field(default=None, metadata=_is(list, tuple, read=_objects))
+
+
 def _in_present_words(inferer: Any) -> Any:
     """Return an inferer's description as it would be written today, of whichever version it is."""
     if not (isinstance(inferer, dict) and inferer.get("kind") == "windows"):
@@ -174,6 +199,7 @@ class ExperimentDescription(_Record):
         plan: The plan, as `Plan.to_dict` writes it; None without one.
         pipelines: Preprocessing, augmentation and postprocessing; None without a plan and in runs of earlier versions.
         dataset: What a planned run is trained on; None of a run that was begun from Python.
+        budget: What a budget was spent on; None where there was none.
         settings: What ``train`` was told.
         environment: Versions of what the run depends on.
         more: What else the trainer described.
@@ -195,6 +221,7 @@ class ExperimentDescription(_Record):
     plan: dict[str, Any] | None = field(default=None, metadata=_is(dict))
     pipelines: object = field(default=None, metadata=_is(object))
     dataset: DatasetRecord | None = field(default=None, metadata=_is(dict, read=DatasetRecord.from_dict))
+    budget: BudgetRecord | None = field(default=None, metadata=_is(dict, read=BudgetRecord.from_dict))
     settings: Mapping[str, Any] | None = field(default=None, metadata=_is(dict))
     environment: object = field(default=None, metadata=_is(object))
 

@@ -23,7 +23,7 @@ from candy_monai.experiment.saving import Snapshots, Writer
 from candy_monai.experiment.score_prediction import chance_of_gain, predict_safely
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import Progress, RunState, RunWeights, TrainerState, load_state, save_state
-from candy_monai.experiment.time_limit import StepPace, epochs_in_time
+from candy_monai.experiment.time_limit import LEAST_SHARE, StepPace, epochs_in_time
 from candy_monai.files import atomic_write_text
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import ScoreRange
@@ -183,7 +183,7 @@ class Experiment:
             elapsed_s=self.progress.total_s + sum(current),
             num_epochs=self.settings.num_epochs,
             limit_s=None if limit_s is None else limit_s - self._save_s,
-            closing_s=self._pace.closing_s,
+            closing_s=self._pace.coming_closing_s,
         )
         return min(max(expected, self._promised_epochs), self.settings.num_epochs)
 
@@ -198,7 +198,8 @@ class Experiment:
         limit_s = self.settings.time_limit_s
         if limit_s is None:
             return math.inf
-        return limit_s - self.progress.total_s - self.epoch_s - (self._pace.closing_s or 0.0) - self._longest_save_s
+        closing_s = self._pace.coming_closing_s or 0.0
+        return limit_s - self.progress.total_s - self.epoch_s - closing_s - self._longest_save_s
 
     @property
     def batches_left(self) -> int | None:
@@ -206,9 +207,13 @@ class Experiment:
         return None if math.isinf(self.left_s) else self._pace.batches_in(self.left_s)
 
     def ends_with_this_epoch(self) -> bool:
-        """Return whether the epoch now being trained is the last; if not, there will be another at any rate."""
+        """Return whether the epoch now being trained is the last; if not, there will be another at any rate.
+
+        An epoch that is not validated for not being the last must be followed by one that is. So there must be time for
+        a part of it that is worth the validation, as fast as this one was trained.
+        """
         epoch = self.progress.epoch + 1
-        if self.left_s <= 0 or epoch >= self.expected_epochs(current_s=self.epoch_s):
+        if self.left_s <= LEAST_SHARE * self.epoch_s or epoch >= self.expected_epochs(current_s=self.epoch_s):
             return True
         if self.settings.time_limit_s is not None:
             self._promised_epochs = epoch + 1

@@ -47,7 +47,8 @@ def epochs_in_time(
     begun = 0
     if closing_s is not None:
         rest_s = left_s - whole * epoch_s - closing_s
-        begun = int(rest_s > LEAST_SHARE * max(0.0, epoch_s - closing_s))
+        slowest_s = max(epoch_s, recent[-1])  # where the machine has become slower, the last one says how slow
+        begun = int(rest_s > LEAST_SHARE * max(0.0, slowest_s - closing_s))
     return min(num_epochs, len(durations_s) + whole + begun)
 
 
@@ -57,7 +58,15 @@ class StepPace:
     def __init__(self) -> None:
         self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
         self._last_s: float | None = None
+        self._step_s_at_closing = 0.0
         self.closing_s: float | None = None
+
+    @property
+    def coming_closing_s(self) -> float | None:
+        """What will follow an epoch's last step on a machine as slow as it is now; None while that is unknown."""
+        if self.closing_s is None or not self._step_s_at_closing or len(self._steps) < FEWEST_STEPS:
+            return self.closing_s
+        return self.closing_s * max(1.0, statistics.median(self._steps) / self._step_s_at_closing)
 
     def begin_epoch(self) -> None:
         """Start an epoch's clock anew."""
@@ -82,7 +91,10 @@ class StepPace:
             validated: Whether it was validated, as a run's last epoch is.
         """
         if self._last_s is not None and (validated or self.closing_s is None):
-            self.closing_s = max(self.closing_s or 0.0, epoch_s - self._last_s)
+            closing_s = epoch_s - self._last_s
+            if closing_s >= (self.coming_closing_s or 0.0):
+                self.closing_s = closing_s
+                self._step_s_at_closing = statistics.median(self._steps) if self._steps else 0.0
         self._last_s = None
 
     def batches_in(self, seconds: float) -> int | None:

@@ -23,6 +23,7 @@ from candy_monai.experiment.events import (
 from candy_monai.experiment.score_prediction import chance_as_text, duration_as_text, seconds_until
 from candy_monai.files import discard_standard_output
 from candy_monai.forecasting.best_score import Forecast
+from candy_monai.metrics.interval import half_width
 from candy_monai.observers.base import Observer
 
 
@@ -121,7 +122,8 @@ def epoch_table(event: EpochFinished) -> Table:
     if event.best_epoch:
         title += f" · best val score {event.best_score:.4f} at epoch {event.best_epoch}"
     if event.num_validated is not None and event.score is not None:
-        error = f" ± {event.standard_error:.4f}" if math.isfinite(event.standard_error) else ""
+        half = half_width(event.standard_error, event.num_validated)
+        error = f" ± {half:.4f}" if math.isfinite(half) else ""
         title += f" · this one {event.score:.4f}{error} on {event.num_validated} case{'s'[: event.num_validated != 1]}"
     if event.forecast is not None and event.forecast.reason is None and goes_on:
         title += f" · {_expected(event, event.forecast)}"

@@ -1,7 +1,6 @@
-"""How a time is best spent: how fast this machine trains a plan, which of its relatives to train, and how long.
+"""How fast this machine trains a plan, and how a time is divided into epochs, validation and the scores at the end.
 
-A step that is cheap can be made often; a wide network learns more from each. Which of the two a time is better spent
-on depends on the machine, so the steps that fit are counted by measured speed.
+Which plan the time is spent on is decided in ``candidates.py``.
 """
 
 from __future__ import annotations
@@ -9,30 +8,33 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from candy_monai.attachment import Precision
 from candy_monai.data.planning.plan import Plan
-from candy_monai.data.planning.rules import DEFAULT_MEMORY_BYTES
 from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.training.rehearsal import Rehearsal
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.toolbox import TrainerToolbox
 
-WARM_UP_STEPS = 1
-TIMED_STEPS = 2
-LONG_ENOUGH_S = 3.0
-"""After so long no other step or case is timed, and a warm-up counts: what is measured is missing from a short time."""
+MEASURING_SHARE = 0.06
+"""Share of the time that measuring may take, but for the first step of each plan that is measured, which is needed."""
+SHARE_OF_A_PLAN = 0.5
+"""Share of this that measuring the first plan may take, in every precision, and each further one of what is left."""
 ROUNDS = 3
 """Each precision is timed so often, by turns: what else the machine does for a moment must not decide between them."""
-ROUNDS_S = 6.0
-"""After so long nothing else is timed."""
+MOST_STEPS = 40
+"""Steps that are timed at most in a round: more say hardly more."""
+MOST_CASES = 3
+CLEARLY_SLOWER = 1.5
+"""A precision is not timed again if its first round took so many times as long as the fastest one's."""
 TARGET_EPOCHS = 25
 SHORTEST_EPOCH_S = 4.0
 VALIDATION_SHARE = 0.05
@@ -43,8 +45,9 @@ FINAL_SHARE = 0.25
 """Share of the time that scoring the validation cases at the end may take; where all would take more, some are."""
 RESERVE_SHARE = 0.03
 """Share of the time that is kept back, for pictures and what else surrounds the epochs."""
-RESERVE_S = 2.0
-"""Kept back besides, for building the run and ending the process; of a very short time no more than a twentieth."""
+RESERVE_S = 4.0
+"""Kept back besides, for building the run, opening its predictor and ending the process; of a short time less."""
+_MOST_RESERVED = 0.08
 EPOCH_OVERHEAD_S = 0.3
 FEWEST_CASES = 10
 """Cases that a validation score is the mean of, if there are so many: of fewer it says little."""
@@ -54,24 +57,6 @@ FROM_FILES = 2
 """Scoring a case from its file takes so many times what scoring a preprocessed one does."""
 PASSES_TO_MIRROR = 200
 """How often each case must be seen before mirroring pays."""
-
-FEWEST_STEPS = 400
-"""With fewer steps than this, cheaper ones are better."""
-
-STEPS_TO_WIDEN = 3000
-"""With more steps than this, a wider network is measured ..."""
-
-STEPS_WHEN_WIDE = 1500
-"""... and taken if it still gets so many."""
-
-_WORTHWHILE = 0.75
-"""A relative must cut a step's time to this share to be worth what it gives up."""
-
-_SMALLEST_BATCH = 2
-_NARROWEST, _WIDEST, _WIDEST_LEVEL = 8, 32, 320
-_SHORTEST_AXIS = {"2d": 128, "3d": 32}
-_VOXELS_AT_BOTTOM = 4
-_SHORTER = 0.7  # of each axis: half the voxels of a picture, a third of a volume's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,27 +74,58 @@ class Speed:
     case_s: float
 
 
-def measure_speed(trainer: SegmentationTrainer, *, precisions: Sequence[Precision] | None = None) -> Speed:
-    """Time a few steps of this trainer, and one case.
+def measure_speed(
+    trainer: SegmentationTrainer, *, seconds: float, precisions: Sequence[Precision] | None = None
+) -> Speed:
+    """Time some steps of this trainer, and a few cases.
 
-    The weights that are trained here are thrown away; the run draws its own from its seed.
+    Of the steps the lower quartile counts: the machine's own speed, whatever else it does in three quarters of the time
+    or less. If that goes on the run is shortened for it. The weights that are trained here are thrown away; the run
+    draws its own from its seed.
 
     Args:
         trainer: A trainer with its plan and its loaders.
-        precisions: Those to time, of which the faster is taken; None for all that the device has.
+        seconds: How long to go on measuring; one step and one case are measured in any case.
+        precisions: Those to time, of which the fastest is taken; None for all that the device has.
     """
     rehearsal = Rehearsal(trainer)
     training, validation = rehearsal.loaders
     image = unpack(next(iter(training))).images[0]
-    cases = [unpack(batch) for batch in itertools.islice(validation or (), 3)]
-    to_time = precisions or _precisions_at_hand(rehearsal.device)
-    speeds: list[Speed] = []
+    cases = [unpack(batch) for batch in itertools.islice(validation or (), MOST_CASES)]
+    timing = list(precisions or _precisions_at_hand(rehearsal.device))
+    steps: dict[Precision, list[float]] = {amp: [] for amp in timing}
+    scored: dict[Precision, list[float]] = {amp: [] for amp in timing}
     started = time.perf_counter()
-    for amp in itertools.chain.from_iterable(itertools.repeat(to_time, ROUNDS)):
-        speeds.append(_timed(rehearsal, amp, image, cases))
-        if time.perf_counter() - started > ROUNDS_S:
-            break
-    return min(speeds, key=lambda speed: speed.step_s)
+    for number in range(ROUNDS):
+        for amp in timing:
+            if number + len(steps[timing[0]]) and time.perf_counter() - started > seconds:
+                break
+            with rehearsal.begun(TrainSettings(num_epochs=1, amp=amp), image) as toolbox:  # frees its memory again
+                turn_s = seconds / (ROUNDS * len(timing))
+                steps[amp] += _timed_steps(rehearsal, toolbox, turn_s)
+                if not scored[amp]:
+                    scored[amp] = _timed_cases(rehearsal, toolbox, cases, turn_s)
+        fastest = min(typical(steps[amp]) for amp in timing if steps[amp])
+        timing = [amp for amp in timing if steps[amp] and typical(steps[amp]) <= CLEARLY_SLOWER * fastest]
+    amp = min(timing, key=lambda amp: typical(steps[amp]))
+    return Speed(amp=amp, step_s=typical(steps[amp]), case_s=_case_s(scored[amp], cases))
+
+
+def allowances(seconds: float) -> Iterator[float]:
+    """Yield the seconds that measuring each plan may take, `MEASURING_SHARE` of a time in all."""
+    left_s = MEASURING_SHARE * seconds
+    while True:
+        yield SHARE_OF_A_PLAN * left_s
+        left_s -= SHARE_OF_A_PLAN * left_s
+
+
+def typical(durations: Sequence[float]) -> float:
+    """Return the lower quartile of durations, interpolated; the only one of one."""
+    ordered = sorted(durations)
+    position = 0.25 * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
 def fit_to_time(
@@ -119,6 +135,7 @@ def fit_to_time(
     seconds: float,
     num_cases: int,
     num_training_cases: int,
+    spent_s: float = 0.0,
 ) -> Plan:
     """Return the plan with an epoch, and validation, that a time holds about `TARGET_EPOCHS` of.
 
@@ -135,6 +152,7 @@ def fit_to_time(
         seconds: What is left for training and validation, the final one included.
         num_cases: Validation cases; those that `num_scored` allows are scored once more at the end, from their files.
         num_training_cases: Training cases.
+        spent_s: What preparing and measuring have taken, for messages.
 
     Raises:
         SettingsError: If the time is too short for a single step.
@@ -143,8 +161,9 @@ def fit_to_time(
     usable = usable_s(speed, seconds, num_cases)
     if usable < speed.step_s:
         raise SettingsError(
-            f"the time is too short: after preparing, {max(0.0, seconds):.0f} s are left, one step takes "
-            f"{speed.step_s:.1f} s and the final validation about {final_s:.0f} s; give more, or set --epochs"
+            f"the time is too short: preparing took {spent_s:.0f} s, {max(0.0, seconds):.0f} s are left, one step "
+            f"takes {speed.step_s:.1f} s and the final validation about {final_s:.0f} s; give more, start "
+            "again, since the cases are preprocessed now, or set --epochs"
         )
     num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
     epoch_s = usable / num_epochs
@@ -171,7 +190,7 @@ def fit_to_time(
 
 def usable_s(speed: Speed, seconds: float, num_cases: int) -> float:
     """Return the seconds that are left for training and the validation on the way."""
-    reserve_s = RESERVE_SHARE * seconds + min(RESERVE_S, 0.05 * seconds)
+    reserve_s = RESERVE_SHARE * seconds + min(RESERVE_S, _MOST_RESERVED * seconds)
     return seconds - reserve_s - final_validation_s(speed, seconds, num_cases)
 
 
@@ -188,31 +207,41 @@ def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
     return max(1, int(most / (FROM_FILES * speed.case_s)))
 
 
-def _timed(rehearsal: Rehearsal, amp: Precision, image: Tensor, cases: list[Batch]) -> Speed:
-    device, settings = rehearsal.device, TrainSettings(num_epochs=1, amp=amp)
-    with rehearsal.begun(settings, image) as toolbox:  # its memory is free again for the next one
-        toolbox.model.train()
-        batches = itertools.chain.from_iterable(itertools.repeat(rehearsal.loaders.training))
-        durations: list[float] = []
-        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
-            if sum(durations) > LONG_ENOUGH_S:
-                break
-            started = time.perf_counter()
-            rehearsal.train(next(batches))
-            _wait(device)
-            durations.append(time.perf_counter() - started)
-        for network in toolbox.networks:
-            network.eval()
-        started, num_timed, cases_s = time.perf_counter(), 0, 0.0
-        for case in cases:
-            rehearsal.validate(case.images[0].to(device), case.labels[0].to(device))
-            _wait(device)
-            num_timed, cases_s = num_timed + 1, time.perf_counter() - started
-            if cases_s > LONG_ENOUGH_S:
-                break
-    # The fastest is the machine's own speed. If something else goes on slowing it down, the run is shortened for it.
-    step_s = min(durations[WARM_UP_STEPS:] or durations)
-    return Speed(amp=amp, step_s=step_s, case_s=cases_s / max(1, num_timed))
+def _timed_steps(rehearsal: Rehearsal, toolbox: TrainerToolbox, seconds: float) -> list[float]:
+    """Return the seconds of steps; those of the first, a warm-up, only where it took all the time."""
+    toolbox.model.train()
+    batches = itertools.chain.from_iterable(itertools.repeat(rehearsal.loaders.training))
+    durations: list[float] = []
+    while sum(durations) <= seconds and len(durations) <= MOST_STEPS:
+        started = time.perf_counter()
+        rehearsal.train(next(batches))
+        _wait(rehearsal.device)
+        durations.append(time.perf_counter() - started)
+    return durations[1:] or durations
+
+
+def _timed_cases(rehearsal: Rehearsal, toolbox: TrainerToolbox, cases: Sequence[Batch], seconds: float) -> list[float]:
+    """Return the seconds that scoring each of some cases took, as many as there is time for."""
+    for network in toolbox.networks:
+        network.eval()
+    durations: list[float] = []
+    for case in cases:
+        if durations and sum(durations) > seconds:
+            break
+        started = time.perf_counter()
+        rehearsal.validate(case.images[0].to(rehearsal.device), case.labels[0].to(rehearsal.device))
+        _wait(rehearsal.device)
+        durations.append(time.perf_counter() - started)
+    return durations
+
+
+def _case_s(durations: Sequence[float], cases: Sequence[Batch]) -> float:
+    """Return the seconds of a case of mean size, by the median of seconds a voxel, which one slow moment leaves."""
+    if not durations:
+        return 0.0
+    sizes = [case.images[0].numel() for case in cases]
+    by_voxel = [duration / size for duration, size in zip(durations, sizes, strict=False)]
+    return statistics.median(by_voxel) * statistics.fmean(sizes)
 
 
 def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
@@ -229,97 +258,3 @@ def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def choose(
-    plan: Plan,
-    *,
-    measure: Callable[[Plan, Sequence[Precision] | None], Speed],
-    num_steps: Callable[[Speed], float],
-    memory_bytes: int | None = None,
-    may_resize: bool = True,
-) -> tuple[Plan, Speed]:
-    """Return the plan, or the relative of it, that makes best use of a time, and its speed.
-
-    Args:
-        plan: The plan that follows from the data.
-        measure: Returns the speed of a plan on this machine, in one of these precisions or the fastest of all.
-        num_steps: How many steps fit at a speed, now.
-        memory_bytes: Memory that a wider network may use; None for what a plan assumes.
-        may_resize: Whether the network is as wide as the plan says, so that another width is another network.
-    """
-    fixed = () if may_resize else ("filters",)
-    if "patch_shape" not in plan.chosen:
-        plan = without_margin(plan)
-    speed = measure(plan, None)
-    while num_steps(speed) < FEWEST_STEPS and (relative := lighter(plan, fixed=fixed)) is not None:
-        # To measure one that is bound to be too slow would only cost time.
-        while num_steps(speed) * _work(plan) / _work(relative) < FEWEST_STEPS and (
-            further := lighter(relative, fixed=fixed)
-        ):
-            relative = further
-        measured = measure(relative, [speed.amp])
-        if measured.step_s > _WORTHWHILE * speed.step_s:
-            break
-        plan, speed = relative, measured
-    while num_steps(speed) > STEPS_TO_WIDEN:
-        relative = wider(plan, memory_bytes=memory_bytes) if may_resize else None
-        if relative is None or num_steps(measured := measure(relative, [speed.amp])) < STEPS_WHEN_WIDE:
-            break
-        plan, speed = relative, measured
-    return plan, speed
-
-
-def without_margin(plan: Plan) -> Plan:
-    """Return the plan with a patch that is no larger than the median case.
-
-    A planned patch is rounded up to what the network divides it by. Where whole cases fit into one, up to half of it is
-    padding; the next smaller patch sees nearly as much and is trained on that much more often.
-    """
-    patch = tuple(
-        size if size <= typical else max(typical // divisor, _VOXELS_AT_BOTTOM) * divisor
-        for size, typical, divisor in zip(plan.patch_shape, plan.median_shape, plan.divisor, strict=True)
-    )
-    return dataclasses.replace(plan, patch_shape=tuple(map(min, patch, plan.patch_shape)))
-
-
-def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
-    """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network, or None.
-
-    The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
-
-    Args:
-        plan: The plan.
-        fixed: Entries that stay, besides those that the user chose.
-    """
-    fixed = (*fixed, *plan.chosen)
-    if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:
-        return dataclasses.replace(plan, batch_size=max(_SMALLEST_BATCH, plan.batch_size // 2))
-    patch = tuple(_shortened(plan, axis) for axis in range(plan.num_dims))
-    if "patch_shape" not in fixed and patch != plan.patch_shape:
-        return dataclasses.replace(plan, patch_shape=patch)
-    if "filters" not in fixed and plan.filters[0] >= 2 * _NARROWEST:
-        return dataclasses.replace(plan, filters=tuple(width // 2 for width in plan.filters))
-    return None
-
-
-def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
-    """Return the plan with a network of twice the width; None if that is wider than nnU-Net's, or needs more memory."""
-    if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
-        return None
-    filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)
-    wide = dataclasses.replace(plan, filters=filters)
-    return wide if wide.step_bytes <= (DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes) else None
-
-
-def _work(plan: Plan) -> float:
-    """Return what a step takes, in a unit of its own: nearly in proportion to the voxels, a bit more to the width."""
-    return plan.batch_size * math.prod(plan.patch_shape) * math.pow(plan.filters[0], 1.5)
-
-
-def _shortened(plan: Plan, axis: int) -> int:
-    size, divisor = plan.patch_shape[axis], plan.divisor[axis]
-    if axis == plan.anisotropic_axis:
-        return size
-    least = max(_SHORTEST_AXIS[plan.configuration], _VOXELS_AT_BOTTOM * divisor)
-    return min(size, max(math.ceil(least / divisor), round(_SHORTER * size / divisor)) * divisor)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
 import os
 import time
@@ -24,8 +26,11 @@ from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredC
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.experiment.description import DatasetRecord, example_shape, read_description
+from candy_monai.evaluation.interval import interval
+from candy_monai.evaluation.results import EvalResult
+from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.settings import TrainSettings
+from candy_monai.files import atomic_write_text
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.predictor import Predictor, experiment_predictor
@@ -36,12 +41,13 @@ from candy_monai.recipes.budget import (
     RESERVE_S,
     TIMES_FASTER,
     Speed,
-    choose,
+    allowances,
     fit_to_time,
     measure_speed,
     num_scored,
     usable_s,
 )
+from candy_monai.recipes.candidates import choose, in_words
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.training.options import SegmentationOptions
@@ -49,7 +55,6 @@ from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder
-from candy_monai.training.validation import certainty
 
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
@@ -58,6 +63,9 @@ FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
 
 MAX_WORKERS = 8
+
+_SURELY = 0.25
+"""Where scoring takes no more than this share of what is left, there is time for it on a machine three times slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,29 +97,38 @@ class PlannedRun:
     processes: Processes
     num_scored: int | None = None
     fit: Fit | None = None
+    budget: BudgetRecord | None = None
 
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
-        num_cases = len(self.prepared.validation)
-        plan, speed = choose(
+        num_cases, budget_s = len(self.prepared.validation), self.options.budget_s or seconds_left()
+        allowed_s = allowances(budget_s)
+
+        def measure(plan: Plan, precisions: Sequence[Precision] | None) -> Speed:
+            return measure_speed(self._trainer(plan), precisions=precisions, seconds=next(allowed_s))
+
+        weighed = choose(
             self.prepared.plan,
-            measure=lambda plan, precisions: measure_speed(self._trainer(plan), precisions=precisions),
+            measure=measure,
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
             memory_bytes=device_memory(self.device),
             may_resize=self.trainer_class.options.follows_filters,
+            other=self.prepared.other,
         )
-        seconds = seconds_left()
+        speed, seconds = weighed.speed, seconds_left()
         plan = fit_to_time(
-            plan,
+            weighed.plan,
             speed,
             seconds=seconds,
             num_cases=num_cases,
             num_training_cases=math.ceil(len(self.prepared.training) / self.processes.world_size),
+            spent_s=budget_s - seconds,
         )
         num_epochs = plan.num_epochs // TIMES_FASTER
+        on_progress(weighed.in_words())
         on_progress(
-            f"One step of {_step_as_text(plan)} takes {speed.step_s:.2f} s in {speed.amp or 'float32'}: "
-            f"about {num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
+            f"Chosen: {in_words(plan)}, {speed.step_s:.2f} s a step in {speed.amp or 'float32'}: about {num_epochs} "
+            f"epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
         if num_cases and plan.num_validation_cases is not None:
             every = "each epoch" if plan.validate_every == 1 else f"every {plan.validate_every} epochs and at the end"
@@ -121,8 +138,14 @@ class PlannedRun:
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))
         fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp)
+        record = BudgetRecord(
+            budget_s=float(budget_s),
+            usable_s=round(usable_s(speed, seconds, num_cases), 1),
+            amp=amp,
+            candidates=tuple(candidate.to_dict() for candidate in weighed.candidates),
+        )
         prepared = dataclasses.replace(self.prepared, plan=plan)
-        return dataclasses.replace(self, prepared=prepared, num_scored=scored, fit=fit)
+        return dataclasses.replace(self, prepared=prepared, num_scored=scored, fit=fit, budget=record)
 
     def train(self) -> Path:
         """Train, score the best weights on whole cases from their files, and return the experiment folder."""
@@ -131,6 +154,8 @@ class PlannedRun:
         if fit is not None:
             # What was decided meanwhile has taken time, too.
             left_s = usable_s(fit.speed, fit.seconds_left(), len(self.prepared.validation))
+            if plan.validate_every >= plan.num_epochs // TIMES_FASTER:  # of what is done once, nobody learns how long
+                left_s -= (plan.num_validation_cases or len(self.prepared.validation)) * fit.speed.case_s
             limit_s = max(fit.speed.step_s, left_s)
         settings: dict[str, Any] = {
             name: getattr(self.options, name) for name in TrainSettings.names() if name in TrainOptions.names()
@@ -171,40 +196,58 @@ class PlannedRun:
             trainer.build_network, example_shape(folder, read_description(folder)), trainer.slice_axis
         )
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
-        cases, num_cases = self._affordable(predictor), len(self.prepared.validation)
-        images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
-        references = {case.case_id: case.label for case in cases if case.label is not None}
-        result = Evaluator().predict_and_evaluate(images, references, predictor)
-        result.save(folder / VALIDATION_SCORES)
-        is_all = len(cases) == num_cases
-        number = f"all {num_cases}" if is_all else f"{len(cases)} of {num_cases}"
+        result, num_cases = self._evaluated(predictor), len(self.prepared.validation)
+        ends = interval(result)
+        summary = {"num_cases": len(result), "num_validation_cases": num_cases, "dice_interval_95": ends}
+        atomic_write_text(
+            folder / VALIDATION_SCORES, json.dumps({**summary, **result.to_dict()}, indent=2, allow_nan=False) + "\n"
+        )
+        is_all = len(result) == num_cases
+        number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
         few = "" if is_all else " (the budget holds no more)"
-        _, error = certainty([[case.metrics["dice"] for case in result]])
-        noise = f" (standard error {error:.4f})" if math.isfinite(error) else ""
+        noise = "" if ends is None else f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})"
         dice = result.mean_metrics["dice"]
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: Dice {dice:.4f}{noise}")
 
-    def _affordable(self, predictor: Predictor) -> list[NNUNetCase]:
-        """Return the validation cases to score at the end: all, unless the budget has no time left for them."""
-        prepared, fit = self.prepared, self.fit
+    def _evaluated(self, predictor: Predictor) -> EvalResult:
+        """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
+        prepared = self.prepared
+        order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
         count = len(prepared.validation) if self.num_scored is None else self.num_scored
-        if fit is not None:
-            left_s, case_s = fit.seconds_left() - RESERVE_S, FROM_FILES * fit.speed.case_s
-            if count > 1 and count * case_s > 0.5 * left_s:  # the machine may be slower by now
-                started = time.monotonic()
-                first = next(case for case in prepared.dataset.cases if case.case_id in prepared.validation)
-                predictor.predict(CaseFiles(first.images))
-                left_s, case_s = fit.seconds_left() - RESERVE_S, time.monotonic() - started
-            count = max(1, min(count, math.floor(left_s / max(case_s, 1e-9))))
-        chosen = set(evenly_spaced(prepared.validation, count))
-        return [case for case in prepared.dataset.cases if case.case_id in chosen]
+        results: list[EvalResult] = []
+        done: tuple[str, ...] = ()
+        case_s: float | None = None
+        while (number := self._affordable(count - len(done), case_s)) > 0:
+            started = time.monotonic()
+            chosen = evenly_spaced(prepared.validation, len(done) + number)
+            added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
+            results.append(_scored_together(added, predictor))
+            done, case_s = chosen, (time.monotonic() - started) / len(added)
+        cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
+        return dataclasses.replace(results[0], cases=tuple(cases))
+
+    def _affordable(self, most: int, case_s: float | None) -> int:
+        """Return how many cases to score next.
+
+        Args:
+            most: Cases that are left.
+            case_s: Seconds that each of the last ones took; None before the first.
+        """
+        if self.fit is None or not most:
+            return most
+        left_s = self.fit.seconds_left() - RESERVE_S
+        if case_s is not None:
+            return min(most, math.floor(max(0.0, 0.5 * left_s) / max(case_s, 1e-9)))
+        # The machine may be slower by now: where time is short one case says how slow.
+        return most if most * FROM_FILES * self.fit.speed.case_s <= _SURELY * left_s else 1
 
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
-        add_to_folder(
-            trainer, facts={"dataset": self._record().to_dict()}, files={SPLITS: splits_as_text(folds)} if folds else {}
-        )
+        facts = {"dataset": self._record().to_dict()}
+        if self.budget is not None:
+            facts["budget"] = self.budget.to_dict()
+        add_to_folder(trainer, facts=facts, files={SPLITS: splits_as_text(folds)} if folds else {})
         for note in self.prepared.notes:
             trainer.log(note, on_screen=False)
         if self.frontend is not None:
@@ -245,10 +288,10 @@ class PlannedRun:
         )
 
 
-def _step_as_text(plan: Plan) -> str:
-    """Return in words what a step trains: the choices that a budget makes."""
-    patch = "x".join(map(str, plan.patch_shape))
-    return f"{plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
+def _scored_together(cases: Sequence[NNUNetCase], predictor: Predictor) -> EvalResult:
+    images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
+    references = {case.case_id: case.label for case in cases if case.label is not None}
+    return Evaluator().predict_and_evaluate(images, references, predictor)
 
 
 def num_workers(device: torch.device) -> int:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from candy_monai.data.inspection.checks import SPLITS, CheckedDataset, visit_dat
 from candy_monai.data.inspection.consistency import labels_absent_from_folds, names_by_id
 from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.pipelines.description import OwnTransforms
+from candy_monai.data.planning.experience import expected
 from candy_monai.data.planning.files import adopted_plan, keep_plan, read_plan
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.rules import Configuration, plan
@@ -51,6 +52,7 @@ class Prepared:
         training: Ids of the cases to train on.
         validation: Ids of the cases to validate on.
         notes: What the run's log is to say of the preparation.
+        other: The plan of the other configuration, and why it is not the one; None where there is none.
     """
 
     dataset: NNUNetDataset
@@ -61,6 +63,7 @@ class Prepared:
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    other: tuple[Plan, str] | None = None
 
     @property
     def store_folder(self) -> Path:
@@ -115,8 +118,13 @@ def prepare_dataset(
         on_progress(note)
     made = planned if trainer is None else adapted(planned, trainer)
     if made.slice_axis is not None:
-        other = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
-        on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{other}")
+        instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
+        on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
+        if trainer is None:  # only preprocessing
+            on_progress(
+                "A trainer of your own (--trainer) that builds its network itself trains on volumes, and preprocesses "
+                "anew: for it, preprocess with --configuration 3d"
+            )
     left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
@@ -149,6 +157,7 @@ def prepare_dataset(
         training=training,
         validation=validation,
         notes=tuple(notes),
+        other=_other_configuration(made, fingerprint, options, bound, trainer),
     )
 
 
@@ -156,6 +165,39 @@ def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment 
     """Return what a plan depends on besides the dataset."""
     wishes = (sorted((options.overrides or {}).items()), options.configuration, bound)
     return wishes if start is None else (*wishes, str(start.folder))
+
+
+def _other_configuration(
+    made: Plan,
+    fingerprint: Fingerprint,
+    options: TrainOptions,
+    memory_bytes: int | None,
+    trainer: type[SegmentationTrainer] | None,
+) -> tuple[Plan, str] | None:
+    """Return the plan of the configuration that was not taken, and why not; None where there was no choice."""
+    was_given = options.plan is not None or "slice_axis" in made.chosen
+    if (
+        was_given
+        or made.spacing_mm is None
+        or made.num_dims < 3
+        or trainer is None
+        or not trainer.options.follows_filters
+    ):
+        return None
+    if made.slice_axis is not None and made.median_shape[made.slice_axis] == 1:
+        return None
+    configuration: Literal["2d", "3d"] = "2d" if made.slice_axis is None else "3d"
+    try:
+        other = plan(fingerprint, memory_bytes=memory_bytes, overrides=options.overrides, configuration=configuration)
+    except SettingsError:  # what the user fixed is for the other
+        return None
+    learned = expected(made.spacing_mm, len(fingerprint.cases), cpu_s=_cpu_s(options))
+    return other, f"{learned}{', in the time of a CPU' if learned.configuration == configuration else ''}"
+
+
+def _cpu_s(options: TrainOptions) -> float | None:
+    """Return the CPU-seconds of a budget, as which experience counts it."""
+    return None if options.budget_s is None else options.budget_s * torch.get_num_threads()
 
 
 def _planned(
@@ -217,7 +259,13 @@ def plan_for(
     builds_its_own = trainer is not None and not trainer.options.follows_filters  # perhaps one for volumes alone
     if configuration == "auto" and builds_its_own and fingerprint.num_dims == 3 and "slice_axis" not in overrides:
         configuration = "3d"
-    return plan(fingerprint, memory_bytes=memory_bytes, overrides=overrides, configuration=configuration)
+    return plan(
+        fingerprint,
+        memory_bytes=memory_bytes,
+        overrides=overrides,
+        configuration=configuration,
+        cpu_s=_cpu_s(options),
+    )
 
 
 def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:

@@ -93,6 +93,7 @@ def resume_training(
             own=own,
             frontend=frontend,
             num_scored=trained.num_scored,
+            budget=saved.description.budget,
             seed=seed,
             device=device,
             processes=processes,

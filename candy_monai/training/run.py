@@ -348,9 +348,11 @@ class TrainingRun:
     def validation_is_due(self) -> bool:
         """Return whether this epoch ends with a validation."""
         experiment = self.current()
-        is_last = self.processes.broadcast(experiment.ends_with_this_epoch())
-        is_its_turn = (experiment.progress.epoch + 1) % self.settings.validate_every == 0
-        return self.loaders.validation is not None and (is_its_turn or is_last)
+        if self.loaders.validation is None:
+            return False
+        if (experiment.progress.epoch + 1) % self.settings.validate_every == 0:
+            return True  # and what is left afterwards decides whether there is another epoch
+        return self.processes.broadcast(experiment.ends_with_this_epoch())
 
     def stopping_validation(self) -> Callable[[], None]:
         """Return a function to call after each validated case, which stops the run if a signal asked for it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from monai.inferers import Inferer
@@ -156,7 +156,11 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
     @override
     def build_optimizer(self, params: Params) -> optim.Optimizer:
-        return optim.AdamW(params, lr=self.options.learning_rate, weight_decay=self.options.weight_decay)
+        entries: list[Any] = list(params)
+        # One pass over the weights instead of a dozen. On CUDA, PyTorch's own choice stays.
+        fused = True if all(_takes_fused_steps(entry) for entry in entries) else None
+        rate, decay = self.options.learning_rate, self.options.weight_decay
+        return optim.AdamW(entries, lr=rate, weight_decay=decay, fused=fused)
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
@@ -332,3 +336,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             "plan": None if self.plan is None else self.plan.to_dict(),
             "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self.options.own_transforms),
         }
+
+
+def _takes_fused_steps(parameter: object) -> bool:
+    return isinstance(parameter, Tensor) and parameter.device.type == "cpu" and parameter.is_floating_point()

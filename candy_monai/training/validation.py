@@ -18,6 +18,7 @@ from candy_monai.aliases import Shape
 from candy_monai.attachment import attachment_of, map_tensors, tensors_in
 from candy_monai.data.samples.batches import unpack
 from candy_monai.experiment.events import Preview
+from candy_monai.metrics.interval import half_width
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import restore_like
 from candy_monai.training.loaders import batches
@@ -101,8 +102,8 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
     """Return in words what a score rests on."""
     if num_cases == 1:
         return "of one case only"
-    error = f" (standard error {standard_error:.4f})" if math.isfinite(standard_error) else ""
-    return f"the mean of {num_cases} cases{error}"
+    half = half_width(standard_error, num_cases)
+    return f"the mean of {num_cases} cases{f' (± {half:.4f} in 95 %)' if math.isfinite(half) else ''}"
 
 
 def what_is_scored(*, raw: bool, averaged: bool) -> str | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from candy_monai.data.planning.entries import Entry, as_text, entries_of
+from candy_monai.data.planning.experience import expected
 from candy_monai.data.planning.grid import anisotropic_axis
 from candy_monai.data.values import join_names
 
@@ -56,7 +57,7 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Choice, ...]:
         elif not isinstance(reason, str):
             reason = reason(plan, fingerprint)
         if name == "slice_axis":
-            choices.append(_configuration(plan))
+            choices.append(_configuration(plan, fingerprint))
         choices.append(
             Choice(name=name, value=value, reason=reason, remedy=entry.remedy or _option(entry, name, value))
         )
@@ -70,20 +71,25 @@ def _option(entry: Entry, name: str, value: str) -> str:
     return f"--set '{name}={value}'" if ";" in value else f"--set {name}={value}"
 
 
-def _configuration(plan: Plan) -> Choice:
+def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
     if plan.num_dims == 2:
         reason = "Pictures have two axes."
     elif "slice_axis" in plan.chosen:
         reason = "You asked for it."
-    elif plan.slice_axis is None:
-        reason = "A 3-D network sees what lies before and behind each slice; slices are for thick ones on a CPU."
-    elif plan.median_shape[plan.slice_axis] == 1:
+    elif plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
         reason = "The volumes are one slice thick."
     else:
-        reason = (
-            "Slices are thick and the memory is that of a CPU or a small GPU: there a 2-D network, which sees many "
-            "slices, learns more in a given time than a 3-D network, which sees few blocks."
-        )
+        learned = expected(plan.spacing_mm or (1.0,) * plan.num_dims, len(fingerprint.cases))
+        about = f"{learned}, in the time of a CPU (experience.json)"
+        if plan.slice_axis is not None:
+            reason = f"A 2-D network sees many slices where a 3-D network sees few blocks: {about}."
+        elif learned.configuration == "3d":
+            reason = f"A 3-D network sees what lies before and behind each slice; {about}."
+        else:
+            reason = (
+                "A 3-D network sees what lies before and behind each slice. That slices teach more in the time of a "
+                "CPU counts neither with the memory of a large GPU nor where you fixed something along three axes."
+            )
     other = "3d" if plan.slice_axis is not None else "2d"
     remedy = "follows from the data" if plan.num_dims == 2 else f"--configuration {other}"
     return Choice(name="configuration", value=plan.configuration, reason=reason, remedy=remedy)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import (
     FORMAT,
+    BudgetRecord,
     DatasetRecord,
     ExperimentDescription,
     describe_trainer,
@@ -113,6 +115,18 @@ def test_equal_descriptions_do_not_differ_whether_they_went_through_json_or_not(
 def test_each_entry_that_differs_is_named_with_both_values():
     saved = {"a": {"b": 1, "c": 2}, "gone": 3}
     assert differences(saved, {"a": {"b": 1, "c": 4}, "new": 5}) == ["a.c: 2 -> 4", "gone: 3 -> None", "new: None -> 5"]
+
+
+def test_what_a_budget_was_spent_on_is_kept_and_is_no_difference_to_a_run_without(tmp_path):
+    candidates = ({"configuration": "2d", "num_steps": 900, "is_chosen": True},)
+    budget = BudgetRecord(budget_s=600.0, usable_s=500, amp="bf16", candidates=candidates)
+    described = dataclasses.replace(_described(), budget=budget)
+    write_description(tmp_path, described)
+    assert read_description(tmp_path).budget == budget
+    assert described.differences(_described()) == []
+    assert ExperimentDescription.from_dict({"format": 2}).budget is None
+    with pytest.raises(ExperimentError, match=r"budget\.candidates is \[3\]: expected objects"):
+        ExperimentDescription.from_dict({"format": 2, "budget": {"candidates": [3]}})
 
 
 def test_long_values_are_cut_short():

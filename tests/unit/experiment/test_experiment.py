@@ -350,6 +350,22 @@ def test_after_an_epoch_that_was_not_validated_for_being_the_last_there_is_anoth
     assert not experiment.is_complete
 
 
+@pytest.mark.parametrize(("limit_s", "is_last"), [(33.0, True), (35.0, False)])
+def test_where_hardly_more_than_another_validation_has_time_the_epoch_is_the_last(tmp_path, limit_s, is_last):
+    now = [0.0]
+    experiment = Experiment(tmp_path, TrainSettings(num_epochs=9, time_limit_s=limit_s), clock=lambda: now[0])
+    for step_s in (1.0, 2.0):  # the machine becomes slower
+        experiment.begin_epoch(0.1)
+        for _ in range(10):
+            now[0] += step_s
+            experiment.step_done(num_batches=1)
+        ends = experiment.ends_with_this_epoch()
+        now[0] += 0.1 * step_s
+        experiment.finish_epoch(0.5)
+    # 2.5 s or 4.5 s are left beside another validation, and 15 % of the last epoch's steps are 3 s.
+    assert ends == experiment.is_complete == is_last
+
+
 def test_processes_whose_clocks_differ_end_after_the_same_epoch(tmp_path):
     runs = []
     for name, step_s in (("first", 1.0), ("second", 2.0)):

@@ -49,3 +49,17 @@ def test_what_follows_the_last_step_of_a_validated_epoch_counts():
     pace.step_done(8.0, num_batches=1)
     pace.end_epoch(11.0, validated=True)
     assert pace.closing_s == 3.0
+
+
+def test_what_follows_the_last_step_counts_as_slow_as_the_machine_is_now():
+    pace = StepPace()
+    for epoch_s in range(8):
+        pace.step_done(float(epoch_s), num_batches=1)
+    pace.end_epoch(9.0, validated=True)
+    assert pace.coming_closing_s == 2.0
+    pace.begin_epoch()
+    for epoch_s in range(0, 80, 3):
+        pace.step_done(float(epoch_s), num_batches=1)
+    assert pace.coming_closing_s == 6.0
+    pace.end_epoch(84.0, validated=True)  # which took as long as was to be expected
+    assert pace.coming_closing_s == pace.closing_s == 6.0

@@ -73,7 +73,7 @@ def test_a_run_that_ends_by_the_clock_has_about_so_many_epochs_until_its_last():
 
 
 @pytest.mark.parametrize(
-    ("count", "error", "said"), [(1, math.nan, "0.4000 on 1 case"), (8, 0.03, "0.4000 ± 0.0300 on 8 cases")]
+    ("count", "error", "said"), [(1, math.nan, "0.4000 on 1 case"), (8, 0.03, "0.4000 ± 0.0709 on 8 cases")]
 )
 def test_the_title_says_on_how_many_cases_a_score_rests_and_how_sure_it_is(count, error, said):
     event = epoch_finished(2, num_epochs=9, score=0.4, num_validated=count, standard_error=error)

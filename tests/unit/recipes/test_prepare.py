@@ -53,6 +53,30 @@ def test_the_store_can_be_elsewhere_and_is_found_again(phantom, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+@pytest.fixture(scope="module")
+def thick(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "thick"
+    return write_phantom_dataset(folder, num_cases=3, shape=(24, 24, 16), spacing_mm=(1.0, 1.0, 5.0))
+
+
+def test_preprocessing_for_no_trainer_in_particular_says_for_which_slices_are_not(thick, tmp_path):
+    messages = []
+    _prepare(thick, tmp_path, on_progress=messages.append)
+    assert any("preprocess with --configuration 3d" in message for message in messages)
+    messages.clear()
+    _prepare(thick, tmp_path, trainer=_trainer(), on_progress=messages.append)
+    assert not any("preprocess with" in message for message in messages)
+
+
+def test_the_configuration_that_is_not_taken_is_planned_too_and_said_why_not(phantom, thick, tmp_path):
+    other, why_not = _prepare(thick, tmp_path, trainer=_trainer()).other
+    assert (other.configuration, other.slice_axis) == ("3d", None)
+    assert "slices reached a Dice" in why_not
+    assert _prepare(thick, tmp_path, trainer=_trainer(), configuration="2d").other is None
+    other, why_not = _prepare(phantom, tmp_path, trainer=_trainer()).other
+    assert (other.configuration, why_not) == ("2d", "no run on a dataset like it has compared slices with volumes")
+
+
 def test_a_network_that_needs_more_memory_than_a_u_net_gets_smaller_patches(phantom, tmp_path, monkeypatch):
     monkeypatch.setattr("candy_monai.recipes.prepare.device_memory", lambda device: 30 << 20)
     small, smaller = (_prepare(phantom, tmp_path, trainer=_trainer(factor)).plan for factor in (1.0, 2.0))

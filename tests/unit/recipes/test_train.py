@@ -11,6 +11,7 @@ from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.data.planning.plan import Plan
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, RunFailedError, SettingsError
+from candy_monai.experiment.description import read_description
 from candy_monai.experiment.state import load_state
 from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.incoming.opening import load_predictor
@@ -383,13 +384,25 @@ def test_a_trainer_that_cannot_be_had_is_a_clear_error(tmp_path, where):
 
 
 @pytest.mark.slow
-def test_a_budget_is_kept_to(tmp_path):
+def test_a_budget_is_kept_to_and_what_it_was_spent_on_is_said(tmp_path):
     import time
 
     phantom = write_phantom_dataset(tmp_path / "phantom", num_cases=10, shape=(32, 32, 16))
-    started = time.monotonic()
-    train_dataset(phantom, budget_s=60, device="cpu", out=tmp_path, on_progress=_quiet)
+    started, messages = time.monotonic(), []
+    folder = train_dataset(phantom, budget_s=60, device="cpu", out=tmp_path, on_progress=messages.append)
     assert time.monotonic() - started < 75  # the machine may slow down by a quarter after it was measured
+    weighed, chosen = [message for message in messages if message.split()[0] in ("Weighed", "Chosen:")]
+    record = read_description(folder).budget
+    assert record.budget_s == 60
+    assert [candidate["is_chosen"] for candidate in record.candidates] == [True] + [False] * (
+        len(record.candidates) - 1
+    )
+    assert all(candidate["verdict"] in weighed for candidate in record.candidates[1:])
+    assert chosen.startswith(f"Chosen: 3d, {record.candidates[0]['batch_size']} patches of ")
+    scores = json.loads((folder / "validation.json").read_text())
+    assert scores["num_cases"] == scores["num_validation_cases"] == 2
+    low, high = scores["dice_interval_95"]
+    assert 0 <= low <= scores["foreground_mean"]["Dice"] <= high <= 1
 
 
 def test_a_fold_without_validation_cases_is_refused_unless_there_is_but_one_case(phantom, tmp_path):

@@ -1,0 +1,279 @@
+"""Which plan to spend a time on: the candidates, the steps that the time holds of each, and the one that is chosen.
+
+A step that is cheap can be made often; a wide network learns more from each. The candidates are the plan that follows
+from the data, its relatives with lighter steps, those with a wider network, and the plan of the other configuration.
+Steps are measured where it matters, by `candy_monai.recipes.budget.measure_speed`, and predicted from a measured
+relative elsewhere. Between configurations experience decides: `candy_monai.data.planning.experience`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from candy_monai.attachment import Precision
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.rules import DEFAULT_MEMORY_BYTES
+from candy_monai.recipes.budget import Speed
+
+FEWEST_STEPS = 400
+"""With fewer steps than this, cheaper ones are better."""
+
+STEPS_TO_WIDEN = 3000
+"""With more steps than this, a wider network is measured ..."""
+
+STEPS_WHEN_WIDE = 1500
+"""... and taken if it still gets so many."""
+
+MOST_MEASURED = 5
+"""Plans that are measured at most."""
+
+_WORTHWHILE = 0.75
+"""A relative must cut a step's time to this share to be worth what it gives up."""
+
+_CLEARLY = 1.3
+"""By so much a measurement must contradict a prediction to count."""
+
+_SMALLEST_BATCH = 2
+_NARROWEST, _WIDEST, _WIDEST_LEVEL = 8, 32, 320
+_SHORTEST_AXIS = {"2d": 128, "3d": 32}
+_VOXELS_AT_BOTTOM = 4
+_SHORTER = 0.7  # of each axis: half the voxels of a picture, a third of a volume's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A plan that the time could be spent on.
+
+    Attributes:
+        plan: The plan.
+        step_s: Seconds of a step.
+        num_steps: Steps that the time holds.
+        is_measured: Whether the step was measured, or predicted from that of another plan.
+        verdict: Why it is chosen, or is not.
+        is_chosen: Whether it is.
+    """
+
+    plan: Plan
+    step_s: float
+    num_steps: float
+    is_measured: bool
+    verdict: str
+    is_chosen: bool = False
+
+    def __str__(self) -> str:
+        about = "" if self.is_measured else "about "
+        return f"{in_words(self.plan)}: {about}{self.num_steps:.0f} steps ({self.verdict})"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what ``experiment.json`` keeps of it."""
+        return {
+            "configuration": self.plan.configuration,
+            "patch_shape": list(self.plan.patch_shape),
+            "batch_size": self.plan.batch_size,
+            "filters": list(self.plan.filters),
+            "step_s": round(self.step_s, 4),
+            "num_steps": round(self.num_steps),
+            "is_measured": self.is_measured,
+            "is_chosen": self.is_chosen,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed:
+    """What was weighed, and chosen.
+
+    Attributes:
+        plan: The plan that is chosen.
+        speed: Its speed.
+        candidates: All that were weighed, the chosen one first.
+    """
+
+    plan: Plan
+    speed: Speed
+    candidates: tuple[Candidate, ...]
+
+    def in_words(self) -> str:
+        """Return in one line what was weighed besides what is chosen."""
+        others = [str(candidate) for candidate in self.candidates if not candidate.is_chosen]
+        return f"Weighed against {'; '.join(others)}" if others else "Nothing else was to be weighed"
+
+
+def choose(
+    plan: Plan,
+    *,
+    measure: Callable[[Plan, Sequence[Precision] | None], Speed],
+    num_steps: Callable[[Speed], float],
+    memory_bytes: int | None = None,
+    may_resize: bool = True,
+    other: tuple[Plan, str] | None = None,
+) -> Weighed:
+    """Return the plan, or the relative of it, that makes best use of a time, with its speed and the other candidates.
+
+    Args:
+        plan: The plan that follows from the data.
+        measure: Returns the speed of a plan on this machine, in one of these precisions or the fastest of all.
+        num_steps: How many steps fit at a speed, now.
+        memory_bytes: Memory that a wider network may use; None for what a plan assumes.
+        may_resize: Whether the network is as wide as the plan says, so that another width is another network.
+        other: The plan of the other configuration, and why it is not the one; None where there is none.
+    """
+    weighing = _Weighing(plan if "patch_shape" in plan.chosen else without_margin(plan), measure, num_steps)
+    fixed = () if may_resize else ("filters",)
+    lightened = functools.partial(lighter, fixed=fixed)
+    widened = functools.partial(wider, memory_bytes=memory_bytes) if may_resize else lambda _plan: None
+    weighing.lighten(lightened)
+    weighing.widen(widened)
+    if not weighing.rejected:  # nothing was tried, but what was near is worth a word
+        weighing.reject(widened(weighing.plan), f"the narrower network has not {STEPS_TO_WIDEN}")
+        weighing.reject(lightened(weighing.plan), f"{FEWEST_STEPS} suffice")
+    if other is not None:
+        weighing.reject(*other)
+    chosen = weighing.candidate(weighing.plan, "chosen", weighing.speed)
+    return Weighed(plan=weighing.plan, speed=weighing.speed, candidates=(chosen, *weighing.rejected))
+
+
+class _Weighing:
+    """The plan that is the best so far, and those that are not."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        measure: Callable[[Plan, Sequence[Precision] | None], Speed],
+        num_steps: Callable[[Speed], float],
+    ) -> None:
+        self.plan, self.speed = plan, measure(plan, None)
+        self.rejected: list[Candidate] = []
+        self._measure, self._num_steps = measure, num_steps
+        self._num_measured = 1
+
+    def lighten(self, lightened: Callable[[Plan], Plan | None]) -> None:
+        """Go on to lighter steps until there are enough of them."""
+        while self._num_steps(self.speed) < FEWEST_STEPS and (relative := lightened(self.plan)) is not None:
+            # To measure one that is bound to be too slow would only cost time.
+            while self._num_steps(self._predicted(relative)) < FEWEST_STEPS and (further := lightened(relative)):
+                relative = further
+            if (measured := self._measured(relative)) is None:
+                return
+            if measured.step_s > _WORTHWHILE * self.speed.step_s:
+                self.reject(relative, "a step takes hardly less", measured)
+                return
+            self._go_on_to(relative, measured, f"fewer than {FEWEST_STEPS}")
+            if self._num_steps(measured) > FEWEST_STEPS / _CLEARLY:
+                return  # the prediction was right: what a few steps more or less say does not count
+
+    def widen(self, widened: Callable[[Plan], Plan | None]) -> None:
+        """Go on to wider networks while enough steps of them are left."""
+        while self._num_steps(self.speed) > STEPS_TO_WIDEN and (relative := widened(self.plan)) is not None:
+            if (measured := self._measured(relative)) is None:
+                return
+            if self._num_steps(measured) < STEPS_WHEN_WIDE:
+                self.reject(relative, f"fewer than {STEPS_WHEN_WIDE}", measured)
+                return
+            self._go_on_to(relative, measured, "enough for a wider network")
+
+    def reject(self, plan: Plan | None, verdict: str, measured: Speed | None = None) -> None:
+        """Record a plan that is not taken, if it is one."""
+        if plan is not None:
+            self.rejected.append(self.candidate(plan, verdict, measured))
+
+    def candidate(self, plan: Plan, verdict: str, measured: Speed | None) -> Candidate:
+        """Return a plan with its steps, of measured or else of predicted length."""
+        speed = measured or self._predicted(plan)
+        return Candidate(
+            plan=plan,
+            step_s=speed.step_s,
+            num_steps=self._num_steps(speed),
+            is_measured=measured is not None,
+            verdict=verdict,
+            is_chosen=plan is self.plan,
+        )
+
+    def _go_on_to(self, plan: Plan, measured: Speed, verdict: str) -> None:
+        before, its_speed = self.plan, self.speed
+        self.plan, self.speed = plan, measured
+        self.reject(before, verdict, its_speed)
+
+    def _measured(self, plan: Plan) -> Speed | None:
+        """Return the speed of a plan, in the precision that was the fastest; None where enough were measured."""
+        self._num_measured += 1
+        return None if self._num_measured > MOST_MEASURED else self._measure(plan, [self.speed.amp])
+
+    def _predicted(self, plan: Plan) -> Speed:
+        return dataclasses.replace(self.speed, step_s=self.speed.step_s * work(plan) / work(self.plan))
+
+
+def in_words(plan: Plan) -> str:
+    """Return in words what a step trains: the choices that a budget makes."""
+    patch = "x".join(map(str, plan.patch_shape))
+    return f"{plan.configuration}, {plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
+
+
+def work(plan: Plan) -> float:
+    """Return what a step takes, in a unit of its own: the geometric mean of its memory traffic and its multiplications.
+
+    A narrow network waits for memory, a wide one computes. By this one of twice the width takes 2.8 times as long, and
+    kernels of 3 x 3 x 3 take 1.7 times as long as of 3 x 3 on as many voxels, near what CPUs were measured to need.
+    """
+    size, values, products, previous = plan.patch_shape, 0.0, 0.0, len(plan.channel_names)
+    for kernel, stride, width in zip(plan.kernel_sizes, plan.strides, plan.filters, strict=True):
+        size = tuple(-(-side // step) for side, step in zip(size, stride, strict=True))
+        voxels = math.prod(size)
+        values += voxels * width
+        products += voxels * math.prod(kernel) * width * (previous + 4 * width)
+        previous = width
+    return plan.batch_size * math.sqrt(values * products)
+
+
+def without_margin(plan: Plan) -> Plan:
+    """Return the plan with a patch that is no larger than the median case.
+
+    A planned patch is rounded up to what the network divides it by. Where whole cases fit into one, up to half of it is
+    padding; the next smaller patch sees nearly as much and is trained on that much more often.
+    """
+    patch = tuple(
+        size if size <= typical else max(typical // divisor, _VOXELS_AT_BOTTOM) * divisor
+        for size, typical, divisor in zip(plan.patch_shape, plan.median_shape, plan.divisor, strict=True)
+    )
+    return dataclasses.replace(plan, patch_shape=tuple(map(min, patch, plan.patch_shape)))
+
+
+def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
+    """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network, or None.
+
+    The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
+
+    Args:
+        plan: The plan.
+        fixed: Entries that stay, besides those that the user chose.
+    """
+    fixed = (*fixed, *plan.chosen)
+    if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:
+        return dataclasses.replace(plan, batch_size=max(_SMALLEST_BATCH, plan.batch_size // 2))
+    patch = tuple(_shortened(plan, axis) for axis in range(plan.num_dims))
+    if "patch_shape" not in fixed and patch != plan.patch_shape:
+        return dataclasses.replace(plan, patch_shape=patch)
+    if "filters" not in fixed and plan.filters[0] >= 2 * _NARROWEST:
+        return dataclasses.replace(plan, filters=tuple(width // 2 for width in plan.filters))
+    return None
+
+
+def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
+    """Return the plan with a network of twice the width; None if that is wider than nnU-Net's, or needs more memory."""
+    if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
+        return None
+    filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)
+    wide = dataclasses.replace(plan, filters=filters)
+    return wide if wide.step_bytes <= (DEFAULT_MEMORY_BYTES if memory_bytes is None else memory_bytes) else None
+
+
+def _shortened(plan: Plan, axis: int) -> int:
+    size, divisor = plan.patch_shape[axis], plan.divisor[axis]
+    if axis == plan.anisotropic_axis:
+        return size
+    least = max(_SHORTEST_AXIS[plan.configuration], _VOXELS_AT_BOTTOM * divisor)
+    return min(size, max(math.ceil(least / divisor), round(_SHORTER * size / divisor)) * divisor)

@@ -1,0 +1,46 @@
+"""A budget on a machine that becomes slower, by a clock that counts the CPU time of the process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from candy_monai.demo.phantom import write_phantom_dataset
+
+BUDGET_S = 150.0
+
+# In the second half of the budget whatever the process computes takes three times as long.
+TRAIN = f"""
+import sys, time
+
+def clock():
+    cpu_s = time.process_time()
+    return cpu_s if cpu_s < {BUDGET_S / 2} else {BUDGET_S / 2} + 3 * (cpu_s - {BUDGET_S / 2})
+
+import torch
+torch.set_num_threads(1)
+time.monotonic = time.perf_counter = clock
+from candy_monai import process_age
+process_age.process_age_s = clock
+from candy_monai.cli.main import main
+code = main(sys.argv[1:])
+print("seconds", clock())
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_ends_within_its_budget_on_a_machine_that_is_three_times_slower_for_half_of_it(tmp_path):
+    phantom = write_phantom_dataset(tmp_path / "d", num_cases=12, shape=(40, 40, 24))
+    command = ["train", str(phantom), "--budget", f"{BUDGET_S}s", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", TRAIN, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seconds = float(done.stdout.rsplit("seconds", 1)[1])
+    assert 0.7 * BUDGET_S < seconds <= BUDGET_S, done.stdout
+    (folder,) = (path.parent for path in (tmp_path / "out").glob("*/*/validation.json"))
+    scores = json.loads((folder / "validation.json").read_text())
+    assert 1 <= scores["num_cases"] <= scores["num_validation_cases"]
+    durations = [float(line.split(",")[-1]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert durations[-1] > 0.1 * max(durations)
