@@ -7,10 +7,11 @@ imported by a name that stands in a stored file but through this list of what is
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -45,6 +46,28 @@ def bundle_name(trainer: type) -> str | None:
     """Return the name of the bundle that a class is the trainer of; None of any other, its subclasses included."""
     name = vars(trainer).get(_NAME, vars(trainer).get("bundle"))
     return name if isinstance(name, str) else None
+
+
+@runtime_checkable
+class ChoosesNetwork(Protocol):
+    """A trainer's class whose network has options, and which adapts plans to it, as those of bundles do.
+
+    Attributes:
+        network_options: Names of the attributes that choose the network, such as ``size``.
+    """
+
+    network_options: tuple[str, ...]
+
+    def with_network(self, options: Mapping[str, object]) -> Any:
+        """Return the class with these attributes set; raise SettingsError if there is no such network."""
+
+    def adapt_plan(self, plan: Any) -> Any:
+        """Return the plan with what the network wants otherwise; raise BadInputError if it cannot follow it."""
+
+
+def choice_of_network(trainer: object) -> ChoosesNetwork | None:
+    """Return a trainer's class if its network has options; None for one that builds its network itself."""
+    return trainer if isinstance(trainer, ChoosesNetwork) else None
 
 
 def bundle_names() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -31,6 +32,8 @@ class BundleTrainer(SegmentationTrainer):
     """Trains a network of fixed layout on pictures or volumes; a subclass is the table of what suits its network.
 
     Attributes:
+        network_options: Names of the attributes that choose the network, such as ``size``: what ``--network-args`` and
+            `with_network` may set.
         num_dims: 2 for pictures ``(C, H, W)``, 3 for volumes ``(C, D, H, W)``; set by a plan.
         size: Which of `sizes` the network has; None where it has none.
         network_name: What messages call the network.
@@ -69,10 +72,28 @@ class BundleTrainer(SegmentationTrainer):
         if "size" in vars(cls) and cls.size in cls.memory_factors and not has_its_own:
             cls.options = SegmentationOptions(memory_factor=cls.memory_factors[cls.size])
 
-    @override
     @classmethod
     def with_network(cls, options: Mapping[str, object]) -> type[Self]:
-        chosen = super().with_network(options)
+        """Return this class with the attributes set that choose its network.
+
+        Args:
+            options: Any of `network_options`, by name.
+
+        Raises:
+            SettingsError: If there is no such attribute, or a subclass refuses its value.
+        """
+        for name in options:
+            if name not in cls.network_options:
+                known = ", ".join(cls.network_options) or "none"
+                raise SettingsError(
+                    f"--network-args {name}: the network of {cls.__name__} has no such argument."
+                    f"{did_you_mean(name, cls.network_options)} Known: {known}"
+                )
+        chosen: type[Self] = cls
+        if options:
+            kept = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+            said = {**kept, **options}
+            chosen = types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(said))
         chosen.check_network()
         return chosen
 
@@ -123,9 +144,15 @@ class BundleTrainer(SegmentationTrainer):
         if "deep_supervision" in plan.chosen and plan.deep_supervision and not cls.supervises_deeply:
             raise SettingsError(_no_deep_supervision(cls.network_name))
 
-    @override
     @classmethod
     def adapt_plan(cls, plan: Plan) -> Plan:
+        """Return the plan with what this trainer's network wants otherwise: rates, and what it divides its input by.
+
+        An adapted plan is not changed again, nor is what decides how cases are preprocessed.
+
+        Raises:
+            BadInputError: If what the user chose does not fit the network.
+        """
         cls.check_plan(plan)
         own = {
             "learning_rate": cls.options.learning_rate,

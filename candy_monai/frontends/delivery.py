@@ -163,11 +163,15 @@ class Dashboards:
 
     Args:
         frontend: The dashboard; None for none.
+
+    Attributes:
+        parts: The dashboard's parts.
+        latest: The delivery of the last run to each; None before the first.
     """
 
     def __init__(self, frontend: Frontend | None = None) -> None:
-        self._parts = () if frontend is None else tuple(frontend.parts())
-        self._previous: tuple[Delivery | None, ...] = (None,) * len(self._parts)
+        self.parts = () if frontend is None else tuple(frontend.parts())
+        self.latest: tuple[Delivery | None, ...] = (None,) * len(self.parts)
 
     def deliveries(self, report: Callable[[str], None]) -> tuple[Delivery, ...]:
         """Start to deliver a run's events, after those of the previous run.
@@ -175,8 +179,8 @@ class Dashboards:
         Args:
             report: Takes the messages about failures.
         """
-        each = zip(self._parts, self._previous, strict=True)
-        self._previous = started = tuple(Delivery(part, report, after=before) for part, before in each)
+        each = zip(self.parts, self.latest, strict=True)
+        self.latest = started = tuple(Delivery(part, report, after=before) for part, before in each)
         return started
 
 

@@ -30,6 +30,7 @@ from candy_monai.errors import BadInputError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.starting import StartingExperiment
+from candy_monai.registry import choice_of_network
 
 if TYPE_CHECKING:
     from candy_monai.training.segmentation import SegmentationTrainer
@@ -120,11 +121,6 @@ def prepare_dataset(
     if made.slice_axis is not None:
         instead = "" if "slice_axis" in made.chosen else " (--configuration 3d for a 3-D one)"
         on_progress(f"Configuration 2d: a 2-D network on slices across axis {made.slice_axis}{instead}")
-        if trainer is None:  # only preprocessing
-            on_progress(
-                "A trainer of your own (--trainer) that builds its network itself trains on volumes, and preprocesses "
-                "anew: for it, preprocess with --configuration 3d"
-            )
     left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
@@ -275,7 +271,9 @@ def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:
         BadInputError: If the trainer's network cannot be built for it.
     """
     trainer.check_plan(plan)
-    return trainer.adapt_plan(plan)
+    chooser = choice_of_network(trainer)
+    adapted_plan: Plan = plan if chooser is None else chooser.adapt_plan(plan)
+    return adapted_plan
 
 
 def memory_for(trainer: type[SegmentationTrainer] | None, device: torch.device) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.planning.files import read_plan
 from candy_monai.data.planning.plan import parsed_overrides
 from candy_monai.device import find_device
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
@@ -26,7 +26,7 @@ from candy_monai.processes import Processes
 from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.prepare import prepare_dataset
-from candy_monai.registry import class_from_file, find_bundle
+from candy_monai.registry import choice_of_network, class_from_file, find_bundle
 from candy_monai.seeding import draw_seed
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -151,9 +151,19 @@ def chosen_trainer(options: TrainOptions) -> type[SegmentationTrainer]:
     """
     arguments = dict(options.network_args or {})
     if options.network is None and options.bundle != MONAI_BUNDLE:
-        return find_trainer(bundle=options.bundle, own=options.trainer).with_network(arguments)
+        return _with_network(find_trainer(bundle=options.bundle, own=options.trainer), arguments)
     by_name = {} if options.network is None else {"network": options.network}
-    return find_trainer(bundle=MONAI_BUNDLE).with_network({**by_name, "network_args": arguments})
+    return _with_network(find_trainer(bundle=MONAI_BUNDLE), {**by_name, "network_args": arguments})
+
+
+def _with_network(trainer: type[SegmentationTrainer], options: Mapping[str, object]) -> type[SegmentationTrainer]:
+    chooser = choice_of_network(trainer)
+    if chooser is not None:
+        chosen: type[SegmentationTrainer] = chooser.with_network(options)
+        return chosen
+    if options:
+        raise SettingsError(f"--network-args: {trainer.__name__} builds its network itself; leave them out")
+    return trainer
 
 
 def trainer_with_network_of(
@@ -161,7 +171,9 @@ def trainer_with_network_of(
 ) -> type[SegmentationTrainer]:
     """Return a trainer with the network that an experiment's was told to have, such as its ``size``."""
     arguments = description.network.arguments or {}
-    return trainer.with_network({name: arguments[name] for name in trainer.network_options if name in arguments})
+    chooser = choice_of_network(trainer)
+    names = () if chooser is None else chooser.network_options
+    return _with_network(trainer, {name: arguments[name] for name in names if name in arguments})
 
 
 def find_trainer(*, bundle: str | None = None, own: str | type[object] | None = None) -> type[SegmentationTrainer]:

@@ -99,7 +99,7 @@ class GradientWatch:
 
     def __init__(self, trainer: object, toolbox: TrainerToolbox) -> None:
         self._trainer = trainer
-        self._model = toolbox.model
+        self._model, self._optimizer = toolbox.model, toolbox.optimizer
         self._weights: list[Tensor] = [weight for group in toolbox.optimizer.param_groups for weight in group["params"]]
         self._versions = self._versions_now()
         self._num_without = 0
@@ -121,17 +121,23 @@ class GradientWatch:
         attachment = attachment_of(self._model)
         if attachment is not None:
             attachment.on_enter.append(self._note_run)
+        # PyTorch's fused steps change weights without a new version of them.
+        steps = self._optimizer.register_step_post_hook(self._note_step)
         try:
             yield
         finally:
+            steps.remove()
             if attachment is not None:
                 attachment.on_enter.remove(self._note_run)
-        self._is_done = self._versions_now() != self._versions or any(
+        self._is_done |= self._versions_now() != self._versions or any(
             weight.grad is not None for weight in self._weights
         )
         self._num_without += not self._is_done
         if self._num_without >= _MOST_WITHOUT_GRADIENTS:
             self.settle()
+
+    def _note_step(self, *_arguments: object) -> None:
+        self._is_done = True
 
     def settle(self) -> None:
         """Check an epoch when it has ended.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.inferers import Inferer
@@ -16,7 +14,7 @@ from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.columns import LOSS
 from candy_monai.data.pipelines.description import describe_pipelines
 from candy_monai.data.planning.normalization import denormalize
-from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+from candy_monai.errors import BadInputError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_descriptions import describe_inferer
 from candy_monai.inference.inferers import (
@@ -57,8 +55,6 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             images do not fit at once.
         plan: The plan that the data were prepared by, kept in ``experiment.json``; None without one. Set by `use_plan`,
             not overridden.
-        network_options: Names of the attributes that choose the network, such as ``size``: what ``--network-args`` and
-            `with_network` may set. Override it in a bundle's trainer.
     """
 
     num_classes: int = 1
@@ -67,7 +63,6 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     max_grad_norm: float | None = 12.0
     inferer: Inferer | None = None
     plan: Plan | None = None
-    network_options: ClassVar[tuple[str, ...]] = ()
     _score_range: ScoreRange | None = None
 
     def __init_subclass__(cls, **arguments: object) -> None:
@@ -87,41 +82,6 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     @score_range.setter
     def score_range(self, value: ScoreRange | None) -> None:
         self._score_range = value
-
-    @classmethod
-    def with_network(cls, options: Mapping[str, object]) -> type[Self]:
-        """Return this class with the attributes set that choose its network.
-
-        Args:
-            options: Any of `network_options`, by name.
-
-        Raises:
-            SettingsError: If there is no such attribute, or a subclass refuses its value.
-        """
-        for name in options:
-            if name not in cls.network_options:
-                known = ", ".join(cls.network_options) or "none"
-                raise SettingsError(
-                    f"--network-args {name}: the network of {cls.__name__} has no such argument."
-                    f"{did_you_mean(name, cls.network_options)} Known: {known}"
-                )
-        if not options:
-            return cls
-        kept = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        chosen: type[Self] = types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(kept, **options))
-        return chosen
-
-    @classmethod
-    def adapt_plan(cls, plan: Plan) -> Plan:
-        """Return the plan with what this trainer's network wants otherwise; by default it is left as it is.
-
-        Override it for a network with rates of its own, or one that divides its input by other factors than a U-Net. It
-        must not change an adapted plan again, nor what decides how cases are preprocessed.
-
-        Raises:
-            BadInputError: If what the user chose does not fit the network.
-        """
-        return plan
 
     @classmethod
     def check_plan(cls, plan: Plan) -> None:

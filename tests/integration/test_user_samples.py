@@ -174,6 +174,7 @@ def test_the_ready_made_cmunext_is_configured_by_attribute(tmp_path, variant, nu
     trainer.train(1, note="Liver segmentation with CMUNeXt")
     arguments = json.loads((trainer.experiment_folder() / "experiment.json").read_text())["network"]["arguments"]
     assert arguments == {
+        "num_dims": 2,
         "in_channels": 1,
         "out_channels": num_classes,
         "variant": variant,

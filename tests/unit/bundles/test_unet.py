@@ -48,19 +48,6 @@ def test_the_default_network_trains_on_small_and_large_examples(tmp_path, num_di
     assert network(torch.randn(1, 2, *size)).shape == (1, 3, *size)
 
 
-def test_lower_levels_are_supervised_at_their_own_resolution_and_left_out_of_what_is_predicted(tmp_path):
-    trainer = UNetTrainer(tmp_path, None, None)
-    trainer.deep_supervision, trainer.num_classes = True, 3
-    network = trainer.build_network((1, 64, 32))
-    image = torch.randn(2, 1, 64, 32)
-    sizes = [tuple(logits.shape) for logits in network.train()(image)]
-    assert sizes == [(2, 3, 64, 32), (2, 3, 32, 16), (2, 3, 16, 8), (2, 3, 8, 4)]
-    assert network.eval()(image).shape == (2, 3, 64, 32)
-    loss, _ = trainer.build_criterion()(network.train()(image), torch.randint(0, 3, (2, 1, 64, 32)))
-    loss.backward()
-    assert all(head.weight.grad is not None for head in (h.conv.conv for h in network.deep_supervision_heads))
-
-
 def test_an_axis_is_halved_only_while_it_stays_large_enough():
     assert default_strides((32, 8), 5) == [(1, 1), (2, 2), (2, 1), (2, 1)]
 

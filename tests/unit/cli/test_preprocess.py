@@ -11,6 +11,7 @@ from candy_monai.data.planning.rules import plan
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.recipes import prepare
 from candy_monai.recipes.options import TrainOptions
+from candy_monai_bundles.unet import UNetTrainer
 
 
 def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
@@ -31,12 +32,22 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     (tmp_path / "own.json").write_text('{"preprocessing": [{"_target_": "ScaleIntensityd", "keys": "image"}]}')
     options += ["--transforms", str(tmp_path / "own.json")]
     assert main(["preprocess", "data", *options]) == 0
-    given = {"overrides": {"a": "1"}, "store": Path("s"), "out": Path("o"), "plan": Path("p"), "jobs": 3}
+    given = {
+        "overrides": {"a": "1"},
+        "network_args": {},
+        "store": Path("s"),
+        "out": Path("o"),
+        "plan": Path("p"),
+        "jobs": 3,
+    }
     assert seen == {
         "dataset": Path("data"),
-        "options": TrainOptions(fold="all", device="cpu", transforms=tmp_path / "own.json", **given),
+        "options": TrainOptions(
+            fold="all", device="cpu", transforms=tmp_path / "own.json", plan=Path("p"), jobs=3, **given
+        ),
         "own": OwnTransforms(preprocessing=[{"_target_": "ScaleIntensityd", "keys": "image"}]),
         "device": torch.device("cpu"),
+        "trainer": UNetTrainer,
     }
     shown = capsys.readouterr()
     assert shown.out.startswith("Preprocessing 2 cases\n")

@@ -105,7 +105,7 @@ def test_in_a_run_a_part_that_hangs_or_fails_keeps_nothing_from_the_others(tmp_p
     trainer = small_trainer(tmp_path)
     trainer.set_frontend(create_hybrid_frontend(hanging, _Down, _First))
     trainer.train(3, save_preview=False)
-    told = trainer._frontend.parts()[2]
+    told = trainer._dashboards.parts[2]
     deadline = time.monotonic() + 10
     while told.calls[-1][0] != "completed" and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -234,7 +234,7 @@ def test_a_run_reports_to_notion_and_writes_no_secret_anywhere(notion, tmp_path,
     trainer = small_trainer(tmp_path, console=True)
     trainer.set_frontend(NotionFrontend)
     trainer.train(3, note="a note", save_preview=False)
-    for delivery in trainer._deliveries:
+    for delivery in trainer._dashboards.latest:
         assert delivery.wait(stuck_after_s=10, at_most_s=20)
     page = notion.page()
     assert (page["Name"], page["Status"], page["Epoch"]) == (trainer.experiment_folder().name, "Completed", 3)
@@ -251,7 +251,7 @@ def test_a_wrong_key_in_a_run_is_said_in_the_log_and_the_run_completes(notion, t
     trainer = small_trainer(tmp_path)
     trainer.set_frontend(NotionFrontend)
     trainer.train(2, save_preview=False)
-    for delivery in trainer._deliveries:
+    for delivery in trainer._dashboards.latest:
         assert delivery.wait(stuck_after_s=10, at_most_s=20)
     log = (trainer.experiment_folder() / "logs.txt").read_text()
     assert log.count("mend the secret 'notion_api_key'") == 1

@@ -59,15 +59,6 @@ def thick(tmp_path_factory):
     return write_phantom_dataset(folder, num_cases=3, shape=(24, 24, 16), spacing_mm=(1.0, 1.0, 5.0))
 
 
-def test_preprocessing_for_no_trainer_in_particular_says_for_which_slices_are_not(thick, tmp_path):
-    messages = []
-    _prepare(thick, tmp_path, on_progress=messages.append)
-    assert any("preprocess with --configuration 3d" in message for message in messages)
-    messages.clear()
-    _prepare(thick, tmp_path, trainer=_trainer(), on_progress=messages.append)
-    assert not any("preprocess with" in message for message in messages)
-
-
 def test_the_configuration_that_is_not_taken_is_planned_too_and_said_why_not(phantom, thick, tmp_path):
     other, why_not = _prepare(thick, tmp_path, trainer=_trainer()).other
     assert (other.configuration, other.slice_axis) == ("3d", None)

@@ -255,7 +255,7 @@ def test_what_a_slow_frontend_says_of_a_run_goes_into_the_log_of_that_run(tmp_pa
         trainer.train(1, save_preview=False)
         folders.append(trainer.experiment_folder())
     may_go_on.set()
-    assert trainer._deliveries[0].wait(stuck_after_s=100, at_most_s=100)
+    assert trainer._dashboards.latest[0].wait(stuck_after_s=100, at_most_s=100)
     for folder in folders:
         log = (folder / "logs.txt").read_text()
         assert log.count("told the end of") == log.count(f"told the end of {folder.name}") == 1
