@@ -32,14 +32,7 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     (tmp_path / "own.json").write_text('{"preprocessing": [{"_target_": "ScaleIntensityd", "keys": "image"}]}')
     options += ["--transforms", str(tmp_path / "own.json")]
     assert main(["preprocess", "data", *options]) == 0
-    given = {
-        "overrides": {"a": "1"},
-        "network_args": {},
-        "store": Path("s"),
-        "out": Path("o"),
-        "plan": Path("p"),
-        "jobs": 3,
-    }
+    given = {"overrides": {"a": "1"}, "network_args": {}, "store": Path("s"), "out": Path("o")}
     assert seen == {
         "dataset": Path("data"),
         "options": TrainOptions(
