@@ -149,8 +149,8 @@ class BudgetRecord(_Record):
         usable_s: Of these, what was left for training and the validation on the way.
         amp: The precision that was measured to be faster; None for float32.
         candidates: What was weighed, the chosen one first: ``configuration``, ``patch_shape``, ``batch_size``,
-            ``filters``, ``step_s``, ``num_steps`` in the time, whether the step ``is_measured`` or predicted, whether
-            it ``is_chosen``, and the ``verdict``.
+            ``filters`` (None where the network is not as wide as its plan says), ``step_s``, ``num_steps`` in the time,
+            whether the step ``is_measured`` or predicted, whether it ``is_chosen``, and the ``verdict``.
     """
 
     budget_s: float | None = field(default=None, metadata=_is(int, float))

@@ -55,6 +55,7 @@ class Candidate:
         is_measured: Whether the step was measured, or predicted from that of another plan.
         verdict: Why it is chosen, or is not.
         is_chosen: Whether it is.
+        follows_filters: Whether the network is as wide as the plan says.
     """
 
     plan: Plan
@@ -63,10 +64,18 @@ class Candidate:
     is_measured: bool
     verdict: str
     is_chosen: bool = False
+    follows_filters: bool = True
 
     def __str__(self) -> str:
         about = "" if self.is_measured else "about "
-        return f"{in_words(self.plan)}: {about}{self.num_steps:.0f} steps ({self.verdict})"
+        return f"{self.in_words()}: {about}{self.num_steps:.0f} steps ({self.verdict})"
+
+    def in_words(self) -> str:
+        """Return in words what a step trains: the choices that a budget makes."""
+        plan, patch = self.plan, " x ".join(map(str, self.plan.patch_shape))
+        patches = "1 patch" if plan.batch_size == 1 else f"{plan.batch_size} patches"
+        widths = f", network of {plan.filters[0]} to {max(plan.filters)} filters" if self.follows_filters else ""
+        return f"{plan.configuration}{widths}, {patches} of {patch} a step"
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``experiment.json`` keeps of it."""
@@ -74,7 +83,7 @@ class Candidate:
             "configuration": self.plan.configuration,
             "patch_shape": list(self.plan.patch_shape),
             "batch_size": self.plan.batch_size,
-            "filters": list(self.plan.filters),
+            "filters": list(self.plan.filters) if self.follows_filters else None,
             "step_s": round(self.step_s, 4),
             "num_steps": round(self.num_steps),
             "is_measured": self.is_measured,
@@ -100,7 +109,9 @@ class Weighed:
     def in_words(self) -> str:
         """Return in one line what was weighed besides what is chosen."""
         others = [str(candidate) for candidate in self.candidates if not candidate.is_chosen]
-        return f"Weighed against {'; '.join(others)}" if others else "Nothing else was to be weighed"
+        if not others:
+            return "Weighed: nothing, since what was chosen leaves one plan"
+        return f"Weighed and not taken, with the steps that fit into the budget: {'; '.join(others)}"
 
 
 def choose(
@@ -122,15 +133,16 @@ def choose(
         may_resize: Whether the network is as wide as the plan says, so that another width is another network.
         other: The plan of the other configuration, and why it is not the one; None where there is none.
     """
-    weighing = _Weighing(plan if "patch_shape" in plan.chosen else without_margin(plan), measure, num_steps)
+    begun_with = plan if "patch_shape" in plan.chosen else without_margin(plan)
+    weighing = _Weighing(begun_with, measure, num_steps, follows_filters=may_resize)
     fixed = () if may_resize else ("filters",)
     lightened = functools.partial(lighter, fixed=fixed)
     widened = functools.partial(wider, memory_bytes=memory_bytes) if may_resize else lambda _plan: None
     weighing.lighten(lightened)
     weighing.widen(widened)
     if not weighing.rejected:  # nothing was tried, but what was near is worth a word
-        weighing.reject(widened(weighing.plan), f"the narrower network has not {STEPS_TO_WIDEN}")
-        weighing.reject(lightened(weighing.plan), f"{FEWEST_STEPS} suffice")
+        weighing.reject(widened(weighing.plan), f"a wider network pays from {STEPS_TO_WIDEN} steps of the narrower on")
+        weighing.reject(lightened(weighing.plan), f"lighter steps pay where fewer than {FEWEST_STEPS} fit")
     if other is not None:
         weighing.reject(*other)
     chosen = weighing.candidate(weighing.plan, "chosen", weighing.speed)
@@ -145,10 +157,12 @@ class _Weighing:
         plan: Plan,
         measure: Callable[[Plan, Sequence[Precision] | None], Speed],
         num_steps: Callable[[Speed], float],
+        *,
+        follows_filters: bool,
     ) -> None:
         self.plan, self.speed = plan, measure(plan, None)
         self.rejected: list[Candidate] = []
-        self._measure, self._num_steps = measure, num_steps
+        self._measure, self._num_steps, self._follows_filters = measure, num_steps, follows_filters
         self._num_measured = 1
 
     def lighten(self, lightened: Callable[[Plan], Plan | None]) -> None:
@@ -160,9 +174,9 @@ class _Weighing:
             if (measured := self._measured(relative)) is None:
                 return
             if measured.step_s > _WORTHWHILE * self.speed.step_s:
-                self.reject(relative, "a step takes hardly less", measured)
+                self.reject(relative, "its steps take hardly less time", measured)
                 return
-            self._go_on_to(relative, measured, f"fewer than {FEWEST_STEPS}")
+            self._go_on_to(relative, measured, f"fewer than {FEWEST_STEPS} steps teach too little")
             if self._num_steps(measured) > FEWEST_STEPS / _CLEARLY:
                 return  # the prediction was right: what a few steps more or less say does not count
 
@@ -172,9 +186,9 @@ class _Weighing:
             if (measured := self._measured(relative)) is None:
                 return
             if self._num_steps(measured) < STEPS_WHEN_WIDE:
-                self.reject(relative, f"fewer than {STEPS_WHEN_WIDE}", measured)
+                self.reject(relative, f"a network so wide needs {STEPS_WHEN_WIDE} steps", measured)
                 return
-            self._go_on_to(relative, measured, "enough for a wider network")
+            self._go_on_to(relative, measured, "there is time for a wider network")
 
     def reject(self, plan: Plan | None, verdict: str, measured: Speed | None = None) -> None:
         """Record a plan that is not taken, if it is one."""
@@ -191,6 +205,7 @@ class _Weighing:
             is_measured=measured is not None,
             verdict=verdict,
             is_chosen=plan is self.plan,
+            follows_filters=self._follows_filters,
         )
 
     def _go_on_to(self, plan: Plan, measured: Speed, verdict: str) -> None:
@@ -205,12 +220,6 @@ class _Weighing:
 
     def _predicted(self, plan: Plan) -> Speed:
         return dataclasses.replace(self.speed, step_s=self.speed.step_s * work(plan) / work(self.plan))
-
-
-def in_words(plan: Plan) -> str:
-    """Return in words what a step trains: the choices that a budget makes."""
-    patch = "x".join(map(str, plan.patch_shape))
-    return f"{plan.configuration}, {plan.batch_size} patches of {patch} through {plan.filters[0]} filters and more"
 
 
 def work(plan: Plan) -> float:

@@ -47,7 +47,7 @@ from candy_monai.recipes.budget import (
     num_scored,
     usable_s,
 )
-from candy_monai.recipes.candidates import choose, in_words
+from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.training.options import SegmentationOptions
@@ -127,8 +127,8 @@ class PlannedRun:
         num_epochs = plan.num_epochs // TIMES_FASTER
         on_progress(weighed.in_words())
         on_progress(
-            f"Chosen: {in_words(plan)}, {speed.step_s:.2f} s a step in {speed.amp or 'float32'}: about {num_epochs} "
-            f"epochs of {plan.iterations_per_epoch} steps fit into the budget"
+            f"Chosen: {weighed.candidates[0].in_words()}, {speed.step_s:.2f} s each in {speed.amp or 'float32'}: about "
+            f"{num_epochs} epochs of {plan.iterations_per_epoch} steps fit into the budget"
         )
         if num_cases and plan.num_validation_cases is not None:
             every = "each epoch" if plan.validate_every == 1 else f"every {plan.validate_every} epochs and at the end"
