@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from candy_monai.evaluation.results import EvalResult
@@ -13,7 +15,9 @@ def interval(
 ) -> tuple[float, float] | None:
     """Return the confidence interval of a metric's mean over the foreground classes' means, by Student's t over cases.
 
-    A case that lacks a class counts for the means of the others alone, as in the mean itself.
+    A case that lacks a class counts for the means of the others alone, as in the mean itself. A class that few cases
+    have makes the interval wider: its mean rests on these alone, and so do the degrees of freedom where it is what the
+    mean is uncertain of (Welch and Satterthwaite).
 
     Args:
         result: The evaluation.
@@ -22,21 +26,25 @@ def interval(
         bounds: The least and the largest value that there can be; the interval is cut there.
 
     Returns:
-        Its ends; None for fewer than two cases, or where no class has values of two.
+        Its ends; None where the cases do not show a spread: there are fewer than two, a class is in one alone, or all
+        score the same.
     """
     classes = [index for index in result.class_means if index != 0]
     values = np.array([[case.classes[index][metric] for index in classes] for case in result], dtype=float)
-    is_known = np.isfinite(values)
-    values = values[:, is_known.any(0)] if len(values) else values
-    is_known = np.isfinite(values)
-    num_cases = int(is_known.any(1).sum()) if values.size else 0
-    if num_cases < 2:
+    if not values.size:
         return None
-    means = np.nanmean(np.where(is_known, values, np.nan), axis=0)
+    values = values[:, np.isfinite(values).any(0)]
+    is_known = np.isfinite(values)
+    counts = is_known.sum(0)
+    if not values.size or counts.min() < 2:
+        return None
+    means = np.where(is_known, values, 0.0).sum(0) / counts
     # What each case adds to the mean of the classes' means; their spread is that of the mean itself.
-    influence = np.where(is_known, values - means, 0.0) / is_known.sum(0)
-    by_case = influence.mean(1)
-    standard_error = float(np.sqrt((by_case**2).sum() * num_cases / (num_cases - 1)))
-    half = half_width(standard_error, num_cases, confidence=confidence)
+    influence = np.where(is_known, values - means, 0.0) / np.sqrt(counts * (counts - 1.0)) / len(means)
+    variance, by_class = float((influence.sum(1) ** 2).sum()), (influence**2).sum(0)
+    if not variance > 0:
+        return None
+    freedom = min(is_known.any(1).sum() - 1.0, by_class.sum() ** 2 / (by_class**2 / (counts - 1.0)).sum())
+    half = half_width(math.sqrt(variance), freedom + 1, confidence=confidence)
     mean, (least, largest) = float(means.mean()), bounds
     return max(least, mean - half), min(largest, mean + half)

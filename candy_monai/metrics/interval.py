@@ -7,7 +7,7 @@ import math
 CONFIDENCE = 0.95
 
 
-def half_width(standard_error: float, num_cases: int, *, confidence: float = CONFIDENCE) -> float:
+def half_width(standard_error: float, num_cases: float, *, confidence: float = CONFIDENCE) -> float:
     """Return half the width of the confidence interval of a mean, by Student's t; NaN for fewer than two cases.
 
     Of 5 cases it is 2.8 standard errors, of 40 it is 2.0. The interval is of the mean over further cases of the same
@@ -15,7 +15,7 @@ def half_width(standard_error: float, num_cases: int, *, confidence: float = CON
 
     Args:
         standard_error: Of the mean.
-        num_cases: What it is the mean of.
+        num_cases: What it is the mean of; the degrees of freedom and one, of a mean that has fewer.
         confidence: Share of such intervals that hold the true mean, between 0 and 1.
     """
     if num_cases < 2 or not math.isfinite(standard_error):

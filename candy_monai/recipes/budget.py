@@ -48,6 +48,8 @@ RESERVE_SHARE = 0.03
 RESERVE_S = 4.0
 """Kept back besides, for building the run, opening its predictor and ending the process; of a short time less."""
 _MOST_RESERVED = 0.08
+SHORTEST_KEPT_S = 60.0
+"""A shorter budget may be overrun, by what opening the trained weights takes: it cannot keep `RESERVE_S` back."""
 EPOCH_OVERHEAD_S = 0.3
 FEWEST_CASES = 10
 """Cases that a validation score is the mean of, if there are so many: of fewer it says little."""

@@ -208,7 +208,8 @@ class PlannedRun:
         few = "" if is_all else " (the budget holds no more)"
         noise = "" if ends is None else f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})"
         dice = result.mean_metrics["dice"]
-        trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: Dice {dice:.4f}{noise}")
+        score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
+        trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
 
     def _evaluated(self, predictor: Predictor) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""

@@ -23,6 +23,7 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
 from candy_monai.incoming.weights import read_weights
 from candy_monai.processes import Processes
+from candy_monai.recipes.budget import SHORTEST_KEPT_S
 from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.prepare import prepare_dataset
@@ -68,6 +69,8 @@ def train_dataset(
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
     say = on_progress if processes.is_main else _in_silence
+    if options.budget_s is not None and options.budget_s < SHORTEST_KEPT_S:
+        say("Note: with a budget below one minute a run may end a few seconds late, since scoring opens its weights anew")
     with processes.connected(device):
         with processes.main_process_first():
             prepared = prepare_dataset(

@@ -1,6 +1,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
 from candy_monai.evaluation.interval import interval
@@ -41,6 +42,32 @@ def test_an_interval_ends_where_there_can_be_no_score():
     assert (low, high) == (0.0, 1.0)
 
 
-def test_fewer_than_two_cases_have_none():
-    assert interval(_result((1, 0.8))) is None
-    assert interval(_result((1, 0.8), (1, math.nan))) is None
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_a_class_that_few_cases_have_makes_the_interval_as_wide_as_it_must_be(num_classes):
+    rng, held, runs = np.random.default_rng(0), 0, 400
+    for _ in range(runs):  # the first class is in 3 of 20 cases
+        scores = 0.5 + 0.05 * rng.standard_normal((20, num_classes + 1))
+        scores[3:, 0] = math.nan
+        low, high = interval(_result(*((1, *case) for case in scores)))
+        held += low < 0.5 < high
+    assert 0.93 < held / runs < 0.99
+
+
+@pytest.mark.parametrize(
+    "dice_by_case",
+    [
+        [],
+        [(1, 0.8)],
+        [(1, 0.8), (1, math.nan)],
+        [(1, math.nan), (1, math.nan)],
+        [(1, 0.8, 0.5), (1, 0.7, math.nan), (1, 0.9, math.nan)],  # nothing tells the spread of the second class
+        [(1, 0.0), (1, 0.0)],
+    ],
+)
+def test_cases_that_show_no_spread_have_none(dice_by_case):
+    assert interval(_result(*dice_by_case)) is None
+
+
+def test_a_class_that_no_case_has_is_left_out():
+    with_it, without = _result((1, 0.8, math.nan), (1, 0.7, math.nan)), _result((1, 0.8), (1, 0.7))
+    assert interval(with_it) == pytest.approx(interval(without))

@@ -8,15 +8,15 @@ import pytest
 
 from candy_monai.demo.phantom import write_phantom_dataset
 
-BUDGET_S = 150.0
-
 # In the second half of the budget whatever the process computes takes three times as long.
-TRAIN = f"""
+TRAIN = """
 import sys, time
+
+half_s = float(sys.argv.pop(1)) / 2
 
 def clock():
     cpu_s = time.process_time()
-    return cpu_s if cpu_s < {BUDGET_S / 2} else {BUDGET_S / 2} + 3 * (cpu_s - {BUDGET_S / 2})
+    return cpu_s if cpu_s < half_s else half_s + 3 * (cpu_s - half_s)
 
 import torch
 torch.set_num_threads(1)
@@ -29,16 +29,23 @@ print("seconds", clock())
 sys.exit(code)
 """
 
+OPENING_S = 3 * 4.0  # opening the predictor, three times as slow
+
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_ends_within_its_budget_on_a_machine_that_is_three_times_slower_for_half_of_it(tmp_path):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("budget_s", [30, 60, 120])
+def test_a_run_ends_within_its_budget_on_a_machine_that_is_three_times_slower_for_half_of_it(tmp_path, budget_s):
     phantom = write_phantom_dataset(tmp_path / "d", num_cases=12, shape=(40, 40, 24))
-    command = ["train", str(phantom), "--budget", f"{BUDGET_S}s", "--out", str(tmp_path / "out"), "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", TRAIN, *command], capture_output=True, text=True)
+    command = ["train", str(phantom), "--budget", f"{budget_s}s", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, str(budget_s), *command], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     seconds = float(done.stdout.rsplit("seconds", 1)[1])
-    assert 0.7 * BUDGET_S < seconds <= BUDGET_S, done.stdout
+    is_short = budget_s < 60
+    assert 0.7 * budget_s < seconds <= budget_s + is_short * OPENING_S, done.stdout
+    assert ("may end a few seconds late" in done.stdout.partition("Chosen:")[0]) == is_short
     (folder,) = (path.parent for path in (tmp_path / "out").glob("*/*/validation.json"))
     scores = json.loads((folder / "validation.json").read_text())
     assert 1 <= scores["num_cases"] <= scores["num_validation_cases"]
