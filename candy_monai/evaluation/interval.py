@@ -17,7 +17,8 @@ def interval(
 
     A case that lacks a class counts for the means of the others alone, as in the mean itself. A class that few cases
     have makes the interval wider: its mean rests on these alone, and so do the degrees of freedom where it is what the
-    mean is uncertain of (Welch and Satterthwaite).
+    mean is uncertain of (Welch and Satterthwaite). With a class in two or three cases alone, a 95 % interval holds the
+    true mean in about 88 to 93 % of all samples; with more cases of each class in 95 %.
 
     Args:
         result: The evaluation.

@@ -157,7 +157,7 @@ def fit_to_time(
         spent_s: What preparing and measuring have taken, for messages.
 
     Raises:
-        SettingsError: If the time is too short for a single step.
+        SettingsError: If the time is too short for a single step, or for a step and a validation that the user chose.
     """
     final_s = final_validation_s(speed, seconds, num_cases)
     usable = usable_s(speed, seconds, num_cases)
@@ -181,6 +181,11 @@ def fit_to_time(
             every = 1 if validated <= affordable else min(num_epochs, max(1, math.ceil(dear)))
             fitted = dataclasses.replace(fitted, validate_every=every)
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
+    if validated * speed.case_s > usable - speed.step_s:
+        raise SettingsError(
+            f"a validation on {validated} cases takes about {validated * speed.case_s:.0f} s, and {usable:.0f} s are left "
+            "to train and validate in; give more time, or leave num_validation_cases to the budget"
+        )
     step_budget = epoch_s - EPOCH_OVERHEAD_S - validated * speed.case_s / fitted.validate_every
     num_iterations = max(1, int(step_budget / speed.step_s))
     passes = num_epochs * num_iterations * plan.batch_size / num_training_cases

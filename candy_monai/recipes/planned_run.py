@@ -62,6 +62,9 @@ VALIDATION_SCORES = "validation.json"
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
 
+FEWEST_USEFUL_SHARE = 0.5
+"""Where less of the time is left to train in, a run says that validating takes the rest."""
+
 MAX_WORKERS = 8
 
 _SURELY = 0.25
@@ -102,13 +105,15 @@ class PlannedRun:
     def fitted_to(self, seconds_left: Callable[[], float], on_progress: Callable[[str], None]) -> PlannedRun:
         """Return this run with as many steps as fit into the time."""
         num_cases, budget_s = len(self.prepared.validation), self.options.budget_s or seconds_left()
-        allowed_s = allowances(budget_s)
+        allowed_s, plan = allowances(budget_s), self.prepared.plan
+        if self.options.init_from is not None:  # its weights are of this width
+            plan = dataclasses.replace(plan, chosen=tuple(sorted({*plan.chosen, "filters"})))
 
         def measure(plan: Plan, precisions: Sequence[Precision] | None) -> Speed:
             return measure_speed(self._trainer(plan), precisions=precisions, seconds=next(allowed_s))
 
         weighed = choose(
-            self.prepared.plan,
+            plan,
             measure=measure,
             num_steps=lambda speed: usable_s(speed, seconds_left(), num_cases) / speed.step_s,
             memory_bytes=device_memory(self.device),
@@ -135,6 +140,12 @@ class PlannedRun:
             on_progress(f"Validating on {plan.num_validation_cases} of {num_cases} cases, {every}")
         if num_epochs * plan.iterations_per_epoch < FEWEST_USEFUL_STEPS:
             on_progress("Warning: so few steps teach a network little; give a longer budget")
+        training_s = num_epochs * plan.iterations_per_epoch * speed.step_s
+        if training_s < FEWEST_USEFUL_SHARE * seconds:
+            on_progress(
+                f"Warning: only about {training_s:.0f} of the {seconds:.0f} s that are left are spent on training, since "
+                f"scoring a case takes {speed.case_s:.1f} s; give a longer budget"
+            )
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))
         fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp)

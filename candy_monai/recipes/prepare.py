@@ -153,7 +153,7 @@ def prepare_dataset(
         training=training,
         validation=validation,
         notes=tuple(notes),
-        other=_other_configuration(made, fingerprint, options, bound, trainer),
+        other=None if start else _other_configuration(made, fingerprint, options, bound, trainer),
     )
 
 

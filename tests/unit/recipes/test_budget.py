@@ -102,6 +102,15 @@ def test_without_validation_all_the_time_is_trained():
     assert plan.num_epochs // TIMES_FASTER * plan.iterations_per_epoch * SPEED.step_s >= 70
 
 
+def test_a_validation_that_the_user_chose_and_that_leaves_no_time_to_train_in_is_refused_with_the_figures():
+    plan = dataclasses.replace(small_plan(), num_validation_cases=None, chosen=("num_validation_cases",))
+    speed = dataclasses.replace(SPEED, case_s=5.0)
+    with pytest.raises(SettingsError, match=r"validation on 40 cases takes about 200 s, and 82 s are left.*leave num_"):
+        fit_to_time(plan, speed, seconds=120, num_cases=40, num_training_cases=20)
+    fitted = fit_to_time(dataclasses.replace(plan, chosen=()), speed, seconds=120, num_cases=40, num_training_cases=20)
+    assert fitted.num_validation_cases == 1
+
+
 def test_what_the_user_chose_is_kept():
     chosen = ("mirror_axes", "num_validation_cases", "validate_every")
     plan = dataclasses.replace(small_plan(), validate_every=3, num_validation_cases=None, chosen=chosen)

@@ -1,13 +1,20 @@
 import itertools
+import json
 
 import pytest
 import torch
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.samples.store import CaseStore
+from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.recipes.planned_run import case_loader, num_workers, patch_loader
-from candy_monai.recipes.prepare import evenly_spaced
+from candy_monai.processes import Processes
+from candy_monai.recipes import planned_run
+from candy_monai.recipes.budget import Speed
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.planned_run import PlannedRun, case_loader, num_workers, patch_loader
+from candy_monai.recipes.prepare import evenly_spaced, prepare_dataset
+from candy_monai.recipes.train import chosen_trainer
 from tests.plans import small_plan
 
 CPU = torch.device("cpu")
@@ -66,3 +73,74 @@ def test_a_cpu_prepares_batches_itself_and_a_gpu_has_them_prepared(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 32)
     assert num_workers(CPU) == 0
     assert num_workers(torch.device("cuda")) == 8
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("phantom") / "d", num_cases=5, shape=(24, 24, 16))
+
+
+@pytest.fixture
+def fitted(phantom, tmp_path, monkeypatch):
+    """Return what fits a run with some options into an hour, on a machine that takes so long for a step and a case."""
+
+    def fit(step_s, case_s=0.01, **keywords):
+        options = TrainOptions(out=tmp_path, device="cpu", budget_s=3600.0, **keywords)
+        trainer, messages = chosen_trainer(options), []
+        prepared = prepare_dataset(phantom, options, device=CPU, trainer=trainer, on_progress=messages.append)
+        speed = Speed(amp=None, step_s=step_s, case_s=case_s)
+        monkeypatch.setattr(planned_run, "measure_speed", lambda *_, **__: speed)
+        run = PlannedRun(
+            prepared=prepared,
+            options=options,
+            trainer_class=trainer,
+            own=OwnTransforms(),
+            frontend=None,
+            seed=0,
+            device=CPU,
+            processes=Processes.from_environment(),
+        )
+        return run.fitted_to(lambda: 3600.0, messages.append), messages
+
+    return fit
+
+
+def test_a_budget_says_in_two_lines_what_was_weighed_and_chosen(fitted):
+    run, messages = fitted(1.0)
+    weighed, chosen = [text for text in messages if text.startswith(("Weighed", "Chosen"))]
+    plan = run.prepared.plan
+    network = f"3d, network of {plan.filters[0]} to {plan.filters[-1]} filters, {plan.batch_size} patches of "
+    assert chosen.startswith(f"Chosen: {network}")
+    assert chosen.endswith(f" of {plan.iterations_per_epoch} steps fit into the budget")
+    assert all(candidate["verdict"] in weighed for candidate in run.budget.candidates[1:])
+    assert not any(text.startswith("Warning: only") for text in messages)
+
+
+def test_a_network_whose_weights_come_from_elsewhere_keeps_its_width(fitted, tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pt")
+    filters = [fitted(1e-3, **start)[0].prepared.plan.filters for start in ({}, {"init_from": tmp_path / "w.pt"})]
+    assert filters[0] == tuple(2 * width for width in filters[1])
+
+
+@pytest.mark.parametrize("chosen", [{"network": "SegResNet"}, {"bundle": "segresnet"}])
+def test_of_a_network_with_widths_of_its_own_no_filters_are_said(fitted, chosen):
+    run, messages = fitted(20.0, **chosen)
+    assert not any("filters" in text for text in messages)
+    assert [candidate["filters"] for candidate in run.budget.candidates] == [None] * len(run.budget.candidates)
+    plan = run.prepared.plan
+    assert all(size % divisor == 0 for size, divisor in zip(plan.patch_shape, plan.divisor, strict=True))
+
+
+def test_of_a_plan_that_was_given_only_the_length_is_decided(fitted, tmp_path):
+    given = fitted(1.0)[0].prepared.plan
+    (tmp_path / "plan.json").write_text(json.dumps(given.to_dict()))
+    run, messages = fitted(60.0, plan=tmp_path / "plan.json")
+    kept = ("filters", "patch_shape", "batch_size", "slice_axis")
+    assert [getattr(run.prepared.plan, name) for name in kept] == [getattr(given, name) for name in kept]
+    assert run.prepared.plan.iterations_per_epoch < given.iterations_per_epoch
+    assert "Weighed: nothing, since what was chosen leaves one plan" in messages
+
+
+def test_a_run_that_validates_for_most_of_its_time_says_so(fitted):
+    _, messages = fitted(0.5, case_s=1000.0)
+    assert any("give a longer budget" in text and "1000.0 s" in text for text in messages)
