@@ -183,8 +183,8 @@ def fit_to_time(
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
     if validated * speed.case_s > usable - speed.step_s:
         raise SettingsError(
-            f"a validation on {validated} cases takes about {validated * speed.case_s:.0f} s, and {usable:.0f} s are left "
-            "to train and validate in; give more time, or leave num_validation_cases to the budget"
+            f"a validation on {validated} cases takes about {validated * speed.case_s:.0f} s, and {usable:.0f} s are "
+            "left to train and validate in; give more time, or leave num_validation_cases to the budget"
         )
     step_budget = epoch_s - EPOCH_OVERHEAD_S - validated * speed.case_s / fitted.validate_every
     num_iterations = max(1, int(step_budget / speed.step_s))

@@ -143,8 +143,8 @@ class PlannedRun:
         training_s = num_epochs * plan.iterations_per_epoch * speed.step_s
         if training_s < FEWEST_USEFUL_SHARE * seconds:
             on_progress(
-                f"Warning: only about {training_s:.0f} of the {seconds:.0f} s that are left are spent on training, since "
-                f"scoring a case takes {speed.case_s:.1f} s; give a longer budget"
+                f"Warning: only about {training_s:.0f} of the {seconds:.0f} s that are left are spent on training, "
+                f"since scoring a case takes {speed.case_s:.1f} s; give a longer budget"
             )
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))

@@ -70,7 +70,7 @@ def train_dataset(
     device = processes.device_of(find_device(options.device))
     say = on_progress if processes.is_main else _in_silence
     if options.budget_s is not None and options.budget_s < SHORTEST_KEPT_S:
-        say("Note: with a budget below one minute a run may end a few seconds late, since scoring opens its weights anew")
+        say("Note: a run with a budget below one minute may end a few seconds late: scoring opens its weights anew")
     with processes.connected(device):
         with processes.main_process_first():
             prepared = prepare_dataset(

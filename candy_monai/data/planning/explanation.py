@@ -75,7 +75,8 @@ def _configuration(plan: Plan, fingerprint: Fingerprint) -> Choice:
     if plan.num_dims == 2:
         reason = "Pictures have two axes."
     elif "slice_axis" in plan.chosen:
-        reason = "You asked for it."
+        kind = "2-D" if plan.slice_axis is not None else "3-D"
+        reason = f"You asked for it, or for a network or weights that are {kind} (--network, --bundle, --init-from)."
     elif plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
         reason = "The volumes are one slice thick."
     else:

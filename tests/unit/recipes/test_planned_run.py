@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.samples.store import CaseStore
 from candy_monai.data.pipelines.description import OwnTransforms
+from candy_monai.data.samples.store import CaseStore
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.processes import Processes
 from candy_monai.recipes import planned_run

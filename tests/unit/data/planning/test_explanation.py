@@ -43,3 +43,11 @@ def test_what_the_user_fixed_is_said_to_be_the_users_choice(fingerprint):
     choices = {choice.name: choice for choice in explain(made, fingerprint)}
     assert (choices["batch_size"].value, choices["batch_size"].reason) == ("3", "You asked for it.")
     assert choices["filters"].reason != "You asked for it."
+
+
+def test_a_configuration_that_a_network_asks_for_is_not_said_to_be_the_users_choice_alone(fingerprint):
+    for configuration, kind in (("2d", "2-D"), ("3d", "3-D")):
+        made = plan(fingerprint, configuration=configuration)
+        (choice,) = [choice for choice in explain(made, fingerprint) if choice.name == "configuration"]
+        assert choice.value == configuration
+        assert f"or for a network or weights that are {kind} (--network, --bundle, --init-from)" in choice.reason
