@@ -37,6 +37,7 @@ from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
+    FINAL_SHARE,
     FROM_FILES,
     RESERVE_S,
     TIMES_FASTER,
@@ -66,6 +67,9 @@ FEWEST_USEFUL_SHARE = 0.5
 """Where less of the time is left to train in, a run says that validating takes the rest."""
 
 MAX_WORKERS = 8
+
+_SLOWEST = 1 / 3
+"""The speed of a machine, as a share of what was measured, on which a budget is kept."""
 
 _SURELY = 0.25
 """Where scoring takes no more than this share of what is left, there is time for it on a machine three times slower."""
@@ -145,6 +149,11 @@ class PlannedRun:
             on_progress(
                 f"Warning: only about {training_s:.0f} of the {seconds:.0f} s that are left are spent on training, "
                 f"since scoring a case takes {speed.case_s:.1f} s; give a longer budget"
+            )
+        if (case_s := FROM_FILES * speed.case_s) > _SLOWEST * FINAL_SHARE * seconds:
+            on_progress(
+                f"Note: to score a single case at the end takes about {case_s:.0f} s: if the machine becomes slower "
+                "meanwhile, the run may end later than its budget says"
             )
         # Each process has measured by itself; the first one's word counts for all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))

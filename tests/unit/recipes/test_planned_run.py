@@ -144,3 +144,11 @@ def test_of_a_plan_that_was_given_only_the_length_is_decided(fitted, tmp_path):
 def test_a_run_that_validates_for_most_of_its_time_says_so(fitted):
     _, messages = fitted(0.5, case_s=1000.0)
     assert any("give a longer budget" in text and "1000.0 s" in text for text in messages)
+
+
+@pytest.mark.parametrize(("case_s", "may_be_late"), [(140.0, False), (160.0, True)])  # a third of a quarter of 3600 s
+def test_where_one_case_takes_so_long_that_a_slower_machine_ends_late_this_is_said_beforehand(
+    fitted, case_s, may_be_late
+):
+    _, messages = fitted(0.5, case_s=case_s)
+    assert any("may end later than its budget" in text for text in messages) == may_be_late

@@ -398,7 +398,8 @@ def test_a_budget_is_kept_to_and_what_it_was_spent_on_is_said(tmp_path):
         len(record.candidates) - 1
     )
     assert all(candidate["verdict"] in weighed for candidate in record.candidates[1:])
-    assert chosen.startswith(f"Chosen: 3d, {record.candidates[0]['batch_size']} patches of ")
+    assert chosen.startswith("Chosen: 3d, network of ")
+    assert f" filters, {record.candidates[0]['batch_size']} patches of " in chosen
     scores = json.loads((folder / "validation.json").read_text())
     assert scores["num_cases"] == scores["num_validation_cases"] == 2
     low, high = scores["dice_interval_95"]
