@@ -37,9 +37,9 @@ from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
+    ENDING_S,
     FINAL_SHARE,
     FROM_FILES,
-    RESERVE_S,
     TIMES_FASTER,
     Speed,
     allowances,
@@ -257,7 +257,7 @@ class PlannedRun:
         """
         if self.fit is None or not most:
             return most
-        left_s = self.fit.seconds_left() - RESERVE_S
+        left_s = self.fit.seconds_left() - ENDING_S
         if case_s is not None:
             return min(most, math.floor(max(0.0, 0.5 * left_s) / max(case_s, 1e-9)))
         # The machine may be slower by now: where time is short one case says how slow.
