@@ -184,7 +184,7 @@ def fit_to_time(
             every = 1 if validated <= affordable else min(num_epochs, max(1, math.ceil(dear)))
             fitted = dataclasses.replace(fitted, validate_every=every)
     validated = num_cases if fitted.num_validation_cases is None else min(num_cases, fitted.num_validation_cases)
-    if validated * speed.case_s > usable - speed.step_s:
+    if "num_validation_cases" in plan.chosen and validated * speed.case_s > usable - speed.step_s:
         raise SettingsError(
             f"a validation on {validated} cases takes about {validated * speed.case_s:.0f} s, and {usable:.0f} s are "
             "left to train and validate in; give more time, or leave num_validation_cases to the budget"
