@@ -21,11 +21,13 @@ from candy_monai.data.planning.topology import filters_of, rounded_up
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.nn.padding import Pad2d, Pad3d
-from candy_monai.nn.schedules import WarmupCosineLR
+from candy_monai.nn.schedules import CosineLR, WarmUpLR
 from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer
 
 __all__ = ["BundleTrainer"]
+
+_PART_TO_WARM_UP, _MOST_STEPS_TO_WARM_UP = 20, 100  # a twentieth of the run, but no more steps than these
 
 
 class BundleTrainer(SegmentationTrainer):
@@ -236,7 +238,8 @@ class BundleTrainer(SegmentationTrainer):
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:
         if not self.warms_up:
             return super().build_scheduler(optimizer, num_epochs)
-        return WarmupCosineLR(optimizer, self._num_steps(num_epochs))
+        num_steps = self._num_steps(num_epochs)
+        return WarmUpLR(CosineLR(optimizer, num_steps), min(num_steps // _PART_TO_WARM_UP, _MOST_STEPS_TO_WARM_UP) + 1)
 
     @override
     def check_sample(self, image: Tensor, label: Tensor) -> None:

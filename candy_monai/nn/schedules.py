@@ -78,8 +78,7 @@ class AbsoluteLinearLR(LRScheduler):
         Args:
             num_steps: At least 1.
         """
-        if num_steps < 1:
-            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        _check_steps(num_steps)
         rate = float(self.get_lr()[0])
         self.k = -rate / num_steps
         self.b = rate - self.k * self.last_epoch
@@ -99,8 +98,7 @@ class RelativeLinearLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, num_steps: int, *, end_factor: float = 1e-3, last_epoch: int = -1) -> None:
-        if num_steps < 1:
-            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        _check_steps(num_steps)
         if not 0 <= end_factor <= 1:
             raise SettingsError(f"end_factor must lie in 0 to 1, got {end_factor}")
         self.k = -1.0 / num_steps
@@ -115,8 +113,7 @@ class RelativeLinearLR(LRScheduler):
 
     def end_in(self, num_steps: int) -> None:
         """Change the slope from here on, as `AbsoluteLinearLR.end_in` does."""
-        if num_steps < 1:
-            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        _check_steps(num_steps)
         factor = self._factor()
         self.k = -factor / num_steps
         self.b = factor - self.k * self.last_epoch
@@ -187,38 +184,31 @@ class PolyLRScheduler(LRScheduler):
         return self.left_there * _left_between(self.last_epoch, self.turned_at, self.max_steps)
 
 
-class WarmupCosineLR(LRScheduler):
-    """Raise each group's learning rate linearly to its own, then decay it to zero along half a cosine.
+class CosineLR(LRScheduler):
+    """Decay each group's learning rate to zero along half a cosine, and stay there.
 
-    What transformers are trained with: their first steps are unstable at a full rate. MONAI's ``WarmupCosineSchedule``
-    draws the same curve, but its end cannot be moved when a time limit turns out to hold fewer steps.
+    Like PyTorch's ``CosineAnnealingLR``, which has no end that can be moved when a time limit turns out to hold fewer
+    steps.
 
     Args:
-        optimizer: The optimizer to steer; its groups' learning rates are those after the warm-up.
+        optimizer: The optimizer to steer; its groups' learning rates are those of step 0.
         num_steps: Steps until the end, at least 1.
-        warmup_steps: Steps until the full rate; None for a twentieth of all, but at most 100.
         last_epoch: The number of the last step when resuming by hand, else -1.
 
     Raises:
-        SettingsError: If ``num_steps`` is less than 1 or ``warmup_steps`` is negative.
+        SettingsError: If ``num_steps`` is less than 1.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, num_steps: int, *, warmup_steps: int | None = None, last_epoch: int = -1
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, num_steps: int, *, last_epoch: int = -1) -> None:
         _check_steps(num_steps)
-        if warmup_steps is not None and warmup_steps < 0:
-            raise SettingsError(f"warmup_steps must be at least 0, got {warmup_steps}")
         self.num_steps = num_steps
-        self.warmup_steps = min(num_steps // 20, 100) if warmup_steps is None else warmup_steps
         self.turned_at, self.left_there = 0, 1.0
         super().__init__(optimizer, last_epoch)
 
     @override
     def get_lr(self) -> list[float | Tensor]:
         """Compute each group's learning rate at the present step."""
-        warm = min(1.0, (self.last_epoch + 1) / (self.warmup_steps + 1))
-        factor = warm * 0.5 * (1 - math.cos(math.pi * self._left()))
+        factor = 0.5 * (1 - math.cos(math.pi * self._left()))
         return [rate * factor for rate in self.base_lrs]
 
     def end_in(self, num_steps: int) -> None:
@@ -249,17 +239,22 @@ class WarmUpLR(LRScheduler):
     compute a rate from the one before it too. What else it has, such as ``end_in``, is reached through this one.
 
     Args:
-        scheduler: The schedule to follow, just built.
+        scheduler: The schedule to follow, just built; of one with a warm-up this one takes its place.
         num_steps: Steps until its own rates hold, at least 1.
 
     Raises:
         SettingsError: If ``num_steps`` is less than 1.
     """
 
+    scheduler: LRScheduler
+    _own_rates: list[float]
+
     def __init__(self, scheduler: LRScheduler, num_steps: int) -> None:
         # Not LRScheduler's constructor: it would set the rates of the optimizer, which are the schedule's.
-        if num_steps < 1:
-            raise SettingsError(f"num_steps must be at least 1, got {num_steps}")
+        _check_steps(num_steps)
+        if isinstance(scheduler, WarmUpLR):
+            scheduler._set(scheduler._own_rates)
+            scheduler = scheduler.scheduler
         self.scheduler, self.num_steps, self.num_done = scheduler, num_steps, 0
         self.optimizer = scheduler.optimizer
         self._own_rates = self._rates()

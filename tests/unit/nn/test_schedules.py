@@ -13,9 +13,9 @@ from torch import nn
 from candy_monai.errors import SettingsError
 from candy_monai.nn.schedules import (
     AbsoluteLinearLR,
+    CosineLR,
     PolyLRScheduler,
     RelativeLinearLR,
-    WarmupCosineLR,
     WarmUpLR,
 )
 
@@ -189,8 +189,8 @@ def test_a_relative_line_that_cannot_be_is_refused(num_steps, end_factor):
         RelativeLinearLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), num_steps, end_factor=end_factor)
 
 
-def test_a_warm_up_rises_on_a_line_and_then_falls_along_half_a_cosine_to_nothing():
-    found = rates(WarmupCosineLR(optimizer(), 40, warmup_steps=3), 41)
+def test_a_cosine_falls_to_nothing_and_a_warm_up_before_it_rises_on_a_line():
+    found = rates(WarmUpLR(CosineLR(optimizer(), 40), 4), 41)
     assert found[:3] == pytest.approx(
         [0.25, 0.5 * 0.5 * (1 + math.cos(math.pi / 40)), 0.75 * 0.5 * (1 + math.cos(math.pi / 20))]
     )
@@ -199,9 +199,7 @@ def test_a_warm_up_rises_on_a_line_and_then_falls_along_half_a_cosine_to_nothing
     assert all(later < earlier for earlier, later in itertools.pairwise(found[4:]))
 
 
-@pytest.mark.parametrize(
-    "kind", [lambda o: WarmupCosineLR(o, 100, warmup_steps=0), lambda o: PolyLRScheduler(o, 1.0, 100)]
-)
+@pytest.mark.parametrize("kind", [lambda o: CosineLR(o, 100), lambda o: PolyLRScheduler(o, 1.0, 100)])
 def test_a_decay_whose_end_is_moved_goes_on_from_where_it_is_and_ends_then(kind):
     stepped = optimizer()
     scheduler, found = kind(stepped), []
@@ -218,16 +216,15 @@ def test_a_decay_whose_end_is_moved_goes_on_from_where_it_is_and_ends_then(kind)
 
 
 def test_a_moved_end_survives_saving_and_loading():
-    first, second = (WarmupCosineLR(optimizer(), 100) for _ in "12")
+    first, second = (CosineLR(optimizer(), 100) for _ in "12")
     first.end_in(10)
     second.load_state_dict(first.state_dict())
     assert (second.num_steps, second.left_there) == (10, 1.0)
 
 
-@pytest.mark.parametrize("arguments", [{"num_steps": 0}, {"num_steps": 5, "warmup_steps": -1}])
-def test_a_warm_up_of_no_length_is_refused(arguments):
+def test_a_cosine_of_no_length_is_refused():
     with pytest.raises(SettingsError, match="must be at least"):
-        WarmupCosineLR(optimizer(), **arguments)
+        CosineLR(optimizer(), 0)
 
 
 SCHEDULES = {
@@ -256,6 +253,11 @@ def test_a_schedule_is_told_of_its_end_through_a_warm_up():
     scheduler.end_in(4)
     assert rates(scheduler, 5)[-1] == pytest.approx(1e-6)
     assert not hasattr(WarmUpLR(torch.optim.lr_scheduler.ConstantLR(optimizer()), 2), "end_in")
+
+
+def test_a_warm_up_takes_the_place_of_one_that_a_schedule_has_already():
+    found = rates(WarmUpLR(WarmUpLR(torch.optim.lr_scheduler.ConstantLR(optimizer(), 1.0), 50), 4), 5)
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
 def test_a_warm_up_of_no_step_is_refused():
