@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_PASSED_OVER = ("candy_monai", "candy_monai_bundles", "abc")
+"""Packages whose frames are not the user's; ``abc`` has those that make a class."""
 
 
 def renamed_arguments(**new_names: str) -> Callable[[Function], Function]:
@@ -40,6 +44,14 @@ def warn_of_new_name(earlier: str, new: str) -> None:
         DeprecationWarning,
         stacklevel=3,
     )
+
+
+def warn_user(text: str) -> None:
+    """Warn of what the nearest code outside of this package does: Python shows a warning of one's own script alone."""
+    frame, stacklevel = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
 
 
 def earlier_name(earlier: str, method: Function) -> Function:

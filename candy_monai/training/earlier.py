@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from abc import ABCMeta
 from collections.abc import Iterable
 from typing import Any, Self
@@ -11,8 +10,10 @@ from typing import Any, Self
 from typing_extensions import deprecated, override
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import ExperimentError
+from candy_monai.deprecation import warn_user
+from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.registry import bundle_name
+from candy_monai.training.options import SegmentationOptions
 
 
 class TrainerType(ABCMeta):
@@ -43,7 +44,7 @@ class _BundleName:
     __deprecated__ = "a trainer's bundle is in experiment.json"
 
     def __get__(self, trainer: object, owner: type) -> str | None:
-        warnings.warn(f"{owner.__name__}.bundle: {self.__deprecated__}", DeprecationWarning, stacklevel=2)
+        warn_user(f"{owner.__name__}.bundle: {self.__deprecated__}")
         return next(filter(None, map(bundle_name, owner.__mro__)), None)
 
 
@@ -76,3 +77,56 @@ class EarlierMembers:
             raise ExperimentError("choose the run to go on with first: recover_from(experiment_id)")
         experiment, self._recovered = self._recovered, None
         trainer.resume(experiment, num_epochs, **keywords)
+
+
+class EarlierOption:
+    """An option as an attribute of trainers, by its own name; it warns."""
+
+    __deprecated__ = "it is an entry of options now"
+
+    _name: str
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, trainer: Any, owner: Any) -> Any:
+        self._warn(owner)
+        return getattr((owner if trainer is None else trainer).options, self._name)
+
+    def __set__(self, trainer: Any, value: object) -> None:
+        self._warn(type(trainer))
+        trainer.options = self._options(value, where=type(trainer).__name__)
+
+    def set_on_class(self, cls: Any, value: object) -> None:
+        """Set the option of a class."""
+        self._warn(cls)
+        cls.options = self._options(value, where=cls.__name__)
+
+    def _warn(self, cls: type) -> None:
+        warn_user(f"{cls.__name__}.{self._name} will be removed in the next release: {self._advice()}")
+
+    def _options(self, value: Any, *, where: str) -> SegmentationOptions:
+        if callable(value) or hasattr(value, "__get__"):
+            raise SettingsError(f"{where}.{self._name} is {value!r}, which nothing reads: {self._advice()}")
+        if self._name == "augmentation" and value is None:
+            value = ()  # the plan's alone
+        return SegmentationOptions(**{self._name: value})
+
+    def _advice(self) -> str:
+        return f"it is options.{self._name} now, set by options = SegmentationOptions({self._name}=...)"
+
+
+class EarlierOptions:
+    """The options as attributes, as trainers of earlier versions had them."""
+
+    score: Any = EarlierOption()
+    learning_rate: Any = EarlierOption()
+    weight_decay: Any = EarlierOption()
+    include_background: Any = EarlierOption()
+    deep_supervision: Any = EarlierOption()
+    regions: Any = EarlierOption()
+    preprocessing: Any = EarlierOption()
+    augmentation: Any = EarlierOption()
+    postprocessing: Any = EarlierOption()
+    memory_factor: Any = EarlierOption()
+    follows_filters: Any = EarlierOption()

@@ -1,10 +1,9 @@
-"""What the methods of a segmentation trainer go by, in one record, and its entries by their earlier names."""
+"""What the methods of a segmentation trainer go by, in one record."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Region
 
 _INHERITED: Any = None
+"""What an option is that a class or a trainer does not say: it stays as the base class, or the class, has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,101 +90,61 @@ DEFAULTS = SegmentationOptions(
 NAMES = tuple(field.name for field in dataclasses.fields(SegmentationOptions))
 """The names of all options, which were attributes of a trainer in earlier versions."""
 
+_NOTHING = SegmentationOptions()
+
 _CHANGES = "_options_that_are_said"
-"""The attribute of classes and trainers that holds, by name, the options that they change."""
+"""The attribute of a class and of a trainer that holds what was said on it alone."""
 
 
 class Options:
     """The attribute ``options`` of a trainer and of its class: what is set changes only what it says."""
 
     def __get__(self, trainer: object | None, owner: type) -> SegmentationOptions:
-        said = dict(vars(DEFAULTS))
+        options = DEFAULTS
         for base in reversed(owner.__mro__):  # as attributes are inherited, one by one
-            said.update(vars(base).get(_CHANGES, {}))
-        if trainer is not None:
-            said.update(vars(trainer).get(_CHANGES, {}))
-        return SegmentationOptions(**said)
+            options = _changed(options, _said_on(base))
+        return options if trainer is None else _changed(options, _said_on(trainer))
 
     def __set__(self, trainer: object, changes: SegmentationOptions) -> None:
-        said = _said(changes, where=f"a {type(trainer).__name__}")
-        vars(trainer)[_CHANGES] = {**vars(trainer).get(_CHANGES, {}), **said}
+        _check(changes, where=f"a {type(trainer).__name__}")
+        vars(trainer)[_CHANGES] = _changed(_said_on(trainer), changes)
 
-    def set_on_class(self, cls: type, changes: object) -> None:
+    def set_on_class(self, cls: type, changes: SegmentationOptions) -> None:
         """Set options of a class, for its subclasses and for trainers that say nothing else."""
-        said = _said(changes, where=cls.__name__)
-        type.__setattr__(cls, _CHANGES, {**vars(cls).get(_CHANGES, {}), **said})
+        _check(changes, where=cls.__name__)
+        type.__setattr__(cls, _CHANGES, _changed(_said_on(cls), changes))
 
 
-class EarlierOption:
-    """An option under its earlier name, as an attribute of trainers; it warns.
+def take_up(cls: Any, name: str, member: object) -> None:
+    """Set by a member of a class what the body of the class, or of one beside the trainers, gave by its name.
+
+    Such a value hides the member that takes it.
 
     Args:
-        name: The option's name.
+        cls: The class.
+        name: The member's name.
+        member: A member with ``set_on_class``.
     """
-
-    __deprecated__ = "it is an entry of options now"
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, trainer: Any, owner: Any) -> Any:
-        self._warn(owner, stacklevel=3)
-        return getattr((owner if trainer is None else trainer).options, self._name)
-
-    def __set__(self, trainer: Any, value: object) -> None:
-        self._warn(type(trainer), stacklevel=4)  # past the trainer's __setattr__
-        trainer.options = self._options(value, where=type(trainer).__name__)
-
-    def set_on_class(self, cls: Any, value: object) -> None:
-        """Set the option of a class."""
-        self._warn(cls, stacklevel=4)
-        cls.options = self._options(value, where=cls.__name__)
-
-    def _warn(self, cls: type, *, stacklevel: int) -> None:
-        text = f"{cls.__name__}.{self._name} will be removed in the next release: {_advice(self._name)}"
-        warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
-
-    def _options(self, value: Any, *, where: str) -> SegmentationOptions:
-        if callable(value) or hasattr(value, "__get__"):
-            raise SettingsError(f"{where}.{self._name} is {value!r}, which nothing reads: {_advice(self._name)}")
-        if self._name == "augmentation" and value is None:
-            value = ()  # the plan's alone
-        return SegmentationOptions(**{self._name: value})
+    given = inspect.getattr_static(cls, name)
+    if not isinstance(given, type(member)):
+        type.__setattr__(cls, name, member)
+        setattr(cls, name, given)
 
 
-def inherit_options(cls: Any) -> None:
-    """Take up what the body of a trainer's class says, also by the earlier names, of which it warns.
-
-    Raises:
-        SettingsError: If ``options`` is something else, or an earlier name is a property, which nothing would read.
-    """
-    for name in ("options", *NAMES):
-        value = inspect.getattr_static(cls, name)
-        if isinstance(value, Options | EarlierOption):
-            continue
-        # What was given in the class, or in one beside the trainers, hides the member that takes it.
-        type.__setattr__(cls, name, Options() if name == "options" else EarlierOption(name))
-        setattr(cls, name, value)
+def _said_on(owner: object) -> SegmentationOptions:
+    """Return what was said on a class or a trainer itself."""
+    said: SegmentationOptions = vars(owner).get(_CHANGES, _NOTHING)
+    return said
 
 
-class EarlierOptions:
-    """The options as attributes, as trainers of earlier versions had them."""
-
-    score: Any = EarlierOption("score")
-    learning_rate: Any = EarlierOption("learning_rate")
-    weight_decay: Any = EarlierOption("weight_decay")
-    include_background: Any = EarlierOption("include_background")
-    deep_supervision: Any = EarlierOption("deep_supervision")
-    regions: Any = EarlierOption("regions")
-    preprocessing: Any = EarlierOption("preprocessing")
-    augmentation: Any = EarlierOption("augmentation")
-    postprocessing: Any = EarlierOption("postprocessing")
-    memory_factor: Any = EarlierOption("memory_factor")
-    follows_filters: Any = EarlierOption("follows_filters")
+def _changed(options: SegmentationOptions, changes: SegmentationOptions) -> SegmentationOptions:
+    """Return options with what others say in place of theirs."""
+    said = {name: value for name, value in vars(changes).items() if value is not _INHERITED}
+    return dataclasses.replace(options, **said) if said else options
 
 
-def _said(changes: object, *, where: str) -> dict[str, Any]:
-    """Return by name the options that ``changes`` says.
+def _check(changes: object, *, where: str) -> None:
+    """Raise if what is set as options is none.
 
     Raises:
         SettingsError: If it is no `SegmentationOptions`; ``where`` says what sets it.
@@ -194,8 +154,3 @@ def _said(changes: object, *, where: str) -> dict[str, Any]:
             f"{where}.options must be SegmentationOptions(...), got {changes!r}: call an attribute of your own "
             "something else, for example my_options"
         )
-    return {name: value for name, value in vars(changes).items() if value is not _INHERITED}
-
-
-def _advice(name: str) -> str:
-    return f"it is options.{name} now, set by options = SegmentationOptions({name}=...)"

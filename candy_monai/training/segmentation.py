@@ -28,8 +28,9 @@ from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
 from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
+from candy_monai.training.earlier import EarlierOptions
 from candy_monai.training.loaders import length
-from candy_monai.training.options import EarlierOptions, Options, SegmentationOptions, inherit_options
+from candy_monai.training.options import NAMES, Options, SegmentationOptions, take_up
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -66,7 +67,9 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     _score_range: ScoreRange | None = None
 
     def __init_subclass__(cls, **arguments: object) -> None:
-        inherit_options(cls)
+        take_up(cls, "options", vars(SegmentationTrainer)["options"])
+        for name in NAMES:
+            take_up(cls, name, vars(EarlierOptions)[name])
         super().__init_subclass__(**arguments)
 
     @property

@@ -65,8 +65,9 @@ def test_every_option_goes_on_working_as_an_attribute_and_warns(tmp_path, name):
     values = {"regions": (Region(name="whole", ids=(1,), paints=1),), "score": "dice", "include_background": False}
     values |= {"deep_supervision": True, "follows_filters": True}
     value = values.get(name, [{"_target_": "RandFlipd"}] if name in ("preprocessing", "augmentation") else 0.25)
-    with pytest.warns(DeprecationWarning, match=f"Mine.{name} .*options = SegmentationOptions"):
+    with pytest.warns(DeprecationWarning, match=f"Mine.{name} .*options = SegmentationOptions") as told:
         cls = type("Mine", (SmallTrainer,), {name: value})
+    assert [warning.filename for warning in told] == [__file__]  # Python shows those of the user's own script alone
     assert getattr(cls.options, name) == value
     trainer = small_trainer(tmp_path)
     with pytest.warns(DeprecationWarning, match=f"SmallTrainer.{name} .*options = SegmentationOptions"):
