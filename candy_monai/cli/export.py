@@ -55,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="an image or a folder of images to compare on (default: two cases that the experiment was validated on, "
         "from its dataset)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there (no bundle)")
     add_options(
         parser,
         "trainer",

@@ -51,7 +51,7 @@ def export_experiments(
         images: An image or a folder of images to compare on; None for cases that the experiment was validated on.
         trainer: ``FILE:Class``, the trainer of your own that the experiment belongs to; None for bundles.
         trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
-        overwrite: Replace what is there.
+        overwrite: Replace the file that is there; a bundle is only written to a new folder.
         on_progress: Told what is done.
 
     Returns:
@@ -68,7 +68,9 @@ def export_experiments(
         raise SettingsError(f"--portable belongs to monai-bundle and has no meaning for {to}: leave it out")
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
     if to == "monai-bundle":
-        _refuse_options_of_networks(checkpoint=checkpoint != "best", images=images, trainer=trainer, trust=trust)
+        _refuse_options_of_networks(
+            checkpoint=checkpoint != "best", images=images, trainer=trainer, trust=trust, overwrite=overwrite
+        )
     elif len(folders) > 1:
         raise BadInputError(
             f"{to} holds one network, and {len(folders)} experiments were given ({', '.join(map(str, folders))}): "
