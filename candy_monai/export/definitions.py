@@ -1,63 +1,88 @@
 """A network as MONAI's configuration language defines it: which of MONAI's classes, with which arguments.
 
-Networks do not keep their arguments, so these are written down while the network is built.
+Networks do not keep their arguments, so these are noted while the network is built.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 from monai.networks import nets
 from torch import nn
 
-from candy_monai.experiment.description import as_json
-
 TARGET = "_target_"
 
 
-class Definitions:
-    """What was written down, by network."""
-
-    def __init__(self) -> None:
-        self._of: dict[nn.Module, dict[str, Any]] = {}
-
-    def of(self, network: nn.Module) -> dict[str, Any] | None:
-        """Return a network's definition, of plain values; None if it is no network of MONAI's."""
-        return self._of.get(network)
-
-    def add(self, network: nn.Module, arguments: dict[str, Any]) -> None:
-        """Keep the arguments of a network."""
-        self._of[network] = {TARGET: f"monai.networks.nets.{type(network).__name__}", **as_json(arguments)}
-
-
 @contextmanager
-def written_down() -> Iterator[Definitions]:
-    """Write down the arguments of every network of MONAI's that is built within a block."""
-    found = Definitions()
-    kinds = {kind for kind in vars(nets).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
-    originals = {kind: vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)}
-    for kind, original in originals.items():
-        kind.__init__ = _recording(kind, original, found)  # type: ignore[method-assign]
+def noted_arguments(*kinds: type[nn.Module]) -> Iterator[dict[nn.Module, dict[str, Any]]]:
+    """Yield a dictionary that takes the arguments of each network, by name, that is built within the block.
+
+    Args:
+        kinds: The classes of networks to note; all of MONAI's networks if none are given.
+    """
+    noted: dict[nn.Module, dict[str, Any]] = {}
+    of_monai = {kind for kind in vars(nets).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
+    own = {kind: vars(kind).get("__init__") for kind in kinds or of_monai}
+    for kind in own:
+        kind.__init__ = _noting(kind, kind.__init__, noted)  # type: ignore[method-assign]
     try:
-        yield found
+        yield noted
     finally:
-        for kind, original in originals.items():
-            kind.__init__ = original  # type: ignore[method-assign]
+        for kind, original in own.items():
+            if original is None:  # its base class's
+                del kind.__init__
+            else:
+                kind.__init__ = original  # type: ignore[method-assign]
 
 
-def _recording(kind: type[nn.Module], original: Callable[..., None], found: Definitions) -> Callable[..., None]:
+def _noting(
+    kind: type[nn.Module], original: Callable[..., None], noted: dict[nn.Module, dict[str, Any]]
+) -> Callable[..., None]:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if type(self) is kind:  # not a base class's part of a subclass
-            bound = signature.bind(self, *args, **kwargs).arguments
-            _, *names = bound
-            found.add(self, {name: bound[name] for name in names})
+            _, *given = signature.bind(self, *args, **kwargs).arguments.items()
+            noted[self] = {}
+            for name, value in given:
+                is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                noted[self] |= value if is_rest else {name: value}
 
     return init
+
+
+def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the definition of a network, ``{"_target_": ..., arguments}``.
+
+    Args:
+        kind: Its class.
+        arguments: Those of its constructor, by name.
+
+    Raises:
+        TypeError: If an argument is no plain data, with its ``repr``.
+    """
+    public = getattr(nets, kind.__name__, None) is kind
+    package = "monai.networks.nets" if public else kind.__module__
+    return {TARGET: f"{package}.{kind.__name__}", **{name: _plain(value) for name, value in arguments.items()}}
+
+
+def _plain(value: object) -> Any:
+    """Return an argument as JSON holds it."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    if isinstance(value, type) and value.__module__.startswith("torch.nn."):
+        return {TARGET: f"torch.nn.{value.__name__}", "_mode_": "callable"}
+    raise TypeError(repr(value))

@@ -19,7 +19,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import example_shape
-from candy_monai.export.definitions import written_down
+from candy_monai.export.definitions import define, noted_arguments
 from candy_monai.inference.inputs import InputCase, input_cases
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
@@ -55,7 +55,8 @@ class ExportedNetwork:
         predictor: Predicts with the experiment, on the CPU.
         network: Takes ``(B, C, *size)`` and returns logits ``(B, K, *size)``: in evaluation mode and float32, without
             padding, and without the coarser outputs of deep supervision.
-        definition: The network in MONAI's configuration language; None if it is none of MONAI's.
+        definition: The network in MONAI's configuration language; None if it is none of MONAI's, or was built of more
+            than plain data.
         weights: The file of its weights; None of a model from elsewhere.
         slice_axis: The axis of a preprocessed volume across the slices that it sees; None for any other network.
         divisor: What each axis of an image must be a multiple of.
@@ -163,7 +164,7 @@ def load_network(
     """
     chosen: dict[str, Any] = {"checkpoint": checkpoint, "trainer": trainer, "trust": trust, "on_progress": _silent}
     predictor = load_experiments([experiment], **chosen)
-    with written_down() as definitions:
+    with noted_arguments() as noted:
         other = load_experiments([experiment], **chosen)  # its network is taken out of what surrounds it
     if not isinstance(predictor, NetworkPredictor) or not isinstance(other, NetworkPredictor):
         raise BadInputError(f"{experiment}: predicts with several networks, and this target holds one")
@@ -181,7 +182,7 @@ def load_network(
     found = ExportedNetwork(
         predictor=predictor,
         network=network,
-        definition=definitions.of(network),
+        definition=_definition(network, noted.get(network)),
         weights=predictor.weights_file if isinstance(predictor, Predictor) else None,
         slice_axis=axis,
         divisor=without_axis((0, *divisor), axis)[1:],
@@ -190,6 +191,13 @@ def load_network(
     )
     found.network.float().eval()
     return replace(found, network=_with_one_output(found))
+
+
+def _definition(network: nn.Module, arguments: dict[str, Any] | None) -> dict[str, Any] | None:
+    try:
+        return None if arguments is None else define(type(network), arguments)
+    except TypeError:
+        return None
 
 
 def _window(predictor: NetworkPredictor) -> Shape:

@@ -164,7 +164,7 @@ def _checked_plan(network: ExportedNetwork, file: Path) -> Plan:
     elif len(plan.channel_names) > MAX_CHANNELS:
         no = f"{len(plan.channel_names)} channels, and the extension takes at most {MAX_CHANNELS} volumes"
     elif network.definition is None:
-        no = f"a network of class {type(network.network).__name__}, and the extension builds MONAI's alone"
+        no = f"a network of class {type(network.plain_network).__name__}, and the extension builds MONAI's alone"
     elif network.slice_axis is not None and network.definition[TARGET] != "monai.networks.nets.DynUNet":
         no = (
             f"slices by a 2-D {network.definition[TARGET].rpartition('.')[2]}, and the extension takes 3-D networks "

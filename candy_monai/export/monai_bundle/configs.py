@@ -13,7 +13,7 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.topology import rounded_up
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import PLAN
-from candy_monai.export.monai_bundle.network import ExportedNetwork
+from candy_monai.export.monai_bundle.network import BundleNetwork
 from candy_monai.export.monai_bundle.steps import (
     SCRIPTS,
     for_bundle,
@@ -51,7 +51,7 @@ class BundleSource:
     """
 
     predictor: Predictor
-    network: ExportedNetwork
+    network: BundleNetwork
     portable: bool
     num_trained: int
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.export.definitions import TARGET, define, noted_arguments
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_network
 from candy_monai.nn.deep_supervision import main_output
@@ -30,7 +28,7 @@ _MOST_VOXELS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportedNetwork:
+class BundleNetwork:
     """A network for a bundle.
 
     Attributes:
@@ -44,7 +42,7 @@ class ExportedNetwork:
     spatial_shape: list[str | int]
 
 
-def describe_network(predictor: Predictor) -> ExportedNetwork:
+def describe_network(predictor: Predictor) -> BundleNetwork:
     """Describe an experiment's network by the class of MONAI's that it is, without outputs for training alone.
 
     Args:
@@ -65,10 +63,9 @@ def describe_network(predictor: Predictor) -> ExportedNetwork:
     arguments = _arguments_of(kind, predictor)
     arguments |= {name: single for name, single in _SINGLE_OUTPUT.items() if name in arguments}
     try:
-        plain = {name: _plain(value) for name, value in arguments.items()}
+        entry = define(kind, arguments)
     except TypeError as error:
         raise ExperimentError(f"{where}, whose argument {error} is no plain data: export to onnx or pt2") from error
-    entry = {"_target_": _public_name(kind), **plain}
     built: nn.Module = ConfigParser({"network_def": entry}).get_parsed_content("network_def")
     saved = trained.state_dict()
     weights = {name: saved[name].detach().cpu().clone() for name in built.state_dict() if name in saved}
@@ -77,7 +74,7 @@ def describe_network(predictor: Predictor) -> ExportedNetwork:
     except RuntimeError as error:
         raise ExperimentError(f"{where}, and its weights do not fit what its arguments build: {error}") from error
     spatial_shape = _checked(built, trained, predictor, where)
-    return ExportedNetwork(entry=entry, weights=weights, spatial_shape=spatial_shape)
+    return BundleNetwork(entry=entry, weights=weights, spatial_shape=spatial_shape)
 
 
 def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]:
@@ -88,49 +85,9 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
             f"{predictor.folder}: trained by {predictor.description.trainer}, which belongs to no bundle, so that "
             f"{DESCRIPTION} does not say how its network is built: export to onnx or pt2"
         )
-    original = kind.__init__
-    calls: list[tuple[object, dict[str, Any]]] = []
-
-    @functools.wraps(original)
-    def noting(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        bound = inspect.signature(original).bind(self, *args, **kwargs)
-        given = dict(list(bound.arguments.items())[1:])
-        for name, parameter in bound.signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                given |= given.pop(name, {})
-        calls.append((self, given))
-        original(self, *args, **kwargs)
-
-    kind.__init__ = noting  # type: ignore[method-assign]
-    try:
+    with noted_arguments(kind) as noted:
         built = find_bundle(bundle).build_network(**predictor.network_arguments())
-    finally:
-        kind.__init__ = original  # type: ignore[method-assign]
-    return next(given for network, given in calls if network is built)
-
-
-def _public_name(kind: type) -> str:
-    """Return the shortest name that MONAI exports a class by."""
-    import monai.networks.nets
-
-    if getattr(monai.networks.nets, kind.__name__, None) is kind:
-        return f"monai.networks.nets.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__name__}"
-
-
-def _plain(value: object) -> Any:
-    """Return an argument as JSON holds it; raise TypeError with its ``repr`` where it is no plain data."""
-    if isinstance(value, Enum):
-        return _plain(value.value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    if isinstance(value, type) and value.__module__.startswith("torch.nn."):
-        return {"_target_": f"torch.nn.{value.__name__}", "_mode_": "callable"}
-    raise TypeError(repr(value))
+    return noted[built]
 
 
 def _checked(built: nn.Module, trained: nn.Module, predictor: Predictor, where: str) -> list[str | int]:
@@ -175,7 +132,7 @@ def _checked(built: nn.Module, trained: nn.Module, predictor: Predictor, where: 
     return sizes
 
 
-def ensemble_of(members: Sequence[ExportedNetwork], *, sigmoid: bool) -> ExportedNetwork:
+def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool) -> BundleNetwork:
     """Return one network that averages several.
 
     Args:
@@ -189,7 +146,7 @@ def ensemble_of(members: Sequence[ExportedNetwork], *, sigmoid: bool) -> Exporte
         shapes = "; ".join(str(member.spatial_shape) for member in members)
         raise BadInputError(f"the experiments' networks take images of other sizes ({shapes}): export each by itself")
     entry = {
-        "_target_": "scripts.ensemble.Ensemble",
+        TARGET: "scripts.ensemble.Ensemble",
         "networks": [member.entry for member in members],
         "sigmoid": sigmoid,
     }
@@ -198,4 +155,4 @@ def ensemble_of(members: Sequence[ExportedNetwork], *, sigmoid: bool) -> Exporte
         for index, member in enumerate(members)
         for name, value in member.weights.items()
     }
-    return ExportedNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape)
+    return BundleNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape)

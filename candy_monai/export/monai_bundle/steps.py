@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,17 +92,6 @@ def script(module: str) -> str:
     carried = files(_CARRIED).joinpath(f"{module}.py")
     source = carried if carried.is_file() else files(_OURS).joinpath(f"{module}.py")
     return source.read_text(encoding="utf-8").replace(f"from {_OURS}.", f"from {SCRIPTS}.")
-
-
-def imports_of(text: str) -> set[str]:
-    """Return the top-level packages that a module imports."""
-    names = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.partition(".")[0])
-    return names
 
 
 def region_masks(key: str, regions: Sequence[Sequence[int]]) -> list[Entry]:

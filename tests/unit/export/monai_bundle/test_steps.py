@@ -1,3 +1,4 @@
+import ast
 import dataclasses
 import json
 
@@ -11,7 +12,6 @@ from candy_monai.errors import ExperimentError
 from candy_monai.export.monai_bundle.steps import (
     for_bundle,
     for_image_alone,
-    imports_of,
     monai,
     region_masks,
     script,
@@ -24,6 +24,17 @@ from tests.plans import PLAN
 _ALL = candy_monai.transforms.__all__
 _DICTIONARY_FORMS = [f"{name}d" for name in _ALL if f"{name}d" in _ALL]
 _MODULES = ("degradation", "ensemble", "foreground", "inferers", "losses", "normalization", "painting", "patches")
+
+
+def imports_of(text):
+    """Return the top-level packages that a module imports."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 @pytest.mark.parametrize("module", [*_MODULES, "resampling", "warping"])
