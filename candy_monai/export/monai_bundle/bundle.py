@@ -18,7 +18,6 @@ from candy_monai.data.images.pictures import TIFFS
 from candy_monai.errors import BadInputError, DatasetError, ExperimentError
 from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.configs import (
-    BundleSource,
     evaluation_config,
     inference_config,
     multi_gpu_config,
@@ -28,6 +27,7 @@ from candy_monai.export.monai_bundle.metadata import bundle_metadata
 from candy_monai.export.monai_bundle.network import describe_network, ensemble_of
 from candy_monai.export.monai_bundle.parity import measure_parity
 from candy_monai.export.monai_bundle.readme import write_readme
+from candy_monai.export.monai_bundle.source import BundleSource
 from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
 from candy_monai.inference.ensemble import EnsemblePredictor

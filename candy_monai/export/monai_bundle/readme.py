@@ -11,9 +11,9 @@ from typing import Any
 
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.history import load_metrics
-from candy_monai.export.monai_bundle.configs import BundleSource
 from candy_monai.export.monai_bundle.metadata import classes_by_id
 from candy_monai.export.monai_bundle.parity import Parity
+from candy_monai.export.monai_bundle.source import BundleSource
 
 _PICTURES = {"actual (preview).png": "prediction.png", "expected (preview).png": "reference.png"}
 _ELSE = {"progress.png": "progress.png"}
