@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from candy_monai.data.images.dicom_files import DicomFile, Frame, decoded, read_file
 from candy_monai.data.images.geometry import Geometry, UnusableFileError, affine_problem
-from candy_monai.optional import require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,76 +30,13 @@ _OTHERS = (".nii", ".gz", ".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".mh
 """Of files that are not opened to see whether they are DICOM: folders of thousands of them are looked at."""
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_IMAGE_CLASS = re.compile(r"Image Storage|Multi-frame|Segmentation Storage")
 _CHANNEL = re.compile(r"\d{4}", re.ASCII)
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_MOST_PIXELS = 1 << 28  # of a frame; a header of damage or malice asks for gigabytes
 _APART = 0.1  # what a frame may lie off its place in an even stack, of the distance between two
 _SAME_PLACE = 0.01  # likewise; nearer to each other, frames are of one position
 _COSINES = 1e-3
 _SPACING = 1e-3
 _STRAIGHT = 0.5  # degrees; what leans more is said
 _NAMED = 3
-_WITHOUT_DECODER = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.51"}
-"""Transfer syntaxes of JPEG whose decoder for pydicom is under the GPL, so that no extra brings it."""
-
-_TAGS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "ImageType",
-    "Modality",
-    "SeriesDescription",
-    "SeriesInstanceUID",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsStored",
-    "PixelRepresentation",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """One frame of a series.
-
-    Attributes:
-        file: The file that holds it.
-        index: Its number in the file, from 0; None if the file holds only one.
-        shape: (rows, columns).
-        num_channels: 3 for colours.
-        position: Of its first pixel, in millimetres to the left, to the back and up (LPS); None for a projection.
-        orientation: The direction cosines of its rows and of its columns, in LPS; None for a projection.
-        spacing_mm: The distance between rows, and between columns.
-        thickness_mm: What the header says of the distance to the next; only used where there is no next.
-        slope: What stored values are multiplied by.
-        intercept: What is added then.
-    """
-
-    file: Path
-    index: int | None
-    shape: tuple[int, int]
-    num_channels: int
-    position: tuple[float, ...] | None = None
-    orientation: tuple[float, ...] | None = None
-    spacing_mm: tuple[float, ...] = (1.0, 1.0)
-    thickness_mm: float = 1.0
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    def __str__(self) -> str:
-        return self.file.name if self.index is None else f"{self.file.name} frame {self.index + 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +82,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     dtype = np.float64 if is_label else np.float32
     stack: NDArray[np.floating] | None = None
     places = {frame: place for place, frame in enumerate(series.frames)}
-    for frame, values in _decoded(series.frames):
+    for frame, values in decoded(series.frames):
         if stack is None:  # made when it is known that the pixels are there
             stack = np.empty((len(places), *values.shape), dtype)
         with np.errstate(over="ignore"):
@@ -178,17 +115,6 @@ def read_series(path: Path) -> Series:
     return _series(path, _state(path if path.is_dir() else path.parent))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """What the header of a file says; no frames where it is no image."""
-
-    file: Path
-    series: str = ""
-    described: str = ""
-    instance: str = ""
-    frames: tuple[Frame, ...] = field(default=(), repr=False)
-
-
 def _is_dicom_file(path: Path) -> bool:
     if path.name.startswith(".") or path.name.lower().endswith(_OTHERS) or not path.is_file():
         return False
@@ -209,10 +135,10 @@ def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=4)
-def _files_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[_File, ...]:
+def _files_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[DicomFile, ...]:
     """Read the headers of the DICOM files of a folder; tell of the others once."""
     files = [folder / name for name, _, _ in state]
-    read = [_read_file(file) for file in files if _is_dicom_file(file)]
+    read = [read_file(file) for file in files if _is_dicom_file(file)]
     images = {entry.file for entry in read if entry.frames}
     if images and (others := [file.name for file in files if file not in images]):
         warnings.warn(f"{folder}: left out what is no DICOM image: {_listed(others)}", stacklevel=2)
@@ -223,7 +149,7 @@ def _files_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> tuple[_F
 def _series(path: Path, state: tuple[tuple[str, int, int], ...]) -> Series:
     folder = path if path.is_dir() else path.parent
     if not path.is_dir():
-        own = _read_file(path)
+        own = read_file(path)
         if not own.frames:
             raise UnusableFileError(f"found a DICOM object of the kind {own.described}, expected an image")
         if len(own.frames) > 1 or own.frames[0].position is None:
@@ -233,7 +159,7 @@ def _series(path: Path, state: tuple[tuple[str, int, int], ...]) -> Series:
     images = [image for image in _files_of(folder, state) if image.frames]
     if not images:
         raise UnusableFileError("found a folder without a DICOM image, expected the files of one series")
-    by_series: dict[str, list[_File]] = {}
+    by_series: dict[str, list[DicomFile]] = {}
     for image in images:
         by_series.setdefault(image.series, []).append(image)
     if len(by_series) > 1:
@@ -248,142 +174,7 @@ def _series(path: Path, state: tuple[tuple[str, int, int], ...]) -> Series:
     return _stacked(images)
 
 
-def _read_file(file: Path) -> _File:
-    """Read a file's header.
-
-    Raises:
-        UnusableFileError: If it cannot be read, or it is that of an image and lacks what an image needs.
-    """
-    pydicom = require("pydicom", extra="dicom", purpose="read DICOM series")
-    try:
-        meta = pydicom.filereader.read_file_meta_info(file)
-        if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
-            raise UnusableFileError(
-                f"{file.name}: found a deflated file, which is not unpacked here, expected pixels compressed frame by "
-                "frame or not at all; convert it, for example with dcmconv +te"
-            )
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
-        kind = pydicom.uid.UID(str(meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID", ""))).name
-        has_size = "Rows" in header and "Columns" in header
-        if not has_size and kind and not _IMAGE_CLASS.search(kind) and "Storage" in kind:
-            return _File(file=file, described=kind)
-        described = ", ".join(filter(None, (str(header.get(key, "")) for key in ("Modality", "SeriesDescription"))))
-        return _File(
-            file=file,
-            series=str(header.get("SeriesInstanceUID", "")),
-            described=described or kind,
-            instance=str(header.get("SOPInstanceUID", "")),
-            frames=tuple(_frames(file, header)),
-        )
-    except UnusableFileError:
-        raise
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # pydicom has its own for each kind of damage
-        raise UnusableFileError(_undecodable(file, error)) from error
-
-
-def _undecodable(file: Path, error: Exception) -> str:
-    found = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"{file.name}: found a file of {file.stat().st_size} bytes that does not decode ({found[:300]}), expected a "
-        "DICOM image; it may be truncated or misnamed: copy or export it again"
-    )
-
-
-def _frames(file: Path, header: Any) -> Iterator[Frame]:
-    """Yield the frames of an image, from the header of its file or its functional groups."""
-    missing = [key for key in ("Rows", "Columns") if header.get(key) is None]
-    if missing:
-        raise UnusableFileError(
-            f"{file.name}: found an image without {' and '.join(missing)}; it may be truncated: copy or export it again"
-        )
-    shape = int(header.Rows), int(header.Columns)
-    if not 0 < shape[0] * shape[1] <= _MOST_PIXELS:
-        raise UnusableFileError(
-            f"{file.name}: found {shape[0]} rows of {shape[1]} pixels, expected 1 to {_MOST_PIXELS} pixels; the header "
-            "is damaged: copy or export the file again"
-        )
-    if "MOSAIC" in (header.get("ImageType") or ()):
-        raise UnusableFileError(
-            f"{file.name}: found a mosaic, which holds all slices in one picture, expected a file or a frame for each; "
-            "export it as enhanced DICOM, or convert it, for example with dcm2niix"
-        )
-    channels = 3 if header.get("PhotometricInterpretation") == "PALETTE COLOR" else header.get("SamplesPerPixel") or 1
-    frame = Frame(file=file, index=None, shape=shape, num_channels=int(channels))
-    count = int(header.get("NumberOfFrames") or 1)
-    per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
-    shared = header.get("SharedFunctionalGroupsSequence") or ()
-    if not per_frame and not shared:
-        if count != 1:
-            raise UnusableFileError(
-                f"{file.name}: found {count} frames without functional groups that say where each lies, such as those "
-                "of a film, expected slices of a volume (an enhanced multi-frame image) or one picture"
-            )
-        yield _placed(frame, [header])
-        return
-    if len(per_frame) != count:
-        raise UnusableFileError(
-            f"{file.name}: found functional groups for {len(per_frame)} frames, and NumberOfFrames is {count}; the "
-            "header is damaged: export the file again"
-        )
-    for index, groups in enumerate(per_frame):
-        macros = [
-            sequence[0]
-            for source in (groups, *shared[:1])
-            for keyword in (
-                "PlanePositionSequence",
-                "PlaneOrientationSequence",
-                "PixelMeasuresSequence",
-                "PixelValueTransformationSequence",
-            )
-            if (sequence := source.get(keyword))
-        ]
-        yield _placed(replace(frame, index=None if count == 1 else index), [*macros, header])
-
-
-def _placed(frame: Frame, sources: Sequence[Any]) -> Frame:
-    """Return a frame with its place and its scale, each from the first of some parts of the header that states it."""
-
-    def numbers(keyword: str, count: int) -> tuple[float, ...] | None:
-        for source in sources:
-            value = source.get(keyword)
-            if value is None or value == "":
-                continue
-            found = tuple(float(part) for part in ([value] if isinstance(value, int | float) else value))
-            if len(found) != count or not np.isfinite(found).all():
-                raise UnusableFileError(f"{frame}: {keyword} is {value}, expected {count} finite numbers")
-            return found
-        return None
-
-    slope = numbers("RescaleSlope", 1) or (1.0,)
-    if slope[0] == 0:
-        raise UnusableFileError(f"{frame}: RescaleSlope is 0, which makes all values one; correct the header")
-    frame = replace(frame, slope=slope[0], intercept=(numbers("RescaleIntercept", 1) or (0.0,))[0])
-    position, orientation = numbers("ImagePositionPatient", 3), numbers("ImageOrientationPatient", 6)
-    if position is None and orientation is None:
-        return frame
-    spacing = numbers("PixelSpacing", 2)
-    stated = {"ImagePositionPatient": position, "ImageOrientationPatient": orientation, "PixelSpacing": spacing}
-    for keyword, value in stated.items():
-        if value is None:
-            raise UnusableFileError(f"{frame}: found no {keyword}, which says where the slice lies; export it again")
-    assert orientation is not None
-    assert spacing is not None
-    axes = np.reshape(orientation, (2, 3))
-    if not np.allclose(axes @ axes.T, np.eye(2), atol=_COSINES * 10):
-        raise UnusableFileError(
-            f"{frame}: ImageOrientationPatient is {list(orientation)}, expected two perpendicular vectors of length 1"
-        )
-    if min(spacing) <= 0:
-        raise UnusableFileError(f"{frame}: PixelSpacing is {list(spacing)}, expected two positive numbers")
-    depth = numbers("SpacingBetweenSlices", 1) or numbers("SliceThickness", 1) or (0.0,)
-    return replace(
-        frame, position=position, orientation=orientation, spacing_mm=spacing, thickness_mm=abs(depth[0]) or 1.0
-    )
-
-
-def _stacked(images: Sequence[_File]) -> Series:
+def _stacked(images: Sequence[DicomFile]) -> Series:
     """Return the frames of some files in the order of their positions, as one image.
 
     Raises:
@@ -418,7 +209,7 @@ def _stacked(images: Sequence[_File]) -> Series:
     return Series(frames=tuple(frames), geometry=geometry)
 
 
-def _check_alike(images: Sequence[_File], frames: Sequence[Frame]) -> None:
+def _check_alike(images: Sequence[DicomFile], frames: Sequence[Frame]) -> None:
     """Refuse frames without a place, those of other sizes or directions than the first, and files that are copies."""
     first = frames[0]
     known: dict[str, Path] = {}
@@ -488,80 +279,11 @@ def _step(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.fl
     )
 
 
-def _decoded(frames: Sequence[Frame]) -> Iterator[tuple[Frame, NDArray[np.generic]]]:
-    """Yield the values of frames, (row, column) or (row, column, channel), file by file.
-
-    Raises:
-        UnusableFileError: If a file's pixels are missing, truncated or compressed in a way that cannot be read.
-    """
-    pydicom = require("pydicom", extra="dicom", purpose="read DICOM series")
-    of_file: dict[Path, dict[int, Frame]] = {}
-    for frame in frames:
-        of_file.setdefault(frame.file, {})[frame.index or 0] = frame
-    for file, wanted in of_file.items():
-        try:
-            dataset = pydicom.dcmread(file)
-            _check_pixels(pydicom, dataset, file)
-            for index, stored in enumerate(pydicom.pixels.iter_pixels(dataset)):
-                if index in wanted:
-                    yield wanted[index], _values(pydicom, stored, dataset, wanted[index])
-                    wanted.pop(index)
-        except (UnusableFileError, MemoryError, PermissionError):
-            raise
-        except Exception as error:  # each decoder has its own
-            raise UnusableFileError(_undecodable(file, error)) from error
-        if wanted:
-            raise UnusableFileError(
-                f"{file.name}: found no pixels of frame {min(wanted) + 1}; it may be truncated: copy or export it again"
-            )
-
-
-def _check_pixels(pydicom: Any, dataset: Any, file: Path) -> None:
-    if not any(keyword in dataset for keyword in _PIXELS):
-        raise UnusableFileError(
-            f"{file.name}: found no pixel data, expected {dataset.Rows} x {dataset.Columns} pixels; it may be "
-            "truncated or a header alone: copy or export it again"
-        )
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed:
-        return
-    try:
-        available = pydicom.pixels.get_decoder(syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        install = "pip install pylibjpeg-libjpeg (which is under the GPL), or " if syntax in _WITHOUT_DECODER else ""
-        raise UnusableFileError(
-            f"{file.name}: found pixels compressed as {syntax.name}, for which no decoder is installed; {install}"
-            "decompress the series, for example with gdcmconv --raw"
-        )
-
-
-def _values(pydicom: Any, stored: NDArray[np.generic], dataset: Any, frame: Frame) -> NDArray[np.generic]:
-    """Return what the stored numbers of a frame stand for."""
-    photometric = dataset.get("PhotometricInterpretation")
-    if stored.shape[:2] != frame.shape:
-        raise UnusableFileError(f"{frame}: found {stored.shape[:2]} pixels, expected {frame.shape} as in its header")
-    if photometric == "PALETTE COLOR":
-        colours: NDArray[np.generic] = pydicom.pixels.apply_color_lut(stored, dataset)[..., :3]
-        return colours
-    if photometric == "MONOCHROME1" and stored.dtype.kind in "iu":
-        # Where low values are bright: turned over, as in ITK, so that bright is bright in every image.
-        bits = int(dataset.BitsStored)
-        stored = (2**bits - 1 if stored.dtype.kind == "u" else -1) - stored.astype(np.int64)
-    if dataset.get("ModalityLUTSequence"):
-        looked_up: NDArray[np.generic] = pydicom.pixels.apply_modality_lut(stored, dataset)
-        return looked_up
-    if (frame.slope, frame.intercept) == (1.0, 0.0):
-        return stored
-    return stored.astype(np.float64) * frame.slope + frame.intercept
-
-
 def _scaled(frame: Frame) -> str:
     return f"by RescaleSlope {frame.slope:.6g} and RescaleIntercept {frame.intercept:.6g}"
 
 
-def _counted(images: Sequence[_File]) -> str:
+def _counted(images: Sequence[DicomFile]) -> str:
     return f"{len(images)} file{'s' * (len(images) > 1)}"
 
 
