@@ -37,14 +37,14 @@ _NNUNET = ("fold_0", "fold_all")
 _NNUNET_FILES = ("checkpoint_final.pth", "checkpoint_best.pth")
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _LARGEST_EXPANSION = 4  # of an archive when it is unpacked: tensors are stored as they are
-# Numbers of NumPy, which nnU-Net and others keep beside the weights. To make one again executes nothing.
+_NUMBERS = (np.bool_, np.uint8, np.int32, np.int64, np.float16, np.float32, np.float64)
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_NUMBERS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
+NUMPY_NUMBERS: tuple[Any, ...] = (
+    *((_SCALAR, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")),
     np.dtype,
-    *(type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float16, np.float32, np.float64)),
-]
+    *(type(np.dtype(number)) for number in _NUMBERS),
+)
+"""What a pickle of NumPy's numbers calls, which nnU-Net and others keep beside the weights: each builds a number."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,7 +172,7 @@ def read_checkpoint(file: Path) -> Any:
     try:
         if zipfile.is_zipfile(file):
             _refuse_programs_and_bombs(file)
-        with safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
+        with safe_globals(list(NUMPY_NUMBERS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's version, where it is refused anyway
             return torch.load(file, map_location="cpu", weights_only=True)
     except BadInputError:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError, did_you_mean
 from candy_monai.experiment.checkpoints import reason_in_short
+from candy_monai.incoming.weights import NUMPY_NUMBERS
 from candy_monai.text import read_json
 
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -186,7 +186,7 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
     if not path.is_file():
         raise ExperimentError(f"{path}: no such checkpoint")
     try:
-        with torch.serialization.safe_globals(_numbers_of_numpy()):
+        with torch.serialization.safe_globals(list(NUMPY_NUMBERS)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ExperimentError(
@@ -229,14 +229,6 @@ def _models_at(path: Path) -> list[Path]:
 
 def _names(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths)
-
-
-def _numbers_of_numpy() -> list[Any]:
-    """Return what a pickle of NumPy's numbers calls: it builds a number of a type from bytes."""
-    scalar = np.float64(0).__reduce__()[0]
-    numbers = [np.bool_, np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8]
-    names = [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
-    return [*names, np.dtype, *{type(np.dtype(number)) for number in numbers}]
 
 
 def _reason(error: Exception) -> str:
