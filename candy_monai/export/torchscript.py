@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import Comparison, check, compare, summary
 from candy_monai.export.programs import quiet
@@ -70,14 +70,23 @@ def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> t
     The first comparison is of one image at the size that the network was traced with, which has to be right.
     """
     flat = [extent > 1 for extent in network.sizes[0]]
+    found: list[Comparison] = []
+    failure: Exception | None = None
     for batch, spatial in ((True, flat), (True, [False] * len(flat)), (False, [False] * len(flat))):
         samples = list(network.samples(network.sizes_within(spatial)))
         try:
             found = compare(network, run, samples if batch else [one for one in samples if len(one.image) == 1])
-        except Exception:  # the constants of a trace do not fit this size
+        except Exception as error:  # the constants of a trace do not fit this size
+            failure = error
             continue
         if all(one.is_right for one in found):
             break
+    if not found:
+        assert failure is not None
+        raise RunFailedError(
+            f"torchscript: what was written cannot be run, and was not kept ({_first_line(failure)}); choose another "
+            "target"
+        )
     return found, [batch, False, *spatial]
 
 

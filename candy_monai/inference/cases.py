@@ -241,14 +241,13 @@ class CasePredictor(ABC):
         began = time.perf_counter()
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities, listener), start=1):
+                seconds, began = time.perf_counter() - began, time.perf_counter()
                 if isinstance(outcome, Exception):
                     failures[case.case_id] = outcome
                 else:
                     wait(writing)  # one prediction at most is held that is not written
-                    ended = time.perf_counter()
                     task = partial(write_prediction, outcome, case, paths[case.case_id], failures, manifest, described)
-                    writing = [writer.submit(task, seconds=ended - began)]
-                    began = ended
+                    writing = [writer.submit(task, seconds=seconds)]
                     del outcome, task
                     if self.memory is not None:
                         wait(writing)
