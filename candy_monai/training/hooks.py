@@ -261,9 +261,9 @@ class Callbacks:
         """
         return cls(
             name=type(trainer).__name__,
-            build_scheduler=lambda optimizer, num_epochs: trainer.build_scheduler(optimizer, num_epochs),
-            get_extra_state=lambda: trainer.get_extra_state(),
-            set_extra_state=lambda state: trainer.set_extra_state(state),
+            build_scheduler=trainer.build_scheduler,
+            get_extra_state=trainer.get_extra_state,
+            set_extra_state=trainer.set_extra_state,
             attributes=lambda: {name: value for name, value in vars(trainer).items() if name not in hidden},
             how_to_resume=lambda folder: how_to_resume(
                 type(trainer), folder, is_planned=is_planned, bundle=bundle_of(trainer)

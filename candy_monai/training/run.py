@@ -410,7 +410,7 @@ class TrainingRun:
         if processes.world_size > 1:  # all go by the first one's clock, which decides how many epochs are left
             experiment.load_clock_state(processes.broadcast(experiment.clock_state()))
         self.data.epoch_start = None
-        end_in_time(self.toolbox.scheduler, self.current(), self.loaders.training, self.processes)
+        end_in_time(self.toolbox.scheduler, experiment, self.loaders.training, processes)
         step_after_epoch(
             self.toolbox.scheduler,
             experiment.history.metrics(),
