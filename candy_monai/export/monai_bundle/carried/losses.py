@@ -46,8 +46,9 @@ class DiceEntropyLoss(nn.Module):
             entropy = (entropy * valid.squeeze(1)).sum() / count
             probabilities = logits.softmax(1)
         else:
-            known = [torch.as_tensor(region, device=ids.device) for region in self.regions]
-            target = torch.cat([torch.isin(ids, region) for region in known], dim=1).float() * valid
+            # Without tensors of ids, for whose copies a GPU would be waited for.
+            masks = [torch.stack([ids == label_id for label_id in region]).any(0) for region in self.regions]
+            target = torch.cat(masks, dim=1).float() * valid
             entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
             entropy = (entropy * valid).sum() / (count * self.num_classes)
             probabilities = logits.sigmoid()
