@@ -266,5 +266,5 @@ def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
