@@ -10,7 +10,7 @@ from torch import Tensor
 
 from candy_monai.errors import BadInputError
 from candy_monai.export.networks import ExportedNetwork
-from candy_monai.export.parity import check, compare, summary
+from candy_monai.export.parity import check, compare
 from candy_monai.export.programs import build_program, quiet
 from candy_monai.export.usage import INPUT, OUTPUT, write_usage
 from candy_monai.optional import require
@@ -74,8 +74,7 @@ def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[s
 
     on_progress("Comparing it with the experiment on real cases, by ONNX Runtime")
     comparisons = compare(network, run, network.samples(network.sizes_within(made.is_dynamic[2:])))
-    check(comparisons, name="onnx")
-    on_progress(summary(comparisons))
+    check(comparisons, name="onnx", on_progress=on_progress)
     write_usage(
         network,
         file,

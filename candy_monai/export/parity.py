@@ -63,12 +63,13 @@ def compare(
     return [_compared(sample, network.logits(sample.image), exported(sample.image), network) for sample in samples]
 
 
-def check(comparisons: Sequence[Comparison], *, name: str) -> None:
-    """Refuse what differs by more than rounding.
+def check(comparisons: Sequence[Comparison], *, name: str, on_progress: Callable[[str], None]) -> None:
+    """Check that nothing differs by more than rounding, and tell how much it does.
 
     Args:
         comparisons: At least one.
         name: What was exported, for the message.
+        on_progress: Told the greatest difference and the least share of equal labels.
 
     Raises:
         RunFailedError: If one of them is not right.
@@ -81,12 +82,8 @@ def check(comparisons: Sequence[Comparison], *, name: str) -> None:
                 f"and {found.equal_labels:.2%} of the labels are equal (at least {LEAST_EQUAL:.1%}); choose another "
                 "target"
             )
-
-
-def summary(comparisons: Sequence[Comparison]) -> str:
-    """Return the greatest difference and the least share of equal labels in words."""
     sizes = sorted({"x".join(map(str, found.shape[2:])) for found in comparisons})
-    return (
+    on_progress(
         f"{len({found.case for found in comparisons})} cases at {' and '.join(sizes)}: logits differ by up to "
         f"{max(found.max_difference for found in comparisons):.1e}, "
         f"{min(found.equal_labels for found in comparisons):.3%} of the labels are equal"

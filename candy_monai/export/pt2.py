@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.export.networks import ExportedNetwork
-from candy_monai.export.parity import check, compare, summary
+from candy_monai.export.parity import check, compare
 from candy_monai.export.programs import build_program, quiet
 from candy_monai.export.usage import write_usage
 
@@ -38,6 +38,5 @@ def write_pt2(network: ExportedNetwork, file: Path, *, on_progress: Callable[[st
 
     on_progress("Comparing it with the experiment on real cases")
     comparisons = compare(network, run, network.samples(network.sizes_within(made.is_dynamic[2:])))
-    check(comparisons, name="pt2")
-    on_progress(summary(comparisons))
+    check(comparisons, name="pt2", on_progress=on_progress)
     write_usage(network, file, target="pt2", is_dynamic=made.is_dynamic, comparisons=comparisons)

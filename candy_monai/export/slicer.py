@@ -24,7 +24,7 @@ from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.export.definitions import TARGET
 from candy_monai.export.networks import ExportedNetwork
-from candy_monai.export.parity import check, compare, summary
+from candy_monai.export.parity import check, compare
 from candy_monai.export.usage import write_usage
 from candy_monai.files import atomic_write_text
 from candy_monai.nn.deep_supervision import main_output
@@ -97,8 +97,7 @@ def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[
         return scores if flat is None else scores.squeeze(2 + flat)
 
     comparisons = compare(network, run, network.samples(network.sizes))
-    check(comparisons, name="slicer")
-    on_progress(summary(comparisons))
+    check(comparisons, name="slicer", on_progress=on_progress)
     agreement = {case.case_id: _agreement(network, case.files, config, model) for case in network.cases}
     for case_id, dice in agreement.items():
         on_progress(f"{case_id}: the label maps of the extension and of candy-monai predict agree by Dice {dice:.3f}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.export.networks import ExportedNetwork
-from candy_monai.export.parity import Comparison, check, compare, summary
+from candy_monai.export.parity import Comparison, check, compare
 from candy_monai.export.programs import quiet
 from candy_monai.export.usage import write_usage
 
@@ -59,8 +59,7 @@ def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Call
 
     on_progress("Comparing it with the experiment on real cases")
     comparisons, is_dynamic = _comparisons(network, run)
-    check(comparisons, name="torchscript")
-    on_progress(summary(comparisons))
+    check(comparisons, name="torchscript", on_progress=on_progress)
     write_usage(network, file, target="torchscript", is_dynamic=is_dynamic, comparisons=comparisons, made_by=how)
 
 
