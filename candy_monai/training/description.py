@@ -73,10 +73,12 @@ def run_started(run: Experiment, trainer: str, equipment: Equipment) -> RunStart
 
 def bundle_of(trainer: Hooks) -> str | None:
     """Return the bundle that can build this trainer's network again; None if a subclass builds one of its own."""
-    if "build_network" in vars(trainer):
-        return None
-    decides = next(cls for cls in type(trainer).__mro__ if bundle_name(cls) or "build_network" in vars(cls))
-    return bundle_name(decides)
+    return None if "build_network" in vars(trainer) else bundle_of_class(type(trainer))
+
+
+def bundle_of_class(trainer: type[Hooks]) -> str | None:
+    """Return the bundle that can build the network of a class's trainers again; None if it builds one of its own."""
+    return bundle_name(next(cls for cls in trainer.__mro__ if bundle_name(cls) or "build_network" in vars(cls)))
 
 
 def _check_score_range(score_range: object) -> None:

@@ -70,6 +70,7 @@ def test_what_the_user_fixes_stays_and_weights_that_then_fit_nowhere_are_refused
     assert "of other shapes drawn anew" in (folder / "logs.txt").read_text()
 
 
+@pytest.mark.filterwarnings("error:.*bundle:DeprecationWarning")
 def test_another_architecture_is_refused_with_the_bundle_to_choose(phantom, experiment, out, tmp_path):
     described = json.loads((experiment / "experiment.json").read_text()) | {"bundle": "cmunext"}
     (tmp_path / "experiment.json").write_text(json.dumps(described))
