@@ -76,7 +76,7 @@ def export_experiments(
         )
     write = getattr(import_module(target.module), target.function)
     if to == "monai-bundle":
-        write(folders, Path(out), portable=portable)
+        write(folders, Path(out), portable=portable, overwrite=overwrite)
         return Path(out)
     file = _file_of(Path(out), target)
     _check_absent([file, usage_file(file)], overwrite=overwrite)
