@@ -53,9 +53,9 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         metavar="PATH",
         help="an image or a folder of images to compare on (default: two cases that the experiment was validated on, "
-        "from its dataset)",
+        "from its dataset); not with monai-bundle, which is compared on up to ten of these",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there (no bundle)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file, or the bundle, that is there")
     add_options(
         parser,
         "trainer",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import BAD_INPUT, DONE
-from candy_monai.cli.options import add_dataset, add_options, chosen_options, new_command
+from candy_monai.cli.options import add_options, chosen_options, new_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,15 +32,21 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "inspect",
         run,
-        summary="check a dataset and show what would be planned for it",
+        summary="check a dataset and show what would be planned for it, or show what a MONAI Bundle names",
         text="Read every case of a dataset, report what is wrong or unusual, and show its fingerprint and the "
         "suggested plan. Writes nothing without --out. Exits with 2 when a problem would stop training. Of the folder "
         "of a MONAI Bundle, show what it names, and whether it opens without running its Python.",
         example="candy-monai inspect Dataset004_Hippocampus --explain\n"
         "candy-monai inspect Dataset004_Hippocampus --out hippocampus\n"
-        "candy-monai inspect Dataset004_Hippocampus --json > inspection.json",
+        "candy-monai inspect Dataset004_Hippocampus --json > inspection.json\n"
+        "candy-monai inspect spleen_ct_segmentation",
     )
-    add_dataset(parser)
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        type=Path,
+        help="a dataset folder in nnU-Net format, or the folder of a MONAI Bundle; only read",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument(
         "--explain", action="store_true", help="say of every choice of the plan why it is so and how to change it"

@@ -35,7 +35,9 @@ def add_parser(subparsers: Subparsers) -> None:
         example="candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 imagesTs predictions\n"
         "candy-monai predict experiments/crossval-Dataset004_Hippocampus imagesTs predictions --probabilities\n"
         "candy-monai predict RUN patient_0001.nii.gz predictions --channels 1,2\n"
-        "candy-monai predict runs/fold0 runs/fold1 runs/fold2 imagesTs predictions --mirror --memory 4G",
+        "candy-monai predict runs/fold0 runs/fold1 runs/fold2 imagesTs predictions --mirror --memory 4G\n"
+        "candy-monai predict spleen_ct_segmentation imagesTs predictions --statistics\n"
+        "candy-monai predict RUN series predictions --to-dicom-seg",
     )
     parser.add_argument(
         "experiments",
@@ -45,7 +47,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the folder of an experiment, of a cross-validation, of a MONAI Bundle or of a trained nnU-Net v2 "
         "(TRAINER__PLANS__CONFIGURATION); several are averaged",
     )
-    parser.add_argument("input", metavar="INPUT", type=Path, help="an image (any of its channels' files), or a folder")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=Path,
+        help="an image (any of its channels' files), a DICOM series (its folder or one of its files), or a folder of "
+        "these",
+    )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the label maps")
     add_options(parser, "device")
     add_checkpoint(parser)
@@ -98,7 +106,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the trainer of your own that trained it, needed for any that is none of the bundles'; "
         "the file is executed",
     )
-    add_options(parser, "trust")
+    add_options(
+        parser,
+        "trust",
+        help="build whatever the transforms of an experiment name, and run the Python of a MONAI Bundle, not only what "
+        "is known: it may run any code, so trust its author",
+    )
 
 
 def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> list[str]:

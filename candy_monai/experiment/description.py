@@ -311,8 +311,8 @@ def read_description(folder: PathLike) -> ExperimentDescription:
     if not path.is_file():
         from candy_monai.experiment.runs import what_is_below
 
-        below = what_is_below(folder)
-        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){below}")
+        found = f"it has no {DESCRIPTION}" if Path(folder).is_dir() else "there is no such folder"
+        raise ExperimentError(f"{folder}: not an experiment folder ({found}){what_is_below(folder)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:

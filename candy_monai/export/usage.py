@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from candy_monai.experiment.description import as_json, installed_versions
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import LEAST_EQUAL, TOLERANCE, Comparison
 from candy_monai.files import atomic_write_text, digest_of_file
-from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT, WindowInferer
 
 INPUT, OUTPUT = "image", "logits"
 """The names of the network's input and output, where a format has names."""
 
+_WHERE = "all voxels in the box around the non-zero ones"  # CropForegroundd comes before NormalizeIntensityd
 _OF_A_MODEL = ("experiment", "folder", "trainer", "bundle", "weights", "weights_sha256")
 _WINDOW_DEFAULTS = {
     name: inspect.signature(WindowInferer).parameters[name].default
@@ -112,7 +114,7 @@ def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[s
             "a time.",
         },
         "window": _window(network),
-        "postprocessing": {"steps": predictor.preprocessor.pipelines["postprocessing"]},
+        "postprocessing": {"steps": _in_this_file(predictor.preprocessor.pipelines["postprocessing"])},
     }
 
 
@@ -152,16 +154,31 @@ def _normalization(channel: Any) -> dict[str, Any]:
     if channel.scheme == "ct":
         return {name: getattr(channel, name) for name in ("scheme", "lower", "upper", "mean", "std")}
     if channel.scheme == "zscore":
-        return {"scheme": "zscore", "of": "non-zero voxels" if channel.nonzero_only else "all voxels of the case"}
+        return {"scheme": "zscore", "of": "non-zero voxels" if channel.nonzero_only else _WHERE}
     return {"scheme": channel.scheme}
 
 
 def _window(network: ExportedNetwork) -> dict[str, Any]:
-    """Return how an image that is larger than the window is cut and put together again."""
+    """Return up to which size an image is run whole, and how a larger one is cut and put together again."""
     described: dict[str, Any] = {"size": network.window, "sizes_are_multiples_of": network.divisor}
     if (inferer := network.predictor.describe_windows()) is not None:
         described |= _WINDOW_DEFAULTS | {name: value for name, value in inferer.items() if name in _WINDOW_DEFAULTS}
+        if inferer["divisor"] is not None:
+            described["whole_up_to_voxels"] = int(WHOLE_IMAGE_LIMIT * math.prod(network.window))
+            described["note"] = (
+                f"{'An image' if network.slice_axis is None else 'A slice'} of up to this many voxels, once padded "
+                "with zeros at its end to the multiples, is run at once by candy-monai predict; larger ones in windows."
+            )
     return described
+
+
+def _in_this_file(steps: Any) -> Any:
+    """Return steps that refer to those of the preprocessing where they are in the file, for MONAI's `ConfigParser`."""
+    if isinstance(steps, dict):
+        return {name: _in_this_file(value) for name, value in steps.items()}
+    if isinstance(steps, list | tuple):
+        return [_in_this_file(value) for value in steps]
+    return "@preprocessing#steps" if steps == "@preprocessing" else steps
 
 
 def _times(size: Shape) -> str:

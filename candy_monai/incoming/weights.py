@@ -158,8 +158,8 @@ def weights_file_of(source: PathLike) -> Path:
 
 
 _EXPECTED = (
-    f"an experiment's folder, a file of weights ({', '.join(_SUFFIXES)}), or the folder of a MONAI Bundle with "
-    "models/model.pt"
+    f"an experiment's folder, a file of weights ({', '.join(_SUFFIXES)}), the folder of a MONAI Bundle with "
+    "models/model.pt, or that of an nnU-Net model"
 )
 
 

@@ -165,10 +165,11 @@ def fit_to_time(
     final_s = final_validation_s(speed, seconds, num_cases)
     usable = usable_s(speed, seconds, num_cases)
     if usable < speed.step_s:
+        left = f"{seconds:.0f} s are left" if seconds >= 1 else "nothing is left"
         raise SettingsError(
-            f"the time is too short: preparing took {spent_s:.0f} s, {max(0.0, seconds):.0f} s are left, one step "
-            f"takes {speed.step_s:.1f} s and the final validation about {final_s:.0f} s; give more, start "
-            "again, since the cases are preprocessed now, or set --epochs"
+            f"the time is too short: preparing took {spent_s:.0f} s, {left}, one step takes {speed.step_s:.1f} s and "
+            f"the final validation about {final_s:.0f} s; give more time, a lighter network or --epochs instead (the "
+            "preprocessed cases are kept: what that took is saved when you start again)"
         )
     num_epochs = max(1, min(TARGET_EPOCHS, int(usable / SHORTEST_EPOCH_S)))
     epoch_s = usable / num_epochs

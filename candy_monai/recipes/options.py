@@ -119,7 +119,13 @@ def option(
 class TrainOptions(Declared):
     """What decides a planned run: for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
 
-    bundle: str = option("--bundle NAME", TEXT, "the architecture (default: unet)", default="unet")
+    bundle: str = option(
+        "--bundle NAME",
+        TEXT,
+        "the architecture: unet, dynunet, attention_unet, segresnet, mednext, swin_unetr, unetr, unetpp, vnet, "
+        "cmunext, or one that another package brings (default: unet)",
+        default="unet",
+    )
     network: str | None = option(
         "--network NAME",
         TEXT,
@@ -228,7 +234,8 @@ class TrainOptions(Declared):
         "--init-from WEIGHTS",
         PATH,
         "start from weights instead of random ones: an experiment's folder, whose network's topology is taken over, a "
-        "file of weights (.pth, .pt, .safetensors), or the folder of a MONAI Bundle; the log says what fitted",
+        "file of weights (.pth, .pt, .safetensors), or the folder of a MONAI Bundle or an nnU-Net model; the log says "
+        "what fitted",
     )
     freeze: Sequence[str] = option(
         "--freeze PATTERN",

@@ -112,8 +112,12 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
     folds = folds_below(folder)
     if not folds:
         below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
-        missing = "" if folder.is_dir() else ": there is no such folder"
-        raise ExperimentError(f"{folder}: not an experiment folder (it has no {DESCRIPTION}){missing}{below}")
+        if not folder.is_dir():
+            raise ExperimentError(f"{folder}: not an experiment folder (there is no such folder)")
+        raise ExperimentError(
+            f"{folder}: not an experiment folder (it has no {DESCRIPTION}), nor that of a MONAI Bundle (it has no "
+            f"configs/inference.json) or of a trained nnU-Net (it has no plans.json){below}"
+        )
     runs = {number: summarize(run) for number, run in folds.items() if run is not None}
     finished = [number for number, run in runs.items() if run.is_finished is not False]
     for number in folds:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
@@ -48,7 +50,7 @@ class SegmentationOptions:
             no others, and volumes are trained on slice by slice only where that is asked for.
 
     Raises:
-        SettingsError: If ``score`` is none of the two.
+        SettingsError: If ``score`` is none of the two, or a rate, decay or factor is no number of at least 0.
     """
 
     score: Literal["negative loss", "dice"] = _INHERITED
@@ -66,6 +68,11 @@ class SegmentationOptions:
     def __post_init__(self) -> None:
         if self.score not in (_INHERITED, "negative loss", "dice"):
             raise SettingsError(f"score must be 'negative loss' or 'dice', got {self.score!r}")
+        for name in ("learning_rate", "weight_decay", "memory_factor"):
+            value = getattr(self, name)
+            is_number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
+            if value is not _INHERITED and not is_number:
+                raise SettingsError(f"{name} must be a number of at least 0, got {value!r}")
 
     @property
     def own_transforms(self) -> OwnTransforms:
@@ -106,7 +113,7 @@ class Options:
         return options if trainer is None else _changed(options, _said_on(trainer))
 
     def __set__(self, trainer: object, changes: SegmentationOptions) -> None:
-        _check(changes, where=f"a {type(trainer).__name__}")
+        _check(changes, where=type(trainer).__name__)
         vars(trainer)[_CHANGES] = _changed(_said_on(trainer), changes)
 
     def set_on_class(self, cls: type, changes: SegmentationOptions) -> None:

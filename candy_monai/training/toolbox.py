@@ -137,7 +137,8 @@ def build_toolbox(
         image: What the network sees at once of a training image, ``(C, *spatial)``, for its shape.
         device: Where to train.
         starts: Whether a run starts, so that the weights that it is to start from are read; a saved run has its own.
-        log: Told what was loaded of these, with ``on_screen=False`` what only the file is to hold.
+        log: Told what was loaded of these, what is frozen, and how the rate begins; with ``on_screen=False`` what only
+            the file is to hold.
 
     Raises:
         BadInputError: If a ``build_*`` method returned something else than it has to, the weights to start from cannot
@@ -162,6 +163,8 @@ def build_toolbox(
     frozen = freeze(plain_network(network), settings.freeze)
     if frozen.names and log is not None:
         log(str(frozen))
+    if starts and settings.warm_up and log is not None:
+        log(f"The learning rate rises to that of the schedule over the first {settings.warm_up} steps")
     image_type = _floating_type(network)
     amp = choose_precision(settings.amp, device)
     channels_last = settings.channels_last

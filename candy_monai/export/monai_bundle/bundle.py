@@ -61,7 +61,9 @@ format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
 """
 
 
-def export_monai_bundle(experiments: Sequence[PathLike], out: PathLike, *, portable: bool = False) -> Path:
+def export_monai_bundle(
+    experiments: Sequence[PathLike], out: PathLike, *, portable: bool = False, overwrite: bool = False
+) -> Path:
     """Write a MONAI Bundle, which runs where MONAI is installed and candy_monai is not.
 
     Its configurations are made of the experiment's own pipelines. Where these, or the way in which whole images are
@@ -74,6 +76,7 @@ def export_monai_bundle(experiments: Sequence[PathLike], out: PathLike, *, porta
         out: The bundle's folder, made when missing, which must be empty. MONAI Label takes a bundle for one of
             segmentation if the word is in the folder's name.
         portable: Name MONAI's own classes alone: its nearest equivalents stand in for ours.
+        overwrite: Replace a bundle that is there, once the new one is complete; any other folder is left as it is.
 
     Returns:
         The bundle's folder.
@@ -84,8 +87,12 @@ def export_monai_bundle(experiments: Sequence[PathLike], out: PathLike, *, porta
         RunFailedError: If the bundle was written and does not run.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInputError(f"{out}: is not empty, and a bundle is written into a folder of its own: name a new one")
+    is_bundle = (out / "configs" / "inference.json").is_file()
+    if out.exists() and not (overwrite and is_bundle) and (not out.is_dir() or any(out.iterdir())):
+        replace = ", or replace the bundle that is there with --overwrite (overwrite=True)" if is_bundle else ""
+        raise BadInputError(
+            f"{out}: is not empty, and a bundle is written into a folder of its own: name a new one{replace}"
+        )
     check_writable(out)
     if not experiments:
         raise BadInputError("a bundle needs at least one experiment")
@@ -105,7 +112,7 @@ def export_monai_bundle(experiments: Sequence[PathLike], out: PathLike, *, porta
         places = [predictor.folder for predictor in predictors]
         write_readme(written / "docs", source, places, parity, scripts=scripts)
         if out.exists():
-            out.rmdir()
+            out.rename(Path(folder) / "replaced")
         shutil.move(written, out)
     return out
 

@@ -12,7 +12,8 @@ import pytest
 
 from candy_monai.cli.main import COMMANDS, main
 from candy_monai.errors import BadInputError, DatasetError, MissingExtraError, NonFiniteLossError
-from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
+from candy_monai.registry import bundle_names
 
 HEAVY = ("torch", "monai", "numpy", "matplotlib", "rich")
 
@@ -110,6 +111,12 @@ def test_python_m_runs_the_command_line():
     done = run("--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("candy-monai 0.")
+
+
+def test_help_names_every_bundle(capsys):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in bundle_names() if name != MONAI_BUNDLE)  # which --network stands for
 
 
 def test_no_command_shows_the_help_and_is_wrong(capsys):

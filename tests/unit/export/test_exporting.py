@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose
 from PIL import Image
 from torch import nn
 
 from candy_monai.cli.main import main
+from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
 from candy_monai.export import export
-from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.predictor import Predictor, experiment_predictor
+from candy_monai_bundles.unet import UNetTrainer
+from tests.plans import PLAN
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 TRAINERS = """
@@ -103,6 +112,48 @@ def test_torchscript_runs_without_the_experiment_and_its_json_says_how_to_use_it
     assert use["output"]["activation"] == "sigmoid"
     assert {compared["case"] for compared in use["parity"]["compared"]} == {"a", "b"}
     assert len({tuple(compared["shape"]) for compared in use["parity"]["compared"]}) == 2
+
+
+def test_the_json_is_enough_to_predict_as_the_experiment_does(tmp_path):
+    plan = dataclasses.replace(
+        PLAN,
+        normalization=(ChannelNormalization(scheme="zscore"),),
+        filters=(4, 4, 4),
+        kernel_sizes=((3, 3, 3),) * 3,
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+    )
+    trainer = small_trainer(tmp_path / "runs", Squares(2, size=plan.patch_shape, num_classes=3), cls=UNetTrainer)
+    trainer.use_plan(plan)
+    trainer.train(1, save_preview=False)
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, shape in (("small", (9, 6, 4)), ("large", (21, 18, 11))):
+        values = np.random.default_rng(4).normal(size=shape).cumsum(0).astype(np.float32)
+        values[:2] = 0
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, 1.3, 2.9, 1.0])), images / f"{name}_0000.nii.gz")
+    run = trainer.experiment_folder()
+    file = export(run, tmp_path / "net.ts", to="torchscript", images=images, on_progress=lambda _: None)
+    parser = ConfigParser(json.loads((tmp_path / "net.ts.json").read_text()))
+    before = Compose(parser.get_parsed_content("preprocessing#steps"))
+    after = Compose(parser.get_parsed_content("postprocessing#steps"))
+    window, module, whole = parser["window"], torch.jit.load(file), []
+    windows = SlidingWindowInferer(window["size"], overlap=window["overlap"], mode=window["mode"])
+    for image in sorted(images.iterdir()):
+        case = before({"image": str(image)})
+        inputs = case["image"].as_tensor()[None]
+        by = window["sizes_are_multiples_of"]
+        padding = [width for size, by in zip(inputs.shape[:1:-1], by[::-1], strict=True) for width in (0, -size % by)]
+        padded = torch.nn.functional.pad(inputs, padding)
+        whole.append(padded[0, 0].numel() <= window["whole_up_to_voxels"])
+        with torch.no_grad():
+            logits = module(padded) if whole[-1] else windows(inputs, module)
+        logits = logits[0][(slice(None), *map(slice, inputs.shape[2:]))]
+        given = {"meta": case["image"].meta, "applied_operations": case["image"].applied_operations}
+        labels = after({**case, "pred": MetaTensor(logits, **given)})["pred"]
+        expected = experiment_predictor(run).predict(image)
+        assert labels.shape == expected.shape
+        assert (labels.as_tensor() == expected.as_tensor()).float().mean() > 0.999
+    assert whole == [False, True]
 
 
 def test_a_file_can_be_named_and_nothing_but_the_network_and_its_json_is_left(experiment, options, tmp_path):

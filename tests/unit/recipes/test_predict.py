@@ -115,7 +115,9 @@ def test_a_folder_of_runs_is_refused_with_what_is_below_and_how_to_call(experime
 
 
 def test_a_folder_without_runs_and_one_that_is_not_there_are_refused(tmp_path):
-    with pytest.raises(ExperimentError, match=r"not an experiment folder \(it has no experiment.json\)$"):
+    with pytest.raises(
+        ExperimentError, match=r"\(it has no experiment.json\), nor that of a MONAI Bundle .* \(it has no plans.json\)$"
+    ):
         load_experiments([tmp_path])
     with pytest.raises(ExperimentError, match="there is no such folder"):
         load_experiments([tmp_path / "missing"])

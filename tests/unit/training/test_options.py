@@ -53,10 +53,16 @@ def test_what_a_trainer_is_set_to_changes_only_what_it_says_and_no_other_trainer
     assert second.options.score == "negative loss"
 
 
+@pytest.mark.parametrize("value", ["fast", "0.1", True, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_is_no_number_is_refused_where_it_is_said(value):
+    with pytest.raises(SettingsError, match="weight_decay must be a number of at least 0, got "):
+        SegmentationOptions(weight_decay=value)
+
+
 def test_an_attribute_of_this_name_that_is_something_else_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"Mine\.options must be SegmentationOptions.*my_options"):
         type("Mine", (SmallTrainer,), {"options": {"depth": 3}})
-    with pytest.raises(SettingsError, match="a SmallTrainer.options must be"):
+    with pytest.raises(SettingsError, match="^SmallTrainer.options must be"):
         small_trainer(tmp_path).options = 5
 
 

@@ -131,8 +131,9 @@ def test_the_rate_warms_up_by_default_only_where_a_run_starts_from_weights(exper
             WithNorm.step(trainer, toolbox, num_batches=num_batches),
         )
         trainer.train(20, **keywords, **QUIET, validate_every=20, num_checkpoints=0)
-        settings = json.loads((trainer.experiment_folder() / "experiment.json").read_text())["settings"]
-        return found, settings["warm_up"]
+        warm_up = json.loads((trainer.experiment_folder() / "experiment.json").read_text())["settings"]["warm_up"]
+        assert (f"over the first {warm_up} steps" in log_of(trainer)) == (warm_up is not None)
+        return found, warm_up
 
     plain, none = rates()
     warm, two = rates(init_from=experiment)

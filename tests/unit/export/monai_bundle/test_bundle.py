@@ -15,6 +15,7 @@ from PIL import Image
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.export.exporting import export_experiments
 from candy_monai.export.monai_bundle import export_monai_bundle
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.predictor import experiment_predictor as load_predictor
@@ -239,8 +240,24 @@ def test_experiments_that_prepare_images_otherwise_are_no_ensemble(tmp_path):
 def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("mine")
-    with pytest.raises(BadInputError, match="is not empty"):
-        export_monai_bundle([tmp_path / "run"], tmp_path / "bundle")
+    for overwrite in (False, True):
+        with pytest.raises(BadInputError, match="is not empty.*name a new one$"):
+            export_monai_bundle([tmp_path / "run"], tmp_path / "bundle", overwrite=overwrite)
+    assert [file.name for file in (tmp_path / "bundle").iterdir()] == ["mine.txt"]
+
+
+def test_a_bundle_is_replaced_only_where_that_is_asked_for(tmp_path):
+    out = export_monai_bundle([_experiment(tmp_path / "run", PLANS["one logit"])], tmp_path / "bundle")
+    weights = (out / "models" / "model.pt").read_bytes()
+    (out / "docs" / "of_the_old_one.txt").write_text("old")
+    other = _experiment(tmp_path / "other", PLANS["volumes"])
+    with pytest.raises(BadInputError, match="is not empty.*--overwrite"):
+        export_monai_bundle([other], out)
+    assert (out / "models" / "model.pt").read_bytes() == weights
+    export_experiments(other, out, to="monai-bundle", overwrite=True)
+    assert (out / "models" / "model.pt").read_bytes() != weights
+    assert not (out / "docs" / "of_the_old_one.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "other", "run"]
 
 
 def test_an_experiment_without_a_plan_is_refused(tmp_path):
