@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,9 @@ from candy_monai.data.pipelines.description import BEFORE, IMAGE, LABEL, PIPELIN
 from candy_monai.errors import BadInputError, CandyError, SettingsError, did_you_mean
 from candy_monai.text import read_text
 
-# MONAI's LoadImage says this of a reader that nobody asked for, wherever pydicom is installed.
+# MONAI's LoadImage says this of a reader that nobody asked for, wherever pydicom is installed: a warning and a message.
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
 _FUNCTIONS: dict[str, Callable[..., object]] = {

@@ -73,7 +73,7 @@ def test_channels_and_classes_that_mean_something_else_are_warned_of(experiment)
         "the channels of": {"channel_names": ("another",)},
         "the normalisations of": {"normalization": (ChannelNormalization(scheme="rescale_to_0_1"),)},
         "the classes of": {"class_names": ("background", "one", "other")},
-        "and here regions that": {"regions": region},
+        "and here are regions": {"regions": region},
     }
     for said, change in changes.items():
         made = dataclasses.replace(start.plan, **change)
