@@ -155,6 +155,10 @@ def divisor_of(network: str, network_args: str, num_dims: int, in_channels: int,
                 problem = _first_line(error)
                 continue
             if found == (1, out_channels, *size):
+                if built is not None:
+                    _refuse_probabilities(
+                        built, network, (1, in_channels, *(-(-ON_CPU // divisor) * divisor,) * num_dims)
+                    )
                 return divisor
             problem = f"of images (1, {in_channels}, {size}) it makes {found}"
     raise SettingsError(
@@ -247,6 +251,21 @@ def _output_shape(network: nn.Module, shape: Shape, *, on_meta: bool) -> Shape:
     model = meta_copy(network) if on_meta else network.eval()
     with torch.no_grad():
         return tuple(main_output(model(images), num_dims=len(shape) - 2).shape)
+
+
+def _refuse_probabilities(model: nn.Module, network: str, shape: Shape) -> None:
+    """Refuse a network that ends in a softmax, to which the loss would add another."""
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            scores = main_output(model.eval()(images), num_dims=len(shape) - 2)
+    except Exception:  # that it runs is checked with other sizes
+        return
+    if scores.shape[1] > 1 and bool((scores >= 0).all()) and torch.allclose(scores.sum(1), torch.ones(()), atol=1e-4):
+        raise SettingsError(
+            f"--network {network}: returns probabilities that sum to 1, and the loss and the prediction take logits: "
+            f"leave out its last activation (--network-args).\n{_signature(network)}"
+        )
 
 
 def _odd_multiples(divisor: int, least: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model", "netwo
 """Keys under which libraries keep a network's state_dict beside an optimizer's and others."""
 
 _MOST_PREFIXES = 4
+_DEEPEST = 4  # wrappers around a state_dict; one may hold itself
 _MOST_LISTED = 8
 _MODELS = ("models/model.pt", "models/model.pth")
 _NNUNET = ("fold_0", "fold_all")
@@ -220,7 +221,13 @@ def _state_dict_in(content: object, file: Path) -> dict[str, Tensor]:
     for found in _candidates(content):
         tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
         if tensors:
-            return {name: value for name, value in tensors.items() if not name.endswith(EXTRA_STATE)}
+            weights = {name: value for name, value in tensors.items() if not name.endswith(EXTRA_STATE)}
+            for name, value in weights.items():
+                if (problem := problem_of_weights(value)) is not None:
+                    raise BadInputError(
+                        f"{file}: {name[:80]} {problem}, expected finite real numbers as of a trained network"
+                    )
+            return weights
     kind = (
         f"a dictionary of {_listed(list(map(str, content)))}"
         if isinstance(content, Mapping)
@@ -232,12 +239,23 @@ def _state_dict_in(content: object, file: Path) -> dict[str, Tensor]:
     )
 
 
-def _candidates(content: object) -> Iterator[Mapping[Any, Any]]:
+def problem_of_weights(value: Tensor) -> str | None:
+    """Return why a tensor cannot be one of a trained network's weights; None if it can."""
+    if value.is_nested or value.is_quantized or value.layout is not torch.strided or value.is_meta:
+        return "is no dense tensor with values"
+    if value.is_complex():
+        return "holds complex numbers"
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        return "holds NaN or infinite numbers"
+    return None
+
+
+def _candidates(content: object, *, depth: int = 0) -> Iterator[Mapping[Any, Any]]:
     if not isinstance(content, Mapping):
         return
-    for key in WRAPPERS:
+    for key in WRAPPERS if depth < _DEEPEST else ():
         if isinstance(content.get(key), Mapping):
-            yield from _candidates(content[key])
+            yield from _candidates(content[key], depth=depth + 1)
     yield content
 
 

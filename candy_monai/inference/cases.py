@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,23 +240,29 @@ class CasePredictor(ABC):
         failures: dict[str, Exception] = {}
         writing: list[Future[None]] = []
         began = time.perf_counter()
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities, listener), start=1):
-                seconds, began = time.perf_counter() - began, time.perf_counter()
-                if isinstance(outcome, Exception):
-                    failures[case.case_id] = outcome
-                else:
-                    wait(writing)  # one prediction at most is held that is not written
-                    task = partial(write_prediction, outcome, case, paths[case.case_id], failures, manifest, described)
-                    writing = [writer.submit(task, seconds=seconds)]
-                    del outcome, task
-                    if self.memory is not None:
-                        wait(writing)
-                listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+                for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities, listener), start=1):
+                    seconds, began = time.perf_counter() - began, time.perf_counter()
+                    if isinstance(outcome, Exception):
+                        failures[case.case_id] = outcome
+                    else:
+                        wait(writing)  # one prediction at most is held that is not written
+                        task = partial(
+                            write_prediction, outcome, case, paths[case.case_id], failures, manifest, described
+                        )
+                        writing = [writer.submit(task, seconds=seconds)]
+                        del outcome, task
+                        if self.memory is not None:
+                            wait(writing)
+                    listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+        except BaseException:  # interrupted: what was written until now belongs in the manifest, too
+            with suppress(Exception):
+                manifest.finish()
+            raise
         for case_id, error in failures.items():
             manifest.add_failure(case_id, error)
-        if len(failures) < len(cases):
-            manifest.finish()
+        manifest.finish()
         for file, reason in left_over(paths, failures, probabilities=probabilities, dicom_seg=dicom_seg):
             listener.on_left_over(file, reason)
         if len(cases) == 1 and failures:

@@ -110,13 +110,15 @@ class Manifest:
         self._cases.pop(case_id, None)
 
     def finish(self) -> None:
-        """Merge what was added into the files for the last time; see `save`."""
-        self.save()
-        with suppress(OSError):  # another run has it open; that one merges once more before it ends
-            (self._folder / _LOCK).unlink()
+        """Merge what was added, if anything was, into the files for the last time; see `save`."""
+        if self._cases:
+            self.save(removes_lock=True)
 
-    def save(self) -> None:
-        """Merge what was added into the files.
+    def save(self, *, removes_lock: bool = False) -> None:
+        """Merge what was added into the files; cases whose label maps were removed meanwhile leave them.
+
+        Args:
+            removes_lock: Whether to remove the file by which runs wait for each other.
 
         Raises:
             BadInputError: If the manifest was replaced by something else meanwhile.
@@ -126,12 +128,16 @@ class Manifest:
         with FileLock(self._folder / _LOCK):  # two runs may predict halves of the same images
             content = self._present()
             cases = dict(sorted({**content["cases"], **self._cases}.items()))
+            cases = {case_id: case for case_id, case in cases.items() if (self._folder / case["file"]).exists()}
             used = {entry["run"] for entry in cases.values()} | {self._run["id"]}
             runs = [run for run in content["runs"] if run["id"] in used - {self._run["id"]}]
             made = {"format": FORMAT, "runs": [*runs, self._run], "cases": cases}
             atomic_write_text(self._folder / MANIFEST, json.dumps(as_json(made), indent=1) + "\n", durable=False)
             if self._statistics or (self._folder / STATISTICS).exists():
                 atomic_write_text(self._folder / STATISTICS, _table(cases), durable=False)
+            if removes_lock:  # while it is held: whoever waits for it then makes a new one
+                with suppress(OSError):  # where a file that is open cannot be removed
+                    (self._folder / _LOCK).unlink()
         ended = time.monotonic()
         self._next_s = ended + _PAUSES * (ended - began)
 
@@ -172,8 +178,20 @@ def _is_whole(content: Mapping[str, Any]) -> bool:
     return (
         isinstance(runs, list)
         and isinstance(cases, dict)
-        and all(isinstance(run, dict) and "id" in run for run in runs)
-        and all(isinstance(case, dict) and {"run", "classes"} <= case.keys() for case in cases.values())
+        and all(isinstance(run, dict) and isinstance(run.get("id"), str) for run in runs)
+        and all(map(_is_case, cases.values()))
+    )
+
+
+def _is_case(case: object) -> bool:
+    return (
+        isinstance(case, dict)
+        and all(isinstance(case.get(name), str) for name in ("run", "file"))
+        and isinstance(case.get("classes"), list)
+        and all(
+            isinstance(found, dict) and {"name", "voxels", "ml"} <= found.keys() and isinstance(found.get("ids"), list)
+            for found in case["classes"]
+        )
     )
 
 

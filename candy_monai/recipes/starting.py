@@ -134,4 +134,24 @@ class StartingExperiment:
                 f"Warning: the classes of {self.folder} are {', '.join(theirs)}, and here {', '.join(mine)}: as many, "
                 "so that the last layer is taken over, too"
             )
+        elif made.num_classes == self.plan.num_classes and bool(made.regions) != bool(self.plan.regions):
+            kinds = ("regions that may overlap", "classes that exclude each other")
+            found.append(
+                f"Warning: the last layer of {self.folder}, which is taken over, was trained for "
+                f"{kinds[not self.plan.regions]}, and here are {kinds[not made.regions]}"
+            )
+        if len(made.channel_names) == len(self.plan.channel_names):
+            for what, mine, theirs in (
+                ("channels", made.channel_names, self.plan.channel_names),
+                ("normalisations of the channels", *(_schemes(plan) for plan in (made, self.plan))),
+            ):
+                if mine != theirs:
+                    found.append(
+                        f"Warning: the {what} of {self.folder} are {', '.join(theirs)}, and here {', '.join(mine)}: "
+                        "the first layer is taken over as it is, channel by channel"
+                    )
         return found
+
+
+def _schemes(plan: Plan) -> tuple[str, ...]:
+    return tuple(channel.scheme for channel in plan.normalization)

@@ -25,7 +25,7 @@ from candy_monai.data.pipelines.description import BEFORE, IMAGE, LABEL, PIPELIN
 from candy_monai.errors import BadInputError, CandyError, SettingsError, did_you_mean
 from candy_monai.text import read_text
 
-# MONAI's LoadImage says this of a reader that nobody asked for, wherever pydicom is installed.
+# MONAI's LoadImage says this of a reader that nobody asked for, wherever pydicom is installed: a warning and a message.
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError, did_you_mean
 from candy_monai.experiment.checkpoints import reason_in_short
-from candy_monai.incoming.weights import NUMPY_NUMBERS
+from candy_monai.incoming.weights import NUMPY_NUMBERS, problem_of_weights
 from candy_monai.text import read_json
 
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -185,6 +186,11 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
     """
     if not path.is_file():
         raise ExperimentError(f"{path}: no such checkpoint")
+    if not zipfile.is_zipfile(path):
+        raise ExperimentError(
+            f"{path}: not a checkpoint of nnU-Net that can be read: it is no archive as torch.save writes it; it may "
+            "be truncated or misnamed: copy it again"
+        )
     try:
         with torch.serialization.safe_globals(list(NUMPY_NUMBERS)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -208,6 +214,11 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
             found = repr(given[name])[:60] if name in given else f"entries {', '.join(map(str, given))[:200] or 'none'}"
             raise ExperimentError(f"{path}: not a checkpoint of nnU-Net: {name} is missing or damaged, found {found}")
     assert isinstance(weights, dict)
+    for name, value in weights.items():
+        if (problem := problem_of_weights(value)) is not None:
+            raise ExperimentError(
+                f"{path}: {name[:80]} {problem}, expected finite real numbers as of a trained network"
+            )
     assert isinstance(arguments, dict)
     return NNUNetCheckpoint(
         path=path,

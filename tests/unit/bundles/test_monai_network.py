@@ -14,6 +14,7 @@ from candy_monai_bundles.monai_network import MONAIPredictor, MONAITrainer, buil
 from tests.toys import Squares, loaders
 
 TINY = {"network": "SegResNet", "network_args": {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}}
+REG_UNET = {"num_channel_initial": 4, "depth": 1, "concat_skip": True}
 SMALL_VIT = {"patch_size": 16, "hidden_size": 12, "mlp_dim": 12, "num_layers": 1, "num_heads": 1}
 PLAN = {"iterations_per_epoch": "2", "batch_size": "2", "patch_shape": "32,32"}
 
@@ -80,6 +81,7 @@ def test_a_folder_that_names_what_monai_has_not_is_refused_with_the_file(experim
         ({"network": "UNet"}, r"(?s)'channels' and 'strides'.*UNet\(spatial_dims"),
         ({"network": "Classifier"}, r"Classifier\(in_shape"),
         ({"network": "ViT", "network_args": SMALL_VIT}, "for each voxel of 2-D images"),
+        ({"network": "RegUNet", "network_args": REG_UNET | {"out_activation": "softmax"}}, "returns probabilities"),
         ({"bundle": "monai"}, "no network is named: --network NAME"),
         ({"bundle": "cmunext", "network": "UNet"}, "not both"),
     ],

@@ -203,8 +203,6 @@ def test_options_that_a_target_does_not_have_are_refused(experiment, options, tm
         export(experiment, tmp_path / "out", to="onnx", portable=True, **options)
     with pytest.raises(SettingsError, match="--images has no meaning for monai-bundle"):
         export(experiment, tmp_path / "out", to="monai-bundle", images=tmp_path)
-    with pytest.raises(SettingsError, match="--overwrite has no meaning for monai-bundle"):
-        export(experiment, tmp_path / "out", to="monai-bundle", overwrite=True)
 
 
 def test_slicer_refuses_what_was_trained_without_a_plan(experiment, options, tmp_path):

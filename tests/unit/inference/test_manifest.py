@@ -15,7 +15,7 @@ from PIL import Image
 from candy_monai.cli.main import main
 from candy_monai.errors import BadInputError
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.outputs import PredictionError
+from candy_monai.inference.outputs import PredictionError, PredictionListener
 from candy_monai.inference.predictor import Predictor
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -143,7 +143,50 @@ def test_a_case_that_fails_is_named_and_its_earlier_prediction_stays(predictor, 
     assert _manifest(out)["cases"]["a"]["run"] == earlier["id"]
 
 
-@pytest.mark.parametrize("content", ["not json", "[]", '{"format": 99}', '{"format": 1, "runs": {}, "cases": {}}'])
+def test_what_was_predicted_until_an_interruption_is_in_the_manifest(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr("candy_monai.inference.manifest._PAUSES", 1e9)
+    for name in "abcd":
+        _scan(tmp_path / "in" / f"{name}.nii.gz")
+
+    class Interrupting(PredictionListener):
+        def on_case(self, done, total, case_id, error):
+            if done == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predictor.predict_to_files(tmp_path / "in", tmp_path / "out", statistics=True, listener=Interrupting())
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "manifest.json", "statistics.csv"]
+    assert list(_manifest(tmp_path / "out")["cases"]) == ["a", "b", "c"]
+
+
+def test_a_label_map_that_was_removed_leaves_the_manifest_and_the_statistics(predictor, tmp_path):
+    out = tmp_path / "out"
+    for name in "ab":
+        predictor.predict_to_files(_scan(tmp_path / "in" / f"{name}.nii.gz"), out, statistics=True)
+    (out / "a.nii.gz").unlink()
+    predictor.predict_to_files(tmp_path / "in" / "b.nii.gz", out)
+    assert list(_manifest(out)["cases"]) == ["b"]
+    assert [row.split(",")[0] for row in (out / "statistics.csv").read_text().splitlines()] == ["case", "b"]
+
+
+_CASE = {"run": "1", "file": "a.nii.gz", "classes": [{"name": "1", "ids": [1], "voxels": 1, "ml": None}]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "not json",
+        "[]",
+        '{"format": 99}',
+        '{"format": 1, "runs": {}, "cases": {}}',
+        '{"format": 1, "runs": [{"id": []}], "cases": {}}',
+        *(
+            json.dumps({"format": 1, "runs": [], "cases": {"a": {**_CASE, **change}}})
+            for change in ({"run": []}, {"file": 1}, {"classes": [1]}, {"classes": [{"name": "1"}]})
+        ),
+    ],
+)
 def test_a_manifest_of_something_else_is_left_alone(predictor, tmp_path, content):
     out = tmp_path / "out"
     out.mkdir()

@@ -1,12 +1,16 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 
+from candy_monai.data.planning.normalization import ChannelNormalization
+from candy_monai.data.planning.plan import Region
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.checkpoints import load_weights
 from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.starting import StartingExperiment
 from candy_monai.recipes.train import train_dataset
 
 TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
@@ -59,6 +63,22 @@ def test_a_run_takes_over_the_network_of_the_experiment_that_it_starts_from_and_
 def test_validation_cases_that_the_weights_were_trained_on_are_warned_of(phantom, experiment, out):
     _, told = _trained(phantom, out, init_from=experiment, fold=1)
     assert [line for line in told if "validation cases were trained on" in line]
+
+
+def test_channels_and_classes_that_mean_something_else_are_warned_of(experiment):
+    start = StartingExperiment.of(TrainOptions(init_from=experiment), None)
+    assert not start.warnings(start.plan, (), digest="")
+    region = tuple(Region(name=name, ids=(number,), paints=number) for number, name in enumerate("abc", start=1))
+    changes = {
+        "the channels of": {"channel_names": ("another",)},
+        "the normalisations of": {"normalization": (ChannelNormalization(scheme="rescale_to_0_1"),)},
+        "the classes of": {"class_names": ("background", "one", "other")},
+        "and here are regions": {"regions": region},
+    }
+    for said, change in changes.items():
+        made = dataclasses.replace(start.plan, **change)
+        (warning,) = start.warnings(made, (), digest="")
+        assert said in warning
 
 
 @pytest.mark.slow

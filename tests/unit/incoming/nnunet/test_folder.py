@@ -113,12 +113,23 @@ def test_a_file_of_another_kind_is_refused_with_what_it_lacks(tmp_path, content,
         read_checkpoint(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("value", [torch.tensor([torch.nan]), torch.ones(1) * 1j, torch.eye(1).to_sparse()])
+def test_weights_that_no_trained_network_has_are_refused(tmp_path, value):
+    content = {"network_weights": {"seg.weight": value}, "init_args": {"configuration": "2d"}}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ExperimentError, match=r"a\.pth: seg\.weight .*expected finite real numbers"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
 def test_a_missing_or_damaged_file_is_named(tmp_path):
     with pytest.raises(ExperimentError, match="no such checkpoint"):
         read_checkpoint(tmp_path / "a.pth")
-    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ExperimentError, match=r"a\.pth: not a checkpoint"):
-        read_checkpoint(tmp_path / "a.pth")
+    torch.save({"network_weights": {}}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for content in (pickle.dumps({"a": 1}), b"", whole[: len(whole) // 2]):
+        (tmp_path / "a.pth").write_bytes(content)
+        with pytest.raises(ExperimentError, match=r"a\.pth: not a checkpoint .*truncated"):
+            read_checkpoint(tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
         archive.writestr("data.pkl", "no pickle")
     with pytest.raises(ExperimentError, match=r"b\.pth: not a checkpoint"):
