@@ -127,6 +127,7 @@ class LabelPainter:
         paints: See `label_ids`.
         are_probabilities: Whether the scores are probabilities instead of logits.
         with_probabilities: Whether to keep every class's probability, too.
+        rounded_to: A type of less precision that resampled scores are rounded to, as if they were kept in it.
         device: Where the label map lies.
     """
 
@@ -140,6 +141,7 @@ class LabelPainter:
         paints: Sequence[int] = (),
         are_probabilities: bool = False,
         with_probabilities: bool = False,
+        rounded_to: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.resamples = source != target
@@ -147,7 +149,7 @@ class LabelPainter:
         self._nearest_axis = nearest_axis
         self._paints, self._device = tuple(paints), device
         self._are_probabilities, self._threshold = are_probabilities, 0.5 if are_probabilities else 0.0
-        self._with_probabilities = with_probabilities
+        self._with_probabilities, self._rounded_to = with_probabilities, rounded_to
         self._probabilities: Tensor | None = None
         self._labels: Tensor | None = None
         self._layers: dict[int, list[_Part]] = {}  # by the first plane of the layer
@@ -245,9 +247,9 @@ class LabelPainter:
         if self._nearest_axis in across:
             place = across.index(self._nearest_axis)
             between = nearest_slices(between, place + 1, size[place])
-        if tuple(between.shape[1:]) == size:
-            return between
-        return F.interpolate(between[None], size=size, mode=_MODES[len(size)], align_corners=False)[0]
+        if tuple(between.shape[1:]) != size:
+            between = F.interpolate(between[None], size=size, mode=_MODES[len(size)], align_corners=False)[0]
+        return between if self._rounded_to is None else between.to(self._rounded_to).to(between.dtype)
 
     def _planes(self, layer: list[_Part], channel: int, needed: range, first: int) -> Tensor:
         """Return planes of one channel: those of a layer that begins with plane ``first``, and the one before it."""

@@ -110,6 +110,8 @@ class Preprocessor:
         pipelines: The descriptions of the pipelines.
     """
 
+    _logits_rounded_to: torch.dtype | None = None
+
     def __init__(self, plan: Plan, *, own: OwnTransforms | None = None) -> None:
         self._plan = plan
         self._trust = own is not None and own.trust
@@ -317,6 +319,7 @@ class Preprocessor:
             paints=self.paints,
             are_probabilities=probabilities,
             with_probabilities=with_probabilities,
+            rounded_to=None if probabilities else self._logits_rounded_to,
             device=device,
         )
 

@@ -188,13 +188,13 @@ class MeanOfFolds(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of the logits for windows ``(B, C, *spatial)``."""
-        first, *others = self.networks
+    def forward(self, x: Tensor, *, fold: int | None = None) -> Tensor:
+        """Return the mean of the logits for windows ``(B, C, *spatial)``, or those of the fold of this number."""
+        first, *others = self.networks if fold is None else [self.networks[fold]]
         total: Tensor = first(x)
         for network in others:
             total = total + network(x)
-        return total / len(self.networks)
+        return total / (1 + len(others))
 
 
 def _in_order(value: Tensor, order: Sequence[int]) -> Tensor:

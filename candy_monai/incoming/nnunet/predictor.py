@@ -23,7 +23,7 @@ from candy_monai.errors import ExperimentError
 from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint, find_nnunet_folder, read_checkpoint
 from candy_monai.incoming.nnunet.network import MeanOfFolds, build_network, load_weights_into
 from candy_monai.incoming.nnunet.plans import OpenedPlans, open_plans
-from candy_monai.inference.buffers import Tile
+from candy_monai.inference.buffers import ScoreFunction, Tile
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.tiles import Slices, WindowGrid
@@ -86,8 +86,8 @@ class NNUNetPredictor(NetworkPredictor):
         self.trainer, self.configuration = checkpoints[0].trainer, checkpoints[0].configuration
         super().__init__(
             folder,
-            preprocessor=Preprocessor(plan, own=opened.own),
-            inferer=NNUNetInferer(plan.patch_shape),
+            preprocessor=NNUNetPreprocessor(plan, own=opened.own),
+            inferer=NNUNetInferer(plan.patch_shape, rounds_sums=len(checkpoints) == 1),
             example_shape=(len(plan.channel_names), *plan.patch_shape),
             channel_names=plan.channel_names,
             num_classes=plan.num_classes,
@@ -99,9 +99,33 @@ class NNUNetPredictor(NetworkPredictor):
             channels=channels,
             trust=trust,
         )
-        network = _network(opened, checkpoints)
+        networks = [_network(opened, each) for each in checkpoints]
+        network = networks[0] if len(networks) == 1 else MeanOfFolds(networks)
         # The precision of the weights everywhere; on a GPU nnU-Net itself runs in float16.
         self._run_with(network if plan.slice_axis is None else Slicewise(network, plan.slice_axis))
+
+    @cached_property
+    @override
+    def _network(self) -> ScoreFunction:
+        """Run windows with each fold, rounded on its own.
+
+        nnU-Net sums each fold's weighted logits in half precision. Towards the corners of a window weights are so small
+        that this leaves steps of up to 1 between logits, and the mean of rounded folds is not the rounded mean.
+        """
+        network, num_folds, window = super()._network, len(self.checkpoints), self.plan.patch_shape
+        if num_folds == 1:
+            return network
+
+        def mean_of_rounded(windows: Tensor) -> Tensor:
+            weights = _gaussian(window, windows.device)
+            total: Tensor | None = None
+            for fold in range(num_folds):
+                weighted = (network(windows, fold=fold) * weights).to(_KEPT_IN)
+                total = weighted.float() if total is None else total.add_(weighted)
+            assert total is not None
+            return total.div_(weights * num_folds)
+
+        return mean_of_rounded
 
     @property
     def summary(self) -> str:
@@ -124,19 +148,29 @@ def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[
         ExperimentError: As for `NNUNetPredictor`.
     """
     opened, checkpoints = _opened(folder, checkpoint)
-    return _network(opened, checkpoints[:1]), opened.plan
+    return _network(opened, checkpoints[0]), opened.plan
+
+
+class NNUNetPreprocessor(Preprocessor):
+    """Preprocesses by a plan, and rounds logits that were resampled to the grid of the file as nnU-Net does."""
+
+    _logits_rounded_to = _KEPT_IN
 
 
 class NNUNetInferer(WindowInferer):
     """Runs images in the windows of nnU-Net: spread evenly over the image, blended by its Gaussian weights.
 
     nnU-Net keeps logits in half precision, which decides where two classes are nearly even; so they are rounded to it.
+
+    Args:
+        roi_size: The window.
+        sw_batch_size: Windows in one call of the network.
+        rounds_sums: Whether sums of logits are rounded after each window, too, as of one fold they are.
     """
 
-    _sums_rounded_to = _KEPT_IN
-
-    def __init__(self, roi_size: Sequence[int], sw_batch_size: int | None = None) -> None:
+    def __init__(self, roi_size: Sequence[int], sw_batch_size: int | None = None, *, rounds_sums: bool = True) -> None:
         super().__init__(roi_size, sw_batch_size, overlap=1 - _STEP, sigma_scale=_SIGMA)
+        self._sums_rounded_to = _KEPT_IN if rounds_sums else None
 
     @override
     def tiles(
@@ -173,11 +207,11 @@ class NNUNetGrid(WindowGrid):
 
     @override
     def importance(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        return _gaussian(self.window).to(device, dtype)
+        return _gaussian(self.window, device).to(dtype)
 
 
 @lru_cache(maxsize=4)
-def _gaussian(window: Shape) -> Tensor:
+def _gaussian(window: Shape, device: torch.device) -> Tensor:
     """Return nnU-Net's weights, which are those that half precision holds."""
     along = []
     for side in window:
@@ -186,7 +220,7 @@ def _gaussian(window: Shape) -> Tensor:
         along.append(scipy.ndimage.gaussian_filter(impulse, side * _SIGMA, mode="constant") if side > 1 else impulse)
     weights = functools.reduce(np.multiply.outer, along)
     half = torch.from_numpy(weights / (weights.max() / _GREATEST_WEIGHT)).half().float()
-    return half.masked_fill_(half == 0, float(half[half > 0].min()))
+    return half.masked_fill_(half == 0, float(half[half > 0].min())).to(device)
 
 
 def _opened(folder: PathLike, checkpoint: str) -> tuple[OpenedPlans, list[NNUNetCheckpoint]]:
@@ -202,18 +236,13 @@ def _opened(folder: PathLike, checkpoint: str) -> tuple[OpenedPlans, list[NNUNet
     return open_plans(found, first), checkpoints
 
 
-def _network(opened: OpenedPlans, checkpoints: Sequence[NNUNetCheckpoint]) -> nn.Module:
-    """Return the network of the plans with the weights of a fold, or the mean of those of several."""
-
-    def of_fold(checkpoint: NNUNetCheckpoint) -> nn.Module:
-        network = build_network(
-            opened.architecture,
-            num_inputs=len(opened.plan.channel_names),
-            num_outputs=opened.plan.num_classes,
-            order=opened.order,
-            where=opened.where,
-        )
-        return load_weights_into(network, checkpoint, opened.order)
-
-    networks = [of_fold(checkpoint) for checkpoint in checkpoints]
-    return networks[0] if len(networks) == 1 else MeanOfFolds(networks)
+def _network(opened: OpenedPlans, checkpoint: NNUNetCheckpoint) -> nn.Module:
+    """Return the network of the plans with the weights of a fold."""
+    network = build_network(
+        opened.architecture,
+        num_inputs=len(opened.plan.channel_names),
+        num_outputs=opened.plan.num_classes,
+        order=opened.order,
+        where=opened.where,
+    )
+    return load_weights_into(network, checkpoint, opened.order)
