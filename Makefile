@@ -20,7 +20,7 @@ quick: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 $(QUICK)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or realdata"

@@ -44,6 +44,13 @@ class _NotInstalled:
 sys.meta_path.insert(0, _NotInstalled())
 """
 
+_COMMANDS = """
+import json, sys, fire
+import monai.bundle.__main__ as commands
+for command in json.loads(sys.argv[1]):
+    fire.Fire(vars(commands), command=command)
+"""
+
 _PROPERTIES = """
 import json, sys
 from monai.bundle import ConfigWorkflow
@@ -62,7 +69,7 @@ from monai.data import load_net_with_metadata
 parser = ConfigParser(); parser.read_config("configs/inference.json"); parser.read_meta("configs/metadata.json")
 net = parser.get_parsed_content("network_def").eval()
 net.load_state_dict(torch.load("models/model.pt", weights_only=True))
-scripted, _, extra = load_net_with_metadata(sys.argv[1])
+scripted, _, extra = load_net_with_metadata(sys.argv[2])
 image = parser["_meta_"]["network_data_format"]["inputs"]["image"]
 shape = [int(str(size).replace("*n", "")) for size in image["spatial_shape"]]
 x = torch.rand(1, image["num_channels"], *shape)
@@ -113,6 +120,13 @@ class BareMonai:
         """Run MONAI's command line for bundles in a bundle's folder."""
         return self.run("-m", "monai.bundle", command, *arguments, cwd=cwd)
 
+    def commands(
+        self, *commands: tuple[object, ...], cwd: Path, then: str = "", arguments: tuple[object, ...] = ()
+    ) -> str:
+        """Run commands of MONAI's command line in one process, then code; return what is printed."""
+        words = json.dumps([[*map(str, command)] for command in commands])
+        return self.run("-c", _COMMANDS + then, words, *arguments, cwd=cwd).stdout
+
 
 def check_files(bundle: Path) -> None:
     """Check that everything is there, and that nothing names this machine or candy_monai's modules."""
@@ -138,20 +152,14 @@ def targets(bundle: Path, *configs: str) -> set[str]:
     return {name for text in texts for name in re.findall(r'"_target_": "([^"]+)"', text)}
 
 
-def check_metadata(bundle: Path, bare: BareMonai, schema: Path) -> None:
-    """Check ``metadata.json`` by the schema that it names, a copy of which is at hand."""
-    bare.bundle("verify_metadata", "--meta_file", "configs/metadata.json", "--filepath", schema.resolve(), cwd=bundle)
-
-
-def check_network(bundle: Path, bare: BareMonai) -> None:
-    """Check what goes into the network and comes out, at two sizes."""
-    for n in (1, 2):
-        bare.bundle(
-            "verify_net_in_out",
-            *("network_def", "--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"),
-            *("--n", n),
-            cwd=bundle,
-        )
+def check_description(bundle: Path, bare: BareMonai, schema: Path) -> None:
+    """Check ``metadata.json`` by a copy of the schema that it names, and by the network's output at two sizes."""
+    network = ("verify_net_in_out", "network_def", "--meta_file", "configs/metadata.json")
+    bare.commands(
+        ("verify_metadata", "--meta_file", "configs/metadata.json", "--filepath", schema.resolve()),
+        *((*network, "--config_file", "configs/inference.json", "--n", n) for n in (1, 2)),
+        cwd=bundle,
+    )
 
 
 def check_properties(bundle: Path, bare: BareMonai, dataset: Path) -> None:
@@ -161,18 +169,22 @@ def check_properties(bundle: Path, bare: BareMonai, dataset: Path) -> None:
     assert not any(missing.values()), missing
 
 
-def check_training(bundle: Path, bare: BareMonai, dataset: Path, work: Path) -> None:
-    """Train for an epoch, by one process and by two, and score the held-out cases."""
+def check_training(bundle: Path, bare: BareMonai, dataset: Path, work: Path, *, by_two: bool = True) -> None:
+    """Train for an epoch, by two processes unless told otherwise and by one, and score the held-out cases."""
     common = ("--dataset_dir", dataset, "--output_dir", work / "eval", "--ckpt_dir", work / "models")
-    bare.bundle("run", "--config_file", "configs/train.json", *common, "--epochs", 1, cwd=bundle)
-    assert (work / "models" / "model.pt").is_file()
-    (work / "models" / "model.pt").unlink()
-    several = ("--config_file", "['configs/train.json','configs/multi_gpu_train.json']", *common, "--epochs", 1)
-    run = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "monai.bundle", "run")
-    bare.run(*run, *several, cwd=bundle)
-    assert (work / "models" / "model.pt").is_file()
-    scored = ("--config_file", "['configs/train.json','configs/evaluate.json']", *common)
-    bare.bundle("run", *scored, cwd=bundle)
+    model = work / "models" / "model.pt"
+    if by_two:
+        several = ("--config_file", "['configs/train.json','configs/multi_gpu_train.json']", *common, "--epochs", 1)
+        run = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "monai.bundle", "run")
+        bare.run(*run, *several, cwd=bundle)
+        assert model.is_file()
+        model.unlink()
+    bare.commands(
+        ("run", "--config_file", "configs/train.json", *common, "--epochs", 1),
+        ("run", "--config_file", "['configs/train.json','configs/evaluate.json']", *common),
+        cwd=bundle,
+    )
+    assert model.is_file()
     assert (work / "eval" / "metrics.csv").is_file()
 
 
@@ -191,11 +203,10 @@ def check_torchscript(bundle: Path, bare: BareMonai, work: Path) -> None:
     file = work / "model.ts"
     files = ("--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json")
     arguments = ("network_def", "--filepath", file, *files, "--config_file", "['configs/inference.json']")
-    bare.bundle("ckpt_export", *arguments, cwd=bundle)
+    printed = bare.commands(("ckpt_export", *arguments), cwd=bundle, then=_TORCHSCRIPT, arguments=(file,))
     with zipfile.ZipFile(file) as archive:
         names = [name.partition("/")[2] for name in archive.namelist()]
     assert {"extra/metadata.json", "extra/inference.json"} <= set(names), names
-    printed = bare.run("-c", _TORCHSCRIPT, file, cwd=bundle).stdout
     assert float(printed.split("DIFFERENCE ")[1]) < 1e-4, printed
 
 
@@ -212,8 +223,7 @@ def main() -> None:
         bare = BareMonai(work / "environment")
         steps = {
             "files": lambda: check_files(bundle),
-            "metadata": lambda: check_metadata(bundle, bare, given.schema),
-            "network": lambda: check_network(bundle, bare),
+            "description": lambda: check_description(bundle, bare, given.schema),
             "properties": lambda: check_properties(bundle, bare, dataset),
             "inference": lambda: check_inference(bundle, bare, dataset, work / "predictions"),
             "training": lambda: check_training(bundle, bare, dataset, work),

@@ -10,13 +10,15 @@ import hypothesis
 import pytest
 import torch
 
+from candy_monai.observers.pictures import CurvesObserver
+
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 hypothesis.settings.register_profile("however busy the machine is", deadline=None)
 hypothesis.settings.load_profile("however busy the machine is")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_dataset():
     """Return a function from a real dataset's name to its folder; skips, saying why, where it is absent."""
 
@@ -46,7 +48,21 @@ def _few_threads() -> None:
     torch.set_num_threads(1)  # the tests run side by side
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no curves: they take most of a short run's time, and tests of something else need none."""
-    monkeypatch.setattr("candy_monai.observers.pictures.CurvesObserver.draw", lambda *_arguments: None)
+_DRAW_CURVES = CurvesObserver.draw
+_CURVES = "candy_monai.observers.pictures.CurvesObserver.draw"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_curves() -> Iterator[None]:
+    """Draw no curves: they take most of a short run's time; tests that look at them use `curves`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_CURVES, lambda *_arguments: None)
+        yield
+
+
+@pytest.fixture(scope="class")
+def curves(_no_curves: None) -> Iterator[None]:
+    """Draw the curves of runs, as outside the tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_CURVES, _DRAW_CURVES)
+        yield

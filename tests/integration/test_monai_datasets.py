@@ -22,8 +22,6 @@ from monai.transforms import (
 from candy_monai import NNUNetDataset, write_phantom_dataset
 from tests.toys import SmallTrainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 BOTH = ["image", "label"]
 WHOLE = (LoadImaged(BOTH), EnsureChannelFirstd(BOTH), NormalizeIntensityd("image"))
 CROPS = RandCropByPosNegLabeld(BOTH, "label", spatial_size=(16, 16), num_samples=2)

@@ -127,6 +127,7 @@ def test_the_best_checkpoint_scores_what_was_recorded_when_loaded_into_the_user_
     assert sum(scores) / len(scores) == max(trainer.metrics()["val score"])
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_segmentation_trainer_needs_nothing_but_its_network_and_a_folder_of_images(tmp_path):
     class OnlyANetwork(SegmentationTrainer):
         num_classes: int = 3

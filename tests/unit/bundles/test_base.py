@@ -238,6 +238,12 @@ def test_the_best_checkpoint_in_a_predictor_reproduces_the_validation_s_output(t
         assert torch.equal(predictor.logits(image), logits)
 
 
+@pytest.fixture(scope="module")
+def real_store(tmp_path_factory):
+    """Return a folder in which each dataset is checked once and preprocessed once for each plan."""
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ALL)
@@ -246,7 +252,7 @@ def test_the_best_checkpoint_in_a_predictor_reproduces_the_validation_s_output(t
     list(zip(FOLDS, ("3d", "2d", "auto"), strict=True)),
 )
 def test_a_bundle_trains_on_real_data_and_its_predictor_scores_what_was_recorded(
-    real_dataset, tmp_path, name, dataset, configuration
+    real_dataset, real_store, tmp_path, name, dataset, configuration
 ):
     if (name, dataset) == ("vnet", "Dataset121_DRIVE"):
         pytest.skip("V-Net takes no colour pictures")
@@ -262,6 +268,7 @@ def test_a_bundle_trains_on_real_data_and_its_predictor_scores_what_was_recorded
         overrides={"iterations_per_epoch": "2", "batch_size": "2", "num_validation_cases": "1", **patch},
         device="cpu",
         out=tmp_path,
+        store=real_store,
         on_progress=lambda message: None,
     )
     recorded = json.loads((experiment / "validation.json").read_text())["metric_per_case"][0]

@@ -9,6 +9,8 @@ from candy_monai.experiment.events import Preview, RunFinished, RunInterrupted
 from candy_monai.observers.pictures import CurvesObserver, PictureNames, PreviewObserver, ThrottledObserver
 from tests.events import epoch_finished, run_started
 
+pytestmark = pytest.mark.usefixtures("curves")
+
 
 @pytest.fixture
 def observer(tmp_path):

@@ -23,8 +23,6 @@ from candy_monai.training.segmentation import SegmentationTrainer
 from tests.crashes import assert_same_run
 from tests.toys import small_trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 TINY = {"filters": "4,8,8", "iterations_per_epoch": "3", "batch_size": "2", "validate_every": "1"}
 
 

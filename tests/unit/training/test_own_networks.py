@@ -19,8 +19,6 @@ from candy_monai.training.trainer import Trainer
 from tests.crashes import Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 QUIET = {"seed": 3, "save_preview": False, "early_stop_tolerance": None, "val_score_prediction": False}
 
 

@@ -25,8 +25,6 @@ from candy_monai.training.toolbox import TrainerToolbox
 from tests.crashes import QUIET, Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 class WithDropout(SmallTrainer):
     """Draws random numbers in every step."""

@@ -17,8 +17,6 @@ from candy_monai.training.options import SegmentationOptions
 from tests.crashes import QUIET, Crash, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def test_a_second_ctrl_c_does_not_wait_and_leaves_a_run_that_can_go_on(tmp_path):
     class Impatient(SmallTrainer):

@@ -24,8 +24,6 @@ from candy_monai.nn.padding import Pad2d
 from candy_monai.training.options import SegmentationOptions
 from tests.toys import SmallTrainer, Squares, small_trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def _three_classes(folder, cls=SmallTrainer):
     trainer = small_trainer(folder, Squares(2, num_classes=3), cls=cls)

@@ -10,8 +10,6 @@ from candy_monai.experiment.state import load_state
 from tests.crashes import QUIET, Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, log_of, small_trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 class WithNorm(SmallTrainer):
     def build_network(self, example_shape):

@@ -4,8 +4,6 @@ from torch import nn
 
 from tests.toys import SmallTrainer, Squares, loaders
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 class _MeanSquares(SmallTrainer):
     """A loss that is a mean over samples, and a network without batch statistics."""
