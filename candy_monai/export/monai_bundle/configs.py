@@ -2,214 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 from candy_monai.data.images.pictures import PICTURES, TIFFS
-from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry, postprocessing
-from candy_monai.data.planning.plan import Plan
-from candy_monai.data.planning.topology import rounded_up
-from candy_monai.errors import ExperimentError
-from candy_monai.experiment.description import PLAN
-from candy_monai.export.monai_bundle.network import ExportedNetwork
+from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry
+from candy_monai.export.monai_bundle.source import BundleSource, Config
 from candy_monai.export.monai_bundle.steps import (
-    SCRIPTS,
-    for_bundle,
     for_image_alone,
     monai,
     region_masks,
     without_ignored,
 )
-from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
-from candy_monai.inference.predictor import Predictor
-
-Config = dict[str, Any]
 
 _THREADS = 1
 """That fill the cache. MONAI 1.6.1's NibabelReader keeps the names of the files that it reads: while another thread
 reads a label, an image of several files may lose channels without a word."""
 
-_AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _MOST_IDS_OF_A_BYTE = 255
-_BATCH_OF_WINDOWS = 4
+CHECK_SPACING = "check_spacing"
 _WORKERS = 2
 """Processes that prepare training patches; whole images go through none, since shared memory may be small."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundleSource:
-    """What configurations are made of.
-
-    Attributes:
-        predictor: The experiment's predictor; of an ensemble the first one's.
-        network: The network.
-        portable: Whether only MONAI's own classes are named.
-        num_trained: Cases that the experiment was trained on.
-    """
-
-    predictor: Predictor
-    network: ExportedNetwork
-    portable: bool
-    num_trained: int
-
-    @property
-    def plan(self) -> Plan:
-        """The experiment's plan."""
-        assert self.predictor.plan is not None  # others are refused
-        return self.predictor.plan
-
-    @property
-    def file_ending(self) -> str:
-        """The suffix of the dataset's images."""
-        dataset = self.predictor.description.dataset
-        known = None if dataset is None else dataset.file_ending
-        return known or (".png" if self.plan.spacing_mm is None else ".nii.gz")
-
-    @property
-    def regions(self) -> list[list[int]]:
-        """The ids of each overlapping region; empty where classes exclude each other."""
-        return [list(region.ids) for region in self.plan.regions]
-
-    @property
-    def is_sigmoid(self) -> bool:
-        """Whether each channel of the network's output is a question of its own."""
-        return bool(self.plan.regions) or self.plan.num_classes == 1
-
-    def preprocessing(self) -> list[Entry]:
-        """Return the steps from files to what the network reads."""
-        entries = self.predictor.preprocessor.pipelines["preprocessing"]
-        steps = for_bundle(entries, self.plan, portable=self.portable)
-        if self.pads_whole_images:
-            # As the experiment's own inferers pad: volumes at the end, slices on both sides.
-            method = "end" if self.plan.slice_axis is None else "symmetric"
-            divisor = {"k": list(self.plan.divisor), "method": method}
-            steps.append(monai("DivisiblePadd", keys=[IMAGE, LABEL], **divisor, allow_missing_keys=True))
-        return steps
-
-    @property
-    def pads_whole_images(self) -> bool:
-        """Whether MONAI's inferer runs every image at once, since the experiment's runs one of the usual size so."""
-        plan = self.plan
-        if not self.portable or self.predictor.description.inferer != PLAN:
-            return False
-        size = [1 if axis == plan.slice_axis else extent for axis, extent in enumerate(plan.median_shape)]
-        padded = rounded_up(tuple(size), plan.divisor)
-        return padded != plan.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(plan.patch_shape)
-
-    def postprocessing(self, preprocessing: str) -> list[Entry]:
-        """Return the steps from logits to label ids on the file's grid.
-
-        Args:
-            preprocessing: A reference to the preprocessing that is undone.
-        """
-        entries: Sequence[Entry] = self.predictor.preprocessor.pipelines["postprocessing"]
-        own = self.predictor.preprocessor.own_postprocessing
-        if self.portable and own is not None:
-            entries = [*postprocessing(replace(self.plan, resampling="stock")), *own]
-        steps = for_bundle(entries, self.plan, portable=self.portable)
-        undo = {"transform": preprocessing}
-        return [step | undo if step["_target_"].endswith(".Invertd") else step for step in steps]
-
-    def augmentation(self) -> list[Entry]:
-        """Return the random steps of training, which cut a patch and change it."""
-        plan = self.plan
-        steps = for_bundle(self.predictor.preprocessor.pipelines["augmentation"], plan, portable=self.portable)
-        if not self.portable and any(step.get("center_key") for step in steps):
-            center = {
-                "_target_": f"{SCRIPTS}.patches.RandCenterd",
-                "keys": LABEL,
-                "foreground_share": plan.foreground_share,
-                "ignore_label": plan.ignore_label,
-            }
-            steps = [center, *steps]
-        if plan.slice_axis is not None:
-            steps.append(monai("SqueezeDimd", keys=[IMAGE, LABEL], dim=1 + plan.slice_axis))
-        return [*steps, *(region_masks(LABEL, self.regions) if self.loss_takes_masks else [])]
-
-    @property
-    def loss_takes_masks(self) -> bool:
-        """Whether the loss takes a mask for each region instead of ids."""
-        return bool(self.regions) and self.plan.ignore_label is None
-
-    def loss(self) -> Entry:
-        """Return the criterion.
-
-        Raises:
-            ExperimentError: If MONAI has none, and only MONAI's are wanted.
-        """
-        plan = self.plan
-        if plan.ignore_label is not None and not self.portable:
-            return {
-                "_target_": f"{SCRIPTS}.losses.DiceEntropyLoss",
-                "num_classes": plan.num_classes,
-                "ignore_label": plan.ignore_label,
-                "regions": self.regions or None,
-            }
-        kind = {"sigmoid": True} if self.is_sigmoid else {"softmax": True, "to_onehot_y": True}
-        if plan.ignore_label is not None and self.regions:
-            raise ExperimentError(
-                f"{self.predictor.folder}: learned overlapping regions beside an ignore label, for which MONAI has no "
-                "loss: export without --portable"
-            )
-        if plan.ignore_label is not None:  # MONAI's sums of losses leave nothing out
-            return {"_target_": "monai.losses.DiceLoss", **kind, "ignore_index": plan.ignore_label}
-        if self.regions:  # MONAI's DiceCELoss takes masks of several channels for exclusive classes
-            return {"_target_": "monai.losses.DiceFocalLoss", **kind, "gamma": 0.0}
-        return {"_target_": "monai.losses.DiceCELoss", **kind}
-
-    def inferer(self) -> Entry:
-        """Return what runs whole images."""
-        plan: Plan = self.plan
-        described: Any = self.predictor.description.inferer
-        common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
-        if isinstance(described, dict):
-            given = {name: value for name, value in described.items() if name != "_target_"}
-            common, window, divisor = common | given, given["roi_size"], None
-        else:
-            window, divisor = list(plan.patch_shape), list(plan.divisor)
-        if self.pads_whole_images:
-            window = [-1] * plan.num_dims
-        common["roi_size"] = window
-        amp = _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
-        if plan.slice_axis is not None:
-            common["spatial_dim"] = axis = plan.slice_axis
-            common["roi_size"] = window[:axis] + window[axis + 1 :]
-            if self.portable:
-                return {"_target_": "monai.inferers.SliceInferer", **common}
-            slices = plan.divisor[:axis] + plan.divisor[axis + 1 :]
-            return {
-                "_target_": f"{SCRIPTS}.inferers.SlicesInferer",
-                **common,
-                "divisor": list(slices),
-                "amp_dtype": amp,
-            }
-        if self.portable:
-            return {"_target_": "monai.inferers.SlidingWindowInferer", **common}
-        return {
-            "_target_": f"{SCRIPTS}.inferers.WholeOrWindowsInferer",
-            **common,
-            "divisor": divisor,
-            "amp_dtype": amp,
-        }
-
-    def num_epochs(self) -> int:
-        """Return as many passes over the cases as the experiment took steps."""
-        plan = self.plan
-        steps_a_pass = max(1, self.num_trained // plan.batch_size)
-        return max(1, math.ceil(plan.num_epochs * plan.iterations_per_epoch / steps_a_pass))
-
-    def image_files(self, stem: str) -> str:
-        """Return an expression for the files of a case, of which a channel may have one each.
-
-        Args:
-            stem: An expression for folder, case and underscore.
-        """
-        if len(self.plan.channel_names) == 1:
-            return f"{stem} + '0000{self.file_ending}'"
-        return f"sorted(glob.glob(glob.escape({stem}) + '[0-9][0-9][0-9][0-9]{self.file_ending}'))"
 
 
 def inference_config(source: BundleSource) -> Config:
@@ -218,13 +31,14 @@ def inference_config(source: BundleSource) -> Config:
     image = "f" if len(source.plan.channel_names) == 1 else source.image_files(f"f[:-{len(ending)}]")
     return {
         **_common(),
+        **_spacing_check(source),
         "output_dir": "$@bundle_root + '/predictions'",
         "first_files": f"$sorted(glob.glob(@dataset_dir + '/imagesTs/*_{ending}'))",
         "datalist": "$[{'image': " + image + "} for f in @first_files]",
         "network_def": source.network.entry,
         "network": "$@network_def.to(@device)",
         # MONAI Label looks for every key that LoadImaged names.
-        "preprocessing": _compose(for_image_alone(source.preprocessing())),
+        "preprocessing": _compose(_with_spacing_check(source, for_image_alone(source.preprocessing()))),
         "dataset": {"_target_": "monai.data.Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": _loader("@dataset", batch_size=1),
         "inferer": source.inferer(),
@@ -239,7 +53,8 @@ def inference_config(source: BundleSource) -> Config:
             "postprocessing": "@postprocessing",
             "val_handlers": "@handlers",
         },
-        "initialize": ["$monai.utils.set_determinism(seed=0)"],
+        **_precision(source),
+        "initialize": ["$monai.utils.set_determinism(seed=0)", *_in_precision(source)],
         "run": ["$@evaluator.run()"],
     }
 
@@ -400,6 +215,8 @@ def evaluation_config(source: BundleSource) -> Config:
                 "summary_ops": "*",
             },
         ],
+        **_precision(source),
+        "initialize": ["$monai.utils.set_determinism(seed=123)", *_in_precision(source)],
         "run": ["$@validate#evaluator.run()"],
     }
 
@@ -450,6 +267,43 @@ def _common() -> Config:
         "dataset_dir": "$@bundle_root + '/dataset'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
     }
+
+
+def _spacing_check(source: BundleSource) -> Config:
+    """Return the entry that warns of a case which candy_monai would resample otherwise; empty where it does not."""
+    if (spacing := source.spacing) is None:
+        return {}
+    shape = f"[round(n * a / b) for n, a, b in zip(image.shape[1:], image.pixdim.tolist(), {spacing})]"
+    told = (
+        'f\'{image.meta["filename_or_obj"]}: has another spacing than the cases that were trained on, '
+        f"{spacing} mm: MONAI resamples it, and the label map differs from that of candy_monai'"
+    )
+    return {
+        "imports": [*_common()["imports"], "$import warnings"],
+        CHECK_SPACING: f"$lambda image: image if {shape} == list(image.shape[1:]) else warnings.warn({told}) or image",
+    }
+
+
+def _with_spacing_check(source: BundleSource, steps: list[Entry]) -> list[Entry]:
+    check = [monai("Lambdad", keys=IMAGE, func=f"@{CHECK_SPACING}")] if source.spacing is not None else []
+    return [each for step in steps for each in ([*check, step] if step["_target_"].endswith(".Spacingd") else [step])]
+
+
+def _precision(source: BundleSource) -> Config:
+    is_own = source.names_monai_alone and source.amp_dtype is not None
+    return {"amp_dtype": source.amp_dtype} if is_own else {}
+
+
+def _in_precision(source: BundleSource) -> list[str]:
+    """Return what lets the network compute as the experiment's does, which MONAI's engines do on GPUs alone."""
+    if not _precision(source):
+        return []
+    enabled = ", enabled=@device.type == 'cuda'" if source.amp_dtype == "float16" else ""
+    autocast = f"torch.autocast(@device.type, getattr(torch, @amp_dtype){enabled})"
+    return [
+        f"$setattr(@network, 'forward', {autocast}(@network.forward))",
+        "$@network.register_forward_hook(lambda network, inputs, scores: scores.float())",
+    ]
 
 
 def _compose(steps: list[Entry] | str) -> Config:

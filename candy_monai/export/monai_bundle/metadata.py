@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from candy_monai.data.images.pictures import PICTURES, TIFFS
-from candy_monai.export.monai_bundle.configs import BundleSource
+from candy_monai.export.monai_bundle.source import BundleSource
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 VERSION = "0.1.0"

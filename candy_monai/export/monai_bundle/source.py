@@ -1,0 +1,231 @@
+"""What the configurations of a bundle are made of: an experiment's steps, loss and inferer in MONAI's terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from candy_monai.data.pipelines.description import IMAGE, LABEL, Entry, postprocessing, preprocessing, resampling
+from candy_monai.data.planning.plan import Plan
+from candy_monai.data.planning.topology import rounded_up
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.description import PLAN
+from candy_monai.export.monai_bundle.network import ExportedNetwork
+from candy_monai.export.monai_bundle.steps import SCRIPTS, for_bundle, like_resampling, monai, region_masks, scripts_in
+from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
+from candy_monai.inference.predictor import Predictor
+
+Config = dict[str, Any]
+
+_AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
+_BATCH_OF_WINDOWS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleSource:
+    """What configurations are made of.
+
+    Attributes:
+        predictor: The experiment's predictor; of an ensemble the first one's.
+        network: The network.
+        portable: Whether only MONAI's own classes are named.
+        num_trained: Cases that the experiment was trained on.
+        by_monai: Whether an inferer of MONAI's runs whole images, and its ``Spacingd`` stands in for a resampling that
+            none of the experiment's cases needs.
+    """
+
+    predictor: Predictor
+    network: ExportedNetwork
+    portable: bool
+    num_trained: int
+    by_monai: bool = False
+
+    @property
+    def may_run_by_monai(self) -> bool:
+        """Whether inference needs no class but MONAI's once an inferer of MONAI's runs whole images."""
+        trial = replace(self, by_monai=True)
+        steps = [*trial.preprocessing(), *trial.postprocessing("")]
+        return self.plan.slice_axis is None and not scripts_in([*steps, self.network.entry])
+
+    @property
+    def names_monai_alone(self) -> bool:
+        """Whether inference names MONAI's own classes alone."""
+        return self.portable or self.by_monai
+
+    @property
+    def spacing(self) -> list[float] | None:
+        """The spacing that MONAI's ``Spacingd`` would resample others to though no case of the experiment needed it."""
+        plan = self.plan
+        is_unneeded = self.names_monai_alone and plan.resampling == "none" and plan.pixdim is not None
+        return list(plan.pixdim) if is_unneeded and plan.pixdim is not None else None
+
+    @property
+    def amp_dtype(self) -> str | None:
+        """The type of torch's that the experiment predicts in; None for float32."""
+        return _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
+
+    @property
+    def plan(self) -> Plan:
+        """The experiment's plan."""
+        assert self.predictor.plan is not None  # others are refused
+        return self.predictor.plan
+
+    @property
+    def file_ending(self) -> str:
+        """The suffix of the dataset's images."""
+        dataset = self.predictor.description.dataset
+        known = None if dataset is None else dataset.file_ending
+        return known or (".png" if self.plan.spacing_mm is None else ".nii.gz")
+
+    @property
+    def regions(self) -> list[list[int]]:
+        """The ids of each overlapping region; empty where classes exclude each other."""
+        return [list(region.ids) for region in self.plan.regions]
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether each channel of the network's output is a question of its own."""
+        return bool(self.plan.regions) or self.plan.num_classes == 1
+
+    def preprocessing(self) -> list[Entry]:
+        """Return the steps from files to what the network reads."""
+        entries = self.predictor.preprocessor.pipelines["preprocessing"]
+        if self.plan.resampling == "none":
+            entries = [self._resampling_of_others(entry) for entry in entries]
+        steps = for_bundle(entries, self.plan, portable=self.portable)
+        if self.pads_whole_images:
+            # As the experiment's own inferers pad: volumes at the end, slices on both sides.
+            method = "end" if self.plan.slice_axis is None else "symmetric"
+            divisor = {"k": list(self.plan.divisor), "method": method}
+            steps.append(monai("DivisiblePadd", keys=[IMAGE, LABEL], **divisor, allow_missing_keys=True))
+        return steps
+
+    def _resampling_of_others(self, entry: Entry) -> Entry:
+        """Return what brings a case of another spacing to the plan's, as prediction builds it in place of an entry."""
+        if entry not in preprocessing(self.plan) or entry["_target_"] != "monai.transforms.Spacingd":
+            return entry
+        ours = resampling(replace(self.plan, resampling="extent"))
+        return like_resampling(ours) if self.names_monai_alone else ours
+
+    @property
+    def pads_whole_images(self) -> bool:
+        """Whether MONAI's inferer runs every image at once, since the experiment's runs one of the usual size so."""
+        plan = self.plan
+        if not self.names_monai_alone or self.predictor.description.inferer != PLAN:
+            return False
+        size = [1 if axis == plan.slice_axis else extent for axis, extent in enumerate(plan.median_shape)]
+        padded = rounded_up(tuple(size), plan.divisor)
+        return padded != plan.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(plan.patch_shape)
+
+    def postprocessing(self, preprocessing: str) -> list[Entry]:
+        """Return the steps from logits to label ids on the file's grid.
+
+        Args:
+            preprocessing: A reference to the preprocessing that is undone.
+        """
+        entries: Sequence[Entry] = self.predictor.preprocessor.pipelines["postprocessing"]
+        own = self.predictor.preprocessor.own_postprocessing
+        if self.portable and own is not None:
+            entries = [*postprocessing(replace(self.plan, resampling="stock")), *own]
+        steps = for_bundle(entries, self.plan, portable=self.portable)
+        undo = {"transform": preprocessing}
+        return [step | undo if step["_target_"].endswith(".Invertd") else step for step in steps]
+
+    def augmentation(self) -> list[Entry]:
+        """Return the random steps of training, which cut a patch and change it."""
+        plan = self.plan
+        steps = for_bundle(self.predictor.preprocessor.pipelines["augmentation"], plan, portable=self.portable)
+        if not self.portable and any(step.get("center_key") for step in steps):
+            center = {
+                "_target_": f"{SCRIPTS}.patches.RandCenterd",
+                "keys": LABEL,
+                "foreground_share": plan.foreground_share,
+                "ignore_label": plan.ignore_label,
+            }
+            steps = [center, *steps]
+        if plan.slice_axis is not None:
+            steps.append(monai("SqueezeDimd", keys=[IMAGE, LABEL], dim=1 + plan.slice_axis))
+        return [*steps, *(region_masks(LABEL, self.regions) if self.loss_takes_masks else [])]
+
+    @property
+    def loss_takes_masks(self) -> bool:
+        """Whether the loss takes a mask for each region instead of ids."""
+        return bool(self.regions) and self.plan.ignore_label is None
+
+    def loss(self) -> Entry:
+        """Return the criterion.
+
+        Raises:
+            ExperimentError: If MONAI has none, and only MONAI's are wanted.
+        """
+        plan = self.plan
+        if plan.ignore_label is not None and not self.portable:
+            return {
+                "_target_": f"{SCRIPTS}.losses.DiceEntropyLoss",
+                "num_classes": plan.num_classes,
+                "ignore_label": plan.ignore_label,
+                "regions": self.regions or None,
+            }
+        kind = {"sigmoid": True} if self.is_sigmoid else {"softmax": True, "to_onehot_y": True}
+        if plan.ignore_label is not None and self.regions:
+            raise ExperimentError(
+                f"{self.predictor.folder}: learned overlapping regions beside an ignore label, for which MONAI has no "
+                "loss: export without --portable"
+            )
+        if plan.ignore_label is not None:  # MONAI's sums of losses leave nothing out
+            return {"_target_": "monai.losses.DiceLoss", **kind, "ignore_index": plan.ignore_label}
+        if self.regions:  # MONAI's DiceCELoss takes masks of several channels for exclusive classes
+            return {"_target_": "monai.losses.DiceFocalLoss", **kind, "gamma": 0.0}
+        return {"_target_": "monai.losses.DiceCELoss", **kind}
+
+    def inferer(self) -> Entry:
+        """Return what runs whole images."""
+        plan: Plan = self.plan
+        described: Any = self.predictor.description.inferer
+        common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
+        if isinstance(described, dict):
+            given = {name: value for name, value in described.items() if name != "_target_"}
+            common, window, divisor = common | given, given["roi_size"], None
+        else:
+            window, divisor = list(plan.patch_shape), list(plan.divisor)
+        if self.pads_whole_images:
+            window = [-1] * plan.num_dims
+        common["roi_size"] = window
+        if plan.slice_axis is not None:
+            common["spatial_dim"] = axis = plan.slice_axis
+            common["roi_size"] = window[:axis] + window[axis + 1 :]
+            if self.names_monai_alone:
+                return {"_target_": "monai.inferers.SliceInferer", **common}
+            slices = plan.divisor[:axis] + plan.divisor[axis + 1 :]
+            return {
+                "_target_": f"{SCRIPTS}.inferers.SlicesInferer",
+                **common,
+                "divisor": list(slices),
+                "amp_dtype": self.amp_dtype,
+            }
+        if self.names_monai_alone:
+            return {"_target_": "monai.inferers.SlidingWindowInferer", **common}
+        return {
+            "_target_": f"{SCRIPTS}.inferers.WholeOrWindowsInferer",
+            **common,
+            "divisor": divisor,
+            "amp_dtype": self.amp_dtype,
+        }
+
+    def num_epochs(self) -> int:
+        """Return as many passes over the cases as the experiment took steps."""
+        plan = self.plan
+        steps_a_pass = max(1, self.num_trained // plan.batch_size)
+        return max(1, math.ceil(plan.num_epochs * plan.iterations_per_epoch / steps_a_pass))
+
+    def image_files(self, stem: str) -> str:
+        """Return an expression for the files of a case, of which a channel may have one each.
+
+        Args:
+            stem: An expression for folder, case and underscore.
+        """
+        if len(self.plan.channel_names) == 1:
+            return f"{stem} + '0000{self.file_ending}'"
+        return f"sorted(glob.glob(glob.escape({stem}) + '[0-9][0-9][0-9][0-9]{self.file_ending}'))"
