@@ -87,9 +87,8 @@ def write_readme(
         "```",
         "",
         "Training begins anew and writes its best weights over `models/model.pt`. The patches, the loss, the rate and",
-        "the augmentation are those of the experiment. Left out are "
-        + " and ".join(_left_out(source))
-        + ", so expect other scores.",
+        "the augmentation are those of the experiment.",
+        *([f"Left out, so that scores differ: {', '.join(left_out)}."] if (left_out := _left_out(source)) else []),
         "It holds out the cases that the experiment did, `validation_cases`, where they are there, else every fifth.",
         "Evaluation scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does",
         "not have is left out of its mean.",
@@ -173,12 +172,12 @@ def _pictures(experiment: Path, folder: Path) -> list[str]:
 
 def _left_out(source: BundleSource) -> list[str]:
     """Return what the experiment's training had and ``train.json`` has not."""
-    done = ["the moving average of the weights"]
-    if source.plan.deep_supervision:
-        done.append("deep supervision")
-    if source.amp_dtype is not None:
-        done.append(f"computing in {source.amp_dtype}")
-    return done
+    done = {
+        "the moving average of the weights": bool(source.predictor.description.setting("ema")),
+        "deep supervision": source.plan.deep_supervision,
+        f"computing in {source.amp_dtype}": source.amp_dtype is not None,
+    }
+    return [name for name, was_done in done.items() if was_done]
 
 
 def _compared(parity: Parity, source: BundleSource, *, scripts: Sequence[str]) -> list[str]:
