@@ -250,18 +250,20 @@ def test_monai_alone_tells_of_a_case_of_another_spacing(tmp_path, monkeypatch):
 def test_weights_are_chosen_and_a_bundle_is_replaced_when_told_to(tmp_path):
     experiment = _experiment(tmp_path / "run", PLANS["volumes"])
     last = experiment / "checkpoint_latest.pth"
-    torch.save({name: value + 1 for name, value in torch.load(last, weights_only=True).items()}, last)
+    saved = {name: value + 1 for name, value in torch.load(last, weights_only=True).items()}
+    torch.save(saved, last)
     out = tmp_path / "bundle"
     export_experiments(experiment, out, to="monai-bundle")
     with pytest.raises(BadInputError, match="or replace the bundle that it holds with --overwrite"):
         export_experiments(experiment, out, to="monai-bundle")
     (out / "of the old one").write_text("")
     best = torch.load(out / "models" / "model.pt", weights_only=True)
+    assert not torch.equal(best[name := next(iter(best))], saved[name])
     export_experiments(experiment, out, to="monai-bundle", checkpoint="latest", overwrite=True)
     assert not (out / "of the old one").exists()
     latest = torch.load(out / "models" / "model.pt", weights_only=True)
     assert latest.keys() == best.keys()
-    assert all(torch.allclose(latest[name], value + 1) for name, value in best.items())
+    assert all(torch.equal(value, saved[name]) for name, value in latest.items())
     assert "holds the weights `latest`" in (out / "docs" / "README.md").read_text()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.txt").write_text("mine")
