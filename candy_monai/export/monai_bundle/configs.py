@@ -275,7 +275,7 @@ def _spacing_check(source: BundleSource) -> Config:
         return {}
     shape = f"[round(n * a / b) for n, a, b in zip(image.shape[1:], image.pixdim.tolist(), {spacing})]"
     told = (
-        'f\'{image.meta["filename_or_obj"]}: has another spacing than the cases that were trained on, '
+        'f\'{image.meta.get("filename_or_obj", "an image")}: has another spacing than the cases that were trained on, '
         f"{spacing} mm: MONAI resamples it, and the label map differs from that of candy_monai'"
     )
     return {
