@@ -51,7 +51,7 @@ def export_experiments(
         images: An image or a folder of images to compare on; None for cases that the experiment was validated on.
         trainer: ``FILE:Class``, the trainer of your own that the experiment belongs to; None for bundles.
         trust: Build any callable that the experiment's pipelines name, instead of known transforms only.
-        overwrite: Replace the file, or the bundle, that is there.
+        overwrite: Replace what is there.
         on_progress: Told what is done.
 
     Returns:
@@ -68,7 +68,7 @@ def export_experiments(
         raise SettingsError(f"--portable belongs to monai-bundle and has no meaning for {to}: leave it out")
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
     if to == "monai-bundle":
-        _refuse_options_of_networks(checkpoint=checkpoint != "best", images=images, trainer=trainer, trust=trust)
+        _refuse_options_of_networks(images=images, trainer=trainer, trust=trust)
     elif len(folders) > 1:
         raise BadInputError(
             f"{to} holds one network, and {len(folders)} experiments were given ({', '.join(map(str, folders))}): "
@@ -76,7 +76,7 @@ def export_experiments(
         )
     write = getattr(import_module(target.module), target.function)
     if to == "monai-bundle":
-        write(folders, Path(out), portable=portable, overwrite=overwrite)
+        write(folders, Path(out), portable=portable, checkpoint=checkpoint, overwrite=overwrite)
         return Path(out)
     file = _file_of(Path(out), target)
     _check_absent([file, usage_file(file)], overwrite=overwrite)

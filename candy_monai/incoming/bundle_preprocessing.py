@@ -23,8 +23,11 @@ from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preproces
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.incoming.bundle_config import BundleConfig
 
-REFERENCES = ("@preprocessing", "@device")
-"""References that are not followed: the first is built, the second is the predictor's own."""
+_CHECKING = "@check_spacing"
+"""What tells, in bundles of ours, that MONAI's ``Spacingd`` stands in for our resampling."""
+
+REFERENCES = ("@preprocessing", "@device", _CHECKING)
+"""References that are not followed: preprocessing is built, the device is the predictor's own."""
 
 _LEFT_OUT = ("EnsureChannelFirstd", "SaveImaged")
 """Steps that reading and writing of ours have in themselves."""
@@ -153,6 +156,8 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
         swaps = False
     read: Entry = {"_target_": "monai.transforms.LoadImaged", "keys": IMAGE}
     others = [entry for entry in entries if entry is not loading and _name(entry) not in _LEFT_OUT]
+    if any(entry.get("func") == _CHECKING for entry in others):
+        others = [_resampling_of_ours(entry) for entry in others if entry.get("func") != _CHECKING]
     return [read, *(_for_key(entry, names[0], IMAGE) for entry in others)], str(names[0]), swaps
 
 
@@ -176,6 +181,13 @@ def _inverting() -> Entry:
         "orig_keys": IMAGE,
         "nearest_interp": True,
     }
+
+
+def _resampling_of_ours(entry: Entry) -> Entry:
+    if _name(entry) != "Spacingd":
+        return entry
+    ours = "candy_monai.transforms.ResampleToSpacingd"
+    return {"_target_": ours, "keys": entry.get("keys"), "pixdim": entry.get("pixdim"), "mode": "cubic"}
 
 
 def _steps(config: BundleConfig, names: Sequence[str]) -> list[Entry]:

@@ -235,7 +235,7 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
     Raises:
         BadInputError: If it is none that is known.
     """
-    amp = "auto" if _is_on(config, "evaluator#amp") else None
+    amp = _AMP.get(str(config.content.get("amp_dtype")), "auto" if _is_on(config, "evaluator#amp") else None)
     if "inferer" not in config:
         return None, None, amp
     entry = config.resolved(config.content["inferer"], "inferer", keep=REFERENCES)

@@ -142,7 +142,7 @@ class StartingExperiment:
             )
         if len(made.channel_names) == len(self.plan.channel_names):
             for what, mine, theirs in (
-                ("channels", made.channel_names, self.plan.channel_names),
+                ("channels", tuple(made.channel_names), tuple(self.plan.channel_names)),
                 ("normalisations of the channels", *(_schemes(plan) for plan in (made, self.plan))),
             ):
                 if mine != theirs:

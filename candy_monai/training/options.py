@@ -69,8 +69,9 @@ class SegmentationOptions:
         if self.score not in (_INHERITED, "negative loss", "dice"):
             raise SettingsError(f"score must be 'negative loss' or 'dice', got {self.score!r}")
         for name in ("learning_rate", "weight_decay", "memory_factor"):
-            value = getattr(self, name)
-            is_number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
+            value: Any = getattr(self, name)
+            is_flag = isinstance(value, bool)
+            is_number = isinstance(value, Real) and not is_flag and 0 <= float(value) < math.inf
             if value is not _INHERITED and not is_number:
                 raise SettingsError(f"{name} must be a number of at least 0, got {value!r}")
 

@@ -134,7 +134,7 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
         step["allow_missing_keys"] = True  # a case that is predicted has no label
     steps += _normalizing(plan.normalization)
     if plan.spacing_mm is not None:
-        steps.append(_resampling(plan))
+        steps.append(resampling(plan))
     steps.append(_monai("EnsureTyped", keys=IMAGE, dtype="float32"))
     for index, entry in enumerate(own):
         steps.insert(_place(entry, steps, f"preprocessing[{index}]"), _for_any_case(entry))
@@ -320,7 +320,8 @@ def _scheme(channel: ChannelNormalization) -> dict[str, object]:
     return {name: getattr(channel, name) for name in names}
 
 
-def _resampling(plan: Plan) -> Entry:
+def resampling(plan: Plan) -> Entry:
+    """Return the step that brings a case to the plan's spacing."""
     assert plan.pixdim is not None
     shared = {"keys": _BOTH, "pixdim": list(plan.pixdim), "allow_missing_keys": True}
     if plan.resampling == "extent":

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.predictor import Predictor, experiment_predictor
+
+_EQUAL = 0.999
+"""The share of the foreground voxels of each case that MONAI's inferer must label as the experiment's does."""
 
 _WINDOWS = ("candy_monai.WindowInferer", "monai.inferers.SlidingWindowInferer")
 _WINDOW_ARGUMENTS = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval"}
@@ -62,21 +66,27 @@ format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
 
 
 def export_monai_bundle(
-    experiments: Sequence[PathLike], out: PathLike, *, portable: bool = False, overwrite: bool = False
+    experiments: Sequence[PathLike],
+    out: PathLike,
+    *,
+    portable: bool = False,
+    checkpoint: str = "best",
+    overwrite: bool = False,
 ) -> Path:
     """Write a MONAI Bundle, which runs where MONAI is installed and candy_monai is not.
 
-    Its configurations are made of the experiment's own pipelines. Where these, or the way in which whole images are
-    run, need classes that MONAI lacks, their modules are copied to ``scripts/``. The bundle is run once on validation
-    cases, if the experiment's dataset is at hand, and its ``docs/README.md`` says how its label maps compare with those
-    of the experiment.
+    Its configurations are made of the experiment's own pipelines. Where these need classes that MONAI lacks, their
+    modules are copied to ``scripts/``. The bundle is run once on validation cases, if the experiment's dataset is at
+    hand, and its ``docs/README.md`` says how its label maps compare with those of the experiment. On these it is tried,
+    too, whether MONAI's own inferer labels as the experiment does; else that is copied.
 
     Args:
         experiments: The experiment folder; several become one bundle that averages their probabilities.
-        out: The bundle's folder, made when missing, which must be empty. MONAI Label takes a bundle for one of
-            segmentation if the word is in the folder's name.
+        out: The bundle's folder, made when missing, which must be empty or, to be replaced, a bundle. MONAI Label takes
+            a bundle for one of segmentation if the word is in the folder's name.
         portable: Name MONAI's own classes alone: its nearest equivalents stand in for ours.
-        overwrite: Replace a bundle that is there, once the new one is complete; any other folder is left as it is.
+        checkpoint: ``best``, ``latest``, or the name of a weight file in the experiment.
+        overwrite: Replace the bundle that is at ``out``.
 
     Returns:
         The bundle's folder.
@@ -87,12 +97,7 @@ def export_monai_bundle(
         RunFailedError: If the bundle was written and does not run.
     """
     out = Path(out)
-    is_bundle = (out / "configs" / "inference.json").is_file()
-    if out.exists() and not (overwrite and is_bundle) and (not out.is_dir() or any(out.iterdir())):
-        replace = ", or replace the bundle that is there with --overwrite (overwrite=True)" if is_bundle else ""
-        raise BadInputError(
-            f"{out}: is not empty, and a bundle is written into a folder of its own: name a new one{replace}"
-        )
+    _check_place(out, overwrite=overwrite)
     check_writable(out)
     if not experiments:
         raise BadInputError("a bundle needs at least one experiment")
@@ -101,20 +106,40 @@ def export_monai_bundle(
             "--portable and several experiments: MONAI has no network that averages others, which the bundle would "
             "have to bring; export without --portable, or one experiment"
         )
-    predictors = [_exportable(experiment_predictor(experiment)) for experiment in experiments]
+    predictors = [_exportable(experiment_predictor(experiment, checkpoint=checkpoint)) for experiment in experiments]
     whole = EnsemblePredictor(predictors) if len(predictors) > 1 else predictors[0]
     source = _source(predictors, portable=portable)
     out.parent.mkdir(parents=True, exist_ok=True)
+    cases = _validation_files(predictors)
+    sources = [source]
+    if not portable and source.may_run_by_monai:
+        sources = [replace(source, by_monai=True), *sources] if cases else sources
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        written = Path(folder) / out.name
-        scripts = _write_files(written, source, num_members=len(predictors))
-        parity = measure_parity(written, whole, _validation_files(predictors))
+        for number, source in enumerate(sources):
+            written = Path(folder) / str(number)
+            scripts = _write_files(written, source, num_members=len(predictors))
+            parity = measure_parity(written, whole, cases)
+            if source.by_monai and parity.least is not None and parity.least >= _EQUAL:
+                break
         places = [predictor.folder for predictor in predictors]
-        write_readme(written / "docs", source, places, parity, scripts=scripts)
+        write_readme(written / "docs", source, places, parity, scripts=scripts, checkpoint=checkpoint)
         if out.exists():
-            out.rename(Path(folder) / "replaced")
+            shutil.move(out, Path(folder) / "replaced")
         shutil.move(written, out)
     return out
+
+
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    is_bundle = (out / "configs" / "metadata.json").is_file()
+    if overwrite and not is_bundle:
+        raise BadInputError(f"{out}: holds no MONAI Bundle, which alone is replaced by one: name another folder")
+    if not overwrite:
+        instead = ", or replace the bundle that it holds with --overwrite (overwrite=True)" if is_bundle else ""
+        raise BadInputError(
+            f"{out}: is not empty, and a bundle is written into a folder of its own: name a new one{instead}"
+        )
 
 
 def _exportable(predictor: Predictor) -> Predictor:

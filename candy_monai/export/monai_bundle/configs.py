@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from candy_monai.data.images.pictures import PICTURES, TIFFS
-from candy_monai.data.pipelines.description import LABEL, PREDICTION, Entry
+from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry
 from candy_monai.export.monai_bundle.source import BundleSource, Config
-from candy_monai.export.monai_bundle.steps import for_image_alone, monai, region_masks, without_ignored
+from candy_monai.export.monai_bundle.steps import (
+    for_image_alone,
+    monai,
+    region_masks,
+    without_ignored,
+)
 
 _THREADS = 1
 """That fill the cache. MONAI 1.6.1's NibabelReader keeps the names of the files that it reads: while another thread
@@ -15,6 +20,7 @@ reads a label, an image of several files may lose channels without a word."""
 
 _WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _MOST_IDS_OF_A_BYTE = 255
+CHECK_SPACING = "check_spacing"
 _WORKERS = 2
 """Processes that prepare training patches; whole images go through none, since shared memory may be small."""
 
@@ -25,13 +31,14 @@ def inference_config(source: BundleSource) -> Config:
     image = "f" if len(source.plan.channel_names) == 1 else source.image_files(f"f[:-{len(ending)}]")
     return {
         **_common(),
+        **_spacing_check(source),
         "output_dir": "$@bundle_root + '/predictions'",
         "first_files": f"$sorted(glob.glob(@dataset_dir + '/imagesTs/*_{ending}'))",
         "datalist": "$[{'image': " + image + "} for f in @first_files]",
         "network_def": source.network.entry,
         "network": "$@network_def.to(@device)",
         # MONAI Label looks for every key that LoadImaged names.
-        "preprocessing": _compose(for_image_alone(source.preprocessing())),
+        "preprocessing": _compose(_with_spacing_check(source, for_image_alone(source.preprocessing()))),
         "dataset": {"_target_": "monai.data.Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": _loader("@dataset", batch_size=1),
         "inferer": source.inferer(),
@@ -46,7 +53,8 @@ def inference_config(source: BundleSource) -> Config:
             "postprocessing": "@postprocessing",
             "val_handlers": "@handlers",
         },
-        "initialize": ["$monai.utils.set_determinism(seed=0)"],
+        **_precision(source),
+        "initialize": ["$monai.utils.set_determinism(seed=0)", *_in_precision(source)],
         "run": ["$@evaluator.run()"],
     }
 
@@ -207,6 +215,8 @@ def evaluation_config(source: BundleSource) -> Config:
                 "summary_ops": "*",
             },
         ],
+        **_precision(source),
+        "initialize": ["$monai.utils.set_determinism(seed=123)", *_in_precision(source)],
         "run": ["$@validate#evaluator.run()"],
     }
 
@@ -257,6 +267,43 @@ def _common() -> Config:
         "dataset_dir": "$@bundle_root + '/dataset'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
     }
+
+
+def _spacing_check(source: BundleSource) -> Config:
+    """Return the entry that warns of a case which candy_monai would resample otherwise; empty where it does not."""
+    if (spacing := source.spacing) is None:
+        return {}
+    shape = f"[round(n * a / b) for n, a, b in zip(image.shape[1:], image.pixdim.tolist(), {spacing})]"
+    told = (
+        'f\'{image.meta.get("filename_or_obj", "an image")}: has another spacing than the cases that were trained on, '
+        f"{spacing} mm: MONAI resamples it, and the label map differs from that of candy_monai'"
+    )
+    return {
+        "imports": [*_common()["imports"], "$import warnings"],
+        CHECK_SPACING: f"$lambda image: image if {shape} == list(image.shape[1:]) else warnings.warn({told}) or image",
+    }
+
+
+def _with_spacing_check(source: BundleSource, steps: list[Entry]) -> list[Entry]:
+    check = [monai("Lambdad", keys=IMAGE, func=f"@{CHECK_SPACING}")] if source.spacing is not None else []
+    return [each for step in steps for each in ([*check, step] if step["_target_"].endswith(".Spacingd") else [step])]
+
+
+def _precision(source: BundleSource) -> Config:
+    is_own = source.names_monai_alone and source.amp_dtype is not None
+    return {"amp_dtype": source.amp_dtype} if is_own else {}
+
+
+def _in_precision(source: BundleSource) -> list[str]:
+    """Return what lets the network compute as the experiment's does, which MONAI's engines do on GPUs alone."""
+    if not _precision(source):
+        return []
+    enabled = ", enabled=@device.type == 'cuda'" if source.amp_dtype == "float16" else ""
+    autocast = f"torch.autocast(@device.type, getattr(torch, @amp_dtype){enabled})"
+    return [
+        f"$setattr(@network, 'forward', {autocast}(@network.forward))",
+        "$@network.register_forward_hook(lambda network, inputs, scores: scores.float())",
+    ]
 
 
 def _compose(steps: list[Entry] | str) -> Config:

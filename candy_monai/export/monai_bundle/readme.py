@@ -28,7 +28,13 @@ torchrun --nproc_per_node 2 -m monai.bundle run \\
 
 
 def write_readme(
-    folder: Path, source: BundleSource, experiments: Sequence[Path], parity: Parity, *, scripts: Sequence[str]
+    folder: Path,
+    source: BundleSource,
+    experiments: Sequence[Path],
+    parity: Parity,
+    *,
+    scripts: Sequence[str],
+    checkpoint: str = "best",
 ) -> None:
     """Write ``README.md`` and its pictures.
 
@@ -38,6 +44,7 @@ def write_readme(
         experiments: The experiments' folders.
         parity: How the bundle compares with the experiment.
         scripts: The modules that the bundle has in ``scripts``.
+        checkpoint: The weights of the experiment that it has.
     """
     plan, predictor = source.plan, source.predictor
     classes = classes_by_id(source)
@@ -62,6 +69,11 @@ def write_readme(
         "",
         "## Scores",
         "",
+        *(
+            [f"The bundle holds the weights `{checkpoint}`. These are the scores of the experiment's best weights:", ""]
+            if checkpoint != "best"
+            else []
+        ),
         *_scores(experiments, classes),
         *_pictures(experiments[0], folder),
         "## Commands",
@@ -74,15 +86,16 @@ def write_readme(
         _COMMANDS,
         "```",
         "",
-        "Training begins anew, with the loss, the rate and the augmentation of the experiment but without its moving",
-        "average of the weights and its deep supervision, and writes its best weights over `models/model.pt`. It holds",
-        "out the cases that the experiment did, `validation_cases`, where they are there, else every fifth. Evaluation",
-        "scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does not have is",
-        "left out of its mean.",
+        "Training begins anew and writes its best weights over `models/model.pt`. The patches, the loss, the rate and",
+        "the augmentation are those of the experiment.",
+        *([f"Left out, so that scores differ: {', '.join(left_out)}."] if (left_out := _left_out(source)) else []),
+        "It holds out the cases that the experiment did, `validation_cases`, where they are there, else every fifth.",
+        "Evaluation scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does",
+        "not have is left out of its mean.",
         "",
         "## How it compares with candy_monai",
         "",
-        *_compared(parity, portable=source.portable, scripts=scripts),
+        *_compared(parity, source, scripts=scripts),
         "",
         "## Licence",
         "",
@@ -157,13 +170,30 @@ def _pictures(experiment: Path, folder: Path) -> list[str]:
     return [text, "", *(f"![{Path(to).stem}]({to})" for to in pictures.values()), ""]
 
 
-def _compared(parity: Parity, *, portable: bool, scripts: Sequence[str]) -> list[str]:
-    if portable:
+def _left_out(source: BundleSource) -> list[str]:
+    """Return what the experiment's training had and ``train.json`` has not."""
+    done = {
+        "the moving average of the weights": bool(source.predictor.description.setting("ema")),
+        "deep supervision": source.plan.deep_supervision,
+        f"computing in {source.amp_dtype}": source.amp_dtype is not None,
+    }
+    return [name for name, was_done in done.items() if was_done]
+
+
+def _compared(parity: Parity, source: BundleSource, *, scripts: Sequence[str]) -> list[str]:
+    what = []
+    if source.portable:
         what = ["MONAI's own classes stand in for those of candy_monai that the experiment was trained with."]
     elif scripts:
         what = [f"`scripts/` holds what MONAI has no equal of: {', '.join(scripts)}. It imports no candy_monai."]
-    else:
-        what = []
+    if source.by_monai:
+        what.append("Inference names MONAI's own classes alone.")
+    if source.spacing is not None:
+        spacing = " x ".join(f"{size:g}" for size in source.spacing)
+        what.append(
+            f"A case of another spacing than {spacing} mm, which no training case had, is resampled by MONAI's "
+            "`Spacingd`, with a warning: its label map is not quite that of candy_monai."
+        )
     if parity.mean is None or parity.least is None:
         reason = parity.reason or "neither labelled anything on the cases that were compared"
         return [*what, f"Label maps were not compared ({reason})."]

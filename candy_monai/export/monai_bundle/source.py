@@ -1,4 +1,4 @@
-"""What the files of a bundle are made of: an experiment's parts as entries of MONAI's configuration language."""
+"""What the configurations of a bundle are made of: an experiment's steps, loss and inferer in MONAI's terms."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from candy_monai.data.pipelines.description import IMAGE, LABEL, Entry, postprocessing
+from candy_monai.data.pipelines.description import IMAGE, LABEL, Entry, postprocessing, preprocessing, resampling
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.topology import rounded_up
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.network import BundleNetwork
-from candy_monai.export.monai_bundle.steps import SCRIPTS, for_bundle, monai, region_masks
+from candy_monai.export.monai_bundle.steps import SCRIPTS, for_bundle, like_resampling, monai, region_masks, scripts_in
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
 from candy_monai.inference.predictor import Predictor
 
@@ -32,12 +32,39 @@ class BundleSource:
         network: The network.
         portable: Whether only MONAI's own classes are named.
         num_trained: Cases that the experiment was trained on.
+        by_monai: Whether an inferer of MONAI's runs whole images, and its ``Spacingd`` stands in for a resampling that
+            none of the experiment's cases needs.
     """
 
     predictor: Predictor
     network: BundleNetwork
     portable: bool
     num_trained: int
+    by_monai: bool = False
+
+    @property
+    def may_run_by_monai(self) -> bool:
+        """Whether inference needs no class but MONAI's once an inferer of MONAI's runs whole images."""
+        trial = replace(self, by_monai=True)
+        steps = [*trial.preprocessing(), *trial.postprocessing("")]
+        return self.plan.slice_axis is None and not scripts_in([*steps, self.network.entry])
+
+    @property
+    def names_monai_alone(self) -> bool:
+        """Whether inference names MONAI's own classes alone."""
+        return self.portable or self.by_monai
+
+    @property
+    def spacing(self) -> list[float] | None:
+        """The spacing that MONAI's ``Spacingd`` would resample others to though no case of the experiment needed it."""
+        plan = self.plan
+        is_unneeded = self.names_monai_alone and plan.resampling == "none" and plan.pixdim is not None
+        return list(plan.pixdim) if is_unneeded and plan.pixdim is not None else None
+
+    @property
+    def amp_dtype(self) -> str | None:
+        """The type of torch's that the experiment predicts in; None for float32."""
+        return _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
 
     @property
     def plan(self) -> Plan:
@@ -65,6 +92,8 @@ class BundleSource:
     def preprocessing(self) -> list[Entry]:
         """Return the steps from files to what the network reads."""
         entries = self.predictor.preprocessor.pipelines["preprocessing"]
+        if self.plan.resampling == "none":
+            entries = [self._resampling_of_others(entry) for entry in entries]
         steps = for_bundle(entries, self.plan, portable=self.portable)
         if self.pads_whole_images:
             # As the experiment's own inferers pad: volumes at the end, slices on both sides.
@@ -73,11 +102,18 @@ class BundleSource:
             steps.append(monai("DivisiblePadd", keys=[IMAGE, LABEL], **divisor, allow_missing_keys=True))
         return steps
 
+    def _resampling_of_others(self, entry: Entry) -> Entry:
+        """Return what brings a case of another spacing to the plan's, as prediction builds it in place of an entry."""
+        if entry not in preprocessing(self.plan) or entry["_target_"] != "monai.transforms.Spacingd":
+            return entry
+        ours = resampling(replace(self.plan, resampling="extent"))
+        return like_resampling(ours) if self.names_monai_alone else ours
+
     @property
     def pads_whole_images(self) -> bool:
         """Whether MONAI's inferer runs every image at once, since the experiment's runs one of the usual size so."""
         plan = self.plan
-        if not self.portable or self.predictor.description.inferer != PLAN:
+        if not self.names_monai_alone or self.predictor.description.inferer != PLAN:
             return False
         size = [1 if axis == plan.slice_axis else extent for axis, extent in enumerate(plan.median_shape)]
         padded = rounded_up(tuple(size), plan.divisor)
@@ -157,26 +193,25 @@ class BundleSource:
         if self.pads_whole_images:
             window = [-1] * plan.num_dims
         common["roi_size"] = window
-        amp = _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
         if plan.slice_axis is not None:
             common["spatial_dim"] = axis = plan.slice_axis
             common["roi_size"] = window[:axis] + window[axis + 1 :]
-            if self.portable:
+            if self.names_monai_alone:
                 return {"_target_": "monai.inferers.SliceInferer", **common}
             slices = plan.divisor[:axis] + plan.divisor[axis + 1 :]
             return {
                 "_target_": f"{SCRIPTS}.inferers.SlicesInferer",
                 **common,
                 "divisor": list(slices),
-                "amp_dtype": amp,
+                "amp_dtype": self.amp_dtype,
             }
-        if self.portable:
+        if self.names_monai_alone:
             return {"_target_": "monai.inferers.SlidingWindowInferer", **common}
         return {
             "_target_": f"{SCRIPTS}.inferers.WholeOrWindowsInferer",
             **common,
             "divisor": divisor,
-            "amp_dtype": amp,
+            "amp_dtype": self.amp_dtype,
         }
 
     def num_epochs(self) -> int:

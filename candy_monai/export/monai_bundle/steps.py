@@ -148,14 +148,21 @@ def _equivalents(step: Entry, plan: Plan) -> list[Entry]:
     return entries
 
 
-def _like_ResampleToSpacingd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+def like_resampling(step: Entry) -> Entry:
+    """Return MONAI's ``Spacingd`` that comes nearest to our ``ResampleToSpacingd``."""
+    step = {name: value for name, value in step.items() if name != "_target_"}
     modes = {"cubic": 3, "linear": "bilinear", "majority": "nearest", "nearest": "nearest"}
     mode = step.pop("mode", "cubic")
     names = mode if isinstance(mode, list) else [mode] * (len(step["keys"]) if isinstance(step["keys"], list) else 1)
-    step.pop("anisotropy", None)
+    for name in ("anisotropy", "separate_z"):
+        step.pop(name, None)
     made = [modes[each] for each in names]
     padding = ["nearest" if isinstance(each, int) else "border" for each in made]
-    return [monai("Spacingd", **step, mode=made, padding_mode=padding, scale_extent=True, dtype="float32")]
+    return monai("Spacingd", **step, mode=made, padding_mode=padding, scale_extent=True, dtype="float32")
+
+
+def _like_ResampleToSpacingd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    return [like_resampling(step)]
 
 
 def _like_NormalizeForegroundd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802

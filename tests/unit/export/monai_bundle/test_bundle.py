@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 
 import nibabel
 import numpy as np
@@ -12,11 +13,15 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import decollate_batch
 from PIL import Image
 
+from candy_monai.data.images.reading import load_image
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.export.exporting import export_experiments
+from candy_monai.export.monai_bundle import bundle as bundle_module
 from candy_monai.export.monai_bundle import export_monai_bundle
+from candy_monai.export.monai_bundle.parity import run_inference
+from candy_monai.incoming.monai_bundle import load_bundle
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.predictor import experiment_predictor as load_predictor
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -151,6 +156,8 @@ def test_a_bundle_labels_an_image_as_the_experiment_does(experiment, tmp_path, m
     assert _equal_share(_array(written), expected) > 0.995
     if written.suffix != ".png":
         assert np.allclose(nibabel.load(written).affine, nibabel.load(files[0]).affine)
+    opened = load_bundle(bundle).predict([str(file) for file in files]).as_tensor()[0].numpy()
+    assert _equal_share(opened, expected) > 0.999
 
 
 def test_a_portable_bundle_names_monais_classes_alone_and_comes_near(experiment, tmp_path, monkeypatch):
@@ -166,6 +173,103 @@ def test_a_portable_bundle_names_monais_classes_alone_and_comes_near(experiment,
     assert _array(written).shape == expected.shape
     assert set(np.unique(_array(written))) <= {0, 1, 2}
     assert _array(written).any()
+
+
+_SAME_SPACING = _plan(resampling="none", spacing_mm=(1.0, 1.3, 2.9))
+
+
+def _one_step_experiment(folder, plan, settings=None):
+    experiment = _experiment(folder, plan)
+    path = experiment / "experiment.json"
+    description = json.loads(path.read_text())
+    description["settings"] |= settings or {}
+    path.write_text(json.dumps(description))
+    return experiment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_monais_inferer_alone_labels_as_the_experiment_where_it_is_measured_to(amp, tmp_path, monkeypatch):
+    experiment = _one_step_experiment(tmp_path / "run", _SAME_SPACING, {"amp": amp})
+    files = _write_case(tmp_path / "dataset" / "imagesTs", _SAME_SPACING)
+    monkeypatch.setattr(bundle_module, "_validation_files", lambda _: {"case": files})
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle")
+    assert not {name for name in targets(bundle, "inference") if name.partition(".")[0] not in ("monai", "torch")}
+    assert "MONAI's own classes alone" in (bundle / "docs" / "README.md").read_text()
+    dataset = tmp_path / "dataset"
+    run_inference(bundle, dataset, dataset / "out")
+    predictor = load_predictor(experiment)
+    expected = predictor.predict([str(file) for file in files]).as_tensor()[0].numpy()
+    assert _equal_share(_array(dataset / "out" / "case.nii.gz"), expected) >= 0.999
+    opened = load_bundle(bundle).predict([str(file) for file in files]).as_tensor()[0].numpy()
+    assert _equal_share(opened, expected) >= 0.999
+
+
+def _other_spacing(folder):
+    """Write a case of another spacing than `_SAME_SPACING`."""
+    (file,) = _write_case(folder, _SAME_SPACING)
+    image = nibabel.load(file)
+    affine = image.affine @ np.diag([1.5, 1.4, 0.7, 1.0])
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata(dtype=np.float32), affine), file)
+    return file
+
+
+def test_a_case_of_another_spacing_than_all_that_were_trained_on_is_resampled_as_by_the_experiment(
+    tmp_path, monkeypatch
+):
+    experiment = _experiment(tmp_path / "run", _SAME_SPACING)
+    file = _other_spacing(tmp_path / "dataset" / "imagesTs")
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle")
+    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    expected = load_predictor(experiment).predict(str(file)).as_tensor()[0].numpy()
+    assert _equal_share(_array(written), expected) > 0.995
+
+
+def test_monai_alone_tells_of_a_case_of_another_spacing(tmp_path, monkeypatch):
+    experiment = _experiment(tmp_path / "run", _SAME_SPACING)
+    file = _other_spacing(tmp_path / "other" / "imagesTs")
+    _write_case(tmp_path / "same" / "imagesTs", _SAME_SPACING)
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle", portable=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _predicted(bundle, monkeypatch, tmp_path / "same")
+    assert not [each for each in told if "another spacing" in str(each.message)]
+    with pytest.warns(UserWarning, match=r"case_0000\.nii\.gz: has another spacing than .* \[1\.0, 1\.3, 2\.9\] mm"):
+        written = _predicted(bundle, monkeypatch, tmp_path / "other")
+    expected = load_predictor(experiment).predict(str(file)).as_tensor()[0].numpy()
+    assert _array(written).shape == expected.shape
+    assert "with a warning" in (bundle / "docs" / "README.md").read_text()
+    # Opened by candy_monai it is resampled as by the experiment, and then padded.
+    image = load_image(file)
+    by_experiment, by_bundle = (
+        each.preprocessor.apply(image).image for each in (load_predictor(experiment), load_bundle(bundle))
+    )
+    assert torch.allclose(by_bundle[(slice(None), *map(slice, by_experiment.shape[1:]))], by_experiment, atol=1e-5)
+
+
+def test_weights_are_chosen_and_a_bundle_is_replaced_when_told_to(tmp_path):
+    experiment = _experiment(tmp_path / "run", PLANS["volumes"])
+    last = experiment / "checkpoint_latest.pth"
+    saved = {name: value + 1 for name, value in torch.load(last, weights_only=True).items()}
+    torch.save(saved, last)
+    out = tmp_path / "bundle"
+    export_experiments(experiment, out, to="monai-bundle")
+    with pytest.raises(BadInputError, match="or replace the bundle that it holds with --overwrite"):
+        export_experiments(experiment, out, to="monai-bundle")
+    (out / "of the old one").write_text("")
+    best = torch.load(out / "models" / "model.pt", weights_only=True)
+    assert not torch.equal(best[name := next(iter(best))], saved[name])
+    export_experiments(experiment, out, to="monai-bundle", checkpoint="latest", overwrite=True)
+    assert not (out / "of the old one").exists()
+    latest = torch.load(out / "models" / "model.pt", weights_only=True)
+    assert latest.keys() == best.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in latest.items())
+    assert "holds the weights `latest`" in (out / "docs" / "README.md").read_text()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.txt").write_text("mine")
+    with pytest.raises(BadInputError, match="holds no MONAI Bundle"):
+        export_experiments(experiment, tmp_path / "mine", to="monai-bundle", overwrite=True)
+    assert (tmp_path / "mine" / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -240,24 +344,8 @@ def test_experiments_that_prepare_images_otherwise_are_no_ensemble(tmp_path):
 def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(BadInputError, match="is not empty.*name a new one$"):
-            export_monai_bundle([tmp_path / "run"], tmp_path / "bundle", overwrite=overwrite)
-    assert [file.name for file in (tmp_path / "bundle").iterdir()] == ["mine.txt"]
-
-
-def test_a_bundle_is_replaced_only_where_that_is_asked_for(tmp_path):
-    out = export_monai_bundle([_experiment(tmp_path / "run", PLANS["one logit"])], tmp_path / "bundle")
-    weights = (out / "models" / "model.pt").read_bytes()
-    (out / "docs" / "of_the_old_one.txt").write_text("old")
-    other = _experiment(tmp_path / "other", PLANS["volumes"])
-    with pytest.raises(BadInputError, match="is not empty.*--overwrite"):
-        export_monai_bundle([other], out)
-    assert (out / "models" / "model.pt").read_bytes() == weights
-    export_experiments(other, out, to="monai-bundle", overwrite=True)
-    assert (out / "models" / "model.pt").read_bytes() != weights
-    assert not (out / "docs" / "of_the_old_one.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "other", "run"]
+    with pytest.raises(BadInputError, match="is not empty"):
+        export_monai_bundle([tmp_path / "run"], tmp_path / "bundle")
 
 
 def test_an_experiment_without_a_plan_is_refused(tmp_path):

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
+from monai.transforms import Compose, Spacingd
 
 import candy_monai.transforms
+from candy_monai.data.pipelines.description import resampling
 from candy_monai.errors import ExperimentError
 from candy_monai.export.monai_bundle.steps import (
     for_bundle,
@@ -65,6 +66,13 @@ def test_every_transform_that_plans_use_has_an_equivalent(name):
     steps = for_bundle([entry], PLAN, portable=True)
     assert all(step["_target_"].startswith("monai.transforms.") for step in steps)
     ConfigParser({"steps": steps}).get_parsed_content("steps")  # MONAI builds them
+
+
+def test_separate_resampling_of_thick_slices_has_monais_spacingd_for_equivalent():
+    plan = dataclasses.replace(PLAN, resampling="separate_z", spacing_mm=(1.0, 1.0, 5.0))
+    steps = for_bundle([resampling(plan)], plan, portable=True)
+    (built,) = _built(steps).transforms
+    assert isinstance(built, Spacingd)
 
 
 def test_a_step_that_is_neither_monais_nor_ours_is_refused():
