@@ -184,8 +184,8 @@ class BundleTrainer(SegmentationTrainer):
         is_fixed = "patch_shape" in plan.chosen
         if is_fixed and cls.normalizes_each_case and rounded_up(plan.patch_shape, divisors) == tuple(divisors):
             raise SettingsError(
-                f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} divides each axis "
-                f"by {max(divisors)}, which leaves a single voxel that cannot be normalised; expected more than "
+                f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} divides each "
+                f"axis by {max(divisors)}, which leaves a single voxel that cannot be normalised; expected more than "
                 f"{max(divisors)} along an axis, or leave it to the plan"
             )
         fits = all(size % divisor == 0 for size, divisor in zip(plan.patch_shape, divisors, strict=True))
