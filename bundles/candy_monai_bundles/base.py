@@ -48,6 +48,8 @@ class BundleTrainer(SegmentationTrainer):
         only_dims: The number of axes of a network for pictures or volumes alone; None for one for both.
         warms_up: Whether the rate rises at first and then falls along a cosine, instead of falling on a line.
         has_fixed_size: Whether the network takes images of one size alone: that of a patch, see ``image_size``.
+        normalizes_each_case: Whether each channel of each case is normalised by itself, also at the lowest level, so
+            that more than one voxel must be left there.
         image_size: This size, one number an axis; None for that of the first training image.
     """
 
@@ -64,6 +66,7 @@ class BundleTrainer(SegmentationTrainer):
     only_dims: ClassVar[int | None] = None
     warms_up: ClassVar[bool] = False
     has_fixed_size: ClassVar[bool] = False
+    normalizes_each_case: ClassVar[bool] = False
     image_size: Sequence[int] | None = None
 
     @override
@@ -171,11 +174,20 @@ class BundleTrainer(SegmentationTrainer):
         A patch that the user did not choose is brought to the nearest multiple on each axis, the lower of two; one that
         would leave a single voxel at the lowest level, which cannot be normalised, is made longer. One that the user
         chose and that is no multiple stays, and is padded.
+
+        Raises:
+            SettingsError: If the user chose a patch of which a single voxel is left where that cannot be normalised.
         """
         divisors = list(cls.divisors(plan))
         if plan.slice_axis is not None:
             divisors.insert(plan.slice_axis, 1)
         is_fixed = "patch_shape" in plan.chosen
+        if is_fixed and cls.normalizes_each_case and rounded_up(plan.patch_shape, divisors) == tuple(divisors):
+            raise SettingsError(
+                f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} divides each "
+                f"axis by {max(divisors)}, which leaves a single voxel that cannot be normalised; expected more than "
+                f"{max(divisors)} along an axis, or leave it to the plan"
+            )
         fits = all(size % divisor == 0 for size, divisor in zip(plan.patch_shape, divisors, strict=True))
         if tuple(divisors) == plan.divisor or (is_fixed and not fits):
             return {}

@@ -82,6 +82,7 @@ class MedNeXtTrainer(BundleTrainer):
 
     network_name = "MedNeXt"
     network_builder = staticmethod(build_mednext)
+    normalizes_each_case = True
     network_options = ("size", "kernel_size")
     sizes: ClassVar = {"S": {}, "B": {}, "M": {}, "L": {}}
     size = "S"

@@ -77,6 +77,7 @@ class SegResNetTrainer(BundleTrainer):
 
     network_name = "SegResNet"
     network_builder = staticmethod(build_segresnet)
+    normalizes_each_case = True
     network_options = ("size", "resolution")
     sizes = SIZES
     size = "B"

@@ -56,6 +56,7 @@ class SwinUNETRTrainer(BundleTrainer):
 
     network_name = "Swin UNETR"
     network_builder = staticmethod(build_swin_unetr)
+    normalizes_each_case = True
     sizes = SIZES
     size = "S"
     memory_factors: ClassVar = {"S": 2.9, "B": 4.1}

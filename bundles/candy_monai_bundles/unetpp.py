@@ -76,6 +76,7 @@ class UNetPlusPlusTrainer(BundleTrainer):
 
     network_name = "UNet++"
     network_builder = staticmethod(build_unetpp)
+    normalizes_each_case = True
     sizes = SIZES
     size = "B"
     memory_factors: ClassVar = {"S": 1.6, "B": 3.1, "L": 6.2}

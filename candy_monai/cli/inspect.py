@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import BAD_INPUT, DONE
 from candy_monai.cli.options import add_options, chosen_options, new_command
+from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if any((args.dataset / "configs").glob("inference.*")):
-        return _inspect_bundle(args.dataset)
+        return _inspect_bundle(args)
     options = chosen_options(args)
 
     from candy_monai.data.inspection.checks import visit_dataset
@@ -97,11 +98,15 @@ def run(args: argparse.Namespace) -> int:
     return BAD_INPUT if report.problems else DONE
 
 
-def _inspect_bundle(folder: Path) -> int:
+def _inspect_bundle(args: argparse.Namespace) -> int:
     from candy_monai.incoming.bundle_inspection import inspect_bundle
 
-    inspection = inspect_bundle(folder)
-    print(inspection)
+    if args.explain or args.folder is not None:
+        raise SettingsError(
+            f"{args.dataset}: is a MONAI Bundle, and --explain and --out belong to a dataset: leave them out"
+        )
+    inspection = inspect_bundle(args.dataset)
+    print(inspection.to_json() if args.json else inspection)
     return DONE if inspection.problem is None else BAD_INPUT
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.pipelines.building import transform_class
+from candy_monai.data.pipelines.building import FUNCTIONS, transform_class
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.experiment.description import as_json
 from candy_monai.incoming.bundle_config import BundleConfig
-from candy_monai.incoming.bundle_preprocessing import known_target
+from candy_monai.incoming.bundle_preprocessing import LEFT_OUT, known_target
 from candy_monai.incoming.monai_bundle import BundlePredictor, network_name
 from candy_monai.incoming.weights import weights_file_of
 
@@ -41,6 +43,10 @@ class BundleInspection:
     unused: Mapping[str, str]
     expressions: Mapping[str, str]
     problem: str | None
+
+    def to_json(self) -> str:
+        """Return all of it as a JSON object."""
+        return json.dumps(as_json(vars(self)))
 
     def __str__(self) -> str:
         said = [str(self.metadata[key]) for key in ("name", "version", "task") if self.metadata.get(key)]
@@ -111,6 +117,10 @@ def _marked(target: str) -> str:
     ):
         return target
     name = target.rpartition(".")[2]
+    if name in LEFT_OUT:
+        return f"{target} (done by candy_monai's own reading and writing)"
+    if target in FUNCTIONS:
+        return target
     if name == target and name.endswith("Inferer"):
         return target
     try:

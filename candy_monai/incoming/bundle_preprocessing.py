@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ _CHECKING = "@check_spacing"
 REFERENCES = ("@preprocessing", "@device", _CHECKING)
 """References that are not followed: preprocessing is built, the device is the predictor's own."""
 
-_LEFT_OUT = ("EnsureChannelFirstd", "SaveImaged")
+LEFT_OUT = ("EnsureChannelFirstd", "SaveImaged")
 """Steps that reading and writing of ours have in themselves."""
 
 
@@ -95,7 +96,9 @@ class BundlePreprocessor(Preprocessor):
 
     @override
     def _spacing(self, keys: Sequence[str], pixdim: Sequence[float], **stock: Any) -> MapTransform:
-        spacing: MapTransform = Spacingd(keys, pixdim, **stock)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="align_corners=False is not compatible")  # as the bundle has it
+            spacing: MapTransform = Spacingd(keys, pixdim, **stock)
         return spacing
 
     @override
@@ -155,7 +158,7 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
     if swaps and loading is not None and loading.get("reverse_indexing", by_default[reader]) is not by_default[reader]:
         swaps = False
     read: Entry = {"_target_": "monai.transforms.LoadImaged", "keys": IMAGE}
-    others = [entry for entry in entries if entry is not loading and _name(entry) not in _LEFT_OUT]
+    others = [entry for entry in entries if entry is not loading and _name(entry) not in LEFT_OUT]
     if any(entry.get("func") == _CHECKING for entry in others):
         others = [_resampling_of_ours(entry) for entry in others if entry.get("func") != _CHECKING]
     return [read, *(_for_key(entry, names[0], IMAGE) for entry in others)], str(names[0]), swaps
@@ -164,7 +167,7 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
 def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
     """Return the steps of postprocessing, on the network's output at ``pred``."""
     entries = _steps(config, ("postprocessing", "post_transforms"))
-    steps = [_for_key(entry, image_key, IMAGE) for entry in entries if _name(entry) not in _LEFT_OUT]
+    steps = [_for_key(entry, image_key, IMAGE) for entry in entries if _name(entry) not in LEFT_OUT]
     for step in steps:
         if _name(step) == "Invertd":
             step["transform"] = {"_target_": "monai.transforms.Compose", "transforms": "@preprocessing"}
@@ -195,7 +198,7 @@ def _steps(config: BundleConfig, names: Sequence[str]) -> list[Entry]:
     name = next((name for name in names if name in config), None)
     if name is None:
         raise BadInputError(f"{config.file}: has no {names[0]}, expected a list of transforms")
-    return _flat(config, config.resolved(config.content[name], name, keep=REFERENCES, skip=_LEFT_OUT), name)
+    return _flat(config, config.resolved(config.content[name], name, keep=REFERENCES, skip=LEFT_OUT), name)
 
 
 def _flat(config: BundleConfig, entry: Any, where: str) -> list[Entry]:

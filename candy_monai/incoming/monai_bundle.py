@@ -11,9 +11,11 @@ import monai.networks.nets
 import torch
 from monai.inferers import Inferer
 from torch import nn
+from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.files import digest_of_file
 from candy_monai.incoming.bundle_config import BundleConfig
 from candy_monai.incoming.bundle_preprocessing import REFERENCES, BundlePreprocessor
 from candy_monai.incoming.weights import load_whole, read_weights
@@ -63,6 +65,7 @@ class BundlePredictor(NetworkPredictor):
     Attributes:
         config: The bundle's configuration.
         model: The network with the bundle's weights.
+        weights_file: The file of these.
     """
 
     def __init__(
@@ -96,7 +99,14 @@ class BundlePredictor(NetworkPredictor):
         preprocessor.check()
         weights = read_weights(folder if checkpoint in (None, "best") else Path(folder) / "models" / str(checkpoint))
         load_whole(network.network if isinstance(network, Slicewise) else network, weights)
+        self.weights_file = weights.file
         self._run_with(network, amp=amp)
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        said = {key: self.config.metadata.get(key) for key in ("name", "version")}
+        digest = {"weights": self.weights_file.name, "weights_sha256": digest_of_file(self.weights_file)}
+        return [{**said, **digest, **how} for how in super().describe_models()]
 
 
 def load_bundle(

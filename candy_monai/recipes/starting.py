@@ -142,8 +142,8 @@ class StartingExperiment:
             )
         if len(made.channel_names) == len(self.plan.channel_names):
             for what, mine, theirs in (
-                ("channels", tuple(made.channel_names), tuple(self.plan.channel_names)),
-                ("normalisations of the channels", *(_schemes(plan) for plan in (made, self.plan))),
+                ("channels", made.channel_names, self.plan.channel_names),
+                ("normalisations of the channels", _schemes(made), _schemes(self.plan)),
             ):
                 if mine != theirs:
                     found.append(

@@ -30,9 +30,10 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 _PACKAGES = {"monai.transforms": monai.transforms, "candy_monai.transforms": candy_monai.transforms}
-_FUNCTIONS: dict[str, Callable[..., object]] = {
+FUNCTIONS: dict[str, Callable[..., object]] = {
     f"torch.{function.__name__}": function for function in (torch.ne, torch.eq, torch.gt, torch.ge, torch.lt, torch.le)
 }
+"""What may be named besides transforms, as an argument of theirs."""
 # These write files, or find what they call by a name that is given as text.
 _REFUSED = (
     "SaveImage",
@@ -402,8 +403,8 @@ class _Builder:
         unknown = sorted(key for key in entry if key[:1] == "_" and key not in ("_target_", "_mode_", "_desc_"))
         if unknown:
             raise SettingsError(f"{where}: {unknown[0]} is not known here; _target_, _mode_ and _desc_ are")
-        if isinstance(target, str) and target in _FUNCTIONS and mode == "callable":
-            return functools.partial(_FUNCTIONS[target], **arguments)
+        if isinstance(target, str) and target in FUNCTIONS and mode == "callable":
+            return functools.partial(FUNCTIONS[target], **arguments)
         kind = transform_class(target, where)
         if mode != "default":
             raise SettingsError(f"{where}: _mode_ {mode!r} is only for functions, as 'callable'")
@@ -435,7 +436,7 @@ def transform_class(target: object, where: str) -> type[Transform]:
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise SettingsError(
             f"{where}: {target} is no transform of MONAI's or ours, nor one of the functions "
-            f"{', '.join(_FUNCTIONS)}.{_suggestion(target)} Pass --trust for others, in a file that you wrote"
+            f"{', '.join(FUNCTIONS)}.{_suggestion(target)} Pass --trust for others, in a file that you wrote"
         )
     if kind.__name__.startswith(_REFUSED):
         raise SettingsError(f"{where}: {kind.__name__} may write files or call what a text names: pass --trust for it")

@@ -20,6 +20,7 @@ from candy_monai.aliases import Device, PathLike, Shape
 from candy_monai.data.pipelines.preprocessing import Preprocessor
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
+from candy_monai.files import digest_of_file
 from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint, find_nnunet_folder, read_checkpoint
 from candy_monai.incoming.nnunet.network import MeanOfFolds, build_network, load_weights_into
 from candy_monai.incoming.nnunet.plans import OpenedPlans, open_plans
@@ -126,6 +127,15 @@ class NNUNetPredictor(NetworkPredictor):
             return total.div_(weights * num_folds)
 
         return mean_of_rounded
+
+    @override
+    def describe_models(self) -> list[dict[str, object]]:
+        said = {"trainer": self.trainer, "configuration": self.configuration}
+        folds = [
+            {"weights": f"{path.parent.name}/{path.name}", "weights_sha256": digest_of_file(path)}
+            for path in self.checkpoints
+        ]
+        return [{**said, "folds": folds, **how} for how in super().describe_models()]
 
     @property
     def summary(self) -> str:

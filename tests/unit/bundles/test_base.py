@@ -188,6 +188,14 @@ def test_a_layout_or_deep_supervision_that_a_network_has_not_is_refused(volume_p
         find_bundle("swin_unetr").trainer.check_plan(volume_plan(deep_supervision=True))
 
 
+@pytest.mark.parametrize("patch", ["24,24,24", "32,32,32"])
+def test_a_patch_that_leaves_a_single_voxel_is_refused_before_anything_starts(volume_plan, patch):
+    small = volume_plan(patch_shape=tuple(map(int, patch.split(","))))
+    with pytest.raises(SettingsError, match="is too small: Swin UNETR divides each axis by 32.*more than 32 along"):
+        find_bundle("swin_unetr").trainer.adapt_plan(small)
+    assert find_bundle("unetr").trainer.adapt_plan(small).patch_shape == small.patch_shape
+
+
 def test_a_network_for_volumes_alone_refuses_pictures_by_name(tmp_path, volume_plan):
     only_3d = types.new_class(
         "Only", (find_bundle("mednext").trainer,), exec_body=lambda body: body.update(only_dims=3)
