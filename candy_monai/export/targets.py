@@ -28,7 +28,7 @@ class Target:
 
 TARGETS = {
     "monai-bundle": Target(
-        summary="a complete MONAI Bundle (several experiments: of the ensemble)",
+        summary="a complete MONAI Bundle; of several experiments one of their ensemble",
         module="candy_monai.export.monai_bundle",
         function="export_monai_bundle",
     ),
