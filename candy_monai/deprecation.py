@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from typing_extensions import deprecated
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PASSED_OVER = ("candy_monai", "candy_monai_bundles", "abc")
@@ -63,6 +65,7 @@ def earlier_name(earlier: str, method: Function) -> Function:
     """
     new = method.__name__
 
+    @deprecated(f"it is {new} now", category=None)  # for documentation: it warns below
     @functools.wraps(method)
     def under_earlier_name(self: Any, *args: Any, **kwargs: Any) -> Any:
         if new.startswith("_"):
@@ -75,6 +78,10 @@ def earlier_name(earlier: str, method: Function) -> Function:
     return cast(Function, under_earlier_name)
 
 
+class _EarlierAttribute(property):
+    __deprecated__ = "it has another name now"
+
+
 def earlier_attribute(earlier: str, new: str) -> property:
     """Return a property that gives an attribute under its earlier name, with a warning."""
 
@@ -82,4 +89,4 @@ def earlier_attribute(earlier: str, new: str) -> property:
         warn_of_new_name(earlier, new)
         return getattr(self, new)
 
-    return property(under_earlier_name, doc=f"The earlier name of ``{new}``.")
+    return _EarlierAttribute(under_earlier_name, doc=f"The earlier name of ``{new}``.")

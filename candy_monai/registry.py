@@ -70,6 +70,12 @@ def choice_of_network(trainer: object) -> ChoosesNetwork | None:
     return trainer if isinstance(trainer, ChoosesNetwork) else None
 
 
+def bundle_of_network(trainer: type) -> str | None:
+    """Return the bundle that builds the network of a trainer's class; None if the class or a base builds its own."""
+    decides = (cls for cls in trainer.__mro__ if bundle_name(cls) or "build_network" in vars(cls))
+    return bundle_name(next(decides, trainer))
+
+
 def bundle_names() -> list[str]:
     """Return the names of all installed bundles, sorted."""
     return sorted({entry.name for entry in entry_points(group=GROUP)})

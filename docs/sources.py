@@ -22,6 +22,8 @@ TITLES = {
     "recipes": "Whole tasks: train, resume, cross-validate",
     "training": "Trainers",
     "inference": "Prediction",
+    "incoming": "Models from elsewhere",
+    "export": "Export",
     "evaluation": "Evaluation",
     "data": "Data",
     "transforms": "Transforms",

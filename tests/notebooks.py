@@ -21,6 +21,7 @@ def run_notebook(path, folder, *, timeout_s=180):
         timeout=timeout_s,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # on a slow machine what a cell prints comes in several pieces
         resources={"metadata": {"path": str(folder)}},
     )
     source = os.pathsep.join([str(ROOT), str(ROOT / "bundles"), os.environ.get("PYTHONPATH", "")])

@@ -182,7 +182,7 @@ class BundleTrainer(SegmentationTrainer):
         if plan.slice_axis is not None:
             divisors.insert(plan.slice_axis, 1)
         is_fixed = "patch_shape" in plan.chosen
-        if is_fixed and cls.normalizes_each_case and rounded_up(plan.patch_shape, divisors) == tuple(divisors):
+        if is_fixed and cls.normalizes_each_case and rounded_up(plan.patch_shape, tuple(divisors)) == tuple(divisors):
             raise SettingsError(
                 f"patch_shape {'x'.join(map(str, plan.patch_shape))} is too small: {cls.network_name} divides each "
                 f"axis by {max(divisors)}, which leaves a single voxel that cannot be normalised; expected more than "

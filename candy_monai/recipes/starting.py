@@ -15,7 +15,7 @@ from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description
 from candy_monai.incoming.weights import weights_file_of
-from candy_monai.training.description import bundle_of_class
+from candy_monai.registry import bundle_of_network
 
 if TYPE_CHECKING:
     from candy_monai.recipes.options import TrainOptions
@@ -55,7 +55,7 @@ class StartingExperiment:
             return None
         weights_file_of(options.init_from)
         description = read_description(folder)
-        bundle = None if trainer is None else bundle_of_class(trainer)
+        bundle = None if trainer is None else bundle_of_network(trainer)
         if None not in (description.bundle, bundle) and description.bundle != bundle:
             raise BadInputError(
                 f"{folder}: its network is of the bundle {description.bundle!r}, and one of {bundle!r} is to be "

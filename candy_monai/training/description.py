@@ -16,7 +16,6 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.network import count_macs, num_parameters, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.processes import Processes
-from candy_monai.registry import bundle_name
 from candy_monai.training.loaders import Loaders, num_cases
 from candy_monai.training.schedule import plain_schedule
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
@@ -73,12 +72,7 @@ def run_started(run: Experiment, trainer: str, equipment: Equipment) -> RunStart
 
 def bundle_of(trainer: Hooks) -> str | None:
     """Return the bundle that can build this trainer's network again; None if a subclass builds one of its own."""
-    return None if "build_network" in vars(trainer) else bundle_of_class(type(trainer))
-
-
-def bundle_of_class(trainer: type[Hooks]) -> str | None:
-    """Return the bundle that can build the network of a class's trainers again; None if it builds one of its own."""
-    return bundle_name(next(cls for cls in trainer.__mro__ if bundle_name(cls) or "build_network" in vars(cls)))
+    return None if "build_network" in vars(trainer) else bundle_of_network(type(trainer))
 
 
 def _check_score_range(score_range: object) -> None:

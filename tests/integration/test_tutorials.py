@@ -25,6 +25,7 @@ def test_a_tutorial_is_stored_as_it_ran_from_top_to_bottom(path):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+    assert not any([output.output_type for output in cell.outputs].count("stream") > 1 for cell in cells)
 
 
 @each

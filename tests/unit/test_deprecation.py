@@ -54,3 +54,7 @@ def test_an_earlier_name_of_a_method_calls_what_a_subclass_overrides_and_its_cal
 def test_an_attribute_is_given_under_its_earlier_name_with_a_warning():
     with pytest.warns(DeprecationWarning, match="wide is now called width"):
         assert _Box().wide == 2
+
+
+def test_earlier_names_are_marked_so_that_the_documentation_leaves_them_out():
+    assert all(hasattr(vars(_Box)[name], "__deprecated__") for name in ("wide", "size"))

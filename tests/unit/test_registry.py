@@ -2,7 +2,7 @@ import pytest
 
 from candy_monai.errors import BadInputError
 from candy_monai.inference.predictor import Predictor
-from candy_monai.registry import Bundle, bundle_name, bundle_names, find_bundle
+from candy_monai.registry import Bundle, bundle_name, bundle_names, bundle_of_network, find_bundle
 from candy_monai.training.segmentation import SegmentationTrainer
 
 OURS = "attention_unet cmunext dynunet mednext monai segresnet swin_unetr unet unetpp unetr vnet"
@@ -24,6 +24,13 @@ def test_a_bundle_gives_its_trainer_its_name_and_needs_no_predictor_of_its_own()
     assert Bundle(name="mine", build_network=Network, trainer=Network).predictor is None
     assert bundle_name(Network) == "mine"
     assert bundle_name(SegmentationTrainer) is None
+
+
+def test_a_trainer_that_builds_a_network_of_its_own_belongs_to_no_bundle():
+    ready_made = find_bundle("unet").trainer
+    slower = type("Slower", (ready_made,), {})
+    other = type("Other", (ready_made,), {"build_network": lambda self, example_shape: None})
+    assert [bundle_of_network(cls) for cls in (ready_made, slower, other)] == ["unet", "unet", None]
 
 
 def test_an_unknown_bundle_is_an_error_with_the_closest_installed_one():

@@ -45,6 +45,7 @@ def _trained(phantom, out, **options):
     return folder, told
 
 
+@pytest.mark.filterwarnings("error:UNetTrainer:DeprecationWarning")
 def test_a_run_takes_over_the_network_of_the_experiment_that_it_starts_from_and_says_so(phantom, experiment, out):
     folder, told = _trained(phantom, out, init_from=experiment)
     plans = [json.loads((run / "experiment.json").read_text())["plan"] for run in (experiment, folder)]
