@@ -16,6 +16,7 @@ from candy_monai.experiment.experiment import Experiment
 from candy_monai.network import count_macs, num_parameters, plain_network
 from candy_monai.nn.padding import padding_to_dict
 from candy_monai.processes import Processes
+from candy_monai.registry import bundle_of_network
 from candy_monai.training.loaders import Loaders, num_cases
 from candy_monai.training.schedule import plain_schedule
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
