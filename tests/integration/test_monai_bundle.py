@@ -93,7 +93,7 @@ def _least_share(bundle, experiment, bare, data, work):
     return min(share for share in shares if share is not None)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", PLANS)
 def test_a_bundle_of_real_data_passes_every_check(name, trained, bare, tmp_path):
     dataset, experiment = trained(name)
@@ -109,7 +109,7 @@ def test_a_bundle_of_real_data_passes_every_check(name, trained, bare, tmp_path)
         check_training(bundle, bare, tmp_path / "data", tmp_path, by_two=name == "Dataset004_Hippocampus")
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_portable_bundle_trains_and_predicts(trained, bare, tmp_path):
     dataset, experiment = trained("Dataset056_PICAI2ch")
     _held_out(experiment, dataset, tmp_path / "data")
