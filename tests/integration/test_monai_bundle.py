@@ -67,16 +67,19 @@ def trained(real_dataset, tmp_path_factory):
 
 
 def _held_out(experiment, dataset, folder):
-    """Write a dataset of cases that were not trained on, to train on and to predict; return their ids."""
+    """Write a dataset of cases that were not trained on, to predict and, as new ones, to train on; return their ids.
+
+    Under its own id each would be held out by the bundle as it was by the experiment, and none would be left.
+    """
     validation = experiment_predictor(experiment).description.dataset.validation[:NUM_CASES]
     cases = [case for case in NNUNetDataset(dataset).cases if case.case_id in validation]
     for name in ("imagesTr", "imagesTs", "labelsTr"):
         (folder / name).mkdir(parents=True)
     for case in cases:
         for file in case.images:
-            shutil.copyfile(file, folder / "imagesTr" / file.name)
+            shutil.copyfile(file, folder / "imagesTr" / f"new_{file.name}")
             shutil.copyfile(file, folder / "imagesTs" / file.name)
-        shutil.copyfile(case.label, folder / "labelsTr" / case.label.name)
+        shutil.copyfile(case.label, folder / "labelsTr" / f"new_{case.label.name}")
     return [case.case_id for case in cases]
 
 
