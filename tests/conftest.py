@@ -35,6 +35,14 @@ def _own_config_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
 
 
+@pytest.fixture(autouse=True)
+def _own_switches() -> Iterator[None]:
+    """Restore what MONAI's ``set_determinism``, which bundles call, leaves switched on."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Files of tests need not survive a power failure; that they are flushed is looked at where it matters."""

@@ -72,7 +72,7 @@ def test_where_even_ten_cases_would_take_too_long_fewer_are_scored():
 
 
 def test_a_time_in_which_nothing_can_be_trained_is_refused_with_the_figures():
-    with pytest.raises(SettingsError, match=r"0 s are left, one step takes 0\.5 s"):
+    with pytest.raises(SettingsError, match=r"nothing is left, one step takes 0\.5 s"):
         fit_to_time(small_plan(), SPEED, seconds=0.4, num_cases=5, num_training_cases=20)
 
 
