@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -281,7 +280,7 @@ def test_a_bundle_trains_on_real_data_and_its_predictor_scores_what_was_recorded
     )
     recorded = json.loads((experiment / "validation.json").read_text())["metric_per_case"][0]
     cases = {case.case_id: case for case in NNUNetDataset(real_dataset(dataset)).cases}
-    case = cases[Path(recorded["prediction_file"]).name.partition(".")[0]]
+    case = cases[recorded["case"]]
     predictor = load_predictor(experiment)
     (again,) = Evaluator().predict_and_evaluate(
         {case.case_id: CaseFiles(case.images)}, {case.case_id: case.label}, predictor
