@@ -21,7 +21,6 @@ from tests.check_bundle import (
     check_properties,
     check_torchscript,
     check_training,
-    targets,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.realdata]
@@ -104,8 +103,6 @@ def test_a_bundle_of_real_data_passes_every_check(name, trained, bare, tmp_path)
     cases = _held_out(experiment, dataset, tmp_path / "data")
     bundle = export_monai_bundle([experiment], tmp_path / "bundle_segmentation")
     check_files(bundle)
-    if name == "Dataset004_Hippocampus":
-        assert {each.partition(".")[0] for each in targets(bundle, "inference")} == {"monai", "torch"}
     assert "voxels got the id" in (bundle / "docs" / "README.md").read_text()
     check_description(bundle, bare, SCHEMA)
     assert _least_share(bundle, experiment, bare, tmp_path / "data", tmp_path) >= 0.995
