@@ -120,7 +120,7 @@ class BundleConfig:
             raise self._refused(where, "refers to itself, or is nested too deep")
         if isinstance(value, Mapping):
             target = value.get("_target_")
-            if isinstance(target, str) and target.rpartition(".")[2] in skip:
+            if isinstance(target, str) and class_name(target) in skip:
                 return {"_target_": target}
             return {key: part(each, f"{where}#{key}") for key, each in value.items()}
         if isinstance(value, list):
@@ -256,3 +256,8 @@ def _read(path: Path) -> dict[str, Any]:
     if is_endless(found):
         raise BadInputError(f"{path}: holds more values than a configuration does, or is nested without end")
     return found
+
+
+def class_name(target: str) -> str:
+    """Return the name of the class that a ``_target_`` builds; ``SaveImaged.set_options`` builds one, too."""
+    return target.removesuffix(".set_options").rpartition(".")[2]

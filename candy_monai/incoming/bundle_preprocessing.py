@@ -22,7 +22,7 @@ from candy_monai.data.pipelines.building import moves_voxels
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, Entry
 from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.incoming.bundle_config import BundleConfig
+from candy_monai.incoming.bundle_config import BundleConfig, class_name
 
 _CHECKING = "@check_spacing"
 """What tells, in bundles of ours, that MONAI's ``Spacingd`` stands in for our resampling."""
@@ -221,7 +221,7 @@ def _flat(config: BundleConfig, entry: Any, where: str) -> list[Entry]:
 
 def known_target(target: str) -> str:
     """Return the full name of a transform: MONAI's, or ours where a bundle of ours has it in ``scripts``."""
-    package, _, name = target.rpartition(".")
+    package, name = target.rpartition(".")[0], class_name(target)
     if package.startswith("scripts.") and name in candy_monai.transforms.__all__:
         return f"candy_monai.transforms.{name}"
     if package == "" or package.startswith("monai.transforms."):
@@ -230,7 +230,7 @@ def known_target(target: str) -> str:
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("_target_")).rpartition(".")[2]
+    return class_name(str(entry.get("_target_")))
 
 
 def _for_key(entry: Entry, before: str, after: str) -> Entry:
