@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -57,6 +58,11 @@ class CaseFindings:
         return self if self.measured is None else replace(self, measured=self.measured.thinned(count))
 
 
+_PARSING = threading.Lock()
+"""NumPy parses each array's header by `ast`, which in Python 3.11 now and then raises SystemError if threads do so at
+once (python/cpython#106905)."""
+
+
 class CaseCache:
     """The findings of a dataset's cases, one file each, in a folder for derived data that the first `save` makes."""
 
@@ -79,7 +85,7 @@ class CaseCache:
     def load(self, key: str) -> CaseFindings | None:
         """Return what was found in a case; None where nothing is kept, or it is damaged."""
         try:
-            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as arrays:
+            with _PARSING, np.load(self._folder / f"{key}.npz", allow_pickle=False) as arrays:
                 about: Mapping[str, Any] = json.loads(bytes(arrays["about"]))
                 samples = {name: arrays[name] for name in ("foreground", "whole") if name in arrays}
             return CaseFindings(
