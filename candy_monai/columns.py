@@ -1,4 +1,9 @@
-"""The names of the columns of a run's ``metrics.csv`` that the run itself writes."""
+"""The names of the columns of a run's ``metrics.csv``: those that the run itself writes, and those of classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 EPOCH = "epoch"
 SCORE = "val score"
@@ -9,3 +14,48 @@ LEARNING_RATE = "learning rate"
 """The first learning rate of an epoch."""
 EPOCH_DURATION = "epoch duration"
 """The seconds of an epoch, validation included."""
+
+MOST_CLASSES, NUM_WORST = 12, 5
+
+
+def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[str, dict[str, str]]:
+    """Return the columns that say the same of several classes, such as ``val dice kidney`` and ``val dice tumor``.
+
+    Args:
+        columns: Names of columns.
+        class_names: Names of the classes. Numbers count as names of classes, too.
+
+    Returns:
+        For each metric that has columns of at least two classes, such as ``val dice``, its columns in their order with
+        the name of the class of each.
+    """
+    names = sorted(map(str, class_names), key=len, reverse=True)  # "left kidney" before "kidney"
+    found: dict[str, dict[str, str]] = {}
+    for column in columns:
+        metric, _, number = column.rpartition(" ")
+        if not (metric and number.isdecimal()):
+            number = next((name for name in names if name and column.endswith(f" {name}")), "")
+            metric = column[: -len(number) - 1] if number else ""
+        if metric:
+            found.setdefault(metric, {})[column] = number
+    return {metric: members for metric, members in found.items() if len(members) > 1}
+
+
+def worth_listing(metrics: Mapping[str, Sequence[float]], class_names: Collection[str] = ()) -> tuple[list[str], str]:
+    """Return the columns that a list of metrics names, and in words what it leaves out.
+
+    Of a metric of more than 12 classes those are the five with the lowest last values.
+
+    Args:
+        metrics: Each column's values over the epochs.
+        class_names: Names of the classes.
+    """
+    hidden: set[str] = set()
+    said = []
+    for metric, members in by_class(metrics, class_names).items():
+        if len(members) > MOST_CLASSES:
+            measured = [column for column in members if not math.isnan(metrics[column][-1])]
+            worst = sorted(measured, key=lambda column: metrics[column][-1])[:NUM_WORST]
+            hidden.update(set(members) - set(worst))
+            said.append(f"the {NUM_WORST} lowest of {len(members)} classes of {metric}")
+    return [name for name in metrics if name not in hidden], ", ".join(said)

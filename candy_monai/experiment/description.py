@@ -242,6 +242,11 @@ class ExperimentDescription(_Record):
         """Return what ``train`` was told; None if it is not known."""
         return (self.settings or {}).get(name)
 
+    def class_names(self) -> tuple[str, ...]:
+        """Return the classes or regions of the plan by name, background included; empty if it is not known."""
+        names = (self.plan or {}).get("class_names")
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
     def differences(self, present: ExperimentDescription) -> list[str]:
         """List what is about to be trained otherwise than it was, each as ``name: saved -> present``.
 

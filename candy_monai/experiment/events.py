@@ -27,6 +27,7 @@ class RunStarted:
         num_macs: Multiply-accumulate operations of one forward pass of one example; NaN if they could not be counted.
         num_epochs: Epochs planned.
         early_stop_tolerance: Epochs without improvement before the run stops; None for never.
+        class_names: The classes or regions by name, in their order, background included; empty if they have none.
     """
 
     experiment_id: str
@@ -38,6 +39,7 @@ class RunStarted:
     num_macs: float
     num_epochs: int
     early_stop_tolerance: int | None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,14 @@ class Preview:
         label: ``(1, *spatial)``, ids.
         output: What ``validate_case`` returned, usually logits ``(classes, *spatial)``.
         draw: Writes pictures of the case into the folder of its run, whenever it is called; None to draw nothing.
+        case_id: The case's id; empty if the loader yields none.
     """
 
     image: Tensor = field(repr=False)
     label: Tensor = field(repr=False)
     output: Tensor = field(repr=False)
     draw: Callable[[], None] | None = None
+    case_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import Scalar
-from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, worth_listing
 from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_write_text
 
@@ -32,10 +32,14 @@ class History:
 
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
+        self._names: dict[str, None] = {}
         self._pending: dict[str, list[Scalar]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
     def record(self, name: str, value: Scalar) -> None:
         """Add one value of the metric to the current epoch.
@@ -64,13 +68,13 @@ class History:
             row = {LOSS if name == column_beside(LOSS) else name: mean for name, mean in row.items()}
         row.update(columns or {})
         self._rows.append(row)
+        self._names.update(dict.fromkeys(row))
         self._pending = {}
         return row
 
     def metrics(self) -> dict[str, list[float]]:
         """Return every metric as one list over the epochs; NaN where an epoch has no value."""
-        names = dict.fromkeys(name for row in self._rows for name in row)
-        return {name: self.column(name) for name in names}
+        return {name: self.column(name) for name in self._names}
 
     def column(self, name: str) -> list[float]:
         """Return one metric over the epochs; NaN where an epoch has no value."""
@@ -112,6 +116,7 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything by what `state_dict` returned."""
         self._rows = [dict(row) for row in state["rows"]]
+        self._names = dict.fromkeys(name for row in self._rows for name in row)
         self._pending = {name: list(column) for name, column in state["pending"].items()}
 
 
@@ -151,9 +156,11 @@ def load_metrics(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
 
 
-def last_epoch_as_text(metrics: Mapping[str, Sequence[float]]) -> str:
-    """Return the last value of every metric in one line, for the log."""
-    return ", ".join(f"{name} {values[-1]:.5g}" for name, values in metrics.items() if not math.isnan(values[-1]))
+def last_epoch_as_text(metrics: Mapping[str, Sequence[float]], *, class_names: Collection[str] = ()) -> str:
+    """Return the last values of the metrics in one line, for the log; of many classes those of the worst."""
+    listed, left_out = worth_listing(metrics, class_names)
+    text = ", ".join(f"{name} {metrics[name][-1]:.5g}" for name in listed if not math.isnan(metrics[name][-1]))
+    return f"{text} ({left_out})" if left_out else text
 
 
 def _is_real(value: Tensor | np.ndarray[Any, Any] | np.generic) -> bool:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from candy_monai.columns import worth_listing
 from candy_monai.experiment.events import (
     EpochFinished,
     Event,
@@ -48,6 +49,7 @@ class ConsoleObserver(Observer):
         self._console = console or Screen()
         self._bar: Progress | None = None
         self._shown = (0, "")
+        self._class_names: tuple[str, ...] = ()
 
     @override
     def receive(self, event: Event) -> None:
@@ -59,6 +61,7 @@ class ConsoleObserver(Observer):
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
+        self._class_names = event.class_names
         self._print(size_of_model(event))
 
     @override
@@ -73,7 +76,7 @@ class ConsoleObserver(Observer):
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
         self._stop_bar()
-        self._console.print(epoch_table(event))
+        self._console.print(epoch_table(event, class_names=self._class_names))
 
     @override
     def on_message_logged(self, event: MessageLogged) -> None:
@@ -115,7 +118,7 @@ def size_of_model(event: RunStarted) -> str:
     return f"{event.model}: {size} parameters{work}"
 
 
-def epoch_table(event: EpochFinished) -> Table:
+def epoch_table(event: EpochFinished, *, class_names: Sequence[str] = ()) -> Table:
     """Return the metrics of an epoch, titled with its number, the best score so far and what is forecast."""
     goes_on = event.epoch < event.num_epochs
     title = f"Epoch {event.epoch} of {'about ' if event.has_time_limit and goes_on else ''}{event.num_epochs}"
@@ -127,7 +130,7 @@ def epoch_table(event: EpochFinished) -> Table:
         title += f" · this one {event.score:.4f}{error} on {event.num_validated} case{'s'[: event.num_validated != 1]}"
     if event.forecast is not None and event.forecast.reason is None and goes_on:
         title += f" · {_expected(event, event.forecast)}"
-    return metrics_table(event.metrics, title=title)
+    return metrics_table(event.metrics, title=title, class_names=class_names)
 
 
 def _expected(event: EpochFinished, forecast: Forecast) -> str:
@@ -143,18 +146,24 @@ def _expected(event: EpochFinished, forecast: Forecast) -> str:
     return f"{chance} · the run ends at epoch {event.num_epochs}{until(event.num_epochs)}"
 
 
-def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "") -> Table:
+def metrics_table(metrics: Mapping[str, Sequence[float]], *, title: str = "", class_names: Sequence[str] = ()) -> Table:
     """Return a table of every metric's last value, its span over all epochs, and its change since the last epoch.
+
+    What is listed of many classes, `columns.worth_listing` says.
 
     Args:
         metrics: Each metric's values over the epochs; NaN where there is none.
         title: Stands above the table.
+        class_names: Names of the classes, which the names of metrics of classes end with.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("Metric")
     for heading in ("Mean Value", "Span", "Diff"):
         table.add_column(heading, justify="right")
-    for name, values in metrics.items():
+    listed, left_out = worth_listing(metrics, class_names)
+    table.caption = f"{left_out}; all are in metrics.csv" if left_out else None
+    for name in listed:
+        values = metrics[name]
         known = [value for value in values if not math.isnan(value)]
         if not known:
             continue

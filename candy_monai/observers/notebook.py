@@ -45,9 +45,11 @@ class NotebookObserver(Observer):
         self._table: Table | None = None
         self._step: StepFinished | None = None
         self._shown_at = 0.0
+        self._class_names: tuple[str, ...] = ()
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
+        self._class_names = event.class_names
         self._messages.append(size_of_model(event))
         self._refresh()
 
@@ -58,7 +60,7 @@ class NotebookObserver(Observer):
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
-        self._table, self._step = epoch_table(event), None
+        self._table, self._step = epoch_table(event, class_names=self._class_names), None
         self._refresh()
 
     @override

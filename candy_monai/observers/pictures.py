@@ -6,12 +6,18 @@ import hashlib
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from candy_monai.columns import by_class
 from candy_monai.experiment.events import EpochFinished, Preview, RunFinished, RunInterrupted, RunStarted
 from candy_monai.observers.base import Observer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OVERVIEW = "progress.png"
 MAX_SHARE = 0.02
@@ -65,7 +71,10 @@ class ThrottledObserver(Observer):
 
 
 class CurvesObserver(ThrottledObserver):
-    """Draws ``progress.png`` and ``<metric>.png``; a curve whose values did not change is not drawn again."""
+    """Draws ``progress.png`` and ``<metric>.png``; a curve whose values did not change is not drawn again.
+
+    What a metric says of several classes shares a figure, ``<metric> by class.png``.
+    """
 
     name = "drawing the curves"
     _folder: Path | None = None
@@ -73,24 +82,36 @@ class CurvesObserver(ThrottledObserver):
     @override
     def on_run_started(self, event: RunStarted) -> None:
         self._folder = event.folder
-        self._drawn: dict[str, Sequence[float]] = {}
+        self._drawn: dict[str, list[Sequence[float]]] = {}
         self._names = PictureNames()
+        self._class_names = event.class_names
 
     @override
     def draw(self, event: EpochFinished) -> None:
         from candy_monai.plotting.canvas.figures import save_figure
-        from candy_monai.plotting.charts.curves import curve_figure, progress_figure
+        from candy_monai.plotting.charts.curves import class_figure, curve_figure, progress_figure
 
         if self._folder is None:
             return
-        progress = progress_figure(event.metrics, forecast=event.forecast, num_epochs=event.num_epochs)
+        metrics, classes = event.metrics, by_class(event.metrics, self._class_names)
+        progress = progress_figure(metrics, classes=classes, forecast=event.forecast, num_epochs=event.num_epochs)
         save_figure(progress, self._folder / OVERVIEW)
+        shared = {column for members in classes.values() for column in members}
+        figures: list[tuple[str, list[str], Callable[[], Figure]]] = [
+            (name, [name], partial(curve_figure, name, values))
+            for name, values in metrics.items()
+            if name not in shared
+        ]
+        for name, members in classes.items():
+            curves = {class_name: metrics[column] for column, class_name in members.items()}
+            figures.append((f"{name} by class", list(members), partial(class_figure, name, curves)))
         failure: Exception | None = None
-        for name, values in event.metrics.items():
+        for name, columns, figure in figures:
+            values = [metrics[column] for column in columns]
             if self._drawn.get(name) == values:
                 continue
             try:
-                save_figure(curve_figure(name, values), self._folder / self._names.of(name))
+                save_figure(figure(), self._folder / self._names.of(name))
             except Exception as error:  # the others are drawn all the same
                 failure = error
             self._drawn[name] = values

@@ -55,7 +55,9 @@ def describe_run(
     return describe_trainer(type(trainer).__name__, entries)
 
 
-def run_started(run: Experiment, trainer: str, equipment: Equipment) -> RunStarted:
+def run_started(
+    run: Experiment, trainer: str, equipment: Equipment, *, class_names: tuple[str, ...] = ()
+) -> RunStarted:
     """Return the event that tells what is about to be trained."""
     network = plain_network(equipment.toolbox.model)
     return RunStarted(
@@ -68,6 +70,7 @@ def run_started(run: Experiment, trainer: str, equipment: Equipment) -> RunStart
         num_macs=count_macs(network, equipment.example_shape),
         num_epochs=run.settings.num_epochs,
         early_stop_tolerance=run.early_stopping.tolerance,
+        class_names=class_names,
     )
 
 

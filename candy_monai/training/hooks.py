@@ -207,7 +207,10 @@ class Hooks(metaclass=TrainerType):
             image, label = image.select(1 + axis, 0), label.select(1 + axis, 0)
         self.check_sample(image, label)
 
-    # What trainers of this package override
+    # What trainers of this package override or read
+
+    _preview_title = ""
+    """Of a copy that draws a preview: which case that is."""
 
     def _network_input(self, image: Tensor) -> Tensor:
         """Return what the network sees at once of a training image ``(C, *spatial)``: here, all of it."""
@@ -222,10 +225,15 @@ class Hooks(metaclass=TrainerType):
         return 0 if self.ignore_index is None else self.ignore_index
 
 
-def copy_that_draws(trainer: Trainer) -> Trainer:
-    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run."""
+def copy_that_draws(trainer: Trainer, *, title: str = "") -> Trainer:
+    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run.
+
+    Args:
+        trainer: The trainer.
+        title: Says which case is drawn.
+    """
     copied = copy.copy(trainer)
-    vars(copied)[_ORIGINAL] = trainer
+    vars(copied).update({_ORIGINAL: trainer, "_preview_title": title})
     return copied
 
 

@@ -117,6 +117,7 @@ class TrainingRun:
         self._rehearses = rehearses
         self._has_begun = False
         self._console = False
+        self._class_names: tuple[str, ...] = ()
         self._schedule_epochs = self.settings.num_epochs
         self._save_timer = SaveTimer(self.settings.save_every)
         self._unreported: EpochFinished | None = None
@@ -179,7 +180,8 @@ class TrainingRun:
         )
         self.reporter.log_waiting()
         self.reporter.log_all(caveats(self.settings, self.loaders))
-        self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment))
+        self._class_names = names = description.class_names()
+        self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment, class_names=names))
         # The last before the first step: what a process imports for the first time may draw, too.
         generators.restore(self.data.own)
         if saved is not None and saved.schedule is not None:
@@ -451,7 +453,8 @@ class TrainingRun:
         experiment.wait_until_saved()
         event, self._unreported = self._unreported, None
         if event is not None:
-            self.reporter.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
+            text = last_epoch_as_text(event.metrics, class_names=self._class_names)
+            self.reporter.log(f"Epoch {event.epoch}: {text}", on_screen=False)
             self.reporter.notify(event)
 
     # What is saved

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn, optim
 from typing_extensions import override
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Plan
 
 _COLOURS = 3
-_BACKGROUND_DICE = "dice 0"
 
 
 class SegmentationTrainer(Trainer, EarlierOptions):
@@ -177,9 +175,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             The score, and the loss, its parts and the Dice of each class.
         """
         loss, metrics = split_loss(toolbox.criterion(logits, label))
-        by_class = self._dice(self._predicted_ids(logits), label)
-        scored = [value for name, value in by_class.items() if self.options.regions or name != _BACKGROUND_DICE]
-        mean_dice = torch.stack(scored).nanmean()
+        by_class, mean_dice = self._dice(self._predicted_ids(logits), label)
         score = float(mean_dice) if self.options.score == "dice" else -float(loss)
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
@@ -189,17 +185,26 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             return paint_regions(logits, [region.paints for region in self.options.regions])
         return labels_from_logits(logits, num_classes=self.num_classes)
 
-    def _dice(self, prediction: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Return the Dice of the only case by the name that it is recorded under."""
+    def _dice(self, prediction: Tensor, label: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the Dice of the only case by the name that it is recorded under, and the mean over the foreground."""
         if self.options.regions:
             ids = [region.ids for region in self.options.regions]
             scores = dice_per_region(prediction, label, ids, ignore_index=self.ignore_index)[0]
-            return {f"dice {region.name}": score for region, score in zip(self.options.regions, scores, strict=True)}
+            names = [f"dice {region.name}" for region in self.options.regions]
+            return dict(zip(names, scores, strict=True)), scores.nanmean()
         scores = dice_per_class(
             prediction, label, max(self.num_classes, 2), include_background=True, ignore_index=self.ignore_index
         )[0]
         first = 0 if self.options.include_background and self.num_classes > 1 else 1
-        return {f"dice {index}": scores[index] for index in range(first, len(scores))}
+        return {self._dice_column(index): scores[index] for index in range(first, len(scores))}, scores[1:].nanmean()
+
+    def _dice_column(self, index: int) -> str:
+        """Return the name that the Dice of a class is recorded under."""
+        numbered = f"dice {index}"
+        run = None if self._run is None else self._run.experiment
+        if run is not None and f"val {numbered}" in run.history:  # of a run that an earlier version began
+            return numbered
+        return f"dice {(self._names_by_id() or {}).get(index, index)}"
 
     @override
     def infer(self, images: Tensor, toolbox: TrainerToolbox) -> Tensor:
@@ -225,6 +230,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             spacing_mm=None if plan is None else plan.spacing_mm,
             orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
             class_names=self._names_by_id(),
+            title=self._preview_title or None,
         )
 
     @override

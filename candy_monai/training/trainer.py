@@ -300,16 +300,17 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         for network in toolbox.networks:
             network.eval()
         with torch.no_grad(), called.watched():
-            for image, label in itertools.islice(cases_of(loader, run.equipment, self._check_labels), share):
+            for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_labels), share):
                 with parts.of(image if padding is None else self._network_input(image)):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)
-                cases.add(float(score), image, label, output)
+                cases.add(float(score), image, label, output, case_id=case_id)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 run.reporter.notify(StepFinished(epoch, "validation", len(cases), total))
                 stop_if_asked()
-        draw = functools.partial(copy_that_draws(self).save_preview, quality=run.settings.preview_quality)
+        drawing = copy_that_draws(self, title=cases.title(epoch))
+        draw = functools.partial(drawing.save_preview, quality=run.settings.preview_quality)
         run.preview, run.padded_parts = cases.preview(draw), None
         run.note_scored(called.flags)
         return run.mean_score(cases.scores)

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ class ValidationCases:
     def __init__(self) -> None:
         self._scores: list[float] = []
         self._worst: tuple[float, Tensor, Tensor, Tensor] | None = None
+        self._worst_id = ""
 
     def __len__(self) -> int:
         return len(self._scores)
 
-    def add(self, score: float, image: Tensor, label: Tensor, output: Tensor) -> None:
+    def add(self, score: float, image: Tensor, label: Tensor, output: Tensor, *, case_id: str = "") -> None:
         """Add one case.
 
         Args:
@@ -46,10 +48,11 @@ class ValidationCases:
             image: ``(C, *spatial)``.
             label: ``(1, *spatial)``.
             output: What ``validate_case`` returned for it.
+            case_id: Its id; empty if it has none.
         """
         self._scores.append(score)
         if self._worst is None or score < self._worst[0] or math.isnan(self._worst[0]):
-            self._worst = (score, image, label, output.detach())
+            self._worst, self._worst_id = (score, image, label, output.detach()), case_id
 
     @property
     def scores(self) -> list[float]:
@@ -65,13 +68,24 @@ class ValidationCases:
         if self._worst is None:
             return None
         image, label, output = (tensor.cpu() for tensor in self._worst[1:])
-        return Preview(image=image, label=label, output=output, draw=lambda: draw(image, label, output))
+        draw_case = partial(draw, image, label, output)
+        return Preview(image=image, label=label, output=output, draw=draw_case, case_id=self._worst_id)
+
+    def title(self, epoch: int) -> str:
+        """Return in words which case the preview shows; empty before the first case."""
+        if self._worst is None:
+            return ""
+        score = "" if math.isnan(self._worst[0]) else f"score {self._worst[0]:.4f}"
+        rank = f"worst of {len(self)} cases" if len(self) > 1 else "the only case"
+        return " · ".join(filter(None, (self._worst_id, score, rank, f"epoch {epoch}")))
 
 
 def cases_of(
     loader: DataLoader[Any], equipment: Equipment, check_labels: Callable[[Tensor, tuple[str, ...]], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device.
+) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device, and its id.
+
+    The id is empty where the loader yields none.
 
     Args:
         loader: The validation loader.
@@ -81,7 +95,8 @@ def cases_of(
     for batch in batches(loader):
         images, labels, case_ids = unpack(batch)
         check_labels(labels, case_ids)
-        yield from zip(*equipment.on_device(images, labels), strict=True)
+        ids = case_ids if len(case_ids) == len(images) else ("",) * len(images)
+        yield from zip(*equipment.on_device(images, labels), ids, strict=True)
 
 
 def mean_score(parts: Sequence[Sequence[float]]) -> float:

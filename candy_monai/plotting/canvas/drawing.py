@@ -104,7 +104,8 @@ def legend(entries: Sequence[tuple[str, RGB | None]], width: int) -> Pixels:
             text, color, swatch = f"+ {len(entries) - number} more", None, 0
         middle = row * height + height // 2
         if color is not None:
-            pen.rectangle((left, middle - box // 2, left + box, middle - box // 2 + box), fill=color)
+            edge = FAINT if color == PAPER else color
+            pen.rectangle((left, middle - box // 2, left + box, middle - box // 2 + box), fill=color, outline=edge)
         pen.text((left + swatch, middle), text, fill=INK, font=_font(size), anchor="lm")
         if full and last:
             break

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from candy_monai.plotting.canvas.arrays import Floats, Ids, ImageLike, Pixels
 from candy_monai.plotting.canvas.colors import RGB, class_color, colorize
 from candy_monai.plotting.case.geometry import PLANES, PatientAxes, Plane, patient_axes, telling_slices
 from candy_monai.plotting.case.layout import CAPTION, Box, Layout, alone, arrange
-from candy_monai.plotting.case.overlay import blend
+from candy_monai.plotting.case.overlay import blend, outline
 from candy_monai.plotting.surface import Camera, camera_for, render_surface
 
+_WHITE: RGB = (255, 255, 255)
 _OPACITY = 0.3
 _MOST_CHANNELS = 4
 _CAPTION_SIZE, _SIDE_SIZE, _TITLE_SIZE = 15, 15, 20
@@ -162,6 +164,7 @@ class CasePictures:
         layer: int | None = None,
         channel: int = 0,
         tint: Pixels | None = None,
+        reference: int | None = None,
     ) -> Pixels:
         """Draw one plane.
 
@@ -172,12 +175,16 @@ class CasePictures:
             layer: Which of the labels to draw, if any.
             channel: Which channel of the image.
             tint: The 256 colours of dark to bright, ``(256, 3)``; by default grey.
+            reference: Which of the labels to outline in white below the other one, so that what was missed is seen.
         """
         index = self.slices[plane.normal]
         picture = drawing.blank(*size, 0)
         if image:
             picture = arrays.resize_image(arrays.to_pixels(self._cut(plane, index, channel)), size)
             picture = picture if tint is None or self._rgb else tint[picture[..., 0]]
+        if reference is not None:
+            expected = arrays.resize_ids(plane.cut(self.ids[reference], index), size)
+            picture = np.where(outline(expected, 1)[..., None], np.uint8(255), picture)
         if layer is None:
             return picture
         ids = plane.cut(self.ids[layer], index)
@@ -220,6 +227,7 @@ class CasePictures:
         channel: int = 0,
         surface: Pixels | None = None,
         tint: Pixels | None = None,
+        reference: int | None = None,
     ) -> Pixels:
         """Draw all planes, with captions if there are several, and what ``surface`` drew beside them.
 
@@ -229,7 +237,8 @@ class CasePictures:
         square = layout.surface if surface is not None else None
         canvas = drawing.blank(layout.height, square.right if square is not None else layout.width)
         for plane, box in zip(self.planes, layout.planes, strict=True):
-            picture = self.plane(plane, (box.height, box.width), image=image, layer=layer, channel=channel, tint=tint)
+            how: dict[str, Any] = {"image": image, "layer": layer, "channel": channel, "tint": tint}
+            picture = self.plane(plane, (box.height, box.width), reference=reference, **how)
             if len(self.planes) > 1:
                 write_caption(canvas, box, self._caption(plane, channel if self.num_rows > 1 and image else None))
                 if self._geometry.known:
@@ -254,16 +263,25 @@ class CasePictures:
         width = panel.shape[1]
         parts = [drawing.line_of_text(title, width, _TITLE_SIZE, bold=True)] if title else []
         parts.append(panel)
-        if layer is not None and self._present[layer]:
-            parts.append(drawing.legend(self._legend(self._present[layer], dice or {}), width))
+        present = self._present[layer] if layer is not None else []
+        missed = sorted(set(dice or {}) - set(present))  # a class of the reference that was not predicted
+        if present or missed:
+            entries = self._legend(present, missed, dice or {})
+            if dice:
+                entries.append(("outline of the reference", _WHITE))
+            parts.append(drawing.legend(entries, width))
         return drawing.stacked(parts, gap=_GAP // 2, margin=_MARGIN)
 
-    def _legend(self, present: Sequence[int], dice: Mapping[int, float]) -> list[tuple[str, RGB | None]]:
+    def _legend(
+        self, present: Sequence[int], missed: Sequence[int], dice: Mapping[int, float]
+    ) -> list[tuple[str, RGB | None]]:
         entries: list[tuple[str, RGB | None]] = []
         if dice:
             entries.append((f"{'Dice' if len(dice) == 1 else 'mean Dice'} {fmean(dice.values()):.3f}", None))
-        for value in present:
+        for value in [*missed, *present]:
             name = self._class_names.get(value, f"class {value}")
+            if value in missed:
+                name += " (missed)"
             if value in dice and 1 < len(dice) <= _MOST_SCORES_LISTED:
                 name = f"{name}  {dice[value]:.3f}"
             entries.append((name, class_color(value)))

@@ -75,7 +75,8 @@ def save_preview_files(
     surfaces = [case.surface(layer) for layer in (0, 1)]
     kinds = (("label", False, 0), ("prediction", False, 1), ("expected", True, 0), ("actual", True, 1))
     for what, over_image, layer in kinds:
-        panel = case.panel(image=over_image, layer=layer, surface=surfaces[layer])
+        reference = 0 if what == "actual" else None
+        panel = case.panel(image=over_image, layer=layer, surface=surfaces[layer], reference=reference)
         pictures.append(case.page(panel, heading + what, layer=layer, dice=dice if what == "actual" else None))
     names = zip(pictures, PREVIEW_NAMES, strict=True)
     return tuple(drawing.save_png(picture, Path(folder) / name) for picture, name in names)

@@ -26,7 +26,10 @@ _VALIDATION = "val "
 _LOWER = re.compile("loss|error|hausdorff|distance|hd95|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _MOST_PANELS = 12
+_MOST_CLASSES, _NUM_WORST = 8, 5
 _TRAINING_COLOR, _VALIDATION_COLOR = "#0072b2", "#d55e00"
+_CLASS_COLORS = ("#56a5d8", "#d98e00", "#009e73", "#cc79a7", "#b3a400", "#d55e00", "#0059a0", "#7a5195")
+"""Those of the first class ids (`class_color`), darker where they would be too pale on white."""
 
 
 def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | None = None) -> Figure:
@@ -47,7 +50,7 @@ def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | Non
         raise BadInputError(f"{len(epochs)} positions were given for {len(numbers)} values of {name!r}")
     figure = new_figure(7.0, 3.6)
     axes = figure.add_axes((0.11, 0.15, 0.86, 0.73))
-    prepare_axes(axes, _plain(name))
+    prepare_axes(axes, _plain(name) + (" (s)" if name == EPOCH_DURATION else ""))
     _draw(axes, epochs, numbers, color=_color_of(name))
     _mark_best(axes, name, epochs, numbers)
     _finish(axes, name, epochs, [numbers])
@@ -55,20 +58,47 @@ def curve_figure(name: str, values: Sequence[float], *, x: Sequence[float] | Non
     return figure
 
 
+def class_figure(name: str, curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw what a metric says of each class over the epochs.
+
+    Of more than eight classes the median, the middle half and the whole range are drawn, and the five that are worst
+    in the last epoch by name.
+
+    Args:
+        name: The metric's name.
+        curves: By the name of the class one value for each epoch; a NaN or an infinity leaves a gap.
+    """
+    figure = new_figure(8.6, 4.2)
+    axes = figure.add_axes((0.085, 0.13, 0.66, 0.76))
+    prepare_axes(axes, f"{_plain(name)} by class")
+    epochs, drawn = _draw_classes(axes, name, curves)
+    _finish(axes, name, epochs, drawn)
+    axes.set_xlabel("epoch", color=FAINT, fontsize=9)
+    _list_classes(axes, size=8.5)
+    return figure
+
+
 def progress_figure(
-    metrics: Mapping[str, Sequence[float]], *, forecast: Forecast | None = None, num_epochs: int = 0
+    metrics: Mapping[str, Sequence[float]],
+    *,
+    classes: Mapping[str, Mapping[str, str]] | None = None,
+    forecast: Forecast | None = None,
+    num_epochs: int = 0,
 ) -> Figure:
     """Draw a run at a glance: the score, what was trained and validated, the learning rate, the time.
 
-    Training and validation of the same metric share a panel; all panels share the epochs.
+    Training and validation of the same metric share a panel, as do the classes of one; all panels share the epochs.
 
     Args:
         metrics: Each metric's values over the epochs, as in ``metrics.csv``: ``val dice`` is the validation of
             ``dice``. At most twelve panels are drawn.
+        classes: The columns of metrics of classes with the name of each class, as `columns.by_class` returns them.
         forecast: Drawn into the panel of the score if it has an interval.
         num_epochs: Epochs planned, as far as which a forecast is drawn.
     """
-    panels = _panels(list(metrics))
+    classes = classes or {}
+    shared = {column for members in classes.values() for column in members}
+    panels = _panels([name for name in metrics if name not in shared], [list(members) for members in classes.values()])
     columns = 1 if len(panels) < 2 else 2 if len(panels) < 7 else 3
     rows = max(1, -(-len(panels) // columns))
     figure = new_figure(5.6 * columns, 2.5 * rows + 0.5)
@@ -87,14 +117,22 @@ def progress_figure(
         row, column = divmod(number, columns)
         start = (left + column * (wide + across), height - top - (row + 1) * high - row * between)
         axes = figure.add_axes((start[0] / width, start[1] / height, wide / width, high / height))
-        _panel(axes, names, metrics, (longest, last), forecast if expected and SCORE in names else None)
+        of_classes = next(((name, members) for name, members in classes.items() if names[0] in members), None)
+        if of_classes is not None:
+            name, members = of_classes
+            prepare_axes(axes, f"{_plain(name)} by class")
+            _, drawn = _draw_classes(axes, name, {members[column]: metrics[column] for column in names})
+            _finish(axes, name, np.array([1.0, float(last)]), drawn)
+            _list_classes(axes, size=7)
+        else:
+            _panel(axes, names, metrics, (longest, last), forecast if expected and SCORE in names else None)
         if number + columns >= len(panels):
             axes.set_xlabel("epoch", color=FAINT, fontsize=9)
     return figure
 
 
-def _panels(names: Sequence[str]) -> list[list[str]]:
-    """Group the metrics: the score, losses, other metrics with their validation, the learning rate, the time."""
+def _panels(names: Sequence[str], classes: Sequence[list[str]] = ()) -> list[list[str]]:
+    """Group the metrics: score, losses, other metrics with their validation, classes, the learning rate, the time."""
     plain = [name for name in names if name not in (SCORE, LEARNING_RATE, EPOCH_DURATION, EPOCH)]
     grouped: dict[str, list[str]] = {}
     for name in sorted(plain, key=lambda name: name.startswith(_VALIDATION)):  # training before its validation
@@ -102,8 +140,50 @@ def _panels(names: Sequence[str]) -> list[list[str]]:
     order = sorted(grouped, key=lambda base: (base != "loss", "loss" not in base.lower()))
     panels = [[SCORE]] if SCORE in names else []
     last = [[name] for name in (LEARNING_RATE, EPOCH_DURATION) if name in names]
-    panels += [grouped[base] for base in order][: _MOST_PANELS - len(panels) - len(last)]
-    return panels + last
+    others = [grouped[base] for base in order]
+    return panels + [*others, *classes][: _MOST_PANELS - len(panels) - len(last)] + last
+
+
+def _draw_classes(axes: Axes, name: str, curves: Mapping[str, Sequence[float]]) -> tuple[Numbers, list[Numbers]]:
+    """Draw the curves of classes, and return the epochs and what was drawn."""
+    longest = max(map(len, curves.values()))
+    values = np.full((len(curves), longest), np.nan)
+    for row, numbers in zip(values, curves.values(), strict=True):
+        row[: len(numbers)] = _numbers(numbers)
+    epochs = np.arange(1, longest + 1, dtype=float)
+    known = np.isfinite(values)
+    named = list(curves)
+    if len(curves) > _MOST_CLASSES:
+        columns = known.any(axis=0)  # the quantiles of no value are undefined
+        spread = np.full((5, longest), np.nan)
+        spread[:, columns] = np.nanquantile(values[:, columns], (0, 0.25, 0.5, 0.75, 1), axis=0)
+        at = epochs[columns]
+        for low, high, opacity in ((0, 4, 0.10), (1, 3, 0.18)):
+            axes.fill_between(at, spread[low, columns], spread[high, columns], color=INK, alpha=opacity, linewidth=0)
+        _draw(axes, epochs, spread[2], color=INK, label=f"median of {len(curves)}")
+        named = _worst(name, named, values)
+    for color, class_name in zip(_CLASS_COLORS, named, strict=False):
+        _draw(axes, epochs, values[list(curves).index(class_name)], color=color, label=f" {_plain(class_name, 24)}")
+    return epochs, list(values)
+
+
+def _worst(name: str, class_names: Sequence[str], values: Numbers) -> list[str]:
+    """Return the classes whose newest values are worst."""
+    newest = [row[np.isfinite(row)][-1:] for row in values]
+    better = _direction(name) or 1
+    measured = [(better * float(last[0]), index) for index, last in enumerate(newest) if last.size]
+    return [class_names[index] for _, index in sorted(measured)[:_NUM_WORST]]
+
+
+def _list_classes(axes: Axes, *, size: float) -> None:
+    style: dict[str, Any] = {"frameon": False, "fontsize": size, "borderaxespad": 0.0, "handlelength": 1.2}
+    if size > 8:  # the figure of its own has room beside the axes
+        style |= {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
+    else:
+        style |= {"loc": "lower right", "ncols": 2, "columnspacing": 1.0}
+    legend = axes.legend(labelcolor=INK, **style)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _panel(
@@ -114,8 +194,9 @@ def _panel(
     forecast: Forecast | None,
 ) -> None:
     title = names[0].removeprefix(_VALIDATION) if len(names) > 1 else names[0]
+    unit = " (s)" if title == EPOCH_DURATION else ""
     longest, last = epochs_done_and_shown
-    prepare_axes(axes, _plain(title))
+    prepare_axes(axes, _plain(title) + unit)
     epochs = np.arange(1, longest + 1, dtype=float)
     drawn = []
     for name in names:
@@ -200,10 +281,10 @@ def _color_of(name: str) -> str:
     return _VALIDATION_COLOR if name.startswith(_VALIDATION) else _TRAINING_COLOR
 
 
-def _plain(text: str) -> str:
-    """Return a title on one line that fits."""
+def _plain(text: str, longest: int = 60) -> str:
+    """Return a text on one line that fits."""
     text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:59] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _short(value: float) -> str:
