@@ -15,6 +15,8 @@ LEARNING_RATE = "learning rate"
 EPOCH_DURATION = "epoch duration"
 """The seconds of an epoch, validation included."""
 
+VALIDATION = "val "
+"""What the names of a validation's metrics begin with."""
 MOST_CLASSES, NUM_WORST = 12, 5
 
 
@@ -23,7 +25,7 @@ def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[
 
     Args:
         columns: Names of columns.
-        class_names: Names of the classes. Numbers count as names of classes, too.
+        class_names: Names of the classes. Numbers at the end of ``val`` columns count as names of classes, too.
 
     Returns:
         For each metric that has columns of at least two classes, such as ``val dice``, its columns in their order with
@@ -32,12 +34,12 @@ def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[
     names = sorted(map(str, class_names), key=len, reverse=True)  # "left kidney" before "kidney"
     found: dict[str, dict[str, str]] = {}
     for column in columns:
-        metric, _, number = column.rpartition(" ")
-        if not (metric and number.isdecimal()):
-            number = next((name for name in names if name and column.endswith(f" {name}")), "")
-            metric = column[: -len(number) - 1] if number else ""
+        name = next((name for name in names if name and column.endswith(f" {name}")), "")
+        metric = column[: -len(name) - 1] if name else ""
+        if not name and (numbered := column.rpartition(" "))[0].startswith(VALIDATION) and numbered[2].isdecimal():
+            metric, _, name = numbered
         if metric:
-            found.setdefault(metric, {})[column] = number
+            found.setdefault(metric, {})[column] = name
     return {metric: members for metric, members in found.items() if len(members) > 1}
 
 

@@ -81,6 +81,23 @@ def test_the_log_s_line_leaves_out_what_was_not_measured():
     assert last_epoch_as_text({"loss": [0.5, 0.25], "dice 2": [0.1, math.nan]}) == "loss 0.25"
 
 
+def test_the_log_lists_the_worst_of_many_classes():
+    text = last_epoch_as_text({f"val dice {index}": [index / 100] for index in range(20)})
+    assert text.startswith("val dice 0 0, val dice 1 0.01, ")
+    assert text.endswith("val dice 4 0.04 (the 5 lowest of 20 classes of val dice)")
+
+
+def test_a_history_knows_the_metrics_that_it_has_closed():
+    history = History()
+    history.record("loss", 1.0)
+    assert "loss" not in history
+    history.close_epoch()
+    again = History()
+    again.load_state_dict(history.state_dict())
+    assert "loss" in history
+    assert "loss" in again
+
+
 def test_a_recorded_tensor_or_array_that_is_changed_afterwards_is_kept_as_it_was():
     history, count, array = History(), torch.zeros(()), np.zeros(1)
     for _ in range(4):

@@ -101,3 +101,10 @@ def test_the_progress_bar_moves_on_a_terminal():
 def test_the_start_says_what_is_trained():
     started = run_started(num_params=1_500_000, num_macs=math.nan)
     assert _shown(started).strip() == "UNet: 1.50 M parameters"
+
+
+def test_of_many_classes_the_table_lists_the_worst_and_says_so():
+    names = [f"organ {index}" for index in range(117)]
+    table = metrics_table({f"val dice {name}": [index / 117] for index, name in enumerate(names)}, class_names=names)
+    assert table.row_count == 5
+    assert "lowest of 117 classes of val dice; all are in metrics.csv" in str(table.caption)

@@ -68,7 +68,7 @@ def test_metrics_of_any_names_have_a_picture_each_beside_the_overview(observer, 
 
 
 def test_a_metric_called_like_the_overview_does_not_take_its_place(observer, tmp_path):
-    observer.draw(_epoch({"progress": [1.0], **{f"metric {index}": [1.0] for index in range(3)}}))
+    observer.draw(_epoch({"progress": [1.0], **{f"metric {letter}": [1.0] for letter in "abc"}}))
     width, height = Image.open(tmp_path / "progress.png").size
     (own,) = tmp_path.glob("progress (*).png")
     assert Image.open(own).size[0] < width
@@ -153,3 +153,12 @@ def test_an_epoch_without_a_preview_does_not_hide_the_one_before():
     observer.receive(epoch_finished(3))
     observer.receive(RunFinished(epoch=3, best_score=0.0, best_epoch=0))
     assert saved == [preview]
+
+
+def test_the_classes_of_a_metric_share_a_picture(tmp_path):
+    observer = CurvesObserver(interval_s=0)
+    observer.receive(
+        run_started(folder=tmp_path, class_names=("background", *(f"organ {index}" for index in range(117))))
+    )
+    observer.draw(_epoch({"val dice": [0.5, 0.6], **{f"val dice organ {index}": [0.5, 0.6] for index in range(117)}}))
+    assert {path.name for path in tmp_path.iterdir()} == {"progress.png", "val dice.png", "val dice by class.png"}

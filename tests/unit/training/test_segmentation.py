@@ -426,3 +426,29 @@ def test_an_id_that_belongs_to_no_region_is_refused(tmp_path):
 
     with pytest.raises(BadInputError, match="label id"):
         small_trainer(tmp_path, Stray(num_classes=3), cls=RegionTrainer).train(1)
+
+
+class _Named(SmallTrainer):
+    """A trainer that knows its classes by name, or not."""
+
+    names = None
+
+    def _names_by_id(self):
+        return type(self).names
+
+
+def test_the_dice_of_a_class_is_recorded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(_Named, "names", {0: "background", 1: "kidney", 2: "tumor"})
+    trainer = _three_classes(tmp_path, cls=_Named)
+    trainer.train(1)
+    assert {"val dice background", "val dice kidney", "val dice tumor"} <= set(trainer.metrics())
+
+
+def test_a_run_that_began_with_numbers_goes_on_with_them(tmp_path, monkeypatch):
+    begun = _three_classes(tmp_path, cls=_Named)
+    begun.train(1)
+    monkeypatch.setattr(_Named, "names", {0: "background", 1: "kidney", 2: "tumor"})
+    trainer = _three_classes(tmp_path, cls=_Named)
+    trainer.resume(begun.experiment_folder(), 2, schedule="keep")
+    assert [len(values) for name, values in trainer.metrics().items() if name == "val dice 1"] == [2]
+    assert "val dice kidney" not in trainer.metrics()

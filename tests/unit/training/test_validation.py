@@ -141,3 +141,18 @@ def test_it_is_noticed_which_network_is_called_as_a_whole_or_by_its_parts(call, 
         call(toolbox)
     assert called.flags == expected
     assert not toolbox.model.encoder._forward_pre_hooks
+
+
+def test_the_title_of_a_preview_says_which_case_it_shows():
+    cases = ValidationCases()
+    assert cases.title(3) == ""
+    for score, case_id in ((0.5, "a"), (0.125, "b")):
+        cases.add(score, *_tensors(0), case_id=case_id)
+    assert cases.title(3) == "b · score 0.1250 · worst of 2 cases · epoch 3"
+    assert cases.preview(print).case_id == "b"
+
+
+def test_a_case_without_id_and_score_is_told_by_its_epoch():
+    cases = ValidationCases()
+    cases.add(math.nan, *_tensors(0))
+    assert cases.title(3) == "the only case · epoch 3"

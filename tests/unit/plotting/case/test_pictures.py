@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from candy_monai.errors import BadInputError
+from candy_monai.plotting.case import pictures
 from candy_monai.plotting.case.pictures import CasePictures, dice_by_class
 
 
@@ -82,3 +83,21 @@ def test_two_empty_labels_have_no_score() -> None:
 
 def test_an_ignored_region_does_not_count() -> None:
     assert dice_by_class(np.array([1, 255, -1, 0]), np.array([1, 1, 1, 0]), num_classes=2) == {1: 1.0}
+
+
+def test_a_class_that_was_missed_is_in_the_legend_and_outlined(monkeypatch: pytest.MonkeyPatch) -> None:
+    label = np.zeros((1, 32, 32), dtype=np.int64)
+    label[0, 8:20, 8:20] = 2
+    case = CasePictures(np.zeros((1, 32, 32)), [label, np.zeros_like(label)], class_names={2: "tumor"})
+    listed: list[str] = []
+    original = pictures.drawing.legend
+    monkeypatch.setattr(
+        pictures.drawing,
+        "legend",
+        lambda entries, width: listed.extend(text for text, _ in entries) or original(entries, width),
+    )
+    panel = case.panel(layer=1, reference=0)
+    case.page(panel, None, layer=1, dice=dice_by_class(case.ids[0], case.ids[1]))
+    assert "tumor (missed)" in listed
+    assert "outline of the reference" in listed
+    assert (panel == 255).any()

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from candy_monai.columns import by_class
 from candy_monai.errors import BadInputError
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.plotting.canvas.figures import save_figure
-from candy_monai.plotting.charts.curves import curve_figure, progress_figure
+from candy_monai.plotting.charts.curves import class_figure, curve_figure, progress_figure
 
 NAN = math.nan
 EXPECTED = Forecast(epoch=20, score=0.9, interval=(0.8, 0.95), reason=None)
@@ -93,7 +94,7 @@ def test_the_score_comes_first_and_the_time_last() -> None:
         "loss",
         "dice",
         "learning rate",
-        "epoch duration",
+        "epoch duration (s)",
     ]
 
 
@@ -135,3 +136,28 @@ def test_the_users_settings_of_matplotlib_are_left_alone() -> None:
     before = dict(matplotlib.rcParams)
     progress_figure({"loss": [1.0, 2.0]})
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_few_classes_are_drawn_by_name() -> None:
+    figure = class_figure("val dice", {"_odd $x$": [0.1, 0.2], "kidney": [0.3, math.nan]})
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_odd $x$", "kidney"]
+    assert figure._repr_png_()  # type: ignore[attr-defined]
+
+
+def test_of_many_classes_the_median_and_the_worst_are_drawn() -> None:
+    figure = class_figure("val dice", {f"organ {index}": [0.0, index / 20] for index in range(20)})
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    shown = [text.get_text().strip() for text in legend.get_texts()]
+    assert shown == ["median of 20", *(f"organ {index}" for index in range(5))]
+
+
+def test_classes_that_were_never_measured_are_drawn() -> None:
+    assert class_figure("val dice", {f"{index}": [math.nan] for index in range(9)})._repr_png_()  # type: ignore[attr-defined]
+
+
+def test_the_classes_of_a_metric_share_a_panel() -> None:
+    metrics = {"val dice": [0.5], "val dice a": [0.4], "val dice b": [0.6]}
+    assert _titles(progress_figure(metrics, classes=by_class(metrics, ["a", "b"]))) == ["val dice", "val dice by class"]
