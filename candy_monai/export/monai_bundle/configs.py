@@ -380,10 +380,13 @@ def _saving(source: BundleSource) -> list[Entry]:
             f"$lambda meta, _: {{'subject': os.path.basename(meta['filename_or_obj'])[:-{len('_0000' + ending)}]}}"
         ),
     )
+    # Not arguments of its own: options of the writer inside.
+    options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
     if ending in (*PICTURES, *TIFFS):  # MONAI's writer of pictures swaps rows and columns by default
-        options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
         return [options | {"write_kwargs": {"reverse_indexing": False}}]
     if plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
         # Images of one slice have an axis of length 1 at the end, which MONAI would leave out with that of the channel.
-        return [monai("SqueezeDimd", keys=PREDICTION, dim=0), save | {"squeeze_end_dims": False, "channel_dim": None}]
+        # So it is told that this axis is the channel's.
+        kept = {"squeeze_end_dims": False, "channel_dim": -1, "spatial_ndim": 2}
+        return [monai("SqueezeDimd", keys=PREDICTION, dim=0), options | {"data_kwargs": kept}]
     return [save]
