@@ -36,8 +36,8 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="EXPERIMENT",
         nargs="+",
         type=Path,
-        help="an experiment's folder, that of a cross-validation, or of a trained nnU-Net; several become an ensemble, where the target is "
-        "monai-bundle",
+        help="an experiment's folder, that of a cross-validation, or of a trained nnU-Net; several become "
+        "an ensemble, where the target is monai-bundle",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write, or the file")
     parser.add_argument("--to", metavar="TARGET", required=True, help=targets)

@@ -42,8 +42,8 @@ def export_experiments(
     on real cases. Nothing is written if they differ by more than ``parity.TOLERANCE``.
 
     Args:
-        experiments: An experiment's folder or several, or that of a trained nnU-Net; the folder of a cross-validation stands for those of its folds.
-            Several become an ensemble, which only ``monai-bundle`` can be.
+        experiments: An experiment's folder or several, or that of a trained nnU-Net; the folder of a cross-validation
+            stands for those of its folds. Several become an ensemble, which only ``monai-bundle`` can be.
         out: The folder to write to, or the file if its name ends as the target's.
         to: One of ``monai-bundle``, ``onnx``, ``pt2``, ``torchscript`` and ``slicer``.
         portable: With ``monai-bundle``, name MONAI's own transforms alone.

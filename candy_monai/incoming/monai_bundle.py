@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from functools import cached_property
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 

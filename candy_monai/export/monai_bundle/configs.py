@@ -69,14 +69,21 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
     plan, ending = source.plan, source.file_ending
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
     label = f"@dataset_dir + '/labelsTr/' + c + '{ending}'"
+    none_left = (
+        "f'{@dataset_dir}/labelsTr: found {len(@cases)} cases, and none is left to train on: "
+        "add cases that are not in validation_cases, or hold out every fifth with --validation_cases []'"
+    )
     return {
         **_common(),
+        "imports": [*_common()["imports"], "$import sys"],
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_dir": "$@bundle_root + '/models'",
         "labels": f"$sorted(glob.glob(@dataset_dir + '/labelsTr/*{ending}'))",
         "cases": f"$[os.path.basename(f)[:-{len(ending)}] for f in @labels]",
         "validation_cases": list(validation),
         "held_out": "$[c for c in @cases if c in @validation_cases] or @cases[::5]",
+        # Which an evaluation does not ask for.
+        "training_cases": f"$[c for c in @cases if c not in @held_out] or sys.exit({none_left})",
         "datalist": "$[{'image': " + images + ", 'label': " + label + ", 'case': c} for c in @cases]",
         "epochs": source.num_epochs(),
         "val_interval": 1,
@@ -104,7 +111,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
             },
             "dataset": {
                 "_target_": "monai.data.CacheDataset",
-                "data": "$[d for d in @datalist if d['case'] not in @held_out]",
+                "data": "$[d for d in @datalist if d['case'] in @training_cases]",
                 "transform": "@train#preprocessing",
                 "num_workers": _THREADS,
             },
@@ -146,7 +153,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 "postprocessing": "@train#postprocessing",
                 "key_train_metric": "@train#key_metric",
                 "train_handlers": "@train#handlers",
-                "amp": False,
+                **_amp(source),
             },
         },
         "validate": {
@@ -304,6 +311,13 @@ def _in_precision(source: BundleSource) -> list[str]:
         f"$setattr(@network, 'forward', {autocast}(@network.forward))",
         "$@network.register_forward_hook(lambda network, inputs, scores: scores.float())",
     ]
+
+
+def _amp(source: BundleSource) -> Config:
+    """Return what lets MONAI's trainer compute in the experiment's precision, which it does on GPUs alone."""
+    if source.amp_dtype is None:
+        return {"amp": False}
+    return {"amp": "$@device.type == 'cuda'", "amp_kwargs": {"dtype": f"$torch.{source.amp_dtype}"}}
 
 
 def _compose(steps: list[Entry] | str) -> Config:

@@ -1,12 +1,13 @@
 """The networks of a trained nnU-Net for a bundle: as MONAI's DynUNet where that computes the same, else as they are.
 
 nnU-Net's plain network with two convolutions a stage is a `DynUNet` but for three things. It has a bias before each
-normalisation, which subtracts it again. Its decoder has at each level the kernel of that level, and DynUNet's the kernel
-of the one below, into which the smaller one is written, with zeros around it. And it names its layers otherwise.
+normalisation, which subtracts it again. Its decoder has at each level the kernel of that level, and DynUNet's the
+kernel of the one below, into which the smaller one is written, with zeros around it. And it names its layers otherwise.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -78,14 +79,15 @@ def _as_dynunet(
     """Return the entry and the weights of the DynUNet that computes the same; None where none does."""
     plan, kernels, strides = predictor.plan, given["kernel_sizes"], given["strides"]
     num_dims = len(kernels[0])
-    activation = given.get("nonlin_kwargs") or {}
+    norm, activation = (dict(given.get(f"{name}_kwargs") or {}) for name in ("norm_op", "nonlin"))
+    one_after_the_other = [pair for pairs in itertools.pairwise(kernels) for pair in zip(*pairs, strict=True)]
     is_one = (
         type(trained).__name__ == "PlainConvUNet"
         and len(kernels) > 2
         and _twice(given.get("n_conv_per_stage"))
         and _twice(given.get("n_conv_per_stage_decoder"))
         and _name(given.get("norm_op")) == f"InstanceNorm{num_dims}d"
-        and set(norm := dict(given.get("norm_op_kwargs") or {})) <= {"eps", "affine"}
+        and set(norm) <= {"eps", "affine"}
         and norm.get("affine") is True
         and _name(given.get("nonlin")) == "LeakyReLU"
         and set(activation) <= {"inplace", "negative_slope"}
@@ -93,11 +95,7 @@ def _as_dynunet(
         and not given.get("nonlin_first")
         and given.get("conv_bias") is True
         and all(size % 2 for kernel in kernels for size in kernel)
-        and all(
-            a <= b
-            for above, below in zip(kernels, kernels[1:], strict=False)
-            for a, b in zip(above, below, strict=True)
-        )
+        and all(above <= below for above, below in one_after_the_other)
     )
     if not is_one:
         return None

@@ -90,7 +90,7 @@ def write_readme(
         "",
         "Training begins anew and writes its best weights over `models/model.pt`. The patches, the loss, the rate and",
         "the augmentation are those of the experiment.",
-        *([f"Left out, so that scores differ: {', '.join(left_out)}."] if (left_out := _left_out(source)) else []),
+        *([f"Left out, so that scores differ: {'; '.join(left_out)}."] if (left_out := _left_out(source)) else []),
         "It holds out the cases that the experiment did, `validation_cases`, where they are there, else every fifth.",
         "Evaluation scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does",
         "not have is left out of its mean.",
@@ -180,8 +180,8 @@ def _left_out(source: BundleSource) -> list[str]:
     """Return what the experiment's training had and ``train.json`` has not."""
     done = {
         "the moving average of the weights": source.origin.has_average,
-        "deep supervision": source.plan.deep_supervision,
-        f"computing in {source.amp_dtype}": source.amp_dtype is not None,
+        "deep supervision, whose weights would not fit inference.json": source.plan.deep_supervision,
+        f"computing in {source.amp_dtype} on a CPU (on a GPU it does)": source.amp_dtype is not None,
     }
     return [name for name, was_done in done.items() if was_done]
 
