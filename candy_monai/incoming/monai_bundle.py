@@ -26,7 +26,7 @@ from candy_monai.incoming.nnunet import (
     build_network,
     mean_of_rounded_folds,
 )
-from candy_monai.incoming.weights import load_whole, read_weights
+from candy_monai.incoming.weights import load_whole, read_weights, weights_file_of
 from candy_monai.inference.buffers import ScoreFunction
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
@@ -252,7 +252,17 @@ def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: st
         order=range(num_dims),
         where=f"{config.file}: {where}",
     )
+    num_values, num_bytes = sum(each.numel() for each in network.parameters()), _bytes_of_weights(config)
+    if num_values > num_bytes:
+        raise BadInputError(
+            f"{config.file}: {where}: has {num_values:,} parameters, and the bundle's weights are {num_bytes:,} bytes: "
+            "expected its own network; it was not built"
+        )
     return network.to_empty(device="cpu")
+
+
+def _bytes_of_weights(config: BundleConfig) -> int:
+    return weights_file_of(config.folder).stat().st_size
 
 
 def network_name(target: object) -> str | None:

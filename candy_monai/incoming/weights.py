@@ -188,7 +188,7 @@ def read_checkpoint(file: Path) -> Any:
         reason = reason_in_short(error)
         if isinstance(error, pickle.UnpicklingError):
             reason = reason_in_short(type(error)(told.strip()))
-        elif not zipfile.is_zipfile(file):  # other bytes, which the reader of pickles stumbles over in many ways
+        if not zipfile.is_zipfile(file) and not _is_pickle(file):  # which the reader stumbles over in many ways
             reason = f"it begins with {_beginning(file)}, as neither an archive nor a pickle does"
         raise BadInputError(
             f"{file}: not a readable file of weights ({reason}); expected what "
@@ -199,6 +199,11 @@ def read_checkpoint(file: Path) -> Any:
 def _beginning(file: Path) -> str:
     with file.open("rb") as opened:
         return repr(opened.read(12))
+
+
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(1) == pickle.PROTO  # of every protocol that torch.save has had
 
 
 def check_archive(file: Path) -> None:

@@ -70,7 +70,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
     label = f"@dataset_dir + '/labelsTr/' + c + '{ending}'"
     none_left = (
-        "f'{@dataset_dir}/labelsTr: found {len(@cases)} cases, and none is left to train on: "
+        "@dataset_dir + '/labelsTr: found ' + str(len(@cases)) + ' cases, and none is left to train on: "
         "add cases that are not in validation_cases, or hold out every fifth with --validation_cases []'"
     )
     return {

@@ -159,3 +159,40 @@ def test_the_network_leaves_in_other_formats_compared_on_images(to, tmp_path):
     described = json.loads(file.with_name(f"{file.name}.json").read_text())
     assert [each["case"] for each in described["parity"]["compared"]] == ["case0", "case0", "case1", "case1"]
     assert all(each["equal_labels"] > 0.999 for each in described["parity"]["compared"])
+
+
+HOSTILE = {
+    "a call as a layer": {"conv_op": {"_target_": "os.system", "_mode_": "callable"}},
+    "another class of its package": {"_target_": "dynamic_network_architectures.os.system"},
+    "a network of a million stages": {"n_stages": 10**6, "kernel_sizes": [[3, 3, 3]] * 10**5},
+    "a stage of a million layers": {"n_blocks_per_stage": [10**6, 2, 2]},
+    "a network that fills the memory": {"features_per_stage": [4, 8, 10**5]},
+    "texts for numbers": {"input_channels": "1"},
+    "no kernels": {"kernel_sizes": None},
+    "an argument that it does not take": {"hook": "$print(1)"},
+}
+
+
+@pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_entry_for_a_network_of_nnunets_is_refused_by_name(changes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "m", _plans("ResidualEncoderUNet"))
+    bundle = export_experiments(tmp_path / "m", tmp_path / "bundle", to="monai-bundle", on_progress=lambda _: None)
+    file = bundle / "configs" / "inference.json"
+    config = json.loads(file.read_text())
+    config["network_def"] |= changes
+    file.write_text(json.dumps(config))
+    with pytest.raises(BadInputError, match=r"bundle/configs/inference\.json"):
+        load_predictor(bundle)
+
+
+def test_an_export_that_ends_early_leaves_nothing(tmp_path, monkeypatch):
+    write_folder(tmp_path / "m", _plans())
+
+    def ended(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("candy_monai.export.monai_bundle.bundle.write_readme", ended)
+    with pytest.raises(KeyboardInterrupt):
+        export_experiments(tmp_path / "m", tmp_path / "out" / "b", to="monai-bundle", on_progress=lambda _: None)
+    assert list((tmp_path / "out").iterdir()) == []
