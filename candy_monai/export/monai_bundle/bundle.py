@@ -11,12 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, DatasetError
+from candy_monai.experiment.checkpoints import save_tensors
 from candy_monai.export.monai_bundle.configs import (
     evaluation_config,
     inference_config,
@@ -215,7 +214,7 @@ def _write_files(folder: Path, source: BundleSource) -> list[str]:
         (folder / SCRIPTS / "__init__.py").write_text('"""What MONAI has no equal of."""\n', encoding="utf-8")
     for module in scripts:
         (folder / SCRIPTS / f"{module}.py").write_text(script(module), encoding="utf-8")
-    torch.save(source.network.weights, folder / "models" / "model.pt")
+    save_tensors(folder / "models" / "model.pt", source.network.weights)
     license_text = files("candy_monai.export.monai_bundle").joinpath("LICENSE.txt").read_text(encoding="utf-8")
     (folder / "LICENSE").write_text(license_text, encoding="utf-8")
     return scripts
@@ -242,7 +241,8 @@ def _given_files(images: Inputs, source: BundleSource) -> dict[str, Sequence[Pat
     Raises:
         BadInputError: If they are not in files of the bundle's own format.
     """
-    predictor, found = source.predictor, {}
+    predictor = source.predictor
+    found: dict[str, Sequence[Path]] = {}
     for case in input_cases(images, channels=predictor.channels, num_dims=predictor.num_dims):
         found[case.case_id] = case.files
         for file in case.files:

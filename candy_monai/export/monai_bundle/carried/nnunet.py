@@ -84,7 +84,8 @@ def _weighted(window: Tensor, network: Callable[..., Any], weights: Tensor) -> T
     """Return the logits of one window times its weights; of several networks the mean of what each has, rounded."""
     members = getattr(network, "networks", None)
     if members is None:
-        return network(window)[0].float() * weights
+        scores: Tensor = network(window)[0].float()
+        return scores * weights
     return torch.stack([(member(window)[0].float() * weights).half().float() for member in members]).mean(0)
 
 
@@ -98,4 +99,5 @@ def gaussian(window: tuple[int, ...]) -> Tensor:
         along.append(scipy.ndimage.gaussian_filter(impulse, side * _SIGMA, mode="constant"))
     weights = functools.reduce(np.multiply.outer, along)
     half = torch.from_numpy(weights / (weights.max() / _GREATEST_WEIGHT)).half().float()
-    return half.masked_fill_(half == 0, float(half[half > 0].min()))
+    smallest = float(half[half > 0].min())
+    return torch.where(half == 0, smallest, half)
