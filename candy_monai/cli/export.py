@@ -36,8 +36,8 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="EXPERIMENT",
         nargs="+",
         type=Path,
-        help="an experiment's folder, or that of a cross-validation; several become an ensemble, where the target is "
-        "monai-bundle",
+        help="an experiment's folder, that of a cross-validation, or of a trained nnU-Net; several become "
+        "an ensemble, where the target is monai-bundle",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write, or the file")
     parser.add_argument("--to", metavar="TARGET", required=True, help=targets)
@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         metavar="PATH",
         help="an image or a folder of images to compare on (default: two cases that the experiment was validated on, "
-        "from its dataset); not with monai-bundle, which is compared on up to ten of these",
+        "from its dataset; with monai-bundle up to ten)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file, or the bundle, that is there")
     add_options(

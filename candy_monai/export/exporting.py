@@ -42,8 +42,8 @@ def export_experiments(
     on real cases. Nothing is written if they differ by more than ``parity.TOLERANCE``.
 
     Args:
-        experiments: An experiment's folder or several; the folder of a cross-validation stands for those of its folds.
-            Several become an ensemble, which only ``monai-bundle`` can be.
+        experiments: An experiment's folder or several, or that of a trained nnU-Net; the folder of a cross-validation
+            stands for those of its folds. Several become an ensemble, which only ``monai-bundle`` can be.
         out: The folder to write to, or the file if its name ends as the target's.
         to: One of ``monai-bundle``, ``onnx``, ``pt2``, ``torchscript`` and ``slicer``.
         portable: With ``monai-bundle``, name MONAI's own transforms alone.
@@ -68,7 +68,7 @@ def export_experiments(
         raise SettingsError(f"--portable belongs to monai-bundle and has no meaning for {to}: leave it out")
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
     if to == "monai-bundle":
-        _refuse_options_of_networks(images=images, trainer=trainer, trust=trust)
+        _refuse_options_of_networks(trainer=trainer, trust=trust)
     elif len(folders) > 1:
         raise BadInputError(
             f"{to} holds one network, and {len(folders)} experiments were given ({', '.join(map(str, folders))}): "
@@ -76,7 +76,8 @@ def export_experiments(
         )
     write = getattr(import_module(target.module), target.function)
     if to == "monai-bundle":
-        write(folders, Path(out), portable=portable, checkpoint=checkpoint, overwrite=overwrite)
+        chosen = {"portable": portable, "checkpoint": checkpoint, "images": images, "overwrite": overwrite}
+        write(folders, Path(out), **chosen, on_progress=on_progress)
         return Path(out)
     file = _file_of(Path(out), target)
     _check_absent([file, usage_file(file)], overwrite=overwrite)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +80,18 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+def write_apart(file: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write a file from memory: where the disk is full PyTorch's own writer ends the process, without a word.
+
+    Args:
+        file: The file.
+        save: Writes the content into a buffer.
+    """
+    buffer = io.BytesIO()
+    save(buffer)
+    file.write_bytes(buffer.getbuffer())
 
 
 def _attempts(network: ExportedNetwork, example: Tensor) -> Iterator[tuple[Tensor, dict[int, Any]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import check, compare
-from candy_monai.export.programs import build_program, quiet
+from candy_monai.export.programs import build_program, quiet, write_apart
 from candy_monai.export.usage import write_usage
 
 
@@ -29,7 +29,7 @@ def write_pt2(network: ExportedNetwork, file: Path, *, on_progress: Callable[[st
     on_progress("Exporting the network by torch.export")
     made = build_program(network, on_progress=on_progress)
     with quiet():
-        torch.export.save(made.program, file)
+        write_apart(file, lambda buffer: torch.export.save(made.program, buffer))
         module = torch.export.load(file).module()
 
     def run(images: Tensor) -> Tensor:

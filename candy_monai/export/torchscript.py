@@ -12,7 +12,7 @@ from torch import Tensor
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import Comparison, check, compare
-from candy_monai.export.programs import quiet
+from candy_monai.export.programs import quiet, write_apart
 from candy_monai.export.usage import write_usage
 
 _UNSUPPORTED = (3, 14)
@@ -49,7 +49,7 @@ def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Call
                     f"{network.predictor.folder}: the network {type(network.network).__name__} can neither be scripted "
                     f"({_first_line(reason)}) nor traced ({_first_line(error)}): choose another target"
                 ) from error
-        torch.jit.save(made, file)
+        write_apart(file, lambda buffer: torch.jit.save(made, buffer))
         module = torch.jit.load(file)  # type: ignore[no-untyped-call]
 
     def run(images: Tensor) -> Tensor:

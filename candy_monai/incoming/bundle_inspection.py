@@ -15,6 +15,7 @@ from candy_monai.experiment.description import as_json
 from candy_monai.incoming.bundle_config import BundleConfig
 from candy_monai.incoming.bundle_preprocessing import LEFT_OUT, known_target
 from candy_monai.incoming.monai_bundle import BundlePredictor, network_name
+from candy_monai.incoming.nnunet import NNUNET_NETWORKS
 from candy_monai.incoming.weights import weights_file_of
 
 _USED = ("network_def", "preprocessing", "pre_transforms", "inferer", "postprocessing", "post_transforms")
@@ -61,6 +62,9 @@ class BundleInspection:
             else f"It does not open without more: {self.problem}"
         )
         return "\n".join(lines)
+
+
+_KNOWN = ("monai.inferers.", "scripts.inferers.", "scripts.ensemble.", "scripts.nnunet.", NNUNET_NETWORKS)
 
 
 def inspect_bundle(path: PathLike) -> BundleInspection:
@@ -112,9 +116,7 @@ def _places(value: object, place: str = "") -> Iterator[tuple[str, tuple[str, st
 
 
 def _marked(target: str) -> str:
-    if network_name(target) is not None or target.startswith(
-        ("monai.inferers.", "scripts.inferers.", "scripts.ensemble.")
-    ):
+    if network_name(target) is not None or target.startswith(_KNOWN):
         return target
     name = target.rpartition(".")[2]
     if name in LEFT_OUT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import digest_of_file
 from candy_monai.incoming.bundle_config import BundleConfig
 from candy_monai.incoming.bundle_preprocessing import REFERENCES, BundlePreprocessor
-from candy_monai.incoming.weights import load_whole, read_weights
+from candy_monai.incoming.nnunet import (
+    NNUNET_NETWORKS,
+    MeanOfFolds,
+    NNUNetInferer,
+    build_network,
+    mean_of_rounded_folds,
+)
+from candy_monai.incoming.weights import load_whole, read_weights, weights_file_of
+from candy_monai.inference.buffers import ScoreFunction
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
 from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.network import plain_network
 from candy_monai.nn.ensemble import MeanOfNetworks
 from candy_monai.nn.slicewise import Slicewise
 
@@ -54,7 +64,10 @@ _FETCHED = ("pretrained", "load_pretrain")
 _LARGEST_NUMBER = 1 << 14
 _LONGEST_LIST = 64
 ENSEMBLE = "scripts.ensemble.Ensemble"
-_OUR_INFERERS = ("scripts.inferers.WholeOrWindowsInferer", "scripts.inferers.SlicesInferer")
+_OUR_INFERERS = (
+    *("scripts.inferers.WholeOrWindowsInferer", "scripts.inferers.SlicesInferer"),
+    _LIKE_NNUNET := "scripts.nnunet.NNUNetInferer",
+)
 _AMP = {"bfloat16": "bf16", "float16": "fp16"}
 _OF_THE_MACHINE = ("device", "sw_device", "progress", "cache_roi_weight_map")
 
@@ -101,6 +114,15 @@ class BundlePredictor(NetworkPredictor):
         load_whole(network.network if isinstance(network, Slicewise) else network, weights)
         self.weights_file = weights.file
         self._run_with(network, amp=amp)
+
+    @cached_property
+    @override
+    def _network(self) -> ScoreFunction:
+        model = plain_network(self.model)
+        model = model.network if isinstance(model, Slicewise) else model
+        if not isinstance(model, MeanOfFolds) or not isinstance(self._inferer, NNUNetInferer):
+            return super()._network
+        return mean_of_rounded_folds(super()._network, len(model.networks), self._inferer.window)
 
     @override
     def describe_models(self) -> list[dict[str, object]]:
@@ -171,8 +193,12 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
     target = entry.get("_target_") if isinstance(entry, Mapping) else None
     if target == ENSEMBLE and isinstance(entry.get("networks"), list):
         networks = [_network(config, part, f"{where}#networks") for part in entry["networks"][:_LONGEST_LIST]]
+        if entry.get("of_logits") is True:
+            return MeanOfFolds(networks)
         return MeanOfNetworks(networks, sigmoid=entry.get("sigmoid") is True)
     name = network_name(target)
+    if name is None and str(target).startswith(NNUNET_NETWORKS):
+        return _network_of_nnunet(config, entry, where)
     if name is None:
         if config.trust:
             built = config.built(where)
@@ -203,6 +229,40 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
     except Exception as error:  # each constructor has its own
         reason = " ".join(str(error).split())[:300]
         raise BadInputError(f"{config.file}: {where}: {name} cannot be built with these arguments: {reason}") from error
+
+
+def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: str) -> nn.Module:
+    """Build a network of nnU-Net's own from the arguments that a bundle of ours has for it."""
+    arguments = {key: value for key, value in entry.items() if key != "_target_"}
+    layers = [key for key, value in arguments.items() if isinstance(value, Mapping) and "_target_" in value]
+    for key in layers:
+        arguments[key] = arguments[key]["_target_"]
+    kernel, channels = arguments.get("kernel_sizes"), arguments.pop("input_channels", None)
+    num_dims = len(kernel[0]) if isinstance(kernel, list) and kernel and isinstance(kernel[0], list) else 0
+    num_outputs = arguments.pop("num_classes", None)
+    if _number(channels) is None or _number(num_outputs) is None or num_dims not in (2, 3):
+        raise BadInputError(
+            f"{config.file}: {where}: found input_channels {channels!r}, num_classes {num_outputs!r} and kernel_sizes "
+            f"{str(kernel)[:60]}, expected two numbers and the kernel of each stage along 2 or 3 axes"
+        )
+    network = build_network(
+        {"network_class_name": entry["_target_"], "arch_kwargs": arguments, "_kw_requires_import": layers},
+        num_inputs=int(channels),
+        num_outputs=int(num_outputs),
+        order=range(num_dims),
+        where=f"{config.file}: {where}",
+    )
+    num_values, num_bytes = sum(each.numel() for each in network.parameters()), _bytes_of_weights(config)
+    if num_values > num_bytes:
+        raise BadInputError(
+            f"{config.file}: {where}: has {num_values:,} parameters, and the bundle's weights are {num_bytes:,} bytes: "
+            "expected its own network; it was not built"
+        )
+    return network.to_empty(device="cpu")
+
+
+def _bytes_of_weights(config: BundleConfig) -> int:
+    return weights_file_of(config.folder).stat().st_size
 
 
 def network_name(target: object) -> str | None:
@@ -277,6 +337,10 @@ def bundle_inferer(config: BundleConfig, num_dims: int) -> tuple[Inferer | None,
 
 
 def _our_inferer(target: str, arguments: dict[str, Any]) -> tuple[Inferer, int | None, str | None]:
+    if target == _LIKE_NNUNET:
+        sides, across = list(arguments["roi_size"]), arguments.get("spatial_dim")
+        window = sides if across is None else [*sides[:across], 1, *sides[across:]]
+        return NNUNetInferer(window, rounds_sums=arguments.get("rounds_sums") is not False), across, None
     amp = _AMP.get(str(arguments.pop("amp_dtype", None)))
     divisor, axis = arguments.pop("divisor", None), arguments.pop("spatial_dim", None)
     if target.endswith("SlicesInferer"):
@@ -321,6 +385,9 @@ def _channels_and_axes(config: BundleConfig, described: Mapping[str, Any]) -> tu
         return next((value for default in defaults if (value := _number(default)) is not None), None)
 
     shape = described.get("spatial_shape")
+    kernels = arguments.get("kernel_sizes")
+    if kind is None and isinstance(kernels, list) and kernels and isinstance(kernels[0], list):
+        shape = kernels[0]  # of a network of nnU-Net's
     num_channels = said("in_channels") or _number(described.get("num_channels"))
     num_dims = said("spatial_dims", "dimensions") or (len(shape) if isinstance(shape, list) else None)
     if num_channels is None or num_dims not in (2, 3):

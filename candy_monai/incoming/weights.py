@@ -172,7 +172,7 @@ def read_checkpoint(file: Path) -> Any:
     """
     try:
         if zipfile.is_zipfile(file):
-            _refuse_programs_and_bombs(file)
+            check_archive(file)
         with safe_globals(list(NUMPY_NUMBERS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's version, where it is refused anyway
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -185,14 +185,33 @@ def read_checkpoint(file: Path) -> Any:
                 f"{file}: names the Python object {named[1]}, which a file of weights need not; nothing of it was "
                 "executed. Save the network's state_dict alone: torch.save(network.state_dict(), file)"
             ) from None
-        reason = reason_in_short(type(error)(told.strip())) if isinstance(error, pickle.UnpicklingError) else None
+        reason = reason_in_short(error)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = reason_in_short(type(error)(told.strip()))
+        if not zipfile.is_zipfile(file) and not _is_pickle(file):  # which the reader stumbles over in many ways
+            reason = f"it begins with {_beginning(file)}, as neither an archive nor a pickle does"
         raise BadInputError(
-            f"{file}: not a readable file of weights ({reason or reason_in_short(error)}); expected what "
+            f"{file}: not a readable file of weights ({reason}); expected what "
             "torch.save(network.state_dict(), file) writes"
         ) from None
 
 
-def _refuse_programs_and_bombs(file: Path) -> None:
+def _beginning(file: Path) -> str:
+    with file.open("rb") as opened:
+        return repr(opened.read(12))
+
+
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(1) == pickle.PROTO  # of every protocol that torch.save has had
+
+
+def check_archive(file: Path) -> None:
+    """Check an archive that ``torch.save`` wrote, whose checksums ``torch.load`` does not look at.
+
+    Raises:
+        BadInputError: If it holds a program, would grow when it is unpacked, or is not what was written.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.filename.endswith("constants.pkl") or "/code/" in entry.filename for entry in entries):
@@ -205,6 +224,10 @@ def _refuse_programs_and_bombs(file: Path) -> None:
             raise BadInputError(
                 f"{file}: would unpack from {packed:,} to {unpacked:,} bytes, which no file of weights does; it was "
                 "not read"
+            )
+        if (damaged := archive.testzip()) is not None:
+            raise BadInputError(
+                f"{file}: damaged, its part {damaged!r} has another checksum than when it was written: copy it again"
             )
 
 

@@ -43,10 +43,10 @@ from candy_monai.inference.inputs import (
 from candy_monai.inference.manifest import Manifest
 from candy_monai.inference.outputs import (
     Prediction,
-    PredictionError,
     PredictionListener,
     PreparedCase,
     left_over,
+    prediction_error,
     target_paths,
     write_prediction,
 )
@@ -269,7 +269,7 @@ class CasePredictor(ABC):
             raise next(iter(failures.values()))
         written = [path for case_id, path in paths.items() if case_id not in failures]
         if failures:
-            raise PredictionError(failures, written)
+            raise prediction_error(failures, written)
         return written
 
     def _segments(self, cases: Sequence[InputCase], codes: PathLike | Mapping[str, Any] | None) -> tuple[Segment, ...]:

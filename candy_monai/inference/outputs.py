@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from candy_monai.data.images.names import image_suffix
 from candy_monai.data.images.writing import save_image
 from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.errors import BadInputError, CandyError
-from candy_monai.files import check_writable
+from candy_monai.files import atomic_path, check_writable
 from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.dicom_seg import Segment, save_dicom_seg
 from candy_monai.inference.inputs import InputCase, Inputs
@@ -101,6 +102,16 @@ class PredictionError(CandyError):
         count = len(failures) + len(written)
         others = "the others are done" if written else "none is done"
         super().__init__(f"{len(failures)} of {count} cases could not be predicted; {others}:{lines}")
+
+
+class NothingPredictedError(PredictionError, BadInputError):
+    """No case could be predicted, and each of them is bad input."""
+
+
+def prediction_error(failures: dict[str, Exception], written: Sequence[Path]) -> PredictionError:
+    """Return the error for cases that could not be predicted; bad input if nothing was fit to be predicted."""
+    is_input = not written and all(isinstance(error, BadInputError) for error in failures.values())
+    return (NothingPredictedError if is_input else PredictionError)(failures, written)
 
 
 def build_prediction(
@@ -224,14 +235,17 @@ def write_prediction(
         seconds: What the case took.
     """
     labels, probabilities = prediction.labels, prediction.probabilities
+    segmentation = _segmentation_of(path, case.case_id)
     try:
-        if segments is not None:  # first, since its headers may be refused, and a case is done or not
-            save_dicom_seg(
-                labels.as_tensor(), _segmentation_of(path, case.case_id), series=case.files[0], segments=segments
-            )
-        save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
-        if probabilities is not None:
-            save_image(probabilities.as_tensor(), _probabilities_of(path, case.case_id), like=labels)
+        with nullcontext() if segments is None else atomic_path(segmentation, durable=False) as apart:
+            if apart is not None:
+                # Made first, since its headers may be refused, and put in its place last. An earlier one goes before
+                # the label map changes: an interruption leaves none that belongs to another label map.
+                save_dicom_seg(labels.as_tensor(), apart, series=case.files[0], segments=segments or ())
+                segmentation.unlink(missing_ok=True)
+            save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
+            if probabilities is not None:
+                save_image(probabilities.as_tensor(), _probabilities_of(path, case.case_id), like=labels)
         manifest.add(case, prediction, path, seconds=seconds)
     except Exception as error:  # a format that cannot hold the ids, say: the other cases may be fine
         failures[case.case_id] = error

@@ -85,6 +85,7 @@ class Predictor(NetworkPredictor):
         trust: bool = False,
     ) -> None:
         self._folder = Path(experiment)
+        _refuse_models_from_elsewhere(self._folder)
         self.description = described = read_description(self._folder)
         where = self._folder / DESCRIPTION
         plan = None if described.plan is None else plan_of(described.plan, where)
@@ -188,6 +189,24 @@ class Predictor(NetworkPredictor):
             raise ExperimentError(
                 f"{self._folder}: validated with an inferer of its own: pass it as Predictor(..., inferer=...)"
             ) from error
+
+
+def _refuse_models_from_elsewhere(folder: Path) -> None:
+    """Raise ExperimentError if a folder holds a model that is none of candy_monai's, with what opens it."""
+    if (folder / DESCRIPTION).is_file():
+        return
+    kinds = {
+        "a MONAI Bundle": folder.glob("configs/inference.*"),
+        "a trained nnU-Net": (place for name in ("plans.json", "*__*__*/plans.json") for place in folder.glob(name)),
+    }
+    if folder.name.startswith("fold_"):
+        kinds["a fold of a trained nnU-Net"] = folder.parent.glob("plans.json")
+    for kind, files in kinds.items():
+        if any(files):
+            raise ExperimentError(
+                f"{folder}: {kind}, and Predictor opens experiments of candy_monai's (it found no {DESCRIPTION}): open "
+                "it by candy_monai.load_predictor(folder), which returns the predictor of any of them"
+            )
 
 
 def experiment_predictor(

@@ -259,6 +259,11 @@ class TrainOptions(Declared):
         super().__post_init__()
         if self.num_epochs is not None and self.budget_s is not None:
             raise SettingsError("give a number of epochs or a budget, not both: each decides how long to train")
+        if self.freeze and self.init_from is None and self.trainer is None:
+            raise SettingsError(
+                f"freeze {', '.join(map(repr, self.freeze))} without init_from: random weights would stay as they are; "
+                "say what to start from (--init-from), or leave out --freeze"
+            )
         if self.network is not None and (self.bundle not in ("unet", MONAI_BUNDLE) or self.trainer is not None):
             other = f"--bundle {self.bundle}" if self.trainer is None else "--trainer"
             raise SettingsError(f"give --network {self.network} or {other}, not both: each names the network")

@@ -25,6 +25,10 @@ Replan = Callable[[Mapping[str, object], Configuration], Plan]
 """Plans anew, with more entries fixed and a configuration."""
 
 
+_LEAST_OTHER = 1.1
+"""How many times the spacing of the weights another one is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StartingExperiment:
     """An experiment whose weights a planned run starts from.
@@ -140,6 +144,12 @@ class StartingExperiment:
                 f"Warning: the last layer of {self.folder}, which is taken over, was trained for "
                 f"{kinds[not self.plan.regions]}, and here are {kinds[not made.regions]}"
             )
+        if (spacings := self._other_spacing(made)) is not None:
+            theirs_mm, mine_mm = spacings
+            found.append(
+                f"Warning: {self.folder} saw images at a spacing of {theirs_mm} mm, and here it is {mine_mm} mm: "
+                "what its weights know has another size; the same spacing is set by --set spacing_mm"
+            )
         if len(made.channel_names) == len(self.plan.channel_names):
             for what, mine, theirs in (
                 ("channels", made.channel_names, self.plan.channel_names),
@@ -151,6 +161,20 @@ class StartingExperiment:
                         "the first layer is taken over as it is, channel by channel"
                     )
         return found
+
+    def _other_spacing(self, made: Plan) -> tuple[str, str] | None:
+        """Return both spacings along the network's axes where they differ; pictures have none."""
+        theirs, mine = (_seen_spacing(plan) for plan in (self.plan, made))
+        if not theirs or not mine or len(theirs) != len(mine):
+            return None
+        if all(max(a, b) / min(a, b) < _LEAST_OTHER for a, b in zip(theirs, mine, strict=True)):
+            return None
+        return as_text(theirs), as_text(mine)
+
+
+def _seen_spacing(plan: Plan) -> tuple[float, ...]:
+    """Return the spacing along the axes that the network sees; empty without any."""
+    return tuple(size for axis, size in enumerate(plan.spacing_mm or ()) if axis != plan.slice_axis)
 
 
 def _schemes(plan: Plan) -> tuple[str, ...]:

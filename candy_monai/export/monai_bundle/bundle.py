@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
-from candy_monai.data.images.pictures import TIFFS
-from candy_monai.errors import BadInputError, DatasetError, ExperimentError
-from candy_monai.experiment.description import PLAN
+from candy_monai.data.images.names import image_suffix
+from candy_monai.errors import BadInputError, DatasetError
+from candy_monai.experiment.checkpoints import save_tensors
 from candy_monai.export.monai_bundle.configs import (
     evaluation_config,
     inference_config,
@@ -25,20 +23,26 @@ from candy_monai.export.monai_bundle.configs import (
     training_config,
 )
 from candy_monai.export.monai_bundle.metadata import bundle_metadata
-from candy_monai.export.monai_bundle.network import describe_network, ensemble_of
+from candy_monai.export.monai_bundle.network import BundleNetwork, describe_network, ensemble_of
+from candy_monai.export.monai_bundle.nnunet import describe_nnunet
+from candy_monai.export.monai_bundle.origin import Origin, origin_of
 from candy_monai.export.monai_bundle.parity import measure_parity
 from candy_monai.export.monai_bundle.readme import write_readme
 from candy_monai.export.monai_bundle.source import BundleSource
 from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
+from candy_monai.incoming.nnunet import NNUNetPredictor
+from candy_monai.incoming.opening import load_predictor
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.predictor import Predictor, experiment_predictor
+from candy_monai.inference.inputs import input_cases
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from candy_monai.inference.inputs import Inputs
 
 _EQUAL = 0.999
 """The share of the foreground voxels of each case that MONAI's inferer must label as the experiment's does."""
-
-_WINDOWS = ("candy_monai.WindowInferer", "monai.inferers.SlidingWindowInferer")
-_WINDOW_ARGUMENTS = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval"}
 
 _LOGGING = """\
 [loggers]
@@ -71,22 +75,28 @@ def export_monai_bundle(
     *,
     portable: bool = False,
     checkpoint: str = "best",
+    images: Inputs | None = None,
     overwrite: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write a MONAI Bundle, which runs where MONAI is installed and candy_monai is not.
 
     Its configurations are made of the experiment's own pipelines. Where these need classes that MONAI lacks, their
-    modules are copied to ``scripts/``. The bundle is run once on validation cases, if the experiment's dataset is at
-    hand, and its ``docs/README.md`` says how its label maps compare with those of the experiment. On these it is tried,
-    too, whether MONAI's own inferer labels as the experiment does; else that is copied.
+    modules are copied to ``scripts/``. The bundle is run once on the images given, or on validation cases if the
+    experiment's dataset is at hand, and its ``docs/README.md`` says how its label maps compare with those of the
+    experiment. On these it is tried, too, whether MONAI's own inferer labels as the experiment does; else that is
+    copied.
 
     Args:
-        experiments: The experiment folder; several become one bundle that averages their probabilities.
+        experiments: The experiment folder; several become one bundle that averages their probabilities. Or the folder
+            of a trained nnU-Net, whose folds become one network.
         out: The bundle's folder, made when missing, which must be empty or, to be replaced, a bundle. MONAI Label takes
             a bundle for one of segmentation if the word is in the folder's name.
         portable: Name MONAI's own classes alone: its nearest equivalents stand in for ours.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the experiment.
+        images: What to compare on; None for cases that the experiment was validated on.
         overwrite: Replace the bundle that is at ``out``.
+        on_progress: Told how the bundle compares.
 
     Returns:
         The bundle's folder.
@@ -106,23 +116,24 @@ def export_monai_bundle(
             "--portable and several experiments: MONAI has no network that averages others, which the bundle would "
             "have to bring; export without --portable, or one experiment"
         )
-    predictors = [_exportable(experiment_predictor(experiment, checkpoint=checkpoint)) for experiment in experiments]
+    predictors = [_opened(experiment, checkpoint) for experiment in experiments]
     whole = EnsemblePredictor(predictors) if len(predictors) > 1 else predictors[0]
     source = _source(predictors, portable=portable)
     out.parent.mkdir(parents=True, exist_ok=True)
-    cases = _validation_files(predictors)
+    cases = _validation_files(source.origin) if images is None else _given_files(images, source)
     sources = [source]
     if not portable and source.may_run_by_monai:
         sources = [replace(source, by_monai=True), *sources] if cases else sources
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         for number, source in enumerate(sources):
             written = Path(folder) / str(number)
-            scripts = _write_files(written, source, num_members=len(predictors))
+            scripts = _write_files(written, source)
             parity = measure_parity(written, whole, cases)
             if source.by_monai and parity.least is not None and parity.least >= _EQUAL:
                 break
         places = [predictor.folder for predictor in predictors]
         write_readme(written / "docs", source, places, parity, scripts=scripts, checkpoint=checkpoint)
+        on_progress(parity.summary)
         if out.exists():
             shutil.move(out, Path(folder) / "replaced")
         shutil.move(written, out)
@@ -142,62 +153,51 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _exportable(predictor: Predictor) -> Predictor:
-    """Return the predictor of an experiment that a bundle can be made of; refuse others by name."""
-    description, plan, folder = predictor.description, predictor.plan, predictor.folder
-    if plan is None or description.pipelines is None:
-        raise ExperimentError(
-            f"{folder}: trained by {description.trainer} without a plan, so that nobody knows how its images were "
-            "prepared: train with candy-monai train, or write a bundle around its weights yourself"
-        )
-    inferer = description.inferer
-    given = inferer if isinstance(inferer, dict) else {}
-    is_windows = given.get("_target_") in _WINDOWS and set(given) <= _WINDOW_ARGUMENTS
-    if inferer != PLAN and not (is_windows and plan.slice_axis is None):
-        named = given.get("_target_", inferer)
-        raise ExperimentError(
-            f"{folder}: validated with the inferer {named}; a bundle can be made of the plan's and of sliding windows: "
-            "export to onnx"
-        )
-    ending = None if description.dataset is None else description.dataset.file_ending
-    if plan.num_dims == 3 and ending in TIFFS:
-        raise ExperimentError(
-            f"{folder}: trained on volumes in {ending} files, which MONAI does not read: convert the dataset to "
-            ".nii.gz and train on that, or export to onnx"
-        )
-    return predictor
+def _opened(folder: PathLike, checkpoint: str) -> NetworkPredictor:
+    opened = load_predictor(folder, checkpoint=checkpoint)
+    assert isinstance(opened, NetworkPredictor)
+    return opened
 
 
-def _source(predictors: Sequence[Predictor], *, portable: bool) -> BundleSource:
-    first = predictors[0]
-    networks = [describe_network(predictor) for predictor in predictors]
-    description = first.description.dataset
-    num_trained = len(description.training or ()) if description is not None else 0
-    source = BundleSource(predictor=first, network=networks[0], portable=portable, num_trained=num_trained)
-    if len(predictors) == 1:
-        return source
-    for predictor in predictors[1:]:
-        other = BundleSource(predictor=predictor, network=networks[0], portable=portable, num_trained=num_trained)
+def _source(predictors: Sequence[NetworkPredictor], *, portable: bool) -> BundleSource:
+    origins = [origin_of(predictor) for predictor in predictors]
+    if len(predictors) > 1 and (theirs := [each for each in origins if each.of_nnunet]):
+        raise BadInputError(
+            f"{theirs[0].name}: a model of nnU-Net and others: a bundle averages the folds of one folder of nnU-Net's, "
+            "or experiments: export each by itself"
+        )
+    networks = [_network(predictor) for predictor in predictors]
+    first, *others = (
+        BundleSource(predictor=predictor, origin=origin, network=networks[0], portable=portable)
+        for predictor, origin in zip(predictors, origins, strict=True)
+    )
+    for other in others:
         for what in ("preprocessing", "postprocessing", "inferer"):
-            mine, theirs = (
+            mine, its = (
                 getattr(each, what)("") if what == "postprocessing" else getattr(each, what)()
-                for each in (source, other)
+                for each in (first, other)
             )
-            if mine != theirs:
+            if mine != its:
                 raise BadInputError(
-                    f"{predictor.folder}: its {what} is another than that of {first.folder}, and a bundle has one for "
-                    "all its networks: export each by itself, or experiments of one plan, as candy-monai crossval makes"
+                    f"{other.predictor.folder}: its {what} is another than that of {first.predictor.folder}, and a "
+                    "bundle has one for all its networks: export each by itself, or experiments of one plan, as "
+                    "candy-monai crossval makes"
                 )
-    network = ensemble_of(networks, sigmoid=source.is_sigmoid)
-    return BundleSource(predictor=first, network=network, portable=portable, num_trained=num_trained)
+    return replace(first, network=ensemble_of(networks, sigmoid=first.is_sigmoid)) if others else first
 
 
-def _write_files(folder: Path, source: BundleSource, *, num_members: int) -> list[str]:
+def _network(predictor: NetworkPredictor) -> BundleNetwork:
+    if isinstance(predictor, NNUNetPredictor):
+        return describe_nnunet(predictor)
+    assert isinstance(predictor, Predictor)  # `origin_of` refuses others
+    return describe_network(predictor)
+
+
+def _write_files(folder: Path, source: BundleSource) -> list[str]:
     """Write everything but the README, and return the modules in ``scripts``."""
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True)
-    dataset = source.predictor.description.dataset
-    validation = () if dataset is None or num_members > 1 else dataset.validation or ()
+    validation = source.origin.validation if source.network.num_members == 1 else ()
     configs = {
         "inference": inference_config(source),
         "train": training_config(source, validation),
@@ -205,7 +205,7 @@ def _write_files(folder: Path, source: BundleSource, *, num_members: int) -> lis
         "multi_gpu_train": multi_gpu_config(),
     }
     scripts = sorted(scripts_in(configs))
-    configs["metadata"] = bundle_metadata(source, uses_scripts=bool(scripts), num_members=num_members)
+    configs["metadata"] = bundle_metadata(source, uses_scripts=bool(scripts))
     for name, config in configs.items():
         _write_json(folder / "configs" / f"{name}.json", config)
     (folder / "configs" / "logging.conf").write_text(_LOGGING, encoding="utf-8")
@@ -214,7 +214,7 @@ def _write_files(folder: Path, source: BundleSource, *, num_members: int) -> lis
         (folder / SCRIPTS / "__init__.py").write_text('"""What MONAI has no equal of."""\n', encoding="utf-8")
     for module in scripts:
         (folder / SCRIPTS / f"{module}.py").write_text(script(module), encoding="utf-8")
-    torch.save(source.network.weights, folder / "models" / "model.pt")
+    save_tensors(folder / "models" / "model.pt", source.network.weights)
     license_text = files("candy_monai.export.monai_bundle").joinpath("LICENSE.txt").read_text(encoding="utf-8")
     (folder / "LICENSE").write_text(license_text, encoding="utf-8")
     return scripts
@@ -224,13 +224,30 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def _validation_files(predictors: Sequence[Predictor]) -> dict[str, Sequence[Path]]:
-    """Return the image files of the cases that the first experiment was validated on, where its dataset is at hand."""
-    dataset = predictors[0].description.dataset
-    if dataset is None or dataset.folder is None or not Path(dataset.folder).is_dir():
+def _validation_files(origin: Origin) -> dict[str, Sequence[Path]]:
+    """Return the image files of the cases that a model was validated on, where its dataset is at hand."""
+    if origin.dataset is None or not origin.dataset.is_dir():
         return {}
     try:
-        found = {case.case_id: case.images for case in NNUNetDataset(dataset.folder).cases}
+        found = {case.case_id: case.images for case in NNUNetDataset(origin.dataset).cases}
     except (DatasetError, OSError):  # what it was trained on is there no more
         return {}
-    return {case_id: found[case_id] for case_id in dataset.validation or () if case_id in found}
+    return {case_id: found[case_id] for case_id in origin.validation if case_id in found}
+
+
+def _given_files(images: Inputs, source: BundleSource) -> dict[str, Sequence[Path]]:
+    """Return the files of each of the images to compare on.
+
+    Raises:
+        BadInputError: If they are not in files of the bundle's own format.
+    """
+    predictor = source.predictor
+    found: dict[str, Sequence[Path]] = {}
+    for case in input_cases(images, channels=predictor.channels, num_dims=predictor.num_dims):
+        found[case.case_id] = case.files
+        for file in case.files:
+            if image_suffix(file) != source.file_ending:
+                raise BadInputError(
+                    f"{file}: the bundle reads {source.file_ending} files, as the model was trained on: compare on such"
+                )
+    return found

@@ -69,14 +69,21 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
     plan, ending = source.plan, source.file_ending
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
     label = f"@dataset_dir + '/labelsTr/' + c + '{ending}'"
+    none_left = (
+        "@dataset_dir + '/labelsTr: found ' + str(len(@cases)) + ' cases, and none is left to train on: "
+        "add cases that are not in validation_cases, or hold out every fifth with --validation_cases []'"
+    )
     return {
         **_common(),
+        "imports": [*_common()["imports"], "$import sys"],
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_dir": "$@bundle_root + '/models'",
         "labels": f"$sorted(glob.glob(@dataset_dir + '/labelsTr/*{ending}'))",
         "cases": f"$[os.path.basename(f)[:-{len(ending)}] for f in @labels]",
         "validation_cases": list(validation),
         "held_out": "$[c for c in @cases if c in @validation_cases] or @cases[::5]",
+        # Which an evaluation does not ask for.
+        "training_cases": f"$[c for c in @cases if c not in @held_out] or sys.exit({none_left})",
         "datalist": "$[{'image': " + images + ", 'label': " + label + ", 'case': c} for c in @cases]",
         "epochs": source.num_epochs(),
         "val_interval": 1,
@@ -104,7 +111,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
             },
             "dataset": {
                 "_target_": "monai.data.CacheDataset",
-                "data": "$[d for d in @datalist if d['case'] not in @held_out]",
+                "data": "$[d for d in @datalist if d['case'] in @training_cases]",
                 "transform": "@train#preprocessing",
                 "num_workers": _THREADS,
             },
@@ -146,7 +153,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 "postprocessing": "@train#postprocessing",
                 "key_train_metric": "@train#key_metric",
                 "train_handlers": "@train#handlers",
-                "amp": False,
+                **_amp(source),
             },
         },
         "validate": {
@@ -306,6 +313,13 @@ def _in_precision(source: BundleSource) -> list[str]:
     ]
 
 
+def _amp(source: BundleSource) -> Config:
+    """Return what lets MONAI's trainer compute in the experiment's precision, which it does on GPUs alone."""
+    if source.amp_dtype is None:
+        return {"amp": False}
+    return {"amp": "$@device.type == 'cuda'", "amp_kwargs": {"dtype": f"$torch.{source.amp_dtype}"}}
+
+
 def _compose(steps: list[Entry] | str) -> Config:
     return {"_target_": "monai.transforms.Compose", "transforms": steps}
 
@@ -380,10 +394,13 @@ def _saving(source: BundleSource) -> list[Entry]:
             f"$lambda meta, _: {{'subject': os.path.basename(meta['filename_or_obj'])[:-{len('_0000' + ending)}]}}"
         ),
     )
+    # Not arguments of its own: options of the writer inside.
+    options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
     if ending in (*PICTURES, *TIFFS):  # MONAI's writer of pictures swaps rows and columns by default
-        options = {"_target_": "monai.transforms.SaveImaged.set_options", "self": save}
         return [options | {"write_kwargs": {"reverse_indexing": False}}]
     if plan.slice_axis is not None and plan.median_shape[plan.slice_axis] == 1:
         # Images of one slice have an axis of length 1 at the end, which MONAI would leave out with that of the channel.
-        return [monai("SqueezeDimd", keys=PREDICTION, dim=0), save | {"squeeze_end_dims": False, "channel_dim": None}]
+        # So it is told that this axis is the channel's.
+        kept = {"squeeze_end_dims": False, "channel_dim": -1, "spatial_ndim": 2}
+        return [monai("SqueezeDimd", keys=PREDICTION, dim=0), options | {"data_kwargs": kept}]
     return [save]

@@ -17,23 +17,23 @@ _STANDARDIZED = [-5, 5]
 """Where most of intensities with mean 0 and deviation 1 lie; they have no bounds."""
 
 
-def bundle_metadata(source: BundleSource, *, uses_scripts: bool, num_members: int) -> dict[str, Any]:
+def bundle_metadata(source: BundleSource, *, uses_scripts: bool) -> dict[str, Any]:
     """Return the content of ``metadata.json``.
 
     Args:
         source: What the bundle is made of.
         uses_scripts: Whether the bundle has modules of its own.
-        num_members: How many experiments it averages.
     """
-    plan, description = source.plan, source.predictor.description
+    plan, num_members = source.plan, source.network.num_members
+    whose = "nnU-Net" if source.origin.of_nnunet else "candy_monai"
     found = ", ".join(name for name in plan.class_names if name != "background") or "foreground"
     images = ", ".join(name for name in plan.channel_names if name) or "images"
     kinds = f"{plan.configuration.upper().replace('D', '-D')} network"
-    whose = f"{num_members} networks, whose probabilities are averaged" if num_members > 1 else f"A {kinds}"
+    what = f"{num_members} networks, whose outputs are averaged" if num_members > 1 else f"A {kinds}"
     return {
         "schema": SCHEMA,
         "version": VERSION,
-        "changelog": {VERSION: f"exported from experiment {description.id} by candy_monai"},
+        "changelog": {VERSION: f"exported from {source.origin.name} by candy_monai"},
         "monai_version": _version("monai"),
         "pytorch_version": _version("torch"),
         "numpy_version": _version("numpy"),
@@ -41,7 +41,7 @@ def bundle_metadata(source: BundleSource, *, uses_scripts: bool, num_members: in
         "supported_apps": {},
         "name": f"{_as_name(plan.dataset_name)}_segmentation",
         "task": f"Segmentation of {found} in {images}",
-        "description": f"{whose}, trained on {plan.dataset_name} with candy_monai.",
+        "description": f"{what}, trained on {plan.dataset_name} with {whose}.",
         "authors": "whoever trained the experiment",
         "copyright": "whoever trained the experiment; the dataset's licence may bind the weights",
         "network_data_format": {
@@ -102,7 +102,9 @@ def _required(source: BundleSource, *, uses_scripts: bool) -> list[str]:
     """Return the packages that the bundle needs beside MONAI, PyTorch and NumPy."""
     ending = source.file_ending
     reading = "pillow" if ending in (*PICTURES, *TIFFS) else "nibabel" if ending.startswith(".nii") else "itk"
-    return [reading, "pytorch-ignite", *(["scipy"] if uses_scripts else [])]
+    named = str(source.network.entry)
+    package = ["dynamic-network-architectures"] if "dynamic_network_architectures." in named else []
+    return [reading, "pytorch-ignite", *(["scipy"] if uses_scripts else []), *package]
 
 
 def _version(package: str) -> str:

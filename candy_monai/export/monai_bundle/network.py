@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.export.definitions import TARGET, define, noted_arguments
+from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_network
 from candy_monai.nn.deep_supervision import main_output
@@ -40,6 +41,11 @@ class BundleNetwork:
     entry: dict[str, Any]
     weights: dict[str, Tensor]
     spatial_shape: list[str | int]
+
+    @property
+    def num_members(self) -> int:
+        """How many networks it averages; 1 for a single one."""
+        return len(self.entry.get("networks", [self.entry]))
 
 
 def describe_network(predictor: Predictor) -> BundleNetwork:
@@ -73,7 +79,7 @@ def describe_network(predictor: Predictor) -> BundleNetwork:
         built.load_state_dict(weights)
     except RuntimeError as error:
         raise ExperimentError(f"{where}, and its weights do not fit what its arguments build: {error}") from error
-    spatial_shape = _checked(built, trained, predictor, where)
+    spatial_shape = checked_sizes(built, trained, predictor, where)
     return BundleNetwork(entry=entry, weights=weights, spatial_shape=spatial_shape)
 
 
@@ -90,8 +96,18 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
     return noted[built]
 
 
-def _checked(built: nn.Module, trained: nn.Module, predictor: Predictor, where: str) -> list[str | int]:
-    """Check that both networks compute the same, and return the sizes that they take."""
+def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredictor, where: str) -> list[str | int]:
+    """Check that two networks compute the same, and return the sizes that they take.
+
+    Args:
+        built: What a bundle's configuration builds, with the weights that it has.
+        trained: The trained network.
+        predictor: The trained model's predictor.
+        where: Which network that is, for messages.
+
+    Raises:
+        ExperimentError: If they differ, or return more than one tensor.
+    """
     plan = predictor.plan
     assert plan is not None
     axes = [axis for axis in range(plan.num_dims) if axis != plan.slice_axis]
@@ -132,12 +148,13 @@ def _checked(built: nn.Module, trained: nn.Module, predictor: Predictor, where: 
     return sizes
 
 
-def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool) -> BundleNetwork:
+def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: bool = False) -> BundleNetwork:
     """Return one network that averages several.
 
     Args:
         members: The networks.
         sigmoid: Whether each channel is a question of its own.
+        of_logits: Whether logits are averaged, as nnU-Net does, instead of probabilities.
 
     Raises:
         BadInputError: If they take images of other sizes.
@@ -149,6 +166,7 @@ def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool) -> BundleNet
         TARGET: "scripts.ensemble.Ensemble",
         "networks": [member.entry for member in members],
         "sigmoid": sigmoid,
+        **({"of_logits": True} if of_logits else {}),
     }
     weights = {
         f"networks.{index}.{name}": value

@@ -49,6 +49,14 @@ class Parity:
         """The least of the cases with foreground; None without any."""
         return min((share for share in self.shares.values() if share is not None), default=None)
 
+    @property
+    def summary(self) -> str:
+        """The result in a line."""
+        if self.mean is None or self.least is None:
+            return f"Label maps were not compared: {self.reason or 'neither labelled anything'}"
+        count = sum(share is not None for share in self.shares.values())
+        return f"{count} cases: {self.mean:.3%} of the foreground is labelled equally, {self.least:.3%} at the least"
+
 
 def measure_parity(bundle: Path, predictor: CasePredictor, cases: Mapping[str, Sequence[Path]]) -> Parity:
     """Predict cases with a bundle and with its experiment, and compare the label maps.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.history import load_metrics
 from candy_monai.export.monai_bundle.metadata import classes_by_id
+from candy_monai.export.monai_bundle.origin import SCORES
 from candy_monai.export.monai_bundle.parity import Parity
 from candy_monai.export.monai_bundle.source import BundleSource
 
@@ -46,18 +47,19 @@ def write_readme(
         scripts: The modules that the bundle has in ``scripts``.
         checkpoint: The weights of the experiment that it has.
     """
-    plan, predictor = source.plan, source.predictor
+    plan, origin = source.plan, source.origin
     classes = classes_by_id(source)
     channels = ", ".join(f"{index} {name}".strip() for index, name in enumerate(plan.channel_names))
     spacing = "as it is" if plan.spacing_mm is None else " x ".join(f"{size:g}" for size in plan.spacing_mm) + " mm"
     patch = " x ".join(map(str, plan.patch_shape))
     network = source.network.entry
     members = network.get("networks", [network])
+    scores = origin.scores if len(experiments) == 1 else {each.name: each / SCORES for each in experiments}
     lines = [
         f"# {plan.dataset_name}: segmentation",
         "",
         f"Exported by candy_monai from {', '.join(folder.name for folder in experiments)}"
-        f" ({predictor.description.trainer}).",
+        f" ({'nnU-Net, ' if origin.of_nnunet else ''}{origin.trainer}).",
         "",
         "## Input and output",
         "",
@@ -74,7 +76,7 @@ def write_readme(
             if checkpoint != "best"
             else []
         ),
-        *_scores(experiments, classes),
+        *_scores(scores, experiments, classes, by="nnU-Net" if origin.of_nnunet else "candy_monai"),
         *_pictures(experiments[0], folder),
         "## Commands",
         "",
@@ -88,7 +90,7 @@ def write_readme(
         "",
         "Training begins anew and writes its best weights over `models/model.pt`. The patches, the loss, the rate and",
         "the augmentation are those of the experiment.",
-        *([f"Left out, so that scores differ: {', '.join(left_out)}."] if (left_out := _left_out(source)) else []),
+        *([f"Left out, so that scores differ: {'; '.join(left_out)}."] if (left_out := _left_out(source)) else []),
         "It holds out the cases that the experiment did, `validation_cases`, where they are there, else every fifth.",
         "Evaluation scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does",
         "not have is left out of its mean.",
@@ -107,17 +109,17 @@ def write_readme(
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _scores(experiments: Sequence[Path], classes: dict[int, str]) -> list[str]:
-    """Return a table of each experiment's scores on its own validation cases."""
-    rows, several = [], len(experiments) > 1
-    for experiment in experiments:
-        found = _validation(experiment)
+def _scores(files: Mapping[str, Path], experiments: Sequence[Path], classes: dict[int, str], *, by: str) -> list[str]:
+    """Return a table of each network's scores on its own validation cases."""
+    rows, several = [], len(files) > 1
+    for run, file in files.items():
+        found = _validation(file)
         if found is None:
             continue
         count = len(found.get("metric_per_case", []))
-        means = {classes.get(int(number), number): values for number, values in found["mean"].items()}
-        rows.append(("all classes", found["foreground_mean"], count, experiment.name))
-        rows += [(name, values, count, experiment.name) for name, values in means.items()]
+        means = {_class_of(number, classes): values for number, values in found["mean"].items()}
+        rows.append(("all classes", found["foreground_mean"], count, run))
+        rows += [(name, values, count, run) for name, values in means.items()]
     if not rows:
         return [*_best_of_training(experiments), ""]
     head = ["Each network by itself, on the cases that it was not trained on.", ""] if several else []
@@ -130,14 +132,18 @@ def _scores(experiments: Sequence[Path], classes: dict[int, str]) -> list[str]:
             for name, values, count, run in rows
         ),
         "",
-        "In the geometry of the files, on validation cases, by candy_monai: a class that neither the reference nor the",
+        f"In the geometry of the files, on validation cases, by {by}: a class that neither the reference nor the",
         "prediction has is left out.",
         "",
     ]
 
 
-def _validation(experiment: Path) -> dict[str, Any] | None:
-    path = experiment / "validation.json"
+def _class_of(number: str, classes: dict[int, str]) -> str:
+    """Return the name of a class; of a region of nnU-Net's, which is a list of ids, that list."""
+    return classes.get(int(number), number) if number.isdecimal() else number
+
+
+def _validation(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -173,9 +179,9 @@ def _pictures(experiment: Path, folder: Path) -> list[str]:
 def _left_out(source: BundleSource) -> list[str]:
     """Return what the experiment's training had and ``train.json`` has not."""
     done = {
-        "the moving average of the weights": bool(source.predictor.description.setting("ema")),
-        "deep supervision": source.plan.deep_supervision,
-        f"computing in {source.amp_dtype}": source.amp_dtype is not None,
+        "the moving average of the weights": source.origin.has_average,
+        "deep supervision, whose weights would not fit inference.json": source.plan.deep_supervision,
+        f"computing in {source.amp_dtype} on a CPU (on a GPU it does)": source.amp_dtype is not None,
     }
     return [name for name, was_done in done.items() if was_done]
 

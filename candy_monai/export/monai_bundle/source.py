@@ -13,9 +13,10 @@ from candy_monai.data.planning.topology import rounded_up
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.network import BundleNetwork
+from candy_monai.export.monai_bundle.origin import Origin
 from candy_monai.export.monai_bundle.steps import SCRIPTS, for_bundle, like_resampling, monai, region_masks, scripts_in
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
-from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.network_predictor import NetworkPredictor
 
 Config = dict[str, Any]
 
@@ -28,18 +29,18 @@ class BundleSource:
     """What configurations are made of.
 
     Attributes:
-        predictor: The experiment's predictor; of an ensemble the first one's.
+        predictor: The trained model's predictor; of an ensemble the first one's.
+        origin: Where it comes from.
         network: The network.
         portable: Whether only MONAI's own classes are named.
-        num_trained: Cases that the experiment was trained on.
         by_monai: Whether an inferer of MONAI's runs whole images, and its ``Spacingd`` stands in for a resampling that
             none of the experiment's cases needs.
     """
 
-    predictor: Predictor
+    predictor: NetworkPredictor
+    origin: Origin
     network: BundleNetwork
     portable: bool
-    num_trained: int
     by_monai: bool = False
 
     @property
@@ -64,7 +65,7 @@ class BundleSource:
     @property
     def amp_dtype(self) -> str | None:
         """The type of torch's that the experiment predicts in; None for float32."""
-        return _AMP_TYPES.get(str(self.predictor.description.setting("amp")))
+        return _AMP_TYPES.get(str(self.origin.amp))
 
     @property
     def plan(self) -> Plan:
@@ -75,9 +76,7 @@ class BundleSource:
     @property
     def file_ending(self) -> str:
         """The suffix of the dataset's images."""
-        dataset = self.predictor.description.dataset
-        known = None if dataset is None else dataset.file_ending
-        return known or (".png" if self.plan.spacing_mm is None else ".nii.gz")
+        return self.origin.file_ending or (".png" if self.plan.spacing_mm is None else ".nii.gz")
 
     @property
     def regions(self) -> list[list[int]]:
@@ -113,7 +112,7 @@ class BundleSource:
     def pads_whole_images(self) -> bool:
         """Whether MONAI's inferer runs every image at once, since the experiment's runs one of the usual size so."""
         plan = self.plan
-        if not self.names_monai_alone or self.predictor.description.inferer != PLAN:
+        if not self.names_monai_alone or self.origin.inferer != PLAN:
             return False
         size = [1 if axis == plan.slice_axis else extent for axis, extent in enumerate(plan.median_shape)]
         padded = rounded_up(tuple(size), plan.divisor)
@@ -183,7 +182,7 @@ class BundleSource:
     def inferer(self) -> Entry:
         """Return what runs whole images."""
         plan: Plan = self.plan
-        described: Any = self.predictor.description.inferer
+        described: Any = self.origin.inferer
         common: Config = {"sw_batch_size": _BATCH_OF_WINDOWS, "overlap": 0.5, "mode": "gaussian"}
         if isinstance(described, dict):
             given = {name: value for name, value in described.items() if name != "_target_"}
@@ -193,6 +192,8 @@ class BundleSource:
         if self.pads_whole_images:
             window = [-1] * plan.num_dims
         common["roi_size"] = window
+        if self.origin.of_nnunet and not self.portable:
+            return self._inferer_of_nnunet(window)
         if plan.slice_axis is not None:
             common["spatial_dim"] = axis = plan.slice_axis
             common["roi_size"] = window[:axis] + window[axis + 1 :]
@@ -214,10 +215,19 @@ class BundleSource:
             "amp_dtype": self.amp_dtype,
         }
 
+    def _inferer_of_nnunet(self, window: list[int]) -> Entry:
+        axis = self.plan.slice_axis
+        return {
+            "_target_": f"{SCRIPTS}.nnunet.NNUNetInferer",
+            "roi_size": window if axis is None else window[:axis] + window[axis + 1 :],
+            "spatial_dim": axis,
+            "rounds_sums": self.network.num_members == 1,
+        }
+
     def num_epochs(self) -> int:
         """Return as many passes over the cases as the experiment took steps."""
         plan = self.plan
-        steps_a_pass = max(1, self.num_trained // plan.batch_size)
+        steps_a_pass = max(1, len(self.origin.training) // plan.batch_size)
         return max(1, math.ceil(plan.num_epochs * plan.iterations_per_epoch / steps_a_pass))
 
     def image_files(self, stem: str) -> str:

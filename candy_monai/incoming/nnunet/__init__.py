@@ -6,6 +6,24 @@ imported; of ``dynamic-network-architectures`` only the classes that are listed 
 """
 
 from candy_monai.incoming.nnunet.folder import NNUNetFolder, find_nnunet_folder, is_nnunet_folder
-from candy_monai.incoming.nnunet.predictor import NNUNetPredictor, load_nnunet_network
+from candy_monai.incoming.nnunet.network import ARCHITECTURES, NNUNET_NETWORKS, MeanOfFolds, build_network
+from candy_monai.incoming.nnunet.predictor import (
+    NNUNetInferer,
+    NNUNetPredictor,
+    load_nnunet_network,
+    mean_of_rounded_folds,
+)
 
-__all__ = ["NNUNetFolder", "NNUNetPredictor", "find_nnunet_folder", "is_nnunet_folder", "load_nnunet_network"]
+__all__ = [
+    "ARCHITECTURES",
+    "NNUNET_NETWORKS",
+    "MeanOfFolds",
+    "NNUNetFolder",
+    "NNUNetInferer",
+    "NNUNetPredictor",
+    "build_network",
+    "find_nnunet_folder",
+    "is_nnunet_folder",
+    "load_nnunet_network",
+    "mean_of_rounded_folds",
+]

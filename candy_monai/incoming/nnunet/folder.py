@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import ExperimentError, did_you_mean
+from candy_monai.errors import BadInputError, ExperimentError, did_you_mean
 from candy_monai.experiment.checkpoints import reason_in_short
-from candy_monai.incoming.weights import NUMPY_NUMBERS, problem_of_weights
+from candy_monai.incoming.weights import NUMPY_NUMBERS, check_archive, problem_of_weights
 from candy_monai.text import read_json
 
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -192,8 +192,11 @@ def read_checkpoint(path: Path) -> NNUNetCheckpoint:
             "be truncated or misnamed: copy it again"
         )
     try:
+        check_archive(path)
         with torch.serialization.safe_globals(list(NUMPY_NUMBERS)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except BadInputError:
+        raise
     except Exception as error:
         raise ExperimentError(
             f"{path}: not a checkpoint of nnU-Net that can be read: {_reason(error)}; expected tensors, numbers and "

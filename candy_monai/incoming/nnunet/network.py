@@ -18,6 +18,9 @@ ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
 """The classes of ``dynamic_network_architectures.architectures.unet`` that may be named."""
 
 _PACKAGE = "dynamic_network_architectures"
+NNUNET_NETWORKS = f"{_PACKAGE}."
+"""What the full names of these classes begin with."""
+
 _LAYERS = (
     *("Conv2d", "Conv3d", "InstanceNorm2d", "InstanceNorm3d", "BatchNorm2d", "BatchNorm3d"),
     *("Dropout", "Dropout2d", "Dropout3d", "LeakyReLU", "ReLU", "PReLU", "ELU", "GELU", "SiLU", "Mish"),

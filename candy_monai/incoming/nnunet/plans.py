@@ -120,6 +120,8 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
     median = configuration.get("median_image_size_in_voxels")
     if not (isinstance(median, list) and len(median) == num_dims and all(map(_is_positive, median))):
         median = patch  # nothing that predicts goes by it
+    shape = plans.get("original_median_shape_after_transp")
+    num_slices = shape[0] if isinstance(shape, list) and len(shape) == 3 and _is_positive(shape[0]) else 2
     try:
         plan = Plan(
             dataset_name=str(plans.get("dataset_name")),
@@ -127,7 +129,7 @@ def open_plans(folder: NNUNetFolder, checkpoint: NNUNetCheckpoint) -> OpenedPlan
             orientation=orientation,
             spacing_mm=None if is_picture else along_axes(spacing, across_mm),
             slice_axis=slice_axis,
-            median_shape=along_axes([math.ceil(size) for size in median]),
+            median_shape=along_axes([math.ceil(size) for size in median], math.ceil(num_slices)),
             channel_names=dataset.channel_names,
             normalization=normalization,
             resampling="separate_z",

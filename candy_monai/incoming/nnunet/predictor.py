@@ -108,25 +108,8 @@ class NNUNetPredictor(NetworkPredictor):
     @cached_property
     @override
     def _network(self) -> ScoreFunction:
-        """Run windows with each fold, rounded on its own.
-
-        nnU-Net sums each fold's weighted logits in half precision. Towards the corners of a window weights are so small
-        that this leaves steps of up to 1 between logits, and the mean of rounded folds is not the rounded mean.
-        """
-        network, num_folds, window = super()._network, len(self.checkpoints), self.plan.patch_shape
-        if num_folds == 1:
-            return network
-
-        def mean_of_rounded(windows: Tensor) -> Tensor:
-            weights = _gaussian(window, windows.device)
-            total: Tensor | None = None
-            for fold in range(num_folds):
-                weighted = (network(windows, fold=fold) * weights).to(_KEPT_IN)
-                total = weighted.float() if total is None else total.add_(weighted)
-            assert total is not None
-            return total.div_(weights * num_folds)
-
-        return mean_of_rounded
+        network, num_folds = super()._network, len(self.checkpoints)
+        return network if num_folds == 1 else mean_of_rounded_folds(network, num_folds, self.plan.patch_shape)
 
     @override
     def describe_models(self) -> list[dict[str, object]]:
@@ -142,6 +125,30 @@ class NNUNetPredictor(NetworkPredictor):
         """What is predicted with, in a line: configuration, trainer, checkpoint and folds."""
         folds = ", ".join(path.parent.name for path in self.checkpoints)
         return f"nnU-Net's {self.configuration} by {self.trainer}, {self.checkpoints[0].name} of {folds}"
+
+
+def mean_of_rounded_folds(network: ScoreFunction, num_folds: int, window: Shape) -> ScoreFunction:
+    """Return what runs windows with each fold, rounded on its own.
+
+    nnU-Net sums each fold's weighted logits in half precision. Towards the corners of a window weights are so small
+    that this leaves steps of up to 1 between logits, and the mean of rounded folds is not the rounded mean.
+
+    Args:
+        network: Takes windows and the number of a fold.
+        num_folds: How many there are.
+        window: The windows' shape.
+    """
+
+    def mean_of_rounded(windows: Tensor) -> Tensor:
+        weights = _gaussian(window, windows.device)
+        total: Tensor | None = None
+        for fold in range(num_folds):
+            weighted = (network(windows, fold=fold) * weights).to(_KEPT_IN)
+            total = weighted.float() if total is None else total.add_(weighted)
+        assert total is not None
+        return total.div_(weights * num_folds)
+
+    return mean_of_rounded
 
 
 def load_nnunet_network(folder: PathLike, *, checkpoint: str = "best") -> tuple[nn.Module, Plan]:
@@ -180,6 +187,7 @@ class NNUNetInferer(WindowInferer):
 
     def __init__(self, roi_size: Sequence[int], sw_batch_size: int | None = None, *, rounds_sums: bool = True) -> None:
         super().__init__(roi_size, sw_batch_size, overlap=1 - _STEP, sigma_scale=_SIGMA)
+        self.window: Shape = tuple(roi_size)
         self._sums_rounded_to = _KEPT_IN if rounds_sums else None
 
     @override

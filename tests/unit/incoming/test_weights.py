@@ -1,6 +1,7 @@
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +187,31 @@ def test_a_folder_is_a_bundle_s_model_or_an_nnu_net_fold_and_a_folder_of_neither
         read_weights("program")
     with pytest.raises(BadInputError, match="holds no weights"):
         read_weights(tmp_path)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_flipped_bit_is_an_error(compressed):
+    file = _saved(_network().state_dict())
+    if compressed:
+        with zipfile.ZipFile(file) as archive:
+            parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, part in parts.items():
+                archive.writestr(name, part)
+    content = bytearray(Path(file).read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        entry = next(each for each in archive.infolist() if each.filename.endswith("data/0"))
+    content[entry.header_offset + 30 + len(entry.filename) + 70] ^= 1
+    Path(file).write_bytes(content)
+    with pytest.raises(BadInputError, match=r"weights\.pt: (damaged, its part|not a readable)"):
+        read_weights(file)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("content", [b"These are notes.\n", b"", b"\x00" * 40, b"{}", b"0 1 2 weights"])
+def test_a_file_of_text_is_no_file_of_weights_and_the_error_says_how_it_begins(content):
+    Path("notes.txt").write_bytes(content)
+    with pytest.raises(BadInputError, match=r"notes\.txt: not a readable file of weights \(it begins with b'") as found:
+        read_weights("notes.txt")
+    assert "IndexError" not in str(found.value)

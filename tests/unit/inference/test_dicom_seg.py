@@ -1,6 +1,7 @@
 """DICOM series in, label maps and DICOM SEG out."""
 
 import dataclasses
+import errno
 import json
 
 import highdicom
@@ -149,6 +150,20 @@ def test_a_series_that_cannot_be_read_does_not_stop_the_others(predictor, tmp_pa
     assert [file.name for file in failed.value.written] == ["good.nii.gz"]
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"good.nii.gz", "good_seg.dcm"} == {name for name in names if name.startswith("g")}
+
+
+def test_no_segmentation_is_left_that_belongs_to_another_label_map(predictor, tmp_path, monkeypatch):
+    folder = save(tmp_path / "ct", slices(VALUES, AFFINE))
+    predictor.predict_to_files(folder, tmp_path / "out", dicom_seg=True)
+    assert (tmp_path / "out" / "ct_seg.dcm").is_file()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("candy_monai.inference.outputs.save_image", full)
+    with pytest.raises(OSError, match="No space left"):
+        predictor.predict_to_files(folder, tmp_path / "out", dicom_seg=True)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["ct.nii.gz", "manifest.json"]
 
 
 LAYOUTS = {

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import TensorDataset
 from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.errors import BadInputError
 from candy_monai.inference import inputs
-from candy_monai.inference.outputs import PredictionError, PredictionListener
+from candy_monai.inference.outputs import PredictionError, PredictionListener, prediction_error
 from candy_monai.inference.predictor import Predictor
 from tests.toys import SmallTrainer, Squares, small_trainer
 
@@ -339,6 +340,14 @@ def test_a_folder_that_cannot_be_made_is_named(predictor, tmp_path, monkeypatch)
 def test_where_every_case_fails_none_is_said_to_be_done():
     error = PredictionError({"a": ValueError("x"), "b": ValueError("y")}, [])
     assert "2 of 2 cases could not be predicted; none is done" in str(error)
+
+
+def test_cases_none_of_which_fits_the_network_are_bad_input():
+    refused = {"a": BadInputError("x"), "b": BadInputError("y")}
+    assert isinstance(prediction_error(refused, []), BadInputError)
+    assert isinstance(prediction_error(refused, []), PredictionError)
+    assert not isinstance(prediction_error(refused, [Path("c.nii.gz")]), BadInputError)
+    assert not isinstance(prediction_error({**refused, "c": OSError("full")}, []), BadInputError)
 
 
 class _LeftOver(PredictionListener):

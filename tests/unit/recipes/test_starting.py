@@ -119,3 +119,18 @@ def test_the_options_reach_the_folds_of_a_cross_validation():
     options = TrainOptions(init_from="weights.pth", freeze=("encoder.*",), warm_up=7)
     again = TrainOptions.from_json(options.to_json())
     assert (again.init_from, tuple(again.freeze), again.warm_up) == ("weights.pth", ("encoder.*",), 7)
+
+
+def test_freezing_random_weights_is_refused():
+    with pytest.raises(SettingsError, match=r"freeze 'encoder\.\*' without init_from"):
+        TrainOptions(freeze=("encoder.*",))
+
+
+def test_another_spacing_than_that_of_the_weights_is_warned_of(experiment):
+    start = StartingExperiment.of(TrainOptions(init_from=experiment), None)
+    plan = start.plan
+    for factor, is_told in ((1.0, False), (1.05, False), (2.0, True), (0.5, True)):
+        made = dataclasses.replace(plan, spacing_mm=(plan.spacing_mm[0] * factor, *plan.spacing_mm[1:]))
+        told = [each for each in start.warnings(made, (), digest="") if "spacing" in each]
+        assert bool(told) == is_told
+        assert not told or f"here it is {plan.spacing_mm[0] * factor:g}" in told[0]

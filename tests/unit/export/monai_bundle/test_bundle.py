@@ -309,6 +309,35 @@ def test_a_bundle_trains_and_scores(experiment, portable, tmp_path, monkeypatch)
         del sys.modules[name]
 
 
+def test_training_without_a_case_that_is_not_held_out_ends_in_one_error(experiment, tmp_path):
+    plan = load_predictor(experiment).plan
+    _write_training_cases(tmp_path / "dataset", plan)
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle")
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "train.json")
+    parser["dataset_dir"], parser["validation_cases"] = str(tmp_path / "dataset"), ["0case", "1case", "2case"]
+    with pytest.raises(SystemExit, match=r"dataset/labelsTr: found 3 cases, and none is left to train on: add cases"):
+        parser.get_parsed_content("train#dataset")
+    again = ConfigParser()
+    again.read_config(bundle / "configs" / "train.json")
+    again["dataset_dir"], again["validation_cases"] = str(tmp_path / "dataset"), ["0case"]
+    assert again.get_parsed_content("training_cases") == ["1case", "2case"]
+
+
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_training_is_in_the_experiment_s_precision_on_a_gpu(amp, tmp_path):
+    experiment = _one_step_experiment(tmp_path / "run", _SAME_SPACING, {"amp": amp})
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle")
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "train.json")
+    for device in ("cpu", "cuda:0"):
+        parser["device"] = f"$torch.device('{device}')"
+        parser.parse()
+        assert parser.get_parsed_content("train#trainer#amp") is (amp is not None and device != "cpu")
+    if amp is not None:
+        assert parser.get_parsed_content("train#trainer#amp_kwargs") == {"dtype": torch.bfloat16}
+
+
 def _write_training_cases(folder, plan):
     (folder / "labelsTr").mkdir(parents=True)
     rng = np.random.default_rng(5)

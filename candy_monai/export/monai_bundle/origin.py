@@ -1,0 +1,137 @@
+"""What a bundle is told of the training behind a model, whether candy_monai or nnU-Net did it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from candy_monai.data.datasets.nnunet_description import read_dataset_description
+from candy_monai.data.images.names import stem_of
+from candy_monai.data.images.pictures import TIFFS
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.description import PLAN
+from candy_monai.incoming.nnunet import NNUNetPredictor
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.predictor import Predictor
+
+SCORES = "validation.json"
+_OF_NNUNET = Path("validation", "summary.json")
+
+_WINDOWS = ("candy_monai.WindowInferer", "monai.inferers.SlidingWindowInferer")
+_WINDOW_ARGUMENTS = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model comes from.
+
+    Attributes:
+        name: Of the experiment, or of nnU-Net's configuration.
+        trainer: The trainer's class.
+        inferer: What whole images were validated with: ``plan``, or windows in MONAI's configuration language.
+        file_ending: Of the dataset's images; None if unknown.
+        amp: The precision that it predicts in, as a setting of `Trainer.train`.
+        has_average: Whether it was trained with a moving average of the weights.
+        training: The cases that it was trained on.
+        validation: Those that it was validated on.
+        dataset: The dataset's folder; None if unknown.
+        scores: Files with the scores of validation, of each network by its name.
+        of_nnunet: Whether nnU-Net trained it.
+    """
+
+    name: str
+    trainer: str
+    inferer: Any
+    file_ending: str | None
+    amp: str | None = None
+    has_average: bool = False
+    training: Sequence[str] = ()
+    validation: Sequence[str] = ()
+    dataset: Path | None = None
+    scores: Mapping[str, Path]
+    of_nnunet: bool = False
+
+
+def origin_of(predictor: NetworkPredictor) -> Origin:
+    """Return where a model comes from.
+
+    Raises:
+        ExperimentError: If no bundle can be made of it, with what to do instead.
+    """
+    if isinstance(predictor, NNUNetPredictor):
+        found = _of_nnunet(predictor)
+    elif isinstance(predictor, Predictor):
+        found = _of_experiment(predictor)
+    else:
+        raise ExperimentError(
+            f"{predictor.folder}: a MONAI Bundle already, which is not written anew: copy its folder; onnx, pt2 and "
+            "torchscript can be made of it"
+        )
+    plan = predictor.plan
+    if plan is not None and plan.num_dims == 3 and found.file_ending in TIFFS:
+        raise ExperimentError(
+            f"{predictor.folder}: trained on volumes in {found.file_ending} files, which MONAI does not read: convert "
+            "the dataset to .nii.gz and train on that, or export to onnx"
+        )
+    return found
+
+
+def _of_experiment(predictor: Predictor) -> Origin:
+    description, plan, folder = predictor.description, predictor.plan, predictor.folder
+    if plan is None or description.pipelines is None:
+        raise ExperimentError(
+            f"{folder}: trained by {description.trainer} without a plan, so that nobody knows how its images were "
+            "prepared: train with candy-monai train, or write a bundle around its weights yourself"
+        )
+    inferer = description.inferer
+    given = inferer if isinstance(inferer, dict) else {}
+    is_windows = given.get("_target_") in _WINDOWS and set(given) <= _WINDOW_ARGUMENTS
+    if inferer != PLAN and not (is_windows and plan.slice_axis is None):
+        named = given.get("_target_", inferer)
+        raise ExperimentError(
+            f"{folder}: validated with the inferer {named}; a bundle can be made of the plan's and of sliding windows: "
+            "export to onnx"
+        )
+    dataset, amp = description.dataset, description.setting("amp")
+    return Origin(
+        name=str(description.id),
+        trainer=str(description.trainer),
+        inferer=inferer,
+        file_ending=None if dataset is None else dataset.file_ending,
+        amp=None if amp is None else str(amp),
+        has_average=bool(description.setting("ema")),
+        training=() if dataset is None else tuple(dataset.training or ()),
+        validation=() if dataset is None else tuple(dataset.validation or ()),
+        dataset=None if dataset is None or dataset.folder is None else Path(dataset.folder),
+        scores={folder.name: folder / SCORES},
+    )
+
+
+def _of_nnunet(predictor: NNUNetPredictor) -> Origin:
+    folds = [path.parent for path in predictor.checkpoints]
+    model = folds[0].parent
+    described = read_dataset_description(model)
+    scores = {fold.name: fold / _OF_NNUNET for fold in folds}
+    validated = _cases_in(scores[folds[0].name]) if len(folds) == 1 else ()
+    return Origin(
+        name=model.name,
+        trainer=predictor.trainer,
+        inferer={"roi_size": list(predictor.plan.patch_shape)},
+        file_ending=described.file_ending,
+        training=("",) * (described.num_training or 0),  # whose names the folder does not say
+        validation=validated,
+        scores=scores,
+        of_nnunet=True,
+    )
+
+
+def _cases_in(file: Path) -> tuple[str, ...]:
+    """Return the cases that a file of nnU-Net's scores names; none where it cannot be read, since it is not needed."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["metric_per_case"]
+        return tuple(stem_of(Path(entry["prediction_file"])) for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
