@@ -70,8 +70,10 @@ class ValidationCases:
 
 def cases_of(
     loader: DataLoader[Any], equipment: Equipment, check_labels: Callable[[Tensor, tuple[str, ...]], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device.
+) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device, and its id.
+
+    The id is empty where the loader yields none.
 
     Args:
         loader: The validation loader.
@@ -81,7 +83,8 @@ def cases_of(
     for batch in batches(loader):
         images, labels, case_ids = unpack(batch)
         check_labels(labels, case_ids)
-        yield from zip(*equipment.on_device(images, labels), strict=True)
+        ids = case_ids if len(case_ids) == len(images) else ("",) * len(images)
+        yield from zip(*equipment.on_device(images, labels), ids, strict=True)
 
 
 def mean_score(parts: Sequence[Sequence[float]]) -> float:
