@@ -129,6 +129,8 @@ def rounded(values: Numbers, digits: int = 5) -> list[float]:
 
 def hex_color(class_id: int) -> str:
     """Return the colour of a class, which is that of the pictures, as ``#rrggbb``."""
+    if class_id == 0:  # black in pictures, and not to be seen on a dark page
+        return "#8a94a0"
     red, green, blue = class_color(class_id)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
@@ -166,13 +168,13 @@ def _figure(
 ) -> Figure:
     columns = {name: np.asarray(metrics[name], dtype=np.float64) for name in names}
     if not key.startswith("classes:"):
-        title = _TITLES.get(key, key[:1].upper() + key[1:])
+        title = _TITLES.get(key, key)
         pair = len(names) > 1 or key in (LOSS, SCORE)
         series = [_series(_side(name) if pair else title, _color(name, pair), values) for name, values in columns.items()]
         return Figure(key=key, title=title, better=better_of(key), series=[curve for curve in series if curve.x])
     base = key.removeprefix("classes:")
     better = better_of(base)
-    title = f"{_plain(base)[:1].upper()}{_plain(base)[1:]} by class"
+    title = f"{_plain(base)} by class"
     by_class = {}
     for name, values in columns.items():
         found = _class_of(_plain(name), class_names)

@@ -27,6 +27,13 @@ function logTicks(low, high) {
   return found.length > 1 ? found : ticks(low, high, 4);
 }
 
+// The texts of an axis have as many decimals as its steps need.
+function tickText(value, steps, log) {
+  const step = steps.length > 1 ? Math.abs(steps[1] - steps[0]) : Math.abs(value);
+  if (log || !step || step < 1e-4 || Math.abs(value) >= 1e5) return number(value, 2);
+  return value.toFixed(clamp(-Math.floor(Math.log10(step) + 1e-9), 0, 4));
+}
+
 // What the charts of a page have in common: over what they are drawn, and which part of it.
 class Axis {
   constructor(modes) {
@@ -143,10 +150,11 @@ class Chart {
     const svg = clear(this.svg);
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     const clip = newId("clip");
-    svg.append(s("clipPath", { id: clip }, s("rect", { x: left, y: top - 4, width: Math.max(0, right - left), height: bottom - top + 8 })));
-    for (const value of this.log ? logTicks(low, high) : ticks(low, high, 4)) {
+    svg.append(s("clipPath", { id: clip }, s("rect", { x: left - 6, y: top - 6, width: Math.max(0, right - left + 12), height: bottom - top + 12 })));
+    const steps = this.log ? logTicks(low, high) : ticks(low, high, 4);
+    for (const value of steps) {
       svg.append(s("line", { class: "grid", x1: left, x2: right, y1: py(value), y2: py(value) }),
-        s("text", { class: "tick", x: left - 8, y: py(value) + 4, "text-anchor": "end" }, number(value, 3)));
+        s("text", { class: "tick", x: left - 8, y: py(value) + 4, "text-anchor": "end" }, tickText(value, steps, this.log)));
     }
     for (const value of ticks(x0, x1, Math.max(2, width / 110))) {
       if (this.axis.mode !== "time" && !Number.isInteger(value)) continue;

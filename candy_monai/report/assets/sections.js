@@ -5,6 +5,8 @@ function sectionOf(id, title, ...content) {
   return h("section", { id, "aria-labelledby": heading, class: "section" }, h("h2", { id: heading }, title), content);
 }
 
+const help = (id, text) => h("details", { class: "note help" }, h("summary", {}, "Mouse and keyboard"), h("p", { id }, text));
+
 function tilesOf(content) {
   return h("div", { class: "tiles" }, content.tiles.map((tile) => h("div", { class: "tile" },
     h("div", { class: "tile-label" }, tile.label),
@@ -52,7 +54,7 @@ function axisControl(axis, modes) {
 const CHART_HELP = "Drag to zoom, double-click for the whole run. With the keyboard: arrows move along the curves, plus and minus zoom, 0 shows the whole run.";
 
 function chartGrid(figures, axis, forecast) {
-  return [h("p", { class: "note", id: "chart-help" }, CHART_HELP),
+  return [help("chart-help", CHART_HELP),
     h("div", { class: "charts" }, figures.map((figure) => new Chart(figure, axis, figure.key === "val score" ? forecast : null).element))];
 }
 
@@ -87,7 +89,7 @@ function viewerSection(content, views) {
     viewer.show(views[index]);
     add(clear(side), [viewerControls(look, viewer, channels)]);
   };
-  const section = sectionOf("viewer", "Images", picker, h("p", { class: "note", id: "viewer-help" }, VIEWER_HELP), h("div", { class: "card view-grid" }, viewer.element, side));
+  const section = sectionOf("viewer", "Images", picker, help("viewer-help", VIEWER_HELP), h("div", { class: "card view-grid" }, viewer.element, side));
   open(0);
   const show = (id) => {
     const index = views.findIndex((one) => one.id === id);

@@ -4,6 +4,11 @@ const MOST_ROWS = 200;
 
 function dataTable(table, { onView = null, canView = () => false, id = null } = {}) {
   let sorted = null, filter = "", all = false;
+  const decimals = table.columns.map((column, index) => {
+    const values = table.rows.map((row) => row[index]).filter(isNumber);
+    const most = Math.max(0, ...values.map(Math.abs));
+    return values.every(Number.isInteger) ? 0 : most < 10 ? 4 : most < 100 ? 2 : 1;
+  });
   const ranges = table.columns.map((column, index) => {
     if (!column.is_number || !column.better) return null;
     const values = table.rows.map((row) => row[index]).filter(isNumber);
@@ -51,7 +56,7 @@ function dataTable(table, { onView = null, canView = () => false, id = null } = 
     add(clear(body), shown.map((row) => h("tr", {}, row.map((cell, index) => {
       if (index === 0) {
         const text = canView(cell) ? h("button", { type: "button", class: "link", title: "Look at this case", onclick: () => onView(cell) }, String(cell)) : String(cell ?? "–");
-        return h("th", { scope: "row" }, text);
+        return h("th", { scope: "row", class: String(cell ?? "").length > 32 ? "long" : "" }, text);
       }
       const range = ranges[index], attributes = { class: table.columns[index].is_number ? "num" : "" };
       if (range && isNumber(cell) && range[1] > range[0]) {
@@ -59,11 +64,12 @@ function dataTable(table, { onView = null, canView = () => false, id = null } = 
         attributes["--bar-end"] = `${Math.round(100 * (table.columns[index].better === "lower" ? 1 - share : share))}%`;
         attributes.class += " bar";
       }
-      return h("td", attributes, number(cell));
+      return h("td", attributes, isNumber(cell) ? cell.toFixed(decimals[index]) : String(cell ?? "–"));
     }))));
   }
 
-  draw();
+  const ranked = table.columns.findIndex((column) => column.better);
+  if (ranked >= 0) sort(ranked); else draw();
   const title = newId("table");
   return h("section", { class: "card", id },
     h("div", { class: "card-head" }, h("h3", { id: title }, table.title), count, h("span", { class: "grow" }),

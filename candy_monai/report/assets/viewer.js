@@ -78,7 +78,7 @@ class Viewer {
       return;
     }
     const known = one.score === null ? "" : ` · score ${number(one.score)}`;
-    const rank = one.rank ? ` · ${one.role}, ${one.of - one.rank + 1} of ${one.of}` : "";
+    const rank = one.rank && one.of > 1 ? ` · ${one.role === "median" ? `place ${one.of - one.rank + 1} of ${one.of}` : `${one.role} of ${one.of}`}` : "";
     this.caption.textContent = `${one.id}${known}${rank}${one.epoch ? ` · epoch ${one.epoch}` : ""}`;
     this.build();
     try {
