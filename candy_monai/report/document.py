@@ -114,7 +114,8 @@ def document_of_run(
         "status": status,
         "tiles": tiles_of(progress, final, now=now),
         "curves": curves_of(facts, progress),
-        "tables": [_plain(table) for table in tables_of(facts, kept, final)],
+        "channels": list((description.dataset.channel_names if description.dataset is not None else None) or ()),
+        "tables": [as_plain(table) for table in tables_of(facts, kept, final)],
         "data": data_of(description, facts.findings),
         "plan": plan_of(description, facts.findings),
         "settings": settings_of(description),
@@ -122,7 +123,7 @@ def document_of_run(
         "environment": environment_of(description),
         "budget": budget_of(description),
         "log": log_of(folder),
-        "commands": _plain(commands_of(folder, description, is_complete=progress.state == "finished")),
+        "commands": as_plain(commands_of(folder, description, is_complete=progress.state == "finished")),
     }
     reason = f": {status['reason']}" if status["reason"] else ""
     return Document(title=title, status=f"This run {status['words']}{reason}", content=content, kept=kept, views=views)
@@ -150,7 +151,7 @@ def curves_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
         "epochs": progress.epoch,
         "seconds": seconds,
         "steps_per_epoch": steps_per_epoch(facts.description),
-        "figures": [_plain(figure) for figure in figures(progress.metrics, facts.class_names)],
+        "figures": [as_plain(figure) for figure in figures(progress.metrics, facts.class_names)],
         "forecast": forecast_of(progress),
     }
 
@@ -200,12 +201,12 @@ def tables_of(facts: RunFacts, kept: Mapping[str, Any], final: Mapping[str, Any]
     return [table for table in tables if table is not None]
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """Return records and sequences of them as plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {entry.name: as_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Sequence) and not isinstance(value, str):
         if value and isinstance(value[0], float | int):
             return list(value)
-        return [_plain(entry) for entry in value]
+        return [as_plain(entry) for entry in value]
     return value

@@ -131,14 +131,14 @@ def plan_of(description: ExperimentDescription, findings: Mapping[str, Any] | No
     if findings is not None and findings["plan"]:
         return list(findings["plan"])
     plan = description.plan or {}
-    return [{"name": name, "value": _shown(value), "reason": "", "remedy": ""} for name, value in plan.items()]
+    return [{"name": name, "value": shown(value), "reason": "", "remedy": ""} for name, value in plan.items()]
 
 
 def settings_of(description: ExperimentDescription) -> Rows:
     """Return what ``train`` was told: name, value, and whether it is the default."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainSettings)}
     return [
-        [name, _shown(value), _plain(defaults.get(name)) == _plain(value)]
+        [name, shown(value), _plain(defaults.get(name)) == _plain(value)]
         for name, value in (description.settings or {}).items()
     ]
 
@@ -150,20 +150,20 @@ def parts_of(description: ExperimentDescription) -> Rows:
     rows: Rows = [["trainer", description.trainer or ""], ["bundle", description.bundle or ""]]
     for name, value in parts.items():
         if name not in ("training data", "validation data"):
-            rows.append([str(name), _shown(value)])
-    rows += [[f"network: {name}", _shown(value)] for name, value in (description.network.arguments or {}).items()]
+            rows.append([str(name), shown(value)])
+    rows += [[f"network: {name}", shown(value)] for name, value in (description.network.arguments or {}).items()]
     if description.network.example_shape is not None:
         rows.append(["network input", " x ".join(map(str, description.network.example_shape))])
     if inferer is not None and inferer != CUSTOM:
-        rows.append(["whole cases", "as the plan says" if isinstance(inferer, str) else _shown(inferer)])
-    rows.append(["processes", _shown(description.processes)])
+        rows.append(["whole cases", "as the plan says" if isinstance(inferer, str) else shown(inferer)])
+    rows.append(["processes", shown(description.processes)])
     return [row for row in rows if row[1] not in ("", "none")]
 
 
 def environment_of(description: ExperimentDescription) -> Rows:
     """Return the versions that a run depended on."""
     found = description.environment if isinstance(description.environment, Mapping) else {}
-    return [[str(name), _shown(value)] for name, value in found.items() if value is not None]
+    return [[str(name), shown(value)] for name, value in found.items() if value is not None]
 
 
 def budget_of(description: ExperimentDescription) -> dict[str, Any] | None:
@@ -237,11 +237,12 @@ def _epochs(description: ExperimentDescription) -> int:
     return epochs if isinstance(epochs, int) else 100
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a plain value as a page shows it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_shown(entry)}" for name, entry in value.items())
+        return ", ".join(f"{name}: {shown(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple) and any(isinstance(entry, Mapping | str) for entry in value):
-        return "; ".join(map(_shown, value))
+        return "; ".join(map(shown, value))
     return as_text(value)
 
 

@@ -18,7 +18,7 @@ from candy_monai.files import atomic_write_text
 from candy_monai.report.document import Document
 from candy_monai.report.script import as_script
 
-_SCRIPTS = ("dom.js", "chart.js", "table.js", "viewer.js", "sections.js", "page.js")
+_SCRIPTS = ("dom.js", "chart.js", "table.js", "viewer.js", "sections.js", "comparison.js", "page.js")
 
 
 def page_of(document: Document) -> str:

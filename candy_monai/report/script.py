@@ -10,7 +10,10 @@ from typing import Any
 
 def as_script(content: object) -> str:
     """Return JSON for a ``script`` element: nothing in it ends the element, and numbers that JSON lacks are null."""
-    text = json.dumps(_finite(content), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    try:
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(content), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

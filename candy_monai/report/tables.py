@@ -90,7 +90,7 @@ def scored_cases(summary: Mapping[str, Any]) -> list[ScoredCase]:
 def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], *, note: str = "") -> Table:
     """Return a table of cases with the mean of each metric, and the first metric of each class."""
     names = list(dict.fromkeys(name for case in cases for name in case.metrics))
-    metric = _main(cases)
+    metric = main_metric(cases)
     ids = sorted({i for case in cases for i in case.classes.get(metric, {}) if i != 0})
     columns = [Column(name="case", is_number=False)]
     columns += [Column(name="score", better="higher")] if not any(case.metrics for case in cases) or _differs(cases) else []
@@ -104,10 +104,10 @@ def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], 
     rows: list[list[Cell]] = []
     for case in cases:
         values = case.classes.get(metric, {})
-        row: list[Cell] = [case.case_id, *([_cell(case.score)] if with_score else [])]
-        row += [_cell(case.metrics.get(name, math.nan)) for name in names]
+        row: list[Cell] = [case.case_id, *([as_cell(case.score)] if with_score else [])]
+        row += [as_cell(case.metrics.get(name, math.nan)) for name in names]
         if by_class:
-            row += [_cell(values.get(i, math.nan)) for i in ids]
+            row += [as_cell(values.get(i, math.nan)) for i in ids]
         elif len(ids) > 1:
             row += _worst_class(values, class_names, better_of(metric))
         rows.append(row)
@@ -120,7 +120,7 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
     ids = sorted({i for case in cases for values in case.classes.values() for i in values})
     if not metrics or not ids:
         return None
-    metric = _main(cases)
+    metric = main_metric(cases)
     better = better_of(metric)
     columns = [Column(name="class", is_number=False), Column(name="cases")]
     columns += [Column(name=name, better=better_of(name)) for name in metrics]
@@ -131,14 +131,15 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
     rows: list[list[Cell]] = []
     for i in ids:
         known = {case.case_id: v for case in cases if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))}
-        means = [_cell(_mean(case.classes.get(name, {}).get(i, math.nan) for case in cases)) for name in metrics]
+        means = [as_cell(_mean(case.classes.get(name, {}).get(i, math.nan) for case in cases)) for name in metrics]
         worst = (max if better == "lower" else min)(known, key=lambda case_id: known[case_id], default=None)
-        ends: list[Cell] = [None, None] if worst is None else [_cell(known[worst]), worst]
+        ends: list[Cell] = [None, None] if worst is None else [as_cell(known[worst]), worst]
         rows.append([class_names.get(i, f"class {i}"), float(len(known)), *means, *ends])
     return Table(title="Classes", columns=columns, rows=rows)
 
 
-def _main(cases: Sequence[ScoredCase]) -> str:
+def main_metric(cases: Sequence[ScoredCase]) -> str:
+    """Return the metric that cases and classes are compared by: the Dice, or else the first; empty without any."""
     names = list(dict.fromkeys(name for case in cases for name in case.classes))
     return next((name for name in names if name.lower() == "dice"), names[0] if names else "")
 
@@ -156,7 +157,7 @@ def _worst_class(values: Mapping[int, float], class_names: Mapping[int, str], be
     if not known:
         return [None, None]
     worst = (max if better == "lower" else min)(known, key=lambda i: known[i])
-    return [class_names.get(worst, f"class {worst}"), _cell(known[worst])]
+    return [class_names.get(worst, f"class {worst}"), as_cell(known[worst])]
 
 
 def _case_of(entry: Mapping[str, Any]) -> str:
@@ -172,7 +173,8 @@ def _number(value: object) -> float:
     return math.nan if value is None else float(value)  # type: ignore[arg-type]  # "inf" is a text in JSON
 
 
-def _cell(value: float) -> Cell:
+def as_cell(value: float) -> Cell:
+    """Return a value as a table holds it: rounded, None for NaN."""
     if math.isnan(value):
         return None
     return float(f"{value:.5g}") if math.isfinite(value) else ("∞" if value > 0 else "-∞")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from candy_monai.experiment.events import Validated, ValidatedCase, ViewedCase
 from candy_monai.plotting.case.views import dice_in_view
-from candy_monai.report.curves import hex_color
+from candy_monai.report.curves import class_of_metric, hex_color
 from candy_monai.report.script import read_script
 from candy_monai.report.tables import ScoredCase
 
@@ -95,21 +96,18 @@ def read_kept(page: Path) -> tuple[dict[str, Any], list[Any]]:
 
 def validated_cases(kept: Mapping[str, Any], class_names: Mapping[int, str]) -> list[ScoredCase]:
     """Return the cases that a page keeps, with what was recorded of a class under that class."""
-    by_name = {name: i for i, name in class_names.items()}
     found = []
+    classes_of = functools.cache(lambda name: class_of_metric(name, class_names))
     for entry in kept["cases"]:
         metrics: dict[str, float] = {}
         classes: dict[str, dict[int, float]] = {}
         for name, value in entry["metrics"].items():
             number = math.nan if value is None else float(value)
-            base, _, last = str(name).rpartition(" ")
-            named = next((label for label in by_name if label and str(name).endswith(f" {label}")), None)
-            if base and last.isdecimal():
-                classes.setdefault(base, {})[int(last)] = number
-            elif named is not None:
-                classes.setdefault(str(name).removesuffix(f" {named}"), {})[by_name[named]] = number
-            else:
+            of_class = classes_of(str(name))
+            if of_class is None:
                 metrics[str(name)] = number
+            else:
+                classes.setdefault(of_class[0], {})[of_class[1]] = number
         score = math.nan if entry["score"] is None else float(entry["score"])
         found.append(ScoredCase(case_id=str(entry["id"]), score=score, metrics=metrics, classes=classes))
     return found

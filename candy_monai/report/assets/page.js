@@ -18,6 +18,19 @@ function navigation(main) {
   for (const section of links.keys()) observer.observe(section);
 }
 
+function runSections(content, views) {
+  const viewer = viewerSection(content, views);
+  return [
+    content.tiles && overviewSection(content), curvesSection(content), content.tables && tablesSection(content, viewer.show, views), viewer.section,
+    dataSection(content), planSection(content), settingsSection(content), logSection(content), commandsSection(content),
+  ];
+}
+
+function comparisonSections(content, views) {
+  const viewer = sideBySideSection(content, views);
+  return [runsSection(content), differencesSection(content), overlaidSection(content), scoresSection(content, viewer.show, viewer.known), viewer.section];
+}
+
 function start() {
   const content = data("data"), main = byId("main"), status = byId("status");
   document.documentElement.classList.add(`kind-${content.kind}`);
@@ -25,11 +38,7 @@ function start() {
   if (content.status) status.classList.add(`is-${content.status.state}`);
   document.body.append(announcer);
   const views = data("views") || [];
-  const viewer = viewerSection(content, views);
-  add(clear(main), [
-    content.tiles && overviewSection(content), curvesSection(content), content.tables && tablesSection(content, viewer.show, views), viewer.section,
-    dataSection(content), planSection(content), settingsSection(content), logSection(content), commandsSection(content),
-  ]);
+  add(clear(main), content.kind === "comparison" ? comparisonSections(content, views) : runSections(content, views));
   navigation(main);
   byId("foot").textContent = content.foot || "";
   document.documentElement.setAttribute("data-drawn", "true");

@@ -174,6 +174,7 @@ class Viewer {
 
   draw() {
     if (!this.arrays || !this.look.at) return;
+    this.grid.classList.toggle("flat", this.one.size[2] === 1);
     for (const plane of this.planes) this.drawPlane(plane);
   }
 
@@ -391,7 +392,7 @@ function viewerControls(look, viewer, channelNames) {
   find.disabled = toggles.disagreement.box.disabled;
   add(panel, [
     h("fieldset", {}, h("legend", {}, "Overlays"), Object.values(toggles), opacity,
-      h("p", { class: "key-line" }, h("i", { class: "swatch missed" }), "missed, or another class", h("i", { class: "swatch extra" }), "not in the reference"), find),
+      h("p", { class: "key-line" }, h("span", {}, h("i", { class: "swatch missed" }), "missed, or another class"), h("span", {}, h("i", { class: "swatch extra" }), "not in the reference")), find),
     h("fieldset", {}, h("legend", {}, "Image"),
       one.image.length > 1 && !one.rgb && choice("Channel", one.image.map((_, i) => [String(i), channelNames[i] || `channel ${i}`]), String(channel()),
         (value) => { look.set({ channel: Number(value) }); look.changed(); }),
