@@ -19,7 +19,7 @@ from candy_monai.report.curves import class_of_metric, hex_color
 from candy_monai.report.script import read_script
 from candy_monai.report.tables import ScoredCase
 
-KEPT, VIEWS = "kept", "views"
+KEPT, VIEWS = "page-kept", "page-views"
 """The elements of a page that hold what cannot be read from the folder: the cases of the last validation, and those to
 look at."""
 NOTHING: dict[str, Any] = {"epoch": None, "cases": []}

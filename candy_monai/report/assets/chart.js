@@ -7,12 +7,30 @@ function ticks(low, high, count) {
   if (!(high > low)) return [low];
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((part) => part * power).find((size) => size >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((part) => part * power).find((size) => size >= rough);
   const found = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) {
     found.push(Math.abs(value) < step * 1e-9 ? 0 : Number(value.toPrecision(12)));
   }
   return found;
+}
+
+const TIMES = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
+function timeTicks(low, high, count) {
+  const step = TIMES.find((size) => size >= (high - low) / count);
+  if (!step || high - low < 3) return ticks(low, high, count);
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high; value += step) found.push(value);
+  return found;
+}
+
+function timeText(seconds) {
+  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const at = parts.findIndex(([size]) => seconds >= size);
+  if (at < 0) return seconds === 0 ? "0" : `${number(seconds, 2)} s`;
+  const [size, unit] = parts[at], whole = Math.floor(seconds / size), rest = seconds - whole * size;
+  const next = parts[at + 1];
+  return next && Math.round(rest / next[0]) ? `${whole} ${unit} ${Math.round(rest / next[0])} ${next[1]}` : `${whole} ${unit}`;
 }
 
 function logTicks(low, high) {
@@ -31,7 +49,7 @@ function logTicks(low, high) {
 function tickText(value, steps, log) {
   const step = steps.length > 1 ? Math.abs(steps[1] - steps[0]) : Math.abs(value);
   if (log || !step || step < 1e-4 || Math.abs(value) >= 1e5) return number(value, 2);
-  return value.toFixed(clamp(-Math.floor(Math.log10(step) + 1e-9), 0, 4));
+  return value.toFixed(clamp(-Math.floor(Math.log10(step) + 1e-9) + (/^25/.test(step.toExponential(1).replace(".", "")) ? 1 : 0), 0, 5));
 }
 
 // What the charts of a page have in common: over what they are drawn, and which part of it.
@@ -102,7 +120,7 @@ class Chart {
   }
 
   place(one, x) {
-    const of = (one && one.of) || this.axis.modes.epoch;
+    const of = (one && one.of) || this.axis.modes;
     return of[this.axis.mode] ? of[this.axis.mode](x) : x;
   }
 
@@ -151,14 +169,15 @@ class Chart {
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     const clip = newId("clip");
     svg.append(s("clipPath", { id: clip }, s("rect", { x: left - 6, y: top - 6, width: Math.max(0, right - left + 12), height: bottom - top + 12 })));
-    const steps = this.log ? logTicks(low, high) : ticks(low, high, 4);
+    const steps = this.log ? logTicks(low, high) : ticks(low, high, 5);
     for (const value of steps) {
       svg.append(s("line", { class: "grid", x1: left, x2: right, y1: py(value), y2: py(value) }),
         s("text", { class: "tick", x: left - 8, y: py(value) + 4, "text-anchor": "end" }, tickText(value, steps, this.log)));
     }
-    for (const value of ticks(x0, x1, Math.max(2, width / 110))) {
-      if (this.axis.mode !== "time" && !Number.isInteger(value)) continue;
-      svg.append(s("text", { class: "tick", x: clamp(px(value), left + 4, right - 4), y: bottom + 18, "text-anchor": "middle" }, this.axis.text(value)));
+    const isTime = this.axis.mode === "time";
+    for (const value of (isTime ? timeTicks : ticks)(x0, x1, Math.max(2, width / 110))) {
+      if (!isTime && !Number.isInteger(value)) continue;
+      svg.append(s("text", { class: "tick", x: clamp(px(value), left + 4, right - 4), y: bottom + 18, "text-anchor": "middle" }, isTime ? timeText(value) : number(value, 6)));
     }
     svg.append(s("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
     const drawn = s("g", { "clip-path": `url(#${clip})` });

@@ -32,12 +32,12 @@ function comparisonSections(content, views) {
 }
 
 function start() {
-  const content = data("data"), main = byId("main"), status = byId("status");
+  const content = data("page-data"), main = byId("main"), status = byId("status");
   document.documentElement.classList.add(`kind-${content.kind}`);
   byId("tools").append(themeButton());
   if (content.status) status.classList.add(`is-${content.status.state}`);
   document.body.append(announcer);
-  const views = data("views") || [];
+  const views = data("page-views") || [];
   add(clear(main), content.kind === "comparison" ? comparisonSections(content, views) : runSections(content, views));
   navigation(main);
   byId("foot").textContent = content.foot || "";

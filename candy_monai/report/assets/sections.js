@@ -135,7 +135,7 @@ function settingsSection(content) {
 
 function logSection(content) {
   if (!content.log || !content.log.lines.length) return null;
-  const list = h("div", { class: "log scroll", tabindex: "0", role: "region", "aria-label": "Log" });
+  const list = h("div", { class: "log scroll", tabindex: "0", role: "group", "aria-label": "Log" });
   const draw = (filter) => {
     const wanted = content.log.lines.filter((line) => line.toLowerCase().includes(filter.toLowerCase()));
     add(clear(list), wanted.map((line) => {

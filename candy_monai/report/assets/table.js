@@ -75,7 +75,7 @@ function dataTable(table, { onView = null, canView = () => false, id = null } = 
     h("div", { class: "card-head" }, h("h3", { id: title }, table.title), count, h("span", { class: "grow" }),
       table.rows.length > 5 && h("label", { class: "field" }, h("span", {}, "Filter"), input)),
     table.note && h("p", { class: "note" }, table.note),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": title },
+    h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": title },
       h("table", { class: "data" }, h("thead", {}, h("tr", {}, headings)), body)),
     more);
 }
@@ -87,7 +87,7 @@ function factList(rows, className = "") {
 
 // A table that neither sorts nor filters.
 function plainTable(label, headings, rows) {
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+  return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": label },
     h("table", { class: "data plain" }, h("thead", {}, h("tr", {}, headings.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, index) => index === 0 ? h("th", { scope: "row" }, cell) : h("td", {}, cell)))))));
 }
