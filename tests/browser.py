@@ -92,12 +92,3 @@ def _found(*names):
     if found is None:
         pytest.skip(f"{names[0]} is not installed (Debian: apt-get install chromium chromium-driver)")
     return found
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Return a `Browser`; skips, saying why, where there is none."""
-    pytest.importorskip("selenium", reason="selenium is not installed")
-    found = Browser()
-    yield found
-    found.close()

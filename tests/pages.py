@@ -21,7 +21,12 @@ from tests.events import epoch_finished, run_started
 def made_up_folder(folder, *, class_names=("background", "kidney", "tumour"), note="", settings=None, **entries):
     """Write a run's folder with ``experiment.json``, ``findings.json`` and a log, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"class_names": list(class_names), "iterations_per_epoch": 4, "patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 2]}
+    plan = {
+        "class_names": list(class_names),
+        "iterations_per_epoch": 4,
+        "patch_shape": [8, 8, 8],
+        "spacing_mm": [1, 1, 2],
+    }
     dataset = {
         "name": "Made up",
         "digest": "abc",
@@ -34,8 +39,17 @@ def made_up_folder(folder, *, class_names=("background", "kidney", "tumour"), no
     all_settings = {"num_epochs": 10, "note": note, "seed": 3, "accumulate": 1, **(settings or {})}
     description = describe_trainer("UNetTrainer", {**more, "settings": all_settings, **entries})
     write_description(folder, description)
-    choice = {"name": "patch_shape", "value": "8,8,8", "reason": f"It fits. {note}", "remedy": "--set patch_shape=8,8,8"}
-    findings = {"warnings": [f"labelsTr: something is unusual {note}"], "facts": [["sizes", "9 x 9 x 9"]], "plan": [choice]}
+    choice = {
+        "name": "patch_shape",
+        "value": "8,8,8",
+        "reason": f"It fits. {note}",
+        "remedy": "--set patch_shape=8,8,8",
+    }
+    findings = {
+        "warnings": [f"labelsTr: something is unusual {note}"],
+        "facts": [["sizes", "9 x 9 x 9"]],
+        "plan": [choice],
+    }
     (folder / FINDINGS).write_text(json.dumps(findings))
     (folder / "logs.txt").write_text(f"[2026-01-01 10:00:00] Experiment x in {folder}\n[2026-01-01 10:00:01] {note}\n")
     return folder
@@ -78,7 +92,8 @@ def validated(num_cases=4, *, case_ids=None, num_classes=3, score=0.8, cases=Non
         ValidatedCase(
             case_id=case_id,
             score=value,
-            metrics={"dice": value, LOSS: 1 - value} | {f"dice {i}": value * (1 - i / 200) for i in range(1, num_classes)},
+            metrics={"dice": value, LOSS: 1 - value}
+            | {f"dice {i}": value * (1 - i / 200) for i in range(1, num_classes)},
         )
         for case_id, value in zip(ids, scores, strict=True)
     ]
@@ -92,7 +107,9 @@ def validated(num_cases=4, *, case_ids=None, num_classes=3, score=0.8, cases=Non
             role=role,
             rank=int(np.flatnonzero(order == place)[0]) + 1,
             num_cases=len(ids),
-            view=case_view(*images[i], **({"spacing_mm": (1, 1, 2), "orientation": "RAS"} if images[i][0].ndim == 4 else {})),
+            view=case_view(
+                *images[i], **({"spacing_mm": (1, 1, 2), "orientation": "RAS"} if images[i][0].ndim == 4 else {})
+            ),
         )
         for i, (role, place) in enumerate(places)
     ]
@@ -100,7 +117,15 @@ def validated(num_cases=4, *, case_ids=None, num_classes=3, score=0.8, cases=Non
 
 
 def made_up_run(
-    folder, *, num_epochs=10, class_names=("background", "kidney", "tumour"), event=None, seed=0, best=0.9, total=None, **more
+    folder,
+    *,
+    num_epochs=10,
+    class_names=("background", "kidney", "tumour"),
+    event=None,
+    seed=0,
+    best=0.9,
+    total=None,
+    **more,
 ):
     """Write the page of a run that goes on, as its observer does, and return the observer."""
     made_up_folder(folder, class_names=class_names, **more)

@@ -164,21 +164,20 @@ def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
             if figure.key.startswith("classes:") and len(figure.series) > _MOST_CLASSES:
                 continue
             for series in figure.series:
-                key = figure.key, "" if len(figure.series) == 1 else series.name
-                by_curve.setdefault(key, {})[index] = series
-                about.setdefault(key, figure)
-    # A figure with one curve in one run and two in another is the same figure.
-    drawn = []
+                where = figure.key, "" if len(figure.series) == 1 else series.name
+                by_curve.setdefault(where, {})[index] = series
+                about.setdefault(where, figure)
+    drawn: list[dict[str, Any]] = []
     for (key, side), curves in by_curve.items():
         if len(curves) < 2:
             continue
         figure = about[key, side]
-        series = [
+        lines = [
             {"name": runs[i].name, "color": hex_color(i + 1), "x": curve.x, "y": curve.y, "run": i}
             for i, curve in curves.items()
         ]
         title = f"{figure.title}: {side}" if side else figure.title
-        drawn.append({"key": f"{key}/{side}", "title": title, "better": figure.better, "series": series, "note": ""})
+        drawn.append({"key": f"{key}/{side}", "title": title, "better": figure.better, "series": lines, "note": ""})
     return drawn
 
 
@@ -236,9 +235,20 @@ def _table_of_runs(names: Sequence[str], scores: Sequence[Sequence[float]]) -> T
             if score > best[place] - _SAME:
                 alone = sum(other[place] > best[place] - _SAME for other in scores) == 1
                 won, shared = won + alone, shared + (not alone)
-        rows.append([name, as_cell(statistics.fmean(own)), as_cell(mean) if index else None, shows or None, float(won), float(shared)])
+        rows.append(
+            [
+                name,
+                as_cell(statistics.fmean(own)),
+                as_cell(mean) if index else None,
+                shows or None,
+                float(won),
+                float(shared),
+            ]
+        )
     count = f"{len(best)} cases" if len(best) > 1 else "one case"
-    note = f"On the {count} that all runs have scored; differences are those of the same case, and so are their intervals."
+    note = (
+        f"On the {count} that all runs have scored; differences are those of the same case, and so are their intervals."
+    )
     return Table(title="Scores", note=note, columns=columns, rows=rows)
 
 
@@ -278,9 +288,17 @@ def _table_of_classes(
 
 
 def _overview(runs: Sequence[ComparedRun]) -> Table:
-    columns = [Column(name="run", is_number=False), Column(name="dataset", is_number=False), Column(name="trainer", is_number=False)]
+    columns = [
+        Column(name="run", is_number=False),
+        Column(name="dataset", is_number=False),
+        Column(name="trainer", is_number=False),
+    ]
     columns += [Column(name="state", is_number=False), Column(name="epochs"), Column(name="time", is_number=False)]
-    columns += [Column(name="best score", better="higher"), Column(name="final Dice", better="higher"), Column(name="note", is_number=False)]
+    columns += [
+        Column(name="best score", better="higher"),
+        Column(name="final Dice", better="higher"),
+        Column(name="note", is_number=False),
+    ]
     rows: list[list[Cell]] = []
     for run in runs:
         description, progress = run.facts.description, run.progress
@@ -316,7 +334,9 @@ def _notes(
     datasets = [run.facts.description.dataset for run in runs]
     digests = {None if dataset is None else dataset.digest for dataset in datasets}
     if len(digests) > 1:
-        notes.append("Attention: the runs are of different data, or of different states of them; cases of one name may differ.")
+        notes.append(
+            "Attention: the runs are of different data, or of different states of them; cases of one name may differ."
+        )
     training = [set(dataset.training or ()) for dataset in datasets if dataset is not None]
     ids = [{case.case_id for case in cases} for cases, _ in scored]
     if any(one & other for one in ids for other in training):

@@ -88,7 +88,7 @@ def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, st
     """Return the figures of a run: the score first, then the loss, the classes, what else there is, rate and time.
 
     Args:
-        metrics: Each metric's values over all epochs, as in ``metrics.csv``; ``val dice`` is the validation of ``dice``.
+        metrics: Each metric's values over all epochs, as in ``metrics.csv``; ``val dice`` is ``dice`` in validation.
         class_names: Names by label id.
     """
     groups: dict[str, list[str]] = {}
@@ -171,7 +171,9 @@ def _figure(
     if not key.startswith("classes:"):
         title = _TITLES.get(key, key)
         pair = len(names) > 1 or key in (LOSS, SCORE)
-        series = [_series(_side(name) if pair else title, _color(name, pair), values) for name, values in columns.items()]
+        series = [
+            _series(_side(name) if pair else title, _color(name, pair), values) for name, values in columns.items()
+        ]
         return Figure(key=key, title=title, better=better_of(key), series=[curve for curve in series if curve.x])
     base = key.removeprefix("classes:")
     better = better_of(base)
@@ -210,7 +212,9 @@ def _folded(
         Band(name="25 to 75 %", x=epochs, low=first, high=third),
     ]
     last = {index: _last(values) for index, values in foreground.items()}
-    known = sorted((index for index in last if math.isfinite(last[index])), key=lambda i: last[i], reverse=better == "lower")
+    known = sorted(
+        (index for index in last if math.isfinite(last[index])), key=lambda i: last[i], reverse=better == "lower"
+    )
     series = [Series(name="median", color="plain", x=epochs, y=median)]
     series += [_series(class_names.get(i, f"class {i}"), hex_color(i), foreground[i]) for i in known[:WORST]]
     note = f"{len(foreground)} classes: their median and quantiles, and by name the {min(WORST, len(known))} worst now."

@@ -186,7 +186,11 @@ def cases_of_run(
     """Return the scored cases of a run, the names of its classes, and a sentence on where the scores come from."""
     if final is not None:
         names = {int(i): str(name) for i, name in (final.get("class_names") or {}).items()}
-        return scored_cases(final), names or facts.class_names, "The best weights on whole cases, in the geometry of the files."
+        return (
+            scored_cases(final),
+            names or facts.class_names,
+            "The best weights on whole cases, in the geometry of the files.",
+        )
     cases = validated_cases(kept, facts.class_names)
     at = f" of epoch {kept['epoch']}" if kept.get("epoch") else ""
     return cases, facts.class_names, f"The last validation{at}."

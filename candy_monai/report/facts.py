@@ -42,9 +42,7 @@ class Command:
     command: str
 
 
-def findings_as_text(
-    warnings: Sequence[str], choices: Sequence[Any], facts: Sequence[tuple[str, str]]
-) -> str:
+def findings_as_text(warnings: Sequence[str], choices: Sequence[Any], facts: Sequence[tuple[str, str]]) -> str:
     """Return the content of ``findings.json``.
 
     Args:
@@ -67,9 +65,11 @@ def facts_of_data(fingerprint: Fingerprint) -> list[tuple[str, str]]:
     spacings = sorted(case.spacing_mm for case in cases if case.spacing_mm)
     if spacings:
         facts.append(("spacings in mm", _range(spacings)))
-    for channel in fingerprint.channels:
-        if (about := channel.foreground) is not None:
-            facts.append((f"intensities of {channel.name}", f"{about.mean:.4g} ± {about.std:.4g} in the foreground"))
+    facts += [
+        (f"intensities of {channel.name}", f"{about.mean:.4g} ± {about.std:.4g} in the foreground")
+        for channel in fingerprint.channels
+        if (about := channel.foreground) is not None
+    ]
     return facts
 
 
@@ -171,7 +171,11 @@ def budget_of(description: ExperimentDescription) -> dict[str, Any] | None:
     budget = description.budget
     if budget is None:
         return None
-    facts = [["budget", f"{budget.budget_s:g} s"], ["for training", f"{budget.usable_s:g} s"]] if budget.budget_s and budget.usable_s else []
+    facts = (
+        [["budget", f"{budget.budget_s:g} s"], ["for training", f"{budget.usable_s:g} s"]]
+        if budget.budget_s and budget.usable_s
+        else []
+    )
     facts.append(["precision", budget.amp or "float32"])
     rows = [
         [
@@ -205,7 +209,9 @@ def log_of(folder: Path) -> dict[str, Any]:
 def commands_of(folder: Path, description: ExperimentDescription, *, is_complete: bool) -> list[Command]:
     """Return how to go on with a run."""
     run = shlex.quote(os.fspath(folder.resolve()))
-    own = "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")
+    own = (
+        "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")
+    )
     found = []
     if description.dataset is not None:
         more = f" --epochs {2 * _epochs(description)} --schedule restart" if is_complete else ""
@@ -217,9 +223,7 @@ def commands_of(folder: Path, description: ExperimentDescription, *, is_complete
             Command(title="Go on with the training", command=f"{trainer}(...).resume({os.fspath(folder.resolve())!r})")
         )
     if description.num_classes is not None or description.plan is not None:
-        found.append(
-            Command(title="Predict new images", command=f"candy-monai predict {run} IMAGES PREDICTIONS{own}")
-        )
+        found.append(Command(title="Predict new images", command=f"candy-monai predict {run} IMAGES PREDICTIONS{own}"))
         found.append(Command(title="Score predictions", command="candy-monai evaluate PREDICTIONS LABELS"))
         found.append(
             Command(

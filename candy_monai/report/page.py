@@ -65,4 +65,3 @@ def _assets() -> Mapping[str, str]:
 
 def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-

@@ -155,7 +155,11 @@ def tiles_of(progress: RunProgress, final: Mapping[str, Any] | None, *, now: dat
     of = f" of {about}{total}" if total is not None else ""
     share = min(1.0, progress.epoch / total) if total else None
     durations = [value for value in progress.metrics.get(EPOCH_DURATION, ()) if math.isfinite(value)]
-    pace = f"{duration_as_text(durations[-1]) if durations[-1] >= 10 else f'{durations[-1]:.2g} s'} the last one" if durations else ""
+    pace = (
+        f"{duration_as_text(durations[-1]) if durations[-1] >= 10 else f'{durations[-1]:.2g} s'} the last one"
+        if durations
+        else ""
+    )
     tiles.append({"label": "Epochs", "value": f"{progress.epoch}{of}", "detail": pace, "share": share})
     spent = duration_as_text(math.fsum(durations))
     if progress.state == "running" and total is not None and durations:
@@ -273,4 +277,3 @@ def _last_lines(folder: Path) -> list[str]:
             return file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
-

@@ -81,9 +81,7 @@ def scored_cases(summary: Mapping[str, Any]) -> list[ScoredCase]:
         means = {name: _mean(v for i, v in by_class.items() if i != 0) for name, by_class in classes.items()}
         own = {str(name): _number(value) for name, value in entry.get("values", {}).items()}
         score = means.get("Dice", next(iter({**means, **own}.values()), math.nan))
-        cases.append(
-            ScoredCase(case_id=_case_of(entry), score=score, metrics={**means, **own}, classes=classes)
-        )
+        cases.append(ScoredCase(case_id=_case_of(entry), score=score, metrics={**means, **own}, classes=classes))
     return cases
 
 
@@ -93,7 +91,9 @@ def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], 
     metric = main_metric(cases)
     ids = sorted({i for case in cases for i in case.classes.get(metric, {}) if i != 0})
     columns = [Column(name="case", is_number=False)]
-    columns += [Column(name="score", better="higher")] if not any(case.metrics for case in cases) or _differs(cases) else []
+    columns += (
+        [Column(name="score", better="higher")] if not any(case.metrics for case in cases) or _differs(cases) else []
+    )
     with_score = len(columns) > 1
     columns += [Column(name=_heading(name), better=better_of(name)) for name in names]
     by_class = 1 < len(ids) <= MOST_CLASS_COLUMNS
@@ -115,7 +115,7 @@ def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], 
 
 
 def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]) -> Table | None:
-    """Return a table of classes with the mean of each metric and the case where the first is worst; None without any."""
+    """Return a table of classes with the mean of each metric and the worst case of the first; None without classes."""
     metrics = list(dict.fromkeys(name for case in cases for name in case.classes))
     ids = sorted({i for case in cases for values in case.classes.values() for i in values})
     if not metrics or not ids:
@@ -130,7 +130,9 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
     ]
     rows: list[list[Cell]] = []
     for i in ids:
-        known = {case.case_id: v for case in cases if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))}
+        known = {
+            case.case_id: v for case in cases if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))
+        }
         means = [as_cell(_mean(case.classes.get(name, {}).get(i, math.nan) for case in cases)) for name in metrics]
         worst = (max if better == "lower" else min)(known, key=lambda case_id: known[case_id], default=None)
         ends: list[Cell] = [None, None] if worst is None else [as_cell(known[worst]), worst]
@@ -147,7 +149,8 @@ def main_metric(cases: Sequence[ScoredCase]) -> str:
 def _differs(cases: Sequence[ScoredCase]) -> bool:
     """Return whether the score of any case is none of its metrics."""
     return any(
-        not math.isnan(case.score) and all(abs(case.score - value) > 1e-6 for value in case.metrics.values() if value == value)
+        not math.isnan(case.score)
+        and all(abs(case.score - value) > 1e-6 for value in case.metrics.values() if value == value)
         for case in cases
     )
 

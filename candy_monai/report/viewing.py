@@ -75,7 +75,8 @@ def kept_of(validated: Validated, epoch: int) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "cases": [
-            {"id": case.case_id, "score": _finite(case.score), "metrics": _finite_ones(case)} for case in validated.cases
+            {"id": case.case_id, "score": _finite(case.score), "metrics": _finite_ones(case)}
+            for case in validated.cases
         ],
     }
 
@@ -130,4 +131,3 @@ def _finite(value: float) -> float | None:
 
 def _finite_ones(case: ValidatedCase) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in case.metrics.items()}
-

@@ -1,4 +1,4 @@
-"""What a validation leaves to look at: every case's scores, and the worst, the median and the best as reduced images."""
+"""What a validation leaves to look at: the scores of all cases, and images of the worst, the median and the best."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class KeptCases:
         self._ids.append(case_id or f"case {place + 1}")
         self._scores.append(score)
         self._metrics.append(
-            {name: value.detach().clone() if isinstance(value, Tensor) else as_float(value) for name, value in metrics.items()}
+            {
+                name: value.detach().clone() if isinstance(value, Tensor) else as_float(value)
+                for name, value in metrics.items()
+            }
         )
         if math.isnan(score) or not self._is_wanted(score):
             return

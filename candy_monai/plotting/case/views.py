@@ -156,9 +156,7 @@ def _thinned(channels: Tensor, factors: tuple[int, ...]) -> Tensor:
     if max(factors) == 1:
         return channels
     pool = F.avg_pool2d if len(factors) == 2 else F.avg_pool3d
-    averaged: Tensor = pool(  # type: ignore[operator]
-        channels.float()[None], factors, stride=factors, ceil_mode=True, count_include_pad=False
-    )[0]
+    averaged: Tensor = pool(channels.float()[None], factors, stride=factors, ceil_mode=True, count_include_pad=False)[0]
     return averaged
 
 
@@ -176,7 +174,9 @@ def _quantized(
     """Return an image in 8 bits, and of each channel its limits and its first window, and whether it is in colours."""
     if has_colors(values):
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        limits = (0.0, 255.0) if low >= 0 and 1.0 < high <= 255.0 else (0.0, 1.0) if 0 <= low <= high <= 1 else (low, high)
+        limits = (
+            (0.0, 255.0) if low >= 0 and 1.0 < high <= 255.0 else (0.0, 1.0) if 0 <= low <= high <= 1 else (low, high)
+        )
         return np.stack([_to_bytes(channel, limits) for channel in values]), [limits] * 3, [limits] * 3, True
     windows = [intensity_range(channel) for channel in values]
     found = []
@@ -194,7 +194,8 @@ def _to_bytes(channel: NDArray[np.float32], limits: tuple[float, float]) -> NDAr
     if not high > low:
         return np.full(channel.shape, 128, dtype=np.uint8)
     unit = np.nan_to_num((channel - np.float32(low)) / np.float32(high - low), nan=0.0, posinf=1.0, neginf=0.0)
-    return np.rint(unit.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(unit.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    return pixels
 
 
 def _stored(axes: PatientAxes, array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -217,7 +218,10 @@ def _in_view(
     """Return where a box begins, the factors and the size of the whole case, along the axes of the view."""
     if len(size) == 2:  # rows run down, columns to the right
         return (box[1].start, box[0].start, 0), (factors[1], factors[0], 1), (size[1], size[0], 1)
-    start = [size[axis] - box[axis].stop if flip else box[axis].start for axis, flip in zip(axes.order, axes.flipped, strict=True)]
+    start = [
+        size[axis] - box[axis].stop if flip else box[axis].start
+        for axis, flip in zip(axes.order, axes.flipped, strict=True)
+    ]
     a, b, c = axes.order
     return (start[0], start[1], start[2]), (factors[a], factors[b], factors[c]), (size[a], size[b], size[c])
 

@@ -1,7 +1,7 @@
 // The sections of a page that compares runs.
 
 function runsSection(content) {
-  return sectionOf("overview", "Runs", dataTable(content.overview),
+  return sectionOf("overview", "Runs", dataTable(content.overview, { isSorted: false }),
     h("div", { class: "row" }, h("p", { class: "note" }, `Written ${new Date(content.written * 1000).toLocaleString()}.`)));
 }
 
@@ -10,7 +10,7 @@ function differencesSection(content) {
   const groups = content.differences.filter((group) => group.rows.length);
   const same = content.differences.filter((group) => !group.rows.length).map((group) => group.title);
   return sectionOf("differences", "What differs", h("div", { class: "stack" },
-    groups.map((group) => h("div", { class: "card" }, h("h3", {}, group.title), plainTable(group.title, ["", ...names], group.rows)))),
+    groups.map((group) => h("div", { class: "card" }, h("h3", {}, group.title), plainTable(group.title, ["entry", ...names], group.rows, "matrix")))),
     same.length > 0 && h("p", { class: "note after" }, `The same in all: ${same.join(", ")}.`));
 }
 
@@ -27,7 +27,7 @@ function overlaidSection(content) {
 function scoresSection(content, show, known) {
   return sectionOf("cases", "Scores", h("ul", { class: "findings notes" }, content.notes.map((note) => h("li", {}, note))),
     content.tables.length
-      ? h("div", { class: "stack" }, content.tables.map((table) => dataTable(table, table.title === "Cases" ? { onView: show, canView: (cell) => known.has(cell) } : {})))
+      ? h("div", { class: "stack" }, content.tables.map((table) => dataTable(table, table.title === "Cases" ? { onView: show, canView: (cell) => known.has(cell) } : { isSorted: table.title !== "Scores" })))
       : h("p", { class: "note" }, "No case has a score in all of these runs."));
 }
 
@@ -47,7 +47,7 @@ function sideBySideSection(content, views) {
   };
   const picker = choice("Case", cases.map((id) => [id, `${id} (${holders(id)} of ${views.length} runs)`]), cases[0], open);
   const section = sectionOf("viewer", "Images", h("div", { class: "row" }, picker, content.view_note && h("span", { class: "note" }, content.view_note)),
-    help("viewer-help", VIEWER_HELP), h("div", { class: "card view-grid" }, h("div", { class: "two-up" }, viewers.map((viewer) => viewer.element)), side));
+    help("viewer-help", VIEWER_HELP), h("div", { class: "card view-grid under" }, h("div", { class: "beside" }, viewers.map((viewer) => viewer.element)), side));
   open(cases[0]);
   const show = (id) => {
     if (!cases.includes(id)) return;

@@ -2,7 +2,7 @@
 
 const MOST_ROWS = 200;
 
-function dataTable(table, { onView = null, canView = () => false, id = null } = {}) {
+function dataTable(table, { onView = null, canView = () => false, isSorted = true } = {}) {
   let sorted = null, filter = "", all = false;
   const decimals = table.columns.map((column, index) => {
     const values = table.rows.map((row) => row[index]).filter(isNumber);
@@ -69,9 +69,9 @@ function dataTable(table, { onView = null, canView = () => false, id = null } = 
   }
 
   const ranked = table.columns.findIndex((column) => column.better);
-  if (ranked >= 0) sort(ranked); else draw();
+  if (ranked >= 0 && isSorted) sort(ranked); else draw();
   const title = newId("table");
-  return h("section", { class: "card", id },
+  return h("section", { class: "card" },
     h("div", { class: "card-head" }, h("h3", { id: title }, table.title), count, h("span", { class: "grow" }),
       table.rows.length > 5 && h("label", { class: "field" }, h("span", {}, "Filter"), input)),
     table.note && h("p", { class: "note" }, table.note),
@@ -86,8 +86,8 @@ function factList(rows, className = "") {
 }
 
 // A table that neither sorts nor filters.
-function plainTable(label, headings, rows) {
+function plainTable(label, headings, rows, className = "plain") {
   return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": label },
-    h("table", { class: "data plain" }, h("thead", {}, h("tr", {}, headings.map((text) => h("th", { scope: "col" }, text)))),
+    h("table", { class: `data ${className}` }, h("thead", {}, h("tr", {}, headings.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, index) => index === 0 ? h("th", { scope: "row" }, cell) : h("td", {}, cell)))))));
 }

@@ -62,7 +62,7 @@ class Viewer {
     this.heading = heading;
     this.grid = h("div", { class: "planes" });
     this.caption = h("p", { class: "view-caption" });
-    this.element = h("div", { class: "viewer" }, heading && h("h4", {}, heading), this.caption, this.grid);
+    this.element = h("div", { class: "viewer" }, heading && h("h3", {}, heading), this.caption, this.grid);
     this.scratch = document.createElement("canvas");
     look.viewers.push(this);
     new ResizeObserver(() => this.draw()).observe(this.grid);
@@ -183,7 +183,7 @@ class Viewer {
     const sizeMm = [plane.right, plane.down].map((axis) => one.size[axis] * one.spacing[axis]);
     const room = plane.frame.clientWidth;
     if (!room) return;
-    const most = Math.max(220, Math.min(window.innerHeight * 0.68, 620));
+    const most = this.heading ? 360 : Math.max(220, Math.min(window.innerHeight * 0.68, 620));
     const scale = Math.min(room / sizeMm[0], most / sizeMm[1]);
     const ratio = window.devicePixelRatio || 1;
     const width = Math.max(1, Math.round(sizeMm[0] * scale)), height = Math.max(1, Math.round(sizeMm[1] * scale));
