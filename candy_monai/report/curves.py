@@ -109,10 +109,11 @@ def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int
     """Return metric and class of a metric of one class, which is called by its id or its name; None of any other."""
     if match := _CLASS.fullmatch(name):
         return match[1], int(match[2])
-    for label_id, label in class_names.items():
-        if label and name.endswith(f" {label}"):
-            return name.removesuffix(f" {label}"), label_id
-    return None
+    ends = [(label, label_id) for label_id, label in class_names.items() if label and name.endswith(f" {label}")]
+    if not ends:
+        return None
+    label, label_id = max(ends, key=lambda end: len(end[0]))  # of "left kidney" and "kidney" the former
+    return name.removesuffix(f" {label}"), label_id
 
 
 def kept_points(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:

@@ -19,7 +19,7 @@ from candy_monai.report.script import as_script
 from candy_monai.report.viewing import NOTHING, encoded_case, kept_of, read_kept
 
 MOST_SHARE = 0.02
-"""Of the time that may be spent on images for the viewer; those of the last validation are written in any case."""
+"""The share of a run's time that may be spent on packing images; those of the last validation are packed anyway."""
 
 
 class ReportObserver(Observer):
@@ -93,7 +93,8 @@ class ReportObserver(Observer):
         started = self._clock()
         names = self._facts.class_names
         self._views = as_script([encoded_case(case, names, epoch=epoch) for case in validated.views])
-        self._not_before = self._clock() + (self._clock() - started) / MOST_SHARE
+        ended = self._clock()
+        self._not_before = ended + (ended - started) / MOST_SHARE
 
     def _write(self) -> None:
         if self._facts is not None:
