@@ -73,7 +73,7 @@ class ComparedRun:
         return cases, names
 
 
-def write_comparison(folders: Sequence[PathLike], to: Path) -> Path:
+def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
     """Write a page that compares runs, and return where it is.
 
     Args:
@@ -84,7 +84,7 @@ def write_comparison(folders: Sequence[PathLike], to: Path) -> Path:
         BadInputError: If there are fewer than two, or one is given twice.
         ExperimentError: If a folder is no experiment, or ``experiment.json`` is damaged.
     """
-    return write_page(document_of_comparison(compared_runs(folders), now=datetime.now()), to)
+    return write_page(document_of_comparison(compared_runs(folders), now=datetime.now()), Path(to))
 
 
 def compared_runs(folders: Sequence[PathLike]) -> list[ComparedRun]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from candy_monai.aliases import PathLike
 from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted, RunStarted, Validated
 from candy_monai.observers.base import Observer
 from candy_monai.report.document import REPORT, RunFacts, document_of_folder, document_of_run
@@ -102,7 +103,7 @@ class ReportObserver(Observer):
             write_page(document, self._facts.folder / REPORT)
 
 
-def write_report(folder: Path, *, to: Path | None = None) -> Path:
+def write_report(folder: PathLike, *, to: PathLike | None = None) -> Path:
     """Write the page of a run from its folder, and return where it is.
 
     Args:
@@ -112,7 +113,9 @@ def write_report(folder: Path, *, to: Path | None = None) -> Path:
     Raises:
         ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
     """
-    return write_page(document_of_folder(folder, now=datetime.now()), to or folder / REPORT)
+    folder = Path(folder)
+    document = document_of_folder(folder, now=datetime.now())
+    return write_page(document, folder / REPORT if to is None else Path(to))
 
 
 def write_report_safely(folder: Path, log: Callable[[str], None]) -> None:

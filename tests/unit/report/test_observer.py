@@ -62,8 +62,11 @@ def test_images_are_packed_as_often_as_takes_a_fiftieth_of_the_time_and_scores_e
 
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
-    [(KeyboardInterrupt("SIGINT"), "interrupted", "SIGINT"), (RuntimeError("out of memory"), "failed", "RuntimeError: out of memory")],
-)  # fmt: skip
+    [
+        (KeyboardInterrupt("SIGINT"), "interrupted", "SIGINT"),
+        (RuntimeError("out of memory"), "failed", "RuntimeError: out of memory"),
+    ],
+)
 def test_a_run_that_ends_early_says_why_and_keeps_its_curves(tmp_path, error, state, reason):
     observer = made_up_run(tmp_path / "run")
     observer.on_run_interrupted(RunInterrupted(error))

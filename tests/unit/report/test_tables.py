@@ -4,12 +4,18 @@ import pytest
 
 from candy_monai.report.tables import ScoredCase, scored_cases, table_of_cases, table_of_classes
 
+_FIRST = {
+    "0": {"Dice": 1.0},
+    "1": {"Dice": 0.5, "HD95": "inf", "TP": 3, "n_ref": 4},
+    "2": {"Dice": None},
+}
+_SECOND = {"1": {"Dice": 0.75, "HD95": 2.0}, "2": {"Dice": 0.25, "HD95": 4.0}}
 SUMMARY = {
     "metric_per_case": [
-        {"case": "a", "metrics": {"0": {"Dice": 1.0}, "1": {"Dice": 0.5, "HD95": "inf", "TP": 3, "n_ref": 4}, "2": {"Dice": None}}},
-        {"prediction_file": "b.nii.gz", "metrics": {"1": {"Dice": 0.75, "HD95": 2.0}, "2": {"Dice": 0.25, "HD95": 4.0}}, "values": {"mine": 7.0}},
+        {"case": "a", "metrics": _FIRST},
+        {"prediction_file": "b.nii.gz", "metrics": _SECOND, "values": {"mine": 7.0}},
     ]
-}  # fmt: skip
+}
 NAMES = {1: "kidney", 2: "tumour"}
 
 
