@@ -23,7 +23,8 @@ def add_parser(subparsers: Subparsers) -> None:
         text="Write report.html of a run again, from what is in its folder: curves, scores of cases and classes, "
         "images, plan, settings and log in one file, which opens without a server. Runs of earlier versions have one, "
         "too. Of several runs, write a page that compares them: what differs in settings, plan and data, their curves, "
-        "and their scores case by case.",
+        "and their scores case by case. Of the folder of a cross-validation, write crossval.html, with the cases of all "
+        "folds.",
         example="candy-monai report experiments/UNetTrainer/20251101-14-a3f2\n"
         "candy-monai report experiments/UNetTrainer/* --out comparison.html",
     )
@@ -40,11 +41,16 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from candy_monai.experiment.runs import folds_below
     from candy_monai.files import check_writable
 
     if args.out is not None:
         check_writable(args.out.parent)
         args.out.parent.mkdir(parents=True, exist_ok=True)
+    if len(args.experiments) == 1 and folds_below(args.experiments[0]):
+        from candy_monai.report.evaluation import write_cross_validation
+
+        return done("Report", write_cross_validation(args.experiments[0], to=args.out))
     if len(args.experiments) == 1:
         from candy_monai.report.observer import write_report
 

@@ -87,17 +87,22 @@ def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
     return write_page(document_of_comparison(compared_runs(folders), now=datetime.now()), Path(to))
 
 
-def compared_runs(folders: Sequence[PathLike]) -> list[ComparedRun]:
-    """Read runs that are to be compared; see `write_comparison`."""
+def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = None) -> list[ComparedRun]:
+    """Read runs that are to be compared; see `write_comparison`.
+
+    Args:
+        folders: Their experiment folders.
+        names: What they are called; by default as much of their paths as tells them apart, of two or more.
+    """
     paths = [Path(folder) for folder in folders]
-    if len(paths) < 2:
+    if len(paths) < 2 and names is None:
         raise BadInputError(f"a comparison needs two runs or more, got {len(paths)}")
     twice = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
     if twice:
         raise BadInputError(f"{', '.join(twice)}: given more than once; a run is compared with others")
     facts = [RunFacts.of(path) for path in paths]
     runs = []
-    for one, name in zip(facts, _names(paths), strict=True):
+    for one, name in zip(facts, names or _names(paths), strict=True):
         kept, views = read_kept(one.folder / REPORT)
         progress, final = progress_of_folder(one.folder, one.description), read_final(one.folder)
         runs.append(ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final))
@@ -120,15 +125,7 @@ def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Doc
         "kind": "comparison",
         "title": title,
         "written": now.timestamp(),
-        "runs": [
-            {
-                "name": run.name,
-                "color": hex_color(index + 1),
-                "folder": str(run.facts.folder),
-                **_curve_axes(run),
-            }
-            for index, run in enumerate(runs)
-        ],
+        "runs": content_of_runs(runs),
         "overview": as_plain(_overview(runs)),
         "differences": differences_of(runs),
         "figures": as_plain(overlaid(runs)),
@@ -139,6 +136,14 @@ def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Doc
     }
     names = ", ".join(run.name for run in runs)
     return Document(title=title, status=names, content=content, views=as_script(views))
+
+
+def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """Return of each run its name, colour and folder, and what its curves are drawn over."""
+    return [
+        {"name": run.name, "color": hex_color(index + 1), "folder": str(run.facts.folder), **_curve_axes(run)}
+        for index, run in enumerate(runs)
+    ]
 
 
 def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from candy_monai.report.comparison import write_comparison
+from candy_monai.report.evaluation import write_cross_validation
 from tests.browser import Browser
 from tests.pages import box_case, made_up_run, validated
 
@@ -272,6 +273,20 @@ def test_runs_side_by_side_show_one_case_in_the_same_slices(browser, page, tmp_p
     lines = browser.run("return document.querySelectorAll('[data-key=\"val score/\"] polyline').length")
     assert lines == 2
     assert browser.console() == []
+
+
+def test_the_page_of_a_cross_validation_is_drawn_and_quiet(browser, tmp_path):
+    for fold in (0, 1):
+        made_up_run(tmp_path / "crossval-x" / f"fold_{fold}" / "UNetTrainer" / "20261101-10-aaaa", seed=fold)
+    page = write_cross_validation(tmp_path / "crossval-x")
+    browser.resize(*PHONE)
+    browser.console(), browser.requests()
+    browser.open(page)
+    assert browser.run("return document.querySelectorAll('[data-key=\"val score/\"] polyline').length") == 2
+    assert len(column(browser, "Cases", 1)) == 8
+    assert browser.console() == []
+    assert browser.requests() == [page.resolve().as_uri()]
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_commands_are_copied(browser, page):

@@ -31,6 +31,10 @@ function comparisonSections(content, views) {
   return [runsSection(content), differencesSection(content), overlaidSection(content), scoresSection(content, viewer.show, viewer.known), viewer.section];
 }
 
+function foldSections(content) {
+  return [overviewSection(content), sectionOf("folds", "Folds", dataTable(content.folds, { isSorted: false })), overlaidSection(content), tablesSection(content, () => {}, [])];
+}
+
 function start() {
   const content = data("page-data"), main = byId("main"), status = byId("status");
   document.documentElement.classList.add(`kind-${content.kind}`);
@@ -38,7 +42,7 @@ function start() {
   if (content.status) status.classList.add(`is-${content.status.state}`);
   document.body.append(announcer);
   const views = data("page-views") || [];
-  add(clear(main), content.kind === "comparison" ? comparisonSections(content, views) : runSections(content, views));
+  add(clear(main), content.kind === "comparison" ? comparisonSections(content, views) : content.kind === "crossval" ? foldSections(content) : runSections(content, views));
   navigation(main);
   byId("foot").textContent = content.foot || "";
   document.documentElement.setAttribute("data-drawn", "true");
