@@ -23,8 +23,8 @@ def add_parser(subparsers: Subparsers) -> None:
         text="Write report.html of a run again, from what is in its folder: curves, scores of cases and classes, "
         "images, plan, settings and log in one file, which opens without a server. Runs of earlier versions have one, "
         "too. Of several runs, write a page that compares them: what differs in settings, plan and data, their curves, "
-        "and their scores case by case. Of the folder of a cross-validation, write crossval.html, with the cases of all "
-        "folds.",
+        "and their scores case by case. Of the folder of a cross-validation, write crossval.html, with the cases of "
+        "all folds.",
         example="candy-monai report experiments/UNetTrainer/20251101-14-a3f2\n"
         "candy-monai report experiments/UNetTrainer/* --out comparison.html",
     )
