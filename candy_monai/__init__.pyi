@@ -58,6 +58,9 @@ from candy_monai.experiment.events import RunFinished as RunFinished
 from candy_monai.experiment.events import RunInterrupted as RunInterrupted
 from candy_monai.experiment.events import RunStarted as RunStarted
 from candy_monai.experiment.events import StepFinished as StepFinished
+from candy_monai.experiment.events import Validated as Validated
+from candy_monai.experiment.events import ValidatedCase as ValidatedCase
+from candy_monai.experiment.events import ViewedCase as ViewedCase
 from candy_monai.export.exporting import export_experiments as export_experiments
 from candy_monai.forecasting.best_score import Forecast as Forecast
 from candy_monai.forecasting.best_score import forecast as forecast
@@ -102,6 +105,7 @@ from candy_monai.nn.schedules import AbsoluteLinearLR as AbsoluteLinearLR
 from candy_monai.nn.schedules import PolyLRScheduler as PolyLRScheduler
 from candy_monai.observers.base import Observer as Observer
 from candy_monai.plotting.case.overlay import overlay as overlay
+from candy_monai.plotting.case.views import CaseView as CaseView
 from candy_monai.plotting.case.visualize import visualize2d as visualize2d
 from candy_monai.plotting.case.visualize import visualize3d as visualize3d
 from candy_monai.recipes.crossval import cross_validate as cross_validate
@@ -109,6 +113,8 @@ from candy_monai.recipes.options import TrainOptions as TrainOptions
 from candy_monai.recipes.resume import resume_training as resume_training
 from candy_monai.recipes.train import train_dataset as train_dataset
 from candy_monai.registry import Bundle as Bundle
+from candy_monai.report.comparison import write_comparison as write_comparison
+from candy_monai.report.observer import write_report as write_report
 from candy_monai.seeding import set_seed as set_seed
 from candy_monai.training.options import SegmentationOptions as SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer as SegmentationTrainer

@@ -57,6 +57,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--summary", type=Path, metavar="FILE", help="write everything in the form of nnU-Net's summary"
     )
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write an HTML page of the cases and classes, which sorts and filters"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
 
 
@@ -67,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.files import check_writable
 
     refuse_run(args.predictions)
-    if args.summary is not None:
-        check_writable(args.summary.parent)
+    for file in (args.summary, args.page):
+        if file is not None:
+            check_writable(file.parent)
     description = _description_beside(args.labels)
     evaluator = Evaluator(
         *(name.strip() for name in args.metrics.split(",")),
@@ -80,12 +84,21 @@ def run(args: argparse.Namespace) -> int:
     result = evaluator.evaluate(args.predictions, args.labels, common=args.common)
     if args.summary is not None:
         result.save(args.summary)
+    if args.page is not None:
+        from candy_monai.report.evaluation import write_evaluation
+
+        args.page.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{args.predictions} against {args.labels}"
+        names = result.class_names
+        write_evaluation(result.to_dict(), args.page, title=title, notes=result.notes(), names=names)
     if args.json:
         print(json.dumps(result.to_dict(), indent=2, allow_nan=False))
     else:
         _show(result)
         if args.summary is not None:
             print(f"Summary: {args.summary}")
+        if args.page is not None:
+            print(f"Page: {args.page}")
     for note in result.notes():
         print(note, file=sys.stderr if args.json else sys.stdout)
     return DONE

@@ -25,10 +25,12 @@ from candy_monai.cli import (
     inspect,
     predict,
     preprocess,
+    report,
     resume,
     train,
 )
-from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
+from candy_monai.cli.errors import BAD_INPUT, PROGRAM
+from candy_monai.cli.errors import report as report_error
 from candy_monai.cli.options import add_debug
 from candy_monai.cli.output import output_that_may_be_closed
 from candy_monai.errors import did_you_mean
@@ -45,6 +47,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "export": export,
     "forecast": forecast,
+    "report": report,
     "config": config,
 }
 """The commands, in the order in which one would first use them."""
@@ -77,7 +80,7 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
         args.started = started
         code: int = args.run(args)
     except (Exception, KeyboardInterrupt) as error:  # first: a run that was interrupted is a SystemExit, too
-        return report(error, debug=args.debug)
+        return report_error(error, debug=args.debug)
     except SystemExit as end:
         return _code(end)
     return code

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.plotting.case.views import CaseView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,55 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidatedCase:
+    """The scores of one validated case.
+
+    Attributes:
+        case_id: Its id, or ``case 3`` where the loader tells none.
+        score: What ``validate_case`` returned; NaN if it has none.
+        metrics: The metrics that it returned, by name.
+    """
+
+    case_id: str
+    score: float
+    metrics: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewedCase:
+    """A validated case to look at.
+
+    Attributes:
+        case_id: Its id.
+        score: Its score; NaN if it has none.
+        role: ``worst``, ``median`` or ``best``.
+        rank: Its place among the scored cases, the worst being 1.
+        num_cases: How many were scored.
+        view: Image, reference and prediction, reduced.
+    """
+
+    case_id: str
+    score: float
+    role: str
+    rank: int
+    num_cases: int
+    view: CaseView = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """The cases of one validation.
+
+    Attributes:
+        cases: All of them, in the order in which they were validated.
+        views: The worst, the median and the best of those that this process validated.
+    """
+
+    cases: Sequence[ValidatedCase] = field(repr=False)
+    views: Sequence[ViewedCase] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochFinished:
     """An epoch ended and is on disk.
 
@@ -96,6 +146,7 @@ class EpochFinished:
         has_time_limit: Whether ``num_epochs`` is an estimate, since time decides.
         num_validated: Cases that the score is the mean of; None if that is unknown or it was not validated.
         standard_error: Of that mean; NaN if it is unknown.
+        validated: The cases of its validation; None if there was none, or nobody asked for them.
     """
 
     epoch: int
@@ -111,6 +162,7 @@ class EpochFinished:
     has_time_limit: bool = False
     num_validated: int | None = None
     standard_error: float = math.nan
+    validated: Validated | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
 from candy_monai.experiment.checkpoints import BEST, LATEST, Checkpoints, Weights, checkpoint_name
 from candy_monai.experiment.description import ExperimentDescription, write_description
 from candy_monai.experiment.early_stopping import EarlyStopping
-from candy_monai.experiment.events import EpochFinished, Preview, RunFinished
+from candy_monai.experiment.events import EpochFinished, Preview, RunFinished, Validated
 from candy_monai.experiment.folder import LOGS, METRICS, FolderLock, disk_failures_of, log_line, publish_folder
 from candy_monai.experiment.history import History
 from candy_monai.experiment.saving import Snapshots, Writer
@@ -378,12 +378,15 @@ class Experiment:
         with disk_failures_of(self.folder):
             _describe(self.folder, description, self.experiment_id, self.settings)
 
-    def epoch_finished(self, score: float | None, preview: Preview | None) -> EpochFinished:
+    def epoch_finished(
+        self, score: float | None, preview: Preview | None, validated: Validated | None = None
+    ) -> EpochFinished:
         """Return the event that tells of the last finished epoch.
 
         Args:
             score: Its validation score; None if it was not validated.
             preview: The case to look at.
+            validated: The cases of its validation.
         """
         return EpochFinished(
             epoch=self.progress.epoch,
@@ -399,6 +402,7 @@ class Experiment:
             has_time_limit=self.settings.time_limit_s is not None,
             num_validated=None if score is None else self.num_validated,
             standard_error=math.nan if score is None else self.standard_error,
+            validated=validated,
         )
 
     def finished(self) -> RunFinished:

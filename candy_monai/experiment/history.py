@@ -93,7 +93,7 @@ class History:
 
     def pending(self) -> dict[str, list[float]]:
         """Return what the current epoch has so far of each metric."""
-        values = _read([value for column in self._pending.values() for value in column])
+        values = read_numbers([value for column in self._pending.values() for value in column])
         return {name: list(itertools.islice(values, len(column))) for name, column in self._pending.items()}
 
     def absorb(self, parts: Sequence[Mapping[str, list[float]]]) -> None:
@@ -174,7 +174,7 @@ def as_float(value: Any) -> float:
     return float(value.item() if isinstance(value, np.ndarray) else value)
 
 
-def _read(values: list[Scalar]) -> Iterator[float]:
+def read_numbers(values: Sequence[Scalar]) -> Iterator[float]:
     """Yield the values as numbers, in order, with one transfer from each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for value in values:

@@ -211,6 +211,7 @@ class TrainSettings(Declared):
     val_score_prediction: bool = setting(FLAG, True)
     val_score_prediction_degree: int = setting(whole_number(1), 5)
     save_preview: bool = setting(FLAG, True)
+    save_report: bool = setting(FLAG, True)
     preview_quality: float = setting(number("above 0, of million voxels", lambda value: value > 0), 0.75)
     deterministic: bool = setting(FLAG, False)
     amp: Literal["bf16", "fp16", "auto"] | None = setting(one_of("bf16", "fp16", "auto"), None)

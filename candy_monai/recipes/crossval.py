@@ -31,6 +31,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
 from candy_monai.recipes.train import Parts
+from candy_monai.report.evaluation import write_cross_validation
 
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
@@ -90,6 +91,10 @@ def cross_validate(
     failed = _run_all(runs, num_parallel, options.device, on_progress)
     summary = _summarised(runs, checked.description)
     atomic_write_text(folder / CROSS_VALIDATION, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    try:
+        write_cross_validation(folder)
+    except Exception as error:  # no cross-validation fails at its page
+        on_progress(f"Warning: {folder}: its page could not be written ({type(error).__name__}: {error})")
     if failed:
         logs = ", ".join(str(run.log) for run in failed)
         raise RunFailedError(f"{len(failed)} of {len(runs)} folds failed; their logs say why: {logs}")

@@ -21,6 +21,7 @@ from candy_monai.data.datasets.folds import splits_as_text
 from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.inspection.checks import SPLITS
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms, augmentation
+from candy_monai.data.planning.explanation import explain
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
@@ -51,6 +52,8 @@ from candy_monai.recipes.budget import (
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
+from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
+from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
@@ -230,6 +233,7 @@ class PlannedRun:
         dice = result.mean_metrics["dice"]
         score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
+        write_report_safely(folder, trainer.log)  # once more, with these scores
 
     def _evaluated(self, predictor: Predictor) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
@@ -268,7 +272,8 @@ class PlannedRun:
         facts = {"dataset": self._record().to_dict()}
         if self.budget is not None:
             facts["budget"] = self.budget.to_dict()
-        add_to_folder(trainer, facts=facts, files={SPLITS: splits_as_text(folds)} if folds else {})
+        files = {FINDINGS: self._findings()} | ({SPLITS: splits_as_text(folds)} if folds else {})
+        add_to_folder(trainer, facts=facts, files=files)
         for note in self.prepared.notes:
             trainer.log(note, on_screen=False)
         if self.frontend is not None:
@@ -291,6 +296,12 @@ class PlannedRun:
         trainer.use_plan(plan)
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         return trainer
+
+    def _findings(self) -> str:
+        prepared = self.prepared
+        return findings_as_text(
+            prepared.warnings, explain(prepared.plan, prepared.fingerprint), facts_of_data(prepared.fingerprint)
+        )
 
     def _record(self) -> DatasetRecord:
         description, precision = self.prepared.dataset.description, self.prepared.store.precision

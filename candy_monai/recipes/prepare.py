@@ -53,6 +53,7 @@ class Prepared:
         training: Ids of the cases to train on.
         validation: Ids of the cases to validate on.
         notes: What the run's log is to say of the preparation.
+        warnings: What the check of the dataset found unusual.
         other: The plan of the other configuration, and why it is not the one; None where there is none.
     """
 
@@ -64,6 +65,7 @@ class Prepared:
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     other: tuple[Plan, str] | None = None
 
     @property
@@ -106,12 +108,14 @@ def prepare_dataset(
     assert fingerprint is not None  # a dataset without problems has both
     assert digests is not None
     about_usual_folds = patients_on_both_sides(checked.folds)
-    for warning in checked.report.warnings:
-        if warning not in about_usual_folds:  # of the fold to be trained it is said below
-            on_progress(f"Warning: {warning}")
+    # Of the fold to be trained it is said afterwards.
+    warnings = [warning for warning in checked.report.warnings if warning not in about_usual_folds]
+    for warning in warnings:
+        on_progress(f"Warning: {warning}")
     folds = () if options.fold == "all" else chosen_folds(raw, options)
     training, validation = _sides(raw, folds, options)
-    for warning in _about_the_fold(raw, folds, options, fingerprint):
+    about_fold = list(_about_the_fold(raw, folds, options, fingerprint))
+    for warning in about_fold:
         on_progress(f"Warning: {warning}")
     bound, start = memory_for(trainer, device), StartingExperiment.of(options, trainer)
     planned, notes = _planned(fingerprint, options, given, bound, trainer, start, validation)
@@ -153,6 +157,7 @@ def prepare_dataset(
         training=training,
         validation=validation,
         notes=tuple(notes),
+        warnings=(*warnings, *about_fold),
         other=None if start else _other_configuration(made, fingerprint, options, bound, trainer),
     )
 

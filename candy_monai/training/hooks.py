@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor, nn, optim
 from typing_extensions import override
@@ -26,6 +26,9 @@ from candy_monai.training.earlier import TrainerType
 from candy_monai.training.names import check_attribute, check_class
 from candy_monai.training.signals import how_to_resume
 from candy_monai.training.toolbox import TrainerToolbox
+
+if TYPE_CHECKING:
+    from candy_monai.plotting.case.views import CaseView
 
 Trainer = TypeVar("Trainer", bound="Hooks")
 
@@ -211,6 +214,16 @@ class Hooks(metaclass=TrainerType):
 
     _preview_title = ""
     """Of a copy that draws a preview: which case that is."""
+
+    def _case_view(self, image: Tensor, label: Tensor, output: Tensor) -> CaseView | None:
+        """Return a validated case as the page of the run shows it; None where it cannot be shown.
+
+        Args:
+            image: ``(C, *spatial)``.
+            label: ``(1, *spatial)``.
+            output: What ``validate_case`` returned.
+        """
+        return None
 
     def _network_input(self, image: Tensor) -> Tensor:
         """Return what the network sees at once of a training image ``(C, *spatial)``: here, all of it."""

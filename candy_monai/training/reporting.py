@@ -102,6 +102,10 @@ def own_observers(settings: TrainSettings, report: Log, *, console: bool) -> lis
     pictures: list[Observer] = [CurvesObserver()]
     if settings.save_preview:
         pictures.append(PreviewObserver(_draw))
+    if settings.save_report:
+        from candy_monai.report.observer import ReportObserver
+
+        pictures.append(ReportObserver())
     drawing = ObserverGroup(pictures, report)
     return [*observers, BackgroundObserver(drawing, patience_s=RENDERING_PATIENCE_S, newest_epoch_only=True)]
 

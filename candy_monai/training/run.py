@@ -45,6 +45,7 @@ from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.agreement import Agreement, SaveTimer, agree
 from candy_monai.training.description import run_started
 from candy_monai.training.hooks import Callbacks
+from candy_monai.training.kept_cases import KeptCases
 from candy_monai.training.loaders import Loaders, RunBatches, length, num_cases
 from candy_monai.training.reporting import Message, Reporter, caveats, own_observers, words_at_end, words_at_start
 from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
@@ -73,6 +74,7 @@ class TrainingRun:
         data: The training batches and the random generators.
         stop: Whether a signal asked the run to end.
         preview: The worst case of the last validation.
+        kept: The cases of the last validation; None where no page is written.
         padded_parts: Pads what ``validate_case`` calls; None outside of a validation.
         scored: Which weights validation scores, ``"ema"`` or ``"raw"``.
         is_over: Whether the run has ended, in whatever way.
@@ -111,6 +113,7 @@ class TrainingRun:
         self.data = RunBatches(self.loaders.training)
         self.stop = StopRequest()
         self.preview: Preview | None = None
+        self.kept: KeptCases | None = None
         self.padded_parts: PaddedParts | None = None
         self.scored: WeightsKind = "raw"
         self.is_over = False
@@ -211,7 +214,7 @@ class TrainingRun:
                         self._report_failure(error)
                     raise
         finally:
-            self._equipment = self._unreported = self.preview = None
+            self._equipment = self._unreported = self.preview = self.kept = None
             self.data.close()
             self.is_over = True
 
@@ -423,7 +426,8 @@ class TrainingRun:
         is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
         experiment.save_epoch(self._weights(), self._state(), score=score, is_best=is_best)
         self._save_timer.restart(0)
-        self._unreported = experiment.epoch_finished(score, self.preview)
+        validated = None if score is None or self.kept is None else self.kept.gathered(processes)
+        self._unreported, self.kept = experiment.epoch_finished(score, self.preview, validated), None
         (stop,) = processes.all_reduce_any([self.stop.is_pending])
         if stop and not experiment.is_complete:
             self._report_saved_epoch(wait=True)

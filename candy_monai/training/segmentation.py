@@ -35,6 +35,7 @@ from candy_monai.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Plan
+    from candy_monai.plotting.case.views import CaseView
 
 _COLOURS = 3
 
@@ -231,6 +232,21 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
             class_names=self._names_by_id(),
             title=self._preview_title or None,
+        )
+
+    @override
+    def _case_view(self, image: Tensor, label: Tensor, output: Tensor) -> CaseView | None:
+        from candy_monai.plotting.case.views import case_view
+
+        plan, ids = self.plan, self._predicted_ids(output[None])[0]
+        if plan is not None and plan.spacing_mm is None and len(image) == _COLOURS:
+            image = denormalize(image, plan.normalization).clamp(0.0, 255.0)
+        return case_view(
+            image,
+            label,
+            ids,
+            spacing_mm=None if plan is None else plan.spacing_mm,
+            orientation=None if plan is None or plan.orientation is None else "".join(plan.orientation),
         )
 
     @override

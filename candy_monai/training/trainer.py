@@ -37,6 +37,7 @@ from candy_monai.training.description import describe_run
 from candy_monai.training.earlier import EarlierMembers
 from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
 from candy_monai.training.hooks import Callbacks, Hooks, copy_that_draws
+from candy_monai.training.kept_cases import KeptCases
 from candy_monai.training.loaders import Loaders, length
 from candy_monai.training.non_finite import KeptBuffers, LossWatch
 from candy_monai.training.reporting import Message
@@ -101,6 +102,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         val_score_prediction: bool = True,
         val_score_prediction_degree: int = 5,
         save_preview: bool = True,
+        save_report: bool = True,
         preview_quality: float = 0.75,
         deterministic: bool = False,
         amp: Literal["bf16", "fp16", "auto"] | None = None,
@@ -133,6 +135,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             val_score_prediction: Forecast the best validation score.
             val_score_prediction_degree: Upper bound of the forecast's polynomial degree, and the epochs it waits for.
             save_preview: Draw previews of the worst validated case.
+            save_report: Write ``report.html``, the page of the run, after each epoch and at the end.
             preview_quality: Million voxels that a preview of a volume may be made from.
             deterministic: Use deterministic algorithms only, which are slower.
             amp: Mixed precision: ``"bf16"``, ``"fp16"`` with gradient scaling, or ``"auto"`` for the faster of them on
@@ -295,6 +298,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         assert loader is not None
         epoch, (total, share) = self._current().progress.epoch + 1, run.cases_to_validate(loader)
         padding, stop_if_asked = run.equipment.padding, run.stopping_validation()
+        run.kept = KeptCases() if run.settings.save_report else None
         cases, called = ValidationCases(), CalledNetworks(toolbox)
         run.padded_parts = parts = PaddedParts(toolbox, padding)
         for network in toolbox.networks:
@@ -306,6 +310,9 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)
                 cases.add(float(score), image, label, output, case_id=case_id)
+                if run.kept is not None:
+                    look = functools.partial(self._case_view, image, label, output)
+                    run.kept.add(case_id, float(score), metrics, look)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 run.reporter.notify(StepFinished(epoch, "validation", len(cases), total))
                 stop_if_asked()

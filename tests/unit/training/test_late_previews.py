@@ -51,11 +51,11 @@ def pictures(monkeypatch):
 def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run(tmp_path, pictures):
     trainer = small_trainer(tmp_path, cls=_DrawsLate)
     trainer.options = SegmentationOptions(regions=(Region(name="before", ids=(1,), paints=1),))
-    trainer.train(1)
+    trainer.train(1, save_report=False)  # which nobody waits for here
     first = trainer.experiment_folder()
     assert trainer.has_begun.wait(200)
     trainer.options = SegmentationOptions(regions=(Region(name="after", ids=(1,), paints=1),))
-    trainer.train(1)
+    trainer.train(1, save_report=False)  # which nobody waits for here
     assert first != trainer.experiment_folder()
     assert trainer.drawn_for[0] == first
     assert pictures[0] == (first, {1: "before"})
@@ -64,7 +64,7 @@ def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run
 
 def test_a_preview_that_a_user_draws_is_of_the_trainer_as_it_is(tmp_path, pictures):
     trainer = small_trainer(tmp_path)
-    trainer.train(1, save_preview=False)
+    trainer.train(1, save_preview=False, save_report=False)
     trainer.options = SegmentationOptions(regions=(Region(name="now", ids=(1,), paints=1),))
     image, label = trainer._dataloader.dataset[0]
     trainer.save_preview(image, label, image)

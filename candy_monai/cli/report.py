@@ -1,0 +1,60 @@
+"""``candy-monai report``: the page of a run, or one that compares several."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.errors import done
+from candy_monai.cli.options import new_command
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "report",
+        run,
+        summary="write the page of a run, or compare runs",
+        text="Write report.html of a run again, from what is in its folder: curves, scores of cases and classes, "
+        "images, plan, settings and log in one file, which opens without a server. Runs of earlier versions have one, "
+        "too. Of several runs, write a page that compares them: what differs in settings, plan and data, their curves, "
+        "and their scores case by case. Of the folder of a cross-validation, write crossval.html, with the cases of "
+        "all folds.",
+        example="candy-monai report experiments/UNetTrainer/20251101-14-a3f2\n"
+        "candy-monai report experiments/UNetTrainer/* --out comparison.html",
+    )
+    parser.add_argument(
+        "experiments", metavar="EXPERIMENT", nargs="+", type=Path, help="an experiment's folder; several are compared"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the file to write (default: report.html in the experiment's folder; comparison.html here for several)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from candy_monai.experiment.runs import folds_below
+    from candy_monai.files import check_writable
+
+    if args.out is not None:
+        check_writable(args.out.parent)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    if len(args.experiments) == 1 and folds_below(args.experiments[0]):
+        from candy_monai.report.evaluation import write_cross_validation
+
+        return done("Report", write_cross_validation(args.experiments[0], to=args.out))
+    if len(args.experiments) == 1:
+        from candy_monai.report.observer import write_report
+
+        return done("Report", write_report(args.experiments[0], to=args.out))
+    from candy_monai.report.comparison import COMPARISON, write_comparison
+
+    return done("Comparison", write_comparison(args.experiments, args.out or Path(COMPARISON)))

@@ -1,0 +1,413 @@
+"""Several runs on one page: what differs between them, their curves, and their scores case by case."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.columns import EPOCH_DURATION
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.description import as_json
+from candy_monai.experiment.score_prediction import duration_as_text
+from candy_monai.metrics.interval import half_width
+from candy_monai.report.curves import Figure, figures, hex_color
+from candy_monai.report.document import (
+    REPORT,
+    VERSION,
+    Document,
+    RunFacts,
+    as_plain,
+    cases_of_run,
+    curves_of,
+    read_final,
+)
+from candy_monai.report.facts import shown
+from candy_monai.report.page import write_page
+from candy_monai.report.progress import RunProgress, progress_of_folder
+from candy_monai.report.script import as_script
+from candy_monai.report.tables import Cell, Column, ScoredCase, Table, as_cell, main_metric
+from candy_monai.report.viewing import read_kept
+
+COMPARISON = "comparison.html"
+MOST_VIEW_BYTES = 6_000_000
+_SAME = 1e-6
+"""Scores that are nearer than this are the same."""
+_MOST_CLASSES = 4  # with curves of their own
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "plan", "dataset", "pipelines", "budget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """A run of a comparison.
+
+    Attributes:
+        name: Tells it from the others.
+        facts: What its folder says.
+        progress: How far it has come.
+        kept: The cases of its last validation.
+        views: Those of them to look at.
+        final: The content of ``validation.json``; None without one.
+    """
+
+    name: str
+    facts: RunFacts
+    progress: RunProgress
+    kept: Mapping[str, Any] = field(repr=False)
+    views: Sequence[Any] = field(repr=False)
+    final: Mapping[str, Any] | None = field(repr=False)
+
+    def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
+        """Return its scored cases and the names of their classes.
+
+        Args:
+            final: Whether those of the best weights, or of the last validation.
+        """
+        cases, names, _ = cases_of_run(self.facts, self.kept, self.final if final else None)
+        return cases, names
+
+
+def write_comparison(folders: Sequence[PathLike], to: PathLike) -> Path:
+    """Write a page that compares runs, and return where it is.
+
+    Args:
+        folders: Their experiment folders, also of earlier versions.
+        to: The file.
+
+    Raises:
+        BadInputError: If there are fewer than two, or one is given twice.
+        ExperimentError: If a folder is no experiment, or ``experiment.json`` is damaged.
+    """
+    return write_page(document_of_comparison(compared_runs(folders), now=datetime.now()), Path(to))
+
+
+def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = None) -> list[ComparedRun]:
+    """Read runs that are to be compared; see `write_comparison`.
+
+    Args:
+        folders: Their experiment folders.
+        names: What they are called; by default as much of their paths as tells them apart, of two or more.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2 and names is None:
+        raise BadInputError(f"a comparison needs two runs or more, got {len(paths)}")
+    twice = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
+    if twice:
+        raise BadInputError(f"{', '.join(twice)}: given more than once; a run is compared with others")
+    facts = [RunFacts.of(path) for path in paths]
+    runs = []
+    for one, name in zip(facts, names or _names(paths), strict=True):
+        kept, views = read_kept(one.folder / REPORT)
+        progress, final = progress_of_folder(one.folder, one.description), read_final(one.folder)
+        runs.append(ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final))
+    return runs
+
+
+def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Document:
+    """Return what the page that compares runs says.
+
+    Args:
+        runs: The runs; differences are to the first.
+        now: The time.
+    """
+    final = all(run.final is not None for run in runs)
+    scored = [run.cases(final=final) for run in runs]
+    views, note = _views(runs)
+    title = f"{len(runs)} runs compared"
+    content = {
+        "version": VERSION,
+        "kind": "comparison",
+        "title": title,
+        "written": now.timestamp(),
+        "runs": content_of_runs(runs),
+        "overview": as_plain(_overview(runs)),
+        "differences": differences_of(runs),
+        "figures": as_plain(overlaid(runs)),
+        "notes": _notes(runs, scored, final=final),
+        "tables": as_plain(tables_of_comparison([run.name for run in runs], scored)),
+        "view_note": note,
+        "channels": list(getattr(runs[0].facts.description.dataset, "channel_names", None) or ()),
+    }
+    names = ", ".join(run.name for run in runs)
+    return Document(title=title, status=names, content=content, views=as_script(views))
+
+
+def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """Return of each run its name, colour and folder, and what its curves are drawn over."""
+    return [
+        {"name": run.name, "color": hex_color(index + 1), "folder": str(run.facts.folder), **_curve_axes(run)}
+        for index, run in enumerate(runs)
+    ]
+
+
+def differences_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """Return what is not the same in all runs: groups with rows of a name and a text for each run."""
+    groups = []
+    for title in ("settings", "plan", "dataset", "network and trainer", "environment"):
+        flat = [_flattened(_part(run, title)) for run in runs]
+        rows = []
+        for name in dict.fromkeys(name for one in flat for name in one):
+            values = [one.get(name) for one in flat]
+            if any(value != values[0] for value in values[1:]):
+                rows.append([name, *("–" if value is None else shown(value) for value in values)])
+        groups.append({"title": title, "rows": rows})
+    return groups
+
+
+def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """Return figures of the metrics that at least two runs have, a curve for each run."""
+    by_curve: dict[tuple[str, str], dict[int, Any]] = {}
+    about: dict[tuple[str, str], Figure] = {}
+    for index, run in enumerate(runs):
+        for figure in figures(run.progress.metrics, run.facts.class_names):
+            if figure.key.startswith("classes:") and len(figure.series) > _MOST_CLASSES:
+                continue
+            for series in figure.series:
+                where = figure.key, "" if len(figure.series) == 1 else series.name
+                by_curve.setdefault(where, {})[index] = series
+                about.setdefault(where, figure)
+    drawn: list[dict[str, Any]] = []
+    for (key, side), curves in by_curve.items():
+        if len(curves) < 2:
+            continue
+        figure = about[key, side]
+        lines = [
+            {"name": runs[i].name, "color": hex_color(i + 1), "x": curve.x, "y": curve.y, "run": i}
+            for i, curve in curves.items()
+        ]
+        title = f"{figure.title}: {side}" if side else figure.title
+        drawn.append({"key": f"{key}/{side}", "title": title, "better": figure.better, "series": lines, "note": ""})
+    return drawn
+
+
+def tables_of_comparison(
+    names: Sequence[str], scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]]
+) -> list[Table]:
+    """Return tables of the runs' scores: on the whole, by class and by case, as far as cases are common to all.
+
+    Args:
+        names: The runs' names.
+        scored: Of each run its cases and the names of its classes.
+    """
+    by_case = [{case.case_id: case for case in cases} for cases, _ in scored]
+    common = [case_id for case_id in by_case[0] if all(case_id in one for one in by_case[1:])]
+    known = [i for i in common if not any(math.isnan(one[i].score) for one in by_case)]
+    if not known:
+        return []
+    scores = [[one[case_id].score for case_id in known] for one in by_case]
+    return [
+        _table_of_runs(names, scores),
+        *_table_of_classes(names, [[one[i] for i in known] for one in by_case], scored),
+        _table_of_cases(names, known, scores),
+    ]
+
+
+def paired(first: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of the differences of pairs, and half of its 95 % interval; NaN for fewer than two pairs.
+
+    Args:
+        first: Scores of the cases in one run.
+        other: Of the same cases in another.
+    """
+    apart = [b - a for a, b in zip(first, other, strict=True)]
+    if len(apart) < 2:
+        return statistics.fmean(apart), math.nan
+    return statistics.fmean(apart), half_width(statistics.stdev(apart) / math.sqrt(len(apart)), len(apart))
+
+
+def _table_of_runs(names: Sequence[str], scores: Sequence[Sequence[float]]) -> Table:
+    best = [max(column) for column in zip(*scores, strict=True)]
+    columns = [
+        Column(name="run", is_number=False),
+        Column(name="mean score", better="higher"),
+        Column(name=f"better than {names[0]} by"),
+        Column(name="95 % interval", is_number=False),
+        Column(name="cases won"),
+        Column(name="shared"),
+    ]
+    rows: list[list[Cell]] = []
+    for index, (name, own) in enumerate(zip(names, scores, strict=True)):
+        mean, half = paired(scores[0], own)
+        shows = "" if not index else "one case" if math.isnan(half) else f"{mean - half:+.4f} to {mean + half:+.4f}"
+        won = shared = 0
+        for place, score in enumerate(own):
+            if score > best[place] - _SAME:
+                alone = sum(other[place] > best[place] - _SAME for other in scores) == 1
+                won, shared = won + alone, shared + (not alone)
+        rows.append(
+            [
+                name,
+                as_cell(statistics.fmean(own)),
+                as_cell(mean) if index else None,
+                shows or None,
+                float(won),
+                float(shared),
+            ]
+        )
+    count = f"{len(best)} cases" if len(best) > 1 else "one case"
+    note = (
+        f"On the {count} that all runs have scored; differences are those of the same case, and so are their intervals."
+    )
+    return Table(title="Scores", note=note, columns=columns, rows=rows)
+
+
+def _table_of_cases(names: Sequence[str], known: Sequence[str], scores: Sequence[Sequence[float]]) -> Table:
+    columns = [Column(name="case", is_number=False), *(Column(name=name, better="higher") for name in names)]
+    columns += [Column(name="best", is_number=False), Column(name="apart")]
+    rows: list[list[Cell]] = []
+    for place, case_id in enumerate(known):
+        own = [one[place] for one in scores]
+        best = [name for name, score in zip(names, own, strict=True) if score > max(own) - _SAME]
+        winner = "the same" if len(best) == len(names) else ", ".join(best)
+        rows.append([case_id, *map(as_cell, own), winner, as_cell(max(own) - min(own))])
+    return Table(title="Cases", note="By the score of the whole case.", columns=columns, rows=rows)
+
+
+def _table_of_classes(
+    names: Sequence[str],
+    cases: Sequence[Sequence[ScoredCase]],
+    scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]],
+) -> list[Table]:
+    metric = main_metric(cases[0])
+    ids = sorted({i for own in cases for case in own for i in case.classes.get(metric, {})})
+    if not metric or not ids:
+        return []
+    columns = [Column(name="class", is_number=False), *(Column(name=name, better="higher") for name in names)]
+    columns.append(Column(name="apart"))
+    rows: list[list[Cell]] = []
+    for i in ids:
+        means = []
+        for own in cases:
+            values = [v for case in own if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))]
+            means.append(statistics.fmean(values) if values else math.nan)
+        known = [mean for mean in means if not math.isnan(mean)]
+        name = next((labels[i] for _, labels in scored if i in labels), f"class {i}")
+        rows.append([name, *map(as_cell, means), as_cell(max(known) - min(known)) if known else None])
+    return [Table(title="Classes", note=f"Mean {metric} over the same cases.", columns=columns, rows=rows)]
+
+
+def _overview(runs: Sequence[ComparedRun]) -> Table:
+    columns = [
+        Column(name="run", is_number=False),
+        Column(name="dataset", is_number=False),
+        Column(name="trainer", is_number=False),
+    ]
+    columns += [Column(name="state", is_number=False), Column(name="epochs"), Column(name="time", is_number=False)]
+    columns += [
+        Column(name="best score", better="higher"),
+        Column(name="final Dice", better="higher"),
+        Column(name="note", is_number=False),
+    ]
+    rows: list[list[Cell]] = []
+    for run in runs:
+        description, progress = run.facts.description, run.progress
+        seconds = [value for value in progress.metrics.get(EPOCH_DURATION, ()) if math.isfinite(value)]
+        dice = ((run.final or {}).get("foreground_mean") or {}).get("Dice")
+        rows.append(
+            [
+                run.name,
+                None if description.dataset is None else description.dataset.name,
+                description.trainer,
+                progress.state,
+                float(progress.epoch),
+                duration_as_text(math.fsum(seconds)) if seconds else None,
+                None if progress.best_score is None else as_cell(progress.best_score),
+                as_cell(dice) if isinstance(dice, int | float) else None,
+                str(description.setting("note") or "") or None,
+            ]
+        )
+    return Table(title="Runs", columns=columns, rows=rows)
+
+
+def _notes(
+    runs: Sequence[ComparedRun], scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]], *, final: bool
+) -> list[str]:
+    """Return what is to be known before scores are compared."""
+    notes = ["Scores of the best weights on whole cases." if final else "Scores of each run's last validation."]
+    if not final and any(run.final is not None for run in runs):
+        lacking = ", ".join(run.name for run in runs if run.final is None)
+        notes.append(f"Of {lacking} the best weights were not scored in the end, so that no run is taken by those.")
+    without = [run.name for run, (cases, _) in zip(runs, scored, strict=True) if not cases]
+    if without:
+        notes.append(f"No scores of single cases are known of {', '.join(without)}.")
+    datasets = [run.facts.description.dataset for run in runs]
+    digests = {None if dataset is None else dataset.digest for dataset in datasets}
+    if len(digests) > 1:
+        notes.append(
+            "Attention: the runs are of different data, or of different states of them; cases of one name may differ."
+        )
+    training = [set(dataset.training or ()) for dataset in datasets if dataset is not None]
+    ids = [{case.case_id for case in cases} for cases, _ in scored]
+    if any(one & other for one in ids for other in training):
+        notes.append("Attention: cases that one run is scored on are among those that another was trained on.")
+    if len({frozenset(one) for one in ids if one}) > 1:
+        notes.append("The runs are scored on different cases; what is compared are those that all have.")
+    return notes
+
+
+def _views(runs: Sequence[ComparedRun]) -> tuple[list[list[Any]], str]:
+    """Return the cases to look at of each run, those first that most runs have, as many as a page should hold."""
+    count = Counter(view["id"] for run in runs for view in run.views)
+    chosen: list[str] = []
+    total, left_out = 0, 0
+    for case_id, _ in count.most_common():
+        size = sum(len(part) for run in runs for view in run.views if view["id"] == case_id for part in view["image"])
+        if chosen and total + size > MOST_VIEW_BYTES:
+            left_out += 1
+            continue
+        chosen.append(case_id)
+        total += size
+    views = [[view for view in run.views if view["id"] in chosen] for run in runs]
+    note = f"{left_out} cases more are in the runs' own pages." if left_out else ""
+    return views, note
+
+
+def _curve_axes(run: ComparedRun) -> dict[str, Any]:
+    found = curves_of(run.facts, run.progress)
+    return {"epochs": found["epochs"], "seconds": found["seconds"], "steps_per_epoch": found["steps_per_epoch"]}
+
+
+def _part(run: ComparedRun, title: str) -> Mapping[str, Any]:
+    description = run.facts.description
+    content: dict[str, Any] = description.to_dict()
+    match title:
+        case "settings":
+            return description.settings or {}
+        case "plan":
+            return description.plan or {}
+        case "environment":
+            return content["environment"] if isinstance(content["environment"], Mapping) else {}
+        case "dataset":
+            dataset = content["dataset"] or {}
+            return {name: value for name, value in dataset.items() if name not in ("store", "folder")}
+        case _:
+            return {name: value for name, value in content.items() if name not in _ABOUT_THE_RUN}
+
+
+def _flattened(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        path = f"{where}.{name}" if where else str(name)
+        if isinstance(value, Mapping):
+            found |= _flattened(value, path)
+        elif isinstance(value, list | tuple) and len(value) > 12:
+            found[path] = f"{len(value)}: {', '.join(map(str, value[:6]))}, ..."
+        else:
+            found[path] = as_json(value)
+    return found
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return for each folder as much of the end of its path as tells it from the others."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-count:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -1,0 +1,244 @@
+"""The metrics of a run as figures of a page: what belongs together is one figure, and many classes are folded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE
+from candy_monai.plotting.canvas.colors import class_color
+
+MOST_POINTS = 600
+"""Points of a curve; of more epochs, the least and the largest value of each stretch are kept."""
+MOST_CLASSES = 8
+"""Classes with curves of their own; more are folded into quantiles."""
+WORST = 5
+"""Of folded classes so many, the worst at the end, are drawn and named."""
+
+_VALIDATION = "val "
+_LOWER = re.compile("loss|error|hausdorff|distance|hd95|assd|perplexity")
+_HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
+_CLASS = re.compile(r"(.+) (\d+)")
+_TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One curve.
+
+    Attributes:
+        name: What the legend says.
+        color: ``training``, ``validation``, ``plain``, or a colour as ``#rrggbb``.
+        x: Epochs, counted from 1.
+        y: The values.
+    """
+
+    name: str
+    color: str
+    x: Sequence[int]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """An area between two curves.
+
+    Attributes:
+        name: What the legend says.
+        x: Epochs.
+        low: The lower end at each.
+        high: The upper end at each.
+    """
+
+    name: str
+    x: Sequence[int]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Curves that share a scale.
+
+    Attributes:
+        key: Tells the figure from the others, also in another run's page.
+        title: Its title.
+        better: ``higher``, ``lower``, or None where it is unknown which values are better.
+        series: The curves.
+        bands: The areas behind them.
+        note: A sentence below.
+    """
+
+    key: str
+    title: str
+    better: str | None
+    series: Sequence[Series]
+    bands: Sequence[Band] = ()
+    note: str = ""
+
+
+def figures(metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, str]) -> list[Figure]:
+    """Return the figures of a run: the score first, then the loss, the classes, what else there is, rate and time.
+
+    Args:
+        metrics: Each metric's values over all epochs, as in ``metrics.csv``; ``val dice`` is ``dice`` in validation.
+        class_names: Names by label id.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in metrics:
+        groups.setdefault(_group(name, class_names), []).append(name)
+    drawn = [_figure(key, names, metrics, class_names) for key, names in groups.items()]
+    return sorted((figure for figure in drawn if figure.series), key=_place)
+
+
+def better_of(name: str) -> str | None:
+    """Return whether higher or lower values of a metric are better, as far as its name tells."""
+    if _LOWER.search(name.lower()):
+        return "lower"
+    return "higher" if _HIGHER.search(name.lower()) else None
+
+
+def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int] | None:
+    """Return metric and class of a metric of one class, which is called by its id or its name; None of any other."""
+    if match := _CLASS.fullmatch(name):
+        return match[1], int(match[2])
+    ends = [(label, label_id) for label_id, label in class_names.items() if label and name.endswith(f" {label}")]
+    if not ends:
+        return None
+    label, label_id = max(ends, key=lambda end: len(end[0]))  # of "left kidney" and "kidney" the former
+    return name.removesuffix(f" {label}"), label_id
+
+
+def kept_points(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:
+    """Return the places of the finite values; of too many, of the least and the largest of each stretch."""
+    places = np.flatnonzero(np.isfinite(values))
+    if len(places) <= most:
+        return places
+    length = -(-len(places) // (most // 2 - 1))
+    padded = np.pad(places, (0, -len(places) % length), mode="edge").reshape(-1, length)
+    rows, found = np.arange(len(padded)), values[padded]
+    ends = [padded[rows, found.argmin(axis=1)], padded[rows, found.argmax(axis=1)], places[[0, -1]]]
+    return np.unique(np.concatenate(ends))
+
+
+def rounded(values: Numbers, digits: int = 5) -> list[float]:
+    """Return values with so many significant digits, which is what a page can show of them."""
+    size = np.abs(values)
+    decimals = digits - 1 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
+    scale = 10.0 ** np.abs(decimals)
+    # Numbers are divided by powers of ten, which are exact: the result is the nearest to what is to be written.
+    found = np.where(decimals >= 0, np.round(values * scale) / scale, np.round(values / scale) * scale)
+    kept: list[float] = found.tolist()
+    return kept
+
+
+def hex_color(class_id: int) -> str:
+    """Return the colour of a class, which is that of the pictures, as ``#rrggbb``."""
+    if class_id == 0:  # black in pictures, and not to be seen on a dark page
+        return "#8a94a0"
+    red, green, blue = class_color(class_id)
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _place(figure: Figure) -> tuple[int, bool]:
+    order = [SCORE, LOSS, "classes", "", LEARNING_RATE, EPOCH_DURATION]
+    key = "classes" if figure.key.startswith("classes:") else figure.key
+    return order.index(key) if key in order else order.index(""), False
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(_VALIDATION) if name != SCORE else name
+
+
+def _group(name: str, class_names: Mapping[int, str]) -> str:
+    if name in _TITLES:
+        return name
+    plain = _plain(name)
+    base = class_of_metric(plain, class_names)
+    return plain if base is None else f"classes:{_VALIDATION * name.startswith(_VALIDATION)}{base[0]}"
+
+
+def _figure(
+    key: str, names: Sequence[str], metrics: Mapping[str, Sequence[float]], class_names: Mapping[int, str]
+) -> Figure:
+    columns = {name: np.asarray(metrics[name], dtype=np.float64) for name in names}
+    if not key.startswith("classes:"):
+        title = _TITLES.get(key, key)
+        pair = len(names) > 1 or key in (LOSS, SCORE)
+        series = [
+            _series(_side(name) if pair else title, _color(name, pair), values) for name, values in columns.items()
+        ]
+        return Figure(key=key, title=title, better=better_of(key), series=[curve for curve in series if curve.x])
+    base = key.removeprefix("classes:")
+    better = better_of(base)
+    title = f"{_plain(base)} by class"
+    by_class = {}
+    for name, values in columns.items():
+        found = class_of_metric(_plain(name), class_names)
+        assert found is not None  # as when the groups were made
+        by_class[found[1]] = values
+    if len(by_class) <= MOST_CLASSES:
+        series = [_series(class_names.get(i, f"class {i}"), hex_color(i), v) for i, v in by_class.items()]
+        return Figure(key=key, title=title, better=better, series=[curve for curve in series if curve.x])
+    return _folded(key, title, better, by_class, class_names)
+
+
+def _folded(
+    key: str, title: str, better: str | None, by_class: Mapping[int, Numbers], class_names: Mapping[int, str]
+) -> Figure:
+    """Return the figure of many classes: their median, the ranges of most of them, and the worst at the end."""
+    foreground = {index: values for index, values in by_class.items() if index} or dict(by_class)
+    table = np.stack(list(foreground.values()))
+    is_known = np.isfinite(table)
+    measured = np.flatnonzero(is_known.any(axis=0))  # the epochs that were validated
+    if not len(measured):
+        return Figure(key=key, title=title, better=better, series=[])
+    means = np.full(table.shape[1], np.nan)
+    means[measured] = np.where(is_known, table, 0.0)[:, measured].sum(axis=0) / is_known[:, measured].sum(axis=0)
+    places = kept_points(means)
+    shown = np.where(is_known, table, np.nan)[:, places]
+    # The general way takes a hundred times as long.
+    quantile = np.quantile if is_known[:, places].all() else np.nanquantile
+    low, first, median, third, high = map(rounded, quantile(shown, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0))
+    epochs = [int(place) + 1 for place in places]
+    bands = [
+        Band(name="5 to 95 % of the classes", x=epochs, low=low, high=high),
+        Band(name="25 to 75 %", x=epochs, low=first, high=third),
+    ]
+    last = {index: _last(values) for index, values in foreground.items()}
+    known = sorted(
+        (index for index in last if math.isfinite(last[index])), key=lambda i: last[i], reverse=better == "lower"
+    )
+    series = [Series(name="median", color="plain", x=epochs, y=median)]
+    series += [_series(class_names.get(i, f"class {i}"), hex_color(i), foreground[i]) for i in known[:WORST]]
+    note = f"{len(foreground)} classes: their median and quantiles, and by name the {min(WORST, len(known))} worst now."
+    return Figure(key=key, title=title, better=better, series=series, bands=bands, note=note)
+
+
+def _last(values: Numbers) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else math.nan
+
+
+def _series(name: str, color: str, values: Numbers) -> Series:
+    places = kept_points(values)
+    return Series(name=name, color=color, x=[int(place) + 1 for place in places], y=rounded(values[places]))
+
+
+def _side(name: str) -> str:
+    if name == SCORE:
+        return "score"
+    return "validation" if name.startswith(_VALIDATION) else "training"
+
+
+def _color(name: str, pair: bool) -> str:
+    if not pair:
+        return "plain"
+    return "validation" if name.startswith(_VALIDATION) else "training"

@@ -1,0 +1,216 @@
+"""What the page of a run says, gathered from its folder and, while it goes on, from its last event."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from candy_monai.columns import EPOCH_DURATION
+from candy_monai.experiment.description import ExperimentDescription, read_description
+from candy_monai.report.curves import figures
+from candy_monai.report.facts import (
+    budget_of,
+    class_names_of,
+    commands_of,
+    data_of,
+    environment_of,
+    log_of,
+    parts_of,
+    plan_of,
+    read_findings,
+    settings_of,
+)
+from candy_monai.report.progress import RunProgress, forecast_of, progress_of_folder, status_of, tiles_of
+from candy_monai.report.script import as_script
+from candy_monai.report.tables import ScoredCase, Table, scored_cases, table_of_cases, table_of_classes
+from candy_monai.report.viewing import read_kept, validated_cases
+
+REPORT = "report.html"
+"""The page, in the experiment folder."""
+VALIDATION = "validation.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A page in plain values.
+
+    Attributes:
+        title: Its title.
+        status: One line below it.
+        content: What is drawn in the browser.
+        kept: The cases of the last validation, which cannot be read from the folder again.
+        views: Those of them to look at, as `as_script` writes them.
+    """
+
+    title: str
+    status: str
+    content: Mapping[str, Any] = field(repr=False)
+    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    views: str = field(default="[]", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the folder of a run says of it that does not change while it goes on.
+
+    Attributes:
+        folder: The experiment folder.
+        description: What ``experiment.json`` says.
+        class_names: Names by label id.
+        findings: What ``findings.json`` says; None without one.
+    """
+
+    folder: Path
+    description: ExperimentDescription
+    class_names: Mapping[int, str]
+    findings: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> RunFacts:
+        """Read them.
+
+        Raises:
+            ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
+        """
+        description = read_description(folder)
+        return cls(
+            folder=folder,
+            description=description,
+            class_names=class_names_of(description),
+            findings=read_findings(folder),
+        )
+
+
+def document_of_run(
+    facts: RunFacts, progress: RunProgress, kept: Mapping[str, Any], views: str, *, now: datetime
+) -> Document:
+    """Return what the page of a run says.
+
+    Args:
+        facts: What its folder says.
+        progress: How far it has come.
+        kept: The cases of its last validation.
+        views: Those of them to look at, as `as_script` writes them.
+        now: The time.
+    """
+    description, folder = facts.description, facts.folder
+    final = read_final(folder) if progress.state == "finished" else None
+    name = description.dataset.name if description.dataset is not None else None
+    title = " · ".join(filter(None, (name, description.trainer, description.id or folder.name)))
+    status = status_of(progress)
+    content = {
+        "version": VERSION,
+        "kind": "run",
+        "title": title,
+        "note": str(description.setting("note") or ""),
+        "written": now.timestamp(),
+        "status": status,
+        "tiles": tiles_of(progress, final, now=now),
+        "curves": curves_of(facts, progress),
+        "channels": list((description.dataset.channel_names if description.dataset is not None else None) or ()),
+        "tables": [as_plain(table) for table in tables_of(facts, kept, final)],
+        "data": data_of(description, facts.findings),
+        "plan": plan_of(description, facts.findings),
+        "settings": settings_of(description),
+        "parts": parts_of(description),
+        "environment": environment_of(description),
+        "budget": budget_of(description),
+        "log": log_of(folder),
+        "commands": as_plain(commands_of(folder, description, is_complete=progress.state == "finished")),
+    }
+    reason = f": {status['reason']}" if status["reason"] else ""
+    return Document(title=title, status=f"This run {status['words']}{reason}", content=content, kept=kept, views=views)
+
+
+def document_of_folder(folder: Path, *, now: datetime) -> Document:
+    """Return what the page of a run says, from its folder alone: of any run, also of an earlier version.
+
+    Raises:
+        ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
+    """
+    facts = RunFacts.of(folder)
+    kept, views = read_kept(folder / REPORT)
+    return document_of_run(facts, progress_of_folder(folder, facts.description), kept, as_script(views), now=now)
+
+
+def curves_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
+    """Return the curves of a run, with the seconds and the steps after each epoch to draw them over."""
+    durations = [value if math.isfinite(value) else 0.0 for value in progress.metrics.get(EPOCH_DURATION, ())]
+    seconds, total = [], 0.0
+    for duration in durations:
+        total += duration
+        seconds.append(round(total, 1 if total > 100 else 3))
+    return {
+        "epochs": progress.epoch,
+        "seconds": seconds,
+        "steps_per_epoch": steps_per_epoch(facts.description),
+        "figures": [as_plain(figure) for figure in figures(progress.metrics, facts.class_names)],
+        "forecast": forecast_of(progress),
+    }
+
+
+def steps_per_epoch(description: ExperimentDescription) -> int | None:
+    """Return the optimizer steps of an epoch; None where it is unknown."""
+    found = (description.plan or {}).get("iterations_per_epoch")
+    accumulate = description.setting("accumulate")
+    accumulate = accumulate if isinstance(accumulate, int) and accumulate > 0 else 1
+    if not isinstance(found, int):
+        data = description.data if isinstance(description.data, Mapping) else {}
+        loader = data.get("training")
+        samples, batch = (loader.get("samples"), loader.get("batch_size")) if isinstance(loader, Mapping) else (0, 0)
+        if not (isinstance(samples, int) and isinstance(batch, int) and samples > 0 and batch > 0):
+            return None
+        found = -(-samples // batch)
+    return -(-found // accumulate)
+
+
+def read_final(folder: Path) -> dict[str, Any] | None:
+    """Return the scores of the best weights, ``validation.json``; None where it is missing or damaged."""
+    try:
+        found = json.loads((folder / VALIDATION).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) and scored_cases(found) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def cases_of_run(
+    facts: RunFacts, kept: Mapping[str, Any], final: Mapping[str, Any] | None
+) -> tuple[list[ScoredCase], Mapping[int, str], str]:
+    """Return the scored cases of a run, the names of its classes, and a sentence on where the scores come from."""
+    if final is not None:
+        names = {int(i): str(name) for i, name in (final.get("class_names") or {}).items()}
+        return (
+            scored_cases(final),
+            names or facts.class_names,
+            "The best weights on whole cases, in the geometry of the files.",
+        )
+    cases = validated_cases(kept, facts.class_names)
+    at = f" of epoch {kept['epoch']}" if kept.get("epoch") else ""
+    return cases, facts.class_names, f"The last validation{at}."
+
+
+def tables_of(facts: RunFacts, kept: Mapping[str, Any], final: Mapping[str, Any] | None) -> list[Table]:
+    """Return the tables of cases and of classes."""
+    cases, names, note = cases_of_run(facts, kept, final)
+    if not cases:
+        return []
+    tables = [table_of_cases(cases, names, note=note), table_of_classes(cases, names)]
+    return [table for table in tables if table is not None]
+
+
+def as_plain(value: Any) -> Any:
+    """Return records and sequences of them as plain values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: as_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if value and isinstance(value[0], float | int):
+            return list(value)
+        return [as_plain(entry) for entry in value]
+    return value

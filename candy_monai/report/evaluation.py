@@ -1,0 +1,143 @@
+"""The page of an evaluation, and that of a cross-validation with the cases of all its folds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.runs import folds_below
+from candy_monai.report.comparison import ComparedRun, compared_runs, content_of_runs, overlaid
+from candy_monai.report.document import VERSION, Document, as_plain
+from candy_monai.report.page import write_page
+from candy_monai.report.tables import (
+    Cell,
+    Column,
+    ScoredCase,
+    Table,
+    as_cell,
+    scored_cases,
+    table_of_cases,
+    table_of_classes,
+)
+
+CROSS_VALIDATION_PAGE = "crossval.html"
+
+
+def write_evaluation(
+    summary: Mapping[str, Any], to: PathLike, *, title: str, notes: Sequence[str] = (), names: Mapping[int, str]
+) -> Path:
+    """Write the page of an evaluation, and return where it is.
+
+    Args:
+        summary: As `EvalResult.to_dict` returns it.
+        to: The file.
+        title: What was evaluated.
+        notes: Sentences on what was left out.
+        names: Names of classes by id.
+    """
+    cases = scored_cases(summary)
+    note = " ".join(f"{sentence.rstrip('.')}." for sentence in notes)
+    content = {
+        "version": VERSION,
+        "kind": "evaluation",
+        "note": "",
+        "written": datetime.now().timestamp(),
+        "status": {"state": "finished"},
+        "tiles": _tiles(cases),
+        "tables": _tables(cases, names, note=note),
+    }
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    return write_page(
+        Document(title=title, status=f"{count} compared with their references", content=content), Path(to)
+    )
+
+
+def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> Path:
+    """Write the page of a cross-validation: its folds, their curves, and the cases of all of them.
+
+    Args:
+        folder: What ``candy-monai crossval`` made.
+        to: The file; None for ``crossval.html`` in the folder.
+
+    Raises:
+        BadInputError: If no fold of it has an experiment.
+    """
+    folder = Path(folder)
+    found = {fold: run for fold, run in folds_below(folder).items() if run is not None}
+    if not found:
+        raise BadInputError(f"{folder}: no cross-validation with an experiment in its folds")
+    runs = compared_runs(list(found.values()), names=[f"fold {fold}" for fold in found])
+    is_final = any(run.final is not None for run in runs)
+    # Scores of the best weights are not mixed with those of a validation on the way.
+    by_run = [run.cases(final=is_final) if not is_final or run.final is not None else ([], {}) for run in runs]
+    cases = [case for own, _ in by_run for case in own]
+    names = next((labels for _, labels in by_run if labels), {})
+    fold_of = {case.case_id: run.name for run, (own, _) in zip(runs, by_run, strict=True) for case in own}
+    note = (
+        "The best weights of each fold on the cases that it left out." if is_final else "Each fold's last validation."
+    )
+    if is_final and (lacking := [run.name for run in runs if run.final is None]):
+        note += f" Those of {', '.join(lacking)} are not scored yet."
+    tables = _tables(cases, names, note=note)
+    if tables:
+        tables[0]["columns"].insert(1, as_plain(Column(name="fold", is_number=False)))
+        for row in tables[0]["rows"]:
+            row.insert(1, fold_of[row[0]])
+    content = {
+        "version": VERSION,
+        "kind": "crossval",
+        "note": "",
+        "written": datetime.now().timestamp(),
+        "status": {"state": "finished"},
+        "tiles": _tiles(cases),
+        "runs": content_of_runs(runs),
+        "folds": as_plain(_table_of_folds(runs, by_run)),
+        "figures": as_plain(overlaid(runs)),
+        "tables": tables,
+    }
+    status = f"{len(runs)} folds with {len(cases)} cases that are scored"
+    return write_page(
+        Document(title=folder.resolve().name, status=status, content=content),
+        Path(to or folder / CROSS_VALIDATION_PAGE),
+    )
+
+
+def _table_of_folds(
+    runs: Sequence[ComparedRun], by_run: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]]
+) -> Table:
+    columns = [Column(name="fold", is_number=False), Column(name="state", is_number=False), Column(name="epochs")]
+    columns += [Column(name="cases"), Column(name="final Dice", better="higher"), Column(name="run", is_number=False)]
+    rows: list[list[Cell]] = []
+    for run, (cases, _) in zip(runs, by_run, strict=True):
+        dice = ((run.final or {}).get("foreground_mean") or {}).get("Dice")
+        score = as_cell(dice) if isinstance(dice, int | float) else None
+        rows.append(
+            [run.name, run.progress.state, float(run.progress.epoch), float(len(cases)), score, str(run.facts.folder)]
+        )
+    return Table(title="Folds", columns=columns, rows=rows)
+
+
+def _tables(cases: Sequence[ScoredCase], names: Mapping[int, str], *, note: str) -> list[dict[str, Any]]:
+    if not cases:
+        return []
+    tables = [table_of_cases(cases, names, note=note), table_of_classes(cases, names)]
+    return [as_plain(table) for table in tables if table is not None]
+
+
+def _tiles(cases: Sequence[ScoredCase]) -> list[dict[str, Any]]:
+    """Return the mean of each metric over the cases, with their spread."""
+    tiles = []
+    for name in dict.fromkeys(name for case in cases for name in case.metrics):
+        values = [value for case in cases if math.isfinite(value := case.metrics.get(name, math.nan))]
+        if not values:
+            continue
+        spread = f", standard deviation {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        detail = f"mean of {len(values)} cases, {min(values):.4f} to {max(values):.4f}{spread}"
+        tiles.append({"label": name, "value": f"{statistics.fmean(values):.4f}", "detail": detail})
+    return tiles

@@ -1,0 +1,279 @@
+"""How far a run has come, from its last event or from its folder, and the words that a page begins with."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from candy_monai.columns import EPOCH_DURATION, SCORE
+from candy_monai.errors import ExperimentError
+from candy_monai.experiment.description import ExperimentDescription
+from candy_monai.experiment.events import EpochFinished
+from candy_monai.experiment.folder import LOCK, LOGS, METRICS
+from candy_monai.experiment.history import History, load_metrics
+from candy_monai.experiment.score_prediction import (
+    chance_as_text,
+    duration_as_text,
+    number_as_text,
+    predict_safely,
+    seconds_until,
+)
+from candy_monai.experiment.state import load_state
+from candy_monai.experiment.time_limit import epochs_in_time
+from candy_monai.forecasting.best_score import Forecast
+from candy_monai.metrics.interval import half_width
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+_END = re.compile(r"\] Interrupted in epoch \d+(?:: (.*))?$")
+_BEGIN = re.compile(r"\] Experiment .+ in .+$")
+_SIGNALS = ("SIGINT", "SIGTERM", "KeyboardInterrupt", "SystemExit")
+_TAIL = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """How far a run has come.
+
+    Attributes:
+        state: Whether it goes on, or how it ended.
+        epoch: Epochs done.
+        num_epochs: Epochs that it will have, as far as can be told.
+        metrics: Every metric over the epochs.
+        best_score: The best score; None before the first.
+        best_epoch: Its epoch.
+        reason: Why it ended early; empty where it did not, or nobody knows.
+        forecast: Of its best score; None for none.
+        is_estimate: Whether ``num_epochs`` is an estimate, since time decides.
+        num_validated: Cases that the best score is the mean of; None if that is unknown.
+        standard_error: Of that mean.
+    """
+
+    state: State
+    epoch: int = 0
+    num_epochs: int | None = None
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
+    best_score: float | None = None
+    best_epoch: int = 0
+    reason: str = ""
+    forecast: Forecast | None = None
+    is_estimate: bool = False
+    num_validated: int | None = None
+    standard_error: float = math.nan
+
+
+def progress_of_event(event: EpochFinished) -> RunProgress:
+    """Return the progress that an event tells of."""
+    is_best = event.best_epoch == event.epoch
+    return RunProgress(
+        state="running",
+        epoch=event.epoch,
+        num_epochs=event.num_epochs,
+        metrics=event.metrics,
+        best_score=event.best_score if event.best_epoch else None,
+        best_epoch=event.best_epoch,
+        forecast=event.forecast,
+        is_estimate=event.has_time_limit,
+        num_validated=event.num_validated if is_best else None,
+        standard_error=event.standard_error if is_best else math.nan,
+    )
+
+
+def progress_of_folder(folder: Path, description: ExperimentDescription) -> RunProgress:
+    """Return the progress that the files of a run tell of, of whichever version they are.
+
+    Args:
+        folder: The experiment folder.
+        description: What ``experiment.json`` says.
+    """
+    planned = description.setting("num_epochs")
+    try:
+        state = load_state(folder, verify=False)
+    except ExperimentError:  # of another version, or half copied
+        return _from_metrics(folder, planned if isinstance(planned, int) else None)
+    history = History()
+    history.load_state_dict(state.history)
+    metrics, progress, settings = history.metrics(), state.progress, state.settings
+    best = progress.best_score if progress.best_epoch else None
+    if state.is_complete:
+        how: tuple[State, str] = ("finished", "")
+        num_epochs = progress.epoch
+    else:
+        how = _unfinished(folder)
+        num_epochs = epochs_in_time(
+            metrics.get(EPOCH_DURATION, ()),
+            elapsed_s=progress.total_s,
+            num_epochs=settings.num_epochs,
+            limit_s=settings.time_limit_s,
+        )
+        num_epochs = max(num_epochs, progress.epoch)
+    forecast = None
+    if how[0] == "running" and settings.val_score_prediction:
+        found = description.score_range
+        score_range = (found[0], found[1]) if found is not None and len(found) == 2 else None
+        forecast = predict_safely(
+            metrics, num_epochs, degree=settings.val_score_prediction_degree, score_range=score_range
+        )
+    return RunProgress(
+        state=how[0],
+        epoch=progress.epoch,
+        num_epochs=num_epochs,
+        metrics=metrics,
+        best_score=best,
+        best_epoch=progress.best_epoch,
+        reason=how[1],
+        forecast=forecast,
+        is_estimate=settings.time_limit_s is not None and not state.is_complete,
+    )
+
+
+def tiles_of(progress: RunProgress, final: Mapping[str, Any] | None, *, now: datetime) -> list[dict[str, Any]]:
+    """Return what a page says first, each a label, a value and a sentence.
+
+    Args:
+        progress: How far the run has come.
+        final: The content of ``validation.json``; None while there is none.
+        now: The time.
+    """
+    tiles = [_final_tile(final)] if final is not None else []
+    best = {"label": "Best score", "value": "none yet", "detail": ""}
+    if progress.best_score is not None:
+        rests = ""
+        if progress.num_validated:
+            half = half_width(progress.standard_error, progress.num_validated)
+            rests = f", mean of {progress.num_validated} cases" + (f" (± {half:.3f})" if math.isfinite(half) else "")
+        best |= {"value": number_as_text(progress.best_score), "detail": f"at epoch {progress.best_epoch}{rests}"}
+    tiles.append(best)
+    total, about = progress.num_epochs, "about " if progress.is_estimate and progress.state == "running" else ""
+    of = f" of {about}{total}" if total is not None else ""
+    share = min(1.0, progress.epoch / total) if total else None
+    durations = [value for value in progress.metrics.get(EPOCH_DURATION, ()) if math.isfinite(value)]
+    pace = (
+        f"{duration_as_text(durations[-1]) if durations[-1] >= 10 else f'{durations[-1]:.2g} s'} the last one"
+        if durations
+        else ""
+    )
+    tiles.append({"label": "Epochs", "value": f"{progress.epoch}{of}", "detail": pace, "share": share})
+    spent = duration_as_text(math.fsum(durations))
+    if progress.state == "running" and total is not None and durations:
+        left = seconds_until(total, progress.epoch, progress.metrics)
+        ends = f"ends about {now + timedelta(seconds=left):%a %H:%M}, {spent} so far"
+        tiles.append({"label": "Time left", "value": duration_as_text(left), "detail": ends})
+    elif durations:
+        tiles.append({"label": "Time", "value": spent, "detail": "of training and validation"})
+    if progress.state == "running" and progress.forecast is not None:
+        tiles.append(_forecast_tile(progress.forecast, progress.best_score))
+    return tiles
+
+
+def status_of(progress: RunProgress) -> dict[str, str]:
+    """Return the state of a run and a sentence on it."""
+    words = {
+        "running": "is being trained",
+        "finished": "is finished",
+        "interrupted": "was interrupted, and can be continued",
+        "failed": "has failed, and can be continued once the cause is mended",
+    }[progress.state]
+    return {"state": progress.state, "words": words, "reason": progress.reason}
+
+
+def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
+    """Return what a chart shows of a forecast; None where there is none."""
+    found = progress.forecast
+    if found is None or found.interval is None or progress.state != "running" or progress.num_epochs is None:
+        return None
+    low, high = found.interval
+    return {
+        "from": progress.epoch,
+        "to": progress.num_epochs,
+        "best": progress.best_score,
+        "score": found.score,
+        "low": low,
+        "high": high,
+        "epoch": found.epoch,
+    }
+
+
+def _final_tile(final: Mapping[str, Any]) -> dict[str, Any]:
+    dice = (final.get("foreground_mean") or {}).get("Dice")
+    ends, count, of = (final.get(name) for name in ("dice_interval_95", "num_cases", "num_validation_cases"))
+    value = f"{dice:.4f}" if isinstance(dice, int | float) else "none"
+    detail = f"Dice of the best weights on {count} of {of} cases" if count is not None else "Dice of the best weights"
+    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+        detail += f"; 95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
+    return {"label": "Final score", "value": value, "detail": detail}
+
+
+def _forecast_tile(found: Forecast, best: float | None) -> dict[str, Any]:
+    if found.interval is None:
+        return {"label": "Forecast", "value": "none", "detail": str(found.reason)}
+    low, high = found.interval
+    chance = "" if best is None else f"; a better one comes with a chance of {chance_as_text(found.chance_above(best))}"
+    detail = f"at epoch {found.epoch}; {low:.4f} to {high:.4f} in 80 % of the runs that get better{chance}"
+    return {"label": "Forecast", "value": number_as_text(found.score), "detail": detail}
+
+
+def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
+    try:
+        metrics = load_metrics(folder / METRICS)
+    except (OSError, ValueError, LookupError):
+        metrics = {}
+    scores = metrics.get(SCORE, [])
+    known = [score for score in scores if math.isfinite(score)]
+    epoch = max(map(len, metrics.values()), default=0)
+    is_done = planned is not None and epoch >= planned
+    state: tuple[State, str] = ("finished", "") if is_done else _unfinished(folder)
+    return RunProgress(
+        state=state[0],
+        reason=state[1],
+        epoch=epoch,
+        num_epochs=planned,
+        metrics=metrics,
+        best_score=max(known, default=None),
+        best_epoch=scores.index(max(known)) + 1 if known else 0,
+    )
+
+
+def _unfinished(folder: Path) -> tuple[State, str]:
+    """Return how a run that has epochs left stands, and why it ended."""
+    if _is_being_trained(folder):
+        return "running", ""
+    for line in reversed(_last_lines(folder)):
+        if match := _END.search(line):
+            reason = match[1] or ""
+            return ("interrupted" if reason.startswith(_SIGNALS) or not reason else "failed"), reason
+        if _BEGIN.search(line):
+            break
+    return "interrupted", "it ended without a word, as a process that is killed does"
+
+
+def _is_being_trained(folder: Path) -> bool:
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read, or a file system without locks
+        return False
+    lock.release()
+    return False
+
+
+def _last_lines(folder: Path) -> list[str]:
+    path = folder / LOGS
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            return file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,44 @@
+"""Values as JSON that can stand within an HTML file, whatever texts they hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+
+def as_script(content: object) -> str:
+    """Return JSON for a ``script`` element: nothing in it ends the element, and numbers that JSON lacks are null."""
+    try:
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(content), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def read_script(page: str, element: str) -> Any:
+    """Return the value that `as_script` wrote into an element of a page.
+
+    Args:
+        page: The text of the page.
+        element: The element's id.
+
+    Raises:
+        LookupError: If there is no such element.
+        ValueError: If it is no JSON.
+    """
+    match = re.search(rf'<script type="application/json" id="{re.escape(element)}">(.*?)</script>', page, re.DOTALL)
+    if match is None:
+        raise LookupError(f"no element {element!r}")
+    return json.loads(match[1])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

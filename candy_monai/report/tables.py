@@ -1,0 +1,188 @@
+"""Tables of a page: cases and classes with their scores, from a validation in a run or from nnU-Net's summary."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from candy_monai.report.curves import better_of
+
+MOST_CLASS_COLUMNS = 12
+"""Classes that a table of cases has a column for; of more it names each case's worst."""
+
+Cell = str | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: Its heading.
+        better: ``higher`` or ``lower``; None for a column of which neither is.
+        is_number: Whether it holds numbers.
+    """
+
+    name: str
+    better: str | None = None
+    is_number: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells.
+
+    Attributes:
+        title: Its title.
+        note: A sentence above.
+        columns: Its columns.
+        rows: A cell for each column; None for no value.
+    """
+
+    title: str
+    note: str = ""
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredCase:
+    """The scores of one case.
+
+    Attributes:
+        case_id: Its id.
+        score: What cases are ranked by; NaN for none.
+        metrics: Other values of the whole case, by name.
+        classes: Of each metric the values by class id.
+    """
+
+    case_id: str
+    score: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+
+def scored_cases(summary: Mapping[str, Any]) -> list[ScoredCase]:
+    """Return the cases of a ``validation.json`` or of nnU-Net's summary, ranked by their mean Dice.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: If it is no such summary.
+    """
+    cases = []
+    for entry in summary["metric_per_case"]:
+        classes: dict[str, dict[int, float]] = {}
+        for label, values in entry["metrics"].items():
+            for name, value in values.items():
+                if not name.startswith("n_") and name not in ("TP", "FP", "FN", "TN"):
+                    classes.setdefault(str(name), {})[int(label)] = _number(value)
+        means = {name: _mean(v for i, v in by_class.items() if i != 0) for name, by_class in classes.items()}
+        own = {str(name): _number(value) for name, value in entry.get("values", {}).items()}
+        score = means.get("Dice", next(iter({**means, **own}.values()), math.nan))
+        cases.append(ScoredCase(case_id=_case_of(entry), score=score, metrics={**means, **own}, classes=classes))
+    return cases
+
+
+def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], *, note: str = "") -> Table:
+    """Return a table of cases with the mean of each metric, and the first metric of each class."""
+    names = list(dict.fromkeys(name for case in cases for name in case.metrics))
+    metric = main_metric(cases)
+    ids = sorted({i for case in cases for i in case.classes.get(metric, {}) if i != 0})
+    columns = [Column(name="case", is_number=False)]
+    columns += (
+        [Column(name="score", better="higher")] if not any(case.metrics for case in cases) or _differs(cases) else []
+    )
+    with_score = len(columns) > 1
+    columns += [Column(name=_heading(name), better=better_of(name)) for name in names]
+    by_class = 1 < len(ids) <= MOST_CLASS_COLUMNS
+    if by_class:
+        columns += [Column(name=class_names.get(i, f"class {i}"), better=better_of(metric)) for i in ids]
+    elif len(ids) > 1:
+        columns += [Column(name="worst class", is_number=False), Column(name=f"its {metric}", better=better_of(metric))]
+    rows: list[list[Cell]] = []
+    for case in cases:
+        values = case.classes.get(metric, {})
+        row: list[Cell] = [case.case_id, *([as_cell(case.score)] if with_score else [])]
+        row += [as_cell(case.metrics.get(name, math.nan)) for name in names]
+        if by_class:
+            row += [as_cell(values.get(i, math.nan)) for i in ids]
+        elif len(ids) > 1:
+            row += _worst_class(values, class_names, better_of(metric))
+        rows.append(row)
+    return Table(title="Cases", note=note, columns=columns, rows=rows)
+
+
+def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]) -> Table | None:
+    """Return a table of classes with the mean of each metric and the worst case of the first; None without classes."""
+    metrics = list(dict.fromkeys(name for case in cases for name in case.classes))
+    ids = sorted({i for case in cases for values in case.classes.values() for i in values})
+    if not metrics or not ids:
+        return None
+    metric = main_metric(cases)
+    better = better_of(metric)
+    columns = [Column(name="class", is_number=False), Column(name="cases")]
+    columns += [Column(name=name, better=better_of(name)) for name in metrics]
+    columns += [
+        Column(name=f"least {metric}" if better != "lower" else f"largest {metric}", better=better),
+        Column(name="in case", is_number=False),
+    ]
+    rows: list[list[Cell]] = []
+    for i in ids:
+        known = {
+            case.case_id: v for case in cases if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))
+        }
+        means = [as_cell(_mean(case.classes.get(name, {}).get(i, math.nan) for case in cases)) for name in metrics]
+        worst = (max if better == "lower" else min)(known, key=lambda case_id: known[case_id], default=None)
+        ends: list[Cell] = [None, None] if worst is None else [as_cell(known[worst]), worst]
+        rows.append([class_names.get(i, f"class {i}"), float(len(known)), *means, *ends])
+    return Table(title="Classes", columns=columns, rows=rows)
+
+
+def main_metric(cases: Sequence[ScoredCase]) -> str:
+    """Return the metric that cases and classes are compared by: the Dice, or else the first; empty without any."""
+    names = list(dict.fromkeys(name for case in cases for name in case.classes))
+    return next((name for name in names if name.lower() == "dice"), names[0] if names else "")
+
+
+def _differs(cases: Sequence[ScoredCase]) -> bool:
+    """Return whether the score of any case is none of its metrics."""
+    return any(
+        not math.isnan(case.score)
+        and all(abs(case.score - value) > 1e-6 for value in case.metrics.values() if value == value)
+        for case in cases
+    )
+
+
+def _worst_class(values: Mapping[int, float], class_names: Mapping[int, str], better: str | None) -> list[Cell]:
+    known = {i: value for i, value in values.items() if i != 0 and not math.isnan(value)}
+    if not known:
+        return [None, None]
+    worst = (max if better == "lower" else min)(known, key=lambda i: known[i])
+    return [class_names.get(worst, f"class {worst}"), as_cell(known[worst])]
+
+
+def _case_of(entry: Mapping[str, Any]) -> str:
+    found = entry.get("case") or entry.get("prediction_file") or entry.get("reference_file") or ""
+    return str(found)
+
+
+def _heading(name: str) -> str:
+    return f"mean {name}" if name in ("Dice", "IoU", "HD95", "ASSD") else name
+
+
+def _number(value: object) -> float:
+    return math.nan if value is None else float(value)  # type: ignore[arg-type]  # "inf" is a text in JSON
+
+
+def as_cell(value: float) -> Cell:
+    """Return a value as a table holds it: rounded, None for NaN."""
+    if math.isnan(value):
+        return None
+    return float(f"{value:.5g}") if math.isfinite(value) else ("∞" if value > 0 else "-∞")
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan

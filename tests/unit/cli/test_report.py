@@ -1,0 +1,37 @@
+import pytest
+
+from candy_monai.cli.main import main
+from tests.pages import made_up_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for name in ("first", "second"):
+        made_up_run(tmp_path / name)
+        (tmp_path / name / "kept.html").write_bytes((tmp_path / name / "report.html").read_bytes())
+    return tmp_path / "first", tmp_path / "second"
+
+
+def test_the_page_of_a_run_is_written_again_into_its_folder(runs, capsys):
+    (runs[0] / "report.html").unlink()
+    assert main(["report", str(runs[0])]) == 0
+    assert (runs[0] / "report.html").stat().st_size > 50_000
+    assert f"Report: {runs[0] / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_page_can_be_written_elsewhere(runs, tmp_path):
+    before = (runs[0] / "report.html").read_bytes()
+    assert main(["report", str(runs[0]), "--out", str(tmp_path / "new" / "page.html")]) == 0
+    assert (tmp_path / "new" / "page.html").exists()
+    assert (runs[0] / "report.html").read_bytes() == before
+
+
+def test_several_runs_are_compared(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *map(str, runs)]) == 0
+    assert "2 runs compared" in (tmp_path / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_is_no_run_is_an_error_that_names_those_below(runs, tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "below it are 2 runs" in capsys.readouterr().err

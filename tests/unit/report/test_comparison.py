@@ -1,0 +1,138 @@
+import json
+from datetime import datetime
+
+import pytest
+
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.report.comparison import (
+    compared_runs,
+    document_of_comparison,
+    paired,
+    tables_of_comparison,
+    write_comparison,
+)
+from candy_monai.report.script import read_script
+from candy_monai.report.tables import ScoredCase
+from tests.pages import made_up_run, validated
+
+NOW = datetime(2026, 1, 1)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made_up_run(tmp_path / "first", settings={"seed": 1})
+    made_up_run(tmp_path / "second", settings={"seed": 2}, event=validated(score=0.9), num_epochs=12)
+    return [tmp_path / "first", tmp_path / "second"]
+
+
+def compared(folders):
+    return document_of_comparison(compared_runs(folders), now=NOW).content
+
+
+def scored(*scores):
+    return [ScoredCase(case_id=f"c{i}", score=score, classes={"dice": {1: score}}) for i, score in enumerate(scores)]
+
+
+def test_what_differs_is_named_and_what_does_not_is_not(folders):
+    groups = {group["title"]: group["rows"] for group in compared(folders)["differences"]}
+    assert groups["settings"] == [["seed", "1", "2"]]
+    assert groups["plan"] == groups["dataset"] == []
+
+
+def test_curves_of_the_same_metric_share_a_figure_with_a_colour_for_each_run(folders):
+    content = compared(folders)
+    figures = {figure["key"]: figure for figure in content["figures"]}
+    score = figures["val score/"]
+    assert [one["name"] for one in score["series"]] == ["first", "second"]
+    assert [len(one["x"]) for one in score["series"]] == [10, 12]
+    assert {one["color"] for one in score["series"]} == {run["color"] for run in content["runs"]}
+    assert figures["combined loss/training"]["title"] == "Loss: training"
+
+
+def test_scores_are_compared_case_by_case_and_wins_counted():
+    first, other = scored(0.5, 0.6, 0.7, 0.8), scored(0.6, 0.7, 0.8, 0.8)
+    runs, classes, cases = tables_of_comparison(["a", "b"], [(first, {1: "kidney"}), (other, {})])
+    assert runs.rows[0] == ["a", 0.65, None, None, 0.0, 1.0]
+    assert runs.rows[1][:3] == ["b", 0.725, 0.075]
+    assert runs.rows[1][3] == "-0.0046 to +0.1546"
+    assert runs.rows[1][4:] == [3.0, 1.0]
+    assert classes.rows == [["kidney", 0.65, 0.725, 0.075]]
+    assert cases.rows[0] == ["c0", 0.5, 0.6, "b", 0.1]
+    assert cases.rows[3] == ["c3", 0.8, 0.8, "the same", 0.0]
+
+
+def test_the_interval_of_a_difference_is_student_s_over_the_pairs():
+    from scipy.stats import ttest_rel
+
+    first, other = [0.5, 0.6, 0.9, 0.4], [0.6, 0.65, 0.85, 0.7]
+    mean, half = paired(first, other)
+    ends = ttest_rel(other, first).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((ends.low, ends.high))
+
+
+def test_only_cases_that_all_runs_have_scored_are_compared():
+    runs, *_, cases = tables_of_comparison(
+        ["a", "b"], [(scored(0.5, 0.6, float("nan")), {}), (scored(0.7, 0.7, 0.8, 0.9), {})]
+    )
+    assert [row[0] for row in cases.rows] == ["c0", "c1"]
+    assert "2 cases" in runs.note
+    assert tables_of_comparison(["a", "b"], [(scored(0.5), {}), ([], {})]) == []
+
+
+def test_one_case_has_no_interval():
+    runs, *_ = tables_of_comparison(["a", "b"], [(scored(0.5), {}), (scored(0.7), {})])
+    assert runs.rows[1][3] == "one case"
+
+
+def test_scores_of_different_kinds_are_not_mixed(folders):
+    final = {
+        "foreground_mean": {"Dice": 0.5},
+        "metric_per_case": [{"case": "case_000", "metrics": {"1": {"Dice": 0.5}}}],
+    }
+    (folders[0] / "validation.json").write_text(json.dumps(final))
+    notes = compared(folders)["notes"]
+    assert notes[0] == "Scores of each run's last validation."
+    assert notes[1].startswith("Of second the best weights were not scored")
+    (folders[1] / "validation.json").write_text(json.dumps(final))
+    content = compared(folders)
+    assert content["notes"][0].startswith("Scores of the best weights")
+    assert [row[0] for row in content["tables"][-1]["rows"]] == ["case_000"]
+
+
+def test_other_data_and_cases_that_another_run_was_trained_on_are_pointed_out(tmp_path):
+    dataset = {"name": "Made up", "digest": "other", "training": ["case_000"], "validation": ["case_001"]}
+    made_up_run(tmp_path / "first")
+    made_up_run(tmp_path / "second", dataset=dataset)
+    notes = " ".join(compared([tmp_path / "first", tmp_path / "second"])["notes"])
+    assert "different data" in notes
+    assert "another was trained on" in notes
+
+
+def test_runs_of_one_name_go_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
+    for parent in ("a", "b"):
+        made_up_run(tmp_path / parent / "run")
+    assert [run.name for run in compared_runs([tmp_path / "a/run", tmp_path / "b/run"])] == ["a/run", "b/run"]
+
+
+def test_images_are_kept_of_each_run_that_has_them(folders, tmp_path):
+    page = write_comparison(folders, tmp_path / "c.html").read_text(encoding="utf-8")
+    views = read_script(page, "page-views")
+    assert [len(own) for own in views] == [3, 3]
+    (folders[1] / "report.html").unlink()
+    views = read_script(write_comparison(folders, tmp_path / "c.html").read_text(encoding="utf-8"), "page-views")
+    assert [len(own) for own in views] == [3, 0]
+
+
+def test_images_that_make_a_page_too_large_are_left_to_the_runs_own(folders, monkeypatch):
+    monkeypatch.setattr("candy_monai.report.comparison.MOST_VIEW_BYTES", 1)
+    content = compared(folders)
+    assert content["view_note"] == "2 cases more are in the runs' own pages."
+
+
+def test_less_than_two_runs_or_one_given_twice_is_refused(folders, tmp_path):
+    with pytest.raises(BadInputError, match="two runs or more"):
+        compared_runs(folders[:1])
+    with pytest.raises(BadInputError, match="more than once"):
+        compared_runs([*folders, folders[0] / ".." / "first"])
+    with pytest.raises(ExperimentError, match="not an experiment folder"):
+        compared_runs([folders[0], tmp_path])

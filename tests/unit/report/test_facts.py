@@ -1,0 +1,90 @@
+import json
+
+from candy_monai.experiment.description import read_description
+from candy_monai.report.facts import (
+    FINDINGS,
+    MOST_LINES,
+    class_names_of,
+    commands_of,
+    data_of,
+    log_of,
+    plan_of,
+    read_findings,
+    settings_of,
+)
+from tests.pages import made_up_folder
+from tests.toys import small_trainer
+
+
+def described(folder, **entries):
+    return read_description(made_up_folder(folder, **entries))
+
+
+def commands(folder, **more):
+    is_complete = more.pop("is_complete", False)
+    found = commands_of(folder, described(folder, **more), is_complete=is_complete)
+    return {command.title: command.command for command in found}
+
+
+def test_settings_say_which_are_the_defaults(tmp_path):
+    rows = {name: (value, is_default) for name, value, is_default in settings_of(described(tmp_path / "run"))}
+    assert rows["seed"] == ("3", False)
+    assert rows["accumulate"] == ("1", True)
+
+
+def test_a_plan_has_its_reasons_and_without_them_its_values(tmp_path):
+    description = described(tmp_path / "run")
+    (choice,) = plan_of(description, read_findings(tmp_path / "run"))
+    assert choice["reason"].startswith("It fits.")
+    (tmp_path / "run" / FINDINGS).write_text(json.dumps({"plan": 3}))
+    assert read_findings(tmp_path / "run") is None
+    names = [choice["name"] for choice in plan_of(description, None)]
+    assert names == ["class_names", "iterations_per_epoch", "patch_shape", "spacing_mm"]
+
+
+def test_data_are_those_of_the_dataset_or_else_of_the_loaders(tmp_path):
+    about = data_of(described(tmp_path / "run"), read_findings(tmp_path / "run"))
+    assert ["classes", "2: kidney, tumour"] in about["facts"]
+    assert ["sizes", "9 x 9 x 9"] in about["facts"]
+    assert len(about["findings"]) == 1
+    trainer = small_trainer(tmp_path)
+    trainer.train(1, save_preview=False)
+    own = data_of(read_description(trainer.experiment_folder()), None)
+    assert own == {
+        "facts": [["training samples", "4 in batches of 2"], ["validation samples", "4 in batches of 1"]],
+        "findings": None,
+    }
+
+
+def test_classes_go_by_the_plan_s_names_and_regions_by_what_they_paint(tmp_path):
+    assert class_names_of(described(tmp_path / "a")) == {0: "background", 1: "kidney", 2: "tumour"}
+    regions = [{"name": "whole", "ids": [1, 2], "paints": 2}, {"name": "core", "ids": [1], "paints": 1}]
+    assert class_names_of(described(tmp_path / "b", regions=regions)) == {2: "whole", 1: "core"}
+    assert class_names_of(described(tmp_path / "c", plan=None)) == {0: "background", 1: "kidney", 2: "tumour"}
+
+
+def test_of_a_long_log_the_last_lines_are_shown(tmp_path):
+    folder = made_up_folder(tmp_path / "run")
+    assert not log_of(folder)["is_cut"]
+    (folder / "logs.txt").write_text("".join(f"[t] line {i} {'x' * 3000 * (i == 990)}\n" for i in range(1000)))
+    found = log_of(folder)
+    assert found["is_cut"]
+    assert len(found["lines"]) == MOST_LINES
+    assert found["lines"][-1].strip() == "[t] line 999"
+    assert max(map(len, found["lines"])) == 2000
+    (folder / "logs.txt").unlink()
+    assert log_of(folder) == {"lines": [], "is_cut": False}
+
+
+def test_commands_quote_the_folder_and_go_on_or_train_longer(tmp_path):
+    folder = tmp_path / "my run; rm -rf"
+    assert commands(folder)["Go on with the training"] == f"candy-monai resume '{folder}'"
+    longer = commands(folder, is_complete=True)["Train longer"]
+    assert longer == f"candy-monai resume '{folder}' --epochs 20 --schedule restart"
+    assert commands(folder)["Predict new images"].startswith(f"candy-monai predict '{folder}' ")
+
+
+def test_a_trainer_of_one_s_own_is_named_and_without_a_dataset_resumed_from_python(tmp_path):
+    assert commands(tmp_path / "a", bundle=None)["Go on with the training"].endswith(" --trainer FILE.py:UNetTrainer")
+    by_hand = commands(tmp_path / "b", dataset=None)["Go on with the training"]
+    assert by_hand == f"UNetTrainer(...).resume({str(tmp_path / 'b')!r})"

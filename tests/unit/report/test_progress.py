@@ -1,0 +1,137 @@
+import math
+from datetime import datetime
+
+import pytest
+from filelock import FileLock
+
+from candy_monai.columns import EPOCH_DURATION, SCORE
+from candy_monai.experiment.description import read_description
+from candy_monai.forecasting.best_score import Forecast
+from candy_monai.report.progress import (
+    RunProgress,
+    forecast_of,
+    progress_of_event,
+    progress_of_folder,
+    status_of,
+    tiles_of,
+)
+from tests.events import epoch_finished
+from tests.pages import made_up_folder
+from tests.toys import small_trainer
+
+NOW = datetime(2026, 1, 1, 12, 0)
+FORECAST = Forecast(
+    epoch=8, score=0.9, interval=(0.8, 0.95), reason=None, quantiles=tuple(0.8 + 0.01 * i for i in range(19))
+)
+
+
+def of_folder(folder):
+    return progress_of_folder(folder, read_description(folder))
+
+
+def tiles(progress, final=None):
+    return {tile["label"]: (tile["value"], tile["detail"]) for tile in tiles_of(progress, final, now=NOW)}
+
+
+def test_a_finished_run_has_as_many_epochs_as_it_had(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(3, save_preview=False, early_stop_tolerance=None)
+    found = of_folder(trainer.experiment_folder())
+    assert (found.state, found.epoch, found.num_epochs) == ("finished", 3, 3)
+    assert len(found.metrics[SCORE]) == 3
+    assert found.best_score == max(found.metrics[SCORE])
+
+
+def test_a_run_of_an_earlier_version_is_read_from_its_metrics(tmp_path):
+    folder = made_up_folder(tmp_path / "run")
+    (folder / "metrics.csv").write_text("epoch,val score,epoch duration\n1,0.25,2.0\n2,0.75,\n3,,4.0\n")
+    found = of_folder(folder)
+    assert (found.state, found.epoch, found.num_epochs) == ("interrupted", 3, 10)
+    assert (found.best_score, found.best_epoch) == (0.75, 2)
+    assert "without a word" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "reason"),
+    [
+        ("Interrupted in epoch 3: SIGTERM", "interrupted", "SIGTERM"),
+        ("Interrupted in epoch 3: KeyboardInterrupt", "interrupted", "KeyboardInterrupt"),
+        ("Interrupted in epoch 3: RuntimeError: out of memory", "failed", "RuntimeError: out of memory"),
+    ],
+)
+def test_how_a_run_ended_is_read_from_its_log(tmp_path, line, state, reason):
+    folder = made_up_folder(tmp_path / "run")
+    with (folder / "logs.txt").open("a") as log:
+        log.write(f"[2026-01-01 10:00:03] {line}\n[2026-01-01 10:00:03] To go on with this run: ...\n")
+    found = of_folder(folder)
+    assert (found.state, found.reason) == (state, reason)
+
+
+def test_a_run_that_goes_on_holds_its_folder(tmp_path):
+    folder = made_up_folder(tmp_path / "run")
+    with FileLock(folder / ".lock"):
+        assert of_folder(folder).state == "running"
+    assert of_folder(folder).state == "interrupted"
+
+
+def test_a_run_that_was_taken_up_after_a_failure_has_not_failed(tmp_path):
+    folder = made_up_folder(tmp_path / "run")
+    with (folder / "logs.txt").open("a") as log:
+        log.write("[2026-01-01 10:00:03] Interrupted in epoch 3: RuntimeError: x\n")
+        log.write("[2026-01-01 11:00:00] Experiment run in there\n")
+    assert of_folder(folder).state == "interrupted"
+
+
+def test_the_first_words_of_a_run_that_goes_on_are_score_epochs_time_and_forecast():
+    event = epoch_finished(
+        4,
+        num_epochs=10,
+        metrics={SCORE: [0.5, 0.6, 0.7, 0.8], EPOCH_DURATION: [60.0] * 4},
+        score=0.8,
+        best_score=0.8,
+        best_epoch=4,
+        forecast=FORECAST,
+        num_validated=9,
+        standard_error=0.01,
+    )
+    shown = tiles(progress_of_event(event))
+    assert shown["Best score"] == ("0.8000", "at epoch 4, mean of 9 cases (± 0.023)")
+    assert shown["Epochs"][0] == "4 of 10"
+    assert shown["Time left"] == ("6 min", "ends about Thu 12:06, 4 min so far")
+    assert shown["Forecast"][0] == "0.9000"
+    assert forecast_of(progress_of_event(event)) == {
+        "from": 4, "to": 10, "best": 0.8, "score": 0.9, "low": 0.8, "high": 0.95, "epoch": 8,
+    }  # fmt: skip
+
+
+def test_a_finished_run_has_no_time_left_and_no_forecast():
+    progress = RunProgress(
+        state="finished", epoch=4, num_epochs=4, metrics={EPOCH_DURATION: [60.0, math.nan]}, forecast=FORECAST
+    )
+    final = {
+        "foreground_mean": {"Dice": 0.875},
+        "num_cases": 5,
+        "num_validation_cases": 9,
+        "dice_interval_95": [0.8, 0.9],
+    }
+    shown = tiles(progress, final)
+    assert shown["Final score"] == ("0.8750", "Dice of the best weights on 5 of 9 cases; 95 % interval 0.800 to 0.900")
+    assert shown["Epochs"][0] == "4 of 4"
+    assert shown["Time"][0] == "1 min"
+    assert not {"Time left", "Forecast"} & set(shown)
+    assert forecast_of(progress) is None
+
+
+def test_a_run_that_time_ends_says_about_how_many_epochs_it_will_have():
+    event = epoch_finished(2, num_epochs=7, has_time_limit=True, metrics={EPOCH_DURATION: [1.0, 1.0]})
+    assert tiles(progress_of_event(event))["Epochs"][0] == "2 of about 7"
+
+
+def test_a_forecast_that_abstains_says_why():
+    none = Forecast(epoch=0, score=math.nan, interval=None, reason="the curve is flat")
+    event = epoch_finished(2, num_epochs=7, forecast=none)
+    assert tiles(progress_of_event(event))["Forecast"] == ("none", "the curve is flat")
+
+
+def test_the_state_is_a_sentence():
+    assert status_of(RunProgress(state="failed", reason="x"))["words"].startswith("has failed")
