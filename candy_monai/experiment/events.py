@@ -27,6 +27,8 @@ class RunStarted:
         num_macs: Multiply-accumulate operations of one forward pass of one example; NaN if they could not be counted.
         num_epochs: Epochs planned.
         early_stop_tolerance: Epochs without improvement before the run stops; None for never.
+        epoch: Epochs that are done already: above 0 in a run that goes on.
+        summary: The network's parts and their trainable parameters, as a table in text.
     """
 
     experiment_id: str
@@ -38,6 +40,8 @@ class RunStarted:
     num_macs: float
     num_epochs: int
     early_stop_tolerance: int | None
+    epoch: int = 0
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class EpochFinished:
         has_time_limit: Whether ``num_epochs`` is an estimate, since time decides.
         num_validated: Cases that the score is the mean of; None if that is unknown or it was not validated.
         standard_error: Of that mean; NaN if it is unknown.
+        step: Optimizer steps so far.
     """
 
     epoch: int
@@ -107,6 +112,7 @@ class EpochFinished:
     has_time_limit: bool = False
     num_validated: int | None = None
     standard_error: float = math.nan
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,4 +138,21 @@ class RunFinished:
     best_epoch: int
 
 
-Event = RunStarted | StepFinished | EpochFinished | MessageLogged | RunInterrupted | RunFinished
+@dataclass(frozen=True, kw_only=True)
+class RunScored:
+    """The best weights of a planned run were scored on whole cases, in the geometry of their files.
+
+    It comes after the run, and frontends only are told.
+
+    Attributes:
+        scores: Means by metric (``dice``), and by metric and class (``dice/Liver``); NaN where no case has the class.
+        num_cases: Cases that were scored.
+        file: Where the scores of each case are.
+    """
+
+    scores: Mapping[str, float]
+    num_cases: int
+    file: Path
+
+
+Event = RunStarted | StepFinished | EpochFinished | MessageLogged | RunInterrupted | RunFinished | RunScored

@@ -399,6 +399,7 @@ class Experiment:
             has_time_limit=self.settings.time_limit_s is not None,
             num_validated=None if score is None else self.num_validated,
             standard_error=math.nan if score is None else self.standard_error,
+            step=self.progress.step,
         )
 
     def finished(self) -> RunFinished:

@@ -1,0 +1,127 @@
+"""A dashboard of files: TensorBoard's events, in the experiment folder itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from typing_extensions import override
+
+from candy_monai.config import Secret
+from candy_monai.experiment.events import RunScored, RunStarted
+from candy_monai.frontends.dashboard import FINISHED, Dashboard, flattened
+from candy_monai.optional import require
+
+_EVENTS = "events.out.tfevents.*"
+_COUNTED = "run/epoch_duration"
+"""A metric that every epoch has."""
+_COMPARED = ("val/best_score", "val/score", "train/combined_loss", "final/dice")
+"""The metrics that TensorBoard's table of hyperparameters shows beside them."""
+
+
+class TensorBoardFrontend(Dashboard):
+    """Writes TensorBoard's event files into the experiment folder, so that ``tensorboard --logdir experiments`` shows it.
+
+    It needs no secret. Metrics are scalars by epoch; settings, plan and versions are hyperparameters (the tab HPARAMS);
+    previews are images; the network's parts, how the run ended, its best weights and their final scores are text. A
+    resumed run goes on in the same folder, and epochs that are trained again replace those that were written.
+
+    Args:
+        secrets: The user's secrets, of which none is needed.
+
+    Raises:
+        MissingExtraError: If TensorBoard is not installed.
+    """
+
+    _writer: Any = None
+
+    def __init__(self, secrets: Mapping[str, Secret]) -> None:
+        super().__init__(secrets)
+        purpose = "write for TensorBoard"
+        require("tensorboard", extra="tensorboard", purpose=purpose)
+        self._tensorboard = require("torch.utils.tensorboard", extra="tensorboard", purpose=purpose)
+        self._hparams = require("tensorboard.plugins.hparams.summary", extra="tensorboard", purpose=purpose)
+
+    @override
+    def _open(self, run: RunStarted, settings: Mapping[str, Any]) -> int:
+        known = _last_epoch(run.folder) if any(run.folder.glob(_EVENTS)) else None
+        done = 0 if known is None else min(known, run.epoch)
+        self._writer = self._tensorboard.SummaryWriter(
+            str(run.folder), purge_step=None if known is None else done + 1
+        )
+        flat = flattened(settings)
+        experiment, session, _ = self._tensorboard.summary.hparams(flat, dict.fromkeys(_COMPARED, 0.0))
+        self._add(experiment)
+        self._add(session)
+        self._text("settings", _as_table(flat), run.epoch)
+        self._text("model", f"```\n{run.summary}\n```", run.epoch)
+        if run.note:
+            self._text("note", run.note, run.epoch)
+        self._writer.flush()
+        return done
+
+    @override
+    def _show_epochs(self, epochs: Mapping[int, Mapping[str, float]]) -> None:
+        for epoch, metrics in epochs.items():
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    @override
+    def _show_previews(self, pictures: Mapping[str, Path], epoch: int) -> None:
+        for name, path in pictures.items():
+            with Image.open(path) as picture:
+                self._writer.add_image(name, np.asarray(picture.convert("RGB")), epoch, dataformats="HWC")
+        self._writer.flush()
+
+    @override
+    def _show_scores(self, scores: Mapping[str, float], event: RunScored) -> None:
+        for name, value in scores.items():
+            self._writer.add_scalar(name, value, self._num_shown)
+        self._text("final scores", f"{_as_table(scores)}\n\nof {event.num_cases} cases: `{event.file}`", self._num_shown)
+        self._writer.flush()
+
+    @override
+    def _show_end(self, status: str, facts: Mapping[str, str]) -> None:
+        self._text("end", _as_table(facts), self._num_shown)
+        statuses = self._hparams.api_pb2
+        self._add(
+            self._hparams.session_end_pb(statuses.STATUS_SUCCESS if status == FINISHED else statuses.STATUS_FAILURE)
+        )
+        self._writer.flush()
+
+    @override
+    def _close(self) -> None:
+        self._writer.close()
+        self._writer = None
+
+    def _add(self, summary: Any) -> None:
+        self._writer._get_file_writer().add_summary(summary)  # add_hparams writes into another folder
+
+    def _text(self, tag: str, text: str, epoch: int) -> None:
+        self._writer.add_text(tag, text, epoch)
+
+
+def _last_epoch(folder: Path) -> int:
+    """Return the last epoch that the event files of a folder hold; 0 for none."""
+    accumulator = require(
+        "tensorboard.backend.event_processing.event_accumulator", extra="tensorboard", purpose="read its files"
+    )
+    events = accumulator.EventAccumulator(
+        str(folder), size_guidance={accumulator.SCALARS: 1, accumulator.IMAGES: 1, accumulator.TENSORS: 1}
+    ).Reload()
+    return events.Scalars(_COUNTED)[-1].step if _COUNTED in events.Tags()[accumulator.SCALARS] else 0
+
+
+def _as_table(values: Mapping[str, object]) -> str:
+    """Return values by name as a table in Markdown."""
+    lines = [f"| {name} | {_cell(value)} |" for name, value in values.items()]
+    return "\n".join(["| name | value |", "| --- | --- |", *lines])
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
