@@ -155,7 +155,7 @@ class Frontend:
         """
 
     def on_event(self, event: Event) -> None:
-        """Receive an event, which holds more than the callbacks are given; called after the callback that belongs to it.
+        """Receive an event, which holds more than the callback that belongs to it and was called before.
 
         Args:
             event: A `RunStarted`, `EpochFinished` (without its preview's tensors: the pictures are in the run's

@@ -47,6 +47,7 @@ class Dashboard(Frontend):
 
     catches_up: ClassVar[bool] = True
     _run: RunStarted | None = None
+    _newest: EpochFinished | None = None
     _is_open = False
 
     @override
@@ -63,8 +64,8 @@ class Dashboard(Frontend):
         elif isinstance(event, RunFinished | RunInterrupted):
             self._catch_up()
             status, words = _how_it_ended(event)
-            checkpoint = self._folder / BEST
-            self._show_end(status, {"status": words, **({"checkpoint": str(checkpoint)} if checkpoint.exists() else {})})
+            facts, checkpoint = {"status": words}, (self._folder / BEST).resolve()
+            self._show_end(status, facts | {"checkpoint": str(checkpoint)} if checkpoint.exists() else facts)
 
     @override
     def on_experiment_closed(self, experiment_id: str) -> None:

@@ -43,6 +43,7 @@ DATABASE, ARTIFACTS = "mlruns.db", "mlartifacts"
 
 _STATUSES = {FINISHED: "FINISHED", INTERRUPTED: "KILLED", FAILED: "FAILED"}
 _COUNTED = "run/epoch_duration"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _MOST_METRICS, _MOST_PARAMS = 1000, 100
 """Of one request; the server takes no more."""
 _ENDS_WITH = (DESCRIPTION, METRICS, LOGS, "progress.png", "report.html")
@@ -77,11 +78,11 @@ class MLflowFrontend(Dashboard):
         self._entities = _required("mlflow.entities")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or self._secrets.get("mlflow_tracking_uri")
         self._uri = None if uri is None else str(uri)
-        if self._uri is None or self._uri.startswith("sqlite:"):
-            for package in ("sqlalchemy", "alembic"):
-                _required(package)
-        else:
+        if self._uri is not None and urlsplit(self._uri).scheme.partition("+")[0] not in _DATABASES:
             _check(self._uri, self._mlflow)
+            return
+        for module in ("sqlalchemy", "alembic", "mlflow.store.tracking.sqlalchemy_store"):
+            _required(module)  # now, since these imports take a second that the training would miss later
 
     @override
     def _open(self, run: RunStarted, settings: Mapping[str, Any]) -> int:
@@ -201,15 +202,14 @@ def _required(module: str) -> Any:
 
 
 def _check(uri: str, mlflow: Any) -> None:
-    """Raise if MLflow knows no store of this kind; databases on servers are not connected to for that."""
-    if urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
-        return
+    """Raise if MLflow knows no store of this kind; it connects to none yet."""
     try:
         mlflow.MlflowClient(tracking_uri=uri)
     except Exception as error:
         first = " ".join(str(error).split())[:300]
         raise SettingsError(
-            f"MLFLOW_TRACKING_URI is no address that MLflow can use: expected sqlite:///FILE or https://SERVER ({first})"
+            f"MLFLOW_TRACKING_URI is no address that MLflow can use: expected sqlite:///FILE or "
+            f"https://SERVER ({first})"
         ) from None
 
 

@@ -32,8 +32,8 @@ class WandBFrontend(Dashboard):
 
     Online it needs the secret ``wandb_api_key``, ``WANDB_API_KEY``, or what ``wandb login`` wrote. With
     ``WANDB_MODE=offline`` it needs none and connects to nothing: the run is kept in ``wandb`` in the experiment
-    folder, for ``wandb sync``. Other variables of the client hold, too, such as ``WANDB_ENTITY``, ``WANDB_BASE_URL`` and
-    ``WANDB_PROJECT``, which is otherwise the dataset's name, or the trainer's.
+    folder, for ``wandb sync``. Other variables of the client hold, too, such as ``WANDB_ENTITY``, ``WANDB_BASE_URL``
+    and ``WANDB_PROJECT``, which is otherwise the dataset's name, or the trainer's.
 
     A resumed run goes on under the same id, which ``wandb.json`` in the experiment folder holds. Offline each part
     begins with all earlier epochs, so that the newest folder replaces those before it.
@@ -47,10 +47,11 @@ class WandBFrontend(Dashboard):
     """
 
     _logged: Any = None
+    _exit_code: int | None = None
 
     def __init__(self, secrets: Mapping[str, Secret]) -> None:
         super().__init__(secrets)
-        # What fails in the client is said in the log; its makers need not hear of a hospital's runs.
+        # What fails in the client is said in the log of the run; it need not be sent to its makers.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._wandb = require("wandb", extra="wandb", purpose="report to Weights & Biases")
         self._mode = os.environ.get("WANDB_MODE") or "online"
@@ -68,7 +69,7 @@ class WandBFrontend(Dashboard):
         if not isinstance(run_id, str):
             run_id = randomness.token_hex(4)
             remember(file, {"run_id": run_id})
-        key = self._secrets.get(_KEY)
+        self._exit_code, key = None, self._secrets.get(_KEY)
         self._logged = self._wandb.init(
             id=run_id,
             resume="allow" if self._mode == "online" else None,
@@ -92,7 +93,9 @@ class WandBFrontend(Dashboard):
         self._logged.define_metric("*", step_metric="epoch")
         (Path(self._logged.dir) / "model_summary.txt").write_text(f"{run.summary}\n", encoding="utf-8")
         if self._mode == "offline" and run.epoch:
-            self.log(f"The run as a whole is in {self._logged.settings.sync_dir}: sync this folder, not those before it")
+            self.log(
+                f"The run as a whole is in {self._logged.settings.sync_dir}: sync this folder, not those before it"
+            )
         return int(self._logged.summary.get("epoch") or 0) if self._logged.resumed else 0
 
     @override
@@ -102,9 +105,7 @@ class WandBFrontend(Dashboard):
 
     @override
     def _show_previews(self, pictures: Mapping[str, Path], epoch: int) -> None:
-        self._logged.log(
-            {"epoch": epoch, **{name: self._wandb.Image(str(path)) for name, path in pictures.items()}}
-        )
+        self._logged.log({"epoch": epoch, **{name: self._wandb.Image(str(path)) for name, path in pictures.items()}})
 
     @override
     def _show_scores(self, scores: Mapping[str, float], event: RunScored) -> None:
