@@ -65,8 +65,10 @@ class Tally:
         """Return in words what was sent and not told; empty for nothing."""
         by_number = self._last_sent - self._last_told
         epochs = by_number if self._catches_up else self._epochs_sent - self._epochs_told
-        others = [name for name in self._sent if name not in self._told]
-        return " and ".join(([f"{epochs} of {self._epochs_sent} epochs"] if epochs else []) + others)
+        parts = [name for name in self._sent if name not in self._told]
+        if epochs:
+            parts.insert(parts[:1] == [_NAMES[RunStarted]], f"{epochs} of {self._epochs_sent} epochs")
+        return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 _NAMES: dict[type, str] = {
@@ -134,7 +136,8 @@ class FrontendObserver(Observer):
 
     @override
     def close(self) -> None:
-        self._frontend.on_experiment_closed(self._experiment_id)
+        if self._experiment_id:
+            self._frontend.on_experiment_closed(self._experiment_id)
 
 
 class Delivery(BackgroundObserver):

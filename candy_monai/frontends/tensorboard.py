@@ -51,7 +51,9 @@ class TensorBoardFrontend(Dashboard):
         done = 0 if known is None else min(known, run.epoch)
         self._writer = self._tensorboard.SummaryWriter(str(run.folder), purge_step=None if known is None else done + 1)
         flat = flattened(settings)
-        experiment, session, self._success = self._tensorboard.summary.hparams(flat, dict.fromkeys(_COMPARED, 0.0))
+        # PyTorch's writer would take a truth value for the number 1.
+        shown = {name: str(value) if isinstance(value, bool) else value for name, value in flat.items()}
+        experiment, session, self._success = self._tensorboard.summary.hparams(shown, dict.fromkeys(_COMPARED, 0.0))
         self._add(experiment)
         self._add(session)
         self._text("settings", _as_table(flat), run.epoch)

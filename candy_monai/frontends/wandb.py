@@ -21,6 +21,8 @@ from candy_monai.optional import require
 
 RUN_FILE = "wandb.json"
 """In the experiment folder: the id of the run at Weights & Biases."""
+LONGEST_START_S = 20.0
+"""Without an answer of the server for so long, the run is begun again later; as long may it hold up a program's end."""
 
 _KEY = "wandb_api_key"
 _SERVER = "https://api.wandb.ai"
@@ -86,6 +88,7 @@ class WandBFrontend(Dashboard):
                 console="off",
                 silent=True,
                 save_code=False,
+                init_timeout=LONGEST_START_S,
                 finish_timeout=LAST_CHANCE_S,
             ),
         )
