@@ -13,7 +13,7 @@ _BLOCK, _HEADER = 1 << 15, 7
 
 
 def offline_run(folder):
-    """Return what an offline run's folder holds: ``history`` by row, ``config``, ``summary`` and more, as plain values."""
+    """Return what an offline run's folder holds, as plain values: ``history`` by row, ``config``, ``summary``, more."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = Path(folder).glob("*.wandb")

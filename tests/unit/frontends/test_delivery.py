@@ -244,10 +244,15 @@ def test_the_final_scores_are_told_after_the_run_and_before_it_is_closed(tmp_pat
 def test_a_run_whose_dashboards_stay_open_closes_them_when_it_fails():
     frontend = _Listening()
     dashboards = Dashboards(frontend)
-    with pytest.raises(ValueError, match="x"), dashboards.staying_open():
-        (delivery,) = dashboards.deliveries(print)
-        delivery.receive(run_started(experiment_id="a"))
-        raise ValueError("x")
+
+    def fail():
+        with dashboards.staying_open():
+            (delivery,) = dashboards.deliveries(print)
+            delivery.receive(run_started(experiment_id="a"))
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        fail()
     assert frontend.told == ["created a", "closed a"]
 
 
