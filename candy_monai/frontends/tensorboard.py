@@ -40,6 +40,7 @@ class TensorBoardFrontend(Dashboard):
 
     def __init__(self, secrets: Mapping[str, Secret]) -> None:
         super().__init__(secrets)
+        _required("tensorboard")
         self._tensorboard = _required("torch.utils.tensorboard")
         self._proto = _required("tensorboard.compat.proto.summary_pb2")
         self._plugin = _required("tensorboard.plugins.hparams.plugin_data_pb2")
