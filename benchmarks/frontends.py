@@ -1,15 +1,19 @@
-"""What does a dashboard cost that hangs, fails or is slow? Prints one JSON line.
+"""What does a dashboard cost, those of this library and one that hangs, fails or is slow? Prints one JSON line.
 
 The same run, seeded, without a frontend and with each kind of one, by turns. ``seconds`` are those of `Trainer.train`
 and need a machine that does nothing else. On one that does: ``cpu_s`` is the processor's time of the training's own
-thread, and ``waited`` the share of the run that this thread spent on its frontend, told or waited for. All are medians;
-``same_weights`` compares every bit of the final weights.
+thread, ``others_s`` that of the program's other threads, and ``waited`` the share of the run that the training's thread
+spent on its frontend, told or waited for. All are medians; ``grown_mb`` is the largest growth of the program's memory
+over the second half of a run, and ``same_weights`` compares every bit of the final weights.
+
+    python benchmarks/frontends.py --kinds none,tensorboard,mlflow,wandb --epochs 1000 --cases 2 --turns 1
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -24,8 +28,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from candy_monai.experiment.events import EpochFinished
 from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.choice import find_frontend
 from candy_monai.frontends.delivery import Delivery
+from candy_monai.observers.base import Observer
 from candy_monai.training.segmentation import SegmentationTrainer
 
 
@@ -111,20 +118,46 @@ class Run:
 
     seconds: float
     cpu_s: float
+    others_s: float
+    grown_mb: float
     waited_s: float
     weights: dict[str, Tensor]
 
 
-def trained(folder: Path, frontend: type[Frontend] | None, num_epochs: int, stopwatch: Stopwatch) -> Run:
-    data = Pictures(48)
-    trainer = Small(folder, DataLoader(data, batch_size=4, shuffle=True), DataLoader(data), console=False)
+class Memory(Observer):
+    """Notes the program's memory after each epoch."""
+
+    def __init__(self) -> None:
+        self.mb: list[float] = []
+
+    @override
+    def on_epoch_finished(self, event: EpochFinished) -> None:
+        self.mb.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    @property
+    def grown_mb(self) -> float:
+        """Return by how much it grew over the second half of the run."""
+        half = self.mb[len(self.mb) // 2 :]
+        return max(half) - half[0]
+
+
+def trained(
+    folder: Path, frontend: type[Frontend] | None, num_epochs: int, stopwatch: Stopwatch, *, num_cases: int = 48
+) -> Run:
+    data, memory = Pictures(num_cases), Memory()
+    trainer = Small(
+        folder, DataLoader(data, batch_size=4, shuffle=True), DataLoader(data), console=False, observers=[memory]
+    )
     if frontend is not None:
         trainer.set_frontend(frontend)
-    started, cpu, waited = time.perf_counter(), time.thread_time(), stopwatch.seconds
-    trainer.train(num_epochs, seed=1, early_stop_tolerance=None, save_preview=False)
+    started, cpu, all_cpu, waited = time.perf_counter(), time.thread_time(), time.process_time(), stopwatch.seconds
+    trainer.train(num_epochs, seed=1, early_stop_tolerance=None, save_preview=False, val_score_prediction=False)
+    cpu_s = time.thread_time() - cpu
     return Run(
         seconds=time.perf_counter() - started,
-        cpu_s=time.thread_time() - cpu,
+        cpu_s=cpu_s,
+        others_s=time.process_time() - all_cpu - cpu_s,
+        grown_mb=memory.grown_mb,
         waited_s=stopwatch.seconds - waited,
         weights=torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True),
     )
@@ -134,6 +167,8 @@ def summary(runs: list[Run], plain: Run) -> dict[str, object]:
     return {
         "seconds": round(statistics.median(run.seconds for run in runs), 2),
         "cpu_s": round(statistics.median(run.cpu_s for run in runs), 2),
+        "others_s": round(statistics.median(run.others_s for run in runs), 2),
+        "grown_mb": round(max(run.grown_mb for run in runs), 1),
         "waited": round(statistics.median(run.waited_s / run.seconds for run in runs), 4),
         "same_weights": all(torch.equal(run.weights[key], plain.weights[key]) for run in runs for key in plain.weights),
     }
@@ -143,17 +178,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--cases", type=int, default=48)
+    parser.add_argument("--kinds", default="none,Hanging,HangingAtTheEnd,Raising,Slow", help="with names, too: mlflow")
     args = parser.parse_args()
+    os.environ.setdefault("WANDB_MODE", "offline")
     torch.set_num_threads(1)
     stopwatch = Stopwatch()
-    kinds = {"none": None, **{kind.__name__: kind for kind in (Hanging, HangingAtTheEnd, Raising, Slow)}}
+    own = {kind.__name__: kind for kind in (Hanging, HangingAtTheEnd, Raising, Slow)}
+    kinds = {name: None if name == "none" else own.get(name) or find_frontend(name) for name in args.kinds.split(",")}
     runs: dict[str, list[Run]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         trained(Path(folder), None, 1, stopwatch)  # imports and caches
         for _ in range(args.turns):
             for name, kind in kinds.items():
-                runs[name].append(trained(Path(folder), kind, args.epochs, stopwatch))
-    report = {name: summary(of_kind, runs["none"][0]) for name, of_kind in runs.items()}
+                runs[name].append(trained(Path(folder), kind, args.epochs, stopwatch, num_cases=args.cases))
+    plain = next(iter(runs.values()))[0]
+    report = {name: summary(of_kind, plain) for name, of_kind in runs.items()}
     print(json.dumps({"benchmark": "frontends", "epochs": args.epochs, **report}))
 
 

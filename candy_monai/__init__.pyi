@@ -56,6 +56,7 @@ from candy_monai.experiment.events import MessageLogged as MessageLogged
 from candy_monai.experiment.events import Preview as Preview
 from candy_monai.experiment.events import RunFinished as RunFinished
 from candy_monai.experiment.events import RunInterrupted as RunInterrupted
+from candy_monai.experiment.events import RunScored as RunScored
 from candy_monai.experiment.events import RunStarted as RunStarted
 from candy_monai.experiment.events import StepFinished as StepFinished
 from candy_monai.experiment.events import Validated as Validated
@@ -71,7 +72,10 @@ from candy_monai.forecasting.reading import ScoreHistory as ScoreHistory
 from candy_monai.forecasting.reading import read_scores as read_scores
 from candy_monai.frontends.base import Frontend as Frontend
 from candy_monai.frontends.hybrid import create_hybrid_frontend as create_hybrid_frontend
+from candy_monai.frontends.mlflow import MLflowFrontend as MLflowFrontend
 from candy_monai.frontends.notion import NotionFrontend as NotionFrontend
+from candy_monai.frontends.tensorboard import TensorBoardFrontend as TensorBoardFrontend
+from candy_monai.frontends.wandb import WandBFrontend as WandBFrontend
 from candy_monai.incoming.bundle_inspection import BundleInspection as BundleInspection
 from candy_monai.incoming.bundle_inspection import inspect_bundle as inspect_bundle
 from candy_monai.incoming.monai_bundle import BundlePredictor as BundlePredictor

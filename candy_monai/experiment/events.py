@@ -29,6 +29,8 @@ class RunStarted:
         num_epochs: Epochs planned.
         early_stop_tolerance: Epochs without improvement before the run stops; None for never.
         class_names: The classes or regions by name, in their order, background included; empty if they have none.
+        epoch: Epochs that are done already: above 0 in a run that goes on.
+        summary: The network's parts and their trainable parameters, as a table in text.
     """
 
     experiment_id: str
@@ -41,6 +43,8 @@ class RunStarted:
     num_epochs: int
     early_stop_tolerance: int | None
     class_names: tuple[str, ...] = ()
+    epoch: int = 0
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class EpochFinished:
         num_validated: Cases that the score is the mean of; None if that is unknown or it was not validated.
         standard_error: Of that mean; NaN if it is unknown.
         validated: The cases of its validation; None if there was none, or nobody asked for them.
+        step: Optimizer steps so far.
     """
 
     epoch: int
@@ -163,6 +168,7 @@ class EpochFinished:
     num_validated: int | None = None
     standard_error: float = math.nan
     validated: Validated | None = field(default=None, repr=False)
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,4 +194,21 @@ class RunFinished:
     best_epoch: int
 
 
-Event = RunStarted | StepFinished | EpochFinished | MessageLogged | RunInterrupted | RunFinished
+@dataclass(frozen=True, kw_only=True)
+class RunScored:
+    """The best weights of a planned run were scored on whole cases, in the geometry of their files.
+
+    It comes after the run, and frontends only are told.
+
+    Attributes:
+        scores: Means by metric (``dice``), and by metric and class (``dice/Liver``); NaN where no case has the class.
+        num_cases: Cases that were scored.
+        file: Where the scores of each case are.
+    """
+
+    scores: Mapping[str, float]
+    num_cases: int
+    file: Path
+
+
+Event = RunStarted | StepFinished | EpochFinished | MessageLogged | RunInterrupted | RunFinished | RunScored

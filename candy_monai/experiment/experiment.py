@@ -403,6 +403,7 @@ class Experiment:
             num_validated=None if score is None else self.num_validated,
             standard_error=math.nan if score is None else self.standard_error,
             validated=validated,
+            step=self.progress.step,
         )
 
     def finished(self) -> RunFinished:

@@ -1,19 +1,20 @@
-"""The base of every dashboard: four callbacks that do nothing, and access to its secrets."""
+"""The base of every dashboard: callbacks that do nothing, and access to its secrets."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TypeVar, overload
+from typing import ClassVar, TypeVar, overload
 
 from candy_monai.config import Secret, Secrets, environment_variable, secrets_file
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.events import Event
 
 S = TypeVar("S", bound=Secret)
 
 
 class Frontend:
-    """A remote dashboard that is told what happens in a run. Override the callbacks that you need.
+    """A dashboard that is told what happens in a run. Override the callbacks that you need.
 
     A callback may raise: the run goes on, and a frontend that fails five times in a row is left out. Ask for the
     secrets in the constructor, so that a missing one is reported before training starts.
@@ -31,8 +32,13 @@ class Frontend:
 
     Args:
         secrets: The user's secrets by name. Only a copy whose text form hides the values is kept.
+
+    Attributes:
+        catches_up: Whether each epoch that is told makes up for those before it, so that of the epochs that were left
+            out only the last ones are lost. The log says at the end of a run what was.
     """
 
+    catches_up: ClassVar[bool] = False
     _write_log: Callable[[str], None] | None = None
 
     def __init__(self, secrets: Mapping[str, Secret]) -> None:
@@ -146,4 +152,19 @@ class Frontend:
         Args:
             experiment_id: The run's id.
             error: What ended it: an error, or ``KeyboardInterrupt``.
+        """
+
+    def on_event(self, event: Event) -> None:
+        """Receive an event, which holds more than the callback that belongs to it and was called before.
+
+        Args:
+            event: A `RunStarted`, `EpochFinished` (without its preview's tensors: the pictures are in the run's
+                folder), `RunFinished` or `RunInterrupted`, or after a planned run the `RunScored` of its best weights.
+        """
+
+    def on_experiment_closed(self, experiment_id: str) -> None:
+        """Receive that no more is to come of a run: its pictures are drawn, and its best weights are scored.
+
+        Args:
+            experiment_id: The run's id.
         """

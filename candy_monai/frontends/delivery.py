@@ -10,11 +10,12 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from typing_extensions import override
 
-from candy_monai.experiment.events import EpochFinished, Event, RunFinished, RunInterrupted, RunStarted
+from candy_monai.experiment.events import EpochFinished, Event, RunFinished, RunInterrupted, RunScored, RunStarted
 from candy_monai.frontends.base import Frontend
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 
@@ -33,19 +34,77 @@ _POLL_S = 0.02
 _unfinished: list[Delivery] = []
 
 
+class Tally:
+    """Counts the events that are sent to a dashboard, and those that it was told without an error."""
+
+    def __init__(self, *, catches_up: bool = False) -> None:
+        self._catches_up = catches_up
+        self._sent: list[str] = []
+        self._told: list[str] = []
+        self._epochs_sent = self._epochs_told = self._last_sent = self._last_told = 0
+
+    def send(self, event: Event) -> None:
+        """Count an event that is on its way."""
+        if isinstance(event, EpochFinished):
+            self._epochs_sent += 1
+            if self._epochs_sent == 1:
+                self._last_told = event.epoch - 1
+            self._last_sent = event.epoch
+        else:
+            self._sent.append(_NAMES[type(event)])
+
+    def tell(self, event: Event) -> None:
+        """Count an event that the dashboard took."""
+        if isinstance(event, EpochFinished):
+            self._epochs_told += 1
+            self._last_told = event.epoch
+        else:
+            self._told.append(_NAMES[type(event)])
+
+    def untold(self) -> str:
+        """Return in words what was sent and not told; empty for nothing."""
+        by_number = self._last_sent - self._last_told
+        epochs = by_number if self._catches_up else self._epochs_sent - self._epochs_told
+        parts = [name for name in self._sent if name not in self._told]
+        if epochs:
+            parts.insert(parts[:1] == [_NAMES[RunStarted]], f"{epochs} of {self._epochs_sent} epochs")
+        return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+
+
+_NAMES: dict[type, str] = {
+    RunStarted: "the start",
+    RunFinished: "the end",
+    RunInterrupted: "the interruption",
+    RunScored: "the final scores",
+}
+
+
 class FrontendObserver(Observer):
     """Translates events into a frontend's callbacks.
 
     Args:
         frontend: The dashboard. It gets copies of all lists, so it cannot change the run's.
         log: Writes a message of the dashboard's into the run's log.
+        tally: Counts what the dashboard was told.
     """
 
-    def __init__(self, frontend: Frontend, log: Callable[[str], None]) -> None:
+    def __init__(self, frontend: Frontend, log: Callable[[str], None], tally: Tally | None = None) -> None:
         self.name = type(frontend).__name__
         self._frontend = frontend
         self._log = log
+        self._tally = tally
         self._experiment_id = ""
+
+    @override
+    def receive(self, event: Event) -> None:
+        if isinstance(event, EpochFinished):
+            event = dataclasses.replace(
+                event, preview=None, metrics={name: list(values) for name, values in event.metrics.items()}
+            )
+        super().receive(event)
+        self._frontend.on_event(event)
+        if self._tally is not None:
+            self._tally.tell(event)
 
     @override
     def on_run_started(self, event: RunStarted) -> None:
@@ -75,6 +134,11 @@ class FrontendObserver(Observer):
     def on_run_interrupted(self, event: RunInterrupted) -> None:
         self._frontend.on_experiment_interrupted(self._experiment_id, event.error)
 
+    @override
+    def close(self) -> None:
+        if self._experiment_id:
+            self._frontend.on_experiment_closed(self._experiment_id)
+
 
 class Delivery(BackgroundObserver):
     """One run's events on their way to one dashboard.
@@ -87,15 +151,20 @@ class Delivery(BackgroundObserver):
         report: Takes the messages about failures; may be called from another thread, and after the run.
         after: What brings the previous run's events to the same dashboard: it comes first, so that a dashboard is
             never called by two threads at once.
+
+    Attributes:
+        stays_open: Whether more comes after the run, so that closing has no effect yet.
     """
 
     def __init__(self, frontend: Frontend, report: Callable[[str], None], *, after: Delivery | None = None) -> None:
+        self.stays_open = False
         self._started = time.monotonic()
         self._busy_since: float | None = None
         self._longest_call_s = 0.0
         self._after = after
         self._report = report
-        observer = ObserverGroup([FrontendObserver(frontend, report)], report)
+        self._tally = Tally(catches_up=frontend.catches_up)
+        observer = ObserverGroup([FrontendObserver(frontend, report, self._tally)], report)
         super().__init__(observer, patience_s=0.0)
         self.name = type(frontend).__name__
 
@@ -103,16 +172,22 @@ class Delivery(BackgroundObserver):
     def receive(self, event: Event) -> None:
         if isinstance(event, EpochFinished):
             event = dataclasses.replace(event, preview=None)  # tensors that would wait in memory for nothing
-        if isinstance(event, RunStarted | EpochFinished | RunInterrupted | RunFinished):
+        if isinstance(event, RunStarted | EpochFinished | RunInterrupted | RunFinished | RunScored):
+            self._tally.send(event)
             super().receive(event)
 
     @override
     def close(self) -> None:
+        if self.stays_open:
+            return
         self._end()
         share = SHARE * (time.monotonic() - self._started)
         if not self.wait(stuck_after_s=max(MOMENT_S, share), at_most_s=max(2 * MOMENT_S, share)):
             self._report(f"{self.name} is still being told: that goes on in the background")
             _unfinished.append(self)
+            # Anew, to be the first: a dashboard's client may have something to end by itself, and cannot be told then.
+            atexit.unregister(_finish)
+            atexit.register(_finish)
 
     def wait(self, *, stuck_after_s: float, at_most_s: float) -> bool:
         """Wait until everything is delivered, unless the dashboard is stuck or it takes too long.
@@ -132,7 +207,8 @@ class Delivery(BackgroundObserver):
     def give_last_chance(self, *, at_most_s: float) -> None:
         """Wait as the program ends, and say it if something is left behind."""
         if not self.wait(stuck_after_s=max(LAST_CALL_S, 4 * self._longest_call_s), at_most_s=at_most_s):
-            self._report(f"{self.name} did not answer in time: what it was not told of this run is lost")
+            untold = self._tally.untold()
+            self._report(f"{self.name} did not answer in time{untold and f' and was not told of {untold}'}")
 
     @override
     def _work(self) -> None:
@@ -140,6 +216,8 @@ class Delivery(BackgroundObserver):
             self._after._thread.join()
             self._after = None
         super()._work()
+        if untold := self._tally.untold():
+            self._report(f"{self.name} was not told of {untold}")
 
     @override
     def _pass_on(self, event: Event) -> None:
@@ -172,6 +250,7 @@ class Dashboards:
     def __init__(self, frontend: Frontend | None = None) -> None:
         self.parts = () if frontend is None else tuple(frontend.parts())
         self.latest: tuple[Delivery | None, ...] = (None,) * len(self.parts)
+        self._stay_open = False
 
     def deliveries(self, report: Callable[[str], None]) -> tuple[Delivery, ...]:
         """Start to deliver a run's events, after those of the previous run.
@@ -181,10 +260,30 @@ class Dashboards:
         """
         each = zip(self.parts, self.latest, strict=True)
         self.latest = started = tuple(Delivery(part, report, after=before) for part, before in each)
+        for delivery in started:
+            delivery.stays_open = self._stay_open
         return started
 
+    @contextmanager
+    def staying_open(self) -> Iterator[None]:
+        """Keep what is delivered of the next run open until the ``with`` block ends, for `tell`."""
+        earlier, self._stay_open = self.latest, True
+        try:
+            yield
+        finally:
+            self._stay_open = False
+            for delivery in self.latest if self.latest is not earlier else ():
+                if delivery is not None:
+                    delivery.stays_open = False
+                    delivery.close()
 
-@atexit.register
+    def tell(self, event: Event) -> None:
+        """Send an event that comes after the run."""
+        for delivery in self.latest:
+            if delivery is not None and delivery.stays_open:
+                delivery.receive(event)
+
+
 def _finish() -> None:
     end = time.monotonic() + LAST_CHANCE_S
     while _unfinished:

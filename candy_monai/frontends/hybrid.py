@@ -78,3 +78,5 @@ class _Hybrid(Frontend):
     on_experiment_updated = _passed_on("on_experiment_updated")
     on_experiment_completed = _passed_on("on_experiment_completed")
     on_experiment_interrupted = _passed_on("on_experiment_interrupted")
+    on_event = _passed_on("on_event")
+    on_experiment_closed = _passed_on("on_experiment_closed")

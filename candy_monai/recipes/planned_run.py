@@ -30,6 +30,7 @@ from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
+from candy_monai.experiment.events import Event, RunScored
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.files import atomic_write_text
 from candy_monai.frontends.base import Frontend
@@ -58,7 +59,7 @@ from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai.training.trainer import add_to_folder
+from candy_monai.training.trainer import add_to_folder, dashboards_beyond_the_run
 
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
@@ -192,21 +193,23 @@ class PlannedRun:
         }
         if fit is not None and self.options.init_from is not None and self.options.warm_up is None:
             settings["warm_up"] = default_warm_up(plan.num_epochs // TIMES_FASTER * plan.iterations_per_epoch)
-        trainer.train(**settings)
-        return self._scored(trainer)
+        with dashboards_beyond_the_run(trainer) as tell:
+            trainer.train(**settings)
+            return self._scored(trainer, tell)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
         """Continue this run from where it was last saved, and end as `train` does."""
         trainer = self._ready_trainer()
-        trainer.resume(folder, num_epochs, schedule=schedule, force=force)
-        return self._scored(trainer)
+        with dashboards_beyond_the_run(trainer) as tell:
+            trainer.resume(folder, num_epochs, schedule=schedule, force=force)
+            return self._scored(trainer, tell)
 
-    def _scored(self, trainer: SegmentationTrainer) -> Path:
+    def _scored(self, trainer: SegmentationTrainer, tell: Callable[[Event], None]) -> Path:
         folder = trainer.experiment_folder()
         if not self.prepared.validation or not self.processes.is_main:
             return folder
         try:
-            self._score(trainer, folder)
+            tell(self._score(trainer, folder))
         except BadInputError as error:  # a file that was there at the start: nobody gave bad input
             raise RunFailedError(
                 f"{folder}: is trained, but its best weights could not be scored; once this is mended, 'candy-monai "
@@ -214,7 +217,7 @@ class PlannedRun:
             ) from error
         return folder
 
-    def _score(self, trainer: SegmentationTrainer, folder: Path) -> None:
+    def _score(self, trainer: SegmentationTrainer, folder: Path) -> RunScored:
         network = build_for_slices(
             trainer.build_network, example_shape(folder, read_description(folder)), trainer.slice_axis
         )
@@ -234,6 +237,7 @@ class PlannedRun:
         score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
         write_report_safely(folder, trainer.log)  # once more, with these scores
+        return RunScored(scores=_by_name(result), num_cases=len(result), file=folder / VALIDATION_SCORES)
 
     def _evaluated(self, predictor: Predictor) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
@@ -318,6 +322,16 @@ class PlannedRun:
             num_scored=self.num_scored,
             store_precision=None if precision == "float32" else precision,
         )
+
+
+def _by_name(result: EvalResult) -> dict[str, float]:
+    """Return the means of an evaluation by metric, and by metric and class."""
+    of_classes = {
+        f"{metric}/{result.class_names.get(index, index)}": value
+        for index, metrics in result.class_means.items()
+        for metric, value in metrics.items()
+    }
+    return {**result.mean_metrics, **of_classes}
 
 
 def _scored_together(cases: Sequence[NNUNetCase], predictor: Predictor) -> EvalResult:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.utils.data import DataLoader
 
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
@@ -71,7 +72,17 @@ def run_started(
         num_epochs=run.settings.num_epochs,
         early_stop_tolerance=run.early_stopping.tolerance,
         class_names=class_names,
+        epoch=run.progress.epoch,
+        summary=summary_of(network),
     )
+
+
+def summary_of(network: nn.Module) -> str:
+    """Return a table of a network's parts: name, class and number of trainable parameters of each, and of all."""
+    parts = [(name, type(part).__name__, f"{num_parameters(part):,}") for name, part in network.named_children()]
+    rows = [("part", "class", "parameters"), *parts, ("all", type(network).__name__, f"{num_parameters(network):,}")]
+    name, kind, number = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{kind}}  {row[2]:>{number}}" for row in rows)
 
 
 def bundle_of(trainer: Hooks) -> str | None:

@@ -24,7 +24,7 @@ from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.events import StepFinished
+from candy_monai.experiment.events import Event, StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.score_prediction import predict_maximum
 from candy_monai.experiment.settings import TrainSettings
@@ -493,6 +493,14 @@ def add_to_folder(
     """
     trainer._facts.update(facts or {})
     trainer._files.update(files or {})
+
+
+@contextmanager
+def dashboards_beyond_the_run(trainer: Trainer) -> Iterator[Callable[[Event], None]]:
+    """Yield what tells a trainer's dashboards of what comes after its next run: they are closed with the block."""
+    dashboards = trainer._dashboards
+    with dashboards.staying_open():
+        yield dashboards.tell
 
 
 @contextmanager

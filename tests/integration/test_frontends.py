@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from candy_monai.experiment.history import load_metrics
 from candy_monai.frontends.base import Frontend
+from candy_monai.frontends.choice import find_frontend
 from candy_monai.frontends.delivery import Delivery
 from tests.toys import Squares, small_trainer
 
@@ -81,6 +83,12 @@ def _trained(folder, frontend):
     return weights, trainer.metrics()["val score"], duration_s
 
 
+def duration_of(folder):
+    """Return the seconds of all epochs of the run in a folder."""
+    (metrics,) = folder.glob("*/*/metrics.csv")
+    return sum(load_metrics(metrics)["epoch duration"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("frontend", [_Hanging, _HangingLater, _Raising, _Lying])
 def test_a_frontend_that_hangs_raises_or_lies_costs_less_than_2_percent_and_changes_no_bit(tmp_path, spent, frontend):
@@ -89,6 +97,21 @@ def test_a_frontend_that_hangs_raises_or_lies_costs_less_than_2_percent_and_chan
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
     assert scores == plain_scores
     assert 0 < sum(spent) < 0.02 * duration_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_a_dashboard_of_ours_costs_less_than_2_percent_and_changes_no_bit(tmp_path, spent, name, monkeypatch):
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    plain, plain_scores, _ = _trained(tmp_path / "plain", None)
+    weights, scores, _ = _trained(tmp_path / "watched", find_frontend(name))
+    assert all(torch.equal(weights[key], plain[key]) for key in plain)
+    assert scores == plain_scores
+    *told, closed_s = spent  # what is told in the end is waited for: for a second, in a run as short as this
+    assert sum(told) < 0.02 * duration_of(tmp_path / "watched")
+    assert closed_s < 1.5
 
 
 def test_the_frontend_of_the_docs_tells_what_happens(capsys):

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from candy_monai.experiment.events import MessageLogged, RunFinished, RunInterrupted, StepFinished
+from candy_monai.experiment.events import MessageLogged, RunFinished, RunInterrupted, RunScored, StepFinished
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.delivery import Dashboards, Delivery, FrontendObserver
 from candy_monai.frontends.hybrid import create_hybrid_frontend
@@ -146,9 +146,125 @@ def test_whatever_a_callback_raises_is_reported_and_the_end_is_told_all_the_same
     frontend, said = Raising(), []
     _deliver(frontend, run_started(experiment_id="a"), epoch_finished(1), FINISHED, report=said.append).close()
     assert frontend.told == ["created a", "completed a"]
-    assert len(said) == 1
+    assert len(said) == 2
     assert "failed and the run goes on" in said[0]
     assert type(error).__name__ in said[0]
+    assert said[1] == "Raising was not told of 1 of 1 epochs"
+
+
+def test_the_log_counts_the_epochs_that_were_left_out_while_a_frontend_was_busy():
+    frontend, said = _Told(is_free=False), []
+    delivery = _deliver(frontend, run_started(experiment_id="a"), report=said.append)
+    assert frontend.is_at_work.wait(10)
+    time.sleep(0.6)
+    for event in (epoch_finished(1), epoch_finished(2), epoch_finished(3), FINISHED):
+        delivery.receive(event)
+    frontend.may_go_on.set()
+    delivery.close()
+    assert delivery.wait(stuck_after_s=10, at_most_s=10)
+    assert said[-1] == "_Told was not told of 2 of 3 epochs"
+
+
+def test_of_a_frontend_that_catches_up_only_the_last_epochs_are_lost():
+    class CatchingUp(_Told):
+        catches_up = True
+        refuses = (1, 3)
+
+        def on_experiment_updated(self, experiment_id, epoch, metrics, early_stop_tolerance):
+            if epoch in self.refuses:
+                raise ValueError("x")
+
+    epochs = [epoch_finished(epoch) for epoch in (1, 2, 3)]
+    said = []
+    _deliver(CatchingUp(), run_started(), *epochs, FINISHED, report=said.append).close()
+    assert said[-1] == "CatchingUp was not told of 1 of 3 epochs"
+    said = []
+    _deliver(CatchingUp(), run_started(epoch=1), *epochs[1:2], FINISHED, report=said.append).close()
+    assert said == []
+
+
+def test_what_a_frontend_that_was_left_out_did_not_hear_is_counted():
+    class Down(_Told):
+        def on_experiment_updated(self, *arguments):
+            raise ValueError("x")
+
+    said = []
+    delivery = _deliver(Down(), run_started(), report=said.append)
+    for epoch in range(1, 8):
+        delivery.receive(epoch_finished(epoch))
+        deadline = time.monotonic() + 10
+        while delivery._events and time.monotonic() < deadline:
+            time.sleep(0.001)
+    delivery.receive(FINISHED)
+    delivery.close()
+    assert said[-2:] == [
+        "Down failed 5 times in a row and is left out from now on",
+        "Down was not told of 7 of 7 epochs and the end",
+    ]
+
+
+class _Listening(_Told):
+    def __init__(self, **facts):
+        super().__init__(**facts)
+        self.events = []
+
+    def on_event(self, event):
+        self.events.append(event)
+
+    def on_experiment_closed(self, experiment_id):
+        self._tell(f"closed {experiment_id}")
+
+
+def test_a_frontend_that_wants_more_gets_the_events_and_hears_when_no_more_is_to_come():
+    frontend, epoch = _Listening(), epoch_finished(1, metrics={"loss": [0.5]}, preview=torch.zeros(1), step=4)
+    started = run_started(experiment_id="a")
+    _deliver(frontend, started, StepFinished(1, "training", 1, 1), epoch, FINISHED).close()
+    assert frontend.events[0] == started
+    assert (frontend.events[1].step, frontend.events[1].preview) == (4, None)
+    assert frontend.events[2:] == [FINISHED]
+    assert frontend.told[-2:] == ["completed a", "closed a"]
+
+
+def test_the_final_scores_are_told_after_the_run_and_before_it_is_closed(tmp_path):
+    frontend, scored = _Listening(), RunScored(scores={"dice": 0.5}, num_cases=3, file=tmp_path)
+    dashboards = Dashboards(frontend)
+    with dashboards.staying_open():
+        (delivery,) = dashboards.deliveries(print)
+        for event in (run_started(experiment_id="a"), FINISHED):
+            delivery.receive(event)
+        delivery.close()  # as the run ends
+        dashboards.tell(scored)
+        assert delivery.wait(stuck_after_s=1, at_most_s=0.2) is False
+    assert frontend.events[-1] == scored
+    assert frontend.told[-1] == "closed a"
+    dashboards.tell(scored)  # nobody listens any more
+    assert len(frontend.events) == 3
+
+
+def test_a_run_whose_dashboards_stay_open_closes_them_when_it_fails():
+    frontend = _Listening()
+    dashboards = Dashboards(frontend)
+
+    def fail():
+        with dashboards.staying_open():
+            (delivery,) = dashboards.deliveries(print)
+            delivery.receive(run_started(experiment_id="a"))
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        fail()
+    assert frontend.told == ["created a", "closed a"]
+
+
+def test_dashboards_that_no_run_began_with_are_not_closed():
+    frontend = _Listening()
+    dashboards = Dashboards(frontend)
+    (delivery,) = dashboards.deliveries(print)
+    delivery.receive(run_started(experiment_id="a"))
+    delivery.close()
+    with dashboards.staying_open():
+        pass
+    assert frontend.told == ["created a", "closed a"]
 
 
 def test_each_part_of_a_hybrid_has_a_delivery_of_its_own():
@@ -204,7 +320,7 @@ def test_a_slow_frontend_is_told_the_end_before_the_program_ends():
 @pytest.mark.slow
 def test_a_frontend_that_hangs_does_not_keep_the_program_from_ending():
     shown, lingered_s = _program(1000, 5.5)  # the run was longer than a last call may take
-    assert shown[-1] == "Slow did not answer in time: what it was not told of this run is lost"
+    assert shown[-1] == "Slow did not answer in time and was not told of the start and the end"
     assert lingered_s < 1.5  # the interpreter's own end
 
 

@@ -12,7 +12,9 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, DatasetError, RunFailedError, SettingsError
 from candy_monai.experiment.description import read_description
+from candy_monai.experiment.events import RunFinished
 from candy_monai.experiment.state import load_state
+from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.incoming.opening import load_predictor
 from candy_monai.metrics.overlap import dice_per_class
@@ -422,6 +424,32 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_data_are_read(phan
 def test_a_secret_that_a_frontend_misses_is_said_before_the_dataset_is_read(tmp_path):
     with pytest.raises(SettingsError, match="NotionFrontend needs the secret 'notion_api_key'"):
         train_dataset(tmp_path / "no dataset", frontends=[NotionFrontend], out=tmp_path / "out")
+
+
+class _Hearing(Frontend):
+    told = []  # noqa: RUF012
+
+    def on_event(self, event):
+        self.told.append(event)
+
+    def on_experiment_closed(self, experiment_id):
+        self.told.append(experiment_id)
+
+
+def test_a_frontend_hears_the_final_scores_after_the_run_and_then_that_no_more_is_to_come(phantom, tmp_path):
+    _Hearing.told.clear()
+    folder = train_dataset(
+        phantom, num_epochs=1, overrides=TINY, device="cpu", out=tmp_path, frontends=[_Hearing], on_progress=_quiet
+    )
+    finished, scored, closed = _Hearing.told[-3:]
+    assert isinstance(finished, RunFinished)
+    assert (closed, scored.file) == (folder.name, folder / "validation.json")
+    written = json.loads(scored.file.read_text())
+    names, mean = written["class_names"], written["foreground_mean"]
+    assert scored.num_cases == written["num_cases"]
+    assert scored.scores["dice"] == pytest.approx(mean["Dice"], nan_ok=True)
+    for index, values in written["mean"].items():
+        assert scored.scores[f"dice/{names[index]}"] == pytest.approx(values["Dice"], nan_ok=True)
 
 
 def test_a_file_that_vanishes_during_training_is_a_failed_run_that_resume_ends(tmp_path, monkeypatch):

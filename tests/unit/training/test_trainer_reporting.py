@@ -72,9 +72,9 @@ def test_a_dashboard_can_be_chosen_by_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("tensorboard", "set_frontend 'tensorboard' is unknown. Known: notion, or FILE:Class"),
+        ("zzz", "set_frontend 'zzz' is unknown. Known: tensorboard, mlflow, wandb, notion, or FILE:Class"),
         ("Notion", "Did you mean 'notion'"),
-        (None, "was given None, expected a subclass of Frontend, or a name: notion"),
+        (None, "was given None, expected a subclass of Frontend, or a name: tensorboard"),
         (Frontend({}), "expected a subclass of Frontend"),
     ],
 )

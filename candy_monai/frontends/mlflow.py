@@ -1,0 +1,252 @@
+"""A dashboard in MLflow: one run in a database beside the experiments, or wherever the user's own is."""
+
+from __future__ import annotations
+
+import getpass
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from typing_extensions import override
+
+from candy_monai.config import Secret
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.experiment.events import RunScored, RunStarted
+from candy_monai.experiment.folder import LOGS, METRICS
+from candy_monai.frontends.dashboard import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    Dashboard,
+    flattened,
+    metric_name,
+    project_of,
+    remember,
+    remembered,
+)
+from candy_monai.optional import require
+
+T = TypeVar("T")
+
+RUN_FILE = "mlflow.json"
+"""In the experiment folder: the ids of the run and of its experiment in MLflow."""
+DATABASE, ARTIFACTS = "mlruns.db", "mlartifacts"
+"""Beside the experiments."""
+
+_STATUSES = {FINISHED: "FINISHED", INTERRUPTED: "KILLED", FAILED: "FAILED"}
+_COUNTED = "run/epoch_duration"
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_MOST_METRICS, _MOST_PARAMS = 1000, 100
+"""Of one request; the server takes no more."""
+_ENDS_WITH = (DESCRIPTION, METRICS, LOGS, "progress.png", "report.html")
+"""Files that are artifacts of the run in the end, if they are there."""
+
+
+class MLflowFrontend(Dashboard):
+    """Logs each run into MLflow: parameters, metrics by epoch, tags and artifacts.
+
+    Without a setting the store is the SQLite database ``mlruns.db`` beside the experiments, with the artifacts in
+    ``mlartifacts`` beside it, and no secret is needed: ``mlflow ui --backend-store-uri sqlite:///experiments/mlruns.db``
+    shows it. ``MLFLOW_TRACKING_URI`` (or the secret ``mlflow_tracking_uri``) names another store or a server;
+    MLflow's other variables hold, too, for example ``MLFLOW_TRACKING_TOKEN`` and ``MLFLOW_EXPERIMENT_NAME``, which is
+    otherwise the dataset's name, or the trainer's. A resumed run goes on under the same id, which ``mlflow.json`` in
+    the experiment folder holds. Nothing is sent to MLflow's makers.
+
+    Args:
+        secrets: The user's secrets by name.
+
+    Raises:
+        MissingExtraError: If MLflow is not installed, or what it needs for a database.
+        SettingsError: If the tracking URI is of no kind that MLflow knows.
+    """
+
+    _client: Any = None
+
+    def __init__(self, secrets: Mapping[str, Secret]) -> None:
+        super().__init__(secrets)
+        # Its report of each call to its makers is not asked for, and draws from Python's global generator.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        self._mlflow = _required("mlflow")
+        self._entities = _required("mlflow.entities")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or self._secrets.get("mlflow_tracking_uri")
+        self._uri = None if uri is None else str(uri)
+        if self._uri is not None and urlsplit(self._uri).scheme.partition("+")[0] not in _DATABASES:
+            _check(self._uri, self._mlflow)
+            return
+        for module in ("sqlalchemy", "alembic", "mlflow.store.tracking.sqlalchemy_store"):
+            _required(module)  # now, since these imports take a second that the training would miss later
+
+    @override
+    def _open(self, run: RunStarted, settings: Mapping[str, Any]) -> int:
+        uri = self._uri or f"sqlite:///{(run.folder.resolve().parents[1] / DATABASE).as_posix()}"
+        database = _database(uri)
+        with _quietly(), _alone(database):  # two runs that begin at once would both make the tables
+            self._client = self._mlflow.MlflowClient(tracking_uri=uri)
+            self._run_id, known = self._found(run.folder) or self._created(run, settings, database)
+        self._log_parameters(flattened(settings))
+        self._log_input(settings.get("dataset") or {})
+        self._client.log_text(self._run_id, run.summary, "model_summary.txt")
+        return known
+
+    def _found(self, folder: Path) -> tuple[str, int] | None:
+        """Return the id of the run that was begun before, and its last epoch; None if it is not in this store."""
+        run_id = remembered(folder / RUN_FILE).get("run_id")
+        if not isinstance(run_id, str):
+            return None
+        try:
+            found = self._client.get_run(run_id)
+        except self._mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if found.info.lifecycle_stage != "active":
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id, max((metric.step for metric in self._client.get_metric_history(run_id, _COUNTED)), default=0)
+
+    def _created(self, run: RunStarted, settings: Mapping[str, Any], database: Path | None) -> tuple[str, int]:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or project_of(run, settings)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            experiment_id = experiment.experiment_id
+        else:
+            # Of a database MLflow would put the artifacts into the working folder.
+            location = None if database is None else (database.parent / ARTIFACTS / metric_name(name)).as_uri()
+            experiment_id = self._client.create_experiment(name, artifact_location=location)
+        tags = {
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "candy_monai",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.note.content": run.note,
+            "trainer": run.trainer,
+            "model": run.model,
+            "folder": str(run.folder.resolve()),
+        }
+        created = self._client.create_run(
+            experiment_id, run_name=run.experiment_id, tags={name: value for name, value in tags.items() if value}
+        )
+        run_id = str(created.info.run_id)
+        remember(run.folder / RUN_FILE, {"run_id": run_id, "experiment_id": str(experiment_id)})
+        return run_id, 0
+
+    def _log_parameters(self, values: Mapping[str, object]) -> None:
+        """Log the parameters; MLflow lets none be changed, so what differs in a resumed run becomes a tag."""
+        texts = {metric_name(name): str(value) for name, value in values.items()}
+        logged = self._client.get_run(self._run_id).data.params
+        new = [self._entities.Param(name, text) for name, text in texts.items() if name not in logged]
+        for some in _batches(new, _MOST_PARAMS):
+            self._client.log_batch(self._run_id, params=some)
+        for name, text in texts.items():
+            if name in logged and logged[name] != text:
+                self._client.set_tag(self._run_id, f"resumed/{name}", text)
+
+    def _log_input(self, dataset: Mapping[str, Any]) -> None:
+        if dataset.get("name") and dataset.get("digest"):
+            about = self._entities.Dataset(
+                name=str(dataset["name"]), digest=str(dataset["digest"])[:36], source_type="local", source="{}"
+            )
+            self._client.log_inputs(self._run_id, [self._entities.DatasetInput(dataset=about)])
+
+    @override
+    def _show_epochs(self, epochs: Mapping[int, Mapping[str, float]]) -> None:
+        now_ms = int(1000 * time.time())
+        self._log_metrics(
+            [
+                self._entities.Metric(name, value, now_ms, epoch)
+                for epoch, metrics in epochs.items()
+                for name, value in metrics.items()
+            ]
+        )
+
+    def _log_metrics(self, metrics: Sequence[Any]) -> None:
+        for some in _batches(metrics, _MOST_METRICS):
+            self._client.log_batch(self._run_id, metrics=some)
+
+    @override
+    def _show_previews(self, pictures: Mapping[str, Path], epoch: int) -> None:
+        for path in pictures.values():
+            self._client.log_artifact(self._run_id, str(path), "previews")
+
+    @override
+    def _show_scores(self, scores: Mapping[str, float], event: RunScored) -> None:
+        now_ms = int(1000 * time.time())
+        self._log_metrics(
+            [self._entities.Metric(name, value, now_ms, self._num_shown) for name, value in scores.items()]
+        )
+        self._client.log_artifact(self._run_id, str(event.file))
+
+    @override
+    def _show_end(self, status: str, facts: Mapping[str, str]) -> None:
+        for name, text in facts.items():
+            self._client.set_tag(self._run_id, name, text)
+        self._client.set_terminated(self._run_id, _STATUSES[status])
+
+    @override
+    def _close(self) -> None:
+        for name in _ENDS_WITH:
+            if (file := self._folder / name).is_file():
+                self._client.log_artifact(self._run_id, str(file))
+        self._client = None
+
+
+def _required(module: str) -> Any:
+    return require(module, extra="mlflow", purpose="report to MLflow")
+
+
+def _check(uri: str, mlflow: Any) -> None:
+    """Raise if MLflow knows no store of this kind; it connects to none yet."""
+    try:
+        mlflow.MlflowClient(tracking_uri=uri)
+    except Exception as error:
+        first = " ".join(str(error).split())[:300]
+        raise SettingsError(
+            f"MLFLOW_TRACKING_URI is no address that MLflow can use: expected sqlite:///FILE or "
+            f"https://SERVER ({first})"
+        ) from None
+
+
+def _database(uri: str) -> Path | None:
+    """Return the file of a SQLite database; None for any other store."""
+    if not uri.startswith("sqlite:"):
+        return None
+    database = Path(uri.partition("///")[2].partition("?")[0]).resolve()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return database
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Keep other processes from opening a database that is being made."""
+    if database is None:
+        yield
+        return
+    with FileLock(database.with_name(f".{database.name}.lock")):
+        yield
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep MLflow's lines about the tables that it makes from the screen."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    iterator = iter(items)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
