@@ -22,11 +22,11 @@ from candy_monai.nn.ema import ExponentialMovingAverage
 class EMAHandler(TrainerHandler):
     """Average the weights of a trainer's network, and evaluate and save the average.
 
-    The average follows each step of the optimizer, whatever the trainer's handlers and their order: steps that are
-    accumulated count once. While an evaluator runs, the network holds the average, so that metrics are the average's and
-    what the evaluator's handlers save (``CheckpointSaver`` with ``save_key_metric``) is what was scored; when it is done
-    the network holds again, to the bit, what the optimizer continues from. What the trainer's own handlers save is that.
-    To save the average from there, put `average` into a ``save_dict``, or the handler itself to continue from it.
+    The average follows each step of the optimizer, whatever the trainer's handlers and their order; batches whose
+    gradients are accumulated make one step. While an evaluator runs, the network holds the average: metrics are the
+    average's, and what the evaluator's handlers save (``CheckpointSaver`` with ``save_key_metric``) is what was scored.
+    When it is done the network holds again, to the bit, what the optimizer continues from, and that is what handlers of
+    the trainer save. To save the average from there, put `average` into a ``save_dict``, or the handler itself.
 
     In a run of several processes each of them needs the handler.
 

@@ -19,15 +19,16 @@ class ExperimentFolderHandler(TrainerHandler):
     """Record a trainer's run in an experiment folder: log, metrics, curves, forecast, settings and checkpoints.
 
     The folder is ``<save_dir>/SupervisedTrainer/<YYYYMMDD-HH-xxxx>``, as that of a `Trainer` of ours. After each epoch,
-    behind whatever the trainer's other handlers do then, the weights and everything that a resumed run needs are copied,
-    and written while the next epoch is trained. The epoch's score is the evaluator's key metric of the weights at its
-    end; the best weights are those with the best score, or their average with an `EMAHandler`.
+    behind whatever the trainer's other handlers do then, the weights and everything that a resumed run needs are
+    copied, and written while the next epoch is trained. The epoch's score is the evaluator's key metric of the weights
+    at its end; the best weights are those with the best score, or their average with an `EMAHandler`.
 
     A run that was interrupted, in whatever way, goes on from its last whole epoch, on a CPU to the bits of a run that
-    never was, if the script is the same. Network, optimizer, loss, gradient scaler, random generators (of transforms and
-    loaders, too), the engines' counts and best metrics are saved, and of the handlers whatever has a ``state_dict``, such
-    as the schedule of a ``LrScheduleHandler``. Not to the bit goes on, and the log says so: a loader that reads a stream
-    or keeps its workers, a ``SmartCacheDataset``, an ``epoch_length`` other than the loader's.
+    never was, if the script is the same. Saved are network, optimizer, loss, gradient scaler, random generators (those
+    of transforms and loaders, too), the engines' counts and best metrics, and whatever the handlers work with that has
+    a ``state_dict``, such as the schedule of a ``LrScheduleHandler``. Where the bits may differ the log says so: with a
+    loader that reads a stream or keeps its workers, a ``SmartCacheDataset``, an ``epoch_length`` that is not the
+    loader's.
 
     In a run of several processes each of them needs the handler; only the first one writes.
 
@@ -42,8 +43,8 @@ class ExperimentFolderHandler(TrainerHandler):
             default what stands there as ``"loss"``.
         note: A note for ``experiment.json``.
         num_checkpoints: How many evenly spaced weight files to keep, the last epoch's among them.
-        resume: The experiment to go on with, by its folder or its id in ``save_dir``; ``"latest"`` for the newest one if
-            it is not finished; None for a new one.
+        resume: The experiment to go on with, by its folder or its id in ``save_dir``; ``"latest"`` for the newest one
+            if it is not finished; None for a new one.
         force: Go on even if the engines are not put together as they were.
         console: Whether to report on the screen. Messages go to the logger ``candy_monai.handlers`` in any case.
 

@@ -164,7 +164,8 @@ class Recorder:
             return None
         same = before is not None and before.experiment is not None and 0 < before.last_epoch == engine.state.epoch
         if same and engine.state.epoch < engine.state.max_epochs:  # run() again, for more epochs
-            assert before is not None and before.experiment is not None
+            assert before is not None
+            assert before.experiment is not None
             return SavedEngineRun.load(before.experiment.folder, keeps=True)
         if options.resume is None or before is not None:
             return None
@@ -207,7 +208,8 @@ class Recorder:
                 f"{engine.state.max_epochs}: give it as many at least"
             )
         self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
-        saved.refuse_differences(self._description(), force=self._options.force)
+        if not saved.keeps:
+            saved.refuse_differences(self._description(), force=self._options.force)
         experiment = Experiment(saved.folder, self._settings, writes=self._writes)
         with experiment.closed_on_failure():
             generators, unsaved = saved.reopened(
@@ -225,7 +227,8 @@ class Recorder:
         where = f" in {experiment.folder}" if self._options.save_dir is not None else ""
         yield f"Experiment {experiment.experiment_id}{where}"
         count = f", {self._processes.world_size} processes" * (self._processes.world_size > 1)
-        yield f"MONAI's {type(engine).__name__} on {engine.state.device}{count}, {experiment.settings.num_epochs} epoch{plural}"
+        epochs = f"{experiment.settings.num_epochs} epoch{plural}"
+        yield f"MONAI's {type(engine).__name__} on {engine.state.device}{count}, {epochs}"
         if experiment.progress.epoch:
             yield f"Continued after epoch {experiment.progress.epoch}"
         elif experiment.settings.note:
@@ -329,9 +332,9 @@ class Recorder:
         """Record the evaluators' metrics, and return the score of the weights as they are now."""
         score = None
         for index, (iteration, metrics) in sorted(self._validated.items()):
-            prefix = "val" if index == 0 else f"val{index + 1}"
             for name, value in metrics.items():
-                for column, number in _numbers(f"{prefix} {name}", value):
+                prefixed = f"val{index + 1} {name}" if index else name if name.startswith("val") else f"val {name}"
+                for column, number in _numbers(prefixed, value):
                     self._current().history.record(column_beside(column), number)
             if index == 0 and self._score is not None:
                 if iteration == self._engine.state.iteration:
