@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import logging
 import subprocess
@@ -98,7 +97,7 @@ class TestRecording:
             return numbers, weights, load_state(run)
 
         first = everything(tmp_path / "first", (0, 1, 2, 3))
-        for number, order in enumerate(itertools.permutations(range(4))):
+        for number, order in enumerate([(3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1), (3, 0, 2, 1)]):
             numbers, weights, state = everything(tmp_path / str(number), order)
             assert numbers == first[0]
             assert all(same(*pair) for pair in zip(weights, first[1], strict=True))
