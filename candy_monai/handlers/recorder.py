@@ -82,10 +82,17 @@ class Recorder:
             note=options.note,
             num_checkpoints=options.num_checkpoints,
             ema=options.ema is not None,
-            early_stop_tolerance=None if options.stop is None else "forecast",
-            **({} if options.stop is None else dict(zip(_STOP, options.stop, strict=True))),
+            early_stop_tolerance=None,
             save_preview=options.preview is not None,
         )
+        if options.stop is not None:
+            confidence, margin = options.stop
+            self._settings = dataclasses.replace(
+                self._settings,
+                early_stop_tolerance="forecast",
+                early_stop_confidence=confidence,
+                early_stop_margin=margin,
+            )
         self._saved = self._run_to_go_on_with(before)
         self._reporter = Reporter()
         self._generators = OwnGenerators()
@@ -155,6 +162,11 @@ class Recorder:
         generators.restore(self._generators)  # what was imported for the first time may have drawn
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.experiment is not None and self.experiment.is_complete
+
+    @property
     def _writes(self) -> bool:
         return self._options.save_dir is not None and self._processes.is_main
 
@@ -167,7 +179,7 @@ class Recorder:
             assert before is not None
             assert before.experiment is not None
             return SavedEngineRun.load(before.experiment.folder, keeps=True)
-        if options.resume is None or before is not None:
+        if options.resume is None or (before is not None and before.is_complete):
             return None
         return SavedEngineRun.find(options.resume, self._parent(), self._processes)
 
@@ -308,7 +320,7 @@ class Recorder:
     def _finish_epoch(self, *, is_cut: bool) -> None:
         experiment, engine, processes = self._current(), self._engine, self._processes
         self._report_saved_epoch(wait=True)
-        score = None if is_cut else self._take_validations()
+        score = None if is_cut else self._take_metrics()
         score = processes.broadcast(score)
         experiment.history.absorb(processes.all_gather(experiment.history.pending()))
         improved = experiment.finish_epoch(score)
@@ -328,9 +340,12 @@ class Recorder:
             preview = self._options.preview(experiment.folder)
         self._unreported = experiment.epoch_finished(score, preview)
 
-    def _take_validations(self) -> float | None:
-        """Record the evaluators' metrics, and return the score of the weights as they are now."""
+    def _take_metrics(self) -> float | None:
+        """Record the engines' metrics, and return the score of the weights as they are now."""
         score = None
+        for name, value in self._engine.state.metrics.items():
+            for column, number in _numbers(str(name), value):
+                self._current().history.record(column_beside(column), number)
         for index, (iteration, metrics) in sorted(self._validated.items()):
             for name, value in metrics.items():
                 prefixed = f"val{index + 1} {name}" if index else name if name.startswith("val") else f"val {name}"
@@ -381,6 +396,8 @@ class Recorder:
                 RunFailedError(f"the trainer ended in epoch {experiment.progress.epoch + 1}; a handler took the error")
             )
             return
+        if experiment.is_stopped and not experiment.early_stopping.triggered:
+            self._reporter.log(f"The trainer was ended by another handler after epoch {experiment.progress.epoch}")
         self._reporter.log_all(words_at_end(experiment))
         self._reporter.notify(experiment.finished())
 
@@ -475,4 +492,3 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 _MOST_COLUMNS = 128
-_STOP = ("early_stop_confidence", "early_stop_margin")

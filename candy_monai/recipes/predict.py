@@ -153,8 +153,8 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
             name = description.trainer
             if description.host is not None:
                 raise ExperimentError(
-                    f"{folder}: was trained by the {name} of {description.host}, and only its script builds the network: "
-                    "predict in Python, Predictor(..., network=...)"
+                    f"{folder}: was trained by the {name} of {description.host}, and only its script builds the "
+                    "network: predict in Python, Predictor(..., network=...)"
                 )
             raise ExperimentError(
                 f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "

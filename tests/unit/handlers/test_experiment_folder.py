@@ -48,8 +48,8 @@ class TestRecording:
     def test_the_folder_is_whole(self, tmp_path, curves):
         _, folder = train(tmp_path, handler_options={"note": "first"})
         names = {path.name for path in folder.iterdir()}
-        assert {"experiment.json", "logs.txt", "metrics.csv", "progress.png", "state.pt", "checkpoint_best.pth"} <= names
-        assert {f"checkpoint_{epoch}.pth" for epoch in (1, 2, 3)} <= names
+        assert {"experiment.json", "logs.txt", "metrics.csv", "progress.png", "state.pt"} <= names
+        assert {f"checkpoint_{which}.pth" for which in ("best", "latest", 1, 2, 3)} <= names
         description = json.loads((folder / "experiment.json").read_text())
         assert (description["host"], description["settings"]["note"]) == ("monai", "first")
         assert description["network"]["example_shape"] == [1, 16, 16]
@@ -209,6 +209,11 @@ class TestRecording:
         _, folder = train(tmp_path, evaluator_options={"additional_metrics": {"by class": by_class}})
         assert {"val by class 1", "val by class 2"} <= load_metrics(folder / "metrics.csv").keys()
 
+    def test_metrics_of_the_trainer_are_recorded_too(self, tmp_path):
+        dice = MeanDice(output_transform=lambda output: [[case[name] for case in output] for name in ("pred", "label")])
+        script, folder = train(tmp_path, key_train_metric={"train dice": dice})
+        assert load_metrics(folder / "metrics.csv")["train dice"][-1] == script.trainer.state.metrics["train dice"]
+
     def test_mixed_precision_and_accumulation_leave_the_weights_as_they_are(self, tmp_path):
         options = {"amp": True, "accumulation_steps": 2}
         script, _ = train(tmp_path, **options)
@@ -224,8 +229,10 @@ class TestRecording:
         script = host_script(stop, max_epochs=5)
         evaluator_stop[0].set_trainer(script.trainer)
         script.trainer.run()
-        summary = summarize(only_run(tmp_path))
+        folder = only_run(tmp_path)
+        summary = summarize(folder)
         assert (summary.epochs_done, summary.is_finished) == (2, True)
+        assert "ended by another handler after epoch 2" in (folder / "logs.txt").read_text()
 
     def test_a_trainer_that_is_ended_within_an_epoch_keeps_its_last_weights(self, tmp_path):
         script = host_script(ExperimentFolderHandler(tmp_path))
@@ -325,6 +332,17 @@ class TestInterruption:
         again.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: found.append(again.evaluator.state.best_metric))
         again.trainer.run()
         assert found[0] == best
+
+    def test_running_again_after_an_interruption_goes_on_from_the_last_epoch(self, tmp_path):
+        script = host_script(
+            ExperimentFolderHandler(tmp_path, resume="latest"), Raises(KeyboardInterrupt(), iteration=8)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            script.trainer.run()
+        with pytest.raises(KeyboardInterrupt):  # again at the 8th iteration
+            script.trainer.run()
+        assert script.trainer.state.iteration == 8
+        assert load_state(only_run(tmp_path)).progress.epoch == 2
 
     def test_what_else_has_a_state_is_saved_by_save_dict(self, tmp_path):
         counter = torch.nn.BatchNorm1d(1)

@@ -84,7 +84,9 @@ def test_the_events_of_a_completed_run_are_fired_when_it_ends_early():
 
 
 def test_two_handlers_that_contradict_each_other_are_refused(tmp_path):
-    script = scripted(FLAT, ForecastStopHandler(score_range=(0, 1)), ExperimentFolderHandler(tmp_path, score_range=(0, 2)))
+    script = scripted(
+        FLAT, ForecastStopHandler(score_range=(0, 1)), ExperimentFolderHandler(tmp_path, score_range=(0, 2))
+    )
     with pytest.raises(BadInputError, match="another score_range"):
         script.trainer.run()
 
