@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -339,9 +340,12 @@ class TestInterruption:
         )
         with pytest.raises(KeyboardInterrupt):
             script.trainer.run()
-        with pytest.raises(KeyboardInterrupt):  # again at the 8th iteration
-            script.trainer.run()
-        assert script.trainer.state.iteration == 8
+        begun = []
+        script.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: begun.append(script.trainer.state.iteration))
+        for _ in range(2):  # Ignite 0.5.5 returns from the first run after an exception at once
+            with suppress(KeyboardInterrupt):
+                script.trainer.run()
+        assert begun == [6]
         assert load_state(only_run(tmp_path)).progress.epoch == 2
 
     def test_what_else_has_a_state_is_saved_by_save_dict(self, tmp_path):
