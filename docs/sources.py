@@ -15,6 +15,7 @@ from pkgutil import iter_modules
 from textwrap import indent
 
 import candy_monai
+import candy_monai.handlers
 import candy_monai.transforms
 import candy_monai_bundles
 
@@ -33,6 +34,7 @@ TITLES = {
     "plotting": "Pictures",
     "observers": "Observers and the events that they are told",
     "frontends": "Dashboards",
+    "handlers": "Handlers for MONAI's engines",
     "demo": "A dataset to try",
 }
 OTHERS = "ground"
@@ -46,9 +48,10 @@ def write_reference(folder: Path) -> None:
     for name, module in candy_monai._MODULE_OF.items():
         part = module.partition(".")[0]
         parts[TOGETHER.get(part, part) if "." in module else OTHERS].append(name)
-    parts["transforms"] = candy_monai.transforms.__all__
+    parts["transforms"], parts["handlers"] = candy_monai.transforms.__all__, candy_monai.handlers.__all__
     titles = {**TITLES, **{part: part.capitalize() for part in parts if part not in TITLES}, OTHERS: "Errors and more"}
-    package = defaultdict(lambda: "candy_monai", transforms="candy_monai.transforms")
+    own = {part: f"candy_monai.{part}" for part in ("transforms", "handlers")}
+    package = defaultdict(lambda: "candy_monai", own)
     pages = {part: _page(title, package[part], parts[part]) for part, title in titles.items() if part in parts}
     bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
     pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))

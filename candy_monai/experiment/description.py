@@ -186,6 +186,7 @@ class ExperimentDescription(_Record):
         format: Of the experiment folder.
         id: The run's id, which is its folder's name.
         trainer: The trainer's class name.
+        host: The library whose loop trains; None for a trainer of ours.
         bundle: The bundle that builds the network again; None if a trainer of the user's own does.
         padding: The padding module, as ``padding_to_dict`` describes it.
         score_range: The least and the largest validation score; None if it is not known.
@@ -208,6 +209,7 @@ class ExperimentDescription(_Record):
     format: int = field(default=FORMAT, metadata=_is(object))
     id: str | None = field(default=None, metadata=_is(str))
     trainer: str | None = field(default=None, metadata=_is(str))
+    host: str | None = field(default=None, metadata=_is(str))
     bundle: str | None = field(default=None, metadata=_is(str))
     padding: Mapping[str, object] | None = field(default=None, metadata=_is(dict))
     score_range: Sequence[float | None] | None = field(default=None, metadata=_is(list, tuple))

@@ -47,6 +47,7 @@ class Experiment:
         standard_error: Of that mean; NaN if it is unknown.
         best_num_validated: Cases that the best score is the mean of.
         best_standard_error: Of that mean.
+        is_stopped: Whether the library whose loop trains has ended the run before its last epoch.
 
     Raises:
         ExperimentError: If another process has the folder.
@@ -73,6 +74,7 @@ class Experiment:
         self.num_validated: int | None = None
         self.standard_error = self.best_standard_error = math.nan
         self.best_num_validated: int | None = None
+        self.is_stopped = False
         self._pace, self._promised_epochs = StepPace(), 0
         self._save_s = self._longest_save_s = 0.0  # that is counted on; measured, by the thread that saves
         self.checkpoints = Checkpoints(folder, num_epochs=settings.num_epochs, num_checkpoints=settings.num_checkpoints)
@@ -163,7 +165,7 @@ class Experiment:
     def is_complete(self) -> bool:
         """Whether no epoch is left: all are done, the score has stopped getting better, or the time is up."""
         all_done = self.progress.epoch >= self.settings.num_epochs
-        return all_done or self.early_stopping.triggered or self.is_out_of_time
+        return all_done or self.is_stopped or self.early_stopping.triggered or self.is_out_of_time
 
     @property
     def is_out_of_time(self) -> bool:

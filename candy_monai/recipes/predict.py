@@ -151,6 +151,11 @@ def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, optio
     if trainer_class is None:
         if description.bundle is None:
             name = description.trainer
+            if description.host is not None:
+                raise ExperimentError(
+                    f"{folder}: was trained by the {name} of {description.host}, and only its script builds the "
+                    "network: predict in Python, Predictor(..., network=...)"
+                )
             raise ExperimentError(
                 f"{folder}: trained by {name}, a class of your own, which is never imported by a name that stands in a "
                 f"file: say where it is, --trainer FILE:{name} (in Python Predictor(..., network=...))"

@@ -64,6 +64,11 @@ def resume_training(
     folder = Path(experiment)
     saved = SavedRun.load(folder)
     trained, plan = saved.description.dataset, saved.description.plan
+    if saved.description.host is not None:
+        raise BadInputError(
+            f"{folder}: was trained by the {saved.description.trainer} of {saved.description.host}, so only its script "
+            f"can go on with it: run that again with resume={str(folder)!r} for what wrote the folder"
+        )
     if trained is not None and None in (trained.folder, trained.store, trained.training, trained.validation):
         raise BadInputError(f"{folder / DESCRIPTION}: does not name the dataset, the store and the cases of the run")
     if trained is None or plan is None:

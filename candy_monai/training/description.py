@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
@@ -42,13 +42,13 @@ def describe_run(
         ExperimentError: If an entry of the trainer's own has the name of another and is of another type.
         SettingsError: If its ``score_range`` is none.
     """
-    _check_score_range(trainer.score_range)
+    check_score_range(trainer.score_range)
     entries = {
         "bundle": bundle_of(trainer),
         "padding": padding_to_dict(equipment.padding),
         "score_range": None if trainer.score_range is None else list(trainer.score_range),
         "processes": processes.world_size,
-        "data": {"training": _loader(loaders.training), "validation": _loader(loaders.validation)},
+        "data": {"training": describe_loader(loaders.training), "validation": describe_loader(loaders.validation)},
         "parts": _parts(equipment.toolbox, loaders),
         **trainer.describe(equipment.example_shape),
         **facts,
@@ -90,7 +90,7 @@ def bundle_of(trainer: Hooks) -> str | None:
     return None if "build_network" in vars(trainer) else bundle_of_network(type(trainer))
 
 
-def _check_score_range(score_range: object) -> None:
+def check_score_range(score_range: object) -> None:
     """Raise if something is no range of scores.
 
     Raises:
@@ -109,7 +109,7 @@ def _check_score_range(score_range: object) -> None:
     )
 
 
-def _loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
+def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
     """Return how many samples and which cases a loader is over."""
     if loader is None:
         return None
@@ -118,18 +118,27 @@ def _loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
     return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": cases}
 
 
+def describe_network(network: nn.Module) -> str:
+    """Return the kind, the size and a digest of the layers of a network, which is the same whenever it is built so."""
+    layers = _digest(str(as_json(network)))
+    return f"{type(network).__name__} of {num_parameters(network)} parameters, layers {layers}"
+
+
+def describe_optimizer(optimizer: optim.Optimizer) -> dict[str, object]:
+    """Return the kind of an optimizer, and the numbers that it was built with."""
+    numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
+    return {
+        "kind": type(optimizer).__name__,
+        "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
+        **{name: [group[name] for group in optimizer.param_groups] for name in numbers},
+    }
+
+
 def _parts(toolbox: TrainerToolbox, loaders: Loaders) -> dict[str, object]:
     """Return what is the same whenever a run is put together in the same way."""
-    network, optimizer = plain_network(toolbox.model), toolbox.optimizer
-    numbers = [name for name, value in optimizer.defaults.items() if isinstance(value, float | tuple) and name != "lr"]
-    layers = _digest(str(as_json(network)))
     return {
-        "network": f"{type(network).__name__} of {num_parameters(network)} parameters, layers {layers}",
-        "optimizer": {
-            "kind": type(optimizer).__name__,
-            "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
-            **{name: [group[name] for group in optimizer.param_groups] for name in numbers},
-        },
+        "network": describe_network(plain_network(toolbox.model)),
+        "optimizer": describe_optimizer(toolbox.optimizer),
         "scheduler": type(plain_schedule(toolbox.scheduler)).__name__,
         "criterion": type(toolbox.criterion).__name__,
         "ema": None if toolbox.ema is None else type(toolbox.ema).__name__,

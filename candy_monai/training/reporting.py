@@ -82,13 +82,14 @@ class Reporter:
         self._observers.receive(event)
 
 
-def own_observers(settings: TrainSettings, report: Log, *, console: bool) -> list[Observer]:
+def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves: bool = True) -> list[Observer]:
     """Return the library's observers: the console, the forecast, and the pictures, which are drawn on a thread.
 
     Args:
         settings: What ``train`` was told.
         report: Takes the messages of observers.
         console: Whether to report on the screen.
+        curves: Whether to draw the metrics into the experiment folder.
     """
     from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
 
@@ -99,7 +100,7 @@ def own_observers(settings: TrainSettings, report: Log, *, console: bool) -> lis
         observers.append(screen_observer())
     if settings.val_score_prediction:
         observers.append(ForecastObserver(report))
-    pictures: list[Observer] = [CurvesObserver()]
+    pictures: list[Observer] = [CurvesObserver()] if curves else []
     if settings.save_preview:
         pictures.append(PreviewObserver(_draw))
     if settings.save_report:

@@ -5,17 +5,24 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import import_module
+from types import ModuleType
 
 import candy_monai
+from candy_monai import handlers
 
 
 def test_the_public_interface_changes_only_on_purpose(assert_golden: Callable[[str, str], None]):
     assert_golden("api.txt", "".join(f"{line}\n" for name in sorted(candy_monai.__all__) for line in described(name)))
 
 
-def described(name: str) -> Iterator[str]:
+def test_the_interface_of_the_handlers_changes_only_on_purpose(assert_golden: Callable[[str, str], None]):
+    names = sorted(handlers.__all__)
+    assert_golden("handlers.txt", "".join(f"{line}\n" for name in names for line in described(name, handlers)))
+
+
+def described(name: str, package: ModuleType = candy_monai) -> Iterator[str]:
     """Describe a public name: its kind and signature and, of a class, each public member of ours."""
-    public = getattr(candy_monai, name)
+    public = getattr(package, name)
     if inspect.isfunction(public):
         yield f"def {name}{signature(public)}"
     elif inspect.isclass(public) and public.__module__.startswith("candy_monai."):

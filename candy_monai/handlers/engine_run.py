@@ -1,0 +1,147 @@
+"""The runs of one trainer, as its handlers take part in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+from torch import distributed
+
+from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.handlers.engines import check_is_trainer, contexts_around, handling_last, network_of, validators_of
+from candy_monai.handlers.options import RunOptions
+from candy_monai.handlers.recorder import Recorder
+from candy_monai.processes import Processes
+
+MEETING_S = 120.0
+"""So long the processes of a run may take to meet at its start."""
+
+_RUN = "_candy_monai_run"
+
+
+class TrainerHandler:
+    """A handler of a trainer's runs. What several of them need of each other is put together when a run begins."""
+
+    may_be_several = False
+
+    def attach(self, engine: Any) -> None:
+        """Take part in the runs of a trainer.
+
+        Args:
+            engine: MONAI's ``SupervisedTrainer``.
+
+        Raises:
+            BadInputError: If it is another engine, or has such a handler already.
+        """
+        EngineRun.of(engine, self).add(self)
+
+    def contribute(self, options: RunOptions) -> None:
+        """Add to what the handlers of a run ask for together."""
+
+    def during(self, engine: Any, validators: list[Evaluator]) -> AbstractContextManager[None]:
+        """Return what a run takes place within.
+
+        Args:
+            engine: The trainer.
+            validators: The evaluators that its handlers run.
+        """
+        return nullcontext()
+
+    def begin(self) -> None:
+        """Begin a run, behind all that other handlers do when it starts."""
+
+
+class EngineRun:
+    """The handlers of one trainer, and what they do around each of its runs.
+
+    Args:
+        engine: The trainer.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._handlers: list[TrainerHandler] = []
+        self._recorder: Recorder | None = None
+        contexts_around(engine).append(self._lasting)
+
+    @classmethod
+    def of(cls, engine: Any, handler: object) -> EngineRun:
+        """Return the one of a trainer.
+
+        Args:
+            engine: The trainer.
+            handler: Who asks, for messages.
+
+        Raises:
+            BadInputError: If it is no trainer of MONAI's.
+        """
+        check_is_trainer(engine, handler)
+        run: EngineRun | None = vars(engine).get(_RUN)
+        if run is None:
+            run = vars(engine)[_RUN] = cls(engine)
+        return run
+
+    def add(self, handler: TrainerHandler) -> None:
+        """Add a handler.
+
+        Raises:
+            BadInputError: If there is one of its kind.
+        """
+        if handler in self._handlers:
+            return
+        if not handler.may_be_several and any(type(handler) is type(other) for other in self._handlers):
+            raise BadInputError(f"the trainer has two of {type(handler).__name__}: pass one")
+        self._handlers.append(handler)
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        engine = self._engine
+        network_of(engine)
+        validators, options = validators_of(engine), RunOptions()
+        for handler in self._handlers:
+            handler.contribute(options)
+        with ExitStack() as stack:
+            processes = stack.enter_context(connected_processes())
+            for handler in self._handlers:
+                stack.enter_context(handler.during(engine, validators))
+            if options.records:
+                self._recorder = Recorder(engine, options, validators, processes, before=self._recorder)
+                stack.enter_context(self._recorder.lasting())
+                stack.enter_context(handling_last(engine, self._recorder.handlers()))
+            stack.enter_context(handling_last(engine, {Events.STARTED: self._begin}))
+            yield
+
+    def _begin(self) -> None:
+        for handler in self._handlers:
+            handler.begin()
+        if self._recorder is not None:
+            self._recorder.begin()
+
+
+@contextmanager
+def connected_processes() -> Iterator[Processes]:
+    """Connect the processes that train together within a block, if there are several.
+
+    Raises:
+        SettingsError: If they do not all take part.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        yield Processes()
+        return
+    processes = Processes(rank=distributed.get_rank(), world_size=distributed.get_world_size())
+    try:
+        meeting = distributed.new_group(backend="gloo", timeout=timedelta(seconds=MEETING_S))
+        distributed.monitored_barrier(meeting, timeout=timedelta(seconds=MEETING_S))
+    except RuntimeError as error:
+        raise SettingsError(
+            f"not all of the {processes.world_size} processes have reached the start of the run with handlers of "
+            f"candy_monai within {MEETING_S:.0f} s: put the same into the train_handlers of every process; only the "
+            "first one writes"
+        ) from error
+    with processes.connected(torch.device("cpu")):
+        yield processes

@@ -1,0 +1,136 @@
+"""What is asked of MONAI's engines from outside: contexts around their runs, their handlers, their networks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import ValidationHandler
+from torch import nn
+
+from candy_monai.errors import BadInputError
+from candy_monai.network import plain_network
+
+RunContext = Callable[[], AbstractContextManager[None]]
+
+_CONTEXTS = "_candy_monai_contexts"
+
+
+def contexts_around(engine: Any) -> list[RunContext]:
+    """Return the list of what each run of an engine takes place within, which may be added to and removed from.
+
+    An engine tells of an exception only the first of its handlers that raises it again, and of some ways to end none at
+    all. A context is left in any case, whatever handlers there are and in whatever order.
+    """
+    contexts: list[RunContext] | None = vars(engine).get(_CONTEXTS)
+    if contexts is None:
+        contexts = vars(engine)[_CONTEXTS] = []
+        _surround(engine, contexts)
+    return contexts
+
+
+def _surround(engine: Any, contexts: list[RunContext]) -> None:
+    run = engine.run
+
+    @functools.wraps(run)
+    def surrounded(*arguments: Any, **keywords: Any) -> Any:
+        with ExitStack() as stack:
+            for context in list(contexts):
+                stack.enter_context(context())
+            return run(*arguments, **keywords)
+
+    engine.run = surrounded
+
+
+@contextmanager
+def handling_last(engine: Engine, handlers: Mapping[Any, Callable[..., None]]) -> Iterator[None]:
+    """Attach handlers of events for a block, behind all others that the engine has by then."""
+    attached = [engine.add_event_handler(event, handler) for event, handler in handlers.items()]
+    try:
+        yield
+    finally:
+        for one in attached:
+            one.remove()
+
+
+def handler_objects(engine: Engine) -> list[object]:
+    """Return what handles an engine's events, each once: the objects that methods belong to, and functions."""
+    found: list[object] = []
+    for registered in engine._event_handlers.values():
+        for handler, *_ in registered:
+            if (filtered := getattr(handler, "_parent", None)) is not None:  # of an event such as "every=2"
+                handler = filtered()
+            owner = getattr(handler, "__self__", handler)
+            if owner is not None and not any(owner is other for other in found):
+                found.append(owner)
+    return found
+
+
+def held_by(handler: object) -> Iterator[tuple[str, object]]:
+    """Yield what a handler works with, by name: its attributes, or what a function takes from around it."""
+    if isinstance(handler, types.FunctionType):
+        around = inspect.getclosurevars(handler)
+        yield from {**around.globals, **around.nonlocals}.items()
+    else:
+        yield from getattr(handler, "__dict__", {}).items()
+
+
+def validators_of(engine: Engine) -> list[Evaluator]:
+    """Return the evaluators that a trainer's handlers run, in their order, as far as they can be seen."""
+    found: list[Evaluator] = []
+    for handler in handler_objects(engine):
+        if isinstance(handler, ValidationHandler):
+            candidates = [handler.validator]
+        elif isinstance(handler, types.FunctionType):
+            candidates = [value for _, value in held_by(handler)]
+        else:
+            continue
+        found += [one for one in candidates if isinstance(one, Evaluator) and one not in found]
+    return found
+
+
+def metric_names(engine: Engine) -> list[str]:
+    """Return the names of the metrics that are attached to an engine."""
+    return [
+        str(arguments[-1])
+        for registered in engine._event_handlers.values()
+        for handler, arguments, _ in registered
+        if isinstance(getattr(handler, "__self__", None), Metric) and handler.__name__ == "completed" and arguments
+    ]
+
+
+def check_is_trainer(engine: object, handler: object) -> None:
+    """Raise if an engine that a handler is attached to is no trainer of MONAI's.
+
+    Raises:
+        BadInputError: If it is an evaluator, or any other engine.
+    """
+    name = type(handler).__name__
+    if isinstance(engine, Evaluator):
+        raise BadInputError(
+            f"{name} was attached to a {type(engine).__name__}: put it into the trainer's train_handlers, where it "
+            f"finds the evaluator (or {name}(validator=...) says which)"
+        )
+    if not isinstance(engine, SupervisedTrainer):
+        raise BadInputError(f"{name} was attached to a {type(engine).__name__}, expected MONAI's SupervisedTrainer")
+
+
+def network_of(engine: Any) -> nn.Module:
+    """Return the user's own network of a trainer or evaluator, out of PyTorch's wrappers.
+
+    Raises:
+        BadInputError: If the engine has none, as one with several networks.
+    """
+    network = getattr(engine, "network", None)
+    if not isinstance(network, nn.Module):
+        raise BadInputError(
+            f"the {type(engine).__name__} has no network of its own, expected a Supervised one of MONAI"
+        )
+    return plain_network(network)

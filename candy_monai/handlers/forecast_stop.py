@@ -1,0 +1,59 @@
+"""Early stopping by forecast in MONAI's engines."""
+
+from __future__ import annotations
+
+from monai.engines import Evaluator
+from typing_extensions import override
+
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.handlers.engine_run import TrainerHandler
+from candy_monai.handlers.options import RunOptions, ScoreSource
+from candy_monai.training.description import check_score_range
+
+
+class ForecastStopHandler(TrainerHandler):
+    """End a trainer's run once the forecast is sure that no later epoch will be noticeably better.
+
+    It needs no `ExperimentFolderHandler`. The run ends after three validated epochs in a row of which the forecast says
+    so; where it abstains, as at the start, nothing is stopped. All processes of a run end after the same epoch.
+
+    Args:
+        confidence: How sure the forecast must be, above 0 and below 1.
+        margin: An improvement by less than this share of the range of the scores so far is none.
+        validator: The evaluator that gives the score; by default the one that the trainer's handlers run.
+        key_metric_name: The metric of the evaluator that is the score; by default its key metric.
+        key_metric_negative_sign: Whether less of it is better; by default what the evaluator's ``metric_cmp_fn`` says.
+        score_range: The least and the largest score that there can be, such as ``(0, 1)``, which helps the forecast.
+
+    Raises:
+        SettingsError: If a value is out of range.
+
+    Example:
+        >>> handlers = [ValidationHandler(1, evaluator), ForecastStopHandler(confidence=0.9)]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        confidence: float = 0.9,
+        margin: float = 0.01,
+        validator: Evaluator | None = None,
+        key_metric_name: str | None = None,
+        key_metric_negative_sign: bool | None = None,
+        score_range: ScoreRange | None = None,
+    ) -> None:
+        check_score_range(score_range)
+        TrainSettings(num_epochs=1, early_stop_confidence=confidence, early_stop_margin=margin)  # checks both
+        self._confidence, self._margin = confidence, margin
+        self._score = ScoreSource(
+            validator=validator,
+            key_metric_name=key_metric_name,
+            key_metric_negative_sign=key_metric_negative_sign,
+            score_range=score_range,
+        )
+
+    @override
+    def contribute(self, options: RunOptions) -> None:
+        options.records = True
+        options.score = options.score.merged(self._score)
+        options.stop = self._confidence, self._margin

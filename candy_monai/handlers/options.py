@@ -1,0 +1,130 @@
+"""What the handlers of one trainer ask for together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai.engines import Evaluator
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.experiment.events import Preview
+from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.frontends.delivery import Dashboards
+from candy_monai.handlers.engines import metric_names
+from candy_monai.nn.ema import ExponentialMovingAverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSource:
+    """Which number of which evaluator is the score of an epoch.
+
+    Attributes:
+        validator: The evaluator; None for the one that the trainer's handlers run.
+        key_metric_name: Its metric; None for its key metric.
+        key_metric_negative_sign: Whether less is better; None for what the evaluator's ``metric_cmp_fn`` says.
+        score_range: The least and the largest score that there can be; None if it is not known.
+    """
+
+    validator: Evaluator | None = None
+    key_metric_name: str | None = None
+    key_metric_negative_sign: bool | None = None
+    score_range: ScoreRange | None = None
+
+    def merged(self, other: ScoreSource) -> ScoreSource:
+        """Return both together.
+
+        Raises:
+            BadInputError: If they contradict each other.
+        """
+        together = {}
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise BadInputError(f"two handlers of the trainer were given another {name}: {mine!r} and {theirs!r}")
+            together[name] = theirs if mine is None else mine
+        return ScoreSource(**together)
+
+    def found(self, validators: list[Evaluator]) -> FoundScore | None:
+        """Return the evaluator and its metric; None where there is none.
+
+        Args:
+            validators: The evaluators that the trainer's handlers run.
+
+        Raises:
+            BadInputError: If there are several evaluators, or a metric's name is misspelt.
+        """
+        validator = self.validator
+        if validator is None:
+            if len(validators) > 1:
+                raise BadInputError(
+                    f"the trainer runs {len(validators)} evaluators: say which one gives the score of an epoch, "
+                    "validator=...; the metrics of the others are recorded, too"
+                )
+            if not validators:
+                return None
+            (validator,) = validators
+        key, known = validator.state.key_metric_name, metric_names(validator)
+        name = key if self.key_metric_name is None else self.key_metric_name
+        if name is None:
+            return None
+        if name not in known and (hint := did_you_mean(name, known)):  # other handlers may set more of them
+            raise BadInputError(f"key_metric_name is {name!r}, which the evaluator does not measure.{hint}")
+        negative = self.key_metric_negative_sign
+        if negative is None:
+            negative = name == key and bool(validator.metric_cmp_fn(0.0, 1.0))
+        return FoundScore(validator=validator, name=name, negative=negative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundScore:
+    """A metric of an evaluator.
+
+    Attributes:
+        validator: The evaluator.
+        name: The metric.
+        negative: Whether less is better: the score is the metric's negative.
+    """
+
+    validator: Evaluator
+    name: str
+    negative: bool
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """What the handlers of a trainer ask for.
+
+    Attributes:
+        records: Whether any handler needs to know how the run goes on.
+        save_dir: Where experiment folders go; None for none.
+        save_dict: What is saved besides, by name.
+        resume: The experiment to go on with, or ``"latest"``; None for a new one.
+        force: Whether to go on with a run that was put together in another way.
+        note: The user's note.
+        num_checkpoints: How many evenly spaced weight files to keep.
+        output_transform: Returns an iteration's loss, or several numbers by name, of ``engine.state.output``.
+        console: Whether to report on the screen.
+        score: Which number is the score.
+        ema: The average that is evaluated; None for the network itself.
+        stop: With how much confidence, and by which margin, hopeless runs are stopped; None for not.
+        preview: Returns the cases to draw of the last validation, given the experiment folder; None for none.
+        dashboards: Those that are told.
+    """
+
+    records: bool = False
+    save_dir: PathLike | None = None
+    save_dict: Mapping[str, Any] = field(default_factory=dict)
+    resume: PathLike | None = None
+    force: bool = False
+    note: str = ""
+    num_checkpoints: int = 5
+    output_transform: Callable[[Any], Any] | None = None
+    console: bool = False
+    score: ScoreSource = field(default_factory=ScoreSource)
+    ema: ExponentialMovingAverage | None = None
+    stop: tuple[float, float] | None = None
+    preview: Callable[[Any], Preview | None] | None = None
+    dashboards: list[Dashboards] = field(default_factory=list)

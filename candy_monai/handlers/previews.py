@@ -1,0 +1,298 @@
+"""Pictures of the worst, the median and the best validated case of MONAI's engines."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.events import Preview
+from candy_monai.handlers.engine_run import TrainerHandler
+from candy_monai.handlers.engines import contexts_around, handling_last
+from candy_monai.handlers.options import RunOptions
+from candy_monai.metrics.overlap import mean_dice
+
+MOST_KEPT = 8
+"""So many cases of a validation are held at most; of more, the median is the one of these that comes nearest to it."""
+MAX_SHARE = 0.005
+"""Collecting the cases takes at most this share of the time."""
+
+_LOGGER = logging.getLogger("candy_monai.handlers")
+
+
+class PreviewHandler(TrainerHandler):
+    """Draw the worst, the median and the best case of a validation: image, label, prediction, and both over the image.
+
+    The worst case's five pictures go into the experiment folder, where those of our trainers are, and the others' into
+    its folders ``median`` and ``best``. They are drawn on a thread, at most every half minute, and after the last epoch
+    in any case. A case's score is the mean Dice of its classes. Of several processes the first one draws its own cases.
+
+    Args:
+        save_dir: Where the pictures go; by default the experiment folder of an `ExperimentFolderHandler`.
+        validator: The evaluator; by default the one whose metric is the score.
+        output_transform: Returns images, labels and predictions of ``engine.state.output``, each ``(C, *spatial)`` in a
+            list or stacked; by default what stands there as ``"image"``, ``"label"`` and ``"pred"``. Labels and
+            predictions may be ids, one-hot codes, regions that overlap, probabilities or logits.
+        score_function: Returns the score of one case, more is better, given the prediction and the label as
+            ``output_transform`` returns them.
+        interval_s: Seconds between two pictures of a case at least.
+        quality: Most voxels of a surface, in millions.
+        class_names: What the legend calls the ids.
+
+    Example:
+        >>> handlers = [ValidationHandler(1, evaluator), PreviewHandler("pictures")]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        save_dir: PathLike | None = None,
+        validator: Evaluator | None = None,
+        output_transform: Callable[[Any], Sequence[Any]] | None = None,
+        score_function: Callable[[Any, Any], float] | None = None,
+        interval_s: float = 30.0,
+        quality: float = 0.75,
+        class_names: Mapping[int, str] | None = None,
+    ) -> None:
+        if not quality > 0:
+            raise BadInputError(f"quality is {quality}: expected millions of voxels, more than 0")
+        self._save_dir = None if save_dir is None else Path(save_dir)
+        self._validator = validator
+        self._output_transform = output_transform or _image_label_and_prediction
+        self._score = score_function or dice_of_case
+        self._interval_s = interval_s
+        self._quality = quality
+        self._class_names = class_names
+        self._options = RunOptions()
+        self._not_before = -math.inf
+        self._kept = KeptCases()
+        self._chosen: dict[str, Case] = {}
+        self._has_failed = False
+
+    @override
+    def contribute(self, options: RunOptions) -> None:
+        options.records = True
+        options.preview = self._preview
+        self._options = options
+
+    @override
+    @contextmanager
+    def during(self, engine: Any, validators: list[Evaluator]) -> Iterator[None]:
+        if self._save_dir is None and self._options.save_dir is None:
+            raise BadInputError("PreviewHandler has no folder: give it a save_dir, or add an ExperimentFolderHandler")
+        validator = self._validator or self._options.score.validator
+        if validator is None:
+            if len(validators) != 1:
+                raise BadInputError(
+                    f"PreviewHandler finds {len(validators) or 'no'} evaluators: say which one's cases to draw, "
+                    "PreviewHandler(validator=...)"
+                )
+            (validator,) = validators
+
+        @contextmanager
+        def collecting() -> Iterator[None]:
+            is_last = engine.state.epoch >= engine.state.max_epochs
+            if engine.state.rank != 0 or not (is_last or time.monotonic() >= self._not_before):
+                yield
+                return
+            self._kept = KeptCases()
+            with handling_last(validator, {Events.ITERATION_COMPLETED: self._collect}):
+                yield
+            self._chosen = self._kept.chosen()
+            pause_s = max(self._interval_s, self._kept.took_s / MAX_SHARE)
+            self._not_before = time.monotonic() + pause_s
+
+        contexts = contexts_around(validator)
+        contexts.append(collecting)
+        try:
+            yield
+        finally:
+            contexts.remove(collecting)
+
+    def _collect(self, validator: Evaluator) -> None:
+        if self._has_failed:
+            return
+        started = time.monotonic()
+        try:
+            with torch.no_grad():
+                for image, label, prediction in zip(*self._output_transform(validator.state.output), strict=True):
+                    if label is None:
+                        raise BadInputError("there is no label in it")
+                    self._kept.offer(image, label, prediction, float(self._score(prediction, label)))
+        except Exception as error:  # pictures do not end a run
+            self._has_failed = True
+            _LOGGER.warning(
+                "PreviewHandler cannot take cases from the evaluator's output and leaves off: %s: %s",
+                type(error).__name__,
+                error,
+            )
+        self._kept.took_s += time.monotonic() - started
+
+    def _preview(self, folder: Path) -> Preview | None:
+        """Return the cases of the last validation that was collected; None where there are no new ones."""
+        chosen, self._chosen = self._chosen, {}
+        if not chosen:
+            return None
+        case, target = chosen["worst"], self._save_dir or folder
+
+        def draw() -> None:
+            for which, one in chosen.items():
+                self._draw(target if which == "worst" else target / which, which, one)
+
+        return Preview(image=case.image, label=case.label, output=case.prediction, draw=draw)
+
+    def _draw(self, folder: Path, which: str, case: Case) -> None:
+        from candy_monai.plotting.case.previews import save_preview_files
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_preview_files(
+            folder,
+            case.image,
+            case.label,
+            case.prediction,
+            quality=self._quality,
+            class_names=self._class_names,
+            title=f"{which} case{f' {case.name}' * bool(case.name)}, {case.score:.3f}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A validated case, on the CPU.
+
+    Attributes:
+        image: ``(C, *spatial)``.
+        label: ``(1, *spatial)``, ids.
+        prediction: ``(1, *spatial)``, ids.
+        score: More is better.
+        name: Of its file, if that is known.
+    """
+
+    image: Tensor = field(repr=False)
+    label: Tensor = field(repr=False)
+    prediction: Tensor = field(repr=False)
+    score: float
+    name: str = ""
+
+
+class KeptCases:
+    """The worst and the best of the cases that were offered, and some near the median.
+
+    Attributes:
+        took_s: The seconds that it took to collect them.
+    """
+
+    def __init__(self) -> None:
+        self.took_s = 0.0
+        self._scores: list[float] = []
+        self._cases: list[Case] = []
+
+    def offer(self, image: Tensor, label: Tensor, prediction: Tensor, score: float) -> None:
+        """Keep a case unless it is neither the worst nor the best and others are nearer to the median.
+
+        Args:
+            image: ``(C, *spatial)``.
+            label: ``(C, *spatial)``, of any kind that `ids_of` knows.
+            prediction: The same.
+            score: More is better; NaN for a case that has none.
+        """
+        if math.isnan(score):
+            return
+        self._scores.append(score)
+        scores = [case.score for case in self._cases] + [score]
+        if len(scores) > MOST_KEPT:
+            leaves = self._least_needed(scores)
+            if leaves == len(self._cases):
+                return
+            del self._cases[leaves]
+        name = getattr(image, "meta", {}).get("filename_or_obj", "")
+        self._cases.append(
+            Case(
+                image=image.detach().cpu(),
+                label=ids_of(label).cpu(),
+                prediction=ids_of(prediction).cpu(),
+                score=score,
+                name=Path(name).name.removesuffix(".gz").removesuffix(".nii") if isinstance(name, str) else "",
+            )
+        )
+
+    def chosen(self) -> dict[str, Case]:
+        """Return the worst, the median and the best case; of fewer cases fewer, each once."""
+        if not self._cases:
+            return {}
+        by_score = sorted(self._cases, key=lambda case: case.score)
+        found = {"worst": by_score[0]}
+        if len(by_score) > 2:
+            median = self._median()
+            found["median"] = min(by_score[1:-1], key=lambda case: abs(case.score - median))
+        if len(by_score) > 1:
+            found["best"] = by_score[-1]
+        return found
+
+    def _least_needed(self, scores: Sequence[float]) -> int:
+        median, needed = self._median(), {scores.index(min(scores)), scores.index(max(scores))}
+        others = [index for index in range(len(scores)) if index not in needed]
+        return max(others, key=lambda index: abs(scores[index] - median))
+
+    def _median(self) -> float:
+        ordered = sorted(self._scores)
+        return ordered[(len(ordered) - 1) // 2]
+
+
+def dice_of_case(prediction: Tensor, label: Tensor) -> float:
+    """Return the mean Dice of the classes of one case; NaN if it has none and none is predicted.
+
+    Args:
+        prediction: ``(C, *spatial)``, of any kind that `ids_of` knows.
+        label: The same.
+    """
+    found, expected = ids_of(prediction), ids_of(label)
+    num_classes = 1 + max(1, int(found.max()), int(expected.max()))
+    return float(mean_dice(found[None], expected[None], num_classes=num_classes))
+
+
+def ids_of(values: Tensor) -> Tensor:
+    """Return label ids ``(1, *spatial)`` of what an engine's output holds.
+
+    Args:
+        values: ``(C, *spatial)``. One channel holds ids, probabilities or logits of one class. Several are one-hot
+            codes, probabilities or logits; codes of regions that overlap are painted one over the other.
+
+    Returns:
+        Ids as int16.
+    """
+    values = torch.as_tensor(values.as_tensor() if hasattr(values, "as_tensor") else values).detach()
+    if values.shape[0] == 1:
+        if values.dtype.is_floating_point and not bool((values == values.round()).all()):
+            is_probability = bool((values >= 0).all() & (values <= 1).all())
+            values = values > (0.5 if is_probability else 0)
+        return values.to(torch.int16)
+    is_code = not values.dtype.is_floating_point or bool(((values == 0) | (values == 1)).all())
+    if is_code and not bool((values.sum(0) == 1).all()):
+        numbers = torch.arange(1, values.shape[0] + 1, device=values.device).view(-1, *[1] * (values.ndim - 1))
+        return ((values > 0) * numbers).amax(0, keepdim=True).to(torch.int16)
+    return (
+        values.to(torch.int16 if values.dtype == torch.bool else values.dtype).argmax(0, keepdim=True).to(torch.int16)
+    )
+
+
+def _image_label_and_prediction(output: Any) -> tuple[Any, Any, Any]:
+    """Return images, labels and predictions of an evaluator's output, decollated or not."""
+    if isinstance(output, Mapping):
+        images, predictions = output["image"], output["pred"]
+        labels = output.get("label")
+        return images, [None] * len(images) if labels is None else labels, predictions
+    images, labels, predictions = ([case.get(name) for case in output] for name in ("image", "label", "pred"))
+    return images, labels, predictions

@@ -1,0 +1,494 @@
+"""Records a run of MONAI's engines as an experiment, and tells its observers.
+
+`Recorder.lasting` surrounds the run. In between the trainer's events say how far it is: `begin` when it starts, then
+those of `handlers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import Evaluator
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.columns import LOSS
+from candy_monai.errors import ExperimentError, RunFailedError
+from candy_monai.experiment.events import EpochFinished, MessageLogged, RunInterrupted, RunStarted, StepFinished
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import column_beside, last_epoch_as_text, why_no_number
+from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.state import RunWeights
+from candy_monai.handlers.engine_state import EngineParts, why_not_to_the_bit
+from candy_monai.handlers.engines import contexts_around, network_of
+from candy_monai.handlers.options import FoundScore, RunOptions
+from candy_monai.handlers.saved_run import SavedEngineRun, describe_engines
+from candy_monai.network import num_parameters, plain_weights
+from candy_monai.observers.base import Observer
+from candy_monai.own_generators import OwnGenerators
+from candy_monai.processes import Processes
+from candy_monai.seeding import GeneratorStates
+from candy_monai.training.reporting import Reporter, own_observers, words_at_end
+
+LOGGER = logging.getLogger("candy_monai.handlers")
+
+
+class Recorder:
+    """One run of a trainer, on disk if that is wanted.
+
+    Args:
+        engine: The trainer.
+        options: What its handlers ask for.
+        validators: The evaluators that its handlers run.
+        processes: Those that train together, connected.
+        before: The recorder of the trainer's run before; None for its first.
+
+    Attributes:
+        experiment: The run; None before `begin`.
+        last_epoch: The trainer's epoch at the end of the run.
+
+    Raises:
+        BadInputError: If the handlers contradict each other or the engines.
+        ExperimentError: If a run that is to go on cannot, or is another.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        options: RunOptions,
+        validators: list[Evaluator],
+        processes: Processes,
+        *,
+        before: Recorder | None = None,
+    ) -> None:
+        self._engine = engine
+        self._options = options
+        self._processes = processes
+        self._score = options.score.found(validators)
+        chosen = [] if self._score is None else [self._score.validator]
+        self._validators = [*chosen, *(one for one in validators if one not in chosen)]
+        self._parts = EngineParts(engine, self._validators, options.save_dict, options.ema)
+        self._settings = TrainSettings(
+            num_epochs=engine.state.max_epochs,
+            note=options.note,
+            num_checkpoints=options.num_checkpoints,
+            ema=options.ema is not None,
+            early_stop_tolerance=None,
+            save_preview=options.preview is not None,
+        )
+        if options.stop is not None:
+            confidence, margin = options.stop
+            self._settings = dataclasses.replace(
+                self._settings,
+                early_stop_tolerance="forecast",
+                early_stop_confidence=confidence,
+                early_stop_margin=margin,
+            )
+        self._saved = self._run_to_go_on_with(before)
+        self._reporter = Reporter()
+        self._generators = OwnGenerators()
+        self._validated: dict[int, tuple[int, dict[str, Any]]] = {}
+        self._unreported: EpochFinished | None = None
+        self._example: tuple[int, ...] | None = None
+        self._num_steps = 0
+        self._first_epoch = 0
+        self.experiment: Experiment | None = None
+        self.last_epoch = 0
+
+    def handlers(self) -> Mapping[Any, Callable[..., None]]:
+        """Return what handles the trainer's events."""
+        return {
+            Events.EPOCH_STARTED: self._epoch_started,
+            Events.ITERATION_COMPLETED: self._iteration_completed,
+            Events.EPOCH_COMPLETED: self._epoch_completed,
+        }
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Surround the run: take in its evaluators' metrics, and close it in whatever way it ends."""
+        validating = {one: self._validation(one) for one in self._validators}
+        for one, context in validating.items():
+            contexts_around(one).append(context)
+        try:
+            yield
+            if self.experiment is not None:
+                self._conclude()
+        except BaseException as error:
+            if self.experiment is not None:
+                self._report_failure(error)
+            raise
+        finally:
+            for one, context in validating.items():
+                contexts_around(one).remove(context)
+            self._close()
+
+    def begin(self) -> None:
+        """Publish the experiment folder, or go on with that of a saved run."""
+        engine, processes, options = self._engine, self._processes, self._options
+        self._generators = OwnGenerators.of(
+            loader=engine.data_loader,
+            validation_loaders=[one.data_loader for one in self._validators],
+            network=network_of(engine),
+            loss=engine.loss_function,
+        )
+        generators = GeneratorStates.capture(self._generators)
+        if self._saved is not None:
+            generators = self._restore(self._saved) or generators
+        else:
+            self._first_epoch = engine.state.epoch
+            epochs = max(1, engine.state.max_epochs - self._first_epoch)
+            self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
+            self.experiment = Experiment(self._publish(), self._settings, writes=self._writes)
+        experiment = self._reporter.experiment = self.experiment
+        assert experiment is not None
+        experiment.score_range = options.score.score_range
+        if processes.is_main:
+            report, console = self._reporter.report, options.console
+            observers = [ToLogger(), *own_observers(self._settings, report, console=console, curves=self._writes)]
+            for dashboards in options.dashboards:
+                observers += dashboards.deliveries(report)
+            self._reporter.observe(observers)
+        self._reporter.log_all(self._words_at_start())
+        self._reporter.notify(self._run_started())
+        generators.restore(self._generators)  # what was imported for the first time may have drawn
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.experiment is not None and self.experiment.is_complete
+
+    @property
+    def _writes(self) -> bool:
+        return self._options.save_dir is not None and self._processes.is_main
+
+    def _run_to_go_on_with(self, before: Recorder | None) -> SavedEngineRun | None:
+        options, engine = self._options, self._engine
+        if options.save_dir is None:
+            return None
+        same = before is not None and before.experiment is not None and 0 < before.last_epoch == engine.state.epoch
+        if same and engine.state.epoch < engine.state.max_epochs:  # run() again, for more epochs
+            assert before is not None
+            assert before.experiment is not None
+            return SavedEngineRun.load(before.experiment.folder, keeps=True)
+        if options.resume is None or (before is not None and before.is_complete):
+            return None
+        return SavedEngineRun.find(options.resume, self._parent(), self._processes)
+
+    def _parent(self) -> Path:
+        assert self._options.save_dir is not None
+        return Path(self._options.save_dir) / type(self._engine).__name__
+
+    def _description(self) -> Any:
+        return describe_engines(
+            self._engine,
+            self._score,
+            processes=self._processes.world_size,
+            score_range=self._options.score.score_range,
+            example_shape=self._example,
+            averages=self._options.ema is not None,
+        )
+
+    def _publish(self) -> Path:
+        """Return the new folder, or where nothing is written a path that only has the name of one."""
+        folder, state = None, self._state()
+        if self._writes:
+            folder = Experiment.publish(self._parent(), self._settings, self._description(), self._weights(), state)
+        elif self._processes.is_main:
+            folder = Path(f"{datetime.now():%Y%m%d-%H}-{secrets.token_hex(2)}")
+        folder = self._processes.broadcast(folder)
+        assert folder is not None
+        return folder
+
+    def _restore(self, saved: SavedEngineRun) -> GeneratorStates | None:
+        """Go on with a saved run; return the states of the random generators, unless they stay as they are."""
+        engine = self._engine
+        self._example = saved.example_shape
+        self._first_epoch = saved.first_epoch
+        epochs = engine.state.max_epochs - self._first_epoch
+        if epochs < saved.num_epochs_done:
+            raise ExperimentError(
+                f"{saved.folder}: has {saved.num_epochs_done} epochs, and the trainer's max_epochs is "
+                f"{engine.state.max_epochs}: give it as many at least"
+            )
+        self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
+        if not saved.keeps:
+            saved.refuse_differences(self._description(), force=self._options.force)
+        experiment = Experiment(saved.folder, self._settings, writes=self._writes)
+        with experiment.closed_on_failure():
+            generators, unsaved = saved.reopened(
+                experiment, self._parts, network_of(engine), self._options.ema, self._processes
+            )
+        experiment.is_stopped = False
+        self.experiment = experiment
+        if unsaved:
+            self._reporter.log(f"Not saved with the run, so that they begin anew: {', '.join(unsaved)}")
+        return generators
+
+    def _words_at_start(self) -> Iterator[str]:
+        experiment, engine, score = self._current(), self._engine, self._score
+        plural = "s" * (experiment.settings.num_epochs != 1)
+        where = f" in {experiment.folder}" if self._options.save_dir is not None else ""
+        yield f"Experiment {experiment.experiment_id}{where}"
+        count = f", {self._processes.world_size} processes" * (self._processes.world_size > 1)
+        epochs = f"{experiment.settings.num_epochs} epoch{plural}"
+        yield f"MONAI's {type(engine).__name__} on {engine.state.device}{count}, {epochs}"
+        if experiment.progress.epoch:
+            yield f"Continued after epoch {experiment.progress.epoch}"
+        elif experiment.settings.note:
+            yield f"Note: {experiment.settings.note}"
+        if self._first_epoch:
+            yield f"The trainer has done {self._first_epoch} epochs before, which are not counted here"
+        if score is None:
+            why = "the evaluator has no key metric" if self._validators else "the trainer runs no evaluator"
+            yield f"There is no score, forecast or early stop, and the best weights are the last: {why}"
+        else:
+            yield f"The score of an epoch is the evaluator's {score.name}{', negated' * score.negative}"
+        if self._writes and (reason := why_not_to_the_bit(engine)):
+            yield f"If this run is interrupted, going on may not give the same numbers: {reason}"
+
+    def _run_started(self) -> RunStarted:
+        experiment, network = self._current(), network_of(self._engine)
+        return RunStarted(
+            experiment_id=experiment.experiment_id,
+            folder=experiment.folder,
+            trainer=type(self._engine).__name__,
+            model=type(network).__name__,
+            note=experiment.settings.note,
+            num_params=num_parameters(network),
+            num_macs=math.nan,
+            num_epochs=experiment.settings.num_epochs,
+            early_stop_tolerance=experiment.early_stopping.tolerance,
+        )
+
+    # While the run goes on
+
+    def _epoch_started(self) -> None:
+        self._current().begin_epoch(self._engine.optimizer.param_groups[0]["lr"])
+        self._num_steps = 0
+        self._validated.clear()
+
+    def _iteration_completed(self) -> None:
+        experiment, engine = self._current(), self._engine
+        self._num_steps += 1
+        experiment.progress.step += 1
+        for name, value in self._measured(engine.state.output).items():
+            experiment.history.record(name, value)
+        if self._example is None:
+            self._example = _image_shape(engine.state.output)
+        self._report_saved_epoch(wait=False)
+        total = engine.state.epoch_length
+        self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total))
+
+    def _measured(self, output: Any) -> dict[str, Any]:
+        """Return the numbers of an iteration by their columns, not waiting for a GPU."""
+        transform = self._options.output_transform
+        found = loss_of(output) if transform is None else transform(output)
+        numbers = found if isinstance(found, Mapping) else {LOSS: found}
+        measured = {}
+        for name, value in numbers.items():
+            value = value[0] if isinstance(value, list | tuple) and value else value
+            if (what := why_no_number(value)) is None:
+                measured[name if name == LOSS else column_beside(str(name))] = value
+            elif found is not None:
+                self._reporter.log_once(f"Warning: {name} of an iteration is {what}, not one number, and not recorded")
+        if found is None:
+            self._reporter.log_once("Warning: an iteration's output holds no loss: say where, output_transform=...")
+        return measured
+
+    def _validation(self, validator: Evaluator) -> Callable[[], Any]:
+        @contextmanager
+        def validating() -> Iterator[None]:
+            yield
+            if self.experiment is not None:
+                metrics = dict(validator.state.metrics)
+                self._validated[self._validators.index(validator)] = self._engine.state.iteration, metrics
+
+        return validating
+
+    def _epoch_completed(self) -> None:
+        self._finish_epoch(is_cut=False)
+
+    def _finish_epoch(self, *, is_cut: bool) -> None:
+        experiment, engine, processes = self._current(), self._engine, self._processes
+        self._report_saved_epoch(wait=True)
+        score = None if is_cut else self._take_metrics()
+        score = processes.broadcast(score)
+        experiment.history.absorb(processes.all_gather(experiment.history.pending()))
+        improved = experiment.finish_epoch(score)
+        stops = processes.broadcast(experiment.early_stopping.triggered)
+        if stops and not is_cut:
+            engine.terminate()
+        experiment.is_stopped = is_cut or bool(engine.should_terminate)
+        self.last_epoch = engine.state.epoch
+        is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
+        state = self._state()
+        if self._writes:
+            if experiment.progress.epoch == 1:
+                experiment.describe(self._description())  # the shape of an image is known by now
+            experiment.save_epoch(self._weights(), state, score=score, is_best=is_best)
+        preview = None
+        if self._options.preview is not None and score is not None and processes.is_main:
+            preview = self._options.preview(experiment.folder)
+        self._unreported = experiment.epoch_finished(score, preview)
+
+    def _take_metrics(self) -> float | None:
+        """Record the engines' metrics, and return the score of the weights as they are now."""
+        score = None
+        for name, value in self._engine.state.metrics.items():
+            for column, number in _numbers(str(name), value):
+                self._current().history.record(column_beside(column), number)
+        for index, (iteration, metrics) in sorted(self._validated.items()):
+            for name, value in metrics.items():
+                prefixed = f"val{index + 1} {name}" if index else name if name.startswith("val") else f"val {name}"
+                for column, number in _numbers(prefixed, value):
+                    self._current().history.record(column_beside(column), number)
+            if index == 0 and self._score is not None:
+                if iteration == self._engine.state.iteration:
+                    score = self._score_in(metrics, self._score)
+                else:
+                    self._reporter.log_once(
+                        "Warning: the evaluator ran within the epoch, so its metrics are recorded and are no score of "
+                        "the weights at the epoch's end: let it run at the last iteration, too"
+                    )
+        return score
+
+    def _score_in(self, metrics: Mapping[str, Any], score: FoundScore) -> float | None:
+        if score.name not in metrics:
+            raise ExperimentError(
+                f"the evaluator measured no {score.name!r}, which is to be the score; it measured "
+                f"{', '.join(map(repr, metrics)) or 'nothing'}"
+            )
+        if (what := why_no_number(metrics[score.name])) is not None:
+            self._reporter.log_once(f"Warning: there is no score, since {score.name} is {what}, not one number")
+            return None
+        value = float(metrics[score.name])
+        return -value if score.negative else value
+
+    def _report_saved_epoch(self, *, wait: bool) -> None:
+        """Notify the observers of the last epoch once it is on disk."""
+        experiment = self._current()
+        if not (wait or experiment.is_saved):
+            return
+        experiment.wait_until_saved()
+        event, self._unreported = self._unreported, None
+        if event is not None:
+            self._reporter.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
+            self._reporter.notify(event)
+
+    # How it ends
+
+    def _conclude(self) -> None:
+        experiment, engine = self._current(), self._engine
+        if engine.should_terminate and self._num_steps and engine.state.epoch > self.last_epoch:
+            self._finish_epoch(is_cut=True)
+        self._report_saved_epoch(wait=True)
+        if not experiment.is_complete:
+            self._report_failure(
+                RunFailedError(f"the trainer ended in epoch {experiment.progress.epoch + 1}; a handler took the error")
+            )
+            return
+        if experiment.is_stopped and not experiment.early_stopping.triggered:
+            self._reporter.log(f"The trainer was ended by another handler after epoch {experiment.progress.epoch}")
+        self._reporter.log_all(words_at_end(experiment))
+        self._reporter.notify(experiment.finished())
+
+    def _report_failure(self, error: BaseException) -> None:
+        experiment = self._current()
+        with suppress(Exception):  # a report that fails must not hide the error
+            self._report_saved_epoch(wait=True)
+        with suppress(Exception):
+            what = ": ".join(filter(None, (type(error).__name__, str(error))))
+            self._reporter.log(f"Interrupted in epoch {experiment.progress.epoch + 1}: {what}")
+            if self._options.save_dir is not None and self._processes.is_main:
+                self._reporter.log(
+                    f'To go on from epoch {experiment.progress.epoch}: ExperimentFolderHandler(..., resume="latest"), '
+                    f'or resume="{experiment.folder}"'
+                )
+        self._reporter.notify(RunInterrupted(error))
+
+    def _close(self) -> None:
+        self._unreported = None
+        self._reporter.close()
+        if self.experiment is not None:
+            self.experiment.close()
+
+    # What is saved
+
+    def _current(self) -> Experiment:
+        assert self.experiment is not None
+        return self.experiment
+
+    def _weights(self) -> RunWeights:
+        raw, ema = plain_weights(network_of(self._engine)), self._options.ema
+        return RunWeights(
+            raw=raw, scored=raw if ema is None else plain_weights(ema), kind="raw" if ema is None else "ema"
+        )
+
+    def _state(self) -> Any:
+        own = {
+            "generators": GeneratorStates.capture(self._generators).state_dict(),
+            "epoch_generators": None,
+            "pending": {},
+        }
+        return self._parts.state(
+            processes=self._processes.all_gather(own),
+            num_epochs=self._settings.num_epochs,
+            first_epoch=self._first_epoch,
+            example=self._example,
+        )
+
+
+class ToLogger(Observer):
+    """Passes the messages of a run on to Python's logging, where MONAI's handlers write, too."""
+
+    name = "logging"
+
+    @override
+    def on_message_logged(self, event: MessageLogged) -> None:
+        LOGGER.info(event.line)
+
+
+def loss_of(output: Any) -> Any:
+    """Return the loss in the output of a trainer's iteration, decollated or not; None where there is none."""
+    if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping):
+        output = output[0]
+    if isinstance(output, Mapping):
+        return output.get("loss")
+    return output if why_no_number(output) is None else None
+
+
+def _image_shape(output: Any) -> tuple[int, ...] | None:
+    """Return the shape ``(C, *spatial)`` of an image in an iteration's output; None where there is none."""
+    decollated = isinstance(output, list | tuple)
+    first = output[0] if decollated and output else output
+    image = first.get("image") if isinstance(first, Mapping) else None
+    if not isinstance(image, Tensor):
+        return None
+    return tuple(image.shape if decollated else image.shape[1:])
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a metric as columns of ``metrics.csv``: one for each value of several, such as of classes."""
+    if why_no_number(value) is None:
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _numbers(f"{name} {key}", part)
+    else:
+        parts = value.flatten().tolist() if hasattr(value, "flatten") else value
+        if isinstance(parts, list | tuple) and 1 < len(parts) <= _MOST_COLUMNS:
+            for number, part in enumerate(parts, start=1):
+                if why_no_number(part) is None:
+                    yield f"{name} {number}", part
+
+
+_MOST_COLUMNS = 128

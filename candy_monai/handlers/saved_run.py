@@ -1,0 +1,211 @@
+"""A run of MONAI's engines as it was saved: found, compared with the present one, and put into the engines again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from monai.inferers import Inferer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import CandyError, ExperimentError
+from candy_monai.experiment.description import ExperimentDescription, describe_trainer, read_description
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.runs import runs_below, summarize
+from candy_monai.experiment.state import load_state, stored_weights
+from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.handlers.engine_state import EngineParts
+from candy_monai.handlers.engines import network_of
+from candy_monai.handlers.options import FoundScore
+from candy_monai.inference.inferer_descriptions import describe_inferer
+from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.processes import Processes
+from candy_monai.seeding import GeneratorStates
+from candy_monai.training.description import describe_loader, describe_network, describe_optimizer
+
+LATEST_RUN = "latest"
+"""Goes on with the newest run if that is not finished; else a new one is begun."""
+HOST = "monai"
+
+
+def describe_engines(
+    engine: Any,
+    score: FoundScore | None,
+    *,
+    processes: int,
+    score_range: ScoreRange | None,
+    example_shape: Sequence[int] | None,
+    averages: bool,
+) -> ExperimentDescription:
+    """Return what ``experiment.json`` says of a run of MONAI's engines.
+
+    Args:
+        engine: The trainer.
+        score: The evaluator and its metric that is the score; None without.
+        processes: How many train.
+        score_range: The least and the largest score; None if it is not known.
+        example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
+        averages: Whether the average of the weights is evaluated.
+    """
+    validator = None if score is None else score.validator
+    inferer = getattr(validator, "inferer", None)
+    loss = engine.loss_function
+    return describe_trainer(
+        type(engine).__name__,
+        {
+            "host": HOST,
+            "score_range": None if score_range is None else list(score_range),
+            "processes": processes,
+            "data": {
+                "training": _described_loader(engine.data_loader),
+                "validation": None if validator is None else _described_loader(validator.data_loader),
+            },
+            "parts": {
+                "network": describe_network(network_of(engine)),
+                "optimizer": describe_optimizer(engine.optimizer),
+                "criterion": type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", None),
+                "ema": ExponentialMovingAverage.__name__ if averages else None,
+                "score": None if score is None else f"{'-' * score.negative}{score.name}",
+                "accumulation_steps": engine.accumulation_steps,
+            },
+            "network": {"example_shape": None if example_shape is None else list(example_shape)},
+            "inferer": describe_inferer(inferer) if isinstance(inferer, Inferer) else None,
+        },
+    )
+
+
+def _described_loader(loader: object) -> dict[str, object] | None:
+    return describe_loader(loader) if isinstance(loader, DataLoader) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedEngineRun:
+    """What is on disk of a run of MONAI's engines.
+
+    Attributes:
+        folder: The experiment folder.
+        description: What ``experiment.json`` says.
+        num_epochs_done: The epochs that were saved.
+        first_epoch: The trainer's epochs before the first one of the run.
+        example_shape: The shape ``(C, *spatial)`` of an image; None if it is not known.
+        keeps: Whether the engines are as the run left them, so that nothing is loaded.
+    """
+
+    folder: Path
+    description: ExperimentDescription
+    num_epochs_done: int
+    first_epoch: int
+    example_shape: tuple[int, ...] | None
+    keeps: bool = False
+
+    @classmethod
+    def load(cls, folder: Path, *, keeps: bool = False) -> Self:
+        """Read a run's description and state.
+
+        Raises:
+            ExperimentError: If it is no run of MONAI's engines, or cannot be read.
+        """
+        description, state = read_description(folder), load_state(folder)
+        if description.host != HOST:
+            raise ExperimentError(f"{folder}: was trained by {description.trainer}, not by MONAI's engines")
+        extra = state.trainer.extra
+        try:
+            first_epoch, example = extra["counts"]["first_epoch"], extra["example_shape"]
+        except (LookupError, TypeError) as error:
+            raise ExperimentError(f"{folder}: its state is not that of a run of MONAI's engines") from error
+        return cls(
+            folder=folder,
+            description=description,
+            num_epochs_done=state.progress.epoch,
+            first_epoch=first_epoch,
+            example_shape=None if example is None else tuple(example),
+            keeps=keeps,
+        )
+
+    @classmethod
+    def find(cls, resume: PathLike, parent: Path, processes: Processes) -> Self | None:
+        """Return the run to go on with.
+
+        Args:
+            resume: An experiment folder, the id of one below ``parent``, or ``"latest"``.
+            parent: Where the trainer's experiments are.
+            processes: Those that train; the first one chooses.
+
+        Raises:
+            ExperimentError: If there is no such run.
+        """
+        if resume == LATEST_RUN:
+            newest = None
+            if processes.is_main:
+                newest = next(iter(runs_below(parent)), None) if parent.is_dir() else None
+                if newest is not None and summarize(newest).is_finished:
+                    newest = None
+            folder = processes.broadcast(newest)
+            return None if folder is None else cls.load(folder)
+        own = parent / resume
+        return cls.load(own if own.is_dir() else Path(resume))
+
+    def refuse_differences(self, present: ExperimentDescription, *, force: bool) -> None:
+        """Raise if the engines are not put together as they were.
+
+        Raises:
+            ExperimentError: With all differences.
+        """
+        found = self.description.differences(present)
+        if found and not force:
+            lines = "".join(f"\n  - {line}" for line in found)
+            raise ExperimentError(
+                f"{self.folder}: what is about to be trained is not what was saved (saved -> present):{lines}\n"
+                "make it the same again, or go on all the same with ExperimentFolderHandler(..., force=True)"
+            )
+
+    def reopened(
+        self,
+        experiment: Experiment,
+        parts: EngineParts,
+        network: nn.Module,
+        ema: ExponentialMovingAverage | None,
+        processes: Processes,
+    ) -> tuple[GeneratorStates | None, list[str]]:
+        """Restore the experiment, and load weights and states into the engines.
+
+        Args:
+            experiment: The run, its folder held.
+            parts: What has a state.
+            network: The user's network.
+            ema: Its average.
+            processes: Those that go on with the run.
+
+        Returns:
+            The random generators as they were saved, None where they stay as they are; and what was not saved.
+
+        Raises:
+            ExperimentError: If a file is damaged or a state does not fit.
+        """
+        if processes.is_main:
+            experiment.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
+        processes.broadcast(None)  # the others read when the files are in step
+        state = load_state(self.folder)
+        if not processes.is_main:
+            experiment.restore(state)
+        if self.keeps:
+            return None, []
+        try:
+            weights = stored_weights(state, experiment.checkpoints, self.folder)
+            network.load_state_dict(weights.raw)
+            if ema is not None:
+                ema.module.load_state_dict(weights.scored)
+            unsaved = parts.load(state.trainer)
+            saved = state.trainer.processes
+            own = saved[processes.rank if processes.rank < len(saved) else 0]
+            return GeneratorStates(**own["generators"]), unsaved
+        except (CandyError, torch.OutOfMemoryError):
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ExperimentError(f"{self.folder}: what was saved does not fit these engines: {first}") from error
