@@ -158,7 +158,9 @@ def main() -> None:
         print(json.dumps({"curves": sum(map(len, by_dataset.values())), "studies": len(by_dataset), "pruners": rows}))
         return
     print(f"{sum(map(len, by_dataset.values()))} curves, {len(by_dataset)} studies, {args.orders} orders of each\n")
-    print("| pruner | runs to the first winner | runs in all | winners lost | best is short by |\n|---|---|---|---|---|")
+    print(
+        "| pruner | runs to the first winner | runs in all | winners lost | best is short by |\n|---|---|---|---|---|"
+    )
     for row in rows:
         cells = (row["runs_to_first"], row["runs_in_all"], f"{row['lost']:.1%}", f"{row['short']:.2%}")
         print(f"| {row['pruner']} | {' | '.join(map(str, cells))} |")

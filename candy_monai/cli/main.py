@@ -26,6 +26,7 @@ from candy_monai.cli import (
     predict,
     preprocess,
     resume,
+    sweep,
     train,
 )
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM, report
@@ -40,6 +41,7 @@ COMMANDS = {
     "preprocess": preprocess,
     "train": train,
     "crossval": crossval,
+    "sweep": sweep,
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,
