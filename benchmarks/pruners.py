@@ -37,24 +37,25 @@ NEAR = 0.01
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "none": NopPruner,
     **{
-        f"forecast, confidence {confidence}": functools.partial(
-            ForecastPruner, confidence, horizon=PARTS, score_range=(0, 1)
+        f"forecast, confidence {confidence}, {warmup} warm-up steps": functools.partial(
+            ForecastPruner, confidence, horizon=PARTS, n_warmup_steps=warmup, score_range=(0, 1)
         )
+        for warmup in (0, 8, 10, 12, 15)
         for confidence in (0.6, 0.7, 0.8, 0.9, 0.95)
     },
     **{
         f"median, {startup} startup trials, {warmup} warm-up steps": functools.partial(MedianPruner, startup, warmup)
         for startup in (1, 5)
-        for warmup in (0, 5, 10, 15, 20)
+        for warmup in (0, 5, 8, 10, 12, 15, 20)
     },
     **{
         f"percentile {percentile}, {warmup} warm-up steps": functools.partial(PercentilePruner, percentile, 1, warmup)
         for percentile in (25.0, 75.0)
-        for warmup in (5, 15)
+        for warmup in (5, 8, 10, 12, 15)
     },
     **{
         f"hyperband, least {least}, factor {factor}": functools.partial(HyperbandPruner, least, PARTS, factor)
-        for least in (1, 3, 10)
+        for least in (1, 3, 8, 10, 15)
         for factor in (2, 3, 4)
     },
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PRUNERS = ("forecast", "median", "hyperband", "none")
 _MOST_ROWS = 30
+_NAME_WIDTH = 14
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -139,9 +140,10 @@ def results_table(summary: dict[str, Any]) -> Table:
     of = f", the first {_MOST_ROWS} of {len(trials)} trials" if len(trials) > _MOST_ROWS else ""
     table = Table(title=Text(f"{summary['study']}{of}"), title_justify="left", box=box.SIMPLE)
     for heading in ("trial", "Dice", "validation", "epochs"):
-        table.add_column(heading, justify="right")
-    for heading in ("state", *names):
-        table.add_column(Text(heading), overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in names:
+        table.add_column(Text(name), overflow="fold", min_width=min(len(name), _NAME_WIDTH))
     for trial in trials[:_MOST_ROWS]:
         of_planned = f" of {trial['epochs_planned']}" if trial["epochs_planned"] else ""
         cells = [

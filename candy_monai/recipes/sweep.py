@@ -428,7 +428,8 @@ def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "state": trial.state.name.lower(),
-        "dice": trial.value,
+        # Of a pruned trial, Optuna's value is the last that it reported.
+        "dice": trial.value if trial.state == TrialState.COMPLETE else None,
         "best_validation_score": max(scores, default=None),
         "epochs": max(trial.intermediate_values, default=0),
         "epochs_planned": trial.user_attrs.get(HORIZON),

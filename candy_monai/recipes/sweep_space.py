@@ -196,7 +196,7 @@ def _kind_of(name: str, options: TrainOptions) -> Literal["plan", "trainer", "op
     known = (*(entry for entry in ENTRIES if entry in SETTABLE), *OPTIONS)
     hint = did_you_mean(name, known) or f" Known: {', '.join(known)}"
     raise SettingsError(
-        f"is neither an entry of the plan, nor an attribute of {trainer.__name__}, nor an option that can be searched.{hint}"
+        f"is neither an entry of the plan, nor an attribute of {trainer.__name__}, nor an option to search.{hint}"
     )
 
 
