@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,21 @@ from candy_monai.training.reporting import Reporter, own_observers, words_at_end
 _ENDLESS = 1_000_000
 """Epochs of a training that has neither ``max_epochs`` nor ``max_steps``."""
 _PRECISIONS: dict[str, Literal["bf16", "fp16"]] = {"16-mixed": "fp16", "bf16-mixed": "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """An epoch that is over, and not yet part of the experiment.
+
+    Attributes:
+        is_scored: Whether its end was validated.
+        score: Its score, once it is read.
+        metrics: What was logged in it, once it is read.
+    """
+
+    is_scored: bool
+    score: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ExperimentFolder(Callback):
@@ -108,9 +124,10 @@ class ExperimentFolder(Callback):
         self._reporter = Reporter()
         self._restored: Mapping[str, Any] | None = None
         self._averaged: dict[str, Tensor] | None = None
-        self._pending: dict[str, Any] | None = None
+        self._pending: _Pending | None = None
+        self._earlier: dict[str, Any] = {}
+        self._trainer: Trainer | None = None
         self._unreported: EpochFinished | None = None
-        self._has_validated = False
 
     @property
     @override
@@ -123,6 +140,7 @@ class ExperimentFolder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
+        self._trainer, self._earlier = trainer, {}
         weights = self._weights(trainer, pl_module)  # of a sharded module, all processes take part
         folder = None
         if trainer.is_global_zero:
@@ -186,11 +204,15 @@ class ExperimentFolder(Callback):
                 del experiment.checkpoints.records[BEST]
                 (folder / BEST).unlink(missing_ok=True)
                 experiment.progress.best_score, experiment.progress.best_epoch = -math.inf, 0
-        self._pending = state["pending"]
+        if state["pending"] is not None:
+            self._pending = _Pending(**state["pending"])
         return experiment
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        self._finish_epoch(trainer, pl_module)
         if (experiment := self.experiment) is None:
             return
         self._report(wait=True)
@@ -213,7 +235,7 @@ class ExperimentFolder(Callback):
 
     def _close(self) -> None:
         experiment, self.experiment = self.experiment, None
-        self._averaged = self._unreported = None
+        self._averaged = self._unreported = self._pending = self._trainer = None
         if experiment is not None:
             self._reporter.close()
             experiment.close()
@@ -225,16 +247,12 @@ class ExperimentFolder(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
-        self._has_validated = False
-        self._averaged = None
-        weights = self._weights(trainer, pl_module)
-        experiment = self.experiment
-        if experiment is None:
+        self._finish_epoch(trainer, pl_module)
+        self._earlier = dict(trainer.callback_metrics)
+        if (experiment := self.experiment) is None:
             return
-        while experiment.progress.epoch < trainer.current_epoch:
-            # A checkpoint that was saved right after a validation: its epoch is over, and was not closed here.
-            pending, self._pending = self._pending, None
-            self._finish_epoch(experiment, weights, **(pending or {"score": None, "metrics": {}}))
+        while experiment.progress.epoch < trainer.current_epoch:  # trained before this callback was there
+            experiment.finish_epoch(None)
         experiment.begin_epoch(learning_rate(trainer))
 
     @override
@@ -257,35 +275,46 @@ class ExperimentFolder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_fitting(trainer):
             return
-        value = scored_value(trainer, self.monitor, by=type(self).__name__)
-        self._has_validated = bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
-        if not self._has_validated:
+        scored_value(trainer, self.monitor, by=type(self).__name__)  # better missed after the first validation
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._pending = _Pending(is_scored=True)
+        else:
             self._averaged = None
-        if self.experiment is not None and self._has_validated:
-            self._pending = {"score": self._curve.as_score(value), "metrics": _numbers(trainer)}
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:
-            return
-        score = None
-        if self._has_validated or not trainer.enable_validation:
-            score = self._curve.as_score(scored_value(trainer, self.monitor, by=type(self).__name__))
-        weights = self._weights(trainer, pl_module)
-        self._pending = None
-        if self.experiment is not None:
-            self._finish_epoch(self.experiment, weights, score=score, metrics=_numbers(trainer))
+        if self._pending is None and not trainer.fast_dev_run:
+            self._pending = _Pending(is_scored=not trainer.enable_validation)
 
-    def _finish_epoch(
-        self, experiment: Experiment, weights: RunWeights, *, score: float | None, metrics: Mapping[str, Any]
-    ) -> None:
+    def _finish_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish the last epoch, if there is one that is over.
+
+        That is done before the next one begins, or when the training ends: other callbacks and the module itself may
+        log in their ``on_train_epoch_end``, which comes after this callback's.
+        """
+        weights = self._weights(trainer, pl_module)  # of a sharded module, all processes take part
+        pending, self._pending = self._pending, None
+        self._averaged = None
+        experiment = self.experiment
+        if pending is None or experiment is None:
+            return
         self._report(wait=True)
-        for name, value in metrics.items():
+        told = self._told(trainer, pending)
+        for name, value in told.metrics.items():
             experiment.history.record(column_beside(name), value)
-        improved = experiment.finish_epoch(score)
+        improved = experiment.finish_epoch(told.score)
         is_best = improved or experiment.progress.best_epoch == 0
-        experiment.save_epoch(weights, _STATE, score=score, is_best=is_best)
-        self._unreported = experiment.epoch_finished(score, None)
+        experiment.save_epoch(weights, _STATE, score=told.score, is_best=is_best)
+        self._unreported = experiment.epoch_finished(told.score, None)
+
+    def _told(self, trainer: Trainer, pending: _Pending) -> _Pending:
+        """Return an epoch that is over with its score and what was logged in it."""
+        if pending.metrics:  # of a checkpoint, when it was saved
+            return pending
+        score = None
+        if pending.is_scored:
+            score = self._curve.as_score(scored_value(trainer, self.monitor, by=type(self).__name__))
+        return dataclasses.replace(pending, score=score, metrics=_numbers(trainer, self._earlier))
 
     def _report(self, *, wait: bool) -> None:
         """Notify the observers of the last epoch once it is on disk."""
@@ -304,11 +333,16 @@ class ExperimentFolder(Callback):
         experiment = self.experiment
         if experiment is None:
             return {"folder": None}
+        pending = None
+        if self._pending is not None and self._trainer is not None:
+            told = self._told(self._trainer, self._pending)
+            metrics = {name: float(value) for name, value in told.metrics.items()}
+            pending = dataclasses.asdict(dataclasses.replace(told, metrics=metrics))
         return {
             "folder": str(experiment.folder.resolve()),
             "history": experiment.history.state_dict(),
             "progress": dataclasses.asdict(experiment.progress),
-            "pending": None if self._pending is None else {**self._pending, "metrics": _read(self._pending["metrics"])},
+            "pending": pending,
         }
 
     @override
@@ -387,17 +421,18 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _numbers(trainer: Trainer) -> dict[str, Any]:
-    """Return what was logged, each metric once: Lightning also keeps those of a step and of an epoch by own names."""
+def _numbers(trainer: Trainer, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was logged in an epoch, each metric once: Lightning also keeps those of a step by own names.
+
+    Args:
+        trainer: The Trainer, which keeps a metric until it is logged again.
+        earlier: Its metrics when the epoch began.
+    """
     metrics = trainer.callback_metrics
     found = {}
     for name, value in metrics.items():
         plain = name.removesuffix("_epoch").removesuffix("_step")
-        if (plain != name and plain in metrics) or why_no_number(value) is not None:
+        if value is earlier.get(name) or (plain != name and plain in metrics) or why_no_number(value) is not None:
             continue
         found[name] = value.detach().clone() if isinstance(value, Tensor) else value
     return found
-
-
-def _read(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
