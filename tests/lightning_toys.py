@@ -12,9 +12,9 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Segmenter(pl.LightningModule):
-    """Learns thresholds of noise; has dropout and batch statistics, so that any disturbance of its random numbers shows.
+    """Learns thresholds of noise, with dropout, so that any disturbance of its random numbers shows.
 
-    Logs the mean of ``train_seen`` in its own ``on_train_epoch_end``, which is the last hook of an epoch.
+    Logs ``train_epoch`` in its own ``on_train_epoch_end``, which comes after that of callbacks.
     """
 
     def __init__(self, lr: float = 1e-2) -> None:

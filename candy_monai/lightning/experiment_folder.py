@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,10 +34,11 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
 from candy_monai.frontends.delivery import Dashboards
 from candy_monai.lightning.host import (
+    WEIGHT_AVERAGING,
+    WEIGHT_AVERAGING_IN_VALIDATION,
     Callback,
     LightningModule,
     Trainer,
-    WeightAveraging,
     checked_mode,
     is_fitting,
     isolate_rng,
@@ -124,6 +125,7 @@ class ExperimentFolder(Callback):
         self._reporter = Reporter()
         self._restored: Mapping[str, Any] | None = None
         self._averaged: dict[str, Tensor] | None = None
+        self._raw: dict[str, Any] | None = None
         self._pending: _Pending | None = None
         self._earlier: dict[str, Any] = {}
         self._trainer: Trainer | None = None
@@ -235,7 +237,7 @@ class ExperimentFolder(Callback):
 
     def _close(self) -> None:
         experiment, self.experiment = self.experiment, None
-        self._averaged = self._unreported = self._pending = self._trainer = None
+        self._averaged = self._raw = self._unreported = self._pending = self._trainer = None
         if experiment is not None:
             self._reporter.close()
             experiment.close()
@@ -265,7 +267,12 @@ class ExperimentFolder(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx or dataloader_idx or not is_fitting(trainer) or not _is_averaging(trainer):
+        if (
+            batch_idx
+            or dataloader_idx
+            or not is_fitting(trainer)
+            or not _is_averaging(trainer, WEIGHT_AVERAGING_IN_VALIDATION)
+        ):
             return
         # The averaged weights are in the module for the validation only.
         state = self._state_dict(trainer, pl_module)
@@ -285,6 +292,8 @@ class ExperimentFolder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pending is None and not trainer.fast_dev_run:
             self._pending = _Pending(is_scored=not trainer.enable_validation)
+        if _is_averaging(trainer):  # at the end of the training, such a callback leaves its average in the module
+            self._raw = {name: _copied(value) for name, value in self._state_dict(trainer, pl_module).items()}
 
     def _finish_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the last epoch, if there is one that is over.
@@ -294,7 +303,7 @@ class ExperimentFolder(Callback):
         """
         weights = self._weights(trainer, pl_module)  # of a sharded module, all processes take part
         pending, self._pending = self._pending, None
-        self._averaged = None
+        self._averaged = self._raw = None
         experiment = self.experiment
         if pending is None or experiment is None:
             return
@@ -314,7 +323,12 @@ class ExperimentFolder(Callback):
         score = None
         if pending.is_scored:
             score = self._curve.as_score(scored_value(trainer, self.monitor, by=type(self).__name__))
-        return dataclasses.replace(pending, score=score, metrics=_numbers(trainer, self._earlier))
+        return dataclasses.replace(
+            pending, score=score, metrics=_numbers(trainer, self._earlier, known=self._columns())
+        )
+
+    def _columns(self) -> Container[str]:
+        return () if self.experiment is None else self.experiment.history.metrics()
 
     def _report(self, *, wait: bool) -> None:
         """Notify the observers of the last epoch once it is on disk."""
@@ -351,7 +365,7 @@ class ExperimentFolder(Callback):
 
     def _weights(self, trainer: Trainer, pl_module: LightningModule) -> RunWeights:
         """Return the module's weights, and those that the last validation scored."""
-        raw = self._state_dict(trainer, pl_module)
+        raw = self._state_dict(trainer, pl_module) if self._raw is None else self._raw
         kind: WeightsKind = "raw" if self._averaged is None else "ema"
         return RunWeights(raw=raw, scored=raw if self._averaged is None else self._averaged, kind=kind)
 
@@ -381,7 +395,7 @@ class ExperimentFolder(Callback):
             num_epochs=planned_epochs(trainer) or _ENDLESS,
             note=self._note,
             num_checkpoints=self._num_checkpoints,
-            ema=_is_averaging(trainer),
+            ema=_is_averaging(trainer, WEIGHT_AVERAGING_IN_VALIDATION),
             seed=int(seed) if seed.isdigit() else None,
             early_stop_tolerance=None,
             save_preview=False,
@@ -413,26 +427,28 @@ _STATE = TrainerState(optimizer={})
 """Optimizer, schedule and random generators are in Lightning's checkpoints."""
 
 
-def _is_averaging(trainer: Trainer) -> bool:
-    return any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+def _is_averaging(trainer: Trainer, kinds: tuple[type, ...] = WEIGHT_AVERAGING) -> bool:
+    return any(isinstance(callback, kinds) for callback in trainer.callbacks)
 
 
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _numbers(trainer: Trainer, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers(trainer: Trainer, earlier: Mapping[str, Any], *, known: Container[str]) -> dict[str, Any]:
     """Return what was logged in an epoch, each metric once: Lightning also keeps those of a step by own names.
 
     Args:
         trainer: The Trainer, which keeps a metric until it is logged again.
         earlier: Its metrics when the epoch began.
+        known: The metrics of earlier epochs.
     """
     metrics = trainer.callback_metrics
     found = {}
     for name, value in metrics.items():
         plain = name.removesuffix("_epoch").removesuffix("_step")
-        if value is earlier.get(name) or (plain != name and plain in metrics) or why_no_number(value) is not None:
+        is_of_a_step = plain != name and (plain in metrics or plain in known)
+        if value is earlier.get(name) or is_of_a_step or why_no_number(value) is not None:
             continue
         found[name] = value.detach().clone() if isinstance(value, Tensor) else value
     return found

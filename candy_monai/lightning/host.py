@@ -11,7 +11,10 @@ from candy_monai.optional import require
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    WEIGHT_AVERAGING: tuple[type, ...]
+    WEIGHT_AVERAGING_IN_VALIDATION: tuple[type, ...]
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.seed import isolate_rng
 else:
@@ -32,18 +35,21 @@ else:
     Callback, LightningModule, Trainer = _host.Callback, _host.LightningModule, _host.Trainer
     _callbacks = require(f"{_NAME}.callbacks", extra="lightning", purpose="stop early")
     EarlyStopping = _callbacks.EarlyStopping
-    WeightAveraging = getattr(_callbacks, "WeightAveraging", ())  # earlier versions have none
+    _averaging = getattr(_callbacks, "WeightAveraging", None)  # earlier versions have none
+    WEIGHT_AVERAGING_IN_VALIDATION = () if _averaging is None else (_averaging,)
+    WEIGHT_AVERAGING = (*WEIGHT_AVERAGING_IN_VALIDATION, _callbacks.StochasticWeightAveraging)
     _utilities = require(f"{_NAME}.utilities", extra="lightning", purpose="log")
     rank_zero_info, rank_zero_warn = _utilities.rank_zero_info, _utilities.rank_zero_warn
     isolate_rng = require(f"{_NAME}.utilities.seed", extra="lightning", purpose="keep random numbers").isolate_rng
 
 __all__ = [
+    "WEIGHT_AVERAGING",
+    "WEIGHT_AVERAGING_IN_VALIDATION",
     "Callback",
     "EarlyStopping",
     "LightningModule",
     "Mode",
     "Trainer",
-    "WeightAveraging",
     "checked_mode",
     "is_fitting",
     "isolate_rng",

@@ -45,7 +45,7 @@ def all_callbacks(folder):
     ]
 
 
-def test_with_all_callbacks_the_weights_are_the_same_to_the_bit(tmp_path):
+def test_with_all_callbacks_the_weights_are_the_same_to_the_bit(tmp_path, curves):
     _, plain = fitted(tmp_path / "plain", num_epochs=7)
     trainer, module = fitted(tmp_path / "ours", all_callbacks(tmp_path / "experiments"), num_epochs=7)
     assert_same_weights(plain, module)
@@ -79,7 +79,7 @@ def test_each_epoch_is_one_row_with_what_was_logged_in_it_whatever_hook_logged_i
     assert len(set(metrics["train_loss"])) == 3
     assert metrics["learning rate"][0] == 0.01
     history = read_scores(folder_of(trainer))
-    assert (len(history.scores), history.horizon) == (2, 3)
+    assert (len(history.scores), history.horizon) == (3, 3)
 
 
 def test_the_best_weights_score_what_is_written_of_them(tmp_path):
@@ -94,15 +94,18 @@ def test_the_best_weights_score_what_is_written_of_them(tmp_path):
         assert torch.equal(value, latest[name])
 
 
-def test_of_a_moving_average_it_is_the_average_that_is_saved_as_the_best(tmp_path):
-    callbacks = [ExperimentFolder(tmp_path / "e", monitor="val_acc", network="net"), EMAWeightAveraging(decay=0.8)]
-    for order in (callbacks, callbacks[::-1]):
-        trainer, _ = fitted(tmp_path, order, module=Segmenter(lr=0.1))
-        folder = folder_of(trainer)
-        record = load_state(folder).checkpoints["checkpoint_best.pth"]
-        assert record.kind == "ema"
-        assert accuracy(torch.load(folder / "checkpoint_best.pth")) == pytest.approx(record.score, abs=1e-6)
-        assert accuracy(torch.load(folder / "checkpoint_latest.pth")) != pytest.approx(record.score, abs=1e-6)
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_of_a_moving_average_it_is_the_average_that_is_saved_as_the_best(tmp_path, ours_first):
+    callbacks = [EMAWeightAveraging(decay=0.8), ExperimentFolder(tmp_path / "e", monitor="val_acc", network="net")]
+    trainer, module = fitted(tmp_path, callbacks[::-1] if ours_first else callbacks, num_epochs=6)
+    folder = folder_of(trainer)
+    record = load_state(folder).checkpoints["checkpoint_best.pth"]
+    assert (record.epoch, record.kind) == (6, "ema")
+    best, latest = (torch.load(folder / f"checkpoint_{name}.pth") for name in ("best", "latest"))
+    assert accuracy(best) == pytest.approx(record.score, abs=1e-6)
+    assert accuracy(latest) != pytest.approx(record.score, abs=1e-6)
+    for name, value in module.net.state_dict().items():  # the callback leaves its average in the module
+        assert torch.equal(value, best[name])
 
 
 def test_of_a_metric_that_is_better_when_lower_the_negative_is_the_score(tmp_path):
@@ -115,25 +118,36 @@ def test_of_a_metric_that_is_better_when_lower_the_negative_is_the_score(tmp_pat
 
 
 @pytest.mark.parametrize("at_validation", [False, True])
-def test_a_training_that_is_continued_goes_on_in_its_folder_as_if_it_had_never_ended(tmp_path, at_validation):
-    def callbacks(root):
+def test_a_training_that_is_continued_goes_on_in_its_folder_as_lightning_continues_it(tmp_path, at_validation):
+    def run(root, *, ours, ckpt_path=None):
         keep = ModelCheckpoint(root, "{epoch}", save_top_k=-1, save_on_train_epoch_end=not at_validation)
-        return [ExperimentFolder(root / "e", monitor="val_acc"), keep]
+        mine = [ExperimentFolder(root / "e", monitor="val_acc")] if ours else []
+        return fitted(root, [*mine, keep], num_epochs=5, ckpt_path=ckpt_path)
 
-    whole, expected = fitted(tmp_path / "whole", callbacks(tmp_path / "whole"), num_epochs=5)
-    root = tmp_path / "parts"
-    begun, _ = fitted(root, callbacks(root), num_epochs=5, limit_train_batches=4)
-    later = (root / "e").rglob("checkpoint_best.pth")
-    assert len(list(later)) == 1
-    trainer, module = fitted(root, callbacks(root), num_epochs=5, ckpt_path=root / "epoch=1.ckpt")
-    folder = folder_of(trainer)
-    assert folder.samefile(folder_of(begun))  # trained to the end, and again from its second epoch
-    rows, straight = (load_metrics(each / "metrics.csv") for each in (folder, folder_of(whole)))
-    assert len(rows["val score"]) == 5
-    assert rows["val score"] == pytest.approx(straight["val score"], abs=0 if not at_validation else 1)
-    assert rows["train_epoch"] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    run(tmp_path / "plain", ours=False)
+    _, expected = run(tmp_path / "plain", ours=False, ckpt_path=tmp_path / "plain" / "epoch=1.ckpt")
+    root = tmp_path / "ours"
+    begun, _ = run(root, ours=True)
+    before = load_metrics(folder_of(begun) / "metrics.csv")
+    # Trained to its end, and again from its third epoch on.
+    trainer, module = run(root, ours=True, ckpt_path=root / "epoch=1.ckpt")
     assert_same_weights(expected, module)
+    folder = folder_of(trainer)
+    assert folder.samefile(folder_of(begun))
+    after = load_metrics(folder / "metrics.csv")
     assert "Continued after epoch" in (folder / "logs.txt").read_text()
+    for name in ("val score", "val_acc", "val_loss"):
+        assert after[name][:2] == before[name][:2]
+        assert after[name][2:] != before[name][2:]  # Lightning does not continue the shuffle
+        assert len(after[name]) == 5
+    # At a validation it is not known yet what the module logs when the epoch is over.
+    assert after["train_epoch"][2:] == [2.0, 3.0, 4.0]
+    assert (after["train_epoch"][1] == 1.0) is not at_validation
+    assert "train_loss_step" not in after
+    record = load_state(folder).checkpoints["checkpoint_best.pth"]
+    module.load_state_dict(torch.load(folder / "checkpoint_best.pth"))
+    assert accuracy(module.net.state_dict()) == pytest.approx(record.score, abs=1e-6)
+    assert record.score == after["val score"][record.epoch - 1] == max(after["val score"])
 
 
 def test_a_folder_that_is_gone_is_begun_anew_with_a_warning(tmp_path):
@@ -207,7 +221,7 @@ def test_of_two_processes_the_first_one_writes_one_folder(tmp_path):
         "from tests.lightning_toys import fitted\n"
         f"ours = [ExperimentFolder({str(tmp_path / 'e')!r}, monitor='val_acc'), ForecastProgress('val_acc'),\n"
         "        ForecastEarlyStopping('val_acc')]\n"
-        f"fitted({str(tmp_path)!r}, ours, num_epochs=7, devices=2, strategy='ddp_spawn' if False else 'ddp')\n"
+        f"fitted({str(tmp_path)!r}, ours, num_epochs=7, devices=2, strategy='ddp')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

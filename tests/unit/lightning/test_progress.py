@@ -42,8 +42,10 @@ def test_a_training_that_is_continued_remembers_its_scores(tmp_path):
     whole = ForecastProgress("val_acc")
     fitted(tmp_path, [whole, keep], num_epochs=8)
     resumed = ForecastProgress("val_acc")
-    fitted(tmp_path, [resumed], num_epochs=8, ckpt_path=tmp_path / "epoch=6.ckpt")
-    assert resumed.state_dict()["curve"] == whole.state_dict()["curve"]
+    trainer, _ = fitted(tmp_path, [resumed], num_epochs=8, ckpt_path=tmp_path / "epoch=5.ckpt")
+    assert resumed._curve.scores[:6] == whole._curve.scores[:6]
+    assert len(resumed._curve.scores) == 8
+    assert [int(row["epoch"]) for row in logged(trainer) if row.get("val_acc_forecast")] == [6]
 
 
 def test_the_sanity_check_is_no_score(tmp_path):
