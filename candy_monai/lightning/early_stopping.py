@@ -67,6 +67,9 @@ class ForecastEarlyStopping(EarlyStopping):
         self._epoch = 0
         self.forecast: Forecast | None = None
 
+    best_score: Tensor
+    wait_count: int
+
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch = trainer.current_epoch

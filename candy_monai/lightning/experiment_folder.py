@@ -134,7 +134,7 @@ class ExperimentFolder(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(root=str(self._root), monitor=self.monitor)
+        return str(self._generate_state_key(root=str(self._root), monitor=self.monitor))
 
     # How a run begins and ends
 
@@ -378,8 +378,9 @@ class ExperimentFolder(Callback):
         return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 
     def _saved_module(self, pl_module: LightningModule) -> torch.nn.Module:
+        module: torch.nn.Module = pl_module
         if self._network is None:
-            return pl_module
+            return module
         found = getattr(pl_module, self._network, None)
         if not isinstance(found, torch.nn.Module):
             known = ", ".join(name for name, _ in pl_module.named_children())

@@ -64,7 +64,7 @@ class ForecastProgress(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+        return str(self._generate_state_key(monitor=self.monitor, mode=self.mode))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -51,7 +51,7 @@ class Searched:
         """Return the values that are checked before any work: all choices, or the least and the largest number."""
         values = self.distribution
         if isinstance(values, CategoricalDistribution):
-            return values.choices
+            return tuple(values.choices)
         assert isinstance(values, IntDistribution | FloatDistribution)
         return (values.low, values.high) if values.low != values.high else (values.low,)
 
