@@ -114,7 +114,6 @@ _MODULE_OF = {
     "visualize2d": "plotting.case.visualize",
     "visualize3d": "plotting.case.visualize",
     "cross_validate": "recipes.crossval",
-    "sweep_dataset": "recipes.sweep",
     "TrainOptions": "recipes.options",
     "resume_training": "recipes.resume",
     "train_dataset": "recipes.train",

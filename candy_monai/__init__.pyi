@@ -106,7 +106,6 @@ from candy_monai.plotting.case.visualize import visualize2d as visualize2d
 from candy_monai.plotting.case.visualize import visualize3d as visualize3d
 from candy_monai.recipes.crossval import cross_validate as cross_validate
 from candy_monai.recipes.options import TrainOptions as TrainOptions
-from candy_monai.recipes.sweep import sweep_dataset as sweep_dataset
 from candy_monai.recipes.resume import resume_training as resume_training
 from candy_monai.recipes.train import train_dataset as train_dataset
 from candy_monai.registry import Bundle as Bundle

@@ -15,6 +15,8 @@ from pkgutil import iter_modules
 from textwrap import indent
 
 import candy_monai
+import candy_monai.lightning
+import candy_monai.optuna
 import candy_monai.transforms
 import candy_monai_bundles
 
@@ -33,6 +35,8 @@ TITLES = {
     "plotting": "Pictures",
     "observers": "Observers and the events that they are told",
     "frontends": "Dashboards",
+    "lightning": "Callbacks for Lightning",
+    "optuna": "A pruner for Optuna",
     "demo": "A dataset to try",
 }
 OTHERS = "ground"
@@ -46,9 +50,11 @@ def write_reference(folder: Path) -> None:
     for name, module in candy_monai._MODULE_OF.items():
         part = module.partition(".")[0]
         parts[TOGETHER.get(part, part) if "." in module else OTHERS].append(name)
-    parts["transforms"] = candy_monai.transforms.__all__
+    own = {"transforms": candy_monai.transforms, "lightning": candy_monai.lightning, "optuna": candy_monai.optuna}
+    for part, module in own.items():
+        parts[part] = [name for name in module.__all__ if callable(getattr(module, name))]
     titles = {**TITLES, **{part: part.capitalize() for part in parts if part not in TITLES}, OTHERS: "Errors and more"}
-    package = defaultdict(lambda: "candy_monai", transforms="candy_monai.transforms")
+    package = defaultdict(lambda: "candy_monai", {part: module.__name__ for part, module in own.items()})
     pages = {part: _page(title, package[part], parts[part]) for part, title in titles.items() if part in parts}
     bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
     pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))
