@@ -80,7 +80,7 @@ def load_settings(path: PathLike | None = None) -> dict[str, Setting]:
     """
     settings: dict[str, Setting] = {}
     for file in settings_files(path):
-        settings |= _parsed(file, _read(file))
+        settings |= parsed_yaml(file, _read(file))
     return settings
 
 
@@ -198,7 +198,7 @@ def _environment_secrets() -> dict[str, Secret]:
 
 def _stored_secrets(file: Path) -> dict[str, Secret]:
     secrets: dict[str, Secret] = {}
-    for name, value in _parsed(file, _read(file, private=True), quote=False).items():
+    for name, value in parsed_yaml(file, _read(file, private=True), quote=False).items():
         if isinstance(value, list | dict) or value is None:
             raise SettingsError(f"{file}: the secret {name!r} must be one text or number; write it in quotes")
         secrets[_normalised(name)] = value
@@ -239,8 +239,17 @@ for _kind in (_Loader, _Dumper):
     )
 
 
-def _parsed(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:
-    """Parse YAML that is a mapping; with ``quote`` off, errors repeat nothing of the file but names."""
+def parsed_yaml(file: Path, text: str, *, quote: bool = True) -> dict[str, Setting]:
+    """Parse YAML that is a mapping of plain values; JSON is YAML, too.
+
+    Args:
+        file: Its file, for messages.
+        text: The text.
+        quote: Whether errors may repeat what is in the file; without, they repeat names alone.
+
+    Raises:
+        SettingsError: If it is none, with the line: a name that comes twice and aliases are refused.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -15,8 +15,6 @@ from pkgutil import iter_modules
 from textwrap import indent
 
 import candy_monai
-import candy_monai.handlers
-import candy_monai.transforms
 import candy_monai_bundles
 
 TITLES = {
@@ -35,6 +33,8 @@ TITLES = {
     "observers": "Observers and the events that they are told",
     "frontends": "Dashboards",
     "handlers": "Handlers for MONAI's engines",
+    "lightning": "Callbacks for Lightning",
+    "optuna": "A pruner for Optuna",
     "demo": "A dataset to try",
 }
 OTHERS = "ground"
@@ -48,10 +48,11 @@ def write_reference(folder: Path) -> None:
     for name, module in candy_monai._MODULE_OF.items():
         part = module.partition(".")[0]
         parts[TOGETHER.get(part, part) if "." in module else OTHERS].append(name)
-    parts["transforms"], parts["handlers"] = candy_monai.transforms.__all__, candy_monai.handlers.__all__
+    own = {name: import_module(f"candy_monai.{name}") for name in ("transforms", "handlers", "lightning", "optuna")}
+    for part, module in own.items():
+        parts[part] = [name for name in module.__all__ if callable(getattr(module, name))]
     titles = {**TITLES, **{part: part.capitalize() for part in parts if part not in TITLES}, OTHERS: "Errors and more"}
-    own = {part: f"candy_monai.{part}" for part in ("transforms", "handlers")}
-    package = defaultdict(lambda: "candy_monai", own)
+    package = defaultdict(lambda: "candy_monai", {part: module.__name__ for part, module in own.items()})
     pages = {part: _page(title, package[part], parts[part]) for part, title in titles.items() if part in parts}
     bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
     pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))

@@ -27,6 +27,7 @@ from candy_monai.cli import (
     preprocess,
     report,
     resume,
+    sweep,
     train,
 )
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM
@@ -42,6 +43,7 @@ COMMANDS = {
     "preprocess": preprocess,
     "train": train,
     "crossval": crossval,
+    "sweep": sweep,
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,

@@ -81,7 +81,7 @@ def cross_validate(
     folder = Path(options.out) / f"crossval-{checked.folder.resolve().name}"
     jobs = options.jobs
     if jobs is None and num_parallel > 1:
-        jobs = _share_of_cores(num_parallel)
+        jobs = share_of_cores(num_parallel)
     runs = []
     for number in range(len(folds)):
         own = folder / f"fold_{number}"
@@ -163,13 +163,13 @@ def _run_all(
             on_progress(f"Fold {run.number} is finished already: {run.experiment}")
     failed: list[FoldRun] = []
     running: dict[int, tuple[FoldRun, subprocess.Popen[bytes]]] = {}
-    with _ended_with_us(running):
+    with ended_with_us(running):
         while waiting or running:
             free = sorted(set(range(num_parallel)) - running.keys())
             for slot in free[: len(waiting)]:
                 run = waiting.pop(0)
                 on_progress(f"Fold {run.number}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
-                running[slot] = run, _started(run, _environment(slot, num_parallel, device))
+                running[slot] = run, start_run(run, environment_of(slot, num_parallel, device))
             time.sleep(_POLL_S)
             for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
                 run, process = running.pop(slot)
@@ -179,7 +179,8 @@ def _run_all(
     return failed
 
 
-def _started(run: FoldRun, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_run(run: FoldRun, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process that begins a run or goes on with it; its output goes to the run's log."""
     command = run.command()
     with run.log.open("ab") as output:
         return subprocess.Popen(
@@ -188,8 +189,8 @@ def _started(run: FoldRun, environment: Mapping[str, str]) -> subprocess.Popen[b
 
 
 @contextmanager
-def _ended_with_us(running: Mapping[int, tuple[FoldRun, subprocess.Popen[bytes]]]) -> Iterator[None]:
-    """When this process is interrupted, let the folds finish their step and save, too."""
+def ended_with_us(running: Mapping[int, tuple[Any, subprocess.Popen[bytes]]]) -> Iterator[None]:
+    """When this process is interrupted, let those that it started finish their step and save, too."""
     try:
         yield
     except BaseException:
@@ -204,15 +205,16 @@ def _ended_with_us(running: Mapping[int, tuple[FoldRun, subprocess.Popen[bytes]]
         raise
 
 
-def _share_of_cores(num_parallel: int) -> int:
+def share_of_cores(num_parallel: int) -> int:
+    """Return how many cores each of several processes gets, 1 at least."""
     return max(1, (os.cpu_count() or 1) // num_parallel)
 
 
-def _environment(slot: int, num_parallel: int, device: str) -> dict[str, str]:
-    """Return a fold's environment variables: its share of the cores and, where there are several, a GPU of its own."""
+def environment_of(slot: int, num_parallel: int, device: str) -> dict[str, str]:
+    """Return a process's environment variables: its share of the cores, and of several GPUs one."""
     environment = dict(os.environ)
     if num_parallel > 1:
-        environment["OMP_NUM_THREADS"] = str(_share_of_cores(num_parallel))
+        environment["OMP_NUM_THREADS"] = str(share_of_cores(num_parallel))
         num_gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
         if num_gpus > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_gpus)

@@ -58,16 +58,15 @@ def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "b
     return pairs
 
 
-def parsed_literals(items: Iterable[str]) -> dict[str, Any]:
+def parsed_literals(
+    items: Iterable[str], *, flag: str = "--network-args", example: str = "init_filters=16"
+) -> dict[str, Any]:
     """Return the entries of ``KEY=VALUE`` texts, each value read as Python reads a literal, else as text.
 
     Raises:
         SettingsError: As `parsed_pairs`.
     """
-    return {
-        key: _literal(text)
-        for key, text in parsed_pairs(items, flag="--network-args", example="init_filters=16").items()
-    }
+    return {key: _literal(text) for key, text in parsed_pairs(items, flag=flag, example=example).items()}
 
 
 def _literal(text: str) -> Any:
@@ -207,6 +206,12 @@ class TrainOptions(Declared):
     )
     trainer: str | type[SegmentationTrainer] | None = option(
         "--trainer FILE:Class", CLASS, "a SegmentationTrainer of your own; the file is executed", resumes=True
+    )
+    trainer_args: Mapping[str, Any] | None = option(
+        "--trainer-args KEY=VALUE",
+        PAIRS,
+        "an attribute of the trainer, such as max_grad_norm=1, or one that a trainer of your own has; may be repeated",
+        collected=lambda items: parsed_literals(items, flag="--trainer-args", example="max_grad_norm=1"),
     )
     transforms: PathLike | None = option(
         "--transforms FILE",

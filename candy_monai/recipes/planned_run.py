@@ -64,6 +64,9 @@ from candy_monai.training.trainer import add_to_folder, dashboards_beyond_the_ru
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, in the experiment folder; written last."""
 
+TRAINER_ARGS = "trainer_args"
+"""The entry of ``experiment.json`` with the trainer's attributes that the user set."""
+
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
 
@@ -273,7 +276,9 @@ class PlannedRun:
 
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
-        facts = {"dataset": self._record().to_dict()}
+        facts: dict[str, Any] = {"dataset": self._record().to_dict()}
+        if self.options.trainer_args:
+            facts[TRAINER_ARGS] = dict(self.options.trainer_args)
         if self.budget is not None:
             facts["budget"] = self.budget.to_dict()
         files = {FINDINGS: self._findings()} | ({SPLITS: splits_as_text(folds)} if folds else {})
@@ -299,6 +304,8 @@ class PlannedRun:
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
+        for name, value in (self.options.trainer_args or {}).items():
+            setattr(trainer, name, value)
         return trainer
 
     def _findings(self) -> str:

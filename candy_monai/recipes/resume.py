@@ -20,9 +20,9 @@ from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
 from candy_monai.experiment.folder import STATE
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.planned_run import VALIDATION_SCORES, PlannedRun
+from candy_monai.recipes.planned_run import TRAINER_ARGS, VALIDATION_SCORES, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
-from candy_monai.recipes.train import find_trainer, ready_frontend, trainer_with_network_of
+from candy_monai.recipes.train import check_trainer_args, find_trainer, ready_frontend, trainer_with_network_of
 from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -93,7 +93,9 @@ def resume_training(
             prepared = _prepared_again(saved.folder, trained, followed, own, options, dataset)
         run = PlannedRun(
             prepared=prepared,
-            options=dataclasses.replace(options, out=saved.folder.resolve().parents[1]),
+            options=dataclasses.replace(
+                options, out=saved.folder.resolve().parents[1], trainer_args=_trainer_args(trainer, saved)
+            ),
             trainer_class=trainer,
             own=own,
             frontend=frontend,
@@ -104,6 +106,18 @@ def resume_training(
             processes=processes,
         )
         return run.resume(folder, options.num_epochs, schedule, force=force)
+
+
+def _trainer_args(trainer: type[SegmentationTrainer], saved: SavedRun) -> dict[str, Any] | None:
+    """Return the attributes of the trainer that were set when the run was begun."""
+    attributes = saved.description.more.get(TRAINER_ARGS)
+    if attributes is None:
+        return None
+    try:
+        check_trainer_args(trainer, found := dict(attributes))  # type: ignore[call-overload]  # what else raises
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"{saved.folder / DESCRIPTION}: {TRAINER_ARGS}: {error}") from error
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def _prepared_again(

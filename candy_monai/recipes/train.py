@@ -16,7 +16,7 @@ from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms
 from candy_monai.data.planning.files import read_plan
 from candy_monai.data.planning.plan import parsed_overrides
 from candy_monai.device import find_device
-from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
@@ -121,7 +121,53 @@ class Parts:
         frontend = ready_frontend(options)
         check_writable(options.out)
         trainer = chosen_trainer(options)
+        check_trainer_args(trainer, options.trainer_args or {})
         return cls(trainer=trainer, own=_own_transforms(trainer, options), frontend=frontend)
+
+
+def check_trainer_args(trainer: type[SegmentationTrainer], attributes: Mapping[str, object]) -> None:
+    """Refuse what is no plain attribute of a trainer, and values of another type than the attribute's own.
+
+    Raises:
+        SettingsError: With the name and what is expected.
+    """
+    known = {
+        name: value
+        for base in reversed(trainer.__mro__)
+        for name, value in vars(base).items()
+        if not name.startswith("_")
+        and (value is None or isinstance(value, bool | int | float | str | tuple))
+        and not str(vars(base).get("__annotations__", {}).get(name, "")).startswith("ClassVar")
+    }
+    known = {name: value for name, value in known.items() if name not in _OF_THE_PLAN}
+    for name, value in attributes.items():
+        if name not in known:
+            hint = did_you_mean(name, known) or f" Known: {', '.join(sorted(known))}"
+            if _OF_THE_PLAN.get(name):
+                hint = f" The plan decides it: --set {_OF_THE_PLAN[name]}=..."
+            raise SettingsError(f"--trainer-args: {trainer.__name__} has no attribute {name!r} that can be set.{hint}")
+        default = known[name]
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if value is not None and default is not None:
+            is_one = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
+            if not is_one:
+                expected = f"{type(default).__name__}, such as {default!r}"
+                raise SettingsError(f"--trainer-args {name}: got {value!r}, expected {expected}")
+
+
+_OF_THE_PLAN = {
+    "num_classes": "num_classes",
+    "ignore_index": "",
+    "slice_axis": "slice_axis",
+    "inferer": "",
+    "plan": "",
+    "score_range": "",
+    "filters": "filters",
+    "num_dims": "",
+    "size": "",
+    "image_size": "",
+}
+"""Attributes of trainers that follow from the plan or the network's size, by the entry that decides each."""
 
 
 def _own_transforms(trainer: type[SegmentationTrainer], options: TrainOptions) -> OwnTransforms:

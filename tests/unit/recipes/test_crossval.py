@@ -46,7 +46,7 @@ def pretended(monkeypatch):
         return [sys.executable, "-c", script]
 
     started = crossval.subprocess.Popen
-    monkeypatch.setattr(crossval, "_started", lambda run, environment: _popen(started, run, command(run), environment))
+    monkeypatch.setattr(crossval, "start_run", lambda run, environment: _popen(started, run, command(run), environment))
     return failing, begun
 
 
@@ -85,8 +85,8 @@ def test_a_fold_that_fails_keeps_no_other_from_being_trained_and_the_next_call_r
 
 def test_folds_at_the_same_time_share_the_cores(phantom, tmp_path, pretended, monkeypatch):
     monkeypatch.setattr(crossval.os, "cpu_count", lambda: 8)
-    assert crossval._environment(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
-    assert crossval._environment(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
+    assert crossval.environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
+    assert crossval.environment_of(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
     _, begun = pretended
     cross_validate(phantom, num_parallel=3, out=tmp_path, on_progress=_quiet)
     assert {options.jobs for _, _, options in begun} == {2}

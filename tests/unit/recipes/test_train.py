@@ -21,7 +21,7 @@ from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.resume import resume_training
-from candy_monai.recipes.train import find_trainer, train_dataset
+from candy_monai.recipes.train import check_trainer_args, find_trainer, train_dataset
 from candy_monai.training.options import SegmentationOptions
 from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make, texture
@@ -497,3 +497,29 @@ def test_patients_on_both_sides_of_the_chosen_fold_are_told_at_the_start(tmp_pat
     found = [text for text in said if "patients are both in training and in validation" in text]
     assert len(found) == told
     assert all("validated in fold 1)" in text for text in found)
+
+
+def test_attributes_of_the_trainer_that_are_none_or_are_the_plans_are_refused():
+    for name, value, said in [
+        ("max_grad_nrm", 1.0, "Did you mean 'max_grad_norm'"),
+        ("max_grad_norm", "often", "got 'often', expected float, such as 12.0"),
+        ("max_grad_norm", True, "got True"),
+        ("filters", (8, 16), "The plan decides it: --set filters="),
+        ("build_network", 1, "no attribute 'build_network'"),
+        ("_score_range", 1, "no attribute '_score_range'"),
+    ]:
+        with pytest.raises(SettingsError, match=said):
+            check_trainer_args(UNetTrainer, {name: value})
+    check_trainer_args(UNetTrainer, {"max_grad_norm": 3})
+    check_trainer_args(UNetTrainer, {"max_grad_norm": None})
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_attributes_of_its_trainer_when_it_is_resumed(tmp_path):
+    dataset = write_phantom_dataset(tmp_path / "phantom", num_cases=4, shape=(24, 26, 16))
+    options = {"overrides": TINY, "num_epochs": 1, "device": "cpu", "out": tmp_path / "out", "seed": 1}
+    folder = train_dataset(dataset, trainer_args={"max_grad_norm": 1e-6}, **options)
+    assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
+    resume_training(folder, num_epochs=2, schedule="stretch", device="cpu")
+    assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
+    assert len(load_state(folder).history["rows"]) == 2

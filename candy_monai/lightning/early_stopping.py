@@ -1,0 +1,108 @@
+"""Lightning's early stopping, by the forecast of the monitored metric's best value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.early_stopping import FORECAST_PATIENCE
+from candy_monai.experiment.score_prediction import chance_of_gain
+from candy_monai.forecasting.best_score import LEVELS, Forecast
+from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.lightning.host import EarlyStopping, LightningModule, Trainer, planned_epochs
+from candy_monai.lightning.scores import MonitoredScores
+
+
+class ForecastEarlyStopping(EarlyStopping):
+    """Stop training when the forecast is sure that the monitored metric will not get better.
+
+    It is Lightning's ``EarlyStopping``, which waits for a number of checks without an improvement, but for what counts
+    as one: here a check counts against the training if the chance of a better value until its end is at most
+    ``1 - confidence``. Where there is no forecast, such as in the first six epochs, training goes on.
+
+    Args:
+        monitor: The metric's name, as it is logged.
+        mode: ``max`` if it is better when higher, ``min`` if it is better when lower.
+        confidence: How sure the forecast must be, above 0.5 and at most 0.95.
+        margin: A gain of no more than this share of the range of the values so far is none.
+        patience: Checks in a row that must promise nothing.
+        num_epochs: Epochs in which a better value may come; None for those of the Trainer (``max_epochs``,
+            ``max_steps``).
+        score_range: The least and the largest value of the metric, each None for no bound, such as ``(0, 1)`` for a
+            Dice; None if it is unknown.
+        **arguments: Those of ``EarlyStopping`` that say when and how to check: ``verbose``, ``strict``,
+            ``check_finite``, ``check_on_train_epoch_end``, ``log_rank_zero_only``.
+
+    Attributes:
+        forecast: Of the metric's best value, as a score (the negative of a metric that is better when lower); None
+            before the first.
+
+    Raises:
+        SettingsError: If an argument is out of range, or the Trainer has no end to forecast to.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        *,
+        mode: str = "max",
+        confidence: float = 0.9,
+        margin: float = 0.01,
+        patience: int = FORECAST_PATIENCE,
+        num_epochs: int | None = None,
+        score_range: ScoreRange | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._curve = MonitoredScores(mode, score_range)
+        super().__init__(monitor=monitor, mode=mode, patience=patience, **arguments)
+        if not 0.5 < confidence <= LEVELS[-1]:
+            raise SettingsError(f"confidence must be above 0.5 and at most {LEVELS[-1]}, got {confidence!r}")
+        if margin < 0 or patience < 1:
+            raise SettingsError(f"margin must be at least 0 and patience at least 1, got {margin!r} and {patience!r}")
+        self.confidence, self.margin = confidence, margin
+        self._num_epochs = num_epochs
+        self._epoch = 0
+        self.forecast: Forecast | None = None
+
+    best_score: Tensor
+    wait_count: int
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch = trainer.current_epoch
+        self._curve.begin_epoch(trainer)
+        if self._num_epochs is None and planned_epochs(trainer) is None:
+            raise SettingsError(
+                "ForecastEarlyStopping: the Trainer has neither max_epochs nor max_steps, so there is no end to "
+                "forecast to: give one of them, or num_epochs="
+            )
+        self._horizon = self._num_epochs or planned_epochs(trainer) or 1
+
+    @override
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        value = float(current)
+        self._curve.record(self._epoch, value)
+        if self.monitor_op(current, self.best_score.to(current.device)):
+            self.best_score = current
+        self.forecast = self._curve.forecast(self._horizon)
+        chance = chance_of_gain(self.forecast, self._curve.scores, margin=self.margin)
+        is_hopeless = chance is not None and 1 - chance >= self.confidence - 1e-9
+        self.wait_count = self.wait_count + 1 if is_hopeless else 0
+        if self.wait_count < self.patience:
+            return False, None
+        return True, (
+            f"The forecast is {self.confidence:.0%} sure, {self.wait_count} checks in a row, that {self.monitor} gets "
+            f"no better than {float(self.best_score):.4g} by more than {self.margin:.1%} of its range so far."
+        )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "curve": self._curve.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._curve.load_state_dict(state_dict["curve"])

@@ -1,0 +1,193 @@
+"""Pictures of the worst, the median and the best of the validated cases, while Lightning trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.saving import Writer
+from candy_monai.lightning.experiment_folder import ExperimentFolder
+from candy_monai.lightning.host import Callback, LightningModule, Trainer, is_fitting, isolate_rng, rank_zero_warn
+from candy_monai.metrics.overlap import dice_per_class, labels_from_logits
+from candy_monai.observers.pictures import MAX_SHARE
+
+KINDS = ("worst", "median", "best")
+_OUTPUTS = ("logits", "pred", "prediction", "output", "y_pred")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    image: Tensor
+    label: Tensor
+    ids: Tensor
+    dice: Tensor
+
+
+class SegmentationPreviews(Callback):
+    """Draw the worst, the median and the best of the first validated cases, by their mean Dice.
+
+    Five pictures each go to ``previews/worst``, ``previews/median`` and ``previews/best`` in the folder of an
+    `ExperimentFolder`, if the Trainer has one, else in that of the Trainer's logger. They are drawn on a thread, for
+    the first and the last validated epoch and else so rarely that drawing takes a fiftieth of the time.
+
+    What is drawn is what ``validation_step`` returns: logits ``(B, C, *spatial)``, or a mapping with them. Where it
+    returns none, the module is called on the image once more, for the cases that are drawn, with the random generators
+    put back afterwards.
+
+    Args:
+        image: Where images ``(B, C, *spatial)`` are in a batch: a key, or a position.
+        label: Where label ids ``(B, 1, *spatial)`` are in a batch; without the axis of length 1, too.
+        output: Where logits are in what ``validation_step`` returns; None to look for a tensor, or for one of the keys
+            ``logits``, ``pred``, ``prediction``, ``output`` and ``y_pred``.
+        num_cases: How many cases of a validation to choose from; each is copied to the CPU where it is drawn.
+        folder: Where the folder ``previews`` goes; None for the experiment's or the logger's.
+        interval_s: Seconds between two drawings at least.
+        class_names: What the legend calls the ids.
+        clock: Tells seconds.
+
+    Raises:
+        SettingsError: If a batch does not have the image or the label there.
+    """
+
+    def __init__(
+        self,
+        *,
+        image: str | int = "image",
+        label: str | int = "label",
+        output: str | None = None,
+        num_cases: int = 8,
+        folder: PathLike | None = None,
+        interval_s: float = 30.0,
+        class_names: Mapping[int, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if num_cases < 1:
+            raise SettingsError(f"num_cases must be at least 1, got {num_cases!r}")
+        self._image, self._label, self._output = image, label, output
+        self._num_cases = num_cases
+        self._given_folder = folder
+        self._interval_s = interval_s
+        self._class_names = class_names
+        self._clock = clock
+        self._not_before = clock()
+        self._is_due = False
+        self._cases: list[_Case] = []
+        self._writer = Writer()
+        self._has_failed = False
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._cases = []
+        is_last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        is_time = self._clock() >= self._not_before and not self._writer.is_busy
+        self._is_due = is_fitting(trainer) and trainer.is_global_zero and (is_time or is_last)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self._is_due or len(self._cases) >= self._num_cases:
+            return
+        image, label = (_member(batch, key, what) for key, what in ((self._image, "image"), (self._label, "label")))
+        if label.ndim == image.ndim - 1:
+            label = label[:, None]
+        logits = self._logits(outputs)
+        if logits is None:
+            with isolate_rng(), torch.no_grad(), _precision(trainer):
+                logits = self._logits(pl_module(image[: self._num_cases - len(self._cases)]))
+        if logits is None:
+            raise SettingsError(
+                "SegmentationPreviews: neither validation_step nor the module returns logits (B, C, *spatial): "
+                "return them, or name their key by output="
+            )
+        ids = labels_from_logits(logits, num_classes=logits.shape[1])
+        count = min(len(ids), self._num_cases - len(self._cases))
+        dice = dice_per_class(ids[:count], label[:count], max(2, logits.shape[1]), batched=True, check_ids=False)
+        for index in range(count):
+            case = (image[index], label[index], ids[index], dice[index].nanmean())
+            seen = [part.detach().as_subclass(Tensor).to("cpu", copy=True) for part in case]
+            self._cases.append(_Case(image=seen[0], label=seen[1], ids=seen[2], dice=seen[3]))
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._is_due or not self._cases:
+            return
+        cases = sorted(self._cases, key=lambda case: float(case.dice.nan_to_num(1.0)))  # without a class: nothing wrong
+        chosen = [cases[0], cases[(len(cases) - 1) // 2], cases[-1]]
+        folder, self._cases = self._folder(trainer) / "previews", []
+        epoch = trainer.current_epoch + 1
+        self._is_due = False
+
+        def draw() -> None:
+            started = self._clock()
+            try:
+                _draw(dict(zip(KINDS, chosen, strict=True)), folder, epoch, self._class_names)
+            except Exception as error:  # pictures do not end a training
+                if not self._has_failed:
+                    rank_zero_warn(f"SegmentationPreviews failed: {type(error).__name__}: {error}")
+                self._has_failed = True
+            self._not_before = started + max(self._interval_s, (self._clock() - started) / MAX_SHARE)
+
+        self._writer.start(draw)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._writer.join()
+
+    def _logits(self, outputs: Any) -> Tensor | None:
+        if isinstance(outputs, Sequence) and outputs and isinstance(outputs[0], Tensor):
+            outputs = outputs[0]  # the first output of a network with deep supervision
+        if isinstance(outputs, Mapping):
+            keys = _OUTPUTS if self._output is None else (self._output,)
+            outputs = next((outputs[key] for key in keys if key in outputs), None)
+        return outputs if isinstance(outputs, Tensor) and outputs.ndim >= 4 else None
+
+    def _folder(self, trainer: Trainer) -> Path:
+        if self._given_folder is not None:
+            return Path(self._given_folder)
+        own = next((callback.folder for callback in trainer.callbacks if isinstance(callback, ExperimentFolder)), None)
+        return own if own is not None else Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _member(batch: Any, key: str | int, what: str) -> Tensor:
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and isinstance(key, str):
+        key = 0 if what == "image" else 1  # a batch without names
+    try:
+        found = batch[key]
+    except (KeyError, IndexError, TypeError):
+        found = None
+    if not isinstance(found, Tensor):
+        known = f"keys {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise SettingsError(f"SegmentationPreviews: a validation batch has no {what} at {key!r} ({known}): say {what}=")
+    return found
+
+
+def _precision(trainer: Trainer) -> AbstractContextManager[None]:
+    context: AbstractContextManager[None] = trainer.precision_plugin.val_step_context()
+    return context
+
+
+def _draw(cases: Mapping[str, _Case], folder: Path, epoch: int, class_names: Mapping[int, str] | None) -> None:
+    from candy_monai.plotting.case.previews import save_preview_files
+
+    for kind, case in cases.items():
+        own = folder / kind
+        own.mkdir(parents=True, exist_ok=True)
+        title = f"epoch {epoch}, {kind}"
+        save_preview_files(own, case.image, case.label, case.ids, class_names=class_names, title=title)

@@ -1,0 +1,79 @@
+"""The monitored metric of a training by epoch, and the forecast of its best value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from candy_monai.columns import LEARNING_RATE, SCORE
+from candy_monai.experiment.score_prediction import predict_safely
+from candy_monai.forecasting.best_score import Forecast
+from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.lightning.host import Mode, Trainer, checked_mode
+
+DEGREE = 5
+
+
+class MonitoredScores:
+    """The monitored metric of each epoch as a score, higher is better, with the learning rates.
+
+    Args:
+        mode: Whether the metric is better when it is lower or higher.
+        score_range: The least and the largest value of the metric, each None for no bound; None if it is unknown.
+    """
+
+    def __init__(self, mode: str, score_range: ScoreRange | None = None) -> None:
+        self._mode: Mode = checked_mode(mode)
+        self.score_range = score_range if self._mode == "max" else mirrored(score_range)
+        self._scores: dict[int, float] = {}
+        self._rates: dict[int, float] = {}
+
+    def as_score(self, value: float) -> float:
+        """Return a value of the metric as a score, or a score as a value of the metric."""
+        return value if self._mode == "max" else -value
+
+    def begin_epoch(self, trainer: Trainer) -> None:
+        """Record the first learning rate of an epoch."""
+        self._rates[trainer.current_epoch] = learning_rate(trainer)
+
+    def record(self, epoch: int, value: float) -> None:
+        """Record the metric of an epoch, counted from 0; a later value of the same epoch replaces an earlier one."""
+        self._scores[epoch] = self.as_score(value)
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores by epoch; NaN where there is none."""
+        return self._by_epoch(self._scores)
+
+    def forecast(self, num_epochs: int) -> Forecast | None:
+        """Forecast the best score within so many epochs; None while there are too few scores."""
+        rates = self._by_epoch(self._rates)
+        metrics: dict[str, Sequence[float]] = {SCORE: self.scores}
+        if not any(map(math.isnan, rates)):
+            metrics[LEARNING_RATE] = rates
+        return predict_safely(metrics, num_epochs, degree=DEGREE, score_range=self.score_range)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scores and learning rates by epoch."""
+        return {"scores": dict(self._scores), "learning_rates": dict(self._rates)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace everything by what `state_dict` returned."""
+        self._scores, self._rates = dict(state["scores"]), dict(state["learning_rates"])
+
+    def _by_epoch(self, values: Mapping[int, float]) -> list[float]:
+        return [values.get(epoch, math.nan) for epoch in range(max(self._scores, default=-1) + 1)]
+
+
+def mirrored(score_range: ScoreRange | None) -> ScoreRange | None:
+    """Return the range of the negative of a metric."""
+    if score_range is None:
+        return None
+    least, largest = (None if bound is None else -bound for bound in reversed(score_range))
+    return least, largest
+
+
+def learning_rate(trainer: Trainer) -> float:
+    """Return the present learning rate of the first group of the first optimizer; NaN without any."""
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan

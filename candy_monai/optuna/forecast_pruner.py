@@ -1,0 +1,169 @@
+"""A pruner of Optuna's that stops trials by the forecast of their best score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self
+
+from typing_extensions import override
+
+from candy_monai.errors import SettingsError
+from candy_monai.forecasting.best_score import LEVELS, forecast
+from candy_monai.forecasting.curve import ScoreRange, is_within
+from candy_monai.optional import require
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.pruners import BasePruner
+    from optuna.trial import FrozenTrial
+else:
+    BasePruner = require("optuna.pruners", extra="optuna", purpose="prune trials").BasePruner
+
+HORIZON = "candy_monai:horizon"
+"""The user attribute of a trial that holds its own number of epochs, where trials are of different length."""
+
+_ROUNDING = 1e-9
+
+
+class ForecastPruner(BasePruner):
+    """Prune a trial when the forecast is sure that it will not beat the best trial so far.
+
+    The values that a trial reports are taken for its score by epoch, and `candy_monai.forecast` states the distribution
+    of the best of them until the trial's end. The trial is pruned if the chance that this exceeds the best value of any
+    completed trial is at most ``1 - confidence``. Where there is no forecast, for example of a flat curve, the trial
+    goes on; one that has reported nothing but NaN is pruned, as by Optuna's pruners.
+
+    Steps are epochs, counted from 0 or from 1, or any multiple of them. It decides from what is in the storage alone,
+    so that it may be used from several processes, and a study may go on with it at any time.
+
+    Args:
+        confidence: How sure the forecast must be, above 0.5 and at most 0.95: a forecast tells of no chance below 5 %.
+        horizon: Steps of a whole trial. None for what the trial's user attribute `HORIZON` says, or else for as many as
+            the longest completed trial has reported.
+        n_startup_trials: No trial is pruned before so many are completed.
+        n_warmup_steps: No trial is pruned before it has reported so many steps. A forecast needs six scores.
+        interval_steps: Steps from one decision to the next.
+        score_range: The least and the largest value that can be reported, each None for no bound, as in
+            `candy_monai.forecast`: ``(0, 1)`` for a Dice, ``(0, None)`` for a loss. None if it is unknown.
+
+    Raises:
+        SettingsError: If a number is out of range.
+        MissingExtraError: On import, if Optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        confidence: float = 0.9,
+        *,
+        horizon: int | None = None,
+        n_startup_trials: int = 1,
+        n_warmup_steps: int = 0,
+        interval_steps: int = 1,
+        score_range: ScoreRange | None = None,
+    ) -> None:
+        if not 0.5 < confidence <= LEVELS[-1]:
+            raise SettingsError(f"confidence must be above 0.5 and at most {LEVELS[-1]}, got {confidence!r}")
+        for name, number, least in (
+            ("horizon", horizon, 1),
+            ("n_startup_trials", n_startup_trials, 0),
+            ("n_warmup_steps", n_warmup_steps, 0),
+            ("interval_steps", interval_steps, 1),
+        ):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+                raise SettingsError(f"{name} must be a whole number of at least {least}, got {number!r}")
+        self._confidence = confidence
+        self._horizon = horizon
+        self._n_startup_trials = n_startup_trials
+        self._n_warmup_steps = n_warmup_steps
+        self._interval_steps = interval_steps
+        self._score_range = score_range
+
+    @override
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Return whether to prune a trial, judged by what it has reported so far.
+
+        Args:
+            study: The study, of one objective.
+            trial: The trial.
+        """
+        from optuna.trial import TrialState
+
+        if not self._is_due(trial.intermediate_values):
+            return False
+        if all(map(math.isnan, trial.intermediate_values.values())):
+            return True
+        completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        sign = -1.0 if study.direction.name == "MINIMIZE" else 1.0
+        best = max((score for other in completed for score in _scores_of(other, sign)), default=math.nan)
+        if len(completed) < max(1, self._n_startup_trials) or math.isnan(best):
+            return False
+        epochs = _Epochs.of(trial.intermediate_values)
+        horizon = self._horizon_of(trial, completed, epochs)
+        scores = epochs.laid_out({step: sign * value for step, value in trial.intermediate_values.items()})
+        if horizon is None or horizon <= len(scores):
+            return False
+        expected = forecast(scores, horizon, score_range=_mirrored(self._score_range, sign, scores))
+        return expected.reason is None and 1 - expected.chance_above(best) >= self._confidence - _ROUNDING
+
+    def _is_due(self, values: dict[int, float]) -> bool:
+        """Return whether the last reported step is the first one at which, or after which, to decide."""
+        if not values:
+            return False
+        step, before = max(values), max(sorted(values)[:-1], default=-1)
+        if step < self._n_warmup_steps:
+            return False
+        due = self._n_warmup_steps + (step - self._n_warmup_steps) // self._interval_steps * self._interval_steps
+        return before < due
+
+    def _horizon_of(self, trial: FrozenTrial, completed: Iterable[FrozenTrial], epochs: _Epochs) -> int | None:
+        """Return how many epochs a trial is planned to have; None if that cannot be told."""
+        steps = self._horizon if self._horizon is not None else trial.user_attrs.get(HORIZON)
+        if steps is not None:
+            return math.ceil(int(steps) / epochs.unit)
+        last_steps = [max(other.intermediate_values) for other in completed if other.intermediate_values]
+        return epochs.number(max(last_steps)) if last_steps else None
+
+
+@dataclass(frozen=True)
+class _Epochs:
+    """Which epoch each reported step is, counted from 1, whatever steps count and whether they begin with 0 or 1."""
+
+    first: int
+    unit: int
+
+    @classmethod
+    def of(cls, steps: Iterable[int]) -> Self:
+        """Return the epochs of a trial's steps: a trial that reports every hundredth step has as many epochs."""
+        known = sorted(steps)
+        return cls(known[0], math.gcd(*(after - before for before, after in pairwise(known))) or max(1, known[0]))
+
+    def number(self, step: int) -> int:
+        """Return the epoch of a step."""
+        return max(1, math.ceil(self.first / self.unit)) + math.ceil((step - self.first) / self.unit)
+
+    def laid_out(self, values: Mapping[int, float]) -> list[float]:
+        """Return values by epoch, NaN where there is none."""
+        by_epoch = {self.number(step): value for step, value in values.items()}
+        return [by_epoch.get(epoch, math.nan) for epoch in range(1, max(by_epoch) + 1)]
+
+
+def _scores_of(trial: FrozenTrial, sign: float) -> list[float]:
+    """Return what a completed trial has reached, higher is better: what it reported, or else its value.
+
+    What is forecast is the best of the reported values, which need not be of the same kind as the trial's value.
+    """
+    values = list(trial.intermediate_values.values()) or [trial.value]
+    return [sign * value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mirrored(score_range: ScoreRange | None, sign: float, scores: Sequence[float]) -> ScoreRange | None:
+    """Return the range of the scores; None if it is unknown, or they do not keep to it."""
+    if score_range is None:
+        return None
+    least, largest = score_range
+    if sign < 0:
+        least, largest = (None if bound is None else -bound for bound in (largest, least))
+    return (least, largest) if is_within(scores, (least, largest)) else None

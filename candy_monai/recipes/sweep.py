@@ -1,0 +1,440 @@
+"""Settings of planned runs searched by Optuna: each trial is a run by a process of its own, in its own folder.
+
+Optuna proposes settings, keeps what came of them, and decides which trials to prune. This module starts the runs, tells
+Optuna their validation scores while they train, and ends those that are pruned. A sweep that was interrupted goes on
+where it was by the same call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from candy_monai.aliases import PathLike
+from candy_monai.columns import EPOCH_DURATION, SCORE
+from candy_monai.device import find_device
+from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
+from candy_monai.experiment.description import differences, read_description
+from candy_monai.experiment.folder import METRICS, FolderLock
+from candy_monai.experiment.history import load_metrics
+from candy_monai.experiment.time_limit import epochs_in_time
+from candy_monai.files import atomic_write_text
+from candy_monai.optional import require
+from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner
+from candy_monai.optuna.study_page import study_page
+from candy_monai.recipes.crossval import FoldRun, ended_with_us, environment_of, share_of_cores, start_run
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
+from candy_monai.recipes.sweep_space import SearchSpace
+from candy_monai.recipes.train import Parts, chosen_trainer
+
+SWEEP = "sweep.json"
+"""In a sweep's folder: what its trials came to."""
+PAGE = "sweep.html"
+"""In a sweep's folder: Optuna's plots of the study."""
+JOURNAL = "study.journal"
+"""In a sweep's folder: the study, where no other storage is named."""
+
+_POLL_S = 0.2
+_SETTINGS = "candy_monai:sweep"
+_PLACE = "candy_monai:place"
+_EXPERIMENT = "candy_monai:experiment"
+_FAILURE = "candy_monai:failure"
+_OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
+"""Options that machines which share a study may choose otherwise."""
+_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+
+
+def sweep_dataset(
+    dataset: PathLike,
+    space: PathLike,
+    options: TrainOptions | None = None,
+    *,
+    num_trials: int,
+    num_parallel: int = 1,
+    storage: str | None = None,
+    name: str | None = None,
+    pruner: BasePruner | None = None,
+    on_progress: Callable[[str], None] = print,
+    **keywords: Any,
+) -> Path:
+    """Search settings of a dataset's runs for the best Dice of the validation cases.
+
+    Each trial is a run as `train_dataset` makes it, by a process of its own, in ``<out>/<name>/trial_<n>/``. Its value
+    is the mean Dice of its best weights on the whole validation cases, and what it reports for pruning the validation
+    score after each validated epoch. A trial that fails is recorded as failed, and the sweep goes on.
+
+    Args:
+        dataset: The dataset's folder, nnU-Net format.
+        space: A YAML or JSON file of the settings to search, see `SearchSpace.read`.
+        options: What decides each run, those settings aside; ``budget_s`` is one trial's. None for the defaults.
+        num_trials: Trials of the study in all, finished and failed ones of earlier calls and other machines included.
+        num_parallel: Trials at the same time; each gets its share of the CPU's cores and, where there are several, a
+            GPU of its own.
+        storage: The URL of a database for Optuna, such as ``postgresql://...``, which several machines may share; None
+            for a file in the sweep's folder.
+        name: Of the study and of its folder; None for ``sweep-<dataset>``.
+        pruner: One of Optuna's; None for a `ForecastPruner`.
+        on_progress: Called with a line of text for each stage.
+        **keywords: Fields of `TrainOptions`, in place of those of ``options``.
+
+    Returns:
+        The sweep's folder, which holds ``sweep.json`` (trials and the best of them) and ``sweep.html`` (plots).
+
+    Raises:
+        BadInputError: If dataset, settings or options cannot work, or the study is of another sweep; nothing was
+            trained.
+        RunFailedError: If no trial was completed.
+    """
+    for what, number in (("trials", num_trials), ("trials at the same time", num_parallel)):
+        if number < 1:
+            raise SettingsError(f"the number of {what} must be at least 1, got {number}")
+    require("plotly", extra="optuna", purpose="draw the plots of a sweep")
+    options = TrainOptions.of(options, keywords)
+    if options.fold == "all":
+        raise SettingsError("a sweep goes by validation scores, and --fold all validates on no case: choose a fold")
+    searched = SearchSpace.read(space, options)
+    device = find_device(options.device)
+    Parts.of(options)  # what is wrong with them is better said once than by every trial
+    options.to_json()  # refuses what only this process has
+    store = store_of(options)
+    on_progress(f"Checking {dataset}")
+    checked = checked_dataset(dataset, store, jobs=options.jobs)
+    fingerprint = checked.fingerprint
+    assert fingerprint is not None  # a dataset without problems has one
+    chosen_folds(checked.dataset, options)
+
+    def plan_with(chosen: TrainOptions) -> None:
+        trainer = chosen_trainer(chosen)
+        memory = memory_for(trainer, device)
+        adapted(plan_for(fingerprint, chosen, memory_bytes=memory, trainer=trainer), trainer)
+
+    if options.plan is None and options.init_from is None:  # else what a plan is depends on more
+        searched.check_with(options, plan_with)
+    name = name or f"sweep-{checked.dataset.folder.resolve().name}"
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise SettingsError(f"the name of a sweep is its folder's, too: expected letters, digits, . _ -, got {name!r}")
+    folder = Path(options.out) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = options.jobs
+    if jobs is None and num_parallel > 1:
+        jobs = share_of_cores(num_parallel)
+    sweep = _Sweep(
+        dataset=Path(dataset),
+        folder=folder.resolve(),
+        space=searched,
+        options=dataclasses.replace(options, store=store.resolve(), jobs=jobs),
+        num_trials=num_trials,
+        num_parallel=num_parallel,
+        say=on_progress,
+    )
+    with _held(folder):
+        seed = options.seed
+        study = _study(
+            name,
+            storage=storage if storage is not None else _journal(folder),
+            pruner=pruner or ForecastPruner(score_range=(0, 1)),
+            settings=_settings(checked.dataset.folder.resolve().name, fingerprint.digest, searched, options),
+            seed=seed,
+        )
+        try:
+            sweep.run(study)
+        finally:
+            finished = _write_results(study, folder)
+    if not any(trial.state == TrialState.COMPLETE for trial in finished):
+        failures = [trial for trial in finished if trial.state == TrialState.FAIL]
+        logs = ", ".join(str(trial.user_attrs.get(_FAILURE)) for trial in failures)
+        raise RunFailedError(f"none of {len(finished)} trials was completed; why, say: {logs}")
+    return folder
+
+
+@dataclass
+class _Running:
+    """A trial that is trained at this moment."""
+
+    trial: Trial
+    run: FoldRun
+    reported: int = 0
+    read_at: int = 0
+    horizon: int | None = None
+    is_pruned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sweep:
+    """Runs the trials of a study.
+
+    Attributes:
+        dataset: The dataset's folder.
+        folder: The sweep's own.
+        space: What is searched.
+        options: Of each run, those settings aside.
+        num_trials: Of the whole study.
+        num_parallel: At the same time.
+        say: Takes a line of text.
+    """
+
+    dataset: Path
+    folder: Path
+    space: SearchSpace
+    options: TrainOptions
+    num_trials: int
+    num_parallel: int
+    say: Callable[[str], None]
+    _running: dict[int, tuple[_Running, subprocess.Popen[bytes]]] = field(default_factory=dict)
+
+    def run(self, study: optuna.Study) -> None:
+        """Run trials until the study has as many as are wanted."""
+        interrupted = [trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if self._is_ours(trial)]
+        waiting = [Trial(study, trial._trial_id) for trial in interrupted]
+        for trial in waiting:
+            self._refuse_running(self._run_of(trial))
+        with ended_with_us(self._running):
+            while True:
+                while waiting and len(self._running) < self.num_parallel:
+                    self._start(waiting.pop(0), study)
+                while len(self._running) < self.num_parallel and self._is_another_wanted(study):
+                    self._start(self._asked(study), study)
+                if not self._running:
+                    return
+                time.sleep(_POLL_S)
+                for slot in list(self._running):
+                    self._look_at(slot, study)
+
+    def _is_ours(self, trial: FrozenTrial) -> bool:
+        return bool(trial.user_attrs.get(_PLACE) == self._place(trial.number))
+
+    def _place(self, number: int) -> str:
+        return f"{platform.node()}:{self.folder / f'trial_{number:03d}'}"
+
+    def _is_another_wanted(self, study: optuna.Study) -> bool:
+        begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        return len(begun) < self.num_trials
+
+    def _asked(self, study: optuna.Study) -> Trial:
+        trial = study.ask(self.space.distributions())
+        trial.set_user_attr(_PLACE, self._place(trial.number))
+        return trial
+
+    def _run_of(self, trial: Trial) -> FoldRun:
+        own = self.folder / f"trial_{trial.number:03d}"
+        options = self.space.applied(self.options, trial.params)
+        note = options.note or f"trial {trial.number} of {self.folder.name}"
+        return FoldRun(dataset=self.dataset, options=dataclasses.replace(options, out=own, note=note))
+
+    def _refuse_running(self, run: FoldRun) -> None:
+        """Refuse to go on with a run that a process of an earlier call, which was killed, still trains.
+
+        Raises:
+            ExperimentError: If one does.
+        """
+        if run.experiment is not None:
+            FolderLock(run.experiment).release()
+
+    def _start(self, trial: Trial, study: optuna.Study) -> None:
+        what = ", ".join(f"{name}={value}" for name, value in trial.params.items())
+        try:
+            run = self._run_of(trial)
+        except SettingsError as error:  # values that are right one by one may contradict each other
+            trial.set_user_attr(_FAILURE, str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            self.say(f"Trial {trial.number} failed ({what}): {error}")
+            return
+        running = _Running(trial=trial, run=run, reported=max(_reported(trial), default=0))
+        if run.scores is not None:  # it was interrupted between its end and its report
+            self._finish(running, study, code=0)
+            return
+        self.say(f"Trial {trial.number} {'resumed' if run.experiment else 'begun'}: {what}")
+        slot = next(slot for slot in range(self.num_parallel) if slot not in self._running)
+        environment = environment_of(slot, self.num_parallel, self.options.device)
+        self._running[slot] = running, start_run(run, environment)
+
+    def _look_at(self, slot: int, study: optuna.Study) -> None:
+        """Tell the study what a run has reached since, and end the run if its trial is pruned."""
+        running, process = self._running[slot]
+        code = process.poll()
+        if not running.is_pruned and _report(running) and code is None:
+            self.say(f"Trial {running.trial.number} is pruned after epoch {running.reported}")
+            running.is_pruned = True
+            process.terminate()  # it finishes its step and saves
+        if code is not None:
+            del self._running[slot]
+            self._finish(running, study, code=code)
+
+    def _finish(self, running: _Running, study: optuna.Study, *, code: int) -> None:
+        """Tell the study what came of a trial."""
+        trial, run = running.trial, running.run
+        _report(running)
+        if run.experiment is not None:
+            trial.set_user_attr(_EXPERIMENT, str(run.experiment))
+        dice = None if run.scores is None else _dice(run.scores)
+        if dice is not None:
+            study.tell(trial, dice)
+            self.say(f"Trial {trial.number} is done: Dice {dice:.4f}")
+        elif running.is_pruned and run.scores is None:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            reason = "no validation case has a Dice" if run.scores is not None else f"exit code {code}, see {run.log}"
+            trial.set_user_attr(_FAILURE, reason)
+            study.tell(trial, state=TrialState.FAIL)
+            self.say(f"Trial {trial.number} failed: {reason}")
+        _write_results(study, self.folder, page=False)
+
+
+def _report(running: _Running) -> bool:
+    """Report the validation scores of epochs that ended since, and return whether the trial is to be pruned."""
+    experiment = running.run.experiment
+    if experiment is None or not (path := experiment / METRICS).is_file():
+        return False
+    if (written := path.stat().st_mtime_ns) == running.read_at:
+        return False
+    running.read_at, trial = written, running.trial
+    metrics = load_metrics(path)
+    horizon = _horizon(experiment, metrics)
+    if horizon != running.horizon:
+        running.horizon = horizon
+        trial.set_user_attr(HORIZON, horizon)
+    news = False
+    for epoch, score in enumerate(metrics.get(SCORE, ()), start=1):
+        if epoch > running.reported and not math.isnan(score):
+            trial.report(score, epoch)
+            running.reported, news = epoch, True
+    return news and trial.should_prune()
+
+
+def _horizon(experiment: Path, metrics: Mapping[str, list[float]]) -> int:
+    """Return how many epochs a run will have, as its settings and its time limit say."""
+    description = read_description(experiment)
+    durations = metrics.get(EPOCH_DURATION, [])
+    return epochs_in_time(
+        durations,
+        elapsed_s=math.fsum(durations),
+        num_epochs=int(description.setting("num_epochs")),
+        limit_s=description.setting("time_limit_s"),
+    )
+
+
+def _reported(trial: Trial) -> list[int]:
+    frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+    return list(frozen.intermediate_values)
+
+
+def _dice(scores: Path) -> float | None:
+    found = json.loads(scores.read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
+    return None if found is None else float(found)
+
+
+def _journal(folder: Path) -> BaseStorage:
+    path = str(folder / JOURNAL)
+    lock = JournalFileOpenLock(path) if os.name == "nt" else None  # links need rights there
+    return JournalStorage(JournalFileBackend(path, lock_obj=lock))
+
+
+def _study(
+    name: str, *, storage: str | BaseStorage, pruner: BasePruner, settings: Mapping[str, Any], seed: int | None
+) -> optuna.Study:
+    """Return the study of this name: a new one, or the one that is there if it is of the same sweep.
+
+    Raises:
+        SettingsError: If it is of another, or the storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+        )
+    except Exception as error:  # of each database its own
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"--storage {storage}: cannot be opened ({type(error).__name__}: {reason})") from error
+    # A sampler that is seeded alike whenever the sweep goes on would propose the same again.
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=None if seed is None else (seed + number) % 2**32)
+    kept = study.user_attrs.get(_SETTINGS)
+    if kept is None:
+        if number:
+            raise SettingsError(f"the study {name!r} in this storage was not made by a sweep; choose another --name")
+        study.set_user_attr(_SETTINGS, settings)
+    elif changed := differences(kept, settings):
+        lines = "".join(f"\n  - {line}" for line in changed)
+        raise SettingsError(
+            f"the study {name!r} was begun otherwise:{lines}\nGo on with it as it was, or give another --name"
+        )
+    return study
+
+
+def _settings(dataset: str, digest: str, space: SearchSpace, options: TrainOptions) -> dict[str, Any]:
+    """Return what trials must have in common to be compared, as plain values."""
+    chosen = json.loads(options.to_json())
+    kept = {key: value for key, value in sorted(chosen.items()) if key not in _OF_A_MACHINE}
+    return json.loads(json.dumps({"dataset": dataset, "digest": digest, "space": space.to_dict(), "options": kept}))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder against other processes.
+
+    Raises:
+        SettingsError: If another one has it.
+    """
+    try:
+        lock = FolderLock(folder)
+    except ExperimentError as error:
+        raise SettingsError(
+            f"{folder}: this sweep is running at this moment; for more trials at once give --jobs, on another machine "
+            "another --out and the same --storage"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> list[FrozenTrial]:
+    """Write what the trials came to, and the plots, and return the trials that have ended."""
+    trials = study.get_trials(deepcopy=False)
+    ended = [trial for trial in trials if trial.state not in _UNFINISHED]
+    completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    best = max(completed, key=lambda trial: trial.value or 0.0, default=None)
+    summary = {
+        "study": study.study_name,
+        "best": None if best is None else _as_dict(best),
+        "trials": [_as_dict(trial) for trial in trials if trial.state != TrialState.WAITING],
+    }
+    atomic_write_text(folder / SWEEP, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    if page and ended:
+        atomic_write_text(folder / PAGE, study_page(study, title=study.study_name, value_name="Dice"))
+    return ended
+
+
+def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
+    scores = [score for score in trial.intermediate_values.values() if math.isfinite(score)]
+    return {
+        "trial": trial.number,
+        "state": trial.state.name.lower(),
+        # Of a pruned trial, Optuna's value is the last that it reported.
+        "dice": trial.value if trial.state == TrialState.COMPLETE else None,
+        "best_validation_score": max(scores, default=None),
+        "epochs": max(trial.intermediate_values, default=0),
+        "epochs_planned": trial.user_attrs.get(HORIZON),
+        "seconds": None if trial.duration is None else round(trial.duration.total_seconds(), 1),
+        "settings": trial.params,
+        "experiment": trial.user_attrs.get(_EXPERIMENT),
+        "failure": trial.user_attrs.get(_FAILURE),
+    }

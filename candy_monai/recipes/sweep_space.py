@@ -1,0 +1,284 @@
+"""The settings that a sweep searches: read from a file, checked as a whole, and turned into a run's options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalChoiceType,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from candy_monai.aliases import PathLike
+from candy_monai.config import parsed_yaml
+from candy_monai.data.planning.entries import NUMBER_FROM_0, POSITIVE_NUMBER, SHARE, as_text
+from candy_monai.data.planning.plan import ENTRIES, SETTABLE, parsed_overrides
+from candy_monai.errors import BadInputError, SettingsError, did_you_mean
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.train import check_trainer_args, chosen_trainer
+from candy_monai.text import read_text
+
+OPTIONS = ("bundle", "network", "configuration", "warm_up")
+"""The options of a run that can be searched, besides the plan's entries and the trainer's attributes."""
+
+_EXAMPLE = "learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true} or batch_size: {choices: [2, 4]}"
+_NUMBERS = ("low", "high", "log", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """One setting that is searched.
+
+    Attributes:
+        name: Its name.
+        kind: Whether it is an entry of the plan, an attribute of the trainer, or an option of a run.
+        distribution: Its values, as Optuna has them.
+    """
+
+    name: str
+    kind: Literal["plan", "trainer", "option"]
+    distribution: BaseDistribution
+
+    def extremes(self) -> Sequence[Any]:
+        """Return the values that are checked before any work: all choices, or the least and the largest number."""
+        values = self.distribution
+        if isinstance(values, CategoricalDistribution):
+            return tuple(values.choices)
+        assert isinstance(values, IntDistribution | FloatDistribution)
+        return (values.low, values.high) if values.low != values.high else (values.low,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The settings that a sweep searches.
+
+    Attributes:
+        entries: Each of them.
+        source: The file that they were read from.
+    """
+
+    entries: tuple[Searched, ...]
+    source: Path
+
+    @classmethod
+    def read(cls, path: PathLike, options: TrainOptions) -> Self:
+        """Read a YAML or JSON file: ``name: {low, high, log, step}`` or ``name: {choices: [...]}``.
+
+        Args:
+            path: The file. A name is an entry of the plan, as ``--set`` knows it, an attribute of the trainer, as
+                ``--trainer-args`` does, or one of `OPTIONS`.
+            options: Those of each run, which none of the names may contradict.
+
+        Raises:
+            SettingsError: If the file cannot be read; or with every entry that is wrong.
+        """
+        path = Path(path)
+        try:
+            text = read_text(path)
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a YAML or JSON file") from error
+        except ValueError as error:
+            raise SettingsError(f"{path}: is no text ({error})") from error
+        content: Mapping[str, Any] = parsed_yaml(path, text)
+        if not content:
+            raise SettingsError(f"{path}: names no setting to search; expected lines such as {_EXAMPLE}")
+        found, problems = [], []
+        for name, value in content.items():
+            try:
+                kind = _kind_of(name, options)
+                values = _distribution(value, fractions=_takes_fractions(name, kind, options))
+                entry = Searched(name=name, kind=kind, distribution=values)
+                space = cls(entries=(entry,), source=path)
+                for extreme in entry.extremes():
+                    space.check_run(space.applied(options, {name: extreme}))
+            except (BadInputError, ValueError) as error:
+                problems.append(f"{name}: {error}")
+            else:
+                found.append(entry)
+        space = cls(entries=tuple(found), source=path)
+        space._refuse(problems)
+        try:  # what is right alone may contradict the rest
+            space.check_run(space.applied(options, {entry.name: entry.extremes()[0] for entry in found}))
+        except BadInputError as error:
+            space._refuse([str(error)])
+        return space
+
+    def check_with(self, options: TrainOptions, check: Callable[[TrainOptions], None]) -> None:
+        """Check each setting's extreme values, one at a time, in a run of these options.
+
+        Args:
+            options: Those of each run.
+            check: Raises a `BadInputError` for options that cannot work.
+
+        Raises:
+            SettingsError: With every entry that it refuses.
+        """
+        problems = []
+        for entry in self.entries:
+            for value in entry.extremes():
+                try:
+                    check(self.applied(options, {entry.name: value}))
+                except BadInputError as error:
+                    problems.append(f"{entry.name}: {error}")
+                    break
+        self._refuse(problems)
+
+    def applied(self, options: TrainOptions, values: Mapping[str, Any]) -> TrainOptions:
+        """Return options with values of these settings in them.
+
+        Raises:
+            SettingsError: If they contradict the other options.
+        """
+        by_kind: dict[str, dict[str, Any]] = {"plan": {}, "trainer": {}, "option": {}}
+        for entry in self.entries:
+            if entry.name in values:
+                by_kind[entry.kind][entry.name] = values[entry.name]
+        overrides = {name: _as_text(value) for name, value in by_kind["plan"].items()}
+        changes: dict[str, Any] = dict(by_kind["option"])
+        if overrides:
+            changes["overrides"] = {**(options.overrides or {}), **overrides}
+        if by_kind["trainer"]:
+            changes["trainer_args"] = {**(options.trainer_args or {}), **by_kind["trainer"]}
+        return dataclasses.replace(options, **changes)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the values of each setting, as Optuna asks for them."""
+        return {entry.name: entry.distribution for entry in self.entries}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the space as plain values."""
+        return {entry.name: dict(entry.distribution._asdict()) for entry in self.entries}
+
+    @staticmethod
+    def check_run(options: TrainOptions) -> None:
+        """Check what can be checked of a run's options without its dataset.
+
+        Raises:
+            BadInputError: If its plan's entries, trainer or network cannot be.
+        """
+        parsed_overrides(options.overrides or {})
+        check_trainer_args(chosen_trainer(options), options.trainer_args or {})
+
+    def _refuse(self, problems: Sequence[str]) -> None:
+        if problems:
+            number = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
+            lines = "".join(f"\n  - {problem}" for problem in problems)
+            raise SettingsError(f"{self.source}: {number} cannot be searched:{lines}")
+
+
+def _kind_of(name: str, options: TrainOptions) -> Literal["plan", "trainer", "option"]:
+    """Return what a name names.
+
+    Raises:
+        SettingsError: If it is none of them, or fixed by the options.
+    """
+    if name in SETTABLE:
+        if name in (options.overrides or {}):
+            raise SettingsError("is fixed by --set; leave out one of the two")
+        return "plan"
+    if name in OPTIONS:
+        if getattr(options, name) != getattr(TrainOptions, name):
+            raise SettingsError(f"is fixed by --{name.replace('_', '-')}; leave out one of the two")
+        return "option"
+    if name in (options.trainer_args or {}):
+        raise SettingsError("is fixed by --trainer-args; leave out one of the two")
+    trainer = chosen_trainer(options)
+    if not name.startswith("_") and hasattr(trainer, name):
+        return "trainer"
+    known = (*(entry for entry in ENTRIES if entry in SETTABLE), *OPTIONS)
+    hint = did_you_mean(name, known) or f" Known: {', '.join(known)}"
+    raise SettingsError(
+        f"is neither an entry of the plan, nor an attribute of {trainer.__name__}, nor an option to search.{hint}"
+    )
+
+
+def _takes_fractions(name: str, kind: str, options: TrainOptions) -> bool:
+    """Return whether a setting between two whole numbers may be a fraction: ``{low: 0, high: 1}`` of a share."""
+    if kind == "plan":
+        return ENTRIES[name].kind in (POSITIVE_NUMBER, NUMBER_FROM_0, SHARE)
+    return kind == "trainer" and isinstance(getattr(chosen_trainer(options), name), float)
+
+
+def _distribution(value: object, *, fractions: bool) -> BaseDistribution:
+    """Return the values that an entry of the file describes.
+
+    Args:
+        value: The entry.
+        fractions: Whether numbers between whole bounds may be fractions.
+
+    Raises:
+        ValueError: If it describes none.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"got {value!r}, expected for example {_EXAMPLE}")
+    if "choices" in value:
+        if len(value) > 1:
+            raise ValueError(f"choices stand alone, got {', '.join(value)} together")
+        return _categories(value["choices"])
+    for name in value:
+        if name not in _NUMBERS:
+            hint = did_you_mean(str(name), (*_NUMBERS, "choices"))
+            raise ValueError(f"{name!r} is unknown.{hint} Expected for example {_EXAMPLE}")
+    numbers = {name: value[name] for name in ("low", "high", "step") if name in value}
+    log = value.get("log", False)
+    if "low" not in numbers or "high" not in numbers or not isinstance(log, bool):
+        raise ValueError(f"got {dict(value)}, expected for example {_EXAMPLE}")
+    _check_numbers(numbers, log=log)
+    if not fractions and all(isinstance(number, int) for number in numbers.values()):
+        return IntDistribution(numbers["low"], numbers["high"], log=log, step=numbers.get("step", 1))
+    return FloatDistribution(numbers["low"], numbers["high"], log=log, step=numbers.get("step"))
+
+
+def _check_numbers(numbers: Mapping[str, Any], *, log: bool) -> None:
+    """Refuse bounds and a step that are none.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{name} must be a number, got {number!r}")
+    if numbers["low"] > numbers["high"]:
+        raise ValueError(f"low is above high: {numbers['low']} and {numbers['high']}")
+    if log and "step" in numbers:
+        raise ValueError("give log or step, not both")
+    if log and numbers["low"] <= 0:
+        raise ValueError(f"low must be above 0 where log is true, got {numbers['low']}")
+    if numbers.get("step", 1) <= 0:
+        raise ValueError(f"step must be above 0, got {numbers['step']}")
+
+
+def _categories(choices: object) -> CategoricalDistribution:
+    """Return the distribution of a list of choices.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(choices, list) or not choices:
+        raise ValueError(f"choices must be a list of values, got {choices!r}")
+    plain = [_plain(choice) for choice in choices]
+    if len({(type(choice), choice) for choice in plain}) < len(plain):
+        raise ValueError(f"a choice comes twice in {choices!r}")
+    return CategoricalDistribution(plain)
+
+
+def _plain(choice: object) -> CategoricalChoiceType:
+    """Return a choice as a value that Optuna keeps; a list becomes the text that ``--set`` reads."""
+    if isinstance(choice, list):
+        return as_text(tuple(tuple(part) if isinstance(part, list) else part for part in choice))
+    if choice is None or isinstance(choice, bool | int | float | str):
+        return choice
+    raise ValueError(f"a choice must be a value or a list of values, got {choice!r}")
+
+
+def _as_text(value: object) -> str:
+    """Return a value as ``--set`` reads it, to its last digit."""
+    return repr(value) if isinstance(value, float) else as_text(value)

@@ -1,0 +1,247 @@
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+
+from candy_monai.cli.main import main
+from candy_monai.demo.phantom import write_phantom_dataset
+from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
+from candy_monai.experiment.folder import FolderLock
+from candy_monai.optuna import HORIZON
+from candy_monai.recipes import sweep
+from candy_monai.recipes.sweep import sweep_dataset
+
+EPOCHS = 20
+SPACE = "learning_rate: {low: 1e-4, high: 1e-2, log: true}\nbatch_size: {choices: [1, 2]}\n"
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=4, shape=(24, 26, 16))
+
+
+@pytest.fixture
+def space(tmp_path):
+    path = tmp_path / "space.yml"
+    path.write_text(SPACE)
+    return path
+
+
+class Pretended:
+    """Lets each trial's process write the files of a run, which reaches the level that is said for its number.
+
+    A run that is below 0.5 hangs after half of its epochs, until it is ended; one of level 0 fails at once.
+    """
+
+    def __init__(self) -> None:
+        self.levels: dict[int, float] = {}
+        self.begun: list[tuple[int, str, dict[str, str]]] = []
+        self.interrupt_at: int | None = None
+
+    def start(self, run, environment):
+        number = int(run.folder.name.removeprefix("trial_"))
+        words = run.command()
+        options = json.loads(Path(words[-1]).read_text())
+        self.begun.append((number, words[3], options.get("overrides", {})))
+        if number == self.interrupt_at:
+            raise KeyboardInterrupt
+        level = self.levels.get(number, 0.8)
+        target = run.folder / "T" / f"2026{number}"
+        rows = EPOCHS if level >= 0.5 else EPOCHS // 2
+        scores = [level * (1 - math.exp(-e / 3)) + 0.01 * math.sin(7 * e**2) for e in range(1, rows + 1)]
+        metrics = "epoch,val score,epoch duration\n" + "".join(f"{e},{s},1.0\n" for e, s in enumerate(scores, start=1))
+        description = {"format": 2, "settings": {"num_epochs": EPOCHS, "time_limit_s": None}}
+        script = (
+            "import pathlib, sys, time\n"
+            f"folder = pathlib.Path({str(target)!r})\n"
+            f"if {level} == 0: sys.exit(1)\n"
+            "folder.mkdir(parents=True, exist_ok=True)\n"
+            f"(folder / 'experiment.json').write_text({json.dumps(description)!r})\n"
+            f"(folder / 'metrics.csv').write_text({metrics!r})\n"
+            f"if {level} < 0.5: time.sleep(120)\n"
+            f"(folder / 'validation.json').write_text({json.dumps({'foreground_mean': {'Dice': level}})!r})\n"
+        )
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", script], env=environment)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    runs = Pretended()
+    monkeypatch.setattr(sweep, "start_run", runs.start)
+    return runs
+
+
+def swept(phantom, space, out, *, num_trials, said=None, **more):
+    say = (lambda _text: None) if said is None else said.append
+    return sweep_dataset(phantom, space, num_trials=num_trials, out=out, on_progress=say, **more)
+
+
+def trials_of(folder):
+    return json.loads((folder / "sweep.json").read_text())["trials"]
+
+
+def study_of(folder):
+    return optuna.load_study(study_name=folder.name, storage=sweep._journal(folder))
+
+
+def test_hopeless_trials_are_pruned_failed_ones_recorded_and_the_best_is_named(phantom, space, tmp_path, pretended):
+    pretended.levels = {1: 0.3, 2: 0.0, 3: 0.9}
+    said = []
+    folder = swept(phantom, space, tmp_path / "out", num_trials=4, said=said, num_parallel=1, seed=1)
+    trials = trials_of(folder)
+    assert [trial["state"] for trial in trials] == ["complete", "pruned", "fail", "complete"]
+    assert [trial["dice"] for trial in trials] == [0.8, None, None, 0.9]
+    assert [trial["epochs"] for trial in trials] == [EPOCHS, EPOCHS // 2, 0, EPOCHS]
+    assert str(folder / "trial_002" / "output.txt") in trials[2]["failure"]
+    assert json.loads((folder / "sweep.json").read_text())["best"]["trial"] == 3
+    assert f"Trial 1 is pruned after epoch {EPOCHS // 2}" in said
+    assert {trial.user_attrs.get(HORIZON) for trial in study_of(folder).trials} == {EPOCHS, None}
+    for trial, (_, command, overrides) in zip(trials, pretended.begun, strict=True):
+        assert command == "train"
+        assert float(overrides["learning_rate"]) == trial["settings"]["learning_rate"]
+        assert int(overrides["batch_size"]) == trial["settings"]["batch_size"]
+
+
+def test_the_plots_are_in_one_page_that_needs_no_network(phantom, space, tmp_path, pretended):
+    folder = swept(phantom, space, tmp_path / "out", num_trials=5)
+    page = (folder / "sweep.html").read_text()
+    assert page.count("Plotly.newPlot(") == 6
+    assert "Not drawn" not in page
+    assert not [line for line in page.splitlines() if "<script src" in line or "<link" in line]
+
+
+def test_the_same_call_again_trains_nothing_and_one_for_more_trials_only_those(phantom, space, tmp_path, pretended):
+    folder = swept(phantom, space, tmp_path / "out", num_trials=2, seed=5)
+    before = (folder / "sweep.json").read_text()
+    swept(phantom, space, tmp_path / "out", num_trials=2, seed=5)
+    assert (folder / "sweep.json").read_text() == before
+    swept(phantom, space, tmp_path / "out", num_trials=4, seed=5)
+    assert [number for number, _, _ in pretended.begun] == [0, 1, 2, 3]
+    rates = [trial["settings"]["learning_rate"] for trial in trials_of(folder)]
+    assert len(set(rates)) == 4  # the sampler does not begin its random numbers anew
+
+
+def test_an_interrupted_sweep_goes_on_with_the_trial_that_was_interrupted(phantom, space, tmp_path, pretended):
+    pretended.interrupt_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        swept(phantom, space, tmp_path / "out", num_trials=3)
+    folder = tmp_path / "out" / "sweep-phantom"
+    settings = [trial["settings"] for trial in trials_of(folder)]
+    assert Counter(trial["state"] for trial in trials_of(folder)) == {"complete": 1, "running": 1}
+    pretended.interrupt_at = None
+    swept(phantom, space, tmp_path / "out", num_trials=3)
+    assert [number for number, _, _ in pretended.begun] == [0, 1, 1, 2]
+    assert [trial["settings"] for trial in trials_of(folder)][:2] == settings
+    assert {trial["state"] for trial in trials_of(folder)} == {"complete"}
+
+
+def test_a_trial_that_came_to_its_end_while_nobody_looked_is_not_trained_again(phantom, space, tmp_path, pretended):
+    pretended.interrupt_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        swept(phantom, space, tmp_path / "out", num_trials=2)
+    run = tmp_path / "out" / "sweep-phantom" / "trial_001" / "T" / "20261"
+    run.mkdir(parents=True)
+    (run / "experiment.json").write_text(json.dumps({"format": 2, "settings": {"num_epochs": 1}}))
+    (run / "metrics.csv").write_text("epoch,val score\n1,0.6\n")
+    (run / "validation.json").write_text(json.dumps({"foreground_mean": {"Dice": 0.7}}))
+    folder = swept(phantom, space, tmp_path / "out", num_trials=2)
+    assert len(pretended.begun) == 2
+    assert trials_of(folder)[1]["dice"] == 0.7
+
+
+def test_a_run_that_an_earlier_call_left_behind_is_not_trained_by_two(phantom, space, tmp_path, pretended):
+    pretended.interrupt_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        swept(phantom, space, tmp_path / "out", num_trials=1)
+    run = tmp_path / "out" / "sweep-phantom" / "trial_000" / "T" / "20260"
+    run.mkdir(parents=True)
+    (run / "experiment.json").write_text("{}")
+    lock = FolderLock(run)
+    with pytest.raises(ExperimentError, match="is being trained at this moment"):
+        swept(phantom, space, tmp_path / "out", num_trials=1)
+    lock.release()
+
+
+def test_trials_of_other_machines_count_and_are_left_alone(phantom, space, tmp_path, pretended):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    here = swept(phantom, space, tmp_path / "here", num_trials=1, storage=storage)
+    study = optuna.load_study(study_name=here.name, storage=storage)
+    study.ask().set_user_attr("candy_monai:place", "elsewhere:/out/trial_001")
+    there = swept(phantom, space, tmp_path / "there", num_trials=3, storage=storage)
+    assert [number for number, _, _ in pretended.begun] == [0, 2]
+    assert [trial["state"] for trial in trials_of(there)] == ["complete", "running", "complete"]
+
+
+def test_a_sweep_whose_trials_all_fail_has_failed(phantom, space, tmp_path, pretended):
+    pretended.levels = {0: 0.0, 1: 0.0}
+    with pytest.raises(RunFailedError, match=r"none of 2 trials was completed.*trial_001"):
+        swept(phantom, space, tmp_path / "out", num_trials=2)
+
+
+@pytest.mark.parametrize("change", ["space", "options"])
+def test_a_study_is_not_gone_on_with_otherwise_than_it_was_begun(phantom, space, tmp_path, pretended, change):
+    swept(phantom, space, tmp_path / "out", num_trials=1)
+    if change == "space":
+        space.write_text(SPACE.replace("1e-2", "2e-2"))
+    more = {"num_epochs": 3} if change == "options" else {}
+    expected = "space.learning_rate.high: 0.01 -> 0.02" if change == "space" else "options.num_epochs: None -> 3"
+    with pytest.raises(SettingsError, match=expected):
+        swept(phantom, space, tmp_path / "out", num_trials=2, **more)
+    swept(phantom, space, tmp_path / "out", num_trials=1, name="another", **more)
+    assert (tmp_path / "out" / "another" / "sweep.json").is_file()
+
+
+def test_a_sweep_that_is_running_is_not_begun_again(phantom, space, tmp_path, pretended):
+    folder = swept(phantom, space, tmp_path / "out", num_trials=1)
+    lock = FolderLock(folder)
+    with pytest.raises(SettingsError, match="this sweep is running at this moment"):
+        swept(phantom, space, tmp_path / "out", num_trials=2)
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"num_trials": 0}, "at least 1"),
+        ({"num_parallel": 0}, "at least 1"),
+        ({"fold": "all"}, "validates on no case"),
+        ({"name": "a/b"}, "expected letters"),
+        ({"storage": "nosuch://x"}, "cannot be opened"),
+        ({"overrides": {"patch_shape": "8,8"}}, "patch_shape"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_trial_begins(phantom, space, tmp_path, pretended, more, said):
+    with pytest.raises(SettingsError, match=said):
+        swept(phantom, space, tmp_path / "out", **{"num_trials": 1, **more})
+    assert pretended.begun == []
+
+
+def test_values_that_the_dataset_s_plan_refuses_are_told_before_a_trial_begins(phantom, tmp_path, pretended):
+    space = tmp_path / "space.yml"
+    space.write_text("patch_shape: {choices: [[16, 16], [16, 16, 16]]}\n")
+    with pytest.raises(SettingsError, match=r"- patch_shape: patch_shape has 2 entries for 3 spatial axes"):
+        swept(phantom, space, tmp_path / "out", num_trials=1)
+    assert pretended.begun == []
+
+
+@pytest.mark.slow
+def test_the_command_trains_prunes_and_prints_the_table(phantom, tmp_path, capsys):
+    space = tmp_path / "space.yml"
+    space.write_text("learning_rate: {choices: [3e-3, 1e-3]}\nmax_grad_norm: {low: 1, high: 12}\n")
+    words = ["--epochs", "2", "--device", "cpu", "--out", str(tmp_path / "out"), "--seed", "1"]
+    words += [word for item in ("filters=4,8,8", "iterations_per_epoch=2", "batch_size=1") for word in ("--set", item)]
+    assert main(["sweep", str(phantom), "--space", str(space), "--trials", "2", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "out" / "sweep-phantom"
+    assert f"Plots: {folder / 'sweep.html'}" in lines
+    assert sorted(line.split()[0] for line in lines if line.strip()[:1].isdigit()) == ["0", "1"]
+    for trial in trials_of(folder):
+        described = json.loads((Path(trial["experiment"]) / "experiment.json").read_text())
+        assert described["plan"]["learning_rate"] == trial["settings"]["learning_rate"]
+        assert described["trainer_args"] == {"max_grad_norm": trial["settings"]["max_grad_norm"]}
