@@ -34,6 +34,11 @@ _POINTS_FOR_NOISE = 6
 _ROOM_TO_HOLD = {2: 0.8, 3: 0.8, 4: 0.7, 5: 0.6}
 """By the number of scores: the share of what is left to the largest score that the interval reaches at least. What so
 few scores promise is worth little."""
+_NEXT_TO_NOTHING, _SOMETHING = 0.04, 0.08
+"""What a run has learned, as a share of what there is to learn: the range of its scores so far against that up to the
+largest score. From the first on downwards it cannot be told whether it will take off; from the second on it can."""
+_ROOM_TO_TAKE_OFF, _EARLY = 0.8, 0.25
+"""The share of what is left to the largest score that the interval of such a run reaches, up to this share of it."""
 _UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, where a score has no bound
 _BEYOND = 0.005  # of the range: rounding and the error of a fit's form
 _POINT = 0.4
@@ -129,12 +134,32 @@ def forecast(
     expected = Gain.expected(features_of(curve, promised), rising=curve.rises)
     low, high = expected.interval()
     low, high = score_of(np.array((low, high))).tolist()
-    room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
-    high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
     quantiles = score_of(expected.quantiles(LEVELS))
+    room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
+    if takes_off := _chance_to_take_off(curve):
+        reached = curve.best + _ROOM_TO_TAKE_OFF * takes_off * room
+        high = max(high, reached)
+        quantiles = np.maximum(quantiles, _spread(curve.best, reached, none=expected.none))
+    high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
     # Losses lie closer about the middle of what is expected of them.
     middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
     return _continued(curve, _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle))
+
+
+def _chance_to_take_off(curve: SeenCurve) -> float:
+    """Return, from 0 to 1, how far it is open whether a run that has learned next to nothing so far will yet learn."""
+    if not math.isfinite(curve.top):
+        return 0.0
+    learned = curve.range / (curve.range + curve.top - curve.best)
+    little = float(np.clip((_SOMETHING - learned) / (_SOMETHING - _NEXT_TO_NOTHING), 0.0, 1.0))
+    time = (1 - curve.now / curve.horizon) / (1 - _EARLY)
+    return little * min(1.0, time**2)
+
+
+def _spread(best: float, reached: float, *, none: float) -> Array:
+    """Return the quantiles of gains that are as likely as any other up to ``reached``; the lower half stays."""
+    start = max(0.5, none)
+    return best + (reached - best) * np.clip((np.array(LEVELS) - start) / max(0.9 - start, 0.05), 0.0, 1.0)
 
 
 def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
