@@ -173,7 +173,10 @@ class CurveTrainer(SegmentationTrainer):
 
 def loaders(cases: SmallCases, settings: Settings) -> tuple[DataLoader, DataLoader]:
     counts = int(settings["num_training"]), int(settings["num_validation"])
-    training, validation = folded(cases, *counts, int(settings["fold"])) if "fold" in settings else divided(cases, *counts)
+    if "fold" in settings:
+        training, validation = folded(cases, *counts, int(settings["fold"]))
+    else:
+        training, validation = divided(cases, *counts)
     generator = torch.Generator().manual_seed(int(settings["seed"]))
 
     def augmented(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,10 +42,10 @@ def groups() -> Iterator[tuple[str, list[Settings]]]:
     """Yield the name of each group and the settings of its runs, in the order in which they are made."""
     datasets = list(PART_OF)
     for round_ in range(3):
-        for place, dataset in enumerate(datasets):
+        for dataset in datasets:
             yield folds_of(dataset, round_)
-            if place % 2 == round_ % 2:
-                yield sweep_of(dataset, round_)
+        for dataset in datasets[round_ % 2 :: 2]:
+            yield sweep_of(dataset, round_)
 
 
 def folds_of(dataset: str, round_: int) -> tuple[str, list[Settings]]:
@@ -99,9 +99,7 @@ def main() -> None:
                 continue
             begun = time.process_time()
             save_curve(train(settings, arguments.cache), HERE / f"{name}.csv")
-            write_index(
-                {**read_index(), name: {"part": PART_OF[str(settings["dataset"])], "group": group, **settings}}
-            )
+            write_index({**read_index(), name: {"part": PART_OF[str(settings["dataset"])], "group": group, **settings}})
             print(f"{name} {time.process_time() - begun:.1f} s", file=sys.stderr, flush=True)
     print(json.dumps({"curves": len(read_index()), "seconds": round(time.monotonic() - started)}))
 

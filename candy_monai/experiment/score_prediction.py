@@ -54,9 +54,7 @@ def predict_safely(
     if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
     try:
-        return predict_maximum(
-            metrics, num_epochs, degree=degree, score_range=score_range, references=references
-        )
+        return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range, references=references)
     except Exception as error:
         reason = f"it failed ({type(error).__name__}: {error})"
         return Forecast(epoch=0, score=math.nan, interval=None, reason=reason)

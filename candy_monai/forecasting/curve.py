@@ -74,16 +74,22 @@ def seen_curve(
     ceiling: float | None = None,
     score_range: ScoreRange | None = None,
     learning_rates: Sequence[float] | Array | None = None,
+    beside: Sequence[float] | Array = (),
 ) -> SeenCurve:
-    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments."""
+    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments.
+
+    ``beside`` holds scores of other runs, which say of what kind the scores are, too.
+    """
     values = np.asarray(scores, dtype=np.float64).ravel()
     finite = np.isfinite(values)
+    others = np.asarray(beside, dtype=np.float64)
+    all_values = np.concatenate([values[finite], others[np.isfinite(others)]])
     return SeenCurve(
         epochs=(np.flatnonzero(finite) + 1).astype(np.float64),
         values=values[finite],
         now=len(values),
         horizon=horizon,
-        top=_ceiling(values[finite], ceiling, score_range) if finite.any() else math.inf,
+        top=_ceiling(all_values, ceiling, score_range) if finite.any() else math.inf,
         axis=learning_axis(learning_rates, len(values), horizon),
         rate_left=_rate_left(learning_rates, len(values)),
     )

@@ -44,7 +44,8 @@ def resume_training(
     Args:
         experiment: The experiment folder.
         options: Of these ``num_epochs`` (epochs in all; None for as many as planned), ``device``, ``store`` (None for
-            where it was), ``trainer``, ``trust``, ``frontends`` and ``no_references`` hold; everything else is the run's own.
+            where it was), ``trainer``, ``trust``, ``frontends`` and ``no_references`` hold; everything else
+            is the run's own.
         dataset: The dataset's folder; None for where it was.
         schedule: What the learning rate does when the number of epochs changes; see ``Trainer.resume``.
         force: Go on even if data, network or trainer are not those that the run was saved with.
