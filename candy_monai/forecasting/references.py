@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,19 +25,20 @@ LEAST_SCORES = 3
 MOST_REFERENCES = 40
 
 _PLACES = 12  # at which the seen parts of two curves are compared
-_NEAR, _FAR = 0.25, 1.0
-"""How unlike a curve may be for its gain to count: in ranges seen so far."""
+_BY_RANGE = 0.8  # of the logarithm of the quotient of two ranges seen so far, against a distance of one range
+_LEAST_RANGE = 0.05  # of the usual whole range: what is smaller is noise
+_FLOOR = 1e-6  # of a weight, so that the least unlike of unlike references still say something
 _SLOPES = (0.0, -0.5, -1.0)
 """By how much less is gained for each unit that a curve is ahead: 0 carries the gain over, -1 the end."""
-_BY_RANGE = 0.8  # of the logarithm of the quotient of two ranges, against a distance of one range
-_LEAST_RANGE = 0.05  # of the usual whole range: what is smaller is noise
-_SHARPNESS, _TRUST_SHARPNESS = 4.0, 4.0
+_RULE_SHARPNESS, _TRUST_SHARPNESS = 2.0, 4.0
 _OWN_ERROR = 0.9
 """The error of the forecast from the own scores, as a share of that of the best so far."""
-_PRIOR = 1.0  # references that each rule has erred on as the best so far does, before any is looked at
+_PRIOR = 1.0  # references that each rule has erred on as that forecast does, before any is looked at
 _LEAST_ERROR = 0.01  # of the range
 _LEAST_NORM = 0.02  # of the usual range, for errors that are counted in a reference's own
-_WIDTH = 1.3
+_TRUST_IN_ONE = 0.5  # a single reference cannot be tried on others
+_LEAST_TRUST = 0.1  # below it, nothing is left of it
+_WIDTH = 1.6  # standard deviations, in mean errors
 _NEARLY_CERTAIN = 0.1
 _EPS = 1e-9
 
@@ -109,34 +109,34 @@ def gain_by_references(curve: SeenCurve, references: Sequence[Array]) -> Referen
         return None
     paths = np.array([_path(curve.epochs / curve.horizon, curve.values, share), *(k.path for k in known)])
     ranges = np.array([curve.range, *(k.seen for k in known)]) + _LEAST_RANGE * usual
-    gains, count = np.array([k.gain for k in known]), len(known)
+    gains = np.array([k.gain for k in known])
     # Rows: this run, then each reference, which does not count for itself.
-    distances = _distances(paths, ranges)
-    foretold = np.stack(
-        [
-            _foretold(_weights(distances, reach), slope, paths[:, -1], gains)
-            for reach, slope in product((_NEAR, _FAR), _SLOPES)
-        ],
-        axis=1,
-    )
-    room = curve.top - curve.best
+    weights = _weights(paths, ranges)
+    suggested = _suggested(paths[:, -1], ranges, gains)
+    sums = np.maximum(weights.sum(1, keepdims=True), 1e-30)
+    foretold = np.stack([(weights * gain).sum(1) for gain in suggested], axis=1) / sums
     foretold = np.clip(foretold, 0.0, np.maximum(curve.top - paths[:, -1], 0.0)[:, None])
-    alike = _weights(distances, _FAR)[0]
-    alike = alike / alike.max()
-    norm = np.maximum(whole, _LEAST_NORM * usual)
-    misses = np.abs(foretold[1:] - gains[:, None]) if count > 1 else np.repeat(gains[:, None], foretold.shape[1], 1)
-    total = alike.sum() + _PRIOR
-    own = _OWN_ERROR * float(alike @ (gains / norm)) / alike.sum()
-    prior = _PRIOR * (own + _LEAST_ERROR)
-    errors = (alike @ (misses / norm[:, None]) + prior) / total
-    says = errors**-_SHARPNESS
+    alike, norm = weights[0], np.maximum(whole, _LEAST_NORM * usual)
+    total, known_error = float(alike.sum()), float(alike @ (gains / norm)) * _OWN_ERROR
+    typical = known_error / total + _LEAST_ERROR
+
+    def error_of(each: Array) -> Array:
+        return np.asarray(
+            (alike @ (np.abs(each - gains[:, None]) / norm[:, None]) + _PRIOR * typical) / (total + _PRIOR)
+        )
+
+    says = error_of(foretold[1:]) ** -_RULE_SHARPNESS
     says /= says.sum()
-    whole_error = (float(alike @ (np.abs(misses @ says) / norm)) + prior) / total
-    own_error = (own * alike.sum() + prior) / total
-    trust = 1 / (1 + (whole_error / own_error) ** _TRUST_SHARPNESS)
-    spread = _WIDTH * max(whole_error * usual, _LEAST_ERROR * usual)
-    when = float(alike @ [k.when for k in known]) / alike.sum()
-    return ReferenceGain(middle=float(foretold[0] @ says), spread=spread, trust=trust, room=room, when=when)
+    error = float(error_of((foretold[1:] @ says)[:, None])[0])
+    own_error = (known_error + _PRIOR * typical) / (total + _PRIOR)
+    trust = 1 / (1 + (error / own_error) ** _TRUST_SHARPNESS) if len(known) > 1 else _TRUST_IN_ONE
+    return ReferenceGain(
+        middle=float(foretold[0] @ says),
+        spread=_WIDTH * max(error, _LEAST_ERROR) * usual,
+        trust=max(0.0, trust - _LEAST_TRUST) / (1 - _LEAST_TRUST),
+        room=curve.top - curve.best,
+        when=float(alike @ [k.when for k in known]) / total,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,24 +176,18 @@ def _path(places: Array, values: Array, share: float) -> Array:
     return np.interp(share * np.arange(1, _PLACES + 1) / _PLACES, places, np.maximum.accumulate(values))
 
 
-def _distances(paths: Array, ranges: Array) -> Array:
-    """Return how unlike each curve (rows) is to each reference (columns); inf to itself."""
+def _weights(paths: Array, ranges: Array) -> Array:
+    """Return how alike each curve (rows) is to each reference (columns), 0 to 1; 0 to itself."""
     scales = np.sqrt(ranges[:, None] * ranges[None, 1:])
-    apart = ((paths[:, None] - paths[None, 1:]) / scales[..., None]) ** 2
-    distances = apart.mean(-1) + (_BY_RANGE * np.log(ranges[:, None] / ranges[None, 1:])) ** 2
-    np.fill_diagonal(distances[1:], np.inf)
-    return np.asarray(distances)
+    apart = (((paths[:, None] - paths[None, 1:]) / scales[..., None]) ** 2).mean(-1)
+    apart += (_BY_RANGE * np.log(ranges[:, None] / ranges[None, 1:])) ** 2
+    weights = np.exp(-0.5 * apart) + _FLOOR
+    np.fill_diagonal(weights[1:], 0.0)
+    return np.asarray(weights)
 
 
-def _weights(distances: Array, reach: float) -> Array:
-    return np.exp(-0.5 * distances / reach**2) + np.where(np.isfinite(distances), 1e-6, 0.0)
-
-
-def _foretold(weights: Array, slope: float, bests: Array, gains: Array) -> Array:
-    """Return each curve's gain (rows) as the weighted median of the references' gains."""
-    suggested = np.maximum(gains[None] + slope * (bests[:, None] - bests[None, 1:]), 0.0)
-    order = np.argsort(suggested, axis=1)
-    values, parts = np.take_along_axis(suggested, order, 1), np.take_along_axis(weights, order, 1)
-    parts = parts / np.maximum(parts.sum(1, keepdims=True), 1e-30)
-    middles = np.cumsum(parts, axis=1) - parts / 2
-    return np.array([np.interp(0.5, at, value) for at, value in zip(middles, values, strict=True)])
+def _suggested(bests: Array, ranges: Array, gains: Array) -> list[Array]:
+    """Return the gain of each curve (rows) that the gain of each reference (columns) suggests, by each rule."""
+    ahead, alike = bests[:, None] - bests[None, 1:], ranges[:, None] / ranges[None, 1:]
+    by_place = [np.maximum(gains[None] + slope * ahead, 0.0) for slope in _SLOPES]
+    return [*by_place, gains[None] * alike]

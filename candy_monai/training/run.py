@@ -34,7 +34,12 @@ from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, last_epoch_as_text
-from candy_monai.experiment.references import folder_of_experiments, references_as_text, references_of
+from candy_monai.experiment.references import (
+    ReferenceRun,
+    folder_of_experiments,
+    references_as_text,
+    references_of,
+)
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.forecasting.curve import ScoreRange
@@ -199,7 +204,8 @@ class TrainingRun:
         experiment, settings = self.current(), self.settings
         if not (settings.val_score_prediction or settings.early_stop_tolerance == "forecast"):
             return None
-        root, found = folder_of_experiments(experiment.folder), ()
+        root = folder_of_experiments(experiment.folder)
+        found: tuple[ReferenceRun, ...] = ()
         if self.processes.is_main:  # all processes must know the same, though runs may end at this moment
             found = references_of(description, root, but=experiment.folder)
         found = self.processes.broadcast(found)
