@@ -145,11 +145,22 @@ def forecast(
             return _joined(curve, _nothing_more(curve), by_references)
         best_epoch = int(curve.epochs[curve.values.argmax()])
         return Forecast(epoch=best_epoch, score=curve.best, interval=None, reason=reason)
-    promised, when = draw_best(curve, degree=degree)
     if method == "quotient":
+        promised, when = draw_best(curve, degree=degree)
         quantiles = np.quantile(promised, LEVELS)
         stated = _stated(curve, quantiles, interval_of(promised, curve.best), when, promised > curve.best)
-        return _continued(curve, _joined(curve, stated, by_references))
+    else:
+        stated = _learned(curve, degree)
+        if curve.knows_rates:
+            # A decay says that little is left to learn, and yet scores rise while it lasts, in some runs more than by
+            # all the epochs before. Neither clock is right in all.
+            stated = _averaged(stated, _learned(curve.without_rates(), degree))
+    return _continued(curve, _joined(curve, stated, by_references))
+
+
+def _learned(curve: SeenCurve, degree: int) -> Forecast:
+    """Return what the quotients promise, corrected by what real runs taught."""
+    promised, when = draw_best(curve, degree=degree)
 
     def score_of(gain: Array) -> Array:
         return np.minimum(curve.best + curve.range * gain, curve.top)
@@ -166,8 +177,21 @@ def forecast(
     high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
     # Losses lie closer about the middle of what is expected of them.
     middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
-    stated = _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
-    return _continued(curve, _joined(curve, stated, by_references))
+    return _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
+
+
+def _averaged(one: Forecast, other: Forecast) -> Forecast:
+    """Return the mean of two forecasts of a curve; the interval begins where the lower one does."""
+    assert one.interval is not None
+    assert other.interval is not None
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    return replace(
+        one,
+        epoch=round((one.epoch + other.epoch) / 2),
+        score=(one.score + other.score) / 2,
+        interval=(min(low, other_low), (high + other_high) / 2),
+        quantiles=tuple((np.array(one.quantiles) + np.array(other.quantiles)) / 2),
+    )
 
 
 def _nothing_more(curve: SeenCurve) -> Forecast:
@@ -184,7 +208,8 @@ def _joined(curve: SeenCurve, stated: Forecast, by_references: ReferenceGain | N
     trust = by_references.trust
 
     def mixed(own: ArrayLike, gains: ArrayLike) -> Array:
-        return (1 - trust) * np.asarray(own) + trust * (curve.best + np.asarray(gains))
+        joined = (1 - trust) * np.asarray(own) + trust * (curve.best + np.asarray(gains))
+        return np.clip(joined, curve.best, curve.top)
 
     low, high = mixed(stated.interval, by_references.interval()).tolist()
     score = float(np.clip(mixed(stated.score, by_references.middle), low, high))
