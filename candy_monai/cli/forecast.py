@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PICTURE = "forecast.png"
 _STATE = "state.pt"
+_WHAT_DECIDES = "as far as they foretell one another, and look like this run so far"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         _show(history, result, facts)
         if references and facts["ended"] is None:
             print(references_as_text(references, folder_of_experiments(_folder_of(args.source))))
+            print(f"They have a share of {result.by_references:.0%} in it: {_WHAT_DECIDES}")
         print(f"Picture: {picture}")
     return DONE
 
@@ -183,6 +185,7 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
         "seconds_left": left * math.fsum(durations) / len(durations) if durations and left is not None else None,
         "seconds_to_the_end": _seconds(durations, horizon - len(history.scores)),
         "score_range": history.score_range,
+        "by_references": result.by_references,
         "reason": result.reason,
     }
 
