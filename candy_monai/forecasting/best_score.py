@@ -42,7 +42,7 @@ largest score. From the first on downwards it cannot be told whether it will tak
 _ROOM_TO_TAKE_OFF, _EARLY = 0.8, 0.25
 """The share of what is left to the largest score that the interval of such a run reaches, up to this share of it."""
 _UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, where a score has no bound
-_SURE_OF_REFERENCES = 0.5
+_SURE_OF_REFERENCES = 0.1
 """The share that references must have to foretell a curve that tells nothing by itself."""
 _BEYOND = 0.005  # of the range: rounding and the error of a fit's form
 _POINT = 0.4
@@ -203,7 +203,7 @@ def _nothing_more(curve: SeenCurve) -> Forecast:
 
 def _joined(curve: SeenCurve, stated: Forecast, by_references: ReferenceGain | None) -> Forecast:
     """Average a forecast with what references say, quantile by quantile, as far as these are to be trusted."""
-    if by_references is None or stated.interval is None:
+    if by_references is None or not by_references.trust or stated.interval is None:
         return stated
     trust = by_references.trust
 

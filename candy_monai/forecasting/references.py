@@ -36,8 +36,8 @@ _OWN_ERROR = 0.9
 _PRIOR = 1.0  # references that each rule has erred on as that forecast does, before any is looked at
 _LEAST_ERROR = 0.01  # of the range
 _LEAST_NORM = 0.02  # of the usual range, for errors that are counted in a reference's own
-_TRUST_IN_ONE = 0.5  # a single reference cannot be tried on others
-_LEAST_TRUST = 0.1  # below it, nothing is left of it
+_ENOUGH = 4  # references: fewer may foretell one another by chance, one cannot be tried at all
+_LEAST_TRUST = 0.25  # below it, nothing is left of it
 _WIDTH = 1.6  # standard deviations, in mean errors
 _NEARLY_CERTAIN = 0.1
 _EPS = 1e-9
@@ -129,11 +129,12 @@ def gain_by_references(curve: SeenCurve, references: Sequence[Array]) -> Referen
     says /= says.sum()
     error = float(error_of((foretold[1:] @ says)[:, None])[0])
     own_error = (known_error + _PRIOR * typical) / (total + _PRIOR)
-    trust = 1 / (1 + (error / own_error) ** _TRUST_SHARPNESS) if len(known) > 1 else _TRUST_IN_ONE
+    trust = 1 / (1 + (error / own_error) ** _TRUST_SHARPNESS)
+    enough = min(1.0, (len(known) - 1) / (_ENOUGH - 1)) ** 2
     return ReferenceGain(
         middle=float(foretold[0] @ says),
         spread=_WIDTH * max(error, _LEAST_ERROR) * usual,
-        trust=max(0.0, trust - _LEAST_TRUST) / (1 - _LEAST_TRUST),
+        trust=enough * max(0.0, trust - _LEAST_TRUST) / (1 - _LEAST_TRUST),
         room=curve.top - curve.best,
         when=float(alike @ [k.when for k in known]) / total,
     )

@@ -150,9 +150,9 @@ def test_earlier_runs_of_the_same_dataset_are_found_and_named_and_left_out_where
         return folder
 
     late = 0.05 + 0.7 * np.clip((np.arange(40) - 15) / 15, 0, 1)
-    noise = 0.005 * np.random.default_rng(0).standard_normal((4, 40))
-    earlier = {str(run(f"earlier{number}", late + noise[number], 40)) for number in range(3)}
-    own = run("own", (late + noise[3])[:12], 40)
+    noise = 0.005 * np.random.default_rng(0).standard_normal((5, 40))
+    earlier = {str(run(f"earlier{number}", late + noise[number], 40)) for number in range(4)}
+    own = run("own", (late + noise[4])[:12], 40)
     assert forecast(own, "--json") == 0
     content = json.loads(capsys.readouterr().out)
     assert set(content["references"]) == earlier
@@ -162,4 +162,4 @@ def test_earlier_runs_of_the_same_dataset_are_found_and_named_and_left_out_where
     alone = json.loads(capsys.readouterr().out)
     assert (alone["references"], alone["by_references"]) == ([], 0)
     assert forecast(own, "--picture", tmp_path / "picture.png") == 0
-    assert f"The forecast knows 3 earlier runs of this dataset in {tmp_path}: " in capsys.readouterr().out
+    assert f"The forecast knows 4 earlier runs of this dataset in {tmp_path}: " in capsys.readouterr().out

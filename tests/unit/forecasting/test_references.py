@@ -44,7 +44,8 @@ def test_a_flat_curve_is_foretold_by_others_that_were_flat_until_then():
 
 
 def test_a_flat_curve_stays_unknown_where_earlier_curves_do_not_foretell_one_another():
-    others = [np.linspace(0.1, end, 40) for end in (0.2, 0.9, 0.4, 0.7)]
+    takes_off = np.where(np.arange(40) < 15, 0.0, FOLDS[0])
+    others = [takes_off, 0.05 * takes_off, takes_off, 0.05 * takes_off]
     assert "flat" in forecast(np.zeros(12), 40, score_range=(0, 1), references=others).reason
 
 
@@ -104,10 +105,14 @@ def test_the_quantiles_rise_and_the_forecast_lies_in_its_interval():
         assert now <= result.epoch <= 40
 
 
-def test_one_reference_is_believed_by_half_at_most():
+def test_the_fewer_references_there_are_the_less_they_are_believed_and_one_is_not():
     rises = 0.8 * (1 - np.exp(-np.arange(1, 41) / 12))
-    noise = 0.01 * np.random.default_rng(0).standard_normal((2, 40))
-    assert 0 < forecast((rises + noise[0])[:12], 40, references=[rises + noise[1]]).by_references <= 0.5
+    curves = rises + 0.01 * np.random.default_rng(0).standard_normal((5, 40))
+    results = [forecast(curves[0, :12], 40, references=curves[1 : 1 + count]) for count in range(5)]
+    shares = [result.by_references for result in results]
+    assert shares[:2] == [0, 0]
+    assert 0 < shares[2] < shares[3] < shares[4]
+    assert results[1] == results[0]
 
 
 def test_no_gain_is_read_off_curves_of_which_none_has_moved():
