@@ -7,6 +7,9 @@ one when the best is over.
 
 What the forecast has learned from real runs is, for each curve, what was learned without the dataset of that curve; how
 it learns was chosen on the tuning datasets alone. By default only the other datasets are reported.
+
+With ``--groups`` the curves are those in ``benchmarks/curves/groups``, each foretold with and without the others of
+its group as references: the other four folds of a configuration, the other trials of a sweep.
 """
 
 from __future__ import annotations
@@ -32,9 +35,11 @@ from candy_monai.forecasting import gain
 from candy_monai.forecasting.best_score import Forecast, forecast
 
 CURVES = Path(__file__).parent / "curves"
+GROUPS = CURVES / "groups"
 LEFT_OUT = CURVES / "left_out.json"
 SHARES = (0.25, 0.5, 0.75)
 CONFIDENCE = 0.8
+FEWEST_OTHERS = 3
 GAIN = 0.02
 """Of the run's range: a smaller gain is none for which an interval is judged."""
 Array = NDArray[np.float64]
@@ -91,8 +96,42 @@ def load_curves(part: str | None = None, *, both: bool = False) -> list[Curve]:
     return curves
 
 
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A curve with the others of its group, and which kind of group that is: ``folds`` or ``sweep``."""
+
+    curve: Curve
+    others: tuple[Array, ...]
+    kind: str
+
+
+def load_members() -> list[Member]:
+    """Return the curves that come in groups; those without any variation are among the others, but not foretold."""
+    index = json.loads((GROUPS / "index.json").read_text())
+    curves = {}
+    for name, entry in index.items():
+        metrics = {key: np.array(values) for key, values in load_metrics(GROUPS / f"{name}.csv").items()}
+        scores, rates = metrics["val score"], metrics["learning rate"]
+        curves[name] = Curve(name=name, run=name, dataset=entry["dataset"], scores=scores, learning_rates=rates)
+    groups = {entry["group"]: [n for n, e in index.items() if e["group"] == entry["group"]] for entry in index.values()}
+    return [
+        Member(
+            curve=curves[name],
+            others=tuple(curves[other].scores for other in names if other != name),
+            kind="folds" if "folds" in group else "sweep",
+        )
+        for group, names in groups.items()
+        for name in names
+        if len(names) > FEWEST_OTHERS and curves[name].range > 1e-6
+    ]
+
+
 def ours(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
     return forecast(scores, horizon, learning_rates=learning_rates[: len(scores)])
+
+
+def ours_with(scores: Array, learning_rates: Array, horizon: int, *, references: Sequence[Array]) -> Forecast:
+    return forecast(scores, horizon, learning_rates=learning_rates[: len(scores)], references=references)
 
 
 def ours_with_schedule(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
@@ -242,6 +281,41 @@ def print_stopping(curves: Sequence[Curve]) -> None:
         print(f"| {name} | {epochs:.0%} | {np.mean(lost):.3f} | {np.mean(np.array(lost) > 0.01):.0%} |")
 
 
+def print_members(members: Sequence[Member]) -> None:
+    """Print the errors with and without references by the kind of group, as Markdown."""
+    heads = " | ".join(f"score at {share:.0%}" for share in SHARES)
+    print(f"| curves | method | {heads} | of best so far's | held (by chance) |\n|---|---|---|---|---|---|---|")
+    for kind in ("folds", "sweep"):
+        own = [member for member in members if member.kind == kind]
+        errors = {}
+        for name in ("best so far", "without references", "with references", "with three"):
+            results = {share: [_member_outcome(name, member, share) for member in own] for share in SHARES}
+            errors[name] = np.array([[o.error for o in results[share]] for share in SHARES])
+            numbers = [figures(results[share]) for share in SHARES]
+            ratios = errors[name].mean(1) / errors["best so far"].mean(1)
+            held = ", ".join(
+                "" if n["coverage"] is None else f"{n['coverage']:.2f} of {n['intervals']} ({n['band']})"
+                for n in numbers
+            )
+            cells = " | ".join(f"{n['error']:.3f}" for n in numbers)
+            shares = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"| {kind} ({len(own)}) | {name} | {cells} | {shares} | {held} |")
+        change = errors["with references"] - errors["without references"]
+        means, errors_of_mean = change.mean(1), change.std(1) / math.sqrt(len(own))
+        said = ", ".join(f"{m:+.4f} ({e:.4f})" for m, e in zip(means, errors_of_mean, strict=True))
+        print(f"| {kind} ({len(own)}) | change by references (standard error) | | | | {said} | |")
+
+
+def _member_outcome(name: str, member: Member, share: float) -> Outcome:
+    methods: dict[str, Method] = {
+        "best so far": best_so_far,
+        "without references": ours,
+        "with references": partial(ours_with, references=member.others),
+        "with three": partial(ours_with, references=member.others[:3]),
+    }
+    return outcome(methods[name], member.curve, seen(member.curve, share))
+
+
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | list[float] | None]:
     """Summarise one method at one share: mean errors, coverage with what chance allows, abstentions."""
     covered = [o.covered for o in outcomes if o.covered is not None]
@@ -261,7 +335,11 @@ def main() -> None:
     parser.add_argument("--part", choices=("reporting", "tuning", "all"), default="reporting")
     parser.add_argument("--table", action="store_true", help="print tables for people instead of the JSON line")
     parser.add_argument("--both", action="store_true", help="the Dice and the negative loss of every run")
+    parser.add_argument("--groups", action="store_true", help="the curves in groups, with and without references")
     arguments = parser.parse_args()
+    if arguments.groups:
+        print_members(load_members())
+        return
     curves = load_curves(None if arguments.part == "all" else arguments.part, both=arguments.both)
     everything = {
         name: {share: [outcome(method, curve, seen(curve, share)) for curve in curves] for share in SHARES}

@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 from monai.losses import DiceLoss, FocalLoss
 from monai.networks.nets import BasicUNet, SegResNet, UNet
-from small_cases import SmallCases, divided, load_small_cases, seed_of
+from small_cases import SmallCases, divided, folded, load_small_cases, seed_of
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
@@ -172,7 +172,11 @@ class CurveTrainer(SegmentationTrainer):
 
 
 def loaders(cases: SmallCases, settings: Settings) -> tuple[DataLoader, DataLoader]:
-    training, validation = divided(cases, int(settings["num_training"]), int(settings["num_validation"]))
+    counts = int(settings["num_training"]), int(settings["num_validation"])
+    if "fold" in settings:
+        training, validation = folded(cases, *counts, int(settings["fold"]))
+    else:
+        training, validation = divided(cases, *counts)
     generator = torch.Generator().manual_seed(int(settings["seed"]))
 
     def augmented(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ SLICES = 6
 """Slices taken of each volume, evenly among those with foreground."""
 MOST_SAMPLES = 96
 MOST_CLASSES = 5
+FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,22 @@ def divided(cases: SmallCases, num_training: int, num_validation: int) -> tuple[
     return training, validation
 
 
+def folded(cases: SmallCases, num_training: int, num_validation: int, fold: int) -> tuple[list[int], list[int]]:
+    """Return the indices of training and validation samples of one fold of `FOLDS`, whose validation samples differ."""
+    total = len(cases.images)
+    start, stop = fold * total // FOLDS, (fold + 1) * total // FOLDS
+    rest = [i for i in range(total) if not start <= i < stop]
+    return _evenly(rest, num_training), _evenly(list(range(start, stop)), num_validation)
+
+
 def seed_of(text: str) -> int:
     """Return a number that depends on the text alone."""
     return zlib.crc32(text.encode())
+
+
+def _evenly(indices: list[int], count: int) -> list[int]:
+    count = min(count, len(indices))
+    return [indices[i * len(indices) // count] for i in range(count)]
 
 
 def _parts(image: Tensor, label: Tensor, num_dims: int) -> list[tuple[Tensor, Tensor]]:

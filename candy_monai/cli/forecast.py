@@ -13,11 +13,13 @@ from candy_monai.cli.options import add_options, new_command
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+    from candy_monai.experiment.references import ReferenceRun
     from candy_monai.forecasting.best_score import Forecast
     from candy_monai.forecasting.reading import ScoreHistory
 
 PICTURE = "forecast.png"
 _STATE = "state.pt"
+_WHAT_DECIDES = "as far as they foretell one another, and look like this run so far"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -52,12 +54,14 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"the picture to write (default: {PICTURE} in the experiment's folder, for anything else in the current "
         "one; with --json: none)",
     )
+    add_options(parser, "no_references")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import SettingsError
+    from candy_monai.experiment.references import folder_of_experiments, references_as_text
     from candy_monai.experiment.runs import refuse_folder_of_runs
     from candy_monai.forecasting.best_score import forecast
     from candy_monai.forecasting.reading import read_scores
@@ -69,8 +73,13 @@ def run(args: argparse.Namespace) -> int:
     horizon = args.num_epochs or length.num_epochs
     if horizon is None:
         raise SettingsError(f"{history.source}: does not say how many epochs are planned: add --epochs N")
+    references = () if args.no_references else _references(args.source, args.column)
     result = forecast(
-        history.scores, horizon, score_range=history.score_range, learning_rates=history.learning_rates or None
+        history.scores,
+        horizon,
+        score_range=history.score_range,
+        learning_rates=history.learning_rates or None,
+        references=[reference.scores for reference in references],
     )
     picture = args.picture
     if picture is None and not args.json:
@@ -78,10 +87,14 @@ def run(args: argparse.Namespace) -> int:
     if picture is not None:
         _draw(picture, history, result, horizon)
     facts = _facts(history, result, horizon, ended=None if args.num_epochs else length.ended)
+    facts["references"] = [str(reference.folder) for reference in references]
     if args.json:
         print(json.dumps({**facts, "picture": None if picture is None else str(picture)}, indent=1, allow_nan=False))
     else:
         _show(history, result, facts)
+        if references and facts["ended"] is None:
+            print(references_as_text(references, folder_of_experiments(_folder_of(args.source))))
+            print(f"They have a share of {result.by_references:.0%} in it: {_WHAT_DECIDES}")
         print(f"Picture: {picture}")
     return DONE
 
@@ -95,7 +108,7 @@ class _Length(NamedTuple):
 
 def _length(source: Path, history: ScoreHistory) -> _Length:
     """Return how many epochs a run has or will have, as its saved state says, where it has one."""
-    folder = source if source.is_dir() else source.parent
+    folder = _folder_of(source)
     if history.horizon is None or not (folder / _STATE).is_file() or not (folder / "experiment.json").is_file():
         return _Length(history.horizon)
     from candy_monai.errors import ExperimentError
@@ -118,6 +131,26 @@ def _length(source: Path, history: ScoreHistory) -> _Length:
     if done >= history.horizon:
         return _Length(history.horizon, "all are done")
     return _Length(done, "it stopped early" if limit_s is None else "its time was up")
+
+
+def _folder_of(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _references(source: Path, column: str | None) -> tuple[ReferenceRun, ...]:
+    """Return the earlier runs of the same task beside an experiment; none for anything else."""
+    from candy_monai.errors import ExperimentError
+    from candy_monai.experiment.description import DESCRIPTION, read_description
+    from candy_monai.experiment.references import folder_of_experiments, references_of
+
+    folder = _folder_of(source)
+    if not (folder / DESCRIPTION).is_file():
+        return ()
+    try:
+        description = read_description(folder)
+    except ExperimentError:  # of another version: the scores are read all the same
+        return ()
+    return references_of(description, folder_of_experiments(folder), but=folder, column=column)
 
 
 def _draw(picture: Path, history: ScoreHistory, result: Forecast, horizon: int) -> None:
@@ -152,6 +185,7 @@ def _facts(history: ScoreHistory, result: Forecast, horizon: int, *, ended: str 
         "seconds_left": left * math.fsum(durations) / len(durations) if durations and left is not None else None,
         "seconds_to_the_end": _seconds(durations, horizon - len(history.scores)),
         "score_range": history.score_range,
+        "by_references": result.by_references,
         "reason": result.reason,
     }
 

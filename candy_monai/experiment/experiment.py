@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +43,7 @@ class Experiment:
     Attributes:
         forecast: Of the best score, after the last validated epoch; None before the first.
         score_range: The least and the largest score that there can be; None if it is unknown.
+        references: The scores of earlier runs of the same task, which the forecast learns from.
         num_validated: Cases that the last score is the mean of; None if that is unknown.
         standard_error: Of that mean; NaN if it is unknown.
         best_num_validated: Cases that the best score is the mean of.
@@ -71,6 +72,7 @@ class Experiment:
         )
         self.forecast: Forecast | None = None
         self.score_range: ScoreRange | None = None
+        self.references: Sequence[Sequence[float]] = ()
         self.num_validated: int | None = None
         self.standard_error = self.best_standard_error = math.nan
         self.best_num_validated: int | None = None
@@ -305,7 +307,9 @@ class Experiment:
             return None
         degree = settings.val_score_prediction_degree
         metrics, num_epochs = self.history.metrics(), self.expected_epochs()
-        return predict_safely(metrics, num_epochs, degree=degree, score_range=self.score_range)
+        return predict_safely(
+            metrics, num_epochs, degree=degree, score_range=self.score_range, references=self.references
+        )
 
     def save_epoch(self, weights: RunWeights, state: TrainerState, *, score: float | None, is_best: bool) -> None:
         """Start to write the epoch to disk: weight files, then ``state.pt``, which is the only commit, then the rest.

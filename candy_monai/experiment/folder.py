@@ -21,6 +21,8 @@ LOCK = ".lock"
 LOGS = "logs.txt"
 METRICS = "metrics.csv"
 STATE = "state.pt"
+VALIDATION_SCORES = "validation.json"
+"""The scores of the best weights on whole cases, written last, when a planned run has come to its end."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)

@@ -15,11 +15,17 @@ Columns = Mapping[str, Sequence[float]]
 
 
 def predict_maximum(
-    metrics: Columns, num_epochs: int, *, degree: int, score_range: ScoreRange | None = None
+    metrics: Columns,
+    num_epochs: int,
+    *,
+    degree: int,
+    score_range: ScoreRange | None = None,
+    references: Sequence[Sequence[float]] = (),
 ) -> Forecast:
     """Forecast the best of the column ``val score`` within ``num_epochs`` epochs, knowing the ``learning rate``.
 
-    A range of scores that those so far do not keep to counts as unknown.
+    A range of scores that those so far do not keep to counts as unknown; ``references`` are earlier curves of the same
+    task.
     """
     scores, rates = metrics.get(SCORE, ()), metrics.get(LEARNING_RATE, ())
     return forecast(
@@ -28,11 +34,17 @@ def predict_maximum(
         degree=degree,
         score_range=score_range if score_range is not None and is_within(scores, score_range) else None,
         learning_rates=rates if len(rates) == len(scores) else None,
+        references=references,
     )
 
 
 def predict_safely(
-    metrics: Columns, num_epochs: int, *, degree: int, score_range: ScoreRange | None = None
+    metrics: Columns,
+    num_epochs: int,
+    *,
+    degree: int,
+    score_range: ScoreRange | None = None,
+    references: Sequence[Sequence[float]] = (),
 ) -> Forecast | None:
     """Forecast as `predict_maximum` does during a run, which no failing forecast may end.
 
@@ -42,7 +54,7 @@ def predict_safely(
     if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
     try:
-        return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range)
+        return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range, references=references)
     except Exception as error:
         reason = f"it failed ({type(error).__name__}: {error})"
         return Forecast(epoch=0, score=math.nan, interval=None, reason=reason)

@@ -4,7 +4,8 @@ Scores enter (higher is better), a statement leaves. Epochs are counted from 1.
 
 Two things are put together. The average of many quotients of polynomials (`candy_monai.forecasting.model_average`) says
 what this curve promises. What the promise has been worth in real runs, given how the curve looks otherwise, was learned
-from such runs (`candy_monai.forecasting.gain`): by the middle of a run half of them are past their best.
+from such runs (`candy_monai.forecasting.gain`): by the middle of a run half of them are past their best. Where earlier
+curves of the same task are known, what came after this point of theirs joins in (`candy_monai.forecasting.references`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from candy_monai.forecasting.continuation import continuation
 from candy_monai.forecasting.curve import ScoreRange, SeenCurve, seen_curve
 from candy_monai.forecasting.features import features_of
 from candy_monai.forecasting.gain import Gain
 from candy_monai.forecasting.model_average import draw_best, noise_of
+from candy_monai.forecasting.references import ReferenceGain, checked_references, gain_by_references
 
 Array = NDArray[np.float64]
 
@@ -34,7 +36,14 @@ _POINTS_FOR_NOISE = 6
 _ROOM_TO_HOLD = {2: 0.8, 3: 0.8, 4: 0.7, 5: 0.6}
 """By the number of scores: the share of what is left to the largest score that the interval reaches at least. What so
 few scores promise is worth little."""
+_NEXT_TO_NOTHING, _SOMETHING = 0.04, 0.08
+"""What a run has learned, as a share of what there is to learn: the range of its scores so far against that up to the
+largest score. From the first on downwards it cannot be told whether it will take off; from the second on it can."""
+_ROOM_TO_TAKE_OFF, _EARLY = 0.8, 0.25
+"""The share of what is left to the largest score that the interval of such a run reaches, up to this share of it."""
 _UNBOUNDED_ROOM = 10.0  # in ranges of the scores so far, where a score has no bound
+_SURE_OF_REFERENCES = 0.1
+"""The share that references must have to foretell a curve that tells nothing by itself."""
 _BEYOND = 0.005  # of the range: rounding and the error of a fit's form
 _POINT = 0.4
 """The quantile that is the forecast: just below the middle, which lets down fewer runs and errs no more."""
@@ -52,6 +61,7 @@ class Forecast:
             a better one is nearly certain, so that the others lie in it too. None when abstaining.
         reason: Why there is no forecast; None when there is one.
         quantiles: The best score's quantiles at 5 %, 10 % ... 95 %; empty when abstaining.
+        by_references: The share that earlier curves have in it, 0 to 1.
     """
 
     epoch: int
@@ -59,6 +69,7 @@ class Forecast:
     interval: tuple[float, float] | None
     reason: str | None
     quantiles: tuple[float, ...] = ()
+    by_references: float = 0.0
 
     def chance_above(self, score: float) -> float:
         """Return the chance that the run's best score exceeds ``score``, as far as the quantiles tell: 0 to 1.
@@ -85,6 +96,7 @@ def forecast(
     ceiling: float | None = None,
     score_range: ScoreRange | None = None,
     learning_rates: Sequence[float] | Array | None = None,
+    references: Sequence[Sequence[float] | Array] = (),
     method: Literal["combined", "quotient"] = "combined",
 ) -> Forecast:
     """Foretell the best score of a run from its scores so far. Takes less than a second and always says the same.
@@ -101,27 +113,54 @@ def forecast(
             between 0 and 1, else for none.
         learning_rates: That of each epoch so far, where known: what a decay has left to give shows in it. If the
             schedule is known beforehand, those of the epochs to come as well: a decay that has not begun shows in it.
+        references: The scores of finished runs of the same task, from the first epoch to the last, of any length: the
+            other folds of a cross-validation, the trials of a sweep, earlier runs. How well they foretell one another
+            decides what they count for. Of more than 40 the first 40 are taken.
         method: ``"combined"`` weighs the quotients' promise by what real runs taught; ``"quotient"`` takes it as it is.
 
     Raises:
-        ValueError: If ``horizon`` or ``degree`` is less than 1, the method is unknown, or a score is out of range.
+        ValueError: If ``horizon`` or ``degree`` is less than 1, the method is unknown, a score is out of range, or a
+            reference has fewer than three finite scores.
     """
     if horizon < 1 or degree < 1:
         raise ValueError(f"horizon and degree must be at least 1, got {horizon} and {degree}")
     if method not in ("combined", "quotient"):
         raise ValueError(f"method must be 'combined' or 'quotient', got {method!r}")
-    curve = seen_curve(scores, horizon, ceiling=ceiling, score_range=score_range, learning_rates=learning_rates)
+    earlier = checked_references(references)
+    curve = seen_curve(
+        scores,
+        horizon,
+        ceiling=ceiling,
+        score_range=score_range,
+        learning_rates=learning_rates,
+        beside=np.concatenate(earlier) if earlier else (),
+    )
     if not curve.values.size:
         return Forecast(epoch=0, score=math.nan, interval=None, reason="there is no finite score yet")
     reason = why_not(curve, points_needed(degree))
+    by_references = gain_by_references(curve, earlier) if earlier and curve.now < horizon else None
     if reason is not None:
+        sure = by_references is not None and by_references.trust > _SURE_OF_REFERENCES
+        if sure and why_not(curve, points_needed(degree), moves=True) is None:
+            return _joined(curve, _nothing_more(curve), by_references)
         best_epoch = int(curve.epochs[curve.values.argmax()])
         return Forecast(epoch=best_epoch, score=curve.best, interval=None, reason=reason)
-    promised, when = draw_best(curve, degree=degree)
     if method == "quotient":
+        promised, when = draw_best(curve, degree=degree)
         quantiles = np.quantile(promised, LEVELS)
         stated = _stated(curve, quantiles, interval_of(promised, curve.best), when, promised > curve.best)
-        return _continued(curve, stated)
+    else:
+        stated = _learned(curve, degree)
+        if curve.knows_rates:
+            # A decay says that little is left to learn, and yet scores rise while it lasts, in some runs more than by
+            # all the epochs before. Neither clock is right in all.
+            stated = _averaged(stated, _learned(curve.without_rates(), degree))
+    return _continued(curve, _joined(curve, stated, by_references))
+
+
+def _learned(curve: SeenCurve, degree: int) -> Forecast:
+    """Return what the quotients promise, corrected by what real runs taught."""
+    promised, when = draw_best(curve, degree=degree)
 
     def score_of(gain: Array) -> Array:
         return np.minimum(curve.best + curve.range * gain, curve.top)
@@ -129,12 +168,77 @@ def forecast(
     expected = Gain.expected(features_of(curve, promised), rising=curve.rises)
     low, high = expected.interval()
     low, high = score_of(np.array((low, high))).tolist()
-    room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
-    high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
     quantiles = score_of(expected.quantiles(LEVELS))
+    room = curve.top - curve.best if math.isfinite(curve.top) else _UNBOUNDED_ROOM * curve.range
+    if takes_off := _chance_to_take_off(curve):
+        reached = curve.best + _ROOM_TO_TAKE_OFF * takes_off * room
+        high = max(high, reached)
+        quantiles = np.maximum(quantiles, _spread(curve.best, reached, none=expected.none))
+    high = max(high, curve.best + _ROOM_TO_HOLD.get(len(curve.values), 0.0) * room)
     # Losses lie closer about the middle of what is expected of them.
     middle = float(score_of(replace(expected, widening=1.0).quantiles((_POINT,)))[0]) if curve.top == 0 else None
-    return _continued(curve, _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle))
+    return _stated(curve, quantiles, (low, high), when, promised > curve.best, middle=middle)
+
+
+def _averaged(one: Forecast, other: Forecast) -> Forecast:
+    """Return the mean of two forecasts of a curve; the interval begins where the lower one does."""
+    assert one.interval is not None
+    assert other.interval is not None
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    return replace(
+        one,
+        epoch=round((one.epoch + other.epoch) / 2),
+        score=(one.score + other.score) / 2,
+        interval=(min(low, other_low), (high + other_high) / 2),
+        quantiles=tuple((np.array(one.quantiles) + np.array(other.quantiles)) / 2),
+    )
+
+
+def _nothing_more(curve: SeenCurve) -> Forecast:
+    """Return what a curve that tells nothing says by itself: the best so far."""
+    quantiles = (curve.best,) * len(LEVELS)
+    interval = (curve.best, curve.best)
+    return Forecast(epoch=curve.now, score=curve.best, interval=interval, reason=None, quantiles=quantiles)
+
+
+def _joined(curve: SeenCurve, stated: Forecast, by_references: ReferenceGain | None) -> Forecast:
+    """Average a forecast with what references say, quantile by quantile, as far as these are to be trusted."""
+    if by_references is None or not by_references.trust or stated.interval is None:
+        return stated
+    trust = by_references.trust
+
+    def mixed(own: ArrayLike, gains: ArrayLike) -> Array:
+        joined = (1 - trust) * np.asarray(own) + trust * (curve.best + np.asarray(gains))
+        return np.clip(joined, curve.best, curve.top)
+
+    low, high = mixed(stated.interval, by_references.interval()).tolist()
+    score = float(np.clip(mixed(stated.score, by_references.middle), low, high))
+    comes = score > curve.best
+    epoch = round((1 - trust) * stated.epoch + trust * max(curve.now, by_references.when * curve.horizon))
+    return replace(
+        stated,
+        epoch=int(np.clip(epoch, curve.now + comes, curve.horizon)) if comes else curve.now,
+        score=score,
+        interval=(low, high),
+        quantiles=tuple(mixed(stated.quantiles, by_references.quantiles(LEVELS)).tolist()),
+        by_references=trust,
+    )
+
+
+def _chance_to_take_off(curve: SeenCurve) -> float:
+    """Return, from 0 to 1, how far it is open whether a run that has learned next to nothing so far will yet learn."""
+    if not math.isfinite(curve.top):
+        return 0.0
+    learned = curve.range / (curve.range + curve.top - curve.best)
+    little = float(np.clip((_SOMETHING - learned) / (_SOMETHING - _NEXT_TO_NOTHING), 0.0, 1.0))
+    time = (1 - curve.now / curve.horizon) / (1 - _EARLY)
+    return little * min(1.0, time**2)
+
+
+def _spread(best: float, reached: float, *, none: float) -> Array:
+    """Return the quantiles of gains that are as likely as any other up to ``reached``; the lower half stays."""
+    start = max(0.5, none)
+    return best + (reached - best) * np.clip((np.array(LEVELS) - start) / max(0.9 - start, 0.05), 0.0, 1.0)
 
 
 def _continued(curve: SeenCurve, stated: Forecast) -> Forecast:
@@ -206,8 +310,14 @@ def points_needed(degree: int) -> int:
     return max(_LEAST_POINTS, degree + 1)
 
 
-def why_not(curve: SeenCurve, least: int) -> str | None:
-    """Return why a forecast would be worth nothing, or None."""
+def why_not(curve: SeenCurve, least: int, *, moves: bool = False) -> str | None:
+    """Return why a forecast would be worth nothing, or None.
+
+    Args:
+        curve: What is known.
+        least: How many scores there must be.
+        moves: Whether to pass over that a curve is flat or falls: others may say that it will rise.
+    """
     values, now = curve.values, curve.now
     if now >= curve.horizon:
         return f"no epoch is left: {now} of {curve.horizon} are over"
@@ -217,6 +327,8 @@ def why_not(curve: SeenCurve, least: int) -> str | None:
     if len(values) < 0.5 * (now // every) or curve.epochs[-1] <= now - 3 * every:
         return f"{now - len(values)} of {now} scores are not finite"
     noise = noise_of(values)
+    if moves:
+        return f"no score can be better than {curve.top:g}" if curve.best >= curve.top else None
     if curve.range <= 1e-6 * max(1e-3, float(np.abs(values).max())):
         return "the curve is flat"
     if len(values) >= _POINTS_FOR_NOISE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,15 @@ class SeenCurve:
         return -math.log(float(self.axis[self.now - 1]))
 
     @property
+    def knows_rates(self) -> bool:
+        """Whether the axis differs from that of the epochs, since learning rates are known."""
+        return not np.allclose(self.axis, _by_epochs(self.now, self.horizon))
+
+    def without_rates(self) -> SeenCurve:
+        """Return the curve as it is for one who does not know the learning rates."""
+        return replace(self, axis=_by_epochs(self.now, self.horizon), rate_left=math.nan)
+
+    @property
     def range(self) -> float:
         """Best minus worst score so far."""
         return float(np.ptp(self.values))
@@ -74,16 +83,22 @@ def seen_curve(
     ceiling: float | None = None,
     score_range: ScoreRange | None = None,
     learning_rates: Sequence[float] | Array | None = None,
+    beside: Sequence[float] | Array = (),
 ) -> SeenCurve:
-    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments."""
+    """Collect what is known of a run with at least one finite score; see `forecast` for the arguments.
+
+    ``beside`` holds scores of other runs, which say of what kind the scores are, too.
+    """
     values = np.asarray(scores, dtype=np.float64).ravel()
     finite = np.isfinite(values)
+    others = np.asarray(beside, dtype=np.float64)
+    all_values = np.concatenate([values[finite], others[np.isfinite(others)]])
     return SeenCurve(
         epochs=(np.flatnonzero(finite) + 1).astype(np.float64),
         values=values[finite],
         now=len(values),
         horizon=horizon,
-        top=_ceiling(values[finite], ceiling, score_range) if finite.any() else math.inf,
+        top=_ceiling(all_values, ceiling, score_range) if finite.any() else math.inf,
         axis=learning_axis(learning_rates, len(values), horizon),
         rate_left=_rate_left(learning_rates, len(values)),
     )
@@ -115,7 +130,7 @@ def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, hori
     """
     rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:horizon]
     if not 0 < now < horizon or len(rates) < now or not np.isfinite(rates).all() or rates[:now].min() <= 0:
-        return np.arange(1, max(now, horizon) + 1) / horizon
+        return _by_epochs(now, horizon)
     rates = np.maximum(rates, _LEAST_RATE * rates.max())
     known = len(rates)
     left = 1 - np.arange(known - 1, horizon) / horizon  # when each epoch begins, from the last known one on
@@ -123,6 +138,10 @@ def learning_axis(learning_rates: Sequence[float] | Array | None, now: int, hori
     ahead = rates[-1] * (left[1:] / left[0]) ** float(np.clip(decay, 0.0, _MOST_DECAY))
     done = np.cumsum(np.concatenate([rates, ahead]))
     return np.asarray(done / done[-1])
+
+
+def _by_epochs(now: int, horizon: int) -> Array:
+    return np.arange(1, max(now, horizon) + 1) / horizon
 
 
 def slope(places: Array, values: Array) -> float:

@@ -25,10 +25,10 @@ from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.device import find_device
 from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
+from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.planned_run import VALIDATION_SCORES
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
 from candy_monai.recipes.train import Parts
 from candy_monai.report.evaluation import write_cross_validation

@@ -255,6 +255,13 @@ class TrainOptions(Declared):
         "steps over which the learning rate rises (default: a twentieth of the run, 250 at most, with --init-from, "
         "else none)",
     )
+    no_references: bool = option(
+        "--no-references",
+        FLAG,
+        "forecast the best score from this run's scores alone, not from earlier runs of the dataset as well",
+        default=False,
+        resumes=True,
+    )
     note: str = option("--note TEXT", TEXT, "your words about this run, kept with it", default="")
     jobs: int | None = option(
         "--jobs N", whole_number(1), "cases worked on at once (default: one a processor; fewer where memory is short)"

@@ -31,6 +31,7 @@ from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.events import Event, RunScored
+from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.files import atomic_write_text
 from candy_monai.frontends.base import Frontend
@@ -60,9 +61,6 @@ from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.trainer import add_to_folder, dashboards_beyond_the_run
-
-VALIDATION_SCORES = "validation.json"
-"""The scores of the best weights on whole cases, in the experiment folder; written last."""
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
@@ -303,6 +301,7 @@ class PlannedRun:
         cases = case_loader(store, evenly_spaced(self.prepared.validation, plan.num_validation_cases), device=device)
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
+        trainer.forecast_references = not self.options.no_references
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         for name, value in (self.options.trainer_args or {}).items():
             setattr(trainer, name, value)

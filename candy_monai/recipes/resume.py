@@ -17,10 +17,10 @@ from candy_monai.data.samples.store import CaseStore
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
-from candy_monai.experiment.folder import STATE
+from candy_monai.experiment.folder import STATE, VALIDATION_SCORES
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.planned_run import TRAINER_ARGS, VALIDATION_SCORES, PlannedRun
+from candy_monai.recipes.planned_run import TRAINER_ARGS, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
 from candy_monai.recipes.train import check_trainer_args, find_trainer, ready_frontend, trainer_with_network_of
 from candy_monai.training.resume import Continuation, SavedRun
@@ -44,7 +44,8 @@ def resume_training(
     Args:
         experiment: The experiment folder.
         options: Of these ``num_epochs`` (epochs in all; None for as many as planned), ``device``, ``store`` (None for
-            where it was), ``trainer``, ``trust`` and ``frontends`` hold; everything else is the run's own.
+            where it was), ``trainer``, ``trust``, ``frontends`` and ``no_references`` hold; everything else
+            is the run's own.
         dataset: The dataset's folder; None for where it was.
         schedule: What the learning rate does when the number of epochs changes; see ``Trainer.resume``.
         force: Go on even if data, network or trainer are not those that the run was saved with.

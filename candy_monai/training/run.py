@@ -34,6 +34,12 @@ from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, last_epoch_as_text
+from candy_monai.experiment.references import (
+    ReferenceRun,
+    folder_of_experiments,
+    references_as_text,
+    references_of,
+)
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.forecasting.curve import ScoreRange
@@ -150,6 +156,7 @@ class TrainingRun:
         files: Mapping[str, str] | None = None,
         saved: SavedRun | None = None,
         score_range: ScoreRange | None = None,
+        forecast_references: bool = False,
         observers: Callable[[], Sequence[Observer]] = tuple,
         console: bool = False,
     ) -> None:
@@ -161,6 +168,7 @@ class TrainingRun:
             files: Texts of more files to write into a new folder, by file name.
             saved: The run to continue; None for a new one.
             score_range: The lowest and the highest possible score.
+            forecast_references: Whether the forecast learns from earlier runs of the same task.
             observers: Makes the observers that the run does not make itself.
             console: Whether to report on the screen.
 
@@ -173,6 +181,7 @@ class TrainingRun:
         experiment = self.current()
         self._closing.callback(experiment.close)
         experiment.score_range = score_range
+        knows = self._references(description) if forecast_references else None
         self._console = console
         if self.processes.is_main:
             others = observers()
@@ -183,6 +192,8 @@ class TrainingRun:
         )
         self.reporter.log_waiting()
         self.reporter.log_all(caveats(self.settings, self.loaders))
+        if knows is not None:
+            self.reporter.log(knows, on_screen=False)
         self._class_names = names = description.class_names()
         self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment, class_names=names))
         # The last before the first step: what a process imports for the first time may draw, too.
@@ -192,6 +203,19 @@ class TrainingRun:
             experiment.describe(description)
         self._save_timer.restart(experiment.progress.batch)
         self._has_begun = True
+
+    def _references(self, description: ExperimentDescription) -> str | None:
+        """Find the earlier runs that the forecast is to learn from; return what the log says of them, if any."""
+        experiment, settings = self.current(), self.settings
+        if not (settings.val_score_prediction or settings.early_stop_tolerance == "forecast"):
+            return None
+        root = folder_of_experiments(experiment.folder)
+        found: tuple[ReferenceRun, ...] = ()
+        if self.processes.is_main:  # all processes must know the same, though runs may end at this moment
+            found = references_of(description, root, but=experiment.folder)
+        found = self.processes.broadcast(found)
+        experiment.references = [reference.scores for reference in found]
+        return references_as_text(found, root) if found else None
 
     def conclude(self) -> None:
         """Log how the run ended, and notify the observers."""

@@ -199,6 +199,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                     files=self._files,
                     saved=saved,
                     score_range=self.score_range,
+                    forecast_references=self.forecast_references,
                     observers=lambda: (*self._observers, *self._dashboards.deliveries(run.reporter.report)),
                     console=self._console,
                 )
@@ -446,7 +447,9 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             The epoch of the best score and the score; those so far where there are too few scores for a forecast.
         """
         run = self._current()
-        prediction = predict_maximum(run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range)
+        prediction = predict_maximum(
+            run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range, references=run.references
+        )
         return prediction.epoch, prediction.score
 
     # The current run

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +136,30 @@ def test_a_file_that_does_not_say_how_long_the_run_is_needs_to_be_told(tmp_path,
 def test_a_missing_file_exits_with_2(tmp_path, capsys):
     assert forecast(tmp_path / "none.csv") == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_earlier_runs_of_the_same_dataset_are_found_and_named_and_left_out_where_that_is_asked_for(tmp_path, capsys):
+    def run(name: str, scores: np.ndarray, planned: int) -> Path:
+        folder = tmp_path / "UNetTrainer" / name
+        folder.mkdir(parents=True)
+        dataset = {"digest": "d1", "labels": {"background": 0, "cord": 1}}
+        description = {"format": 2, "trainer": "UNetTrainer", "score_range": [0, 1], "dataset": dataset}
+        (folder / "experiment.json").write_text(json.dumps({**description, "settings": {"num_epochs": planned}}))
+        rows = "".join(f"{epoch},{score!r}\n" for epoch, score in enumerate(scores.tolist(), start=1))
+        (folder / "metrics.csv").write_text("epoch,val score\n" + rows)
+        return folder
+
+    late = 0.05 + 0.7 * np.clip((np.arange(40) - 15) / 15, 0, 1)
+    noise = 0.005 * np.random.default_rng(0).standard_normal((5, 40))
+    earlier = {str(run(f"earlier{number}", late + noise[number], 40)) for number in range(4)}
+    own = run("own", (late + noise[4])[:12], 40)
+    assert forecast(own, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert set(content["references"]) == earlier
+    assert content["score"] == pytest.approx(0.75, abs=0.1)
+    assert content["by_references"] > 0.8
+    assert forecast(own, "--json", "--no-references") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert (alone["references"], alone["by_references"]) == ([], 0)
+    assert forecast(own, "--picture", tmp_path / "picture.png") == 0
+    assert f"The forecast knows 4 earlier runs of this dataset in {tmp_path}: " in capsys.readouterr().out

@@ -168,7 +168,8 @@ def test_train_passes_on_every_option(calls, capsys):
         "--save-every 10m --splits f.json --note words --trainer mine.py:Mine --groups ^p "
         "--transforms mine.yml --trust "
         "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3 "
-        "--configuration 2d --network-args init_filters=8 --init-from w.pth --freeze a.* --warm-up 9"
+        "--configuration 2d --network-args init_filters=8 --init-from w.pth --freeze a.* --warm-up 9 "
+        "--no-references"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
@@ -202,6 +203,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "init_from": Path("w.pth"),
         "freeze": ("a.*",),
         "warm_up": 9,
+        "no_references": True,
     }
     assert calls.train == {}
     assert capsys.readouterr().out.splitlines() == [

@@ -1,0 +1,134 @@
+"""Earlier runs of the same task below a folder of experiments, from whose curves the forecast of another one learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from candy_monai.aliases import PathLike
+from candy_monai.columns import SCORE
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.experiment.description import ExperimentDescription, read_description
+from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.runs import runs_below
+from candy_monai.forecasting.reading import read_scores
+from candy_monai.forecasting.references import LEAST_SCORES, MOST_REFERENCES
+
+_DICE = [0, 1]
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRun:
+    """A finished run whose curve others can be compared with.
+
+    Attributes:
+        folder: The experiment folder.
+        scores: One for each epoch from the first to the last; NaN where there is none.
+    """
+
+    folder: Path
+    scores: tuple[float, ...]
+
+
+def references_of(
+    description: ExperimentDescription, experiments: PathLike, *, but: PathLike | None = None, column: str | None = None
+) -> tuple[ReferenceRun, ...]:
+    """Return the finished runs of the same task, the newest first.
+
+    Of the same task are runs on a dataset of the same content and labels whose scores mean the same. A run that early
+    stopping has ended is left out: its best score might have been beaten yet.
+
+    Args:
+        description: Of the run whose best score is to be foretold.
+        experiments: The folder below which they are looked for, cross-validations within it among them.
+        but: The folder of that run itself, which is left out, as are copies of it; None if it has none yet.
+        column: The scores' column in ``metrics.csv``; None for ``val score``.
+
+    Returns:
+        At most as many as the forecast takes; none for a run that does not know its dataset's content.
+    """
+    if description.dataset is None or description.dataset.digest is None:
+        return ()
+    own = None if but is None else Path(but).resolve()
+    found: list[ReferenceRun] = []
+    for folder in runs_below(experiments):
+        if len(found) == MOST_REFERENCES:
+            break
+        if own is not None and (folder.resolve() == own or folder.name == own.name):
+            continue
+        scores = _scores_of(folder, description, column)
+        if scores is not None:
+            found.append(ReferenceRun(folder=folder, scores=scores))
+    return tuple(found)
+
+
+def folder_of_experiments(run: PathLike) -> Path:
+    """Return the folder of all experiments that a run belongs to: for a fold, the one that its cross-validation is in.
+
+    Args:
+        run: ``<out>/<trainer>/<id>`` or ``<out>/crossval-<dataset>/fold_<n>/<trainer>/<id>``.
+    """
+    out = Path(run).resolve().parents[1]
+    return out.parents[1] if _is_fold(out) else out
+
+
+def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike) -> str:
+    """Return which runs the forecast learns from, for the log.
+
+    Args:
+        references: At least one.
+        experiments: The folder below which they were found.
+    """
+    root, count = Path(experiments).resolve(), len(references)
+    paths = (reference.folder.resolve() for reference in references[:_MOST_NAMED])
+    names = [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
+    if count > _MOST_NAMED:
+        names.append(f"{count - _MOST_NAMED} more")
+    what = "an earlier run" if count == 1 else f"{count} earlier runs"
+    return f"The forecast knows {what} of this dataset in {experiments}: {', '.join(names)}"
+
+
+def _is_fold(folder: Path) -> bool:
+    return folder.name.startswith("fold_") and folder.parent.name.startswith("crossval-")
+
+
+def _scores_of(folder: Path, wanted: ExperimentDescription, column: str | None) -> tuple[float, ...] | None:
+    """Return the scores of a finished run of the same task; None of any other, or if its files cannot be read."""
+    try:
+        description = read_description(folder)
+        if not _is_same_task(description, wanted, column):
+            return None
+        scores = read_scores(folder, column=column).scores
+    except (BadInputError, ExperimentError, OSError):
+        return None
+    planned = description.setting("num_epochs")
+    # A budget ends a run before its epochs are over; only then are its best weights scored.
+    if len(scores) != planned and not (folder / VALIDATION_SCORES).is_file():
+        return None
+    if len(scores) != planned and description.setting("time_limit_s") is None:
+        return None
+    return scores if np.isfinite(scores).sum() >= LEAST_SCORES else None
+
+
+def _is_same_task(one: ExperimentDescription, other: ExperimentDescription, column: str | None) -> bool:
+    if one.dataset is None or other.dataset is None or one.dataset.digest != other.dataset.digest:
+        return False
+
+    def target(description: ExperimentDescription) -> tuple[object, ...]:
+        labels = None if description.dataset is None else description.dataset.labels
+        return labels, description.regions, description.num_classes, description.score_range
+
+    if target(one) != target(other):
+        return False
+    # A Dice is a Dice however it is trained for; a loss, or a score of the user's own, depends on how.
+    if column in (None, SCORE) and one.score_range is not None and list(one.score_range) == _DICE:
+        return True
+    return (one.trainer, _criterion(one)) == (other.trainer, _criterion(other))
+
+
+def _criterion(description: ExperimentDescription) -> object:
+    return description.parts.get("criterion") if isinstance(description.parts, dict) else None
