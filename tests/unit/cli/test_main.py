@@ -215,7 +215,9 @@ def test_train_passes_on_every_option(calls, capsys):
 
 def test_train_has_defaults_for_all_but_the_dataset(calls):
     assert main(["train", "data"]) == 0
-    assert calls.train["options"] == TrainOptions(overrides={}, network_args={}, trainer_args={}, out=Path("experiments"))
+    assert calls.train["options"] == TrainOptions(
+        overrides={}, network_args={}, trainer_args={}, out=Path("experiments")
+    )
 
 
 def test_every_option_of_a_run_is_one_of_train_and_resume_takes_those_that_may_be_chosen_anew(capsys):
