@@ -33,6 +33,7 @@ def test_what_was_typed_is_what_decides_the_folds_and_the_next_command_is_named(
         "seed": 1,
         "overrides": {"a": "1", "b": "2"},
         "network_args": {},
+        "trainer_args": {},
         "note": "mine",
         "save_every": "90s",
     }

@@ -169,7 +169,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "--transforms mine.yml --trust "
         "--frontend notion --stratify kinds.csv --num-folds 4 --store-precision float16 --plan p --jobs 3 "
         "--configuration 2d --network-args init_filters=8 --init-from w.pth --freeze a.* --warm-up 9 "
-        "--no-references"
+        "--no-references --trainer-args max_grad_norm=2"
     )
     assert main(["train", "data", *options.split()]) == 0
     assert 0 <= calls.train.pop("elapsed_s") < 60  # since the command began
@@ -200,6 +200,7 @@ def test_train_passes_on_every_option(calls, capsys):
         "frontends": ("notion",),
         "network": None,
         "network_args": {"init_filters": 8},
+        "trainer_args": {"max_grad_norm": 2},
         "init_from": Path("w.pth"),
         "freeze": ("a.*",),
         "warm_up": 9,
@@ -215,7 +216,9 @@ def test_train_passes_on_every_option(calls, capsys):
 
 def test_train_has_defaults_for_all_but_the_dataset(calls):
     assert main(["train", "data"]) == 0
-    assert calls.train["options"] == TrainOptions(overrides={}, network_args={}, out=Path("experiments"))
+    assert calls.train["options"] == TrainOptions(
+        overrides={}, network_args={}, trainer_args={}, out=Path("experiments")
+    )
 
 
 def test_every_option_of_a_run_is_one_of_train_and_resume_takes_those_that_may_be_chosen_anew(capsys):

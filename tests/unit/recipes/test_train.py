@@ -520,6 +520,6 @@ def test_a_run_keeps_the_attributes_of_its_trainer_when_it_is_resumed(tmp_path):
     options = {"overrides": TINY, "num_epochs": 1, "device": "cpu", "out": tmp_path / "out", "seed": 1}
     folder = train_dataset(dataset, trainer_args={"max_grad_norm": 1e-6}, **options)
     assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
-    resume_training(folder, num_epochs=2, schedule="stretch", device="cpu")
+    resume_training(folder, num_epochs=2, schedule="keep", device="cpu")
     assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
     assert len(load_state(folder).history["rows"]) == 2
