@@ -56,7 +56,7 @@ from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai.training.trainer import add_to_folder
+from candy_monai.training.trainer import add_to_folder, forget_earlier_runs
 
 FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
@@ -287,7 +287,8 @@ class PlannedRun:
         cases = case_loader(store, evenly_spaced(self.prepared.validation, plan.num_validation_cases), device=device)
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
-        trainer.forecast_references = not self.options.no_references
+        if self.options.no_references:
+            forget_earlier_runs(trainer)
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         return trainer
 
