@@ -60,7 +60,7 @@ from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai.training.trainer import add_to_folder, dashboards_beyond_the_run
+from candy_monai.training.trainer import add_to_folder, dashboards_beyond_the_run, forget_earlier_runs
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
@@ -301,7 +301,8 @@ class PlannedRun:
         cases = case_loader(store, evenly_spaced(self.prepared.validation, plan.num_validation_cases), device=device)
         trainer = self.trainer_class(self.options.out, patches, cases, device=device)
         trainer.use_plan(plan)
-        trainer.forecast_references = not self.options.no_references
+        if self.options.no_references:
+            forget_earlier_runs(trainer)
         trainer.options = SegmentationOptions(**{name: getattr(self.own, name) for name in PIPELINES})
         for name, value in (self.options.trainer_args or {}).items():
             setattr(trainer, name, value)

@@ -46,9 +46,6 @@ class Hooks(metaclass=TrainerType):
         score_range: The least and the largest validation score that there can be, each None for no bound, as ``(0, 1)``
             for Dice, ``(0, 100)`` for percent or ``(None, 0)`` for a negative loss; the forecast keeps to it. None if
             it is unknown. Override it with a score of your own.
-        forecast_references: Whether the forecast learns from finished runs on the same dataset in the folder of the
-            experiments, too, which the log names. Only runs that know their dataset's content have any, such as those
-            of `train_dataset`. Set it to False for a forecast from the run's own scores alone.
         ignore_index: Label id of voxels that the padding module adds, so that a loss and metrics of your own leave them
             out; None for 0, the background's. Override it where labels have an id that counts nowhere.
         slice_axis: The spatial axis across the slices of volumes for a 2-D network, 0 to 2; None for a network with as
@@ -57,7 +54,6 @@ class Hooks(metaclass=TrainerType):
 
     max_grad_norm: float | None = None
     score_range: ScoreRange | None = None
-    forecast_references: bool = True
     ignore_index: int | None = None
     slice_axis: int | None = None
 

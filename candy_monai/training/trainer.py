@@ -84,6 +84,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         self._facts: dict[str, object] = {}
         self._files: dict[str, str] = {}
         self._messages: list[Message] = []
+        self._knows_earlier_runs = True
         self._run: TrainingRun | None = None
 
     # From a run through its epochs to its steps
@@ -199,7 +200,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                     files=self._files,
                     saved=saved,
                     score_range=self.score_range,
-                    forecast_references=self.forecast_references,
+                    forecast_references=self._knows_earlier_runs,
                     observers=lambda: (*self._observers, *self._dashboards.deliveries(run.reporter.report)),
                     console=self._console,
                 )
@@ -496,6 +497,11 @@ def add_to_folder(
     """
     trainer._facts.update(facts or {})
     trainer._files.update(files or {})
+
+
+def forget_earlier_runs(trainer: Trainer) -> None:
+    """Make the forecast of a trainer's next runs learn from their own scores alone, whatever runs there have been."""
+    trainer._knows_earlier_runs = False
 
 
 @contextmanager
