@@ -523,3 +523,21 @@ def test_a_run_keeps_the_attributes_of_its_trainer_when_it_is_resumed(tmp_path):
     resume_training(folder, num_epochs=2, schedule="keep", device="cpu")
     assert read_description(folder).more["trainer_args"] == {"max_grad_norm": 1e-6}
     assert len(load_state(folder).history["rows"]) == 2
+
+
+def test_a_later_run_and_a_resumed_one_say_which_earlier_runs_their_forecasts_know_unless_told_not_to(
+    phantom, tmp_path
+):
+    options = {"num_epochs": 3, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
+    first = train_dataset(phantom, **options)
+    second = train_dataset(phantom, **options)
+    alone = train_dataset(phantom, **options, no_references=True)
+    logs = [(folder / "logs.txt").read_text() for folder in (first, second, alone)]
+    named = f"The forecast knows an earlier run of this dataset in {tmp_path}: UNetTrainer/{first.name}"
+    assert [log.count("The forecast knows") for log in logs] == [0, 1, 0]
+    assert named in logs[1]
+    resumed = {"num_epochs": 4, "schedule": "restart", "device": "cpu", "on_progress": _quiet}
+    resume_training(first, **resumed)
+    assert "The forecast knows 2 earlier runs of this dataset" in (first / "logs.txt").read_text()
+    resume_training(alone, **resumed, no_references=True)
+    assert "The forecast knows" not in (alone / "logs.txt").read_text()
