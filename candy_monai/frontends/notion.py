@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -42,6 +43,8 @@ class NotionFrontend(Frontend):
     Raises:
         SettingsError: If a secret is missing or cannot be what it should be.
     """
+
+    catches_up: ClassVar[bool] = True
 
     def __init__(self, secrets: Mapping[str, Secret], *, base_url: str | None = None) -> None:
         super().__init__(secrets)
