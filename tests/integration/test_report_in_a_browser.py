@@ -144,9 +144,12 @@ def test_many_classes_are_folded_and_the_worst_five_named(browser, many_classes)
 
 def test_a_thousand_epochs_and_fifty_cases_are_small_and_painted_at_once(browser, many_classes):
     assert many_classes.stat().st_size < 5_000_000
-    opened(browser, many_classes)
-    painted = browser.wait("return (performance.getEntriesByName('first-contentful-paint')[0] || {}).startTime")
-    assert painted < 300 * 5  # on a machine of five other processes; the page's own work is less than 300 ms
+    painted = []
+    for _ in range(3):  # the first time the browser itself is slow, and the machine may have other work
+        opened(browser, many_classes)
+        first = "return (performance.getEntriesByName('first-contentful-paint')[0] || {}).startTime"
+        painted.append(browser.wait(first))
+    assert min(painted) < 300
 
 
 def test_a_table_sorts_by_its_headings_and_filters_by_words_and_conditions(browser, page):
