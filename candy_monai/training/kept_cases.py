@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ class KeptCases:
             look: Returns its reduced image; called only if it may be wanted.
         """
         place = len(self._ids)
-        self._ids.append(case_id or f"case {place + 1}")
+        self._ids.append(case_id)
         self._scores.append(score)
         self._metrics.append(
             {
@@ -75,14 +76,16 @@ class KeptCases:
             (case_id, score, {name: next(numbers) for name in metrics})
             for case_id, score, metrics in zip(self._ids, self._scores, self._metrics, strict=True)
         ]
+        parts = processes.all_gather(own)
         cases = [
-            ValidatedCase(case_id=case_id, score=score, metrics=metrics)
-            for part in processes.all_gather(own)
-            for case_id, score, metrics in part
+            ValidatedCase(case_id=case_id or f"case {place}", score=score, metrics=metrics)
+            for place, (case_id, score, metrics) in enumerate(itertools.chain.from_iterable(parts), start=1)
         ]
-        return Validated(cases=cases, views=self._views([case.score for case in cases]))
+        before = sum(map(len, parts[: processes.rank]))
+        ids = [case.case_id for case in cases[before : before + len(own)]]
+        return Validated(cases=cases, views=self._views(ids, [case.score for case in cases]))
 
-    def _views(self, scores: Sequence[float]) -> list[ViewedCase]:
+    def _views(self, ids: Sequence[str], scores: Sequence[float]) -> list[ViewedCase]:
         known = sorted(score for score in scores if not math.isnan(score))
         held = sorted(self._held, key=lambda one: one.score)
         if not held:
@@ -95,7 +98,7 @@ class KeptCases:
             chosen["best"] = held[-1]
         return [
             ViewedCase(
-                case_id=self._ids[one.place],
+                case_id=ids[one.place],
                 score=one.score,
                 role=role,
                 rank=known.index(one.score) + 1,

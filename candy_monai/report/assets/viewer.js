@@ -78,7 +78,8 @@ class Viewer {
       return;
     }
     const known = one.score === null ? "" : ` · score ${number(one.score)}`;
-    const rank = one.rank && one.of > 1 ? ` · ${one.role === "median" ? `place ${one.of - one.rank + 1} of ${one.of}` : `${one.role} of ${one.of}`}` : "";
+    const place = one.rank === 1 ? "worst" : one.rank === one.of ? "best" : `place ${one.of - one.rank + 1}`;
+    const rank = one.rank && one.of > 1 ? ` · ${place} of ${one.of}` : "";
     this.caption.textContent = `${one.id}${known}${rank}${one.epoch ? ` · epoch ${one.epoch}` : ""}`;
     this.build();
     try {

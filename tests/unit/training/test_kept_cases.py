@@ -90,3 +90,17 @@ def test_a_metric_that_changes_afterwards_is_kept_as_it_was():
     cases.add("a", 0.5, {"dice": value}, lambda: None)
     value.fill_(0.0)
     assert cases.gathered(Processes()).cases[0].metrics == {"dice": 0.5}
+
+
+def test_of_several_processes_all_cases_are_listed_and_ranked_and_each_has_a_name_of_its_own():
+    class Second(Processes):
+        def all_gather(self, value):
+            return [[("", 0.1, {}), ("", 0.9, {})], value]
+
+    cases = KeptCases()
+    for score in (0.2, 0.3):
+        cases.add("", score, {}, lambda: view_of(0))
+    found = cases.gathered(Second(rank=1, world_size=2))
+    assert [case.case_id for case in found.cases] == ["case 1", "case 2", "case 3", "case 4"]
+    looked_at = [(view.role, view.case_id, view.rank) for view in found.views]
+    assert looked_at == [("worst", "case 3", 2), ("best", "case 4", 3)]
