@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import candy_monai
-from candy_monai import lightning, optuna, transforms
+from candy_monai import handlers, lightning, optuna, transforms
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def pages(tmp_path_factory):
 def test_every_public_name_has_exactly_one_entry(pages):
     entries = [line.split(":: ")[1] for page in pages.values() for line in page.splitlines() if line.startswith(".. ")]
     own = Counter(entry.removeprefix("candy_monai.") for entry in entries if "bundles" not in entry)
-    parts = {"transforms": transforms, "lightning": lightning, "optuna": optuna}
+    parts = {"transforms": transforms, "handlers": handlers, "lightning": lightning, "optuna": optuna}
     others = [f"{part}.{name}" for part, module in parts.items() for name in module.__all__ if name != "HORIZON"]
     assert own == Counter([*candy_monai.__all__, *others])
 

@@ -55,7 +55,7 @@ def test_a_preview_that_is_drawn_while_the_next_run_is_trained_is_of_its_own_run
     first = trainer.experiment_folder()
     assert trainer.has_begun.wait(200)
     trainer.options = SegmentationOptions(regions=(Region(name="after", ids=(1,), paints=1),))
-    trainer.train(1, save_report=False)  # which nobody waits for here
+    trainer.train(1, save_preview=False, save_report=False)
     assert first != trainer.experiment_folder()
     assert trainer.drawn_for[0] == first
     assert pictures[0] == (first, {1: "before"})
