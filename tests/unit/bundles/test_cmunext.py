@@ -170,7 +170,7 @@ def test_it_steps_by_sgd_with_momentum_at_a_rate_that_decays_to_nothing_as_the_r
     scheduler = trainer.build_scheduler(optimizer, 2)
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.SGD
-    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 1e-4)
     rates = [group["lr"]]
     for _ in range(4):
         optimizer.step()
