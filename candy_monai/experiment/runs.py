@@ -18,6 +18,9 @@ from candy_monai.experiment.folder import METRICS, STATE
 CROSS_VALIDATION = "crossval.json"
 """In the folder of a cross-validation: what its folds reached."""
 
+COPIES = "mlartifacts"
+"""A folder beside experiments where a dashboard keeps copies of their files, ``experiment.json`` among them."""
+
 _FOLD = re.compile(r"fold_(\d+)")
 _DEEPEST = 5
 _MOST_FOLDERS = 5000
@@ -161,4 +164,5 @@ def _found_below(folder: Path) -> Iterator[Path]:
             yield path
             folders.clear()
         deep = len(path.relative_to(folder).parts) >= _DEEPEST
-        folders[:] = [] if deep or visited > _MOST_FOLDERS else [name for name in folders if not name.startswith(".")]
+        entered = () if deep or visited > _MOST_FOLDERS else folders
+        folders[:] = [name for name in entered if not name.startswith(".") and name != COPIES]

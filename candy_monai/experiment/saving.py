@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, UntypedStorage, nn
+
+from candy_monai.threads import SteadyThread
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        self._thread: SteadyThread | None = None
         self._error: BaseException | None = None
 
     @property
@@ -47,7 +48,7 @@ class Writer:
                 self._error = error
 
         # Not a daemon: a process that ends waits for it.
-        self._thread = threading.Thread(target=run, name="candy-writer")
+        self._thread = SteadyThread(target=run, name="candy-writer")
         self._thread.start()
 
     def wait(self) -> None:

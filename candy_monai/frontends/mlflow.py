@@ -21,6 +21,7 @@ from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.experiment.events import RunScored, RunStarted
 from candy_monai.experiment.folder import LOGS, METRICS
+from candy_monai.experiment.runs import COPIES
 from candy_monai.frontends.dashboard import (
     FAILED,
     FINISHED,
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 RUN_FILE = "mlflow.json"
 """In the experiment folder: the ids of the run and of its experiment in MLflow."""
-DATABASE, ARTIFACTS = "mlruns.db", "mlartifacts"
+DATABASE, ARTIFACTS = "mlruns.db", COPIES
 """Beside the experiments."""
 
 _STATUSES = {FINISHED: "FINISHED", INTERRUPTED: "KILLED", FAILED: "FAILED"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from candy_monai.experiment.events import (
     RunStarted,
     StepFinished,
 )
+from candy_monai.threads import SteadyThread
 
 MAX_FAILURES_IN_A_ROW = 5
 
@@ -131,7 +133,8 @@ class BackgroundObserver(Observer):
 
     Args:
         observer: Does the work; should not raise (an `ObserverGroup` does not).
-        patience_s: How long ``close`` waits for what is pending before it leaves it behind.
+        patience_s: How long ``close`` waits for what is pending before it leaves it behind, and the end of the process
+            for what was left behind or never closed. With 0 the process ends without waiting.
         newest_epoch_only: Of the epochs that finish while the observer is busy, keep and pass on only the last.
     """
 
@@ -143,8 +146,13 @@ class BackgroundObserver(Observer):
         self._events: deque[Event] = deque()
         self._is_closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name=f"candy-{self.name}", daemon=True)
+        self._process = os.getpid()
+        self._thread = SteadyThread(target=self._work, name=f"candy-{self.name}", daemon=True)
         self._thread.start()
+        if patience_s:
+            # A thread that the interpreter stops within PyTorch's or matplotlib's code aborts the process. Known from
+            # the start, since a run may end without `close`, or a Ctrl-C may interrupt it.
+            atexit.register(self._end_with_process)
 
     @override
     def receive(self, event: Event) -> None:
@@ -160,10 +168,17 @@ class BackgroundObserver(Observer):
     def close(self) -> None:
         self._end()
         self._thread.join(self._patience_s)
-        if self._thread.is_alive():
-            # What is left behind has until the process ends, and as long again: a thread that the interpreter stops
-            # within PyTorch's or matplotlib's code would abort the process.
-            atexit.register(self._thread.join, self._patience_s)
+        if not self._thread.is_alive():
+            atexit.unregister(self._end_with_process)
+
+    def _end_with_process(self) -> None:
+        if os.getpid() != self._process:  # one that was forked has no such thread
+            return
+        self._end()
+        self._thread.join(self._patience_s)
+        with self._changed:
+            self._events.clear()
+        self._thread.join(self._patience_s)
 
     def _leaves_epochs_out(self) -> bool:
         return self._newest_epoch_only

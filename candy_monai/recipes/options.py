@@ -262,6 +262,9 @@ class TrainOptions(Declared):
         default=False,
         resumes=True,
     )
+    no_report: bool = option(
+        "--no-report", FLAG, "write no report.html, the page of the run, into its folder", default=False
+    )
     note: str = option("--note TEXT", TEXT, "your words about this run, kept with it", default="")
     jobs: int | None = option(
         "--jobs N", whole_number(1), "cases worked on at once (default: one a processor; fewer where memory is short)"

@@ -189,6 +189,7 @@ class PlannedRun:
             "seed": self.seed,
             "amp": None if fit is None else fit.amp,
             "early_stop_tolerance": None,
+            "save_report": not self.options.no_report,
             "validate_every": plan.validate_every,
             "time_limit_s": self.processes.broadcast(limit_s),
         }
@@ -219,9 +220,8 @@ class PlannedRun:
         return folder
 
     def _score(self, trainer: SegmentationTrainer, folder: Path) -> RunScored:
-        network = build_for_slices(
-            trainer.build_network, example_shape(folder, read_description(folder)), trainer.slice_axis
-        )
+        description = read_description(folder)
+        network = build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis)
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         result, num_cases = self._evaluated(predictor), len(self.prepared.validation)
         ends = interval(result)
@@ -237,7 +237,8 @@ class PlannedRun:
         dice = result.mean_metrics["dice"]
         score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
-        write_report_safely(folder, trainer.log)  # once more, with these scores
+        if description.setting("save_report") is not False:
+            write_report_safely(folder, trainer.log)  # once more, with these scores
         return RunScored(scores=_by_name(result), num_cases=len(result), file=folder / VALIDATION_SCORES)
 
     def _evaluated(self, predictor: Predictor) -> EvalResult:

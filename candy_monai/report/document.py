@@ -123,7 +123,9 @@ def document_of_run(
         "environment": environment_of(description),
         "budget": budget_of(description),
         "log": log_of(folder),
-        "commands": as_plain(commands_of(folder, description, is_complete=progress.state == "finished")),
+        "commands": as_plain(
+            commands_of(folder, description, is_complete=progress.state == "finished", can_go_on=progress.can_go_on)
+        ),
     }
     reason = f": {status['reason']}" if status["reason"] else ""
     return Document(title=title, status=f"This run {status['words']}{reason}", content=content, kept=kept, views=views)

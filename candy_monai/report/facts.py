@@ -206,14 +206,25 @@ def log_of(folder: Path) -> dict[str, Any]:
     return {"lines": lines[-MOST_LINES:], "is_cut": size > _MOST_BYTES or len(lines) > MOST_LINES}
 
 
-def commands_of(folder: Path, description: ExperimentDescription, *, is_complete: bool) -> list[Command]:
-    """Return how to go on with a run."""
+def commands_of(
+    folder: Path, description: ExperimentDescription, *, is_complete: bool, can_go_on: bool = True
+) -> list[Command]:
+    """Return how to go on with a run.
+
+    Args:
+        folder: The experiment folder.
+        description: What ``experiment.json`` says.
+        is_complete: Whether the training is over.
+        can_go_on: Whether there is a state to continue it from.
+    """
     run = shlex.quote(os.fspath(folder.resolve()))
     own = (
         "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")
     )
     found = []
-    if description.dataset is not None:
+    if not can_go_on:
+        pass
+    elif description.dataset is not None:
         more = f" --epochs {2 * _epochs(description)} --schedule restart" if is_complete else ""
         title = "Train longer" if is_complete else "Go on with the training"
         found.append(Command(title=title, command=f"candy-monai resume {run}{own}{more}"))

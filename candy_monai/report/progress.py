@@ -16,7 +16,7 @@ from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished
-from candy_monai.experiment.folder import LOCK, LOGS, METRICS
+from candy_monai.experiment.folder import LOCK, LOGS, METRICS, STATE
 from candy_monai.experiment.history import History, load_metrics
 from candy_monai.experiment.score_prediction import (
     chance_as_text,
@@ -35,7 +35,10 @@ State = Literal["running", "finished", "interrupted", "failed"]
 _END = re.compile(r"\] Interrupted in epoch \d+(?:: (.*))?$")
 _BEGIN = re.compile(r"\] Experiment .+ in .+$")
 _SIGNALS = ("SIGINT", "SIGTERM", "KeyboardInterrupt", "SystemExit")
+_CONCLUSION = re.compile(r"\] (Best validation score|Early stopping triggered|The time is up)")
 _TAIL = 65_536
+_STALE_AFTER_S, _STALE_AFTER_EPOCHS = 600.0, 3.0
+"""A page is written after each epoch: one of a run that goes on is not older than its longest epochs, and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class RunProgress:
         is_estimate: Whether ``num_epochs`` is an estimate, since time decides.
         num_validated: Cases that the best score is the mean of; None if that is unknown.
         standard_error: Of that mean.
+        can_go_on: Whether its state can be read, which a run is continued from.
+        lacking: A sentence on what could not be read; empty for nothing.
     """
 
     state: State
@@ -67,6 +72,8 @@ class RunProgress:
     is_estimate: bool = False
     num_validated: int | None = None
     standard_error: float = math.nan
+    can_go_on: bool = True
+    lacking: str = ""
 
 
 def progress_of_event(event: EpochFinished) -> RunProgress:
@@ -160,7 +167,10 @@ def tiles_of(progress: RunProgress, final: Mapping[str, Any] | None, *, now: dat
         if durations
         else ""
     )
-    tiles.append({"label": "Epochs", "value": f"{progress.epoch}{of}", "detail": pace, "share": share})
+    if progress.lacking:
+        tiles.append({"label": "Epochs", "value": "unknown", "detail": progress.lacking})
+    else:
+        tiles.append({"label": "Epochs", "value": f"{progress.epoch}{of}", "detail": pace, "share": share})
     spent = duration_as_text(math.fsum(durations))
     if progress.state == "running" and total is not None and durations:
         left = seconds_until(total, progress.epoch, progress.metrics)
@@ -173,15 +183,20 @@ def tiles_of(progress: RunProgress, final: Mapping[str, Any] | None, *, now: dat
     return tiles
 
 
-def status_of(progress: RunProgress) -> dict[str, str]:
-    """Return the state of a run and a sentence on it."""
+def status_of(progress: RunProgress) -> dict[str, Any]:
+    """Return the state of a run, a sentence on it, and after how many seconds a page that says so is out of date."""
+    how = "can" if progress.can_go_on else "cannot"
     words = {
         "running": "is being trained",
         "finished": "is finished",
-        "interrupted": "was interrupted, and can be continued",
-        "failed": "has failed, and can be continued once the cause is mended",
+        "interrupted": f"was interrupted, and {how} be continued",
+        "failed": f"has failed, and {how} be continued{' once the cause is mended' * progress.can_go_on}",
     }[progress.state]
-    return {"state": progress.state, "words": words, "reason": progress.reason}
+    status: dict[str, Any] = {"state": progress.state, "words": words, "reason": progress.reason}
+    durations = [value for value in progress.metrics.get(EPOCH_DURATION, ()) if math.isfinite(value)]
+    if progress.state == "running" and durations:
+        status["stale_after_s"] = max(_STALE_AFTER_S, _STALE_AFTER_EPOCHS * max(durations))
+    return status
 
 
 def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
@@ -228,7 +243,7 @@ def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
     scores = metrics.get(SCORE, [])
     known = [score for score in scores if math.isfinite(score)]
     epoch = max(map(len, metrics.values()), default=0)
-    is_done = planned is not None and epoch >= planned
+    is_done = (planned is not None and epoch >= planned) or _says_that_it_is_over(folder)
     state: tuple[State, str] = ("finished", "") if is_done else _unfinished(folder)
     return RunProgress(
         state=state[0],
@@ -238,7 +253,19 @@ def _from_metrics(folder: Path, planned: int | None) -> RunProgress:
         metrics=metrics,
         best_score=max(known, default=None),
         best_epoch=scores.index(max(known)) + 1 if known else 0,
+        can_go_on=False,
+        lacking="" if epoch else f"neither {STATE} nor {METRICS} can be read",
     )
+
+
+def _says_that_it_is_over(folder: Path) -> bool:
+    """Return whether the log ends as that of a run does that came to its end, by itself or by early stopping."""
+    for line in reversed(_last_lines(folder)):
+        if _CONCLUSION.search(line):
+            return True
+        if _END.search(line) or _BEGIN.search(line):
+            break
+    return False
 
 
 def _unfinished(folder: Path) -> tuple[State, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from candy_monai.report.comparison import write_comparison
-from candy_monai.report.evaluation import write_cross_validation
+from candy_monai.report.evaluation import write_cross_validation, write_evaluation
 from tests.browser import Browser
 from tests.pages import box_case, made_up_run, validated
 
@@ -256,8 +257,14 @@ def test_axe_finds_no_fault(browser, page, many_classes, tmp_path, size, dark):
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     comparison = write_comparison([page.parent, many_classes.parent], tmp_path / "c.html")
-    for file in (page, comparison):
-        opened(browser, file, size=size, dark=dark)
+    for fold in (0, 1):
+        made_up_run(tmp_path / "crossval-x" / f"fold_{fold}" / "UNetTrainer" / "20261101-10-aaaa", seed=fold)
+    crossval = write_cross_validation(tmp_path / "crossval-x")
+    dice = {"metric_per_case": [{"case": f"case {i}", "metrics": {"1": {"Dice": i / 9}}} for i in range(9)]}
+    evaluation = write_evaluation(dice, tmp_path / "e.html", title="one against another", names={1: "kidney"})
+    for file in (page, comparison, crossval, evaluation):
+        browser.resize(*size, dark=dark)
+        browser.open(file)
         browser.run(script)
         found = browser.driver.execute_async_script(
             "axe.run().then((r) => arguments[0](r.violations.map((v) => [v.impact, v.id, v.help, "
@@ -290,6 +297,16 @@ def test_the_page_of_a_cross_validation_is_drawn_and_quiet(browser, tmp_path):
     assert browser.console() == []
     assert browser.requests() == [page.resolve().as_uri()]
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_an_old_page_of_a_run_that_goes_on_says_that_it_may_be_over(browser, page, tmp_path):
+    opened(browser, page)
+    assert browser.run("return document.querySelector('#status').textContent") == "This run is being trained"
+    old = tmp_path / "old.html"
+    old.write_text(re.sub(r'"written":\d+', '"written":1700000000', page.read_text()))
+    opened(browser, old)
+    assert "was being trained when" in browser.run("return document.querySelector('#status').textContent")
+    assert "may have been killed" in browser.run("return document.querySelector('#overview').textContent")
 
 
 def test_commands_are_copied(browser, page):

@@ -19,13 +19,19 @@ function tilesOf(content) {
 function overviewSection(content) {
   const written = new Date(content.written * 1000);
   const age = h("p", { class: "note" });
+  const running = content.status.state === "running", status = byId("status"), words = status.textContent;
   const tell = () => {
     const seconds = Math.max(0, Date.now() / 1000 - content.written);
-    const ago = content.status.state === "running" ? `, ${duration(seconds)} ago` : "";
-    age.textContent = `Written ${written.toLocaleString()}${ago}.`;
+    const ago = running ? `, ${duration(seconds)} ago` : "";
+    // A process that is killed writes no last page.
+    const stale = running && seconds > content.status.stale_after_s;
+    const doubt = stale ? " Epochs of this run were shorter than that: it may have been killed, or this is a copy of its page. “Write this page again” below tells." : "";
+    age.textContent = `Written ${written.toLocaleString()}${ago}.${doubt}`;
+    age.classList.toggle("is-doubtful", stale);
+    status.classList.toggle("is-stale", stale);
+    status.textContent = stale ? "This run was being trained when this page was written" : words;
   };
   tell();
-  const running = content.status.state === "running";
   if (running) setInterval(tell, 5000);
   let follow = null;
   if (running) {

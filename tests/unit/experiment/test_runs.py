@@ -26,6 +26,7 @@ def test_runs_are_found_at_any_depth_and_not_within_runs_or_hidden_folders(tmp_p
     runs = {_run(tmp_path / place) for place in ("A/20251101-10-aaaa", "c/fold_0/A/20251101-10-bbbb", "x")}
     _run(tmp_path / "x" / "inside")
     _run(tmp_path / ".store" / "y")
+    _run(tmp_path / "mlartifacts" / "x" / "0af8" / "artifacts")  # MLflow's copy of what a run has
     assert set(runs_below(tmp_path)) == runs
     assert runs_below(tmp_path / "x" / "inside") == []
 

@@ -1,3 +1,4 @@
+import atexit
 import subprocess
 import sys
 import threading
@@ -196,11 +197,45 @@ class Slow(Observer):
 
 observer = BackgroundObserver(Slow(), patience_s=2)
 observer.receive(object())
+"""
+CLOSED = """
 observer.close()
 print("closed")
 """
+NEVER_CLOSED = """
+print("closed")
+"""
+INTERRUPTED = """
+import signal
+threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+try:
+    observer.close()
+except KeyboardInterrupt:
+    print("closed")
+"""
 
 
-def test_what_was_left_behind_at_work_does_not_abort_the_process_at_its_end():
-    ended = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True)
+@pytest.mark.parametrize("ending", [CLOSED, NEVER_CLOSED, INTERRUPTED], ids=["closed", "never closed", "Ctrl-C"])
+def test_what_was_left_behind_at_work_does_not_abort_the_process_at_its_end(ending):
+    ended = subprocess.run([sys.executable, "-c", LEFT_BEHIND + ending], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout.split()) == (0, ["closed", "drawn"]), ended.stderr
+
+
+def test_a_process_that_ends_waits_for_the_event_at_work_and_not_for_all_that_are_pending():
+    started, release, seen = threading.Event(), threading.Event(), []
+
+    class Slow(Observer):
+        def receive(self, event):
+            seen.append(event)
+            started.set()
+            release.wait(30)
+
+    observer = BackgroundObserver(Slow(), patience_s=0.05)
+    for text in "abc":
+        observer.receive(MessageLogged(text))
+    started.wait(30)
+    observer._end_with_process()
+    release.set()
+    observer._thread.join(30)
+    assert seen == [MessageLogged("a")]
+    atexit.unregister(observer._end_with_process)

@@ -525,6 +525,15 @@ def test_a_run_keeps_the_attributes_of_its_trainer_when_it_is_resumed(tmp_path):
     assert len(load_state(folder).history["rows"]) == 2
 
 
+def test_a_run_that_is_told_to_write_no_page_writes_none_when_it_is_scored_or_resumed(phantom, tmp_path):
+    options = {"overrides": TINY, "device": "cpu", "on_progress": _quiet}
+    folder = train_dataset(phantom, num_epochs=1, out=tmp_path, no_report=True, **options)
+    assert (folder / "validation.json").is_file()
+    resume_training(folder, num_epochs=2, schedule="restart", device="cpu", on_progress=_quiet)
+    assert len(load_state(folder).history["rows"]) == 2
+    assert not (folder / "report.html").exists()
+
+
 def test_a_later_run_and_a_resumed_one_say_which_earlier_runs_their_forecasts_know_unless_told_not_to(
     phantom, tmp_path
 ):

@@ -84,6 +84,14 @@ def test_commands_quote_the_folder_and_go_on_or_train_longer(tmp_path):
     assert commands(folder)["Predict new images"].startswith(f"candy-monai predict '{folder}' ")
 
 
+def test_a_run_without_a_state_is_predicted_with_and_not_resumed(tmp_path):
+    description = read_description(made_up_folder(tmp_path / "run"))
+    for is_complete in (False, True):
+        found = commands_of(tmp_path / "run", description, is_complete=is_complete, can_go_on=False)
+        assert not any("resume" in command.command for command in found)
+        assert any(command.title == "Predict new images" for command in found)
+
+
 def test_a_trainer_of_one_s_own_is_named_and_without_a_dataset_resumed_from_python(tmp_path):
     assert commands(tmp_path / "a", bundle=None)["Go on with the training"].endswith(" --trainer FILE.py:UNetTrainer")
     by_hand = commands(tmp_path / "b", dataset=None)["Go on with the training"]

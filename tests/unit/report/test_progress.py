@@ -135,3 +135,33 @@ def test_a_forecast_that_abstains_says_why():
 
 def test_the_state_is_a_sentence():
     assert status_of(RunProgress(state="failed", reason="x"))["words"].startswith("has failed")
+
+
+def test_without_a_state_a_run_is_not_said_to_go_on_and_one_whose_log_ends_well_is_finished(tmp_path):
+    folder = made_up_folder(tmp_path / "run")
+    (folder / "metrics.csv").write_text("epoch,val score,epoch duration\n1,0.25,2.0\n2,0.75,3.0\n")
+    assert status_of(of_folder(folder))["words"] == "was interrupted, and cannot be continued"
+    with (folder / "logs.txt").open("a") as log:
+        log.write("[2026-01-01 10:00:02] Best validation score 0.7500 at epoch 2\n")
+    assert of_folder(folder).state == "finished"
+    with (folder / "logs.txt").open("a") as log:
+        log.write("[2026-01-01 11:00:00] Experiment run in somewhere\n")
+    assert of_folder(folder).state == "interrupted"
+
+
+@pytest.mark.parametrize("content", [None, 'epoch,"', "epoch,val score\n1,0.5,7,8\n2,x\n"])
+def test_epochs_that_cannot_be_read_are_not_said_to_be_none(tmp_path, content):
+    folder = made_up_folder(tmp_path / "run")
+    if content is not None:
+        (folder / "metrics.csv").write_text(content)
+    found = tiles(of_folder(folder))
+    assert found["Epochs"] == ("unknown", "neither state.pt nor metrics.csv can be read")
+
+
+def test_a_page_of_a_run_that_goes_on_says_when_it_is_out_of_date(tmp_path):
+    short, long = ([2.0, 1.0], [100.0, 1000.0, math.nan])
+    for durations, seconds in ((short, 600.0), (long, 3000.0)):
+        status = status_of(RunProgress(state="running", metrics={EPOCH_DURATION: durations}))
+        assert status["stale_after_s"] == seconds
+    assert "stale_after_s" not in status_of(RunProgress(state="running"))  # the first epoch may take any time
+    assert "stale_after_s" not in status_of(RunProgress(state="finished", metrics={EPOCH_DURATION: short}))
