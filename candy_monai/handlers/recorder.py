@@ -327,7 +327,8 @@ class Recorder:
         stops = processes.broadcast(experiment.early_stopping.triggered)
         if stops and not is_cut:
             engine.terminate()
-        experiment.is_stopped = is_cut or bool(engine.should_terminate)
+        is_last = engine.state.epoch >= engine.state.max_epochs  # which a handler may have lowered
+        experiment.is_stopped = is_cut or is_last or bool(engine.should_terminate)
         self.last_epoch = engine.state.epoch
         is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
         state = self._state()
@@ -396,7 +397,8 @@ class Recorder:
                 RunFailedError(f"the trainer ended in epoch {experiment.progress.epoch + 1}; a handler took the error")
             )
             return
-        if experiment.is_stopped and not experiment.early_stopping.triggered:
+        is_early = engine.should_terminate or experiment.progress.epoch < self._settings.num_epochs
+        if is_early and not experiment.early_stopping.triggered:
             self._reporter.log(f"The trainer was ended by another handler after epoch {experiment.progress.epoch}")
         self._reporter.log_all(words_at_end(experiment))
         self._reporter.notify(experiment.finished())

@@ -61,11 +61,13 @@ class _Pending:
 
     Attributes:
         is_scored: Whether its end was validated.
+        is_over: Whether what is logged by the epoch is known, not only what is logged by the step and the validation.
         score: Its score, once it is read.
         metrics: What was logged in it, once it is read.
     """
 
     is_scored: bool
+    is_over: bool = True
     score: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -282,9 +284,8 @@ class ExperimentFolder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_fitting(trainer):
             return
-        scored_value(trainer, self.monitor, by=type(self).__name__)  # better missed after the first validation
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._pending = _Pending(is_scored=True)
+            self._pending = _Pending(is_scored=True, is_over=False)
         else:
             self._averaged = None
 
@@ -292,6 +293,8 @@ class ExperimentFolder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pending is None and not trainer.fast_dev_run:
             self._pending = _Pending(is_scored=not trainer.enable_validation)
+        elif self._pending is not None:
+            self._pending = dataclasses.replace(self._pending, is_over=True)
         if _is_averaging(trainer):  # at the end of the training, such a callback leaves its average in the module
             self._raw = {name: _copied(value) for name, value in self._state_dict(trainer, pl_module).items()}
 
@@ -320,12 +323,13 @@ class ExperimentFolder(Callback):
         """Return an epoch that is over with its score and what was logged in it."""
         if pending.metrics:  # of a checkpoint, when it was saved
             return pending
+        metrics = _numbers(trainer, self._earlier, known=self._columns())
+        if not pending.is_over:  # what has a value by the step has one of the epoch later
+            metrics = {name: value for name, value in metrics.items() if f"{name}_step" not in trainer.callback_metrics}
         score = None
-        if pending.is_scored:
+        if pending.is_scored and (pending.is_over or self.monitor in metrics):
             score = self._curve.as_score(scored_value(trainer, self.monitor, by=type(self).__name__))
-        return dataclasses.replace(
-            pending, score=score, metrics=_numbers(trainer, self._earlier, known=self._columns())
-        )
+        return dataclasses.replace(pending, score=score, metrics=metrics)
 
     def _columns(self) -> Container[str]:
         return () if self.experiment is None else self.experiment.history.metrics()

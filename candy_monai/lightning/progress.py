@@ -73,14 +73,14 @@ class ForecastProgress(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_fitting(trainer):
-            self._curve.record(trainer.current_epoch, scored_value(trainer, self.monitor, by=type(self).__name__))
-            self._validated = True
+        self._validated = is_fitting(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._validated or not is_fitting(trainer):
+        if not is_fitting(trainer) or (trainer.enable_validation and not self._validated):
             return
+        # Only now a metric of the training is that of the whole epoch: before, it is that of a step.
+        self._curve.record(trainer.current_epoch, scored_value(trainer, self.monitor, by=type(self).__name__))
         horizon = self._num_epochs or planned_epochs(trainer)
         self.forecast = None if horizon is None else self._curve.forecast(horizon)
         if self.forecast is None or self.forecast.interval is None:

@@ -34,7 +34,10 @@ class MonitoredScores:
         return value if self._mode == "max" else -value
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Record the first learning rate of an epoch."""
+        """Record the first learning rate of an epoch, and forget the epochs after it: they are of another training."""
+        for of_training in (self._scores, self._rates):
+            for later in [epoch for epoch in of_training if epoch > trainer.current_epoch]:
+                del of_training[later]
         self._rates[trainer.current_epoch] = learning_rate(trainer)
 
     def record(self, epoch: int, value: float) -> None:

@@ -235,6 +235,19 @@ class TestRecording:
         assert (summary.epochs_done, summary.is_finished) == (2, True)
         assert "ended by another handler after epoch 2" in (folder / "logs.txt").read_text()
 
+    def test_a_handler_that_lowers_max_epochs_makes_the_run_shorter(self, tmp_path):
+        script = host_script(ExperimentFolderHandler(tmp_path), max_epochs=4)
+        script.trainer.add_event_handler(
+            Events.EPOCH_COMPLETED(once=1), lambda engine: setattr(engine.state, "max_epochs", 2)
+        )
+        script.trainer.run()
+        folder = only_run(tmp_path)
+        summary = summarize(folder)
+        assert (summary.epochs_done, summary.is_finished) == (2, True)
+        text = (folder / "logs.txt").read_text()
+        assert "ended by another handler after epoch 2" in text
+        assert "Interrupted" not in text
+
     def test_a_trainer_that_is_ended_within_an_epoch_keeps_its_last_weights(self, tmp_path):
         script = host_script(ExperimentFolderHandler(tmp_path))
         script.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), script.trainer.terminate)

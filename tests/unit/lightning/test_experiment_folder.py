@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -143,6 +144,8 @@ def test_a_training_that_is_continued_goes_on_in_its_folder_as_lightning_continu
     # At a validation it is not known yet what the module logs when the epoch is over.
     assert after["train_epoch"][2:] == [2.0, 3.0, 4.0]
     assert (after["train_epoch"][1] == 1.0) is not at_validation
+    assert (after["train_loss"][1] == before["train_loss"][1]) is not at_validation
+    assert at_validation is math.isnan(after["train_loss"][1])  # and not that of the last step
     assert "train_loss_step" not in after
     record = load_state(folder).checkpoints["checkpoint_best.pth"]
     module.load_state_dict(torch.load(folder / "checkpoint_best.pth"))
@@ -183,6 +186,16 @@ def test_a_training_that_fails_is_told_in_the_log_and_its_folder_is_released(tmp
 def test_without_validation_a_metric_of_the_training_is_the_score(tmp_path):
     callback = ExperimentFolder(tmp_path / "e", monitor="train_loss", mode="min")
     fitted(tmp_path, [callback], validates=False)
+    metrics = load_metrics(callback.folder / "metrics.csv")
+    assert metrics["val score"] == [-value for value in metrics["train_loss"]]
+
+
+@pytest.mark.parametrize("at_validation", [False, True])
+@pytest.mark.parametrize("metric", ["train_loss", "train_loss_epoch"])
+def test_with_validation_a_metric_of_the_training_is_the_score_too(tmp_path, metric, at_validation):
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=not at_validation)
+    callback = ExperimentFolder(tmp_path / "e", monitor=metric, mode="min")
+    fitted(tmp_path, [callback, keep])
     metrics = load_metrics(callback.folder / "metrics.csv")
     assert metrics["val score"] == [-value for value in metrics["train_loss"]]
 

@@ -48,6 +48,21 @@ def test_a_training_that_is_continued_remembers_its_scores(tmp_path):
     assert [int(row["epoch"]) for row in logged(trainer) if row.get("val_acc_forecast")] == [6]
 
 
+def test_a_metric_of_the_training_is_that_of_the_epoch(tmp_path):
+    callback = ForecastProgress("train_loss", mode="min")
+    trainer, _ = fitted(tmp_path, [callback])
+    assert callback._curve.scores == [
+        -float(row["train_loss_epoch"]) for row in logged(trainer) if row["train_loss_epoch"]
+    ]
+
+
+def test_another_training_begins_with_no_scores_of_the_one_before(tmp_path):
+    callback = ForecastProgress("val_acc")
+    fitted(tmp_path, [callback], num_epochs=8)
+    fitted(tmp_path, [callback], num_epochs=2)
+    assert len(callback._curve.scores) == 2
+
+
 def test_the_sanity_check_is_no_score(tmp_path):
     callback = ForecastProgress("val_acc")
     fitted(tmp_path, [callback], num_epochs=2, num_sanity_val_steps=2)
