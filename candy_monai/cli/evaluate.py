@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE
 from candy_monai.cli.options import new_command
-from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -41,10 +41,29 @@ def add_parser(subparsers: Subparsers) -> None:
         "--metrics",
         default="dice,iou",
         metavar="NAMES",
-        help=f"{', '.join(CLASS_METRICS)}, with commas between; distances are in mm (default: dice,iou)",
+        help=f"{', '.join(CLASS_METRICS)}; or the groups {', '.join(METRIC_GROUPS)}; with commas between; distances "
+        "are in mm (default: dice,iou)",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=1.0, metavar="MM", help="tolerance of surface_dice (default: 1)"
+        "--tolerance",
+        type=_tolerance,
+        default=1.0,
+        metavar="MM|CLASS=MM,...",
+        help="tolerance of surface_dice, of all classes or of some by name or id (default: 1)",
+    )
+    parser.add_argument(
+        "--subvoxels",
+        action="store_true",
+        help="surfaces between voxels, as DeepMind's surface-distance has them (default: the outermost voxels, as "
+        "MONAI's)",
+    )
+    parser.add_argument(
+        "--lesions",
+        default="panoptica",
+        metavar="RULE",
+        help="when a lesion is found: panoptica (intersection over union of 0.5), brats (within a dilation of 3 "
+        "voxels, above 50 mm3), or entries as in 'iou=0.1,connectivity=faces' or 'brats,dilation=1,least_mm3=2' "
+        "(default: panoptica)",
     )
     parser.add_argument(
         "--ignore", type=int, metavar="ID", help="label id whose voxels do not count (default: dataset.json's, if any)"
@@ -80,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         regions=None if description is None else _regions(description),
         ignore_label=description.ignore_label if args.ignore is None and description is not None else args.ignore,
         tolerance_mm=args.tolerance,
+        lesions=args.lesions,
+        subvoxels=args.subvoxels,
     )
     result = evaluator.evaluate(args.predictions, args.labels, common=args.common)
     if args.summary is not None:
@@ -102,6 +123,22 @@ def run(args: argparse.Namespace) -> int:
     for note in result.notes():
         print(note, file=sys.stderr if args.json else sys.stdout)
     return DONE
+
+
+def _tolerance(text: str) -> float | dict[int | str, float]:
+    """Read ``1.5`` or ``liver=2,kidney=3``."""
+    try:
+        return float(text)
+    except ValueError:
+        entries = [part.rpartition("=") for part in text.split(",")]
+        if not all(name.strip() for name, _, _ in entries):
+            raise argparse.ArgumentTypeError(
+                f"expected a number, or CLASS=MM with commas between, got {text!r}"
+            ) from None
+    try:
+        return {name.strip(): float(value) for name, _, value in entries}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected CLASS=MM with commas between, got {text!r}") from None
 
 
 def _names_by_id(description: DatasetDescription) -> dict[int, str]:
@@ -130,7 +167,7 @@ def _description_beside(labels: Path) -> DatasetDescription | None:
 def _show(result: EvalResult) -> None:
     print(result.table())
     metric = next(iter(result.mean_metrics), None)
-    if metric is None or len(result) <= _MOST_LISTED:
+    if metric is None or len(result) <= _MOST_LISTED or CLASS_METRICS[metric].better is None:
         return
     worst = (result.max_n if CLASS_METRICS[metric].lower_is_better else result.min_n)(metric, _MOST_LISTED)
     print(f"worst {metric}: " + ", ".join(f"{case.case_id} {case.metrics[metric]:.4f}" for case in worst))

@@ -52,12 +52,14 @@ class EvalResult(Sequence[EvalCase]):
     Attributes:
         cases: The cases; all have the same classes and metrics.
         class_names: Names of classes, or of regions by their places, as far as there are any.
+        definitions: What was measured, in words: each metric by its name in the summary, and what holds for several.
         left_out: Cases that only the predictions or only the references have, where the common ones were asked for.
         passed_over: Files among the predictions that are no prediction of any case.
     """
 
     cases: tuple[EvalCase, ...]
     class_names: Mapping[int, str] = field(default_factory=dict)
+    definitions: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
 
@@ -98,7 +100,7 @@ class EvalResult(Sequence[EvalCase]):
 
     @property
     def undefined(self) -> dict[str, int]:
-        """How many values of a class and case each metric lacks, since neither map contains the class."""
+        """How many values of a class and case each metric lacks: of classes in neither map, and ratios of nothing."""
         return self._counted(math.isnan)
 
     @property
@@ -169,6 +171,8 @@ class EvalResult(Sequence[EvalCase]):
             "foreground_mean": _summarized(_foreground_mean(means)),
             "mean": {str(index): _summarized(metrics) for index, metrics in means.items()},
         }
+        if self.definitions:
+            summary["definitions"] = dict(self.definitions)
         if self.class_names:
             summary["class_names"] = {str(index): name for index, name in self.class_names.items()}
         if self._own_means:
