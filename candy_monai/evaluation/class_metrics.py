@@ -44,6 +44,7 @@ class ClassMetric:
         better: Whether the best value is the highest, the lowest, or neither, as of a volume.
         definition: What it is, with what is undefined (NaN) or infinite.
         unit: Of its values; empty for a number between 0 and 1.
+        is_signed: Whether there are negative values.
     """
 
     summary_name: str
@@ -52,6 +53,14 @@ class ClassMetric:
     better: Literal["higher", "lower"] | None = "higher"
     definition: str
     unit: str = ""
+    is_signed: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that there can be."""
+        if not self.unit:
+            return 0.0, 1.0
+        return (-math.inf if self.is_signed else 0.0), math.inf
 
     @property
     def lower_is_better(self) -> bool:
@@ -145,6 +154,7 @@ CLASS_METRICS = {
     ),
     "volume_difference_ml": ClassMetric(
         summary_name="VolumeDifferenceMl",
+        is_signed=True,
         better=None,
         unit="ml",
         from_counts=lambda n: (n.predicted - n.referenced) * n.voxel_ml,

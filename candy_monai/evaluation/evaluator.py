@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from monai.data import MetaTensor
 from torch import Tensor
@@ -16,8 +18,9 @@ from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, ClassCounts, definitions_of, metrics_named
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
+from candy_monai.evaluation.parallel import in_order, jobs_for
 from candy_monai.evaluation.results import EvalCase, EvalResult
-from candy_monai.inference.inputs import find_inputs
+from candy_monai.inference.inputs import find_inputs, is_path
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.metrics.lesions import LesionRule
 
@@ -108,6 +111,7 @@ class Evaluator:
         references: Source,
         *,
         common: bool = False,
+        jobs: int | None = 1,
         on_case: Callable[[str], None] | None = None,
     ) -> EvalResult:
         """Compare predicted label ids with references.
@@ -124,22 +128,27 @@ class Evaluator:
             references: The same.
             common: Compare the cases that both have, and name the others in the result's ``left_out``; by default a
                 case that only one of them has is an error.
+            jobs: Cases measured at once, each in a thread and no more in memory; metrics of your own have to bear
+                that. None for one a processor, fewer where memory is short.
             on_case: Told each case's id when it is done.
 
         Raises:
             BadInputError: If there is nothing to compare, or something does not match; every such name is listed.
         """
+        if jobs is not None and jobs < 1:
+            raise BadInputError(f"jobs must be at least 1, got {jobs}")
         found = pair_up(predictions, references, names=("prediction", "reference"), common=common)
-        cases = (
-            ComparedCase(
-                case_id=pair.case_id,
-                prediction=loaded(pair.first, is_label=True),
-                reference=loaded(pair.second, is_label=True),
-                files=pair.files,
-            )
-            for pair in found.pairs
-        )
-        result = _evaluated(cases, self._measure, self._class_names, on_case)
+        pairs: Iterable[Pair] = found.pairs
+        if jobs is None:
+            pairs = list(pairs) if is_path(references) else pairs
+            jobs = jobs_for([Path(file) for pair in pairs if (file := pair.files[1])]) if isinstance(pairs, list) else 1
+
+        def case_of(pair: Pair) -> ComparedCase:
+            prediction, reference = (loaded(entry, is_label=True) for entry in (pair.first, pair.second))
+            return ComparedCase(case_id=pair.case_id, prediction=prediction, reference=reference, files=pair.files)
+
+        cases = (partial(case_of, pair) for pair in pairs)
+        result = _evaluated(cases, self._measure, self._class_names, on_case, jobs=jobs)
         return replace(result, left_out=found.left_out, passed_over=found.passed_over)
 
     def evaluate_dataset(
@@ -148,7 +157,7 @@ class Evaluator:
         """Compare the items of a dataset: the first of each is a prediction, the second its reference."""
         items = ((case_id, *dataset[index]) for index, case_id in enumerate(dataset.case_ids))
         cases = (
-            ComparedCase(case_id=case_id, prediction=prediction, reference=reference)
+            partial(ComparedCase, case_id=case_id, prediction=prediction, reference=reference)
             for case_id, prediction, reference in items
         )
         return _evaluated(cases, self._measure, self._class_names, on_case)
@@ -193,29 +202,39 @@ class Evaluator:
             )
 
         measure, names = _completed(self._measure, predictor)
-        result = _evaluated(map(predicted, found.pairs), measure, self._class_names or names, on_case)
+        result = _evaluated(
+            (partial(predicted, pair) for pair in found.pairs), measure, self._class_names or names, on_case
+        )
         return replace(result, left_out=found.left_out)
 
 
 def _evaluated(
-    cases: Iterable[ComparedCase],
+    cases: Iterable[Callable[[], ComparedCase]],
     measure: Measure,
     class_names: Mapping[int, str],
     on_case: Callable[[str], None] | None,
+    *,
+    jobs: int = 1,
 ) -> EvalResult:
     measured: list[tuple[EvalCase, ClassCounts]] = []
     problems: list[str] = []
-    for case in cases:
+
+    def measured_case(load: Callable[[], ComparedCase]) -> tuple[str, tuple[EvalCase, ClassCounts] | None, str | None]:
+        case = load()
         try:
             placed = case.on_one_grid()
             if problems:
                 measure.checked(placed)  # to name all of them; there will be nothing to measure
-            else:
-                measured.append(measure(placed))
+                return case.case_id, None, None
+            return case.case_id, measure(placed), None
         except UnknownIdsError as error:
-            problems.append(str(error))
+            return case.case_id, None, str(error)
+
+    for case_id, found, problem in in_order((partial(measured_case, load) for load in cases), jobs):
+        measured += [] if found is None else [found]
+        problems += [] if problem is None else [problem]
         if on_case is not None:
-            on_case(case.case_id)
+            on_case(case_id)
     if problems:
         raise BadInputError("\n".join(problems))
     classes = sorted({index for case, _ in measured for index in case.classes}) or [1] * bool(measure.names)

@@ -16,7 +16,6 @@ here, on the CPU as there.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -98,9 +97,7 @@ def _subvoxel_distances(prediction: _Mask, reference: _Mask, spacing: Sequence[f
 
     box = bounding_box(prediction | reference)
     masks = (torch.from_numpy(mask[box].copy()) for mask in (prediction, reference))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI warns of an argument of its own that it will remove
-        one, other, *areas = (np.asarray(found) for found in utils.get_mask_edges(*masks, spacing=tuple(spacing)))
+    one, other, *areas = (np.asarray(found) for found in utils.get_mask_edges(*masks, spacing=tuple(spacing)))
     there, back = _both_ways(one > 0, other > 0, spacing)
     return (there[0], areas[0][one > 0].astype(np.float64)), (back[0], areas[1][other > 0].astype(np.float64))
 

@@ -157,3 +157,14 @@ def test_tolerances_lesions_and_surfaces_are_chosen_and_stand_in_the_summary(dat
 def test_tolerances_and_rules_that_are_none_exit_with_2(dataset, predictions, capsys, option, value, message):
     assert evaluate(predictions, dataset / "labelsTr", "--metrics", "all", option, value) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_row_a_case_and_class_is_written_and_intervals_are_shown(dataset, predictions, tmp_path, capsys):
+    table, summary = tmp_path / "new" / "cases.csv", tmp_path / "summary.json"
+    options = ("--csv", table, "--summary", summary, "--intervals", "bootstrap", "--jobs", "2")
+    assert evaluate(predictions, dataset / "labelsTr", *options) == 0
+    shown = capsys.readouterr().out
+    assert f"Table: {table}" in shown
+    assert "by the bootstrap" in shown
+    assert len(table.read_text().splitlines()) == 1 + 4 * 2
+    assert json.loads(summary.read_text())["statistics"]["interval"]["method"] == "bootstrap"

@@ -493,3 +493,25 @@ def test_of_many_classes_each_has_the_numbers_that_it_has_alone():
     for index in (3, 17, 90, 117):
         (alone,) = Evaluator(*metrics).evaluate(*((labels == index).int() for labels in maps))
         assert found[0].classes[index] == pytest.approx(alone.classes[1], nan_ok=True)
+
+
+def test_side_by_side_the_numbers_and_their_order_are_the_same(tmp_path):
+    folders = [tmp_path / name for name in ("predictions", "references")]
+    for offset, folder in enumerate(folders):
+        folder.mkdir()
+        written(folder, {f"case_{seed}": blobs(seed + 10 * offset) for seed in range(6)})
+    evaluator, told = Evaluator("all"), []
+    alone = evaluator.evaluate(*folders)
+    for jobs in (3, None):
+        told.clear()
+        assert str(evaluator.evaluate(*folders, jobs=jobs, on_case=told.append).to_dict()) == str(alone.to_dict())
+        assert told == [f"case_{seed}" for seed in range(6)]
+    with pytest.raises(BadInputError, match="jobs must be at least 1"):
+        evaluator.evaluate(*folders, jobs=0)
+
+
+def test_side_by_side_all_cases_with_unknown_ids_are_named():
+    cases = {f"case_{index}": ids([1, 5 * (index % 2)]) for index in range(6)}
+    with pytest.raises(BadInputError) as error:
+        Evaluator(num_classes=2).evaluate(cases, cases, jobs=3)
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["case_1", "case_3", "case_5"]
