@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE
-from candy_monai.cli.options import new_command
-from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.cli.options import as_argument, new_command
+from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS
+from candy_monai.experiment.settings import whole_number
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
     from candy_monai.data.datasets.nnunet_description import DatasetDescription
     from candy_monai.evaluation.results import EvalResult
+    from candy_monai.evaluation.statistics import Method
 
 _MOST_LISTED = 3
 
@@ -33,6 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "references. Probabilities beside label maps are left out. Exits with 2 when names, grids or ids do not match.",
         example="candy-monai evaluate predictions Dataset004_Hippocampus/labelsTs\n"
         "candy-monai evaluate predictions labelsTs --metrics dice,hd95 --summary summary.json\n"
+        "candy-monai evaluate predictions labelsTs --metrics all --csv cases.csv --intervals t\n"
         "candy-monai evaluate ten_predictions labelsTs --common",
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="a folder of label maps, or one")
@@ -41,10 +44,29 @@ def add_parser(subparsers: Subparsers) -> None:
         "--metrics",
         default="dice,iou",
         metavar="NAMES",
-        help=f"{', '.join(CLASS_METRICS)}, with commas between; distances are in mm (default: dice,iou)",
+        help=f"{', '.join(CLASS_METRICS)}; or the groups {', '.join(METRIC_GROUPS)}; with commas between; distances "
+        "are in mm (default: dice,iou)",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=1.0, metavar="MM", help="tolerance of surface_dice (default: 1)"
+        "--tolerance",
+        type=_tolerance,
+        default=1.0,
+        metavar="MM|CLASS=MM,...",
+        help="tolerance of surface_dice, of all classes or of some by name or id (default: 1)",
+    )
+    parser.add_argument(
+        "--subvoxels",
+        action="store_true",
+        help="surfaces between voxels, as DeepMind's surface-distance has them (default: the outermost voxels, as "
+        "MONAI's)",
+    )
+    parser.add_argument(
+        "--lesions",
+        default="panoptica",
+        metavar="RULE",
+        help="when a lesion is found: panoptica (intersection over union of 0.5), brats (within a dilation of 3 "
+        "voxels, above 50 mm3), or entries as in 'iou=0.1,connectivity=faces' or 'brats,dilation=1,least_mm3=2' "
+        "(default: panoptica)",
     )
     parser.add_argument(
         "--ignore", type=int, metavar="ID", help="label id whose voxels do not count (default: dataset.json's, if any)"
@@ -56,6 +78,19 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--summary", type=Path, metavar="FILE", help="write everything in the form of nnU-Net's summary"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row of CSV for each case and class")
+    parser.add_argument(
+        "--intervals",
+        choices=("t", "bootstrap"),
+        help="show the 95 %% confidence intervals of the means over cases, by Student's t or the bootstrap; the "
+        "summary has them in any case (by t, if not said)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=as_argument(whole_number(1).read),
+        metavar="N",
+        help="cases measured at once (default: one a processor; fewer where memory is short)",
     )
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="write an HTML page of the cases and classes, which sorts and filters"
@@ -70,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.files import check_writable
 
     refuse_run(args.predictions)
-    for file in (args.summary, args.page):
+    for file in (args.summary, args.csv, args.page):
         if file is not None:
             check_writable(file.parent)
     description = _description_beside(args.labels)
@@ -80,10 +115,15 @@ def run(args: argparse.Namespace) -> int:
         regions=None if description is None else _regions(description),
         ignore_label=description.ignore_label if args.ignore is None and description is not None else args.ignore,
         tolerance_mm=args.tolerance,
+        lesions=args.lesions,
+        subvoxels=args.subvoxels,
     )
-    result = evaluator.evaluate(args.predictions, args.labels, common=args.common)
+    result = evaluator.evaluate(args.predictions, args.labels, common=args.common, jobs=args.jobs)
+    method: Method = args.intervals or "t"
     if args.summary is not None:
-        result.save(args.summary)
+        result.save(args.summary, method=method)
+    if args.csv is not None:
+        result.save_csv(args.csv)
     if args.page is not None:
         from candy_monai.report.evaluation import write_evaluation
 
@@ -92,16 +132,34 @@ def run(args: argparse.Namespace) -> int:
         names = result.class_names
         write_evaluation(result.to_dict(), args.page, title=title, notes=result.notes(), names=names)
     if args.json:
-        print(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+        print(json.dumps(result.to_dict(method=method), indent=2, allow_nan=False))
     else:
-        _show(result)
+        _show(result, args.intervals)
         if args.summary is not None:
             print(f"Summary: {args.summary}")
+        if args.csv is not None:
+            print(f"Table: {args.csv}")
         if args.page is not None:
             print(f"Page: {args.page}")
     for note in result.notes():
         print(note, file=sys.stderr if args.json else sys.stdout)
     return DONE
+
+
+def _tolerance(text: str) -> float | dict[int | str, float]:
+    """Read ``1.5`` or ``liver=2,kidney=3``."""
+    try:
+        return float(text)
+    except ValueError:
+        entries = [part.rpartition("=") for part in text.split(",")]
+        if not all(name.strip() for name, _, _ in entries):
+            raise argparse.ArgumentTypeError(
+                f"expected a number, or CLASS=MM with commas between, got {text!r}"
+            ) from None
+    try:
+        return {name.strip(): float(value) for name, _, value in entries}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected CLASS=MM with commas between, got {text!r}") from None
 
 
 def _names_by_id(description: DatasetDescription) -> dict[int, str]:
@@ -127,10 +185,10 @@ def _description_beside(labels: Path) -> DatasetDescription | None:
     return read_dataset_description(folder) if (folder / "dataset.json").is_file() else None
 
 
-def _show(result: EvalResult) -> None:
-    print(result.table())
+def _show(result: EvalResult, intervals: Method | None) -> None:
+    print(result.table(intervals=intervals))
     metric = next(iter(result.mean_metrics), None)
-    if metric is None or len(result) <= _MOST_LISTED:
+    if metric is None or len(result) <= _MOST_LISTED or CLASS_METRICS[metric].better is None:
         return
     worst = (result.max_n if CLASS_METRICS[metric].lower_is_better else result.min_n)(metric, _MOST_LISTED)
     print(f"worst {metric}: " + ", ".join(f"{case.case_id} {case.metrics[metric]:.4f}" for case in worst))

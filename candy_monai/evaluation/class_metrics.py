@@ -6,8 +6,30 @@ Imports nothing heavy: the command line's ``--help`` lists them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
+
+from candy_monai.errors import BadInputError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCounts:
+    """The voxels of one class in one case.
+
+    Attributes:
+        common: In both maps.
+        predicted: In the prediction.
+        referenced: In the reference.
+        num_voxels: All that count, of any class.
+        voxel_ml: Volume of one; NaN in a picture, or where neither map lies in space.
+    """
+
+    common: int
+    predicted: int
+    referenced: int
+    num_voxels: int
+    voxel_ml: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,31 +38,234 @@ class ClassMetric:
 
     Attributes:
         summary_name: Its name in nnU-Net's summary.
-        from_counts: Computes it from the numbers of voxels of the class in both maps, in the prediction and in the
-            reference; NaN where it is not defined. None for a metric of surfaces, which ``surface_metrics`` computes.
-        lower_is_better: Whether the best value is the lowest, as of a distance.
+        kind: What it is computed from: voxel ``counts``, ``surfaces`` (`surface_metrics`) or ``lesions``
+            (`lesion_metrics`).
+        from_counts: Computes it from the numbers of voxels; NaN where it is not defined. None for another kind.
+        better: Whether the best value is the highest, the lowest, or neither, as of a volume.
+        definition: What it is, with what is undefined (NaN) or infinite.
+        unit: Of its values; empty for a number between 0 and 1.
+        is_signed: Whether there are negative values.
     """
 
     summary_name: str
-    from_counts: Callable[[int, int, int], float] | None = None
-    lower_is_better: bool = False
+    kind: Literal["counts", "surfaces", "lesions"] = "counts"
+    from_counts: Callable[[ClassCounts], float] | None = None
+    better: Literal["higher", "lower"] | None = "higher"
+    definition: str
+    unit: str = ""
+    is_signed: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that there can be."""
+        if not self.unit:
+            return 0.0, 1.0
+        return (-math.inf if self.is_signed else 0.0), math.inf
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the best value is the lowest, as of a distance."""
+        return self.better == "lower"
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
+_ABSENT = "NaN where the class is in neither map, 0 where it is in one alone"
+_DISTANCE = "NaN where the class is in neither map, infinite where it is in one alone"
+_VOLUME = "voxels times their volume; NaN in pictures and where neither map lies in space"
+
 CLASS_METRICS = {
     "dice": ClassMetric(
         summary_name="Dice",
-        from_counts=lambda common, predicted, referenced: _ratio(2 * common, predicted + referenced),
+        from_counts=lambda n: _ratio(2 * n.common, n.predicted + n.referenced),
+        definition=f"2 TP / (2 TP + FP + FN) of voxels; {_ABSENT}",
     ),
     "iou": ClassMetric(
         summary_name="IoU",
-        from_counts=lambda common, predicted, referenced: _ratio(common, predicted + referenced - common),
+        from_counts=lambda n: _ratio(n.common, n.predicted + n.referenced - n.common),
+        definition=f"TP / (TP + FP + FN) of voxels; {_ABSENT}",
     ),
-    "hd95": ClassMetric(summary_name="HD95", lower_is_better=True),
-    "assd": ClassMetric(summary_name="ASSD", lower_is_better=True),
-    "surface_dice": ClassMetric(summary_name="SurfaceDice"),
+    "precision": ClassMetric(
+        summary_name="Precision",
+        from_counts=lambda n: _ratio(n.common, n.predicted),
+        definition="TP / (TP + FP) of voxels; NaN where the class is not predicted",
+    ),
+    "recall": ClassMetric(
+        summary_name="Recall",
+        from_counts=lambda n: _ratio(n.common, n.referenced),
+        definition="TP / (TP + FN) of voxels (sensitivity); NaN where the reference lacks the class",
+    ),
+    "specificity": ClassMetric(
+        summary_name="Specificity",
+        from_counts=lambda n: _ratio(n.num_voxels - n.predicted - n.referenced + n.common, n.num_voxels - n.referenced),
+        definition="TN / (TN + FP) of voxels of the whole image: the larger its margin, the nearer to 1; NaN where all "
+        "of the reference is of the class",
+    ),
+    "hd95": ClassMetric(
+        summary_name="HD95",
+        kind="surfaces",
+        better="lower",
+        unit="mm",
+        definition="the larger of both 95th percentiles of the distances from one surface to the other (not the "
+        f"percentile of all distances), with linear interpolation; {_DISTANCE}",
+    ),
+    "hd100": ClassMetric(
+        summary_name="HD100",
+        kind="surfaces",
+        better="lower",
+        unit="mm",
+        definition=f"Hausdorff distance: the largest distance from either surface to the other; {_DISTANCE}",
+    ),
+    "assd": ClassMetric(
+        summary_name="ASSD",
+        kind="surfaces",
+        better="lower",
+        unit="mm",
+        definition=f"average symmetric surface distance: the mean of all distances of both surfaces; {_DISTANCE}",
+    ),
+    "masd": ClassMetric(
+        summary_name="MASD",
+        kind="surfaces",
+        better="lower",
+        unit="mm",
+        definition=f"mean average surface distance: the mean of both surfaces' mean distances; {_DISTANCE}",
+    ),
+    "surface_dice": ClassMetric(
+        summary_name="SurfaceDice",
+        kind="surfaces",
+        definition="the share of both maps' surfaces that is within the tolerance of the other surface "
+        f"(normalized surface distance); {_ABSENT}",
+    ),
+    "volume_ml": ClassMetric(
+        summary_name="VolumeMl",
+        better=None,
+        unit="ml",
+        from_counts=lambda n: n.predicted * n.voxel_ml,
+        definition=f"volume in the prediction: {_VOLUME}",
+    ),
+    "reference_volume_ml": ClassMetric(
+        summary_name="ReferenceVolumeMl",
+        better=None,
+        unit="ml",
+        from_counts=lambda n: n.referenced * n.voxel_ml,
+        definition=f"volume in the reference: {_VOLUME}",
+    ),
+    "volume_difference_ml": ClassMetric(
+        summary_name="VolumeDifferenceMl",
+        is_signed=True,
+        better=None,
+        unit="ml",
+        from_counts=lambda n: (n.predicted - n.referenced) * n.voxel_ml,
+        definition="volume in the prediction less that in the reference; its mean is the bias; NaN as for volumes",
+    ),
+    "volume_error_ml": ClassMetric(
+        summary_name="VolumeErrorMl",
+        better="lower",
+        unit="ml",
+        from_counts=lambda n: abs(n.predicted - n.referenced) * n.voxel_ml,
+        definition="absolute difference of both volumes; NaN as for volumes",
+    ),
+    "lesion_f1": ClassMetric(
+        summary_name="LesionF1",
+        kind="lesions",
+        definition="2 TP / (2 TP + FP + FN) of lesions, TP those of the reference that are matched (panoptica's "
+        "recognition quality); NaN where neither map has a lesion",
+    ),
+    "lesion_recall": ClassMetric(
+        summary_name="LesionRecall",
+        kind="lesions",
+        definition="TP / (TP + FN) of lesions; NaN where the reference has none",
+    ),
+    "lesion_precision": ClassMetric(
+        summary_name="LesionPrecision",
+        kind="lesions",
+        definition="TP / (TP + FP) of lesions; NaN where none is predicted",
+    ),
+    "lesion_false_positives": ClassMetric(
+        summary_name="LesionFalsePositives",
+        kind="lesions",
+        better="lower",
+        unit="lesions",
+        definition="predicted lesions without a partner; 0 where neither map has one, so that the mean is over all "
+        "cases",
+    ),
+    "lesion_dice": ClassMetric(
+        summary_name="LesionDice",
+        kind="lesions",
+        definition="sum of the Dice of the matched lesions / (TP + FP + FN) (BraTS's lesion-wise Dice); NaN where "
+        "neither map has a lesion, where BraTS has 1",
+    ),
+    "lesion_matched_dice": ClassMetric(
+        summary_name="LesionMatchedDice",
+        kind="lesions",
+        definition="mean Dice of the matched lesions (panoptica's sq_dsc); NaN where none is matched",
+    ),
 }
 """Name to metric, in the order of tables."""
+
+METRIC_GROUPS = {
+    "overlap": ("dice", "iou", "precision", "recall", "specificity"),
+    "surfaces": tuple(name for name, metric in CLASS_METRICS.items() if metric.kind == "surfaces"),
+    "volumes": ("volume_ml", "reference_volume_ml", "volume_difference_ml", "volume_error_ml"),
+    "lesions": tuple(name for name, metric in CLASS_METRICS.items() if metric.kind == "lesions"),
+    "all": tuple(CLASS_METRICS),
+}
+"""Names that stand for several metrics."""
+
+
+def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
+    """Return metrics by their names and those of groups, each once.
+
+    Raises:
+        BadInputError: If there is no such metric or group.
+    """
+    found: list[str] = []
+    for name in names:
+        if name not in CLASS_METRICS and name not in METRIC_GROUPS:
+            hint = did_you_mean(name, [*CLASS_METRICS, *METRIC_GROUPS])
+            raise BadInputError(
+                f"there is no metric {name!r}; known are {', '.join(CLASS_METRICS)}, and the groups "
+                f"{', '.join(METRIC_GROUPS)}.{hint}"
+            )
+        found += METRIC_GROUPS.get(name, (name,))
+    return tuple(dict.fromkeys(found))
+
+
+def definitions_of(
+    names: Iterable[str], *, tolerance: str, lesions: str, subvoxels: bool = False, ignore_label: int | None = None
+) -> dict[str, str]:
+    """Return what an evaluation's numbers are: its metrics by their names in the summary, and its policies.
+
+    Args:
+        names: The metrics.
+        tolerance: Of surface Dice, as text.
+        lesions: What a lesion is and when it is found.
+        subvoxels: Whether surfaces consist of elements between voxels.
+        ignore_label: Whose voxels did not count.
+    """
+    metrics = {name: CLASS_METRICS[name] for name in names}
+    kinds = {metric.kind for metric in metrics.values()}
+    texts = {metric.summary_name: metric.definition for metric in metrics.values()}
+    if "surface_dice" in metrics:
+        texts["SurfaceDice"] += f"; tolerance {tolerance}"
+    texts["means"] = (
+        "of a class over the cases where its value is defined; foreground_mean over the classes' means without the "
+        "background; infinite values make a mean infinite, and are counted beside those that are undefined"
+    )
+    if "surfaces" in kinds:
+        texts["surfaces"] = (
+            "elements between voxels (of all neighbourhoods of two voxels along each axis that are not uniform), "
+            "weighted by their areas in every mean, share and percentile, and percentiles without interpolation, as in "
+            "DeepMind's surface-distance"
+            if subvoxels
+            else "voxels of the class that have a neighbour across a face, or the border of the image, outside it; "
+            "each counts once, as in MONAI"
+        )
+        texts["distances"] = "in mm, in voxels where neither map lies in space; axes of length 1 are no axes"
+    if "lesions" in kinds:
+        texts["lesions"] = lesions
+    if ignore_label is not None:
+        texts["ignored"] = f"voxels where the reference has the label id {ignore_label} count for nothing"
+    return texts

@@ -6,30 +6,43 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.datasets.bases import SupervisedDataset
 from candy_monai.data.values import plain_tensor
-from candy_monai.errors import BadInputError, did_you_mean
-from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.errors import BadInputError
+from candy_monai.evaluation.class_metrics import CLASS_METRICS, ClassCounts, definitions_of, metrics_named
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
+from candy_monai.evaluation.parallel import in_order, jobs_for
 from candy_monai.evaluation.results import EvalCase, EvalResult
-from candy_monai.inference.inputs import find_inputs
+from candy_monai.inference.inputs import find_inputs, is_path
 from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.metrics.lesions import LesionRule
+
+_DEFAULT_TOLERANCE_MM = 1.0
 
 
 class Evaluator:
     """Measures how good predictions are, case by case and class by class.
 
     A class in neither prediction nor reference has no value (NaN), and means leave it out; one that only one of them
-    contains scores 0, or infinity where the metric is a distance. Distances use the spacing of the reference's affine.
+    contains scores 0, or infinity where the metric is a distance. Specificity, volumes and the number of false
+    positives are defined without the class, and ratios without anything to be a share of are NaN. Distances use the
+    spacing of the reference's affine.
 
     Args:
-        metrics: What to measure: ``dice``, ``iou``, ``hd95``, ``assd``, ``surface_dice``, or functions of the user's
-            own, by their ``__name__`` or in a mapping from name to function. By default ``dice`` and ``iou``.
+        metrics: What to measure: ``dice``, ``iou``, ``precision``, ``recall``, ``specificity`` (the group
+            ``overlap``); ``hd95``, ``hd100``, ``assd``, ``masd``, ``surface_dice`` (``surfaces``); ``volume_ml``,
+            ``reference_volume_ml``, ``volume_difference_ml``, ``volume_error_ml`` (``volumes``); ``lesion_f1``,
+            ``lesion_recall``, ``lesion_precision``, ``lesion_false_positives``, ``lesion_dice``,
+            ``lesion_matched_dice`` (``lesions``); ``all``; or functions of the user's own, by their ``__name__`` or in
+            a mapping from name to function. By default ``dice`` and ``iou``. What each is, the result's
+            ``definitions`` say.
         num_classes: Classes, background included; ids from there on are refused. ``None`` takes the ids of
             ``class_names``, without these the ids that occur in any case, 1 where none does, or in
             `predict_and_evaluate` what the predictor says.
@@ -38,7 +51,11 @@ class Evaluator:
         include_background: Whether class 0 is measured, too; it takes no part in means over classes.
         regions: Unions of ids to measure instead of single ids, each under its place, counted from 1; by name, or
             without names. `None` takes the predictor's in `predict_and_evaluate`.
-        tolerance_mm: For ``surface_dice``.
+        tolerance_mm: For ``surface_dice``, of all classes or by the id or name of a class, 1 for the others. Regions go
+            by their name or place.
+        lesions: What a lesion is and when it is found, a `LesionRule` or its text (``panoptica``, ``brats``).
+        subvoxels: Whether surfaces consist of elements between voxels, weighted by their areas, as in DeepMind's
+            ``surface-distance``, instead of the outermost voxels, as in MONAI.
 
     Raises:
         BadInputError: If a metric is unknown, two have the same name, or an option is out of range.
@@ -52,12 +69,16 @@ class Evaluator:
         ignore_label: int | None = None,
         include_background: bool = False,
         regions: Sequence[Sequence[int]] | Mapping[str, Sequence[int] | int] | None = None,
-        tolerance_mm: float = 1.0,
+        tolerance_mm: float | Mapping[int | str, float] = 1.0,
+        lesions: LesionRule | str = "panoptica",
+        subvoxels: bool = False,
     ) -> None:
         if num_classes is not None and num_classes < 1:
             raise BadInputError(f"num_classes must be 1 or more, got {num_classes}")
-        if not tolerance_mm >= 0:
-            raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance_mm}")
+        by_class = tolerance_mm if isinstance(tolerance_mm, Mapping) else {}
+        for tolerance in by_class.values() if isinstance(tolerance_mm, Mapping) else (tolerance_mm,):
+            if not 0 <= tolerance < math.inf:
+                raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance}")
         names, own = _sorted_out(metrics or ("dice", "iou"))
         classes = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
         label_ids = sorted({0, *classes}) if classes else None
@@ -78,7 +99,10 @@ class Evaluator:
             ignore_label=ignore_label,
             include_background=include_background,
             regions=None if unions is None else tuple((i,) if isinstance(i, int) else tuple(i) for i in unions),
-            tolerance_mm=tolerance_mm,
+            tolerance_mm=_DEFAULT_TOLERANCE_MM if isinstance(tolerance_mm, Mapping) else tolerance_mm,
+            tolerances_mm=_by_index(by_class, classes),
+            lesions=LesionRule.of(lesions) if isinstance(lesions, str) else lesions,
+            subvoxels=subvoxels,
         )
 
     def evaluate(
@@ -87,6 +111,7 @@ class Evaluator:
         references: Source,
         *,
         common: bool = False,
+        jobs: int | None = 1,
         on_case: Callable[[str], None] | None = None,
     ) -> EvalResult:
         """Compare predicted label ids with references.
@@ -103,22 +128,27 @@ class Evaluator:
             references: The same.
             common: Compare the cases that both have, and name the others in the result's ``left_out``; by default a
                 case that only one of them has is an error.
+            jobs: Cases measured at once, each in a thread and no more in memory; metrics of your own have to bear
+                that. None for one a processor, fewer where memory is short.
             on_case: Told each case's id when it is done.
 
         Raises:
             BadInputError: If there is nothing to compare, or something does not match; every such name is listed.
         """
+        if jobs is not None and jobs < 1:
+            raise BadInputError(f"jobs must be at least 1, got {jobs}")
         found = pair_up(predictions, references, names=("prediction", "reference"), common=common)
-        cases = (
-            ComparedCase(
-                case_id=pair.case_id,
-                prediction=loaded(pair.first, is_label=True),
-                reference=loaded(pair.second, is_label=True),
-                files=pair.files,
-            )
-            for pair in found.pairs
-        )
-        result = _evaluated(cases, self._measure, self._class_names, on_case)
+        pairs: Iterable[Pair] = found.pairs
+        if jobs is None:
+            pairs = list(pairs) if is_path(references) else pairs
+            jobs = jobs_for([Path(file) for pair in pairs if (file := pair.files[1])]) if isinstance(pairs, list) else 1
+
+        def case_of(pair: Pair) -> ComparedCase:
+            prediction, reference = (loaded(entry, is_label=True) for entry in (pair.first, pair.second))
+            return ComparedCase(case_id=pair.case_id, prediction=prediction, reference=reference, files=pair.files)
+
+        cases = (partial(case_of, pair) for pair in pairs)
+        result = _evaluated(cases, self._measure, self._class_names, on_case, jobs=jobs)
         return replace(result, left_out=found.left_out, passed_over=found.passed_over)
 
     def evaluate_dataset(
@@ -127,7 +157,7 @@ class Evaluator:
         """Compare the items of a dataset: the first of each is a prediction, the second its reference."""
         items = ((case_id, *dataset[index]) for index, case_id in enumerate(dataset.case_ids))
         cases = (
-            ComparedCase(case_id=case_id, prediction=prediction, reference=reference)
+            partial(ComparedCase, case_id=case_id, prediction=prediction, reference=reference)
             for case_id, prediction, reference in items
         )
         return _evaluated(cases, self._measure, self._class_names, on_case)
@@ -172,44 +202,81 @@ class Evaluator:
             )
 
         measure, names = _completed(self._measure, predictor)
-        result = _evaluated(map(predicted, found.pairs), measure, self._class_names or names, on_case)
+        result = _evaluated(
+            (partial(predicted, pair) for pair in found.pairs), measure, self._class_names or names, on_case
+        )
         return replace(result, left_out=found.left_out)
 
 
 def _evaluated(
-    cases: Iterable[ComparedCase],
+    cases: Iterable[Callable[[], ComparedCase]],
     measure: Measure,
     class_names: Mapping[int, str],
     on_case: Callable[[str], None] | None,
+    *,
+    jobs: int = 1,
 ) -> EvalResult:
-    measured: list[tuple[EvalCase, int]] = []
+    measured: list[tuple[EvalCase, ClassCounts]] = []
     problems: list[str] = []
-    for case in cases:
+
+    def measured_case(load: Callable[[], ComparedCase]) -> tuple[str, tuple[EvalCase, ClassCounts] | None, str | None]:
+        case = load()
         try:
             placed = case.on_one_grid()
             if problems:
                 measure.checked(placed)  # to name all of them; there will be nothing to measure
-            else:
-                measured.append(measure(placed))
+                return case.case_id, None, None
+            return case.case_id, measure(placed), None
         except UnknownIdsError as error:
-            problems.append(str(error))
+            return case.case_id, None, str(error)
+
+    for case_id, found, problem in in_order((partial(measured_case, load) for load in cases), jobs):
+        measured += [] if found is None else [found]
+        problems += [] if problem is None else [problem]
         if on_case is not None:
-            on_case(case.case_id)
+            on_case(case_id)
     if problems:
         raise BadInputError("\n".join(problems))
     classes = sorted({index for case, _ in measured for index in case.classes}) or [1] * bool(measure.names)
-    absent = dict.fromkeys(measure.names, math.nan)
     finished = tuple(  # with an entry for every class of the evaluation, also for those that a case does not have
         replace(
             case,
-            classes={index: case.classes.get(index, absent) for index in classes},
-            counts={index: case.counts.get(index, confusion(0, 0, 0, num_voxels)) for index in classes},
+            classes={index: case.classes.get(index) or measure.of_absent(absent) for index in classes},
+            counts={index: case.counts.get(index) or confusion(absent) for index in classes},
         )
-        for case, num_voxels in measured
+        for case, absent in measured
     )
-    return EvalResult(
-        cases=finished, class_names={index: class_names[index] for index in classes if index in class_names}
+    names = {index: class_names[index] for index in classes if index in class_names}
+    return EvalResult(cases=finished, class_names=names, definitions=_definitions(measure, names))
+
+
+def _definitions(measure: Measure, class_names: Mapping[int, str]) -> dict[str, str]:
+    if not measure.names:
+        return {}
+    tolerance = f"{measure.tolerance_mm:g} mm"
+    if measure.tolerances_mm:
+        own = (f"{mm:g} mm for {class_names.get(i, f'class {i}')}" for i, mm in measure.tolerances_mm.items())
+        tolerance = f"{', '.join(own)}, {tolerance} for the others"
+    return definitions_of(
+        measure.names,
+        tolerance=tolerance,
+        lesions=str(measure.lesions),
+        subvoxels=measure.subvoxels,
+        ignore_label=measure.ignore_label,
     )
+
+
+def _by_index(tolerances: Mapping[int | str, float], class_names: Mapping[int, str]) -> dict[int, float]:
+    """Return tolerances by class id or place of a region, where some were given by name."""
+    by_name = {name: index for index, name in class_names.items()}
+    found: dict[int, float] = {}
+    for key, tolerance in tolerances.items():
+        index = key if isinstance(key, int) else by_name.get(key, int(key) if key.isdecimal() else None)
+        if index is None or (class_names and index not in class_names):
+            known = ", ".join(f"{i} {name}" for i, name in class_names.items()) or "none by name: give the class's id"
+            raise BadInputError(f"tolerance_mm: there is no class {key!r}; there are {known}")
+        found[index] = tolerance
+    return found
 
 
 def _completed(measure: Measure, predictor: NetworkPredictor) -> tuple[Measure, dict[int, str]]:
@@ -239,10 +306,7 @@ def _sorted_out(metrics: Sequence[str | Metric | Mapping[str, Metric]]) -> tuple
     own: dict[str, Metric] = {}
     for metric in metrics:
         if isinstance(metric, str):
-            if metric not in CLASS_METRICS:
-                hint = did_you_mean(metric, CLASS_METRICS)
-                raise BadInputError(f"there is no metric {metric!r}; known are {', '.join(CLASS_METRICS)}.{hint}")
-            names.append(metric)
+            names += metrics_named([metric])
             continue
         if not callable(metric) and not isinstance(metric, Mapping):
             raise BadInputError(f"expected the name of a metric, a function or a mapping of functions, got {metric!r}")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
+import numpy.typing as npt
 
 from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.statistics import Method, bootstrapped
 from candy_monai.metrics.interval import CONFIDENCE, half_width
 
 
 def interval(
-    result: EvalResult, metric: str = "dice", *, confidence: float = CONFIDENCE, bounds: tuple[float, float] = (0, 1)
+    result: EvalResult,
+    metric: str = "dice",
+    *,
+    confidence: float = CONFIDENCE,
+    bounds: tuple[float, float] = (0, 1),
+    method: Method = "t",
 ) -> tuple[float, float] | None:
-    """Return the confidence interval of a metric's mean over the foreground classes' means, by Student's t over cases.
+    """Return the confidence interval of a metric's mean over the foreground classes' means.
 
     A case that lacks a class counts for the means of the others alone, as in the mean itself. A class that few cases
     have makes the interval wider: its mean rests on these alone, and so do the degrees of freedom where it is what the
@@ -25,6 +33,7 @@ def interval(
         metric: One of its metrics of classes.
         confidence: Share of such intervals that hold the true mean.
         bounds: The least and the largest value that there can be; the interval is cut there.
+        method: Student's ``t`` over cases, or the ``bootstrap``, which draws cases with all of their classes.
 
     Returns:
         Its ends; None where the cases do not show a spread: there are fewer than two, a class is in one alone, or all
@@ -39,6 +48,15 @@ def interval(
     counts = is_known.sum(0)
     if not values.size or counts.min() < 2:
         return None
+    if method == "bootstrap":
+        shown = np.where(is_known, values, np.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a sample may lack a class, which then does not count
+
+            def mean_of_means(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+                return np.asarray(np.nanmean(np.nanmean(shown[rows], axis=-2), axis=-1))
+
+            return bootstrapped(mean_of_means, len(values), len(counts), confidence, bounds)
     means = np.where(is_known, values, 0.0).sum(0) / counts
     # What each case adds to the mean of the classes' means; their spread is that of the mean itself.
     influence = np.where(is_known, values - means, 0.0) / np.sqrt(counts * (counts - 1.0)) / len(means)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
@@ -14,9 +16,10 @@ from candy_monai.data.images.alignment import HAS_NO_GRID, aligned
 from candy_monai.data.images.reading import geometry_of
 from candy_monai.data.values import join_names, plain_tensor
 from candy_monai.errors import BadInputError
-from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.evaluation.class_metrics import CLASS_METRICS, ClassCounts
 from candy_monai.evaluation.results import EvalCase
 from candy_monai.label_ids import highest_id, ids_in
+from candy_monai.metrics.lesions import LesionRule, lesion_metrics
 from candy_monai.metrics.overlap import count_overlap, is_any_of
 from candy_monai.metrics.surface import surface_metrics
 
@@ -48,6 +51,16 @@ class ComparedCase:
             if _is_placed(tensor):
                 return geometry_of(tensor).spacing_mm
         return (1.0,) * (self.reference.ndim - 1)
+
+    def voxel_ml(self) -> float:
+        """Return the volume of a voxel; NaN in a picture, and where neither map lies in space."""
+        for tensor in (self.reference, self.prediction):
+            if _is_placed(tensor):
+                geometry = geometry_of(tensor)
+                if geometry.is_picture or len(geometry.spatial_shape) != 3:
+                    return math.nan
+                return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
+        return math.nan
 
     def named(self, which: str) -> str:
         """Return what to call the prediction or the reference in a message: its file, if it has one, and its case."""
@@ -82,9 +95,12 @@ class Measure:
     include_background: bool
     regions: tuple[tuple[int, ...], ...] | None
     tolerance_mm: float
+    tolerances_mm: Mapping[int, float] = field(default_factory=dict)
+    lesions: LesionRule = field(default_factory=LesionRule)
+    subvoxels: bool = False
 
-    def __call__(self, case: ComparedCase) -> tuple[EvalCase, int]:
-        """Return what was measured of a case, for the classes that it has, and how many of its voxels count.
+    def __call__(self, case: ComparedCase) -> tuple[EvalCase, ClassCounts]:
+        """Return what was measured of a case, for the classes that it has, and the counts of a class that it lacks.
 
         Raises:
             BadInputError: If it is no pair of label maps on one grid, one holds an id that is of no class, or a metric
@@ -101,24 +117,59 @@ class Measure:
             reference_file=case.files[1],
         )
         if not self.names:
-            return measured, 0
+            return measured, ClassCounts(common=0, predicted=0, referenced=0, num_voxels=0)
         maps = prediction, reference = self.checked(case)
         is_valid = torch.ones_like(reference, dtype=torch.bool)
         if self.ignore_label is not None:
             is_valid = reference != self.ignore_label
-        num_voxels = int(is_valid.sum())
-        by_counts = {name: compute for name in self.names if (compute := CLASS_METRICS[name].from_counts) is not None}
-        surfaces = [name for name in self.names if name not in by_counts]
+        absent = ClassCounts(
+            common=0, predicted=0, referenced=0, num_voxels=int(is_valid.sum()), voxel_ml=case.voxel_ml()
+        )
+        spacing_mm = case.spacing_mm()
         counted = self._regions_of(maps, is_valid) if self.regions else self._classes_of(maps, case.case_id)
         for index, ids, (common, predicted, referenced) in counted:
-            counts[index] = confusion(common, predicted, referenced, num_voxels)
-            metrics = {name: compute(common, predicted, referenced) for name, compute in by_counts.items()}
-            if surfaces:
+            of_class = replace(absent, common=common, predicted=predicted, referenced=referenced)
+            counts[index] = confusion(of_class)
+            if not predicted and not referenced:
+                classes[index] = self.of_absent(of_class)
+                continue
+            masks = None
+            if any(CLASS_METRICS[name].kind != "counts" for name in self.names):
                 masks = (is_any_of(prediction, ids) & is_valid)[0], (is_any_of(reference, ids) & is_valid)[0]
-                spacing_mm, tolerance_mm = case.spacing_mm(), self.tolerance_mm
-                metrics |= surface_metrics(*masks, surfaces, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
-            classes[index] = {name: metrics[name] for name in self.names}
-        return measured, num_voxels
+            classes[index] = self._values_of(of_class, masks, spacing_mm, self.tolerances_mm.get(index))
+        return measured, absent
+
+    def _values_of(
+        self,
+        counts: ClassCounts,
+        masks: tuple[Tensor, Tensor] | None,
+        spacing_mm: tuple[float, ...],
+        tolerance_mm: float | None,
+    ) -> dict[str, float]:
+        values = {
+            name: compute(counts) for name in self.names if (compute := CLASS_METRICS[name].from_counts) is not None
+        }
+        if masks is not None:
+            by_kind = {
+                kind: [n for n in self.names if CLASS_METRICS[n].kind == kind] for kind in ("surfaces", "lesions")
+            }
+            tolerance = self.tolerance_mm if tolerance_mm is None else tolerance_mm
+            if by_kind["surfaces"]:
+                values |= surface_metrics(
+                    *masks,
+                    by_kind["surfaces"],
+                    spacing_mm=spacing_mm,
+                    tolerance_mm=tolerance,
+                    subvoxels=self.subvoxels,
+                )
+            if by_kind["lesions"]:
+                values |= lesion_metrics(*masks, by_kind["lesions"], rule=self.lesions, spacing_mm=spacing_mm)
+        return {name: values[name] for name in self.names}
+
+    def of_absent(self, counts: ClassCounts) -> dict[str, float]:
+        """Return the metrics of a class that a case has in neither map: what is defined without it, else NaN."""
+        empty = torch.zeros((1, 1), dtype=torch.bool)
+        return self._values_of(counts, (empty, empty), (1.0, 1.0), None)
 
     def _classes_of(self, maps: tuple[Tensor, Tensor], case_id: str) -> Iterator[_Counted]:
         known = self.label_ids
@@ -190,13 +241,13 @@ def _highest_of(prediction: Tensor, reference: Tensor, case_id: str) -> int:
     return highest
 
 
-def confusion(common: int, predicted: int, referenced: int, num_voxels: int) -> dict[str, int]:
+def confusion(counts: ClassCounts) -> dict[str, int]:
     """Count the voxels of one class: in both, in one of them, in neither, predicted, and in the reference."""
     return {
-        "TP": common,
-        "FP": predicted - common,
-        "FN": referenced - common,
-        "TN": num_voxels - predicted - referenced + common,
-        "n_pred": predicted,
-        "n_ref": referenced,
+        "TP": counts.common,
+        "FP": counts.predicted - counts.common,
+        "FN": counts.referenced - counts.common,
+        "TN": counts.num_voxels - counts.predicted - counts.referenced + counts.common,
+        "n_pred": counts.predicted,
+        "n_ref": counts.referenced,
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -15,7 +17,9 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.evaluation.statistics import Method, Statistics, as_json_number, statistics_of
 from candy_monai.files import atomic_write_text
+from candy_monai.metrics.interval import CONFIDENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +56,14 @@ class EvalResult(Sequence[EvalCase]):
     Attributes:
         cases: The cases; all have the same classes and metrics.
         class_names: Names of classes, or of regions by their places, as far as there are any.
+        definitions: What was measured, in words: each metric by its name in the summary, and what holds for several.
         left_out: Cases that only the predictions or only the references have, where the common ones were asked for.
         passed_over: Files among the predictions that are no prediction of any case.
     """
 
     cases: tuple[EvalCase, ...]
     class_names: Mapping[int, str] = field(default_factory=dict)
+    definitions: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
 
@@ -98,13 +104,82 @@ class EvalResult(Sequence[EvalCase]):
 
     @property
     def undefined(self) -> dict[str, int]:
-        """How many values of a class and case each metric lacks, since neither map contains the class."""
+        """How many values of a class and case each metric lacks: of classes in neither map, and ratios of nothing."""
         return self._counted(math.isnan)
 
     @property
     def infinite(self) -> dict[str, int]:
         """How many values of a class and case are infinite: distances of a class that one of the maps lacks."""
         return self._counted(math.isinf)
+
+    def statistics(
+        self, *, method: Method = "t", confidence: float = CONFIDENCE
+    ) -> dict[int | None, dict[str, Statistics]]:
+        """Return mean with its interval, median, spread and counts of each metric of each class, and over the classes.
+
+        Args:
+            method: Of the intervals: Student's ``t``, or the ``bootstrap`` over cases.
+            confidence: Share of such intervals that hold the true mean.
+
+        Returns:
+            By class, then by metric; under ``None`` those of the mean over the foreground classes: mean and interval
+            are those of `mean_metrics`, the others are of the cases' own means.
+
+        Raises:
+            SettingsError: If there is no such method, or the confidence is out of range.
+        """
+        from candy_monai.evaluation.interval import interval
+
+        found: dict[int | None, dict[str, Statistics]] = {}
+        for index in self.cases[0].classes if self.cases else ():
+            found[index] = {
+                name: statistics_of(
+                    [case.classes[index][name] for case in self.cases],
+                    method=method,
+                    confidence=confidence,
+                    bounds=CLASS_METRICS[name].bounds,
+                )
+                for name in self.cases[0].classes[index]
+            }
+        overall: dict[str, Statistics] = {}
+        for name, mean in _foreground_mean(self.class_means).items():
+            of_cases = [
+                mean_of_known(metrics[name] for index, metrics in case.classes.items() if index != 0)
+                for case in self.cases
+            ]
+            bounds = CLASS_METRICS[name].bounds
+            ends = None
+            if math.isfinite(mean):
+                ends = interval(self, name, confidence=confidence, bounds=bounds, method=method)
+            overall[name] = replace(statistics_of(of_cases), mean=mean, interval=ends)
+        return found | ({None: overall} if overall else {})
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return a row a case and class: case, class, its name, each metric, and the voxels by nnU-Net's names.
+
+        The user's own metrics have a row for each case, whose class is None.
+        """
+        rows: list[dict[str, object]] = []
+        for case in self.cases:
+            for index, metrics in case.classes.items():
+                names = {"case": case.case_id, "class": index, "name": self.class_names.get(index, "")}
+                rows.append({**names, **metrics, **case.counts[index]})
+            if case.values:
+                rows.append({"case": case.case_id, "class": None, "name": "", **case.values})
+        return rows
+
+    def save_csv(self, path: PathLike) -> None:
+        """Write `rows` as CSV: empty for NaN, ``inf`` for infinity; folders are created."""
+        rows = self.rows()
+        text = io.StringIO()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows(
+            {name: "" if value is None or value != value else value for name, value in row.items()} for row in rows
+        )
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(Path(path), text.getvalue())
 
     def _counted(self, is_one: Callable[[float], bool]) -> dict[str, int]:
         return {name: sum(map(is_one, values)) for name, values in self._values().items()}
@@ -115,8 +190,20 @@ class EvalResult(Sequence[EvalCase]):
         return {name: [of_class[name] for of_class in classes] for name in next(iter(classes), {})}
 
     def notes(self) -> list[str]:
-        """Return what the means do not show: how many values are infinite, and what was left out."""
+        """Return what the means do not show: how many values are infinite or undefined, and what was left out."""
         lines = []
+        for name in self._values():
+            present = [
+                case.classes[index][name]
+                for case in self.cases
+                for index, counts in case.counts.items()
+                if counts["n_pred"] or counts["n_ref"]
+            ]
+            if undefined := sum(map(math.isnan, present)):
+                lines.append(
+                    f"{name}: {undefined} of {len(present)} values are undefined though one of the two maps contains "
+                    "the class, and are left out of the mean"
+                )
         for name, values in self._values().items():
             known = [value for value in values if not math.isnan(value)]
             finite = [value for value in known if math.isfinite(value)]
@@ -155,11 +242,16 @@ class EvalResult(Sequence[EvalCase]):
         """Return the case with the highest value; see `min`."""
         return self._first(metric, -1)
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self, *, method: Method = "t", confidence: float = CONFIDENCE) -> dict[str, object]:
         """Return nnU-Net's summary: ``foreground_mean``, ``mean`` by class and ``metric_per_case``.
 
         Values of nothing are None, infinite ones the text ``inf``, since JSON has neither. The user's own metrics are
-        under ``values`` of each case, and their means under ``mean_values``.
+        under ``values`` of each case, and their means under ``mean_values``. Beside nnU-Net's entries there are
+        ``definitions``, and ``statistics`` with the intervals of the means.
+
+        Args:
+            method: Of the intervals, as for `statistics`.
+            confidence: Of the intervals.
         """
         together = [
             {index: {**case.classes[index], **case.counts[index]} for index in case.classes} for case in self.cases
@@ -169,6 +261,14 @@ class EvalResult(Sequence[EvalCase]):
             "foreground_mean": _summarized(_foreground_mean(means)),
             "mean": {str(index): _summarized(metrics) for index, metrics in means.items()},
         }
+        if self.definitions:
+            summary["definitions"] = dict(self.definitions)
+        if statistics := self.statistics(method=method, confidence=confidence):
+            summary["statistics"] = {
+                "interval": {"method": method, "confidence": confidence},
+                "foreground_mean": _described(statistics.pop(None, {})),
+                "mean": {str(index): _described(of_class) for index, of_class in statistics.items()},
+            }
         if self.class_names:
             summary["class_names"] = {str(index): name for index, name in self.class_names.items()}
         if self._own_means:
@@ -185,27 +285,46 @@ class EvalResult(Sequence[EvalCase]):
         ]
         return summary
 
-    def save(self, path: PathLike) -> None:
-        """Write the summary of `to_dict` as JSON; folders are created."""
+    def save(self, path: PathLike, *, method: Method = "t", confidence: float = CONFIDENCE) -> None:
+        """Write the summary of `to_dict`, whose arguments are these, as JSON; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        summary = self.to_dict(method=method, confidence=confidence)
+        atomic_write_text(Path(path), json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
-    def table(self, class_names: Mapping[int, str] | None = None) -> str:
+    def table(
+        self,
+        class_names: Mapping[int, str] | None = None,
+        *,
+        intervals: Method | None = None,
+        confidence: float = CONFIDENCE,
+    ) -> str:
         """Return the means as a table of text, a line for each class.
 
         Args:
             class_names: Class id to name; by default those of the evaluation.
+            intervals: The method of the means' intervals, which stand beside them; None for no intervals.
+            confidence: Of the intervals.
         """
         names = self.class_names if class_names is None else class_names
         overall = self.mean_metrics
         columns = [name for name in overall if name in CLASS_METRICS]
+        statistics = self.statistics(method=intervals, confidence=confidence) if intervals else {}
+
+        def cell(index: int | None, name: str, mean: float) -> str:
+            found = statistics[index].get(name) if index in statistics else None
+            ends = "" if found is None else " " + _interval_as_text(found.interval)
+            return _rounded(mean) + ends
+
         rows = [["class", "cases", *columns]]
         for index, means in self.class_means.items():
             seen = sum(bool(case.counts[index]["n_pred"] + case.counts[index]["n_ref"]) for case in self.cases)
             label = f"{index} {names[index]}" if index in names else str(index)
-            rows.append([label, str(seen), *(_rounded(means[column]) for column in columns)])
-        rows.append(["mean", str(len(self)), *(_rounded(overall[column]) for column in columns)])
+            rows.append([label, str(seen), *(cell(index, column, means[column]) for column in columns)])
+        rows.append(["mean", str(len(self)), *(cell(None, column, overall[column]) for column in columns)])
         lines = _aligned(rows) if columns else []
+        if columns and intervals:
+            method = "Student's t" if intervals == "t" else "the bootstrap (BCa)"
+            lines.append(f"[ ]: {100 * confidence:g} % interval of the mean over cases, by {method}")
         lines += [f"{name}: mean {_rounded(mean)} of {len(self)} cases" for name, mean in self._own_means.items()]
         return "\n".join(lines)
 
@@ -249,13 +368,21 @@ def _summarized(metrics: Mapping[str, float]) -> dict[str, float | str | None]:
     """Return values under nnU-Net's names, as JSON can hold them."""
     names = {name: metric.summary_name for name, metric in CLASS_METRICS.items()}
     return {
-        names.get(name, name): None if math.isnan(value) else value if math.isfinite(value) else str(value)
+        names.get(name, name): value if isinstance(value, int) else as_json_number(value)
         for name, value in metrics.items()
     }
 
 
+def _described(statistics: Mapping[str, Statistics]) -> dict[str, object]:
+    return {CLASS_METRICS[name].summary_name: found.to_dict() for name, found in statistics.items()}
+
+
 def _rounded(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _interval_as_text(interval: tuple[float, float] | None) -> str:
+    return "[-]" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

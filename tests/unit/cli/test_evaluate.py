@@ -133,3 +133,38 @@ def test_few_predictions_of_many_labels_need_an_option_that_the_error_names(data
     assert evaluate(predictions, dataset / "labelsTr", "--common") == 0
     assert f"left out, without a partner: {others[0].name.removesuffix('.nii.gz')}, " in capsys.readouterr().out
     assert first.exists()
+
+
+def test_tolerances_lesions_and_surfaces_are_chosen_and_stand_in_the_summary(dataset, predictions, capsys):
+    name = list(json.loads((dataset / "dataset.json").read_text())["labels"])[1]
+    options = ("--metrics", "surfaces,lesions", "--tolerance", f"{name}=2.5", "--lesions", "brats", "--subvoxels")
+    assert evaluate(predictions, dataset / "labelsTr", *options, "--json") == 0
+    definitions = json.loads(capsys.readouterr().out)["definitions"]
+    assert f"2.5 mm for {name}" in definitions["SurfaceDice"]
+    assert "dilation of 3 voxels" in definitions["lesions"]
+    assert "DeepMind" in definitions["surfaces"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tolerance", "two", "expected a number, or CLASS=MM"),
+        ("--tolerance", "a=two", "expected CLASS=MM"),
+        ("--tolerance", "liver=2", "no class 'liver'"),
+        ("--lesions", "bratz", "Did you mean 'brats'"),
+    ],
+)
+def test_tolerances_and_rules_that_are_none_exit_with_2(dataset, predictions, capsys, option, value, message):
+    assert evaluate(predictions, dataset / "labelsTr", "--metrics", "all", option, value) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_row_a_case_and_class_is_written_and_intervals_are_shown(dataset, predictions, tmp_path, capsys):
+    table, summary = tmp_path / "new" / "cases.csv", tmp_path / "summary.json"
+    options = ("--csv", table, "--summary", summary, "--intervals", "bootstrap", "--jobs", "2")
+    assert evaluate(predictions, dataset / "labelsTr", *options) == 0
+    shown = capsys.readouterr().out
+    assert f"Table: {table}" in shown
+    assert "by the bootstrap" in shown
+    assert len(table.read_text().splitlines()) == 1 + 4 * 2
+    assert json.loads(summary.read_text())["statistics"]["interval"]["method"] == "bootstrap"

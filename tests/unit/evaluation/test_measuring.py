@@ -5,6 +5,7 @@ import torch
 from monai.data import MetaTensor
 
 from candy_monai.errors import BadInputError
+from candy_monai.evaluation.class_metrics import ClassCounts
 from candy_monai.evaluation.measuring import ComparedCase, Measure, confusion
 
 
@@ -18,19 +19,19 @@ def _case(prediction, reference):
 
 
 def test_each_class_has_its_metrics_and_its_voxels():
-    measured, num_voxels = _measure(names=("dice", "iou"))(_case([0, 1, 1, 2], [0, 1, 2, 2]))
+    measured, absent = _measure(names=("dice", "iou"))(_case([0, 1, 1, 2], [0, 1, 2, 2]))
     assert measured.classes == {
         1: {"dice": pytest.approx(2 / 3), "iou": 0.5},
         2: {"dice": pytest.approx(2 / 3), "iou": 0.5},
     }
     assert measured.counts[1] == {"TP": 1, "FP": 1, "FN": 0, "TN": 2, "n_pred": 2, "n_ref": 1}
-    assert num_voxels == 4
+    assert absent.num_voxels == 4
 
 
 def test_regions_are_measured_by_their_places_without_ignored_voxels():
-    measured, num_voxels = _measure(regions=((1, 2), (2,)), ignore_label=3)(_case([1, 2, 0, 2], [2, 2, 1, 3]))
+    measured, absent = _measure(regions=((1, 2), (2,)), ignore_label=3)(_case([1, 2, 0, 2], [2, 2, 1, 3]))
     assert {place: values["dice"] for place, values in measured.classes.items()} == {1: 0.8, 2: pytest.approx(2 / 3)}
-    assert num_voxels == 3
+    assert absent.num_voxels == 3
 
 
 def test_metrics_of_the_user_see_the_tensors_as_they_are():
@@ -61,4 +62,5 @@ def test_the_spacing_is_the_reference_s():
 
 
 def test_voxels_are_counted_by_where_they_are():
-    assert confusion(2, 5, 4, 20) == {"TP": 2, "FP": 3, "FN": 2, "TN": 13, "n_pred": 5, "n_ref": 4}
+    counts = ClassCounts(common=2, predicted=5, referenced=4, num_voxels=20)
+    assert confusion(counts) == {"TP": 2, "FP": 3, "FN": 2, "TN": 13, "n_pred": 5, "n_ref": 4}

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -96,7 +97,9 @@ def test_the_table_has_a_line_for_each_class_and_says_what_was_not_measured():
 
 
 def test_values_that_are_none_or_infinite_are_counted_and_the_mean_of_the_others_is_noted():
-    found = result(case("a", 1.0, NAN), case("b", math.inf, NAN), case("c", 3.0, NAN))
+    cases = (case("a", 1.0, NAN), case("b", math.inf, NAN), case("c", 3.0, NAN))
+    nowhere = dict.fromkeys(cases[0].counts[2], 0)
+    found = result(*(replace(each, counts={**each.counts, 2: nowhere}) for each in cases))
     assert found.undefined == {"dice": 3}
     assert found.infinite == {"dice": 1}
     assert found.notes() == [
@@ -104,3 +107,49 @@ def test_values_that_are_none_or_infinite_are_counted_and_the_mean_of_the_others
         "is 2.0000"
     ]
     assert result(case("a", 1.0)).notes() == []
+
+
+def test_a_ratio_of_nothing_of_a_class_that_is_there_is_noted():
+    found = result(case("a", 1.0), case("b", NAN))
+    assert found.notes() == [
+        "dice: 1 of 2 values are undefined though one of the two maps contains the class, and are left out of the mean"
+    ]
+
+
+def test_the_statistics_hold_each_class_and_the_mean_over_classes_with_their_cases():
+    found = result(case("a", 1.0, NAN), case("b", 0.5, 0.2), case("c", 0.6, 0.4))
+    statistics = found.statistics()
+    assert list(statistics) == [1, 2, None]
+    assert (statistics[2]["dice"].num_cases, statistics[2]["dice"].undefined) == (2, 1)
+    overall = statistics[None]["dice"]
+    assert overall.mean == found.mean_metrics["dice"]
+    assert overall.interval[0] < overall.mean < overall.interval[1]
+    drawn = found.statistics(method="bootstrap")[None]["dice"].interval
+    assert drawn[0] < overall.mean < drawn[1]
+    entry = found.to_dict()["statistics"]
+    assert entry["interval"] == {"method": "t", "confidence": 0.95}
+    assert entry["mean"]["1"]["Dice"]["mean"] == found.class_means[1]["dice"]
+    assert entry["foreground_mean"]["Dice"]["num_cases"] == 3
+
+
+def test_intervals_stand_beside_the_means_of_the_table_when_asked():
+    lines = result(case("a", 1.0), case("b", 0.5), case("c", 0.75)).table(intervals="t").splitlines()
+    assert lines[1].split(maxsplit=2)[2] == "0.7500 [0.1290, 1.0000]"
+    assert lines[-1] == "[ ]: 95 % interval of the mean over cases, by Student's t"
+    assert "[-]" in result(case("a", 1.0)).table(intervals="t")
+
+
+def test_there_is_a_row_of_csv_for_each_case_and_class_and_for_the_user_s_own_metrics(tmp_path):
+    found = EvalResult(
+        cases=(case("a", 1.0, NAN, volume=3.0), case("b", math.inf, 0.5)), class_names={1: "organ, left"}
+    )
+    assert found.rows()[1]["class"] == 2
+    found.save_csv(tmp_path / "new" / "cases.csv")
+    assert (tmp_path / "new" / "cases.csv").read_text().splitlines() == [
+        "case,class,name,dice,TP,FP,FN,TN,n_pred,n_ref,volume",
+        'a,1,"organ, left",1.0,1,0,2,3,1,3,',
+        "a,2,,,1,0,2,3,1,3,",
+        "a,,,,,,,,,,3.0",
+        'b,1,"organ, left",inf,1,0,2,3,1,3,',
+        "b,2,,0.5,1,0,2,3,1,3,",
+    ]

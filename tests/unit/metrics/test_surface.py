@@ -1,7 +1,14 @@
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_hausdorff_distance,
+    compute_surface_dice,
+)
 
 from candy_monai.metrics.surface import surface_metrics
 
@@ -23,7 +30,9 @@ def test_a_slab_that_is_two_voxels_off_is_two_spacings_away():
 def test_the_same_surface_is_at_no_distance():
     assert surface_metrics(slab(4, 10), slab(4, 10), spacing_mm=(1.0, 1.0)) == {
         "hd95": 0.0,
+        "hd100": 0.0,
         "assd": 0.0,
+        "masd": 0.0,
         "surface_dice": 1.0,
     }
 
@@ -37,7 +46,7 @@ def test_a_class_in_neither_has_no_value():
 def test_a_class_in_only_one_is_infinitely_far_off(missed):
     masks = (slab(0, 0), slab(4, 10))
     found = surface_metrics(*(masks if missed else reversed(masks)), spacing_mm=(1.0, 1.0))
-    assert found == {"hd95": math.inf, "assd": math.inf, "surface_dice": 0.0}
+    assert found == {**dict.fromkeys(["hd95", "hd100", "assd", "masd"], math.inf), "surface_dice": 0.0}
 
 
 def test_only_what_was_asked_for_is_measured_in_3d_too():
@@ -69,3 +78,71 @@ def test_a_line_and_a_single_voxel_are_all_surface():
     assert surface_metrics(line, line.roll(1, 1), spacing_mm=(1.0, 2.0, 1.0))["assd"] == pytest.approx(2 * 2 / 6)
     voxel = torch.ones(1, 1, 1, dtype=torch.bool)
     assert surface_metrics(voxel, voxel, spacing_mm=(1.0, 2.0, 1.0))["hd95"] == 0.0
+
+
+def blobs(seed, shape=(22, 20, 14)):
+    """Return two maps of overlapping boxes, some at the border and some a single voxel."""
+    draw = np.random.RandomState(seed)
+    masks = np.zeros((2, *shape), bool)
+    for _ in range(5):
+        at, size = draw.randint(0, 14, 3), draw.randint(1, 9, 3)
+        for mask in masks:
+            mask[tuple(slice(a, a + s) for a, s in zip(at + draw.randint(0, 3, 3), size, strict=True))] = True
+    return torch.from_numpy(masks)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 3.3)])
+def test_the_numbers_are_monai_s(seed, spacing):
+    one, other = blobs(seed)
+    found = surface_metrics(one, other, spacing_mm=spacing, tolerance_mm=1.4)
+    masks = one[None, None], other[None, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an argument that MONAI passes to itself
+        expected = {
+            "hd95": compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing),
+            "hd100": compute_hausdorff_distance(*masks, include_background=True, spacing=spacing),
+            "assd": compute_average_surface_distance(*masks, include_background=True, symmetric=True, spacing=spacing),
+            "surface_dice": compute_surface_dice(*masks, [1.4], include_background=True, spacing=spacing),
+        }
+        there = compute_average_surface_distance(*masks, include_background=True, spacing=spacing)
+        back = compute_average_surface_distance(*reversed(masks), include_background=True, spacing=spacing)
+    expected["masd"] = (there + back) / 2
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 3.3)])
+def test_of_subvoxel_surfaces_the_numbers_are_deepmind_s(seed, spacing):
+    surface_distance = pytest.importorskip("surface_distance")
+    one, other = blobs(seed)
+    found = surface_metrics(one, other, spacing_mm=spacing, tolerance_mm=2.0, subvoxels=True)
+    theirs = surface_distance.compute_surface_distances(other.numpy(), one.numpy(), spacing)
+    assert found["hd95"] == pytest.approx(surface_distance.compute_robust_hausdorff(theirs, 95), rel=1e-5)
+    assert found["hd100"] == pytest.approx(surface_distance.compute_robust_hausdorff(theirs, 100), rel=1e-5)
+    assert found["masd"] == pytest.approx(sum(surface_distance.compute_average_surface_distance(theirs)) / 2, rel=1e-5)
+    dice = surface_distance.compute_surface_dice_at_tolerance(theirs, 2.0)
+    assert found["surface_dice"] == pytest.approx(dice, rel=1e-5)
+    voxels = surface_metrics(one, other, spacing_mm=spacing, tolerance_mm=2.0)
+    assert voxels["masd"] != pytest.approx(found["masd"], rel=1e-3)
+
+
+def test_subvoxel_surfaces_of_a_picture_and_of_a_volume_of_one_slice_are_the_same():
+    one, other = slab(4, 10), slab(6, 13)
+    flat = surface_metrics(one, other, spacing_mm=(2.0, 3.0), subvoxels=True)
+    assert surface_metrics(one[None], other[None], spacing_mm=(7.0, 2.0, 3.0), subvoxels=True) == flat
+    voxel = torch.ones(1, 1, 1, dtype=torch.bool)
+    assert surface_metrics(voxel, voxel, spacing_mm=(1.0, 2.0, 1.0), subvoxels=True)["surface_dice"] == 1.0
+
+
+def test_a_distance_of_just_the_tolerance_is_within_it_whatever_the_spacing():
+    for spacing in (0.1, 0.3, 0.7, 1.1, 20.7):
+        one, other = slab(4, 10, (20, 1)), slab(6, 12, (20, 1))
+        found = surface_metrics(one, other, spacing_mm=(spacing, 1.0), tolerance_mm=2 * spacing)
+        assert found["surface_dice"] == 1.0
+
+
+def test_the_mean_of_means_is_not_the_mean_of_all_distances():
+    one, other = slab(0, 1, (20, 1)), slab(0, 9, (20, 1))
+    found = surface_metrics(one, other, ["assd", "masd"], spacing_mm=(1.0, 1.0))
+    assert found == {"assd": pytest.approx(36 / 10), "masd": pytest.approx((0 + 4) / 2)}

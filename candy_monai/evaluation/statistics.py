@@ -1,0 +1,175 @@
+"""What the values of a metric say together: mean with its interval, median, and how many are no numbers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from candy_monai.errors import SettingsError
+from candy_monai.metrics.interval import CONFIDENCE, half_width
+
+Method = Literal["t", "bootstrap"]
+
+_RESAMPLES = 9999
+_SEED = 0
+_AT_ONCE = 2_000_000
+"""Values that the bootstrap holds at once."""
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The values of one metric over cases.
+
+    Attributes:
+        num_cases: Cases whose value is defined, infinite ones among them; of the mean over classes, cases that have a
+            value of any.
+        undefined: Cases without a value.
+        infinite: Cases whose value is infinite.
+        mean: Over the cases where it is defined; infinite where one value is, NaN of nothing.
+        interval: The confidence interval of the mean; None where there is none: of fewer than two cases, where all have
+            the same value, or where the mean is infinite.
+        std: The sample's standard deviation; NaN of fewer than two cases, and where a value is infinite.
+        median: With linear interpolation between the two in the middle; infinite values are the largest.
+        low: The least value.
+        high: The largest value.
+    """
+
+    num_cases: int
+    undefined: int
+    infinite: int
+    mean: float
+    interval: tuple[float, float] | None
+    std: float
+    median: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON can hold it: None for NaN, the text ``inf`` for infinity."""
+        return {
+            "num_cases": self.num_cases,
+            "undefined": self.undefined,
+            "infinite": self.infinite,
+            "mean": as_json_number(self.mean),
+            "interval": None if self.interval is None else [as_json_number(end) for end in self.interval],
+            "std": as_json_number(self.std),
+            "median": as_json_number(self.median),
+            "low": as_json_number(self.low),
+            "high": as_json_number(self.high),
+        }
+
+
+def as_json_number(value: float) -> float | str | None:
+    """Return a number as JSON can hold it: None for NaN, ``inf`` or ``-inf`` as text."""
+    return None if math.isnan(value) else float(value) if math.isfinite(value) else str(float(value))
+
+
+def statistics_of(
+    values: npt.ArrayLike,
+    *,
+    method: Method = "t",
+    confidence: float = CONFIDENCE,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Statistics:
+    """Return the statistics of one metric of one class.
+
+    Args:
+        values: One a case; NaN where it is not defined.
+        method: Of the interval: Student's ``t``, or the bias-corrected and accelerated ``bootstrap`` over cases (of
+            9999 samples that are the same for the same values).
+        confidence: Share of such intervals that hold the true mean, between 0 and 1.
+        bounds: The least and the largest value that there can be; the interval is cut there.
+
+    Raises:
+        SettingsError: If there is no such method, or the confidence is out of range.
+    """
+    check_method(method, confidence)
+    given = np.asarray(values, dtype=np.float64)
+    known = given[~np.isnan(given)]
+    infinite = int(np.isinf(known).sum())
+    is_finite = not infinite and known.size > 1
+    interval = None
+    if is_finite and np.ptp(known) > 0:
+        if method == "t":
+            half = half_width(float(known.std(ddof=1)) / math.sqrt(known.size), known.size, confidence=confidence)
+            interval = within(bounds, known.mean() - half, known.mean() + half)
+        else:
+            interval = bootstrapped(lambda rows: known[rows].mean(axis=-1), known.size, 1, confidence, bounds)
+    return Statistics(
+        num_cases=int(known.size),
+        undefined=int(given.size - known.size),
+        infinite=infinite,
+        mean=float(known.mean()) if known.size else math.nan,
+        interval=interval,
+        std=float(known.std(ddof=1)) if is_finite else math.nan,
+        median=_median(known),
+        low=float(known.min()) if known.size else math.nan,
+        high=float(known.max()) if known.size else math.nan,
+    )
+
+
+def check_method(method: str, confidence: float) -> None:
+    """Refuse what is no method of intervals, or no confidence.
+
+    Raises:
+        SettingsError: If it is none.
+    """
+    if method not in get_args(Method):
+        raise SettingsError(f"the method of intervals must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if not 0 < confidence < 1:
+        raise SettingsError(f"confidence must be between 0 and 1, got {confidence}")
+
+
+def bootstrapped(
+    statistic: Callable[[npt.NDArray[np.int64]], _Floats],
+    num_cases: int,
+    num_classes: int,
+    confidence: float,
+    bounds: tuple[float, float],
+) -> tuple[float, float] | None:
+    """Return the BCa bootstrap interval of a statistic of cases, by SciPy; None where it is not defined.
+
+    Args:
+        statistic: Takes numbers of cases ``(..., n)`` to the statistic ``(...)`` of each sample.
+        num_cases: How many cases there are.
+        num_classes: Values of each case, which bounds the samples held at once.
+        confidence: Of the interval.
+        bounds: Where it is cut.
+    """
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of samples that are all alike, whose interval is NaN and then None
+        found = stats.bootstrap(
+            (np.arange(num_cases),),
+            lambda rows, axis: statistic(np.moveaxis(rows.astype(np.int64), axis, -1)),
+            n_resamples=_RESAMPLES,
+            batch=max(1, _AT_ONCE // (num_cases * num_classes)),
+            vectorized=True,
+            confidence_level=confidence,
+            rng=np.random.default_rng(_SEED),
+        ).confidence_interval
+    return within(bounds, found.low, found.high)
+
+
+def within(bounds: tuple[float, float], low: float, high: float) -> tuple[float, float] | None:
+    """Return an interval cut at the bounds; None if an end is no number."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return max(bounds[0], float(low)), min(bounds[1], float(high))
+
+
+def _median(known: _Floats) -> float:
+    if not known.size:
+        return math.nan
+    ordered = np.sort(known)
+    low, high = ordered[(known.size - 1) // 2], ordered[known.size // 2]
+    return float(low if low == high else (low + high) / 2)  # np.median makes NaN of two infinite ones
