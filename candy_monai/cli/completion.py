@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -34,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = new_command(
         subparsers,
         "completion",
-        functools.partial(run, subparsers),
+        run,
         summary="write a script by which your shell completes commands and options",
         text="Write to standard output a script by which a shell completes the commands, their options and those "
         "values of which there are few. File names complete as usual.",
@@ -43,15 +42,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "candy-monai completion fish > ~/.config/fish/completions/candy-monai.fish",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell: bash, zsh or fish")
+    parser.set_defaults(commands=subparsers)  # all of them, once they are parsed
 
 
-def run(subparsers: Subparsers, args: argparse.Namespace) -> int:
-    """Run the command.
-
-    Args:
-        subparsers: The commands, as they are declared.
-        args: The parsed arguments.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    subparsers: Subparsers = args.commands
     summaries = {action.dest: action.help or "" for action in subparsers._choices_actions}
     script = _for_fish(subparsers.choices, summaries) if args.shell == "fish" else _for_bash(subparsers.choices)
     if args.shell == "zsh":  # which runs such scripts
