@@ -24,9 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
         summary="write a package with a bundle of your own, to change",
         text="Write a Python package with a bundle that runs as it is: a module with a network and its trainer, a "
         "pyproject.toml by which candy_monai finds it once it is installed, and a test. Nothing is written over.",
-        example="candy-monai new-bundle my_network\n"
-        "pip install -e my_network\n"
-        "candy-monai train Dataset004_Hippocampus --bundle my_network --epochs 2",
+        example="candy-monai new-bundle my_network\ncandy-monai new-bundle my_network --out packages/my-network",
     )
     parser.add_argument("name", metavar="NAME", help="the bundle's name, such as my_network")
     parser.add_argument(

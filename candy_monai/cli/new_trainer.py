@@ -23,8 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         summary="write a file with a trainer of your own, to change",
         text="Write a commented Python file with a trainer that runs as it is: a small network and the methods that "
         "one changes first. Nothing is written over.",
-        example="candy-monai new-trainer MyTrainer\n"
-        "candy-monai train Dataset004_Hippocampus --trainer my_trainer.py:MyTrainer --epochs 2",
+        example="candy-monai new-trainer MyTrainer\ncandy-monai new-trainer MyTrainer --out ideas/first.py",
     )
     parser.add_argument("name", metavar="NAME", help="the class's name, such as MyTrainer")
     parser.add_argument(

@@ -11,7 +11,6 @@ from pathlib import Path
 from string import Template
 
 from candy_monai.errors import BadInputError
-from candy_monai.files import check_writable
 
 
 def render(template: str, **names: str) -> str:
@@ -31,6 +30,8 @@ def write_new(path: Path, text: str) -> None:
     Raises:
         BadInputError: If there is something of this name already, or nothing can be written there.
     """
+    from candy_monai.files import check_writable  # which imports PyTorch
+
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
