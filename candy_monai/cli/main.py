@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.cli import (
+    completion,
     config,
     crossval,
     demo,
@@ -23,6 +24,8 @@ from candy_monai.cli import (
     export,
     forecast,
     inspect,
+    new_bundle,
+    new_trainer,
     predict,
     preprocess,
     report,
@@ -50,7 +53,10 @@ COMMANDS = {
     "export": export,
     "forecast": forecast,
     "report": report,
+    "new-trainer": new_trainer,
+    "new-bundle": new_bundle,
     "config": config,
+    "completion": completion,
 }
 """The commands, in the order in which one would first use them."""
 

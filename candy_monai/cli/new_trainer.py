@@ -1,0 +1,39 @@
+"""``candy-monai new-trainer``: a commented file with a trainer, to change."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.errors import PROGRAM, done
+from candy_monai.cli.options import new_command
+from candy_monai.cli.starting_files import check_class_name, render, snake_case, write_new
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "new-trainer",
+        run,
+        summary="write a file with a trainer of your own, to change",
+        text="Write a commented Python file with a trainer that runs as it is: a small network and the methods that "
+        "one changes first. Nothing is written over.",
+        example="candy-monai new-trainer MyTrainer\ncandy-monai new-trainer MyTrainer --out ideas/first.py",
+    )
+    parser.add_argument("name", metavar="NAME", help="the class's name, such as MyTrainer")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file to write (default: the name in small letters, here)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    check_class_name(args.name)
+    path = args.out or Path(f"{snake_case(args.name)}.py")
+    write_new(path, render("trainer.py", name=args.name, file=path.name))
+    return done("Trainer", path, then=[PROGRAM, "train", "DATASET", "--trainer", f"{path}:{args.name}"])
