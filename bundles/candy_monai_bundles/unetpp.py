@@ -82,7 +82,7 @@ class UNetPlusPlusTrainer(BundleTrainer):
     memory_factors: ClassVar = {"S": 1.6, "B": 3.1, "L": 6.2}
     divisor = 16
     supervises_deeply = True
-    options = SegmentationOptions(learning_rate=1e-3)
+    options = SegmentationOptions(learning_rate=3e-3)
 
 
 class UNetPlusPlusPredictor(Predictor):
