@@ -192,6 +192,18 @@ def check_writable(folder: PathLike) -> None:
         raise BadInputError(f"{folder}: {existing} may not be written to")
 
 
+def check_file_writable(path: PathLike) -> None:
+    """Refuse a file that could not be written, without making it or its folder.
+
+    Raises:
+        BadInputError: If it is a folder, or its folder could not be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInputError(f"{path}: is a folder, and the name of a file is needed")
+    check_writable(path.parent)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

@@ -102,12 +102,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.evaluation.evaluator import Evaluator
     from candy_monai.experiment.runs import refuse_run
-    from candy_monai.files import check_writable
+    from candy_monai.files import check_file_writable
 
     refuse_run(args.predictions)
     for file in (args.summary, args.csv, args.page):
         if file is not None:
-            check_writable(file.parent)
+            check_file_writable(file)
     description = _description_beside(args.labels)
     evaluator = Evaluator(
         *(name.strip() for name in args.metrics.split(",")),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import done
 from candy_monai.cli.options import new_command
+from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
@@ -42,11 +43,18 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.experiment.runs import folds_below
-    from candy_monai.files import check_writable
+    from candy_monai.files import check_file_writable, check_writable
 
     if args.out is not None:
-        check_writable(args.out.parent)
+        check_file_writable(args.out)
         args.out.parent.mkdir(parents=True, exist_ok=True)
+    elif len(args.experiments) > 1:
+        check_writable(Path())
+    elif args.experiments[0].is_dir():  # of what is none, the page's writer says what it is
+        try:
+            check_writable(args.experiments[0])
+        except BadInputError as error:
+            raise BadInputError(f"{error}; --out names another file for the page") from error
     if len(args.experiments) == 1 and folds_below(args.experiments[0]):
         from candy_monai.report.evaluation import write_cross_validation
 

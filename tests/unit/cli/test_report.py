@@ -35,3 +35,13 @@ def test_several_runs_are_compared(runs, tmp_path, monkeypatch):
 def test_a_folder_that_is_no_run_is_an_error_that_names_those_below(runs, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "below it are 2 runs" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_read(runs, tmp_path, monkeypatch, capsys):
+    assert main(["report", str(runs[0]), "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path}: is a folder, and the name of a file is needed" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)  # also for root, who may write anywhere else
+    assert main(["report", str(runs[0])]) == 2
+    assert f"{runs[0]} may not be written to; --out names another file" in capsys.readouterr().err
+    assert main(["report", *map(str, runs)]) == 2
+    assert "may not be written to" in capsys.readouterr().err
