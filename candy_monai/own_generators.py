@@ -94,7 +94,7 @@ def _state_of(generator: Generator) -> Any:
         return generator.get_state()
     if isinstance(generator, random.Random):
         version, internal, gauss = generator.getstate()
-        return [version, list(internal), gauss]
+        return [version, torch.tensor(internal, device="cpu"), gauss]
     if isinstance(generator, np.random.Generator):
         return _plain(generator.bit_generator.state)
     return _plain(generator.get_state(legacy=False))
@@ -105,7 +105,7 @@ def _restore(generator: Generator, state: Any) -> None:
         generator.set_state(state)
     elif isinstance(generator, random.Random):
         version, internal, gauss = state
-        generator.setstate((version, tuple(internal), gauss))
+        generator.setstate((version, tuple(map(int, internal)), gauss))
     elif isinstance(generator, np.random.Generator):
         generator.bit_generator.state = _with_arrays(state, generator.bit_generator.state)
     else:
@@ -113,9 +113,11 @@ def _restore(generator: Generator, state: Any) -> None:
 
 
 def _plain(state: Any) -> Any:
-    """Convert NumPy's arrays to lists."""
+    """Convert NumPy's arrays to tensors, or to lists where those have no such type."""
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
+    if isinstance(state, np.ndarray) and np.can_cast(state.dtype, np.int64):
+        return torch.from_numpy(state.astype(np.int64))  # hundreds of keys are written far faster than as a list
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 

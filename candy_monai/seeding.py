@@ -101,7 +101,7 @@ class GeneratorStates:
     """The states of random generators at one moment, as plain values and tensors.
 
     Attributes:
-        python: Python's ``random`` state, its tuples turned into lists.
+        python: Python's ``random`` state: version, keys as a tensor, and the cached Gaussian.
         numpy: NumPy's legacy global state: name, keys as a tensor, position, and the cached Gaussian.
         torch: PyTorch's CPU generator.
         cuda: One tensor for each CUDA device, empty without CUDA.
@@ -120,7 +120,7 @@ class GeneratorStates:
         version, internal, gauss = random.getstate()
         name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         return cls(
-            python=[version, list(internal), gauss],
+            python=[version, torch.tensor(internal, device="cpu"), gauss],
             numpy=[
                 name,
                 torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -136,7 +136,7 @@ class GeneratorStates:
     def restore(self, own: OwnGenerators | None = None) -> None:
         """Restore every generator to this state; CUDA states are skipped where the devices differ."""
         version, internal, gauss = self.python
-        random.setstate((version, tuple(internal), gauss))
+        random.setstate((version, tuple(map(int, internal)), gauss))  # earlier runs have a list
         name, keys, position, has_gauss, cached = self.numpy
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
         torch.set_rng_state(self.torch)

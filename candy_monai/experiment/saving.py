@@ -15,7 +15,6 @@ from candy_monai.threads import SteadyThread
 T = TypeVar("T")
 
 _IMMUTABLE = (type(None), bool, int, float, str, bytes)
-_ALL_IMMUTABLE = frozenset(_IMMUTABLE)
 
 
 class Writer:
@@ -111,8 +110,6 @@ class _Copying:
         if isinstance(value, Mapping):
             return {name: self.copied(member) for name, member in value.items()}
         if type(value) in (list, tuple):
-            if _ALL_IMMUTABLE.issuperset(map(type, value)):  # the state of a random generator has hundreds of numbers
-                return type(value)(value)
             return type(value)(map(self.copied, value))
         return value if type(value) in _IMMUTABLE else copy.deepcopy(value)
 

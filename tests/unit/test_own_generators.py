@@ -87,3 +87,22 @@ def test_places_that_are_not_in_both_are_left_alone():
     OwnGenerators.of(b=kept, c=untouched).restore(saved)
     assert kept.random() == random.Random(2).random()
     assert untouched.random() == random.Random(6).random()
+
+
+@pytest.mark.parametrize("kind", ["python", "RandomState"])
+def test_hundreds_of_keys_are_one_tensor_and_a_list_of_them_as_runs_had_it_earlier_is_read_too(kind):
+    make, draw = MAKERS[kind]
+    generator = make()
+    states = OwnGenerators.of(it=generator).states()
+    expected = draw(generator)
+
+    def as_lists(state):
+        if isinstance(state, dict):
+            return {name: as_lists(value) for name, value in state.items()}
+        if isinstance(state, list):
+            return [as_lists(value) for value in state]
+        return state.tolist() if isinstance(state, torch.Tensor) else state
+
+    assert as_lists(states) != states
+    OwnGenerators.of(it=generator).restore(as_lists(states))
+    assert draw(generator) == expected
