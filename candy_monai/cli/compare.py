@@ -24,8 +24,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="compare evaluations case by case: differences, tests, ranking",
         text="Compare two methods or more on the same cases: means with intervals, paired differences with intervals, "
-        "Wilcoxon's signed-rank test with Holm's correction, and a ranking (rank in each case and class, then average). "
-        "Exits with 2 where cases, classes, references or the meaning of a metric differ.",
+        "Wilcoxon's signed-rank test with Holm's correction, and a ranking (rank in each case and class, then average)."
+        " Exits with 2 where cases, classes, references or the meaning of a metric differ.",
         example="candy-monai compare ours/summary.json nnunet/summary.json\n"
         "candy-monai compare experiments/crossval-a experiments/crossval-b --groups 'patient(\\d+)'\n"
         "candy-monai compare a.json b.json c.json --metrics dice,hd95 --out comparison.json",
@@ -50,8 +50,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--groups",
         metavar="REGEX|FILE.csv",
-        help="average the cases of a patient and count them once: what the expression finds in the case's id, or what a "
-        "CSV file of case ids and groups says",
+        help="average the cases of a patient and count them once: what the expression finds in the case's id, or what "
+        "a CSV file of case ids and groups says",
     )
     parser.add_argument(
         "--common",

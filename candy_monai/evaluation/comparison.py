@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,10 +39,10 @@ _Floats = npt.NDArray[np.float64]
 
 _DEFINITIONS = {
     "case": "the mean of a metric over the foreground classes that have a value for every method; with groups, each "
-    "class's values are averaged over the cases of a group first, which then stands for a case; what any method lacks is "
-    "left out for all, and counted",
-    "difference": "first less second, of the same case; its mean, median and interval over pairs that are both finite",
-    "p_value": "Wilcoxon signed-rank test, two-sided, by SciPy (pairs without a difference left out; exact for up to 50 "
+    "class's values are averaged over the cases of a group first, which then stands for a case; what any method lacks "
+    "is left out for all, and counted",
+    "difference": "first less second of the same case; mean, median and interval of the pairs that are both finite",
+    "p_value": "Wilcoxon signed-rank test, two-sided, by SciPy (pairs without a difference left out; exact for few "
     "pairs without ties); an infinite difference is the largest",
     "p_corrected": "by Holm, over all pairs of methods of a metric; by class over all pairs and classes",
     "rank": "rank then aggregate: methods are ranked in each case and class (equal ones share the mean of their ranks, "
@@ -208,8 +209,8 @@ class Comparison:
         lines.append(f"ranking (mean rank over {len(self.metrics)} metric{'s' * (len(self.metrics) > 1)}): {ranked}")
         interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
         lines.append(
-            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}; p: Wilcoxon signed-rank "
-            "test, two-sided, and corrected by Holm"
+            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}; p: Wilcoxon "
+            "signed-rank test, two-sided, and corrected by Holm"
         )
         return "\n".join(lines)
 
@@ -218,9 +219,10 @@ class Comparison:
         lines = []
         for each in self.metrics:
             if each.undefined:
+                what = "1 value of a case and class is" if each.undefined == 1 else f"{each.undefined} values are"
                 lines.append(
-                    f"{each.metric}: {each.undefined} values of a case and class are left out, since some methods have "
-                    "one and others have none there (as for a class that a method rightly does not predict)"
+                    f"{each.metric}: {what} left out, since some methods have one and others have none there (as for a "
+                    "class that a method rightly does not predict)"
                 )
             infinite = sum(method.statistics.infinite for method in each.methods)
             if infinite:
@@ -294,21 +296,23 @@ def compare_evaluations(
         for case_id in case_ids:
             members.setdefault(group_of[case_id], []).append(case_id)
         units = list(members.values())
-    overall, by_class, ranks = [], [], []
+    overall: list[MetricComparison] = []
+    by_class: list[MetricComparison] = []
+    ranks: list[_Floats] = []
     for metric in chosen:
         cube = _cube(scores, metric, case_ids, classes)
         is_lacking = np.isnan(cube)
-        partly = is_lacking.any(0) & ~is_lacking.all(0)
+        partly = np.asarray(is_lacking.any(0) & ~is_lacking.all(0))
         cube[:, is_lacking.any(0)] = np.nan
         grouped = _by_unit(cube, case_ids, units)
         rank = _mean_ranks(grouped, metric)
         ranks.append(rank)
-        options = {"metric": metric, "names": names, "method": method, "confidence": confidence}
-        found = _compared(_mean_of_known(grouped, axis=2), class_index=None, undefined=int(partly.sum()), **options)
-        overall.append(_with_ranks(found, rank))
+        compared = partial(_compared, metric=metric, names=names, method=method, confidence=confidence)
+        found = compared(_mean_of_known(grouped, axis=2), class_index=None, undefined=int(partly.sum()))
+        overall += _corrected([_with_ranks(found, rank)])
         of_classes = [
             _with_ranks(
-                _compared(grouped[:, :, i], class_index=index, undefined=int(partly[:, i].sum()), **options),
+                compared(grouped[:, :, i], class_index=index, undefined=int(partly[:, i].sum())),
                 _mean_ranks(grouped[:, :, [i]], metric),
             )
             for i, index in enumerate(classes)
@@ -322,7 +326,7 @@ def compare_evaluations(
         case_ids=tuple(case_ids),
         num_units=len(units),
         has_groups=groups is not None,
-        metrics=tuple(found for each in overall for found in _corrected([each])),
+        metrics=tuple(overall),
         by_class=tuple(by_class),
         ranking=tuple(order),
         class_names=next((each.class_names for each in scores if each.class_names), {}),
@@ -376,7 +380,7 @@ def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: boo
         raise BadInputError(f"there is no case that all evaluations have: {examples}")
     if left_out and not common:
         lacking = "\n  - ".join(
-            f"{name} ({each.source}) lacks {len(missing)} cases: {join_names(missing)}"
+            f"{name} ({each.source}) lacks {len(missing)} case{'s' * (len(missing) > 1)}: {join_names(missing)}"
             for name, each in zip(names, scores, strict=True)
             if (missing := sorted(anywhere - set(each.cases)))
         )
