@@ -48,9 +48,12 @@ from candy_monai.errors import MissingExtraError as MissingExtraError
 from candy_monai.errors import NonFiniteLossError as NonFiniteLossError
 from candy_monai.errors import RunFailedError as RunFailedError
 from candy_monai.errors import SettingsError as SettingsError
+from candy_monai.evaluation.comparison import Comparison as Comparison
+from candy_monai.evaluation.comparison import compare_evaluations as compare_evaluations
 from candy_monai.evaluation.evaluator import Evaluator as Evaluator
 from candy_monai.evaluation.results import EvalCase as EvalCase
 from candy_monai.evaluation.results import EvalResult as EvalResult
+from candy_monai.evaluation.statistics import Statistics as Statistics
 from candy_monai.experiment.events import EpochFinished as EpochFinished
 from candy_monai.experiment.events import MessageLogged as MessageLogged
 from candy_monai.experiment.events import Preview as Preview
@@ -91,6 +94,8 @@ from candy_monai.inference.outputs import PredictionListener as PredictionListen
 from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.tiles import SWMetadata as SWMetadata
 from candy_monai.metrics.cumulative import OverlapMetric as OverlapMetric
+from candy_monai.metrics.lesions import LesionRule as LesionRule
+from candy_monai.metrics.lesions import lesion_metrics as lesion_metrics
 from candy_monai.metrics.overlap import dice_per_class as dice_per_class
 from candy_monai.metrics.overlap import dice_per_region as dice_per_region
 from candy_monai.metrics.overlap import iou_per_class as iou_per_class

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from candy_monai.allocation import freed_memory_kept
 from candy_monai.cli import (
+    compare,
     completion,
     config,
     crossval,
@@ -50,6 +51,7 @@ COMMANDS = {
     "resume": resume,
     "predict": predict,
     "evaluate": evaluate,
+    "compare": compare,
     "export": export,
     "forecast": forecast,
     "report": report,

@@ -12,6 +12,9 @@ from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.statistics import Method, bootstrapped
 from candy_monai.metrics.interval import CONFIDENCE, half_width
 
+_NOISE = 1e-12
+"""Of the size of the values: what rounding alone makes of equal ones."""
+
 
 def interval(
     result: EvalResult,
@@ -61,7 +64,7 @@ def interval(
     # What each case adds to the mean of the classes' means; their spread is that of the mean itself.
     influence = np.where(is_known, values - means, 0.0) / np.sqrt(counts * (counts - 1.0)) / len(means)
     variance, by_class = float((influence.sum(1) ** 2).sum()), (influence**2).sum(0)
-    if not variance > 0:
+    if not variance > (_NOISE * np.abs(means).max()) ** 2:
         return None
     freedom = min(is_known.any(1).sum() - 1.0, by_class.sum() ** 2 / (by_class**2 / (counts - 1.0)).sum())
     half = half_width(math.sqrt(variance), freedom + 1, confidence=confidence)

@@ -321,7 +321,7 @@ class EvalResult(Sequence[EvalCase]):
             label = f"{index} {names[index]}" if index in names else str(index)
             rows.append([label, str(seen), *(cell(index, column, means[column]) for column in columns)])
         rows.append(["mean", str(len(self)), *(cell(None, column, overall[column]) for column in columns)])
-        lines = _aligned(rows) if columns else []
+        lines = aligned_rows(rows) if columns else []
         if columns and intervals:
             method = "Student's t" if intervals == "t" else "the bootstrap (BCa)"
             lines.append(f"[ ]: {100 * confidence:g} % interval of the mean over cases, by {method}")
@@ -385,7 +385,8 @@ def _interval_as_text(interval: tuple[float, float] | None) -> str:
     return "[-]" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of text as lines, the first column on the left and the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # names on the left

@@ -18,6 +18,8 @@ Method = Literal["t", "bootstrap"]
 
 _RESAMPLES = 9999
 _SEED = 0
+_NOISE = 1e-12
+"""Of the size of the values: what rounding alone makes of equal ones."""
 _AT_ONCE = 2_000_000
 """Values that the bootstrap holds at once."""
 
@@ -97,7 +99,7 @@ def statistics_of(
     infinite = int(np.isinf(known).sum())
     is_finite = not infinite and known.size > 1
     interval = None
-    if is_finite and np.ptp(known) > 0:
+    if is_finite and np.ptp(known) > _NOISE * np.abs(known).max():
         if method == "t":
             half = half_width(float(known.std(ddof=1)) / math.sqrt(known.size), known.size, confidence=confidence)
             interval = within(bounds, known.mean() - half, known.mean() + half)

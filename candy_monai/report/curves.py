@@ -21,7 +21,7 @@ WORST = 5
 """Of folded classes so many, the worst at the end, are drawn and named."""
 
 _VALIDATION = "val "
-_LOWER = re.compile("loss|error|hausdorff|distance|hd95|assd|perplexity")
+_LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|falsepositives|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _CLASS = re.compile(r"(.+) (\d+)")
 _TITLES = {SCORE: "Validation score", LOSS: "Loss", LEARNING_RATE: "Learning rate", EPOCH_DURATION: "Seconds an epoch"}

@@ -1,0 +1,103 @@
+"""``candy-monai compare``: methods on the same cases, with differences, tests and a ranking."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.errors import DONE
+from candy_monai.cli.options import new_command
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "compare",
+        run,
+        summary="compare evaluations case by case: differences, tests, ranking",
+        text="Compare two methods or more on the same cases: means with intervals, paired differences with intervals, "
+        "Wilcoxon's signed-rank test with Holm's correction, and a ranking (rank in each case and class, then average)."
+        " Exits with 2 where cases, classes, references or the meaning of a metric differ.",
+        example="candy-monai compare ours/summary.json nnunet/summary.json\n"
+        "candy-monai compare experiments/crossval-a experiments/crossval-b --groups 'patient(\\d+)'\n"
+        "candy-monai compare a.json b.json c.json --metrics dice,hd95 --out comparison.json",
+    )
+    parser.add_argument(
+        "evaluations",
+        metavar="EVALUATION",
+        nargs="+",
+        type=Path,
+        help="a summary (of 'evaluate --summary' or nnU-Net), a folder with a summary.json, an experiment with a "
+        "validation.json, or a cross-validation",
+    )
+    parser.add_argument(
+        "--names", metavar="NAMES", help="what to call them, with commas between (default: their paths)"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        help=f"{', '.join(name for name, metric in CLASS_METRICS.items() if metric.better)}, with commas between "
+        "(default: all that every evaluation has)",
+    )
+    parser.add_argument(
+        "--groups",
+        metavar="REGEX|FILE.csv",
+        help="average the cases of a patient and count them once: what the expression finds in the case's id, or what "
+        "a CSV file of case ids and groups says",
+    )
+    parser.add_argument(
+        "--common",
+        action="store_true",
+        help="compare the cases that all have, and name the others (default: such a case is an error)",
+    )
+    parser.add_argument(
+        "--intervals",
+        choices=("t", "bootstrap"),
+        default="t",
+        help="95 %% confidence intervals of means by Student's t or the bootstrap (default: t)",
+    )
+    parser.add_argument("--classes", action="store_true", help="show each class, too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, the classes among it")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of the tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from candy_monai.errors import BadInputError
+    from candy_monai.evaluation.comparison import compare_evaluations
+    from candy_monai.files import check_writable
+
+    if args.out is not None:
+        check_writable(args.out.parent)
+    evaluations = args.evaluations
+    if args.names is not None:
+        names = [name.strip() for name in args.names.split(",")]
+        if len(names) != len(evaluations) or len(set(names)) < len(names) or not all(names):
+            raise BadInputError(f"--names: expected {len(evaluations)} different names, got {args.names!r}")
+        evaluations = dict(zip(names, evaluations, strict=True))
+    found = compare_evaluations(
+        evaluations,
+        metrics=None if args.metrics is None else [name.strip() for name in args.metrics.split(",")],
+        common=args.common,
+        groups=args.groups,
+        method=args.intervals,
+    )
+    if args.out is not None:
+        found.save(args.out)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        print(found.table(classes=args.classes))
+        if args.out is not None:
+            print(f"Comparison: {args.out}")
+    for note in found.notes():
+        print(note, file=sys.stderr if args.json else sys.stdout)
+    return DONE

@@ -1,0 +1,601 @@
+"""Compare methods on the same cases: paired differences, tests, and a ranking."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.folds import Grouping, resolve_groups
+from candy_monai.data.values import join_names
+from candy_monai.errors import BadInputError
+from candy_monai.evaluation.class_metrics import CLASS_METRICS, metrics_named
+from candy_monai.evaluation.results import EvalResult, aligned_rows
+from candy_monai.evaluation.statistics import (
+    Method,
+    Statistics,
+    as_json_number,
+    check_method,
+    statistics_of,
+)
+from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of
+from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.files import atomic_write_text
+from candy_monai.metrics.interval import CONFIDENCE
+
+Compared: TypeAlias = PathLike | EvalResult
+"""Scores of one method: what `read_scores` reads, or the result of an evaluation."""
+
+_Floats = npt.NDArray[np.float64]
+
+_DEFINITIONS = {
+    "case": "the mean of a metric over the foreground classes that have a value for every method; with groups, each "
+    "class's values are averaged over the cases of a group first, which then stands for a case; what any method lacks "
+    "is left out for all, and counted",
+    "difference": "first less second of the same case; mean, median and interval of the pairs that are both finite",
+    "p_value": "Wilcoxon signed-rank test, two-sided, by SciPy (pairs without a difference left out; exact for few "
+    "pairs without ties); an infinite difference is the largest",
+    "p_corrected": "by Holm, over all pairs of methods of a metric; by class over all pairs and classes",
+    "rank": "rank then aggregate: methods are ranked in each case and class (equal ones share the mean of their ranks, "
+    "1 is best), and the ranks are averaged over classes and cases; over all metrics the mean of their mean ranks",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScore:
+    """One method by one metric.
+
+    Attributes:
+        name: The method.
+        statistics: Of its values over the cases.
+        mean_rank: Over cases and classes, 1 is best; NaN where no case has a value of every method.
+    """
+
+    name: str
+    statistics: Statistics
+    mean_rank: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two methods by one metric, case by case.
+
+    Attributes:
+        first: The method from whose values the other's are taken.
+        second: The other.
+        statistics: Of the differences, of the pairs that are both finite.
+        infinite: Pairs of which one or both are infinite.
+        first_better: Cases in which the first is better.
+        equal: Cases in which they are equal.
+        second_better: Cases in which the second is better.
+        p_value: Of the Wilcoxon signed-rank test, two-sided; 1 where no pair differs.
+        p_corrected: The same, corrected by Holm.
+    """
+
+    first: str
+    second: str
+    statistics: Statistics
+    infinite: int
+    first_better: int
+    equal: int
+    second_better: int
+    p_value: float
+    p_corrected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricComparison:
+    """The methods by one metric.
+
+    Attributes:
+        metric: Its name.
+        class_index: The class; None for the mean over the classes.
+        num_cases: Cases (groups) with a value of every method.
+        undefined: Cases of a class of which some method has a value and another has none: left out for all.
+        methods: In the order in which they were given.
+        differences: Of every pair.
+    """
+
+    metric: str
+    class_index: str | None
+    num_cases: int
+    undefined: int
+    methods: tuple[MethodScore, ...]
+    differences: tuple[Difference, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON can hold it."""
+        return {
+            "metric": self.metric,
+            "class": self.class_index,
+            "num_cases": self.num_cases,
+            "undefined": self.undefined,
+            "methods": [
+                {"name": m.name, **m.statistics.to_dict(), "mean_rank": as_json_number(m.mean_rank)}
+                for m in self.methods
+            ],
+            "differences": [
+                {
+                    "first": d.first,
+                    "second": d.second,
+                    **d.statistics.to_dict(),
+                    "infinite": d.infinite,
+                    "first_better": d.first_better,
+                    "equal": d.equal,
+                    "second_better": d.second_better,
+                    "p_value": as_json_number(d.p_value),
+                    "p_corrected": as_json_number(d.p_corrected),
+                }
+                for d in self.differences
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods on the same cases.
+
+    Attributes:
+        names: The methods.
+        sources: What each was read from.
+        case_ids: The cases that were compared.
+        num_units: What pairs are of: cases, or groups of them.
+        has_groups: Whether these are groups.
+        metrics: By each metric, over the classes.
+        by_class: By each metric and class.
+        ranking: The methods with the mean of their mean ranks over the metrics, best first; those without a rank last.
+        class_names: Class to name.
+        left_out: Cases that not all have.
+        method: Of the intervals.
+        confidence: Of the intervals.
+        definitions: What the numbers are.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    case_ids: tuple[str, ...]
+    num_units: int
+    has_groups: bool
+    metrics: tuple[MetricComparison, ...]
+    by_class: tuple[MetricComparison, ...]
+    ranking: tuple[tuple[str, float], ...]
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    method: Method = "t"
+    confidence: float = CONFIDENCE
+    definitions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON can hold it: None for NaN, the text ``inf`` for infinity."""
+        return {
+            "methods": dict(zip(self.names, self.sources, strict=True)),
+            "num_cases": len(self.case_ids),
+            "num_groups": self.num_units if self.has_groups else None,
+            "cases": list(self.case_ids),
+            "left_out": list(self.left_out),
+            "interval": {"method": self.method, "confidence": self.confidence},
+            "definitions": dict(self.definitions),
+            "class_names": dict(self.class_names),
+            "ranking": [{"name": name, "mean_rank": as_json_number(rank)} for name, rank in self.ranking],
+            "metrics": [each.to_dict() for each in self.metrics],
+            "by_class": [each.to_dict() for each in self.by_class],
+        }
+
+    def save(self, path: PathLike) -> None:
+        """Write `to_dict` as JSON; folders are created."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    def table(self, *, classes: bool = False) -> str:
+        """Return the comparison as text.
+
+        Args:
+            classes: Whether each class has its tables, too.
+        """
+        unit = "groups" if self.has_groups else "cases"
+        lines: list[str] = []
+        for each in (*self.metrics, *(self.by_class if classes else ())):
+            lines += [*self._lines_of(each, unit), ""]
+        ranked = ", ".join(f"{name} {_shown(rank, 2)}" for name, rank in self.ranking)
+        lines.append(f"ranking (mean rank over {len(self.metrics)} metric{'s' * (len(self.metrics) > 1)}): {ranked}")
+        interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
+        lines.append(
+            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}; p: Wilcoxon "
+            "signed-rank test, two-sided, and corrected by Holm"
+        )
+        return "\n".join(lines)
+
+    def notes(self) -> list[str]:
+        """Return what the table does not show: what was left out, and what cannot be concluded."""
+        lines = []
+        for each in self.metrics:
+            if each.undefined:
+                what = "1 value of a case and class is" if each.undefined == 1 else f"{each.undefined} values are"
+                lines.append(
+                    f"{each.metric}: {what} left out, since some methods have one and others have none there (as for a "
+                    "class that a method rightly does not predict)"
+                )
+            infinite = sum(method.statistics.infinite for method in each.methods)
+            if infinite:
+                lines.append(f"{each.metric}: {infinite} values are infinite; differences are of the finite pairs")
+        if self.left_out:
+            lines.append(f"left out, not in all: {join_names(self.left_out)}")
+        if self.num_units < 6:
+            lines.append(f"with {self.num_units} pairs the test cannot be significant at 5 %, whatever the values are")
+        return lines
+
+    def _lines_of(self, each: MetricComparison, unit: str) -> list[str]:
+        of = "mean over the classes"
+        if each.class_index is not None:
+            of = f"class {each.class_index} {self.class_names.get(each.class_index, '')}".rstrip()
+        facts = CLASS_METRICS[each.metric]
+        methods = [["method", "mean", "median", "mean rank"]]
+        for found in each.methods:
+            stats = found.statistics
+            ends = _ends(stats.interval)
+            methods.append([found.name, _shown(stats.mean) + ends, _shown(stats.median), _shown(found.mean_rank, 2)])
+        pairs = [["difference", "mean", "median", "better / equal / worse", "p", "p (Holm)"]]
+        for d in each.differences:
+            counts = f"{d.first_better} / {d.equal} / {d.second_better}"
+            mean = _shown(d.statistics.mean) + _ends(d.statistics.interval)
+            row = [f"{d.first} - {d.second}", mean, _shown(d.statistics.median), counts]
+            pairs.append([*row, _as_p(d.p_value), _as_p(d.p_corrected)])
+        suffix = f" in {facts.unit}" if facts.unit else ""
+        title = f"{each.metric}{suffix} ({facts.better} is better), {of}, {each.num_cases} {unit}"
+        return [title, *aligned_rows(methods), *aligned_rows(pairs)]
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def compare_evaluations(
+    evaluations: Sequence[Compared] | Mapping[str, Compared],
+    *,
+    metrics: Sequence[str] | None = None,
+    common: bool = False,
+    groups: Grouping | None = None,
+    method: Method = "t",
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """Compare methods that were evaluated on the same cases.
+
+    Args:
+        evaluations: Two or more: summaries of ours or nnU-Net's, folders with a ``summary.json``, experiments with a
+            ``validation.json``, cross-validations, or results of `Evaluator`; by name, or named by their paths.
+        metrics: By which, as for `Evaluator`; None for all that every one has and of which higher or lower is better.
+        common: Compare the cases that all have, and name the others in ``left_out``; by default these are an error.
+        groups: What belongs to one patient, as for folds: an expression, a table or a mapping. A patient's cases are
+            averaged and count once.
+        method: Of the intervals: Student's ``t`` or the ``bootstrap``.
+        confidence: Of the intervals.
+
+    Raises:
+        BadInputError: If there are fewer than two, one cannot be read, or they differ in cases, classes, references or
+            in what a metric means.
+        SettingsError: If the method or the confidence is none.
+    """
+    check_method(method, confidence)
+    names, scores = _named(evaluations)
+    case_ids, left_out = _shared_cases(names, scores, common=common)
+    classes = _shared_classes(names, scores)
+    _check_references(names, scores, case_ids)
+    chosen = _shared_metrics(names, scores, metrics)
+    units = [[case_id] for case_id in case_ids]
+    if groups is not None:
+        group_of = resolve_groups(groups, case_ids)
+        members: dict[str, list[str]] = {}
+        for case_id in case_ids:
+            members.setdefault(group_of[case_id], []).append(case_id)
+        units = list(members.values())
+    overall: list[MetricComparison] = []
+    by_class: list[MetricComparison] = []
+    ranks: list[_Floats] = []
+    for metric in chosen:
+        cube = _cube(scores, metric, case_ids, classes)
+        is_lacking = np.isnan(cube)
+        partly = np.asarray(is_lacking.any(0) & ~is_lacking.all(0))
+        cube[:, is_lacking.any(0)] = np.nan
+        grouped = _by_unit(cube, case_ids, units)
+        rank = _mean_ranks(grouped, metric)
+        ranks.append(rank)
+        compared = partial(_compared, metric=metric, names=names, method=method, confidence=confidence)
+        found = compared(_mean_of_known(grouped, axis=2), class_index=None, undefined=int(partly.sum()))
+        overall += _corrected([_with_ranks(found, rank)])
+        of_classes = [
+            _with_ranks(
+                compared(grouped[:, :, i], class_index=index, undefined=int(partly[:, i].sum())),
+                _mean_ranks(grouped[:, :, [i]], metric),
+            )
+            for i, index in enumerate(classes)
+        ]
+        by_class += _corrected(of_classes)
+    mean_ranks = _mean_of_known(np.array(ranks), axis=0).tolist()
+    order = sorted(zip(names, mean_ranks, strict=True), key=lambda entry: (math.isnan(entry[1]), entry[1]))
+    return Comparison(
+        names=names,
+        sources=tuple(each.source for each in scores),
+        case_ids=tuple(case_ids),
+        num_units=len(units),
+        has_groups=groups is not None,
+        metrics=tuple(overall),
+        by_class=tuple(by_class),
+        ranking=tuple(order),
+        class_names=next((each.class_names for each in scores if each.class_names), {}),
+        left_out=left_out,
+        method=method,
+        confidence=confidence,
+        definitions={
+            **{name: CLASS_METRICS[name].definition for name in chosen},
+            **_agreed(scores, chosen),
+            **_DEFINITIONS,
+        },
+    )
+
+
+def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tuple[str, ...], list[Scores]]:
+    if isinstance(evaluations, str) or len(evaluations) < 2:
+        raise BadInputError("expected two evaluations or more to compare")
+    given = list(evaluations.values()) if isinstance(evaluations, Mapping) else list(evaluations)
+    scores = [
+        scores_of(each.to_dict(), source=f"evaluation {place}") if isinstance(each, EvalResult) else read_scores(each)
+        for place, each in enumerate(given, start=1)
+    ]
+    if isinstance(evaluations, Mapping):
+        return tuple(evaluations), scores
+    paths = [
+        Path(f"evaluation {i}" if isinstance(e, EvalResult) else e).resolve() for i, e in enumerate(given, start=1)
+    ]
+    return _names_of(paths), scores
+
+
+def _names_of(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the shortest ends of paths that tell them apart; ``summary.json`` goes by its folder."""
+    parts = [path.parent if path.name in (SUMMARY, VALIDATION_SCORES) else path for path in paths]
+    if len(set(parts)) < len(parts):
+        twice = next(path for path in parts if parts.count(path) > 1)
+        raise BadInputError(f"{twice} is given twice; an evaluation cannot be compared with itself")
+    shown = [path.with_suffix("") if path.suffix == ".json" else path for path in parts]
+    for length in range(1, max(len(path.parts) for path in shown) + 1):
+        names = tuple("/".join(path.parts[-length:]) for path in shown)
+        if len(set(names)) == len(names):
+            return names
+    return tuple(map(str, paths))
+
+
+def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: bool) -> tuple[list[str], tuple[str, ...]]:
+    everywhere = set.intersection(*(set(each.cases) for each in scores))
+    anywhere = set.union(*(set(each.cases) for each in scores))
+    left_out = tuple(sorted(anywhere - everywhere))
+    if not everywhere:
+        examples = "; ".join(f"{name} has {next(iter(each.cases))}" for name, each in zip(names, scores, strict=True))
+        raise BadInputError(f"there is no case that all evaluations have: {examples}")
+    if left_out and not common:
+        lacking = "\n  - ".join(
+            f"{name} ({each.source}) lacks {len(missing)} case{'s' * (len(missing) > 1)}: {join_names(missing)}"
+            for name, each in zip(names, scores, strict=True)
+            if (missing := sorted(anywhere - set(each.cases)))
+        )
+        raise BadInputError(
+            f"the evaluations are not of the same cases:\n  - {lacking}\n  - --common (common=True) compares the "
+            f"{len(everywhere)} that all have"
+        )
+    return sorted(everywhere), left_out
+
+
+def _shared_classes(names: Sequence[str], scores: Sequence[Scores]) -> tuple[str, ...]:
+    first = scores[0]
+    for name, each in zip(names[1:], scores[1:], strict=True):
+        if each.classes != first.classes:
+            raise BadInputError(
+                f"the evaluations are of other classes: {names[0]} has {', '.join(first.classes) or 'none'}, "
+                f"{name} has {', '.join(each.classes) or 'none'}"
+            )
+        for index in first.class_names.keys() & each.class_names.keys():
+            if first.class_names[index] != each.class_names[index]:
+                raise BadInputError(
+                    f"class {index} is {first.class_names[index]!r} for {names[0]} and {each.class_names[index]!r} for "
+                    f"{name}; the evaluations are of other classes"
+                )
+    return first.classes
+
+
+def _check_references(names: Sequence[str], scores: Sequence[Scores], case_ids: Sequence[str]) -> None:
+    """Refuse evaluations against other references, which the voxels of a class in them tell."""
+    for case_id in case_ids:
+        known = [(name, each.voxels.get(case_id, {})) for name, each in zip(names, scores, strict=True)]
+        for (first, counts), (second, others) in itertools.combinations(known, 2):
+            for index in counts.keys() & others.keys():
+                if counts[index] != others[index]:
+                    raise BadInputError(
+                        f"{case_id}: class {index} has {counts[index]:g} voxels in the reference of {first} and "
+                        f"{others[index]:g} in that of {second}; evaluate both against the same references"
+                    )
+
+
+def _shared_metrics(names: Sequence[str], scores: Sequence[Scores], metrics: Sequence[str] | None) -> tuple[str, ...]:
+    shared = [name for name in scores[0].metrics if all(name in each.metrics for each in scores)]
+    ranked = tuple(name for name in shared if CLASS_METRICS[name].better is not None)
+    has = "; ".join(f"{name} has {', '.join(each.metrics) or 'none'}" for name, each in zip(names, scores, strict=True))
+    chosen = ranked if metrics is None else metrics_named(metrics)
+    if metrics is not None:
+        for name in chosen:
+            if name not in shared:
+                raise BadInputError(f"{name} was not measured by all: {has}")
+            if CLASS_METRICS[name].better is None:
+                raise BadInputError(f"of {name} neither higher nor lower is better; there are {', '.join(ranked)}")
+    if not chosen:
+        raise BadInputError(f"there is no metric that all evaluations have: {has}")
+    _agreed(scores, chosen, names=names)
+    return chosen
+
+
+def _agreed(scores: Sequence[Scores], metrics: Sequence[str], *, names: Sequence[str] | None = None) -> dict[str, str]:
+    """Return what the evaluations say of their metrics; refuse those in which one means another thing."""
+    kinds = {CLASS_METRICS[name].kind for name in metrics}
+    keys = [*metrics, "ignored"]
+    keys += ["surfaces", "distances"] if "surfaces" in kinds else []
+    keys += ["lesions"] if "lesions" in kinds else []
+    found: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    for place, each in enumerate(scores):
+        name = str(place + 1) if names is None else names[place]
+        if not each.definitions:
+            continue  # of nnU-Net, or of an earlier version
+        for key in keys:
+            text = each.definitions.get(key, "none")
+            if found.setdefault(key, text) != text:
+                raise BadInputError(
+                    f"{key} is not the same for {origin[key]} and {name}: '{found[key]}' and '{text}'; evaluate both "
+                    "with the same options"
+                )
+            origin.setdefault(key, name)
+    return {key: text for key, text in found.items() if text != "none"}
+
+
+def _cube(scores: Sequence[Scores], metric: str, case_ids: Sequence[str], classes: Sequence[str]) -> _Floats:
+    """Return the values ``(methods, cases, classes)``; NaN where there is none."""
+    return np.array(
+        [
+            [[each.cases[c].get(index, {}).get(metric, math.nan) for index in classes] for c in case_ids]
+            for each in scores
+        ],
+        dtype=np.float64,
+    )
+
+
+def _by_unit(cube: _Floats, case_ids: Sequence[str], units: Sequence[Sequence[str]]) -> _Floats:
+    place = {case_id: index for index, case_id in enumerate(case_ids)}
+    return np.stack([_mean_of_known(cube[:, [place[c] for c in unit]], axis=1) for unit in units], axis=1)
+
+
+def _mean_of_known(values: _Floats, *, axis: int) -> _Floats:
+    """Return the mean of what is not NaN; NaN of nothing."""
+    is_known = ~np.isnan(values)
+    count = is_known.sum(axis)
+    total = np.where(is_known, values, 0.0).sum(axis)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), math.nan))
+
+
+def _mean_ranks(values: _Floats, metric: str) -> _Floats:
+    """Return each method's mean rank over cases and classes of values ``(methods, cases, classes)``, 1 for the best."""
+    from scipy.stats import rankdata
+
+    cells = values.reshape(len(values), -1)
+    cells = cells[:, ~np.isnan(cells).any(0)]
+    if not cells.shape[1]:
+        return np.full(len(values), math.nan)
+    sign = 1 if CLASS_METRICS[metric].lower_is_better else -1
+    return np.asarray(rankdata(sign * cells, axis=0).mean(1))
+
+
+def _compared(
+    values: _Floats,
+    *,
+    metric: str,
+    class_index: str | None,
+    undefined: int,
+    names: Sequence[str],
+    method: Method,
+    confidence: float,
+) -> MetricComparison:
+    """Compare values ``(methods, cases)``, which lack the same cases."""
+    known = values[:, ~np.isnan(values).any(0)]
+    facts = CLASS_METRICS[metric]
+    methods = tuple(
+        MethodScore(
+            name=name,
+            statistics=statistics_of(row, method=method, confidence=confidence, bounds=facts.bounds),
+            mean_rank=math.nan,
+        )
+        for name, row in zip(names, known, strict=True)
+    )
+    differences = []
+    for one, other in itertools.combinations(range(len(names)), 2):
+        first, second = known[one], known[other]
+        is_finite = np.isfinite(first) & np.isfinite(second)
+        better, worse = (first < second, first > second) if facts.lower_is_better else (first > second, first < second)
+        differences.append(
+            Difference(
+                first=names[one],
+                second=names[other],
+                statistics=statistics_of(first[is_finite] - second[is_finite], method=method, confidence=confidence),
+                infinite=int((~is_finite).sum()),
+                first_better=int(better.sum()),
+                equal=int((first == second).sum()),
+                second_better=int(worse.sum()),
+                p_value=_wilcoxon(first, second),
+                p_corrected=math.nan,
+            )
+        )
+    return MetricComparison(
+        metric=metric,
+        class_index=class_index,
+        num_cases=known.shape[1],
+        undefined=undefined,
+        methods=methods,
+        differences=tuple(differences),
+    )
+
+
+def _wilcoxon(first: _Floats, second: _Floats) -> float:
+    """Return the p-value of the signed-rank test; 1 where no pair differs, NaN without pairs."""
+    from scipy.stats import wilcoxon
+
+    if not first.size:
+        return math.nan
+    with np.errstate(invalid="ignore"):
+        differences = np.where(first == second, 0.0, first - second)  # infinite ones are equal, too
+    if not differences.any():
+        return 1.0
+    finite = np.abs(differences[np.isfinite(differences)])
+    largest = 2 * float(finite.max(initial=0.0)) + 1
+    return float(wilcoxon(np.clip(differences, -largest, largest)).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    highest = 0.0
+    for done, (p, place) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - done) * p))
+        corrected[place] = highest
+    return corrected
+
+
+def _corrected(compared: Sequence[MetricComparison]) -> list[MetricComparison]:
+    """Return comparisons whose p-values are corrected for all of their pairs together."""
+    corrected = iter(holm([d.p_value for each in compared for d in each.differences]))
+    return [
+        replace(each, differences=tuple(replace(d, p_corrected=next(corrected)) for d in each.differences))
+        for each in compared
+    ]
+
+
+def _with_ranks(compared: MetricComparison, ranks: _Floats) -> MetricComparison:
+    methods = (replace(m, mean_rank=float(rank)) for m, rank in zip(compared.methods, ranks, strict=True))
+    return replace(compared, methods=tuple(methods))
+
+
+def _shown(value: float, digits: int = 4) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return " [-]" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _as_p(value: float) -> str:
+    return "-" if math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -1,0 +1,160 @@
+"""Read what evaluations have found: our summaries and nnU-Net's, and the validations of experiments."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.bases import ids_of
+from candy_monai.errors import BadInputError
+from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.runs import folds_below, what_is_below
+
+SUMMARY = "summary.json"
+COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
+
+_NAMES = {metric.summary_name: name for name, metric in CLASS_METRICS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one method.
+
+    Attributes:
+        source: What they were read from, for messages.
+        cases: Case id to class to the values by metric (names as for `Evaluator`); classes as nnU-Net's summary names
+            them. NaN where there is no value.
+        voxels: Case id to class to the voxels of the reference, where the summary says.
+        class_names: Class to name.
+        definitions: What the metrics are, by metric; empty where the summary does not say.
+    """
+
+    source: str
+    cases: Mapping[str, Mapping[str, Mapping[str, float]]] = field(repr=False)
+    voxels: Mapping[str, Mapping[str, float]] = field(repr=False)
+    class_names: Mapping[str, str]
+    definitions: Mapping[str, str]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of classes that it has, in the order of tables, the background's aside."""
+        found = {name for case in self.cases.values() for i, metrics in case.items() if i != "0" for name in metrics}
+        return tuple(name for name in CLASS_METRICS if name in found)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes without the background, in order."""
+        found = {index for case in self.cases.values() for index in case if index != "0"}
+        return tuple(sorted(found, key=lambda index: (not index.isdecimal(), index.zfill(9))))
+
+
+def read_scores(source: PathLike) -> Scores:
+    """Read the scores of a method.
+
+    Args:
+        source: A summary that ``candy-monai evaluate --summary`` or nnU-Net wrote, a folder with a ``summary.json``, an
+            experiment with a ``validation.json``, or the folder of a cross-validation, whose folds' cases are taken
+            together.
+
+    Raises:
+        BadInputError: If it is none of these, cannot be read, or names a case twice.
+    """
+    path = Path(source)
+    if path.is_file():
+        return scores_of(_content(path), source=str(path))
+    if not path.is_dir():
+        raise BadInputError(f"{path}: no such file or folder; expected an evaluation's summary, or a folder with one")
+    for name in (SUMMARY, VALIDATION_SCORES):
+        if (path / name).is_file():
+            return scores_of(_content(path / name), source=str(path / name))
+    if folds := folds_below(path):
+        return _scores_of_folds(path, folds)
+    below = what_is_below(path, call="candy-monai compare {run} ...", takes_folds=True)
+    raise BadInputError(
+        f"{path}: holds neither {SUMMARY} (candy-monai evaluate ... --summary FILE, or nnU-Net) nor "
+        f"{VALIDATION_SCORES} (a finished planned run), and is no cross-validation{below}"
+    )
+
+
+def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
+    """Return the scores of a summary, as `EvalResult.to_dict` returns it or nnU-Net wrote it.
+
+    Raises:
+        BadInputError: If it is no such summary, or names a case twice.
+    """
+    cases: dict[str, dict[str, dict[str, float]]] = {}
+    voxels: dict[str, dict[str, float]] = {}
+    try:
+        for entry in summary["metric_per_case"]:
+            case_id = _case_of(entry)
+            if case_id in cases:
+                raise BadInputError(f"{source}: the case {case_id} is there twice")
+            cases[case_id], voxels[case_id] = {}, {}
+            for index, values in entry["metrics"].items():
+                numbers = {_NAMES.get(name, name): _number(value) for name, value in values.items()}
+                voxels[case_id] |= {index: numbers["n_ref"]} if "n_ref" in numbers else {}
+                cases[case_id][index] = {name: value for name, value in numbers.items() if name not in COUNTS}
+        definitions = {_NAMES.get(name, name): str(text) for name, text in (summary.get("definitions") or {}).items()}
+        names = {str(index): str(name) for index, name in (summary.get("class_names") or {}).items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInputError(
+            f"{source}: no summary of an evaluation ({type(error).__name__}: {error}); expected what candy-monai "
+            "evaluate --summary or nnU-Net writes, with metric_per_case"
+        ) from error
+    if not cases:
+        raise BadInputError(f"{source}: has no cases under metric_per_case")
+    return Scores(source=source, cases=cases, voxels=voxels, class_names=names, definitions=definitions)
+
+
+def _scores_of_folds(path: Path, folds: Mapping[int, Path | None]) -> Scores:
+    files = {fold: None if run is None else run / VALIDATION_SCORES for fold, run in folds.items()}
+    if lacking := [str(fold) for fold, file in files.items() if file is None or not file.is_file()]:
+        raise BadInputError(f"{path}: the folds {', '.join(lacking)} are not finished: no {VALIDATION_SCORES}")
+    found = [scores_of(_content(file), source=str(file)) for file in files.values() if file is not None]
+    together: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    for scores in found:
+        if twice := sorted(together.keys() & scores.cases.keys()):
+            raise BadInputError(f"{scores.source}: the case {twice[0]} is in another fold, too")
+        together |= scores.cases
+    voxels = {case_id: counts for scores in found for case_id, counts in scores.voxels.items()}
+    return Scores(
+        source=str(path),
+        cases=together,
+        voxels=voxels,
+        class_names=found[0].class_names,
+        definitions=_agreed(scores.definitions for scores in found),
+    )
+
+
+def _agreed(definitions: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for each in definitions:
+        merged |= each
+    return merged
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise BadInputError(f"{path}: holds a {type(found).__name__}, expected the summary of an evaluation")
+    return found
+
+
+def _case_of(entry: Mapping[str, Any]) -> str:
+    if entry.get("case"):
+        return str(entry["case"])
+    file = entry.get("reference_file") or entry["prediction_file"]
+    return str(ids_of([Path(str(file))])[0])
+
+
+def _number(value: object) -> float:
+    return math.nan if value is None else float(value)  # type: ignore[arg-type]  # "inf" is a text in JSON
