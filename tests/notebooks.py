@@ -25,7 +25,8 @@ def run_notebook(path, folder, *, timeout_s=180):
         resources={"metadata": {"path": str(folder)}},
     )
     source = os.pathsep.join([str(ROOT), str(ROOT / "bundles"), os.environ.get("PYTHONPATH", "")])
-    client.execute(env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"})
+    without_widgets = "ignore:IProgress not found"  # said of progress bars that no notebook shows
+    client.execute(env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": without_widgets})
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     return notebook
 
