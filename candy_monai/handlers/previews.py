@@ -37,8 +37,9 @@ class PreviewHandler(TrainerHandler):
     """Draw the worst, the median and the best case of a validation: image, label, prediction, and both over the image.
 
     The worst case's five pictures go into the experiment folder, where those of our trainers are, and the others' into
-    its folders ``median`` and ``best``. They are drawn on a thread, at most every half minute, and after the last epoch
-    in any case. A case's score is the mean Dice of its classes. Of several processes the first one draws its own cases.
+    its folders ``median`` and ``best``. They are drawn on a thread, at most every half minute, and after the last of
+    ``max_epochs`` in any case; of a run that is stopped earlier they may be half a minute old. A case's score is the
+    mean Dice of its classes. Of several processes the first one draws its own cases.
 
     Args:
         save_dir: Where the pictures go; by default the experiment folder of an `ExperimentFolderHandler`.
