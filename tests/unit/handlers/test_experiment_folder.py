@@ -83,6 +83,7 @@ class TestRecording:
         best = torch.load(folder / "checkpoint_best.pth", weights_only=True)
         assert same(best, by_epoch[scores.index(max(scores))])
 
+    @pytest.mark.slow
     def test_the_order_of_the_handlers_changes_nothing(self, tmp_path):
         def everything(folder, order):
             script = host_script(

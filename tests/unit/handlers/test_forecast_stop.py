@@ -69,6 +69,7 @@ def test_it_needs_no_folder_and_changes_no_weight(tmp_path):
     assert same(weights_of(script.network), weights_of(alone.network))
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_better_goes_on():
     script = scripted(RISING, ForecastStopHandler(), max_epochs=30)
     script.trainer.run()

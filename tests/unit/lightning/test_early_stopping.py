@@ -30,11 +30,13 @@ def epochs_with(tmp_path, *, rests: bool, sign: float = 1.0, **arguments) -> int
     return trainer.current_epoch
 
 
+@pytest.mark.slow
 def test_a_metric_that_came_to_rest_ends_the_training_and_one_that_rises_does_not(tmp_path):
     assert epochs_with(tmp_path, rests=True) < 40
     assert epochs_with(tmp_path, rests=False) == 40
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_better_when_lower_ends_it_at_the_same_epoch(tmp_path):
     rising = epochs_with(tmp_path, rests=True, score_range=(None, None))
     falling = epochs_with(tmp_path, rests=True, sign=-1.0, mode="min", score_range=(None, None))
@@ -57,6 +59,7 @@ def test_it_is_lightnings_early_stopping_with_its_reason(tmp_path):
     assert "The forecast is 90% sure, 2 checks in a row" in callback.stopping_reason_message
 
 
+@pytest.mark.slow
 def test_a_training_that_is_continued_stops_where_it_would_have(tmp_path):
     def run(folder, *, num_epochs=40, ckpt_path=None):
         keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)

@@ -46,6 +46,7 @@ def all_callbacks(folder):
     ]
 
 
+@pytest.mark.slow
 def test_with_all_callbacks_the_weights_are_the_same_to_the_bit(tmp_path, curves):
     _, plain = fitted(tmp_path / "plain", num_epochs=7)
     trainer, module = fitted(tmp_path / "ours", all_callbacks(tmp_path / "experiments"), num_epochs=7)
