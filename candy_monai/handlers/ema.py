@@ -113,7 +113,7 @@ class EMAHandler(TrainerHandler):
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """Let the network hold the average within a block."""
+        """Yield with the average in the network; its own weights return after the block."""
         if self._is_averaged or self._ema.num_updates == 0:  # before the first step both are the same
             yield
             return

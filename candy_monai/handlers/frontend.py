@@ -14,7 +14,7 @@ from candy_monai.handlers.options import RunOptions
 
 
 class FrontendHandler(TrainerHandler):
-    """Tell a dashboard of a trainer's run, on a thread of its own; several handlers tell several dashboards.
+    """Write a trainer's run to a dashboard, on a thread of its own; several handlers write to several dashboards.
 
     In a run of several processes the first one does.
 

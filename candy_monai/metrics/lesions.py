@@ -227,7 +227,7 @@ def _matched_by_dilation(prediction: _Mask, reference: _Mask, rule: LesionRule, 
 def _counted(
     dice: dict[int, float], sizes: npt.NDArray[np.int64], *, num_false: int, rule: LesionRule, voxel_mm3: float
 ) -> _Found:
-    """Leave out the lesions that are too small, of those that were found and of all."""
+    """Return the lesions without those that are too small, of those that were found and of all."""
     large = {lesion for lesion in range(1, len(sizes)) if sizes[lesion] * voxel_mm3 > rule.least_mm3}
     return _Found(
         dice=tuple(value for lesion, value in dice.items() if lesion in large),

@@ -267,7 +267,7 @@ class _Sweep:
         self._running[slot] = running, start_run(run, environment)
 
     def _look_at(self, slot: int, study: optuna.Study) -> None:
-        """Tell the study what a run has reached since, and end the run if its trial is pruned."""
+        """Write what a run has reached since to the study, and end the run if its trial is pruned."""
         running, process = self._running[slot]
         code = process.poll()
         if not running.is_pruned and _report(running) and code is None:
@@ -279,7 +279,7 @@ class _Sweep:
             self._finish(running, study, code=code)
 
     def _finish(self, running: _Running, study: optuna.Study, *, code: int) -> None:
-        """Tell the study what came of a trial."""
+        """Write what came of a trial to the study."""
         trial, run = running.trial, running.run
         _report(running)
         if run.experiment is not None:
