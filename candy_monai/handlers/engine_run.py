@@ -30,7 +30,7 @@ class TrainerHandler:
     may_be_several = False
 
     def attach(self, engine: Any) -> None:
-        """Take part in the runs of a trainer.
+        """Check the trainer, and add this handler to what surrounds its runs.
 
         Args:
             engine: MONAI's ``SupervisedTrainer``.
