@@ -57,7 +57,7 @@ _MODULE_OF = {
     "NonFiniteLossError": "errors",
     "RunFailedError": "errors",
     "SettingsError": "errors",
-    "Comparison": "evaluation.comparison",
+    "Comparison": "evaluation.comparison_results",
     "compare_evaluations": "evaluation.comparison",
     "Evaluator": "evaluation.evaluator",
     "EvalCase": "evaluation.results",

@@ -48,8 +48,8 @@ from candy_monai.errors import MissingExtraError as MissingExtraError
 from candy_monai.errors import NonFiniteLossError as NonFiniteLossError
 from candy_monai.errors import RunFailedError as RunFailedError
 from candy_monai.errors import SettingsError as SettingsError
-from candy_monai.evaluation.comparison import Comparison as Comparison
 from candy_monai.evaluation.comparison import compare_evaluations as compare_evaluations
+from candy_monai.evaluation.comparison_results import Comparison as Comparison
 from candy_monai.evaluation.evaluator import Evaluator as Evaluator
 from candy_monai.evaluation.results import EvalCase as EvalCase
 from candy_monai.evaluation.results import EvalResult as EvalResult

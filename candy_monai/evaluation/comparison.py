@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -19,17 +18,15 @@ from candy_monai.data.datasets.folds import Grouping, resolve_groups
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, metrics_named
-from candy_monai.evaluation.results import EvalResult, aligned_rows
+from candy_monai.evaluation.comparison_results import Comparison, Difference, MethodScore, MetricComparison
+from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.statistics import (
     Method,
-    Statistics,
-    as_json_number,
     check_method,
     statistics_of,
 )
 from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of
 from candy_monai.experiment.folder import VALIDATION_SCORES
-from candy_monai.files import atomic_write_text
 from candy_monai.metrics.interval import CONFIDENCE
 
 Compared: TypeAlias = PathLike | EvalResult
@@ -48,213 +45,6 @@ _DEFINITIONS = {
     "rank": "rank then aggregate: methods are ranked in each case and class (equal ones share the mean of their ranks, "
     "1 is best), and the ranks are averaged over classes and cases; over all metrics the mean of their mean ranks",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodScore:
-    """One method by one metric.
-
-    Attributes:
-        name: The method.
-        statistics: Of its values over the cases.
-        mean_rank: Over cases and classes, 1 is best; NaN where no case has a value of every method.
-    """
-
-    name: str
-    statistics: Statistics
-    mean_rank: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Two methods by one metric, case by case.
-
-    Attributes:
-        first: The method from whose values the other's are taken.
-        second: The other.
-        statistics: Of the differences, of the pairs that are both finite.
-        infinite: Pairs of which one or both are infinite.
-        first_better: Cases in which the first is better.
-        equal: Cases in which they are equal.
-        second_better: Cases in which the second is better.
-        p_value: Of the Wilcoxon signed-rank test, two-sided; 1 where no pair differs.
-        p_corrected: The same, corrected by Holm.
-    """
-
-    first: str
-    second: str
-    statistics: Statistics
-    infinite: int
-    first_better: int
-    equal: int
-    second_better: int
-    p_value: float
-    p_corrected: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricComparison:
-    """The methods by one metric.
-
-    Attributes:
-        metric: Its name.
-        class_index: The class; None for the mean over the classes.
-        num_cases: Cases (groups) with a value of every method.
-        undefined: Cases of a class of which some method has a value and another has none: left out for all.
-        methods: In the order in which they were given.
-        differences: Of every pair.
-    """
-
-    metric: str
-    class_index: str | None
-    num_cases: int
-    undefined: int
-    methods: tuple[MethodScore, ...]
-    differences: tuple[Difference, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """Return it as JSON can hold it."""
-        return {
-            "metric": self.metric,
-            "class": self.class_index,
-            "num_cases": self.num_cases,
-            "undefined": self.undefined,
-            "methods": [
-                {"name": m.name, **m.statistics.to_dict(), "mean_rank": as_json_number(m.mean_rank)}
-                for m in self.methods
-            ],
-            "differences": [
-                {
-                    "first": d.first,
-                    "second": d.second,
-                    **d.statistics.to_dict(),
-                    "infinite": d.infinite,
-                    "first_better": d.first_better,
-                    "equal": d.equal,
-                    "second_better": d.second_better,
-                    "p_value": as_json_number(d.p_value),
-                    "p_corrected": as_json_number(d.p_corrected),
-                }
-                for d in self.differences
-            ],
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Methods on the same cases.
-
-    Attributes:
-        names: The methods.
-        sources: What each was read from.
-        case_ids: The cases that were compared.
-        num_units: What pairs are of: cases, or groups of them.
-        has_groups: Whether these are groups.
-        metrics: By each metric, over the classes.
-        by_class: By each metric and class.
-        ranking: The methods with the mean of their mean ranks over the metrics, best first; those without a rank last.
-        class_names: Class to name.
-        left_out: Cases that not all have.
-        method: Of the intervals.
-        confidence: Of the intervals.
-        definitions: What the numbers are.
-    """
-
-    names: tuple[str, ...]
-    sources: tuple[str, ...]
-    case_ids: tuple[str, ...]
-    num_units: int
-    has_groups: bool
-    metrics: tuple[MetricComparison, ...]
-    by_class: tuple[MetricComparison, ...]
-    ranking: tuple[tuple[str, float], ...]
-    class_names: Mapping[str, str] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
-    method: Method = "t"
-    confidence: float = CONFIDENCE
-    definitions: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return it as JSON can hold it: None for NaN, the text ``inf`` for infinity."""
-        return {
-            "methods": dict(zip(self.names, self.sources, strict=True)),
-            "num_cases": len(self.case_ids),
-            "num_groups": self.num_units if self.has_groups else None,
-            "cases": list(self.case_ids),
-            "left_out": list(self.left_out),
-            "interval": {"method": self.method, "confidence": self.confidence},
-            "definitions": dict(self.definitions),
-            "class_names": dict(self.class_names),
-            "ranking": [{"name": name, "mean_rank": as_json_number(rank)} for name, rank in self.ranking],
-            "metrics": [each.to_dict() for each in self.metrics],
-            "by_class": [each.to_dict() for each in self.by_class],
-        }
-
-    def save(self, path: PathLike) -> None:
-        """Write `to_dict` as JSON; folders are created."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-
-    def table(self, *, classes: bool = False) -> str:
-        """Return the comparison as text.
-
-        Args:
-            classes: Whether each class has its tables, too.
-        """
-        unit = "groups" if self.has_groups else "cases"
-        lines: list[str] = []
-        for each in (*self.metrics, *(self.by_class if classes else ())):
-            lines += [*self._lines_of(each, unit), ""]
-        ranked = ", ".join(f"{name} {_shown(rank, 2)}" for name, rank in self.ranking)
-        lines.append(f"ranking (mean rank over {len(self.metrics)} metric{'s' * (len(self.metrics) > 1)}): {ranked}")
-        interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
-        lines.append(
-            f"[ ]: {100 * self.confidence:g} % interval of the mean over {unit}, by {interval}; p: Wilcoxon "
-            "signed-rank test, two-sided, and corrected by Holm"
-        )
-        return "\n".join(lines)
-
-    def notes(self) -> list[str]:
-        """Return what the table does not show: what was left out, and what cannot be concluded."""
-        lines = []
-        for each in self.metrics:
-            if each.undefined:
-                what = "1 value of a case and class is" if each.undefined == 1 else f"{each.undefined} values are"
-                lines.append(
-                    f"{each.metric}: {what} left out, since some methods have one and others have none there (as for a "
-                    "class that a method rightly does not predict)"
-                )
-            infinite = sum(method.statistics.infinite for method in each.methods)
-            if infinite:
-                lines.append(f"{each.metric}: {infinite} values are infinite; differences are of the finite pairs")
-        if self.left_out:
-            lines.append(f"left out, not in all: {join_names(self.left_out)}")
-        if self.num_units < 6:
-            lines.append(f"with {self.num_units} pairs the test cannot be significant at 5 %, whatever the values are")
-        return lines
-
-    def _lines_of(self, each: MetricComparison, unit: str) -> list[str]:
-        of = "mean over the classes"
-        if each.class_index is not None:
-            of = f"class {each.class_index} {self.class_names.get(each.class_index, '')}".rstrip()
-        facts = CLASS_METRICS[each.metric]
-        methods = [["method", "mean", "median", "mean rank"]]
-        for found in each.methods:
-            stats = found.statistics
-            ends = _ends(stats.interval)
-            methods.append([found.name, _shown(stats.mean) + ends, _shown(stats.median), _shown(found.mean_rank, 2)])
-        pairs = [["difference", "mean", "median", "better / equal / worse", "p", "p (Holm)"]]
-        for d in each.differences:
-            counts = f"{d.first_better} / {d.equal} / {d.second_better}"
-            mean = _shown(d.statistics.mean) + _ends(d.statistics.interval)
-            row = [f"{d.first} - {d.second}", mean, _shown(d.statistics.median), counts]
-            pairs.append([*row, _as_p(d.p_value), _as_p(d.p_corrected)])
-        suffix = f" in {facts.unit}" if facts.unit else ""
-        title = f"{each.metric}{suffix} ({facts.better} is better), {of}, {each.num_cases} {unit}"
-        return [title, *aligned_rows(methods), *aligned_rows(pairs)]
-
-    def __str__(self) -> str:
-        return self.table()
 
 
 def compare_evaluations(
@@ -587,15 +377,3 @@ def _corrected(compared: Sequence[MetricComparison]) -> list[MetricComparison]:
 def _with_ranks(compared: MetricComparison, ranks: _Floats) -> MetricComparison:
     methods = (replace(m, mean_rank=float(rank)) for m, rank in zip(compared.methods, ranks, strict=True))
     return replace(compared, methods=tuple(methods))
-
-
-def _shown(value: float, digits: int = 4) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _ends(interval: tuple[float, float] | None) -> str:
-    return " [-]" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-
-
-def _as_p(value: float) -> str:
-    return "-" if math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.4f}"
