@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import runs_below
 from candy_monai.forecasting.reading import read_scores
 from candy_monai.forecasting.references import LEAST_SCORES, MOST_REFERENCES
+
+if TYPE_CHECKING:
+    from candy_monai.experiment.experiment import Experiment
+    from candy_monai.processes import Processes
 
 _DICE = [0, 1]
 _MOST_NAMED = 5
@@ -64,6 +69,23 @@ def references_of(
         if scores is not None:
             found.append(ReferenceRun(folder=folder, scores=scores))
     return tuple(found)
+
+
+def learn_from_earlier_runs(
+    experiment: Experiment, description: ExperimentDescription, processes: Processes
+) -> str | None:
+    """Read the scores of the earlier runs beside a run, for its forecast to learn from.
+
+    Returns:
+        What the log says of them; None if there are none.
+    """
+    root = folder_of_experiments(experiment.folder)
+    found: tuple[ReferenceRun, ...] = ()
+    if processes.is_main:  # all processes must know the same, though runs may end at this moment
+        found = references_of(description, root, but=experiment.folder)
+    found = processes.broadcast(found)
+    experiment.references = [reference.scores for reference in found]
+    return references_as_text(found, root) if found else None
 
 
 def folder_of_experiments(run: PathLike) -> Path:

@@ -233,6 +233,11 @@ class TrainSettings(Declared):
         if self.init_from is not None:
             object.__setattr__(self, "init_from", os.fspath(self.init_from))
 
+    @property
+    def forecasts(self) -> bool:
+        """Whether the best score is forecast, to be shown or to stop by."""
+        return self.val_score_prediction or self.early_stop_tolerance == "forecast"
+
     def as_dict(self) -> dict[str, str | int | float | bool | tuple[str, ...] | None]:
         """Return the settings by name, as plain values."""
         return dataclasses.asdict(self)

@@ -57,10 +57,10 @@ from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
+from candy_monai.training.planned import add_to_folder, dashboards_beyond_the_run, forget_earlier_runs
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
-from candy_monai.training.trainer import add_to_folder, dashboards_beyond_the_run, forget_earlier_runs
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.training.loaders import Loaders
-from candy_monai.training.toolbox import TrainerToolbox
-from candy_monai.training.trainer import Trainer, rehearsing
+from candy_monai.training.toolbox import TrainerToolbox, build_toolbox
+from candy_monai.training.trainer import Trainer
 
 
 class Rehearsal:
@@ -26,7 +26,6 @@ class Rehearsal:
     """
 
     _toolbox: TrainerToolbox
-    _step: Callable[[object], None]
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -41,15 +40,20 @@ class Rehearsal:
             settings: The keywords of ``train``.
             image: One training image ``(C, *spatial)``.
         """
-        with rehearsing(self._trainer, settings, image) as (self._toolbox, self._step):
+        trainer = self._trainer
+        run = trainer._new_run(settings, self.device, rehearses=True)
+        with run.lasting():
+            run.equip(build_toolbox(trainer, run.settings, trainer._network_input(image), self.device))
+            self._toolbox = run.toolbox
             try:
                 yield self._toolbox
             finally:
-                del self._toolbox, self._step
+                del self._toolbox
 
     def train(self, batch: object) -> None:
         """Make one optimizer step."""
-        self._step(batch)
+        self._trainer._train_batch(batch, self._toolbox)
+        self._trainer.step(self._toolbox)
 
     @torch.no_grad()
     def validate(self, image: Tensor, label: Tensor) -> None:

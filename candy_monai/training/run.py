@@ -34,12 +34,7 @@ from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import EpochFinished, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, last_epoch_as_text
-from candy_monai.experiment.references import (
-    ReferenceRun,
-    folder_of_experiments,
-    references_as_text,
-    references_of,
-)
+from candy_monai.experiment.references import learn_from_earlier_runs
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.forecasting.curve import ScoreRange
@@ -181,7 +176,9 @@ class TrainingRun:
         experiment = self.current()
         self._closing.callback(experiment.close)
         experiment.score_range = score_range
-        knows = self._references(description) if forecast_references else None
+        knows = None
+        if forecast_references and self.settings.forecasts:
+            knows = learn_from_earlier_runs(experiment, description, self.processes)
         self._console = console
         if self.processes.is_main:
             others = observers()
@@ -203,19 +200,6 @@ class TrainingRun:
             experiment.describe(description)
         self._save_timer.restart(experiment.progress.batch)
         self._has_begun = True
-
-    def _references(self, description: ExperimentDescription) -> str | None:
-        """Find the earlier runs that the forecast is to learn from; return what the log says of them, if any."""
-        experiment, settings = self.current(), self.settings
-        if not (settings.val_score_prediction or settings.early_stop_tolerance == "forecast"):
-            return None
-        root = folder_of_experiments(experiment.folder)
-        found: tuple[ReferenceRun, ...] = ()
-        if self.processes.is_main:  # all processes must know the same, though runs may end at this moment
-            found = references_of(description, root, but=experiment.folder)
-        found = self.processes.broadcast(found)
-        experiment.references = [reference.scores for reference in found]
-        return references_as_text(found, root) if found else None
 
     def conclude(self) -> None:
         """Log how the run ended, and notify the observers."""

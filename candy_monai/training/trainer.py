@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.device import HasDevice
 from candy_monai.errors import ExperimentError
-from candy_monai.experiment.events import Event, StepFinished
+from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.score_prediction import predict_maximum
 from candy_monai.experiment.settings import TrainSettings
@@ -483,47 +483,3 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
 
     def _current(self) -> Experiment:
         return self._current_run().current()
-
-
-def add_to_folder(
-    trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
-) -> None:
-    """Add facts and files to the experiment folders of a trainer's next runs.
-
-    Args:
-        trainer: The trainer.
-        facts: More plain values for ``experiment.json``, by name.
-        files: Texts of more files to write into a new folder, by file name.
-    """
-    trainer._facts.update(facts or {})
-    trainer._files.update(files or {})
-
-
-def forget_earlier_runs(trainer: Trainer) -> None:
-    """Make the forecast of a trainer's next runs learn from their own scores alone, whatever runs there have been."""
-    trainer._knows_earlier_runs = False
-
-
-@contextmanager
-def dashboards_beyond_the_run(trainer: Trainer) -> Iterator[Callable[[Event], None]]:
-    """Yield what tells a trainer's dashboards of what comes after its next run: they are closed with the block."""
-    dashboards = trainer._dashboards
-    with dashboards.staying_open():
-        yield dashboards.tell
-
-
-@contextmanager
-def rehearsing(
-    trainer: Trainer, settings: TrainSettings, image: Tensor
-) -> Iterator[tuple[TrainerToolbox, Callable[[object], None]]]:
-    """Begin a run that records and saves nothing; yield its toolbox, and what makes an optimizer step of a batch."""
-    device = trainer.device()
-    run = trainer._new_run(settings, device, rehearses=True)
-    with run.lasting():
-        run.equip(build_toolbox(trainer, run.settings, trainer._network_input(image), device))
-
-        def make_step(batch: object) -> None:
-            trainer._train_batch(batch, run.toolbox)
-            trainer.step(run.toolbox)
-
-        yield run.toolbox, make_step

@@ -2,7 +2,7 @@ import pytest
 
 from candy_monai.errors import SettingsError
 from candy_monai.training.names import check_attribute
-from candy_monai.training.trainer import add_to_folder
+from candy_monai.training.planned import add_to_folder
 from tests.toys import SmallTrainer, small_trainer
 
 

@@ -1,0 +1,36 @@
+"""What a recipe adds to the runs of a trainer: facts and files, dashboards that outlast a run, no earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from candy_monai.experiment.events import Event
+from candy_monai.training.trainer import Trainer
+
+
+def add_to_folder(
+    trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
+) -> None:
+    """Add facts and files to the experiment folders of a trainer's next runs.
+
+    Args:
+        trainer: The trainer.
+        facts: More plain values for ``experiment.json``, by name.
+        files: Texts of more files to write into a new folder, by file name.
+    """
+    trainer._facts.update(facts or {})
+    trainer._files.update(files or {})
+
+
+def forget_earlier_runs(trainer: Trainer) -> None:
+    """Make the forecast of a trainer's next runs learn from their own scores alone, whatever runs there have been."""
+    trainer._knows_earlier_runs = False
+
+
+@contextmanager
+def dashboards_beyond_the_run(trainer: Trainer) -> Iterator[Callable[[Event], None]]:
+    """Yield what tells a trainer's dashboards of what comes after its next run: they are closed with the block."""
+    dashboards = trainer._dashboards
+    with dashboards.staying_open():
+        yield dashboards.tell
