@@ -31,16 +31,20 @@ def by_class(columns: Iterable[str], class_names: Collection[str] = ()) -> dict[
         For each metric that has columns of at least two classes, such as ``val dice``, its columns in their order with
         the name of the class of each.
     """
-    names = sorted(map(str, class_names), key=len, reverse=True)  # "left kidney" before "kidney"
     found: dict[str, dict[str, str]] = {}
     for column in columns:
-        name = next((name for name in names if name and column.endswith(f" {name}")), "")
+        name = class_at_end(column, class_names)
         metric = column[: -len(name) - 1] if name else ""
         if not name and (numbered := column.rpartition(" "))[0].startswith(VALIDATION) and numbered[2].isdecimal():
             metric, _, name = numbered
         if metric:
             found.setdefault(metric, {})[column] = name
     return {metric: members for metric, members in found.items() if len(members) > 1}
+
+
+def class_at_end(column: str, class_names: Iterable[str]) -> str:
+    """Return the class that a column's name ends with: of "left kidney" and "kidney" the former; empty for none."""
+    return max((name for name in class_names if name and column.endswith(f" {name}")), key=len, default="")
 
 
 def worth_listing(metrics: Mapping[str, Sequence[float]], class_names: Collection[str] = ()) -> tuple[list[str], str]:

@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import BadInputError
     from candy_monai.evaluation.comparison import compare_evaluations
-    from candy_monai.files import check_writable
+    from candy_monai.files import check_file_writable
 
     if args.out is not None:
-        check_writable(args.out.parent)
+        check_file_writable(args.out)
     evaluations = args.evaluations
     if args.names is not None:
         names = [name.strip() for name in args.names.split(",")]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, SCORE, VALIDATION
 from candy_monai.experiment.checkpoints import BEST
 from candy_monai.experiment.description import read_description
 from candy_monai.experiment.events import EpochFinished, Event, RunFinished, RunInterrupted, RunScored, RunStarted
@@ -32,7 +32,6 @@ FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 _LONGEST_TEXT = 500
 _LONGEST_NAME = 200
 _OWN_NAMES = {LEARNING_RATE: "run/learning_rate", EPOCH_DURATION: "run/epoch_duration"}
-_VALIDATION = "val "
 _BEST, _STEP = "val/best_score", "run/step"
 _FORECAST = ("forecast/best_score", "forecast/epoch", "forecast/low", "forecast/high")
 
@@ -197,7 +196,7 @@ class MetricNames:
         """Return a column's name."""
         if column not in self._by_column:
             name = wanted = _OWN_NAMES.get(column) or metric_name(
-                f"val/{column.removeprefix(_VALIDATION)}" if column.startswith(_VALIDATION) else f"train/{column}"
+                f"val/{column.removeprefix(VALIDATION)}" if column.startswith(VALIDATION) else f"train/{column}"
             )
             number = 2
             taken = {*self._by_column.values(), _BEST, _STEP, *_FORECAST}

@@ -17,7 +17,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.metrics.interval import half_width
-from candy_monai.report.curves import Figure, figures, hex_color
+from candy_monai.report.curves import Figure, better_of, figures, hex_color
 from candy_monai.report.document import (
     REPORT,
     VERSION,
@@ -197,7 +197,7 @@ def tables_of_comparison(
     """
     by_case = [{case.case_id: case for case in cases} for cases, _ in scored]
     common = [case_id for case_id in by_case[0] if all(case_id in one for one in by_case[1:])]
-    known = [i for i in common if not any(math.isnan(one[i].score) for one in by_case)]
+    known = [i for i in common if all(math.isfinite(one[i].score) for one in by_case)]
     if not known:
         return []
     scores = [[one[case_id].score for case_id in known] for one in by_case]
@@ -278,7 +278,8 @@ def _table_of_classes(
     ids = sorted({i for own in cases for case in own for i in case.classes.get(metric, {})})
     if not metric or not ids:
         return []
-    columns = [Column(name="class", is_number=False), *(Column(name=name, better="higher") for name in names)]
+    better = better_of(metric)
+    columns = [Column(name="class", is_number=False), *(Column(name=name, better=better) for name in names)]
     columns.append(Column(name="apart"))
     rows: list[list[Cell]] = []
     for i in ids:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE
+from candy_monai.columns import EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, VALIDATION, class_at_end
 from candy_monai.plotting.canvas.colors import class_color
 
 MOST_POINTS = 600
@@ -20,7 +20,6 @@ MOST_CLASSES = 8
 WORST = 5
 """Of folded classes so many, the worst at the end, are drawn and named."""
 
-_VALIDATION = "val "
 _LOWER = re.compile("loss|error|hausdorff|distance|hd95|hd100|assd|masd|falsepositives|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _CLASS = re.compile(r"(.+) (\d+)")
@@ -107,13 +106,10 @@ def better_of(name: str) -> str | None:
 
 def class_of_metric(name: str, class_names: Mapping[int, str]) -> tuple[str, int] | None:
     """Return metric and class of a metric of one class, which is called by its id or its name; None of any other."""
-    if match := _CLASS.fullmatch(name):
-        return match[1], int(match[2])
-    ends = [(label, label_id) for label_id, label in class_names.items() if label and name.endswith(f" {label}")]
-    if not ends:
-        return None
-    label, label_id = max(ends, key=lambda end: len(end[0]))  # of "left kidney" and "kidney" the former
-    return name.removesuffix(f" {label}"), label_id
+    if label := class_at_end(name, class_names.values()):
+        return name.removesuffix(f" {label}"), next(i for i, known in class_names.items() if known == label)
+    match = _CLASS.fullmatch(name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def kept_points(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:
@@ -147,22 +143,24 @@ def hex_color(class_id: int) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _place(figure: Figure) -> tuple[int, bool]:
+def _place(figure: Figure) -> int:
     order = [SCORE, LOSS, "classes", "", LEARNING_RATE, EPOCH_DURATION]
     key = "classes" if figure.key.startswith("classes:") else figure.key
-    return order.index(key) if key in order else order.index(""), False
+    return order.index(key if key in order else "")
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix(_VALIDATION) if name != SCORE else name
+    return name.removeprefix(VALIDATION) if name != SCORE else name
 
 
 def _group(name: str, class_names: Mapping[int, str]) -> str:
     if name in _TITLES:
         return name
     plain = _plain(name)
-    base = class_of_metric(plain, class_names)
-    return plain if base is None else f"classes:{_VALIDATION * name.startswith(_VALIDATION)}{base[0]}"
+    # "loss 2" of a training is no class, but some loss of the user's own.
+    is_of_class = name.startswith(VALIDATION) or class_at_end(plain, class_names.values())
+    base = class_of_metric(plain, class_names) if is_of_class else None
+    return plain if base is None else f"classes:{VALIDATION * name.startswith(VALIDATION)}{base[0]}"
 
 
 def _figure(
@@ -235,10 +233,10 @@ def _series(name: str, color: str, values: Numbers) -> Series:
 def _side(name: str) -> str:
     if name == SCORE:
         return "score"
-    return "validation" if name.startswith(_VALIDATION) else "training"
+    return "validation" if name.startswith(VALIDATION) else "training"
 
 
 def _color(name: str, pair: bool) -> str:
     if not pair:
         return "plain"
-    return "validation" if name.startswith(_VALIDATION) else "training"
+    return "validation" if name.startswith(VALIDATION) else "training"

@@ -49,7 +49,7 @@ def write_evaluation(
         "note": "",
         "written": datetime.now().timestamp(),
         "status": {"state": "finished"},
-        "tiles": _tiles(cases),
+        "tiles": _tiles(cases, {**summary["foreground_mean"], **summary.get("mean_values", {})}),
         "tables": _tables(cases, names, note=note),
     }
     count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
@@ -130,14 +130,26 @@ def _tables(cases: Sequence[ScoredCase], names: Mapping[int, str], *, note: str)
     return [as_plain(table) for table in tables if table is not None]
 
 
-def _tiles(cases: Sequence[ScoredCase]) -> list[dict[str, Any]]:
-    """Return the mean of each metric over the cases, with their spread."""
+def _tiles(cases: Sequence[ScoredCase], means: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return the mean of each metric, with the spread of the cases.
+
+    Args:
+        cases: The cases.
+        means: The summary's own means, which are over the means of the classes; None to average the cases.
+    """
     tiles = []
     for name in dict.fromkeys(name for case in cases for name in case.metrics):
-        values = [value for case in cases if math.isfinite(value := case.metrics.get(name, math.nan))]
-        if not values:
+        known = [value for case in cases if not math.isnan(value := case.metrics.get(name, math.nan))]
+        values = [value for value in known if math.isfinite(value)]
+        mean = (means or {}).get(name, statistics.fmean(values) if values else None)
+        if mean is None:
             continue
-        spread = f", standard deviation {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        detail = f"mean of {len(values)} cases, {min(values):.4f} to {max(values):.4f}{spread}"
-        tiles.append({"label": name, "value": f"{statistics.fmean(values):.4f}", "detail": detail})
+        detail = "mean of the cases" if means is None or name not in means else "mean of the classes' means"
+        if values:
+            detail += f"; {len(values)} cases, {min(values):.4f} to {max(values):.4f}"
+        if len(values) > 1:
+            detail += f", standard deviation {statistics.stdev(values):.4f}"
+        if len(values) < len(known):
+            detail += f"; {len(known) - len(values)} infinite"
+        tiles.append({"label": name, "value": mean if isinstance(mean, str) else f"{mean:.4f}", "detail": detail})
     return tiles

@@ -285,7 +285,7 @@ def _is_being_trained(folder: Path) -> bool:
     path = folder / LOCK
     if not path.exists():
         return False
-    lock = FileLock(path, blocking=False)
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)  # a marker would outlive a killed run
     try:
         lock.acquire()
     except Timeout:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE
+from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE, VALIDATION
 from candy_monai.errors import BadInputError
 from candy_monai.plotting.canvas.figures import FAINT, INK, new_figure, prepare_axes, show_epochs
 from candy_monai.plotting.charts.forecasts import draw_forecast
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-_VALIDATION = "val "
 _LOWER = re.compile("loss|error|hausdorff|distance|hd95|perplexity")
 _HIGHER = re.compile("score|dice|iou|jaccard|accuracy|precision|recall|sensitivity|specificity|auc|f1")
 _MOST_PANELS = 12
@@ -135,8 +134,8 @@ def _panels(names: Sequence[str], classes: Sequence[list[str]] = ()) -> list[lis
     """Group the metrics: score, losses, other metrics with their validation, classes, the learning rate, the time."""
     plain = [name for name in names if name not in (SCORE, LEARNING_RATE, EPOCH_DURATION, EPOCH)]
     grouped: dict[str, list[str]] = {}
-    for name in sorted(plain, key=lambda name: name.startswith(_VALIDATION)):  # training before its validation
-        grouped.setdefault(name.removeprefix(_VALIDATION), []).append(name)
+    for name in sorted(plain, key=lambda name: name.startswith(VALIDATION)):  # training before its validation
+        grouped.setdefault(name.removeprefix(VALIDATION), []).append(name)
     order = sorted(grouped, key=lambda base: (base != "loss", "loss" not in base.lower()))
     panels = [[SCORE]] if SCORE in names else []
     last = [[name] for name in (LEARNING_RATE, EPOCH_DURATION) if name in names]
@@ -193,7 +192,7 @@ def _panel(
     epochs_done_and_shown: tuple[int, int],
     forecast: Forecast | None,
 ) -> None:
-    title = names[0].removeprefix(_VALIDATION) if len(names) > 1 else names[0]
+    title = names[0].removeprefix(VALIDATION) if len(names) > 1 else names[0]
     unit = " (s)" if title == EPOCH_DURATION else ""
     longest, last = epochs_done_and_shown
     prepare_axes(axes, _plain(title) + unit)
@@ -202,7 +201,7 @@ def _panel(
     for name in names:
         numbers = np.full(longest, np.nan)
         numbers[: len(metrics[name])] = _numbers(metrics[name])
-        label = "validation" if name.startswith(_VALIDATION) else "training"
+        label = "validation" if name.startswith(VALIDATION) else "training"
         _draw(axes, epochs, numbers, color=_color_of(name), label=label if len(names) > 1 else None)
         drawn.append(numbers)
     if names[0] == SCORE:
@@ -278,7 +277,7 @@ def _direction(name: str) -> int:
 
 
 def _color_of(name: str) -> str:
-    return _VALIDATION_COLOR if name.startswith(_VALIDATION) else _TRAINING_COLOR
+    return _VALIDATION_COLOR if name.startswith(VALIDATION) else _TRAINING_COLOR
 
 
 def _plain(text: str, longest: int = 60) -> str:

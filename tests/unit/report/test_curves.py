@@ -39,7 +39,13 @@ def test_classes_are_curves_of_one_figure_by_name_and_in_their_colour(columns):
 def test_a_metric_belongs_to_the_class_with_the_longest_name_that_it_ends_with():
     assert class_of_metric("dice left kidney", NAMES) == ("dice", 1)
     assert class_of_metric("dice left kidney", {1: "kidney", 2: "left kidney"}) == ("dice", 2)
+    assert class_of_metric("dice segment 1", {1: "liver", 2: "segment 1"}) == ("dice", 2)
+    assert class_of_metric("dice 1", {1: "liver", 2: "segment 1"}) == ("dice", 1)
     assert class_of_metric("dice", NAMES) is None
+
+
+def test_a_number_at_the_end_of_a_training_s_metric_is_no_class():
+    assert {"loss 1", "loss 2"} <= set(drawn({"loss 1": [0.5], "loss 2": [0.5]}))
 
 
 def test_an_epoch_without_a_value_is_left_out():
