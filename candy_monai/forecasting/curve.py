@@ -182,3 +182,11 @@ def _rate_left(learning_rates: Sequence[float] | Array | None, now: int) -> floa
     rates = np.asarray(() if learning_rates is None else learning_rates, dtype=np.float64).ravel()[:now]
     rates = rates[np.isfinite(rates)]
     return float(rates[-1] / rates.max()) if rates.size and rates.max() > 0 else math.nan
+
+
+def mirrored(score_range: ScoreRange | None) -> ScoreRange | None:
+    """Return the range of the negative of a metric."""
+    if score_range is None:
+        return None
+    least, largest = (None if bound is None else -bound for bound in reversed(score_range))
+    return least, largest

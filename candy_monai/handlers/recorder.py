@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from typing_extensions import override
 
 from candy_monai.columns import LOSS
 from candy_monai.errors import ExperimentError, RunFailedError
-from candy_monai.experiment.events import EpochFinished, MessageLogged, RunInterrupted, RunStarted, StepFinished
+from candy_monai.experiment.events import MessageLogged, RunStarted, StepFinished
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.history import column_beside, last_epoch_as_text, why_no_number
+from candy_monai.experiment.history import column_beside, why_no_number
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights
 from candy_monai.handlers.engine_state import EngineParts, why_not_to_the_bit
@@ -97,7 +97,6 @@ class Recorder:
         self._reporter = Reporter()
         self._generators = OwnGenerators()
         self._validated: dict[int, tuple[int, dict[str, Any]]] = {}
-        self._unreported: EpochFinished | None = None
         self._example: tuple[int, ...] | None = None
         self._num_steps = 0
         self._first_epoch = 0
@@ -158,6 +157,7 @@ class Recorder:
                 observers += dashboards.deliveries(report)
             self._reporter.observe(observers)
         self._reporter.log_all(self._words_at_start())
+        self._reporter.log_waiting()
         self._reporter.notify(self._run_started())
         generators.restore(self._generators)  # what was imported for the first time may have drawn
 
@@ -284,7 +284,7 @@ class Recorder:
             experiment.history.record(name, value)
         if self._example is None:
             self._example = _image_shape(engine.state.output)
-        self._report_saved_epoch(wait=False)
+        self._reporter.report_saved_epoch(wait=False)
         total = engine.state.epoch_length
         self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total))
 
@@ -319,7 +319,7 @@ class Recorder:
 
     def _finish_epoch(self, *, is_cut: bool) -> None:
         experiment, engine, processes = self._current(), self._engine, self._processes
-        self._report_saved_epoch(wait=True)
+        self._reporter.report_saved_epoch(wait=True)
         score = None if is_cut else self._take_metrics()
         score = processes.broadcast(score)
         experiment.history.absorb(processes.all_gather(experiment.history.pending()))
@@ -337,9 +337,9 @@ class Recorder:
                 experiment.describe(self._description())  # the shape of an image is known by now
             experiment.save_epoch(self._weights(), state, score=score, is_best=is_best)
         preview = None
-        if self._options.preview is not None and score is not None and processes.is_main:
+        if self._options.preview is not None and processes.is_main:
             preview = self._options.preview(experiment.folder)
-        self._unreported = experiment.epoch_finished(score, preview)
+        self._reporter.unreported = experiment.epoch_finished(score, preview)
 
     def _take_metrics(self) -> float | None:
         """Record the engines' metrics, and return the score of the weights as they are now."""
@@ -374,24 +374,13 @@ class Recorder:
         value = float(metrics[score.name])
         return -value if score.negative else value
 
-    def _report_saved_epoch(self, *, wait: bool) -> None:
-        """Notify the observers of the last epoch once it is on disk."""
-        experiment = self._current()
-        if not (wait or experiment.is_saved):
-            return
-        experiment.wait_until_saved()
-        event, self._unreported = self._unreported, None
-        if event is not None:
-            self._reporter.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
-            self._reporter.notify(event)
-
     # How it ends
 
     def _conclude(self) -> None:
         experiment, engine = self._current(), self._engine
         if engine.should_terminate and self._num_steps and engine.state.epoch > self.last_epoch:
             self._finish_epoch(is_cut=True)
-        self._report_saved_epoch(wait=True)
+        self._reporter.report_saved_epoch(wait=True)
         if not experiment.is_complete:
             self._report_failure(
                 RunFailedError(f"the trainer ended in epoch {experiment.progress.epoch + 1}; a handler took the error")
@@ -404,21 +393,16 @@ class Recorder:
         self._reporter.notify(experiment.finished())
 
     def _report_failure(self, error: BaseException) -> None:
-        experiment = self._current()
-        with suppress(Exception):  # a report that fails must not hide the error
-            self._report_saved_epoch(wait=True)
-        with suppress(Exception):
-            what = ": ".join(filter(None, (type(error).__name__, str(error))))
-            self._reporter.log(f"Interrupted in epoch {experiment.progress.epoch + 1}: {what}")
-            if self._options.save_dir is not None and self._processes.is_main:
-                self._reporter.log(
-                    f'To go on from epoch {experiment.progress.epoch}: ExperimentFolderHandler(..., resume="latest"), '
-                    f'or resume="{experiment.folder}"'
-                )
-        self._reporter.notify(RunInterrupted(error))
+        experiment, hints = self._current(), []
+        if self._options.save_dir is not None and self._processes.is_main:
+            hints.append(
+                f'To go on from epoch {experiment.progress.epoch}: ExperimentFolderHandler(..., resume="latest"), '
+                f'or resume="{experiment.folder}"'
+            )
+        self._reporter.report_interruption(error, hints=hints)
 
     def _close(self) -> None:
-        self._unreported = None
+        self._reporter.unreported = None
         self._reporter.close()
         if self.experiment is not None:
             self.experiment.close()
@@ -436,6 +420,9 @@ class Recorder:
         )
 
     def _state(self) -> Any:
+        """Return what a resumed run needs, from all processes; None where nothing is saved."""
+        if self._options.save_dir is None:
+            return None
         own = {
             "generators": GeneratorStates.capture(self._generators).state_dict(),
             "epoch_generators": None,

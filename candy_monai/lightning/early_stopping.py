@@ -74,12 +74,13 @@ class ForecastEarlyStopping(EarlyStopping):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch = trainer.current_epoch
         self._curve.begin_epoch(trainer)
-        if self._num_epochs is None and planned_epochs(trainer) is None:
+        horizon = self._num_epochs or planned_epochs(trainer)
+        if horizon is None:
             raise SettingsError(
                 "ForecastEarlyStopping: the Trainer has neither max_epochs nor max_steps, so there is no end to "
                 "forecast to: give one of them, or num_epochs="
             )
-        self._horizon = self._num_epochs or planned_epochs(trainer) or 1
+        self._horizon = horizon
 
     @override
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:

@@ -24,9 +24,9 @@ from candy_monai.config import load_secrets
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.experiment.checkpoints import BEST, WeightsKind
 from candy_monai.experiment.description import describe_trainer
-from candy_monai.experiment.events import EpochFinished, RunInterrupted, RunStarted
+from candy_monai.experiment.events import RunStarted
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.history import column_beside, last_epoch_as_text, why_no_number
+from candy_monai.experiment.history import column_beside, why_no_number
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import Progress, RunWeights, TrainerState, load_state
 from candy_monai.forecasting.curve import ScoreRange
@@ -39,7 +39,6 @@ from candy_monai.lightning.host import (
     Callback,
     LightningModule,
     Trainer,
-    checked_mode,
     is_fitting,
     isolate_rng,
     planned_epochs,
@@ -114,7 +113,6 @@ class ExperimentFolder(Callback):
         note: str = "",
         frontends: Sequence[str | type[Frontend]] = (),
     ) -> None:
-        checked_mode(mode)
         self.monitor, self.mode = monitor, mode
         self.experiment: Experiment | None = None
         self.folder: Path | None = None
@@ -131,7 +129,6 @@ class ExperimentFolder(Callback):
         self._pending: _Pending | None = None
         self._earlier: dict[str, Any] = {}
         self._trainer: Trainer | None = None
-        self._unreported: EpochFinished | None = None
 
     @property
     @override
@@ -219,18 +216,16 @@ class ExperimentFolder(Callback):
         self._finish_epoch(trainer, pl_module)
         if (experiment := self.experiment) is None:
             return
-        self._report(wait=True)
+        self._reporter.report_saved_epoch(wait=True)
         self._reporter.log_all(words_at_end(experiment))
         self._reporter.notify(experiment.finished())
         self._close()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if (experiment := self.experiment) is None:
+        if self.experiment is None:
             return
-        what = ": ".join(filter(None, (type(exception).__name__, str(exception))))
-        self._reporter.report(f"Interrupted in epoch {experiment.progress.epoch + 1}: {what}")
-        self._reporter.notify(RunInterrupted(exception))
+        self._reporter.report_interruption(exception)
         self._close()
 
     @override
@@ -239,7 +234,7 @@ class ExperimentFolder(Callback):
 
     def _close(self) -> None:
         experiment, self.experiment = self.experiment, None
-        self._averaged = self._raw = self._unreported = self._pending = self._trainer = None
+        self._averaged = self._raw = self._reporter.unreported = self._pending = self._trainer = None
         if experiment is not None:
             self._reporter.close()
             experiment.close()
@@ -263,7 +258,7 @@ class ExperimentFolder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._report(wait=False)
+        self._reporter.report_saved_epoch(wait=False)
 
     @override
     def on_validation_batch_start(
@@ -310,14 +305,14 @@ class ExperimentFolder(Callback):
         experiment = self.experiment
         if pending is None or experiment is None:
             return
-        self._report(wait=True)
+        self._reporter.report_saved_epoch(wait=True)
         told = self._told(trainer, pending)
         for name, value in told.metrics.items():
             experiment.history.record(column_beside(name), value)
         improved = experiment.finish_epoch(told.score)
         is_best = improved or experiment.progress.best_epoch == 0
         experiment.save_epoch(weights, _STATE, score=told.score, is_best=is_best)
-        self._unreported = experiment.epoch_finished(told.score, None)
+        self._reporter.unreported = experiment.epoch_finished(told.score, None)
 
     def _told(self, trainer: Trainer, pending: _Pending) -> _Pending:
         """Return an epoch that is over with its score and what was logged in it."""
@@ -333,16 +328,6 @@ class ExperimentFolder(Callback):
 
     def _columns(self) -> Container[str]:
         return () if self.experiment is None else self.experiment.history.metrics()
-
-    def _report(self, *, wait: bool) -> None:
-        """Notify the observers of the last epoch once it is on disk."""
-        experiment, event = self.experiment, self._unreported
-        if experiment is None or event is None or not (wait or experiment.is_saved):
-            return
-        experiment.wait_until_saved()
-        self._unreported = None
-        self._reporter.log(f"Epoch {event.epoch}: {last_epoch_as_text(event.metrics)}", on_screen=False)
-        self._reporter.notify(event)
 
     # What is saved
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     WEIGHT_AVERAGING: tuple[type, ...]
     WEIGHT_AVERAGING_IN_VALIDATION: tuple[type, ...]
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+    from lightning.pytorch.utilities import rank_zero_warn
     from lightning.pytorch.utilities.seed import isolate_rng
 else:
 
@@ -39,7 +39,7 @@ else:
     WEIGHT_AVERAGING_IN_VALIDATION = () if _averaging is None else (_averaging,)
     WEIGHT_AVERAGING = (*WEIGHT_AVERAGING_IN_VALIDATION, _callbacks.StochasticWeightAveraging)
     _utilities = require(f"{_NAME}.utilities", extra="lightning", purpose="log")
-    rank_zero_info, rank_zero_warn = _utilities.rank_zero_info, _utilities.rank_zero_warn
+    rank_zero_warn = _utilities.rank_zero_warn
     isolate_rng = require(f"{_NAME}.utilities.seed", extra="lightning", purpose="keep random numbers").isolate_rng
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "is_fitting",
     "isolate_rng",
     "planned_epochs",
-    "rank_zero_info",
     "rank_zero_warn",
     "scored_value",
 ]

@@ -17,7 +17,15 @@ from candy_monai.aliases import PathLike
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.saving import Writer
 from candy_monai.lightning.experiment_folder import ExperimentFolder
-from candy_monai.lightning.host import Callback, LightningModule, Trainer, is_fitting, isolate_rng, rank_zero_warn
+from candy_monai.lightning.host import (
+    Callback,
+    LightningModule,
+    Trainer,
+    is_fitting,
+    isolate_rng,
+    planned_epochs,
+    rank_zero_warn,
+)
 from candy_monai.metrics.overlap import dice_per_class, labels_from_logits
 from candy_monai.observers.pictures import MAX_SHARE
 
@@ -88,7 +96,8 @@ class SegmentationPreviews(Callback):
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._cases = []
-        is_last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        planned = planned_epochs(trainer)
+        is_last = planned is not None and trainer.current_epoch + 1 >= planned
         is_time = self._clock() >= self._not_before and not self._writer.is_busy
         self._is_due = is_fitting(trainer) and trainer.is_global_zero and (is_time or is_last)
 

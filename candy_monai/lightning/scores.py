@@ -9,7 +9,7 @@ from typing import Any
 from candy_monai.columns import LEARNING_RATE, SCORE
 from candy_monai.experiment.score_prediction import predict_safely
 from candy_monai.forecasting.best_score import Forecast
-from candy_monai.forecasting.curve import ScoreRange
+from candy_monai.forecasting.curve import ScoreRange, mirrored
 from candy_monai.lightning.host import Mode, Trainer, checked_mode
 
 DEGREE = 5
@@ -67,14 +67,6 @@ class MonitoredScores:
 
     def _by_epoch(self, values: Mapping[int, float]) -> list[float]:
         return [values.get(epoch, math.nan) for epoch in range(max(self._scores, default=-1) + 1)]
-
-
-def mirrored(score_range: ScoreRange | None) -> ScoreRange | None:
-    """Return the range of the negative of a metric."""
-    if score_range is None:
-        return None
-    least, largest = (None if bound is None else -bound for bound in reversed(score_range))
-    return least, largest
 
 
 def learning_rate(trainer: Trainer) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 from typing_extensions import override
 
+from candy_monai.columns import SCORE
 from candy_monai.errors import SettingsError
-from candy_monai.forecasting.best_score import LEVELS, forecast
-from candy_monai.forecasting.curve import ScoreRange, is_within
+from candy_monai.experiment.score_prediction import predict_safely
+from candy_monai.forecasting.best_score import LEVELS
+from candy_monai.forecasting.curve import ScoreRange, mirrored
 from candy_monai.optional import require
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ HORIZON = "candy_monai:horizon"
 """The user attribute of a trial that holds its own number of epochs, where trials are of different length."""
 
 _ROUNDING = 1e-9
+_DEGREE = 5
 
 
 class ForecastPruner(BasePruner):
@@ -105,8 +108,11 @@ class ForecastPruner(BasePruner):
         scores = epochs.laid_out({step: sign * value for step, value in trial.intermediate_values.items()})
         if horizon is None or horizon <= len(scores):
             return False
-        expected = forecast(scores, horizon, score_range=_mirrored(self._score_range, sign, scores))
-        return expected.reason is None and 1 - expected.chance_above(best) >= self._confidence - _ROUNDING
+        score_range = mirrored(self._score_range) if sign < 0 else self._score_range
+        expected = predict_safely({SCORE: scores}, horizon, degree=_DEGREE, score_range=score_range)
+        if expected is None or expected.reason is not None:
+            return False
+        return 1 - expected.chance_above(best) >= self._confidence - _ROUNDING
 
     def _is_due(self, values: dict[int, float]) -> bool:
         """Return whether the last reported step is the first one at which, or after which, to decide."""
@@ -157,13 +163,3 @@ def _scores_of(trial: FrozenTrial, sign: float) -> list[float]:
     """
     values = list(trial.intermediate_values.values()) or [trial.value]
     return [sign * value for value in values if value is not None and math.isfinite(value)]
-
-
-def _mirrored(score_range: ScoreRange | None, sign: float, scores: Sequence[float]) -> ScoreRange | None:
-    """Return the range of the scores; None if it is unknown, or they do not keep to it."""
-    if score_range is None:
-        return None
-    least, largest = score_range
-    if sign < 0:
-        least, largest = (None if bound is None else -bound for bound in (largest, least))
-    return (least, largest) if is_within(scores, (least, largest)) else None

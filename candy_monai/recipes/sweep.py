@@ -206,12 +206,14 @@ class _Sweep:
         waiting = [Trial(study, trial._trial_id) for trial in interrupted]
         for trial in waiting:
             self._refuse_running(self._run_of(trial))
+        is_another_wanted = True  # once all are begun they stay so, and the storage need not be asked again
         with ended_with_us(self._running):
             while True:
                 while waiting and len(self._running) < self.num_parallel:
                     self._start(waiting.pop(0), study)
-                while len(self._running) < self.num_parallel and self._is_another_wanted(study):
-                    self._start(self._asked(study), study)
+                while is_another_wanted and len(self._running) < self.num_parallel:
+                    if is_another_wanted := self._is_another_wanted(study):
+                        self._start(self._asked(study), study)
                 if not self._running:
                     return
                 time.sleep(_POLL_S)

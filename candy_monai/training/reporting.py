@@ -7,8 +7,9 @@ from contextlib import suppress
 
 import torch
 
-from candy_monai.experiment.events import Event, MessageLogged, Preview
+from candy_monai.experiment.events import EpochFinished, Event, MessageLogged, Preview, RunInterrupted
 from candy_monai.experiment.experiment import Experiment
+from candy_monai.experiment.history import last_epoch_as_text
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.observers.base import BackgroundObserver, Observer, ObserverGroup
 from candy_monai.observers.forecast import ForecastObserver, Log
@@ -30,10 +31,14 @@ class Reporter:
 
     Attributes:
         experiment: The run whose log is written; while it is None, messages wait.
+        unreported: The last epoch, until the observers are notified of it.
+        class_names: The classes or regions by name, which the log folds where they are many.
     """
 
     def __init__(self, messages: Sequence[Message] = ()) -> None:
         self.experiment: Experiment | None = None
+        self.unreported: EpochFinished | None = None
+        self.class_names: tuple[str, ...] = ()
         self._waiting = list(messages)
         self._logged_once: set[str] = set()
         self._observers = ObserverGroup((), self.report)
@@ -80,6 +85,42 @@ class Reporter:
     def notify(self, event: Event) -> None:
         """Send an event to the observers."""
         self._observers.receive(event)
+
+    def report_saved_epoch(self, *, wait: bool) -> None:
+        """Notify the observers of the last epoch once it is on disk, so that a crash cannot undo what they were told.
+
+        Args:
+            wait: Wait until it is on disk; otherwise do nothing if it is not.
+
+        Raises:
+            RunFailedError: If it could not be written.
+        """
+        experiment = self.experiment
+        if experiment is None or not (wait or experiment.is_saved):
+            return
+        experiment.wait_until_saved()
+        event, self.unreported = self.unreported, None
+        if event is not None:
+            text = last_epoch_as_text(event.metrics, class_names=self.class_names)
+            self.log(f"Epoch {event.epoch}: {text}", on_screen=False)
+            self.notify(event)
+
+    def report_interruption(self, error: BaseException, *, what: str | None = None, hints: Iterable[str] = ()) -> None:
+        """Notify the observers of what is on disk, log what ended the run early, and notify them of that.
+
+        Args:
+            error: What ended it.
+            what: The same in words; by default its type and its message.
+            hints: What else the log says, for the user to go on with.
+        """
+        with suppress(Exception):  # a report that fails must not hide the error
+            self.report_saved_epoch(wait=True)
+        if self.experiment is not None:
+            said = ": ".join(filter(None, (type(error).__name__, str(error)))) if what is None else what
+            with suppress(Exception):
+                self.log(f"Interrupted in epoch {self.experiment.progress.epoch + 1}: {said}")
+                self.log_all(hints)
+        self.notify(RunInterrupted(error))
 
 
 def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves: bool = True) -> list[Observer]:

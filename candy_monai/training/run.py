@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from candy_monai.attachment import attachment_of, tensors_in
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription
-from candy_monai.experiment.events import EpochFinished, Preview, RunInterrupted
+from candy_monai.experiment.events import Preview
 from candy_monai.experiment.experiment import Experiment
-from candy_monai.experiment.history import column_beside, last_epoch_as_text
+from candy_monai.experiment.history import column_beside
 from candy_monai.experiment.references import learn_from_earlier_runs
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
@@ -121,10 +121,8 @@ class TrainingRun:
         self._rehearses = rehearses
         self._has_begun = False
         self._console = False
-        self._class_names: tuple[str, ...] = ()
         self._schedule_epochs = self.settings.num_epochs
         self._save_timer = SaveTimer(self.settings.save_every)
-        self._unreported: EpochFinished | None = None
         self._closing = ExitStack()
 
     # How a run begins and ends
@@ -191,7 +189,7 @@ class TrainingRun:
         self.reporter.log_all(caveats(self.settings, self.loaders))
         if knows is not None:
             self.reporter.log(knows, on_screen=False)
-        self._class_names = names = description.class_names()
+        self.reporter.class_names = names = description.class_names()
         self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment, class_names=names))
         # The last before the first step: what a process imports for the first time may draw, too.
         generators.restore(self.data.own)
@@ -204,7 +202,7 @@ class TrainingRun:
     def conclude(self) -> None:
         """Log how the run ended, and notify the observers."""
         experiment = self.current()
-        self._report_saved_epoch(wait=True)
+        self.reporter.report_saved_epoch(wait=True)
         self.reporter.log_all(words_at_end(experiment))
         self.reporter.notify(experiment.finished())
 
@@ -222,23 +220,16 @@ class TrainingRun:
                         self._report_failure(error)
                     raise
         finally:
-            self._equipment = self._unreported = self.preview = self.kept = None
+            self._equipment = self.reporter.unreported = self.preview = self.kept = None
             self.data.close()
             self.is_over = True
 
     def _report_failure(self, error: BaseException) -> None:
-        experiment = self.current()
-        with suppress(Exception):  # a report that fails must not hide the error
-            self._report_saved_epoch(wait=True)
-        with suppress(Exception):
-            kind = "" if isinstance(error, Interrupted) else type(error).__name__
-            what = ": ".join(filter(None, (kind, str(error))))
-            self.reporter.log(f"Interrupted in epoch {experiment.progress.epoch + 1}: {what}")
-            if isinstance(error, Interrupted) and self.processes.is_main:
-                self.reporter.log(how := self.callbacks.how_to_resume(experiment.folder))
-                if not self._console:  # the program may end with nothing on the screen but this
-                    print(how, file=sys.stderr)
-        self.reporter.notify(RunInterrupted(error))
+        is_asked_for = isinstance(error, Interrupted)
+        how = self.callbacks.how_to_resume(self.current().folder) if is_asked_for and self.processes.is_main else ""
+        self.reporter.report_interruption(error, what=str(error) if is_asked_for else None, hints=[how] if how else [])
+        if how and not self._console:  # the program may end with nothing on the screen but this
+            print(how, file=sys.stderr)
 
     def _publish(self, parent: Path, description: ExperimentDescription, files: Mapping[str, str]) -> GeneratorStates:
         """Create a new experiment and return the states of the random generators at its start."""
@@ -377,7 +368,7 @@ class TrainingRun:
         recorded, generators = history.mark(), self.data.captured()
 
         def stop_if_asked() -> None:
-            self._report_saved_epoch(wait=False)
+            self.reporter.report_saved_epoch(wait=False)
             if self.stop.is_pending and self.processes.world_size == 1:
                 history.rollback(recorded)
                 generators.restore(self.data.own)
@@ -417,7 +408,7 @@ class TrainingRun:
             score: Its validation score; None if it was not validated.
         """
         experiment, processes = self.current(), self.processes
-        self._report_saved_epoch(wait=True)
+        self.reporter.report_saved_epoch(wait=True)
         experiment.history.absorb(processes.all_gather(experiment.history.pending()))
         improved = experiment.finish_epoch(score)
         if processes.world_size > 1:  # all go by the first one's clock, which decides how many epochs are left
@@ -435,39 +426,20 @@ class TrainingRun:
         experiment.save_epoch(self._weights(), self._state(), score=score, is_best=is_best)
         self._save_timer.restart(0)
         validated = None if score is None or self.kept is None else self.kept.gathered(processes)
-        self._unreported, self.kept = experiment.epoch_finished(score, self.preview, validated), None
+        self.reporter.unreported, self.kept = experiment.epoch_finished(score, self.preview, validated), None
         (stop,) = processes.all_reduce_any([self.stop.is_pending])
         if stop and not experiment.is_complete:
-            self._report_saved_epoch(wait=True)
+            self.reporter.report_saved_epoch(wait=True)
             self.stop.obey()
 
     def _save_and_stop(self, *, save: bool, stop: bool) -> None:
         if save or stop:
-            self._report_saved_epoch(wait=True)
+            self.reporter.report_saved_epoch(wait=True)
             self._save_point()
             self._save_timer.restart(self.current().progress.batch)
-        self._report_saved_epoch(wait=stop)
+        self.reporter.report_saved_epoch(wait=stop)
         if stop:
             self.stop.obey()
-
-    def _report_saved_epoch(self, *, wait: bool) -> None:
-        """Notify the observers of the last epoch once it is on disk, so that a crash cannot undo what they were told.
-
-        Args:
-            wait: Wait until it is on disk; otherwise do nothing if it is not.
-
-        Raises:
-            RunFailedError: If it could not be written.
-        """
-        experiment = self.current()
-        if not (wait or experiment.is_saved):
-            return
-        experiment.wait_until_saved()
-        event, self._unreported = self._unreported, None
-        if event is not None:
-            text = last_epoch_as_text(event.metrics, class_names=self._class_names)
-            self.reporter.log(f"Epoch {event.epoch}: {text}", on_screen=False)
-            self.reporter.notify(event)
 
     # What is saved
 
