@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
-from candy_monai.experiment.events import MessageLogged
+from candy_monai.experiment.events import EpochFinished, MessageLogged, RunInterrupted
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.observers.base import Observer
 from candy_monai.training.loaders import Loaders
 from candy_monai.training.reporting import Reporter, caveats, own_observers
+from tests.events import epoch_finished
 from tests.toys import loaders
 
 
@@ -82,3 +84,43 @@ def test_a_run_without_validation_or_with_a_time_limit_says_what_it_cannot_do():
     said = "\n".join(caveats(TrainSettings(num_epochs=1, time_limit_s=60.0), Loaders(training, None)))
     assert "No validation" in said
     assert "its schedule follows the clock" in said
+
+
+@dataclass
+class _Run(_Log):
+    """Stands for an experiment whose last epoch is being saved."""
+
+    is_saved: bool = False
+    progress: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(epoch=2))
+
+    def wait_until_saved(self):
+        self.is_saved = True
+
+
+class _Told(Observer):
+    def __init__(self):
+        self.events = []
+
+    def receive(self, event):
+        self.events.append(type(event))
+
+
+def test_an_epoch_is_told_once_and_only_when_it_is_on_disk():
+    reporter, told = Reporter(), _Told()
+    reporter.observe([told])
+    reporter.experiment, reporter.unreported = _Run(), epoch_finished(2, metrics={"loss": [1.0, 0.5]})
+    reporter.report_saved_epoch(wait=False)
+    assert told.events == []
+    reporter.report_saved_epoch(wait=True)
+    reporter.report_saved_epoch(wait=True)
+    assert told.events == [EpochFinished]
+    assert reporter.experiment.lines == ["Epoch 2: loss 0.5"]
+
+
+def test_an_interruption_is_told_after_the_epoch_that_is_on_disk_with_what_to_do():
+    reporter, told = Reporter(), _Told()
+    reporter.observe([told])
+    reporter.experiment, reporter.unreported = _Run(), epoch_finished(2, metrics={"loss": [1.0, 0.5]})
+    reporter.report_interruption(ValueError("no more"), hints=["go on"])
+    assert reporter.experiment.lines[-2:] == ["Interrupted in epoch 3: ValueError: no more", "go on"]
+    assert [event for event in told.events if event is not MessageLogged] == [EpochFinished, RunInterrupted]
