@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,20 @@ def _scores_of_folds(path: Path, folds: Mapping[int, Path | None]) -> Scores:
         cases=together,
         voxels=voxels,
         class_names=found[0].class_names,
-        definitions=_agreed(scores.definitions for scores in found),
+        definitions=_agreed(found),
     )
 
 
-def _agreed(definitions: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def _agreed(folds: Sequence[Scores]) -> dict[str, str]:
+    """Return what the metrics of folds mean; refuse folds in which one means another thing."""
     merged: dict[str, str] = {}
-    for each in definitions:
-        merged |= each
+    for scores in folds:
+        for name, text in scores.definitions.items():
+            if merged.setdefault(name, text) != text:
+                raise BadInputError(
+                    f"{scores.source}: {name} is not the same as in another fold: '{text}' and '{merged[name]}'; "
+                    "evaluate all folds with the same options"
+                )
     return merged
 
 

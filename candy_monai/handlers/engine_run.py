@@ -137,6 +137,7 @@ def connected_processes() -> Iterator[Processes]:
     try:
         meeting = distributed.new_group(backend="gloo", timeout=timedelta(seconds=MEETING_S))
         distributed.monitored_barrier(meeting, timeout=timedelta(seconds=MEETING_S))
+        distributed.destroy_process_group(meeting)
     except RuntimeError as error:
         raise SettingsError(
             f"not all of the {processes.world_size} processes have reached the start of the run with handlers of "

@@ -78,7 +78,7 @@ class PreviewHandler(TrainerHandler):
         self._class_names = class_names
         self._options = RunOptions()
         self._not_before = -math.inf
-        self._kept = KeptCases()
+        self._kept = CollectedCases()
         self._chosen: dict[str, Case] = {}
         self._has_failed = False
 
@@ -108,7 +108,7 @@ class PreviewHandler(TrainerHandler):
             if engine.state.rank != 0 or not (is_last or time.monotonic() >= self._not_before):
                 yield
                 return
-            self._kept = KeptCases()
+            self._kept = CollectedCases()
             with handling_last(validator, {Events.ITERATION_COMPLETED: self._collect}):
                 yield
             self._chosen = self._kept.chosen()
@@ -188,7 +188,7 @@ class Case:
     name: str = ""
 
 
-class KeptCases:
+class CollectedCases:
     """The worst and the best of the cases that were offered, and some near the median.
 
     Attributes:

@@ -49,7 +49,7 @@ def write_evaluation(
         "note": "",
         "written": datetime.now().timestamp(),
         "status": {"state": "finished"},
-        "tiles": _tiles(cases, {**summary["foreground_mean"], **summary.get("mean_values", {})}),
+        "tiles": _tiles(cases, {**(summary.get("foreground_mean") or {}), **summary.get("mean_values", {})}),
         "tables": _tables(cases, names, note=note),
     }
     count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"

@@ -95,7 +95,7 @@ def table_of_cases(cases: Sequence[ScoredCase], class_names: Mapping[int, str], 
         [Column(name="score", better="higher")] if not any(case.metrics for case in cases) or _differs(cases) else []
     )
     with_score = len(columns) > 1
-    columns += [Column(name=_heading(name), better=better_of(name)) for name in names]
+    columns += [Column(name=_heading(name, cases), better=better_of(name)) for name in names]
     by_class = 1 < len(ids) <= MOST_CLASS_COLUMNS
     if by_class:
         columns += [Column(name=class_names.get(i, f"class {i}"), better=better_of(metric)) for i in ids]
@@ -168,8 +168,8 @@ def _case_of(entry: Mapping[str, Any]) -> str:
     return str(found)
 
 
-def _heading(name: str) -> str:
-    return f"mean {name}" if name in ("Dice", "IoU", "HD95", "ASSD") else name
+def _heading(name: str, cases: Sequence[ScoredCase]) -> str:
+    return f"mean {name}" if any(name in case.classes for case in cases) else name
 
 
 def _number(value: object) -> float:

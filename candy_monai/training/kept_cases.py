@@ -67,7 +67,8 @@ class KeptCases:
             return
         self._held.append(_Held(place=place, score=score, view=view))
         if len(self._held) > MOST_VIEWS:
-            self._held.remove(max(self._between(), key=self._from_median))
+            middle = self._median()
+            self._held.remove(max(self._between(), key=lambda one: abs(one.score - middle)))
 
     def gathered(self, processes: Processes) -> Validated:
         """Return the cases of all processes, and those of this one that are to be looked at."""
@@ -120,9 +121,6 @@ class KeptCases:
 
     def _between(self) -> list[_Held]:
         return sorted(self._held, key=lambda one: one.score)[1:-1]
-
-    def _from_median(self, one: _Held) -> float:
-        return abs(one.score - self._median())
 
     def _median(self) -> float:
         return statistics.median(score for score in self._scores if not math.isnan(score))

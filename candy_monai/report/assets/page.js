@@ -44,7 +44,6 @@ function start() {
   const views = data("page-views") || [];
   add(clear(main), content.kind === "comparison" ? comparisonSections(content, views) : content.kind === "crossval" ? foldSections(content) : runSections(content, views));
   navigation(main);
-  byId("foot").textContent = content.foot || "";
   document.documentElement.setAttribute("data-drawn", "true");
 }
 

@@ -46,6 +46,10 @@ def test_an_experiment_and_a_cross_validation_are_read_by_their_folders(tmp_path
     write(experiments[1] / "validation.json", entry("case_0"))
     with pytest.raises(BadInputError, match="case_0 is in another fold, too"):
         read_scores(tmp_path / "crossval")
+    for fold, experiment in enumerate(experiments):
+        write(experiment / "validation.json", entry(f"case_{fold}"), definitions={"Dice": f"of {fold}"})
+    with pytest.raises(BadInputError, match="dice is not the same as in another fold: 'of 1' and 'of 0'"):
+        read_scores(tmp_path / "crossval")
     (experiments[1] / "validation.json").unlink()
     with pytest.raises(BadInputError, match="the folds 1 are not finished"):
         read_scores(tmp_path / "crossval")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from candy_monai.errors import BadInputError
 from candy_monai.handlers import ExperimentFolderHandler, PreviewHandler
-from candy_monai.handlers.previews import MOST_KEPT, KeptCases, dice_of_case, ids_of
+from candy_monai.handlers.previews import MOST_KEPT, CollectedCases, dice_of_case, ids_of
 from candy_monai.plotting.case.previews import PREVIEW_NAMES
 from tests.engines import host_script, only_run, same, trained_alone, weights_of
 
@@ -65,7 +65,7 @@ def test_the_score_of_a_case_is_its_mean_dice():
 
 
 def offered(scores):
-    kept = KeptCases()
+    kept = CollectedCases()
     for index, score in enumerate(scores):
         kept.offer(torch.full((1, 2, 2), float(index)), torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), score)
     return kept

@@ -42,7 +42,7 @@ def test_of_many_classes_a_case_names_its_worst():
     values = {i: i / 100 for i in range(1, 31)}
     case = ScoredCase(case_id="a", score=0.5, metrics={"dice": 0.5}, classes={"dice": values})
     table = table_of_cases([case], {1: "the smallest"})
-    assert columns(table) == ["case", "dice", "worst class", "its dice"]
+    assert columns(table) == ["case", "mean dice", "worst class", "its dice"]
     assert table.rows == [["a", 0.5, "the smallest", 0.01]]
 
 
