@@ -24,7 +24,7 @@ SMALLEST = {"segresnet": "S", "mednext": "S", "swin_unetr": "S", "unetr": "S", "
 FOLLOWING_THE_PLAN = ("unet", "dynunet", "attention_unet")
 FOLDS = {"Dataset004_Hippocampus": 100, "Dataset027_ACDC": 26, "Dataset121_DRIVE": 20}  # a case or two to score
 ALL = (*FOLLOWING_THE_PLAN, *SMALLEST, "cmunext")
-OF_SLICES = ("unet", "segresnet", "swin_unetr")  # of volumes: wrapped alike whatever the network, so a few stand for all
+OF_SLICES = ("unet", "segresnet", "swin_unetr")  # of volumes, which are the same for each network
 PARAMETERS = [
     # of one channel and three classes
     ("unet", 2, "B", 7_763_404),
