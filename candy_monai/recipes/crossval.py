@@ -27,7 +27,6 @@ from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.evaluation.results import mean_of_known
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
-from candy_monai.experiment.summary import read_summary
 from candy_monai.files import atomic_write_text
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
@@ -226,7 +225,7 @@ def _summarised(runs: Sequence[FoldRun], description: DatasetDescription) -> dic
     """Return the Dice of each fold and class, and their means over the folds; null where there is none."""
     folds: list[dict[str, Any]] = []
     for run in runs:
-        scores = None if run.scores is None else read_summary(run.scores).content
+        scores = None if run.scores is None else json.loads(run.scores.read_text(encoding="utf-8"))
         folds.append(
             {
                 "fold": run.number,
