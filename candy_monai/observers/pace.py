@@ -65,8 +65,10 @@ class Pace:
 
     @property
     def run_left_s(self) -> float | None:
-        """Seconds until the run ends, by its epochs so far; None before the first."""
-        return None if self._ends_at is None else max(0.0, self._ends_at - self._clock())
+        """Seconds until the run ends, by its epochs so far, and not before its phase does; None while unknown."""
+        if self._ends_at is None:
+            return None
+        return max(self._ends_at - self._clock(), self.phase_left_s or 0.0, 0.0) or None
 
     def title(self) -> str:
         """Return which epoch goes on, of how many where that is known, and in which phase."""

@@ -56,6 +56,15 @@ def test_the_end_of_the_run_comes_nearer_between_two_epochs(clock):
     assert pace.title() == "Epoch 3 of 10 training"
 
 
+def test_a_run_does_not_end_before_its_phase(clock):
+    pace = Pace(clock=clock)
+    pace.epoch(epoch_finished(9, num_epochs=10, metrics={"epoch duration": [1.0] * 9}))
+    _steps(pace, clock, [1, 2, 3], seconds=2.0)
+    assert pace.run_left_s == pace.phase_left_s == 14.0
+    _steps(pace, clock, [1], total=None, seconds=2.0)
+    assert (pace.run_left_s, pace.outlook()) == (None, "")
+
+
 def test_of_a_run_that_ends_by_the_clock_the_number_of_epochs_is_about_so_many(clock):
     pace = Pace(clock=clock)
     pace.epoch(epoch_finished(2, num_epochs=10, has_time_limit=True))
