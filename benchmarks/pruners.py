@@ -43,14 +43,12 @@ class WithoutReferences(ForecastPruner):
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "none": NopPruner,
     **{
-        f"forecast, confidence {confidence}, {warmup} warm-up steps": functools.partial(
-            ForecastPruner, confidence, horizon=PARTS, n_warmup_steps=warmup, score_range=(0, 1)
+        f"forecast, confidence {confidence}, {warmup} warm-up steps{from_what}": functools.partial(
+            kind, confidence, horizon=PARTS, n_warmup_steps=warmup, score_range=(0, 1)
         )
+        for kind, from_what in ((ForecastPruner, ""), (WithoutReferences, ", its own scores alone"))
         for confidence, warmup in ((0.7, 0), (0.8, 0), (0.9, 0), (0.8, 8))
     },
-    "forecast, confidence 0.9, without references": functools.partial(
-        WithoutReferences, 0.9, horizon=PARTS, score_range=(0, 1)
-    ),
     "median, Optuna's defaults": MedianPruner,
     **{
         f"median, 1 startup trial, {warmup} warm-up steps": functools.partial(MedianPruner, 1, warmup)
