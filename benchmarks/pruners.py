@@ -46,7 +46,7 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
         f"forecast, confidence {confidence}, {warmup} warm-up steps{from_what}": functools.partial(
             kind, confidence, horizon=PARTS, n_warmup_steps=warmup, score_range=(0, 1)
         )
-        for kind, from_what in ((ForecastPruner, ""), (WithoutReferences, ", its own scores alone"))
+        for kind, from_what in ((ForecastPruner, ""), (WithoutReferences, ", without references"))
         for confidence, warmup in ((0.7, 0), (0.8, 0), (0.9, 0), (0.8, 8))
     },
     "median, Optuna's defaults": MedianPruner,
