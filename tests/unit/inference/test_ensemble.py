@@ -2,11 +2,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from candy_monai.data.pipelines.description import largest_component
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor
+from candy_monai.transforms import KeepLargestComponent
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -71,3 +73,38 @@ def test_members_that_predict_other_things_are_refused_by_name(tmp_path):
 def test_an_ensemble_of_nobody_is_refused():
     with pytest.raises(BadInputError, match="at least one experiment"):
         EnsemblePredictor([])
+
+
+def test_groups_of_members_predict_what_an_ensemble_of_each_does(tmp_path):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6), (8, 12))]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    whole = EnsemblePredictor(members)
+    case = whole.prepare("a", MetaTensor(image))
+    groups = [(0,), (2,), (0, 1), (0, 1, 2)]
+    found = dict(whole.run_groups(case, groups, probabilities=True))
+    assert list(found) == [0, 2, 1, 3]  # as their members were run
+    for index, group in enumerate(groups):
+        expected = EnsemblePredictor([members[each] for each in group]).predict_image(image, probabilities=True)
+        assert torch.equal(found[index].labels.as_tensor(), expected.labels.as_tensor())
+        assert torch.allclose(found[index].probabilities, expected.probabilities, atol=1e-6)
+
+
+def test_a_single_foreground_counts_above_its_threshold(tmp_path):
+    members = [_member(tmp_path) for _ in range(2)]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    prediction = EnsemblePredictor(members, thresholds=(0.3,)).predict_image(image, probabilities=True)
+    mean = prediction.probabilities.as_tensor()
+    assert torch.equal(prediction.labels.as_tensor(), (mean > 0.3).to(torch.uint8))
+    assert 0 < int((mean > 0.5).sum()) < int((mean > 0.3).sum())
+
+
+def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):
+    members = [_member(tmp_path, cls=_Multi) for _ in range(2)]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    steps = [largest_component([1, 2])]
+    plain = EnsemblePredictor(members).predict_image(image, probabilities=True)
+    cleaned = EnsemblePredictor(members, postprocessing=steps).predict_image(image, probabilities=True)
+    expected = KeepLargestComponent(applied_labels=[1, 2], independent=False)(plain.labels)
+    assert torch.equal(cleaned.labels.as_tensor(), expected.as_tensor())
+    assert not torch.equal(cleaned.labels.as_tensor(), plain.labels.as_tensor())
+    assert torch.equal(cleaned.probabilities.as_tensor(), plain.probabilities.as_tensor())
