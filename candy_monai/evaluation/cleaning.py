@@ -16,6 +16,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from candy_monai.data.pipelines.building import Pipeline
 from candy_monai.data.pipelines.description import (
     PREDICTION,
     Entry,
@@ -179,11 +180,12 @@ class Cleaner:
         for share in () if component is None else SHARES_OF_A_COMPONENT:
             least = float(f"{share * component:.3g}") if component is not None else 0.0
             step = without_small_components(ids, least)
-            offers.append(self._offer(f"remove components of {name} below {least:g} mm³", target, step))
+            offers.append(self._offer(f"remove components of {name} below a size of {least:g}", target, step))
         return offers
 
     def _offer(self, step: str, target: ScoredClass | None, entry: Entry) -> _Offer:
-        return _Offer(step=step, target=target, make=lambda _, labels: _made([entry], labels), entries=(entry,))
+        pipeline = build_postprocessing([entry])
+        return _Offer(step=step, target=target, make=lambda _, labels: _applied(pipeline, labels), entries=(entry,))
 
     def _keep(self, offers: Sequence[_Offer]) -> None:
         """Add steps; where several do not help together as each did alone, only the first."""
@@ -226,7 +228,7 @@ class Cleaner:
 
     def _current(self, case_id: str) -> MetaTensor:
         labels = self.labels(case_id, self.thresholds)
-        return _placed(_made(self.steps, labels), labels) if self.steps else labels
+        return _placed(_applied(build_postprocessing(self.steps), labels), labels) if self.steps else labels
 
     def _with_thresholds(self, thresholds: tuple[float, ...], case_id: str, _: MetaTensor) -> Tensor:
         return plain_tensor(self.labels(case_id, thresholds))
@@ -246,7 +248,7 @@ class Cleaner:
         return self.evaluator.evaluate({case_id: plain_tensor(labels)}, {case_id: reference})
 
     def _median_components(self, classes: Sequence[ScoredClass]) -> dict[int, float | None]:
-        """Return the median size of the references' components of each class, in mm³; None where it has none."""
+        """Return the median size of the references' components of each class; None where it has none."""
         found = list(in_order((partial(self._components, classes, case_id) for case_id in self.case_ids), self.jobs))
         pooled = {each.index: [size for of_case in found for size in of_case[each.index]] for each in classes}
         return {index: float(np.median(sizes)) if sizes else None for index, sizes in pooled.items()}
@@ -255,18 +257,20 @@ class Cleaner:
         reference = plain_tensor(self.reference(case_id))
         voxel = float(np.prod(self.labels(case_id, ()).pixdim.numpy()))
         touching = scipy.ndimage.generate_binary_structure(reference.ndim - 1, reference.ndim - 1)
-        sizes: dict[int, list[float]] = {}
+        sizes: dict[int, list[float]] = {each.index: [] for each in classes}
         for each in classes:
-            parts, _ = scipy.ndimage.label(is_any_of(reference, each.ids)[0].numpy(), structure=touching)
-            sizes[each.index] = [float(size) * voxel for size in np.bincount(parts.ravel())[1:]]
+            mask = is_any_of(reference, each.ids)[0].numpy()
+            for box in scipy.ndimage.find_objects(mask.astype(np.uint8)):
+                parts, _ = scipy.ndimage.label(mask[box], structure=touching)
+                sizes[each.index] += [float(size) * voxel for size in np.bincount(parts.ravel())[1:]]
         return sizes
 
 
-def _made(entries: Sequence[Entry], labels: MetaTensor) -> Tensor:
-    """Return a label map after postprocessing, as prediction builds it."""
+def _applied(postprocessing: Pipeline, labels: MetaTensor) -> Tensor:
+    """Return a label map after postprocessing, as prediction makes it."""
     # A copy: MONAI's FillHoles writes into its input.
     data = {PREDICTION: _placed(plain_tensor(labels).clone(), labels)}
-    return label_map_by(build_postprocessing(list(entries)), data, tuple(labels.shape[1:])).to(labels.dtype)
+    return label_map_by(postprocessing, data, tuple(labels.shape[1:])).to(labels.dtype)
 
 
 def _placed(values: Tensor, like: MetaTensor) -> MetaTensor:

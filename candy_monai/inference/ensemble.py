@@ -38,7 +38,8 @@ class EnsemblePredictor(CasePredictor):
             for 0.5. The probabilities of all classes are held then.
 
     Raises:
-        BadInputError: If there are no members, or they predict other classes or from other channels.
+        BadInputError: If there are no members, or they predict other classes or from other channels, or thresholds are
+            not as many as the regions.
     """
 
     def __init__(
@@ -62,6 +63,12 @@ class EnsemblePredictor(CasePredictor):
         for member in members[1:]:
             _check_alike(first, member)
         _ = self.channels
+        num_thresholds = len(first.paints) or int(first.num_classes == 1)
+        if self.thresholds and len(self.thresholds) != num_thresholds:
+            raise BadInputError(
+                f"{first.folder}: found {len(self.thresholds)} thresholds, expected {num_thresholds}, one for each "
+                "region or for a single foreground class"
+            )
         self._side_by_side = not self.thresholds and all(_same_grid(first, member) for member in members)
         for member in () if self._side_by_side else members:
             if member.preprocessor.own_postprocessing is None:

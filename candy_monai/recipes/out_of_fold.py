@@ -194,7 +194,8 @@ class OutOfFold:
         """Return the reference of a case, label ids ``(1, *spatial)``."""
         label = self.crossval.cases[case_id].label
         assert label is not None  # training cases have one
-        return load_image(label, is_label=True)
+        reference: Tensor = load_image(label, is_label=True)
+        return reference
 
     def _predict_case(self, case: NNUNetCase, ensemble: EnsemblePredictor, made_by: str) -> None:
         found = input_case(CaseFiles(case.images), channels=ensemble.channels, num_dims=ensemble.num_dims)

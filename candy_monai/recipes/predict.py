@@ -70,9 +70,9 @@ def load_experiments(
         return EnsemblePredictor(members, **of_all)
     if checkpoint == "best":
         selection.check_weights()
-    selection.check_classes(members[0].classes, len(members[0].paints))
-    chosen = {"postprocessing": selection.postprocessing, "thresholds": selection.thresholds}
-    return EnsemblePredictor(members, **of_all, **chosen)
+    return EnsemblePredictor(
+        members, **of_all, postprocessing=selection.postprocessing, thresholds=selection.thresholds
+    )
 
 
 def _is_foreign(folder: Path) -> bool:

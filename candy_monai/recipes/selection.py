@@ -22,7 +22,7 @@ from candy_monai.data.pipelines.description import (
 from candy_monai.data.values import is_of_kind
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import BEST
-from candy_monai.experiment.description import DESCRIPTION, installed_versions
+from candy_monai.experiment.description import DESCRIPTION, installed_versions, read_description
 from candy_monai.experiment.state import weight_file
 from candy_monai.files import atomic_write_text, digest_of_file
 from candy_monai.text import read_json
@@ -116,12 +116,14 @@ class Selection:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise BadInputError(f"{file}: found no choice of format {FORMAT}; run candy-monai select {folder} again")
         read = _Reader(file=file, content=found)
+        members = tuple(_member(entry, folder, file) for entry in read.entries("members", dict, least=1))
+        known = _label_ids(folder / members[0].experiment)
         return cls(
             folder=folder,
             configurations=tuple(read.entries("configurations", str)),
-            members=tuple(_member(entry, folder, file) for entry in read.entries("members", dict, least=1)),
+            members=members,
             thresholds=tuple(_threshold(entry, file) for entry in read.entries("thresholds", float)),
-            postprocessing=tuple(_step(entry, file) for entry in read.entries("postprocessing", dict)),
+            postprocessing=tuple(_step(entry, file, known) for entry in read.entries("postprocessing", dict)),
             reasons=tuple(read.entries("reasons", str)),
             candidates=tuple(read.entries("candidates", dict)),
             trials=tuple(read.entries("trials", dict)),
@@ -136,22 +138,6 @@ class Selection:
                     f"{experiment}: its best weights are others than those that {self.folder / INFERENCE} was chosen "
                     f"with: choose again, candy-monai select {self.folder}"
                 )
-
-    def check_classes(self, classes: Sequence[tuple[str, Sequence[int]]], num_thresholds: int) -> None:
-        """Raise BadInputError if steps or thresholds are not for these classes.
-
-        Args:
-            classes: The name and the ids of each class or region that the members predict.
-            num_thresholds: How many thresholds there can be.
-        """
-        file, known = self.folder / INFERENCE, {label_id for _, ids in classes for label_id in ids}
-        asked = {label_id for entry in self.postprocessing for label_id in entry["applied_labels"]}
-        if unknown := sorted(asked - known):
-            raise BadInputError(f"{file}: postprocessing of the id {unknown[0]}, but there are {sorted(known)}")
-        if self.thresholds and len(self.thresholds) != num_thresholds:
-            raise BadInputError(
-                f"{file}: found {len(self.thresholds)} thresholds, expected {num_thresholds}, one for each region"
-            )
 
 
 def selection_in(folders: Sequence[PathLike]) -> Selection | None:
@@ -211,17 +197,24 @@ def _threshold(value: float, file: Path) -> float:
     return float(value)
 
 
-def _step(entry: Entry, file: Path) -> Entry:
+def _label_ids(experiment: Path) -> set[int]:
+    """Return the ids of the foreground that an experiment was trained on."""
+    dataset = read_description(experiment).dataset
+    labels: Mapping[str, Any] = (dataset and dataset.labels) or {}
+    return {each for ids in labels.values() for each in (ids if isinstance(ids, list | tuple) else [ids])} - {0}
+
+
+def _step(entry: Entry, file: Path, label_ids: set[int]) -> Entry:
     """Return a step that is one of those which `select` chooses from."""
     ids, least = entry.get("applied_labels"), entry.get("min_size")
     known: list[Entry] = []
-    if isinstance(ids, list) and ids and all(is_of_kind(each, int) and each > 0 for each in ids):
+    if isinstance(ids, list) and ids and all(is_of_kind(each, int) and each in label_ids for each in ids):
         known = [largest_component(ids), filled_holes(ids[0])]
         if is_of_kind(least, float) and isinstance(least, int | float) and least > 0:
             known.append(without_small_components(ids, least))
     if entry not in known:
         raise BadInputError(
             f"{file}: the step {str(entry)[:200]} is none that candy-monai select chooses from: the largest component, "
-            "removal of small components, or filling of holes, of some label ids"
+            f"removal of small components, or filling of holes, of ids among {sorted(label_ids)}"
         )
     return entry

@@ -33,6 +33,7 @@ from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import load_predictor
+from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import input_cases
 from candy_monai.inference.network_predictor import NetworkPredictor
@@ -122,9 +123,9 @@ def export_monai_bundle(
             "have to bring; export without --portable, or one experiment"
         )
     predictors = [_opened(experiment, checkpoint) for experiment in experiments]
-    chosen = {"postprocessing": tuple(postprocessing), "thresholds": tuple(thresholds)}
-    is_one = len(predictors) == 1 and not any(chosen.values())
-    whole = predictors[0] if is_one else EnsemblePredictor(predictors, **chosen)
+    whole: CasePredictor = predictors[0]
+    if len(predictors) > 1 or postprocessing or thresholds:
+        whole = EnsemblePredictor(predictors, postprocessing=postprocessing, thresholds=thresholds)
     source = replace(
         _source(predictors, portable=portable), chosen_steps=tuple(postprocessing), thresholds=tuple(thresholds)
     )

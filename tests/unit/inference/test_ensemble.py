@@ -96,6 +96,8 @@ def test_a_single_foreground_counts_above_its_threshold(tmp_path):
     mean = prediction.probabilities.as_tensor()
     assert torch.equal(prediction.labels.as_tensor(), (mean > 0.3).to(torch.uint8))
     assert 0 < int((mean > 0.5).sum()) < int((mean > 0.3).sum())
+    with pytest.raises(BadInputError, match="found 2 thresholds, expected 1"):
+        EnsemblePredictor(members, thresholds=(0.3, 0.4))
 
 
 def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):

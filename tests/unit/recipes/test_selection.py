@@ -15,7 +15,8 @@ RUN = "2d/fold_0/T/20260101-00-aaaa"
 def selection(tmp_path):
     folder = tmp_path / "crossval-D"
     (folder / RUN).mkdir(parents=True)
-    (folder / RUN / "experiment.json").write_text("{}")
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    (folder / RUN / "experiment.json").write_text(json.dumps({"dataset": {"labels": labels}}))
     weights = folder / RUN / "checkpoint_best.pth"
     weights.write_bytes(b"weights")
     return Selection(
@@ -37,7 +38,6 @@ def test_what_was_saved_is_read_again(selection):
     assert selection_in([selection.folder]) == selection
     assert selection.experiments == [selection.folder / RUN]
     selection.check_weights()
-    selection.check_classes([("a", (1,)), ("b", (2,))], 2)
 
 
 def test_a_folder_without_a_choice_has_none(tmp_path):
@@ -71,6 +71,7 @@ STEP = largest_component([1])
         ({"postprocessing": [{**STEP, "keys": "image"}]}, "is none that candy-monai select chooses"),
         ({"postprocessing": [{**STEP, "applied_labels": ["$1"]}]}, "is none that candy-monai select chooses"),
         ({"postprocessing": [without_small_components([1], -3)]}, "is none that candy-monai select chooses"),
+        ({"postprocessing": [largest_component([1, 3])]}, "of ids among \\[1, 2\\]"),
         ({"reasons": None}, "reasons is None, expected a list of texts"),
     ],
 )
@@ -94,10 +95,3 @@ def test_weights_that_were_trained_on_are_not_those_of_the_choice(selection):
     (selection.folder / RUN / "checkpoint_best.pth").write_bytes(b"others")
     with pytest.raises(ExperimentError, match=r"others than those .* candy-monai select"):
         selection.check_weights()
-
-
-def test_steps_and_thresholds_for_other_classes_are_refused(selection):
-    with pytest.raises(BadInputError, match="postprocessing of the id 2, but there are \\[1\\]"):
-        selection.check_classes([("a", (1,))], 2)
-    with pytest.raises(BadInputError, match="found 2 thresholds, expected 0"):
-        selection.check_classes([("a", (1,)), ("b", (2,))], 0)
