@@ -319,15 +319,10 @@ class CasePredictor(ABC):
     def _predicted(
         self, case: PreparedCase, probabilities: bool, listener: PredictionListener | None = None
     ) -> Prediction:
-        return self.finished(self.run(case, probabilities=probabilities, listener=listener), case)
+        return self._finished(self.run(case, probabilities=probabilities, listener=listener), case)
 
-    def finished(self, prediction: Prediction, case: PreparedCase) -> Prediction:
-        """Return the prediction of a case after all postprocessing, with the axes that its image was given with.
-
-        Args:
-            prediction: What `run` returned.
-            case: The case.
-        """
+    def _finished(self, prediction: Prediction, case: PreparedCase) -> Prediction:
+        """Return the prediction that `run` made of a case after the steps that follow, with the axes of its image."""
         labels, scores = prediction.labels, prediction.probabilities
         if self._extra_postprocessing is not None:
             data = {PREDICTION: labels, IMAGE: case.cases[0].image}

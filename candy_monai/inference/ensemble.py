@@ -165,7 +165,7 @@ class EnsemblePredictor(CasePredictor):
             prediction = member.run(own, probabilities=probabilities or shared)
             for index in mine:
                 if len(groups[index]) == 1:
-                    yield index, self.finished(prediction, case)
+                    yield index, self._finished(prediction, case)
                     continue
                 part = prediction.probabilities
                 assert isinstance(part, MetaTensor)
@@ -175,7 +175,7 @@ class EnsemblePredictor(CasePredictor):
                     totals[index] = part.as_tensor().clone()
                 if number == max(groups[index]):
                     mean = totals.pop(index).div_(len(groups[index]))
-                    yield index, self.finished(self._painted(case, mean, probabilities=probabilities), case)
+                    yield index, self._finished(self._painted(case, mean, probabilities=probabilities), case)
 
     @override
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
