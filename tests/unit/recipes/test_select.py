@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from candy_monai.cli.main import main
 from candy_monai.data.datasets.nnunet import NNUNetDataset
@@ -17,7 +18,7 @@ from candy_monai.experiment.checkpoints import load_tensors, save_tensors
 from candy_monai.experiment.folder import STATE
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.recipes.fold_scores import summary_of_folds, write_summary
-from candy_monai.recipes.out_of_fold import CrossValidation
+from candy_monai.recipes.out_of_fold import CrossValidation, OutOfFold
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.select import select
 from candy_monai.recipes.selection import Selection
@@ -35,7 +36,12 @@ def _quiet(_message):
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=4, shape=(20, 22, 16))
+    """Return a dataset of overlapping regions: the whole body and its core."""
+    folder = write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", num_cases=4, shape=(20, 22, 16))
+    described = json.loads((folder / "dataset.json").read_text())
+    described |= {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +88,13 @@ def test_every_candidate_is_scored_on_every_case_by_the_models_that_did_not_see_
     cases = CrossValidation.read(trained)
     number, case_id = next((number, left_out[0]) for number, left_out in cases.left_out.items())
     members = [load_experiments([run], on_progress=_quiet) for run in cases.experiments[number]]
-    expected = EnsemblePredictor(members).predict(cases.cases[case_id].images[0])
+    expected = EnsemblePredictor(members).predict_image(cases.cases[case_id].images[0], probabilities=True)
     with np.load(trained / "out_of_fold" / "2d+3d" / f"{case_id}.npz") as stored:
-        assert torch.equal(torch.from_numpy(stored["labels"]), expected.as_tensor()[0])
+        assert torch.equal(torch.from_numpy(stored["labels"]), expected.labels.as_tensor()[0])
+    out_of_fold = OutOfFold(crossval=cases, candidates={})
+    whole, core = expected.probabilities.as_tensor()
+    by_thresholds = torch.where(core > 0.7, 2, (whole > 0.2).long())
+    assert torch.equal(out_of_fold.labels("2d+3d", case_id, thresholds=(0.2, 0.7)).as_tensor()[0], by_thresholds)
 
 
 def test_the_same_call_predicts_nothing_anew(chosen, trained):
@@ -99,7 +109,7 @@ def test_the_same_call_predicts_nothing_anew(chosen, trained):
 def test_prediction_follows_the_choice(chosen, crossval, phantom):
     selection = Selection.read(crossval)
     steps = (largest_component([1, 2]), without_small_components([2], 5.0))
-    edited = Selection(**{**vars(selection), "postprocessing": steps})
+    edited = Selection(**{**vars(selection), "postprocessing": steps, "thresholds": (0.3, 0.6)})
     edited.save()
     image = sorted((phantom / "imagesTr").iterdir())[0]
     said = []
@@ -107,10 +117,13 @@ def test_prediction_follows_the_choice(chosen, crossval, phantom):
     assert [member.folder for member in predictor.members] == edited.experiments
     assert len(edited.experiments) == 2 * len(edited.configurations)
     assert said == [f"{crossval / 'inference.json'}: {reason}" for reason in edited.reasons]
-    plain = EnsemblePredictor(predictor.members).predict(image)
+    prediction = predictor.predict_image(image, probabilities=True)
+    whole, core = prediction.probabilities.as_tensor()
+    plain = torch.where(core > 0.6, 2, (whole > 0.3).long())[None]
+    plain = MetaTensor(plain, affine=prediction.labels.affine)
     cleaned = KeepLargestComponent(applied_labels=[1, 2], independent=False)(plain)
     cleaned = RemoveSmallComponents(5.0, by_measure=True, applied_labels=[2])(cleaned)
-    assert torch.equal(predictor.predict(image).as_tensor(), cleaned.as_tensor())
+    assert torch.equal(prediction.labels.as_tensor(), cleaned.as_tensor())
 
 
 def test_the_commands_say_what_was_chosen_and_predict_with_it(chosen, crossval, phantom, tmp_path, capsys):

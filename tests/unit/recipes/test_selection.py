@@ -16,7 +16,7 @@ def selection(tmp_path):
     folder = tmp_path / "crossval-D"
     (folder / RUN).mkdir(parents=True)
     labels = {"background": 0, "whole": [1, 2], "core": 2}
-    (folder / RUN / "experiment.json").write_text(json.dumps({"dataset": {"labels": labels}}))
+    (folder / RUN / "experiment.json").write_text(json.dumps({"format": 2, "dataset": {"labels": labels}}))
     weights = folder / RUN / "checkpoint_best.pth"
     weights.write_bytes(b"weights")
     return Selection(
