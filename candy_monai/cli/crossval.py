@@ -79,7 +79,7 @@ def as_text(summary: dict[str, Any]) -> str:
         scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
         rows.append([str(fold["fold"]), *map(_number, scores)])
     cases = summary["cases"]
-    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])}{_within(cases)}"
+    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} ({_interval(cases)})"
     return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
 
 
@@ -93,8 +93,7 @@ def _table(of_each: dict[str, Any]) -> list[list[str]]:
         cases = one["cases"]
         numbers = [cases["foreground_mean"], one["std"], *(cases["classes"].get(label) for label in labels)]
         dice, *others = map(_number, numbers)
-        ends = _within(cases).strip(" []") or "-"
-        rows.append([name, f"{scored}/{len(one['folds'])}", str(cases["num_cases"]), dice, ends, *others])
+        rows.append([name, f"{scored}/{len(one['folds'])}", str(cases["num_cases"]), dice, _interval(cases), *others])
     return rows
 
 
@@ -106,9 +105,9 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _within(cases: dict[str, Any]) -> str:
+def _interval(cases: dict[str, Any]) -> str:
     ends = cases["interval_95"]
-    return "" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
+    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _names(text: str) -> tuple[str, ...] | str:

@@ -17,7 +17,8 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import load_tensors, save_tensors
 from candy_monai.experiment.folder import STATE
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.recipes.fold_scores import summary_of_folds, write_summary
+from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
+from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.out_of_fold import CrossValidation, OutOfFold
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.select import select
@@ -167,6 +168,18 @@ def test_folds_that_do_not_belong_together_are_refused_before_anything_is_predic
     with pytest.raises(ExperimentError, match=r"3d: fold 1 has no finished run"):
         select(crossval, device="cpu", on_progress=_quiet)
     assert not (crossval / "out_of_fold").exists()
+
+
+def test_cases_that_a_budget_left_unscored_are_scored_afterwards(crossval, phantom):
+    run = next((crossval / "2d" / "fold_0").glob("*/[0-9]*"))
+    scores = run / "validation.json"
+    whole = json.loads(scores.read_text())
+    scores.write_text(json.dumps({**whole, "num_cases": 1, "metric_per_case": whole["metric_per_case"][:1]}))
+    said = []
+    score_the_rest(run, NNUNetDataset(phantom), TrainOptions(device="cpu"), on_progress=said.append)
+    assert json.loads(scores.read_text())["metric_per_case"] == whole["metric_per_case"]
+    score_the_rest(run, NNUNetDataset(phantom), TrainOptions(device="cpu"), on_progress=said.append)
+    assert said == [f"{run}: scoring all 2 validation cases, of which its budget left time for 1"]
 
 
 def test_without_a_choice_the_folder_of_several_configurations_is_no_model(crossval):
