@@ -31,9 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "removal of small components, filling of holes), each kept only where it helps. The choice and its reasons are "
         "written to inference.json in CROSSVAL, which 'predict CROSSVAL' and 'export CROSSVAL' follow. The same "
         "command after an interruption goes on.",
-        example="candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m\n"
-        "candy-monai select experiments/crossval-Dataset027_ACDC\n"
-        "candy-monai predict experiments/crossval-Dataset027_ACDC imagesTs predictions",
+        example="candy-monai select experiments/crossval-Dataset027_ACDC\n"
+        "candy-monai select experiments/crossval-Dataset027_ACDC --memory 4G --json",
     )
     parser.add_argument("crossval", metavar="CROSSVAL", type=Path, help="the folder that 'crossval' made")
     parser.add_argument(
