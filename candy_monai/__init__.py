@@ -131,6 +131,8 @@ _MODULE_OF = {
     "cross_validate": "recipes.crossval",
     "TrainOptions": "recipes.options",
     "resume_training": "recipes.resume",
+    "select": "recipes.select",
+    "Selection": "recipes.selection",
     "train_dataset": "recipes.train",
     "Bundle": "registry",
     "set_seed": "seeding",

@@ -120,6 +120,8 @@ from candy_monai.plotting.case.visualize import visualize3d as visualize3d
 from candy_monai.recipes.crossval import cross_validate as cross_validate
 from candy_monai.recipes.options import TrainOptions as TrainOptions
 from candy_monai.recipes.resume import resume_training as resume_training
+from candy_monai.recipes.select import select as select
+from candy_monai.recipes.selection import Selection as Selection
 from candy_monai.recipes.train import train_dataset as train_dataset
 from candy_monai.registry import Bundle as Bundle
 from candy_monai.report.comparison import write_comparison as write_comparison

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from candy_monai.cli.errors import PROGRAM
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_dataset, as_argument, chosen_options, new_command
 from candy_monai.cli.predict import command_for
@@ -23,10 +25,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "crossval",
         run,
         summary="train every fold, side by side, and sum up",
-        text="Train each fold of a dataset by a process of its own and write the mean of their validation scores. "
-        "Every option of 'train' holds for each fold; a --budget is one fold's. The same command after an interruption "
-        "leaves finished folds as they are and goes on with the others.",
-        example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50",
+        text="Train each fold of a dataset by a process of its own, score every case by the model of the fold that "
+        "left it out, and write what these scores say together. Every option of 'train' holds for each fold; a "
+        "--budget is one fold's. With --configurations, 2-D and 3-D networks are trained on the same folds, for "
+        "'select' to choose from. The same command after an interruption leaves finished folds as they are and goes on "
+        "with the others.",
+        example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50\n"
+        "candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m",
     )
     add_dataset(parser)
     parser.add_argument(
@@ -36,6 +41,12 @@ def add_parser(subparsers: Subparsers) -> None:
         default=1,
         metavar="N",
         help="folds trained at the same time, each with its share of the processors (default: 1)",
+    )
+    parser.add_argument(
+        "--configurations",
+        type=_names,
+        metavar="2d,3d|all",
+        help="train each of these on every fold; all: those that the dataset has (default: the one of --configuration)",
     )
     add_training(parser, but=("fold", "jobs"))
     add_feedback(parser)
@@ -48,21 +59,70 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.recipes.crossval import cross_validate
 
     feedback: Feedback = args.feedback
-    summary = cross_validate(args.dataset, options, num_parallel=args.num_parallel, on_progress=feedback.say)
-    scores = json.loads(summary.read_text(encoding="utf-8"))
+    file = cross_validate(
+        args.dataset,
+        options,
+        configurations=args.configurations,
+        num_parallel=args.num_parallel,
+        on_progress=feedback.say,
+    )
+    scores = json.loads(file.read_text(encoding="utf-8"))
     feedback.tell("scores", **scores)
     if feedback.shows_text:
-        print(_as_text(scores))
-    return feedback.done("Summary", summary, then=command_for(summary.parent, options, dataset=args.dataset))
+        print(as_text(scores))
+    then = command_for(file.parent, options, dataset=args.dataset)
+    return feedback.done(
+        "Summary", file, then=[PROGRAM, "select", str(file.parent)] if "configurations" in scores else then
+    )
 
 
-def _as_text(summary: dict[str, Any]) -> str:
-    """Lay the scores out: a line a fold, then their mean."""
-    names = summary["class_names"]
-    means = {"fold": "mean", "foreground_mean": summary["foreground_mean"], "classes": summary["classes"]}
-    rows = [["fold", "Dice", *(names.get(label, f"class {label}") for label in summary["classes"])]]
+def as_text(summary: dict[str, Any]) -> str:
+    """Lay scores out: a line a fold, their mean, and that over all cases; a line each for several configurations."""
+    from candy_monai.evaluation.results import aligned_rows
+
+    if "configurations" in summary:
+        of_each = summary["configurations"]
+        note = (
+            "Dice: mean over all cases, each scored by the fold that left it out; spread: deviation of the folds' means"
+        )
+        return "\n".join([*aligned_rows(_table(of_each)), note])
+    means = {**summary, "fold": "mean"}
+    rows = [["fold", "Dice", *_headings(summary["classes"], summary["class_names"])]]
     for fold in (*summary["folds"], means):
         scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
-        rows.append([str(fold["fold"]), *("-" if score is None else f"{score:.4f}" for score in scores)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+        rows.append([str(fold["fold"]), *map(_number, scores)])
+    cases = summary["cases"]
+    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} ({_interval(cases)})"
+    return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
+
+
+def _table(of_each: dict[str, Any]) -> list[list[str]]:
+    """Return a row for each configuration, below the headings."""
+    names = {label: name for one in of_each.values() for label, name in one["class_names"].items()}
+    labels = list(dict.fromkeys(label for one in of_each.values() for label in one["cases"]["classes"]))
+    rows = [["configuration", "folds", "cases", "Dice", "95 % interval", "spread", *_headings(labels, names)]]
+    for name, one in of_each.items():
+        scored = sum(fold["foreground_mean"] is not None for fold in one["folds"])
+        cases = one["cases"]
+        numbers = [cases["foreground_mean"], one["std"], *(cases["classes"].get(label) for label in labels)]
+        dice, *others = map(_number, numbers)
+        rows.append([name, f"{scored}/{len(one['folds'])}", str(cases["num_cases"]), dice, _interval(cases), *others])
+    return rows
+
+
+def _headings(labels: Iterable[str], names: dict[str, str]) -> list[str]:
+    return [names.get(label, f"class {label}") for label in labels]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(cases: dict[str, Any]) -> str:
+    ends = cases["interval_95"]
+    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def _names(text: str) -> tuple[str, ...] | str:
+    """Read ``2d,3d`` or ``all``."""
+    return "all" if text.strip() == "all" else tuple(name.strip() for name in text.split(","))

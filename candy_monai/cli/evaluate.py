@@ -105,7 +105,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.evaluation.evaluator import Evaluator
+    from candy_monai.evaluation.of_dataset import dataset_evaluator
     from candy_monai.experiment.runs import refuse_run
     from candy_monai.files import check_file_writable
 
@@ -117,11 +117,10 @@ def run(args: argparse.Namespace) -> int:
         if file is not None:
             check_file_writable(file)
     description = _description_beside(args.labels)
-    evaluator = Evaluator(
+    evaluator = dataset_evaluator(
+        description,
         *(name.strip() for name in args.metrics.split(",")),
-        class_names=None if description is None else _names_by_id(description),
-        regions=None if description is None else _regions(description),
-        ignore_label=description.ignore_label if args.ignore is None and description is not None else args.ignore,
+        ignore_label=args.ignore,
         tolerance_mm=args.tolerance,
         lesions=args.lesions,
         subvoxels=args.subvoxels,
@@ -181,22 +180,6 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
         return {name.strip(): float(value) for name, _, value in entries}
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected CLASS=MM with commas between, got {text!r}") from None
-
-
-def _names_by_id(description: DatasetDescription) -> dict[int, str]:
-    """Return a name for every id that a label map may hold; ids that only regions hold go by these."""
-    names = {label_id: str(label_id) for label_id in description.label_ids}
-    if description.ignore_label is not None:  # known, and a class like any other where --ignore names another id
-        names[description.ignore_label] = "ignore"
-    return names | {index: name for name, index in description.labels.items() if isinstance(index, int)}
-
-
-def _regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | None:
-    from candy_monai.data.values import ids_of_label
-
-    if not description.has_regions:
-        return None
-    return {name: ids_of_label(ids) for name, ids in description.labels.items() if ids != 0}
 
 
 def _description_beside(labels: Path) -> DatasetDescription | None:

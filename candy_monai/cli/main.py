@@ -31,6 +31,7 @@ from candy_monai.cli import (
     preprocess,
     report,
     resume,
+    select,
     sweep,
     train,
 )
@@ -48,6 +49,7 @@ COMMANDS = {
     "preprocess": preprocess,
     "train": train,
     "crossval": crossval,
+    "select": select,
     "sweep": sweep,
     "resume": resume,
     "predict": predict,

@@ -1,7 +1,8 @@
-"""Read what evaluations have found: our summaries and nnU-Net's, and the validations of experiments."""
+"""Read what evaluations have found: our summaries and nnU-Net's, and experiments' validations, which it also writes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any, TypeVar
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
+from candy_monai.evaluation.interval import interval
+from candy_monai.evaluation.results import EvalResult
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import folds_below, what_is_below
 from candy_monai.experiment.summary import Summary, read_summary, summary_of
+from candy_monai.files import atomic_write_text
 
 T = TypeVar("T")
 
@@ -79,6 +83,17 @@ def read_scores(source: PathLike) -> Scores:
         f"{path}: holds neither {SUMMARY} (candy-monai evaluate ... --summary FILE, or nnU-Net) nor "
         f"{VALIDATION_SCORES} (a finished planned run), and is no cross-validation{below}"
     )
+
+
+def save_validation(experiment: Path, result: EvalResult, *, num_validation_cases: int) -> None:
+    """Write how well an experiment's best weights do on its validation cases, or on as many as were scored."""
+    summary = {
+        "num_cases": len(result),
+        "num_validation_cases": num_validation_cases,
+        "dice_interval_95": interval(result),
+        **result.to_dict(),
+    }
+    atomic_write_text(experiment / VALIDATION_SCORES, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:

@@ -104,10 +104,14 @@ def folder_of_experiments(run: PathLike) -> Path:
     """Return the folder of all experiments that a run belongs to: for a fold, the one that its cross-validation is in.
 
     Args:
-        run: ``<out>/<trainer>/<id>`` or ``<out>/crossval-<dataset>/fold_<n>/<trainer>/<id>``.
+        run: ``<out>/<trainer>/<id>`` or ``<out>/crossval-<dataset>/fold_<n>/<trainer>/<id>``, where a folder for each
+            configuration may come before that of the fold.
     """
     out = Path(run).resolve().parents[1]
-    return out.parents[1] if _is_fold(out) else out
+    if out.name.startswith("fold_"):
+        above = next((path for path in out.parents[:2] if path.name.startswith("crossval-")), None)
+        return out if above is None else above.parent
+    return out
 
 
 def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike) -> str:
@@ -125,10 +129,6 @@ def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike
     settings = ", with the settings of this run" * have_same_settings(references)
     what = "an earlier run" if count == 1 else f"{count} earlier runs"
     return f"The forecast knows {what} of this dataset in {experiments}: {', '.join(names)}{settings}"
-
-
-def _is_fold(folder: Path) -> bool:
-    return folder.name.startswith("fold_") and folder.parent.name.startswith("crossval-")
 
 
 def _reference_in(folder: Path, wanted: ExperimentDescription, column: str | None) -> ReferenceRun | None:

@@ -126,6 +126,24 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
     return dict(sorted(folds.items()))
 
 
+def configurations_below(folder: PathLike) -> dict[str, Path]:
+    """Return the cross-validations of each configuration that ``candy-monai crossval --configurations`` made.
+
+    Args:
+        folder: Of the cross-validation.
+
+    Returns:
+        Their folders by the name of the configuration, in the order in which they were asked for; empty for a
+        cross-validation without named configurations, and for any other folder.
+    """
+    folder = Path(folder)
+    try:
+        named = json.loads((folder / CROSS_VALIDATION).read_text(encoding="utf-8"))["configurations"]
+        return {str(name): folder / str(name) for name in named if (folder / str(name)).is_dir()}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
 def what_is_below(folder: PathLike, *, call: str = "{run}", takes_folds: bool = False) -> str:
     """Return a text that names the runs below a folder, to end a message with; empty where there are none.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, SettingsError
@@ -16,6 +17,7 @@ from candy_monai.export.usage import usage_file
 from candy_monai.files import check_writable
 from candy_monai.inference.inputs import is_path
 from candy_monai.recipes.predict import experiment_folders
+from candy_monai.recipes.selection import selection_in
 
 SUFFIXES = frozenset(target.suffix for target in TARGETS.values() if target.suffix)
 MODEL = "model"
@@ -43,7 +45,8 @@ def export_experiments(
 
     Args:
         experiments: An experiment's folder or several, or that of a trained nnU-Net; the folder of a cross-validation
-            stands for those of its folds. Several become an ensemble, which only ``monai-bundle`` can be.
+            stands for those of its folds, or for what `select` chose in it, with its postprocessing. Several become an
+            ensemble, which only ``monai-bundle`` can be.
         out: The folder to write to, or the file if its name ends as the target's.
         to: One of ``monai-bundle``, ``onnx``, ``pt2``, ``torchscript`` and ``slicer``.
         portable: With ``monai-bundle``, name MONAI's own transforms alone.
@@ -66,6 +69,7 @@ def export_experiments(
     given = [experiments] if is_path(experiments) else list(experiments)
     if portable and to != "monai-bundle":
         raise SettingsError(f"--portable belongs to monai-bundle and has no meaning for {to}: leave it out")
+    selection = selection_in(given)
     folders = experiment_folders(given, checkpoint=checkpoint, on_progress=on_progress)
     if to == "monai-bundle":
         _refuse_options_of_networks(trainer=trainer, trust=trust)
@@ -74,9 +78,19 @@ def export_experiments(
             f"{to} holds one network, and {len(folders)} experiments were given ({', '.join(map(str, folders))}): "
             "export each by itself, or all of them with --to monai-bundle"
         )
+    elif selection is not None and (selection.postprocessing or selection.thresholds):
+        raise BadInputError(
+            f"{selection.folder}: {to} holds the network alone, and not the postprocessing that was chosen with it: "
+            f"export with --to monai-bundle, or {folders[0]} by itself"
+        )
     write = getattr(import_module(target.module), target.function)
     if to == "monai-bundle":
-        chosen = {"portable": portable, "checkpoint": checkpoint, "images": images, "overwrite": overwrite}
+        chosen: dict[str, Any] = {"portable": portable, "checkpoint": checkpoint, "images": images}
+        if selection is not None:
+            if checkpoint == "best":
+                selection.check_weights()
+            chosen |= {"postprocessing": selection.postprocessing, "thresholds": selection.thresholds}
+        chosen["overwrite"] = overwrite
         write(folders, Path(out), **chosen, on_progress=on_progress)
         return Path(out)
     file = _file_of(Path(out), target)

@@ -62,7 +62,13 @@ ESTIMATED_VOXELS = 1 << 20
 
 
 class CasePredictor(ABC):
-    """The base of predictors: all but how one preprocessed case is predicted. For arguments see `Predictor`."""
+    """The base of predictors: all but how one preprocessed case is predicted. For arguments see `Predictor`.
+
+    Attributes:
+        thresholds: The probability that each region, or a single foreground class, must exceed; empty for 0.5.
+    """
+
+    thresholds: tuple[float, ...] = ()
 
     def __init__(
         self, *, largest_component: bool = False, memory: int | None = None, channels: Sequence[int] | None = None
@@ -232,6 +238,8 @@ class CasePredictor(ABC):
                 "channels": self._channel_numbers,
                 "probabilities": probabilities,
                 "dicom_seg": dicom_seg,
+                "postprocessing": list(self.own_postprocessing.postprocessing),
+                "thresholds": list(self.thresholds),
             },
             classes=self.classes,
             statistics=statistics,
@@ -311,8 +319,10 @@ class CasePredictor(ABC):
     def _predicted(
         self, case: PreparedCase, probabilities: bool, listener: PredictionListener | None = None
     ) -> Prediction:
-        """Return the prediction of a case after all postprocessing, with the axes that its image was given with."""
-        prediction = self.run(case, probabilities=probabilities, listener=listener)
+        return self._finished(self.run(case, probabilities=probabilities, listener=listener), case)
+
+    def _finished(self, prediction: Prediction, case: PreparedCase) -> Prediction:
+        """Return the prediction that `run` made of a case after the steps that follow, with the axes of its image."""
         labels, scores = prediction.labels, prediction.probabilities
         if self._extra_postprocessing is not None:
             data = {PREDICTION: labels, IMAGE: case.cases[0].image}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from candy_monai.data.images.geometry import Geometry
-from candy_monai.data.pipelines.description import OwnTransforms
+from candy_monai.data.pipelines.description import Entry, OwnTransforms
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.cases import CasePredictor
@@ -33,9 +33,13 @@ class EnsemblePredictor(CasePredictor):
         largest_component: Keep only the largest connected part of each class.
         memory: Bytes that a case may take above what the process holds before; None for as many as it needs.
         channels: Which channels of the files or images are the run's; None for what the first member was told.
+        postprocessing: Steps on the label map, at ``pred``, after the members' own; see `OwnTransforms`.
+        thresholds: The probability that each region, or a single foreground class, must exceed, between 0 and 1; empty
+            for 0.5. The probabilities of all classes are held then.
 
     Raises:
-        BadInputError: If there are no members, or they predict other classes or from other channels.
+        BadInputError: If there are no members, or they predict other classes or from other channels, or thresholds are
+            not as many as the regions.
     """
 
     def __init__(
@@ -45,22 +49,33 @@ class EnsemblePredictor(CasePredictor):
         largest_component: bool = False,
         memory: int | None = None,
         channels: Sequence[int] | None = None,
+        postprocessing: Sequence[Entry] = (),
+        thresholds: Sequence[float] = (),
     ) -> None:
         if not members:
             raise BadInputError("an ensemble needs at least one experiment")
         channels = members[0].channels.numbers if channels is None else channels
         super().__init__(largest_component=largest_component, memory=memory, channels=channels)
         self.members = tuple(members)
+        self.thresholds = tuple(thresholds)
+        self._postprocessing = tuple(postprocessing)
         first = members[0]
         for member in members[1:]:
             _check_alike(first, member)
         _ = self.channels
-        self._side_by_side = all(_same_grid(first, member) for member in members)
+        num_thresholds = len(first.paints) or int(first.num_classes == 1)
+        if self.thresholds and len(self.thresholds) != num_thresholds:
+            raise BadInputError(
+                f"{first.folder}: found {len(self.thresholds)} thresholds, expected {num_thresholds}, one for each "
+                "region or for a single foreground class"
+            )
+        self._side_by_side = not self.thresholds and all(_same_grid(first, member) for member in members)
         for member in () if self._side_by_side else members:
             if member.preprocessor.own_postprocessing is None:
                 raise BadInputError(
                     f"{member.folder}: its postprocessing replaces the plan's, and takes the logits of one grid: the "
-                    "experiments cannot be averaged, since they preprocess or cut images in different ways"
+                    "experiments cannot be averaged, since they preprocess or cut images in different ways, or "
+                    "thresholds were given"
                 )
 
     @property
@@ -81,7 +96,8 @@ class EnsemblePredictor(CasePredictor):
     @property
     @override
     def own_postprocessing(self) -> OwnTransforms:
-        return self.members[0].own_postprocessing
+        own = self.members[0].own_postprocessing
+        return replace(own, postprocessing=[*own.postprocessing, *self._postprocessing])
 
     @property
     @override
@@ -128,6 +144,39 @@ class EnsemblePredictor(CasePredictor):
             device=first.device(),
         )
 
+    def run_groups(
+        self, case: PreparedCase, groups: Sequence[Sequence[int]], *, probabilities: bool = False
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Predict a preprocessed case as ensembles of some of the members would, and run each member once.
+
+        Args:
+            case: From `prepare`.
+            groups: The numbers of the members of each ensemble.
+            probabilities: Whether class probabilities are returned, too.
+
+        Yields:
+            The number of a group with its prediction, as soon as its last member was run. The probabilities of each
+            unfinished group are held.
+        """
+        totals: dict[int, torch.Tensor] = {}
+        for number, (member, own) in enumerate(self._own_cases(case)):
+            mine = [index for index, group in enumerate(groups) if number in group]
+            shared = any(len(groups[index]) > 1 for index in mine)
+            prediction = member.run(own, probabilities=probabilities or shared)
+            for index in mine:
+                if len(groups[index]) == 1:
+                    yield index, self._finished(prediction, case)
+                    continue
+                part = prediction.probabilities
+                assert isinstance(part, MetaTensor)
+                if index in totals:
+                    totals[index] += part.as_tensor()
+                else:
+                    totals[index] = part.as_tensor().clone()
+                if number == max(groups[index]):
+                    mean = totals.pop(index).div_(len(groups[index]))
+                    yield index, self._finished(self._painted(case, mean, probabilities=probabilities), case)
+
     @override
     def estimate(self, geometry: Geometry) -> MemoryEstimate | None:
         return self._estimated(member.estimate(geometry) for member in self.members)
@@ -157,8 +206,11 @@ class EnsemblePredictor(CasePredictor):
             total = part.as_tensor() if total is None else total.add_(part.as_tensor())
             del part  # or it would be held while the next one is made
         assert total is not None
-        mean = total.div_(len(self.members))
-        ids = label_ids(mean, paints=self.members[0].paints, threshold=0.5)
+        return self._painted(case, total.div_(len(self.members)), probabilities=probabilities)
+
+    def _painted(self, case: PreparedCase, mean: torch.Tensor, *, probabilities: bool) -> Prediction:
+        """Return the prediction by probabilities on the file's grid."""
+        ids = label_ids(mean, paints=self.members[0].paints, threshold=self.thresholds or 0.5)
         return Prediction(
             case_id=case.case_id,
             labels=MetaTensor(ids[None], meta=dict(case.image)),

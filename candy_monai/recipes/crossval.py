@@ -1,12 +1,13 @@
 """Every fold of a dataset trained as a process of its own, several side by side, and summed up. Trains nothing itself.
 
-A fold that was interrupted is resumed, one that is finished is left as it is: the same call goes on where it was.
+A fold that was interrupted is resumed, one that is finished is left as it is: the same call goes on where it was. What
+the scores of the folds say together is in `fold_scores`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import os
 import subprocess
 import sys
@@ -15,24 +16,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.nnunet_description import DatasetDescription
+from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
+from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.device import find_device
 from candy_monai.errors import RunFailedError, SettingsError
-from candy_monai.evaluation.results import mean_of_known
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text
+from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.options import TrainOptions
-from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
+from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
 from candy_monai.recipes.train import Parts
 from candy_monai.report.evaluation import write_cross_validation
 from candy_monai.training.signals import StopRequest
+
+Configuration = Literal["2d", "3d"]
+CONFIGURATIONS: tuple[Configuration, ...] = get_args(Configuration)
+"""What a dataset may be trained in, one beside the other."""
 
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
@@ -43,26 +49,32 @@ def cross_validate(
     dataset: PathLike,
     options: TrainOptions | None = None,
     *,
+    configurations: Sequence[str] | Literal["all"] | None = None,
     num_parallel: int = 1,
     on_progress: Callable[[str], None] = print,
     **keywords: Any,
 ) -> Path:
-    """Train every fold of a dataset by a process of its own, and write the mean of their validation scores.
+    """Train every fold of a dataset by a process of its own, and write what their scores say together.
 
-    Each fold's experiment and log lie in ``<out>/crossval-<dataset>/fold_<n>/``.
+    Each fold's experiment and log lie in ``<out>/crossval-<dataset>/fold_<n>/``; with ``configurations``, in
+    ``<out>/crossval-<dataset>/<configuration>/fold_<n>/``. Every case is scored by the model of the fold that left it
+    out: also those that the budget of a fold left no time for.
 
     Args:
         dataset: The dataset's folder, nnU-Net format.
         options: What decides each fold's run, its ``fold`` aside; ``budget_s`` is one fold's. Trainers and frontends of
             your own are named as ``FILE:Class``. None for the defaults.
+        configurations: Of ``2d`` and ``3d`` those to train, each on the same folds; ``all`` for those that the dataset
+            has. None for the one of ``options``.
         num_parallel: Folds trained at the same time; each gets its share of the CPU's cores, for preprocessing too,
             and, where there are several, a GPU of its own.
         on_progress: Told what is being done, a line at a time.
         **keywords: Fields of `TrainOptions`, in place of those of ``options``.
 
     Returns:
-        The summary's file, ``crossval.json``: Dice (0 to 1) of each fold and class, and their means over the folds;
-        null where there is none.
+        The summary's file, ``crossval.json``: Dice (0 to 1) of each fold and class, their means and spread over the
+        folds, and the interval of the mean over all cases; null where there is none. With ``configurations``, this
+        under the name of each.
 
     Raises:
         BadInputError: If the dataset or an option cannot work; nothing was trained.
@@ -71,35 +83,87 @@ def cross_validate(
     if num_parallel < 1:
         raise SettingsError(f"the number of folds at the same time must be at least 1, got {num_parallel}")
     options = TrainOptions.of(options, keywords)
-    find_device(options.device)
-    Parts.of(options)  # what is wrong with them is better said once than by every fold
+    asked = None if configurations is None else known_configurations(configurations, options)
+    device = find_device(options.device)
+    trainer = Parts.of(options).trainer  # what is wrong with them is better said once than by every fold
     store = store_of(options)
     on_progress(f"Checking {dataset}")
-    checked = checked_dataset(dataset, store, jobs=options.jobs).dataset
+    found = checked_dataset(dataset, store, jobs=options.jobs)
+    checked, fingerprint = found.dataset, found.fingerprint
+    assert fingerprint is not None  # a dataset without problems has one
     folds = chosen_folds(checked, options)
     for warning in patients_on_both_sides(folds):
         on_progress(f"Warning: {warning}")
     folder = Path(options.out) / f"crossval-{checked.folder.resolve().name}"
-    jobs = options.jobs
-    if jobs is None and num_parallel > 1:
-        jobs = share_of_cores(num_parallel)
-    runs = []
-    for number in range(len(folds)):
-        own = folder / f"fold_{number}"
-        chosen = dataclasses.replace(options, fold=number, out=own, store=store, jobs=jobs)
+    if options.jobs is None and num_parallel > 1:
+        options = dataclasses.replace(options, jobs=share_of_cores(num_parallel))
+    if asked is None:
+        of_each = {"": dataclasses.replace(options, out=folder)}
+    else:
+        names = _configurations_of(fingerprint) if asked == "all" else asked
+        of_each = {name: dataclasses.replace(options, configuration=name, out=folder / name) for name in names}
+        for chosen in of_each.values():  # what does not fit the dataset is better said before the first fold, too
+            adapted(plan_for(fingerprint, chosen, memory_bytes=memory_for(trainer, device), trainer=trainer), trainer)
+    runs: dict[str, list[FoldRun]] = {name: [] for name in of_each}
+    for name, number in itertools.product(of_each, range(len(folds))):
+        own = Path(of_each[name].out) / f"fold_{number}"
+        chosen = dataclasses.replace(of_each[name], fold=number, out=own, store=store)
         chosen.to_json()  # refuses what only this process has
-        runs.append(FoldRun(dataset=Path(dataset), options=chosen))
-    failed = _run_all(runs, num_parallel, options.device, on_progress)
-    summary = _summarised(runs, checked.description)
-    atomic_write_text(folder / CROSS_VALIDATION, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        runs[name].append(FoldRun(dataset=Path(dataset), options=chosen, configuration=name))
+    if asked is not None:  # so that the folder is known for what it is while the folds are trained
+        write_summary(folder, {"configurations": dict.fromkeys(of_each)})
+    failed = _run_all([run for of_one in runs.values() for run in of_one], num_parallel, options.device, on_progress)
+    summaries = {name: _summed_up(folder / name, of_one, checked, on_progress) for name, of_one in runs.items()}
+    if asked is not None:
+        write_summary(folder, {"configurations": summaries})
+    if failed:
+        logs = ", ".join(str(run.log) for run in failed)
+        count = sum(map(len, runs.values()))
+        raise RunFailedError(f"{len(failed)} of {count} folds failed; their logs say why: {logs}")
+    return folder / CROSS_VALIDATION
+
+
+def _summed_up(
+    folder: Path, runs: Sequence[FoldRun], dataset: NNUNetDataset, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the summary and the page of one configuration's folds, and return the summary."""
+    for run in runs:
+        score_the_rest(run.experiment, dataset, run.options, on_progress=on_progress)
+    summary = summary_of_folds({run.number: run.experiment for run in runs}, dataset.description)
+    write_summary(folder, summary)
     try:
         write_cross_validation(folder)
     except Exception as error:  # no cross-validation fails at its page
         on_progress(f"Warning: {folder}: its page could not be written ({type(error).__name__}: {error})")
-    if failed:
-        logs = ", ".join(str(run.log) for run in failed)
-        raise RunFailedError(f"{len(failed)} of {len(runs)} folds failed; their logs say why: {logs}")
-    return folder / CROSS_VALIDATION
+    return summary
+
+
+def known_configurations(
+    asked: Sequence[str] | str, options: TrainOptions
+) -> tuple[Configuration, ...] | Literal["all"]:
+    """Return the configurations that were asked for, each once, or ``all``.
+
+    Raises:
+        SettingsError: If one is unknown, or they contradict another option.
+    """
+    if options.configuration != "auto" or options.plan is not None:
+        given = "--plan" if options.plan is not None else f"--configuration {options.configuration}"
+        raise SettingsError(f"give --configurations or {given}, not both: each decides what is trained")
+    if asked == "all":
+        return "all"
+    names = (asked,) if isinstance(asked, str) else tuple(dict.fromkeys(asked))
+    if unknown := [name for name in names if name not in CONFIGURATIONS]:
+        raise SettingsError(f"unknown configuration {unknown[0]!r}: expected of {', '.join(CONFIGURATIONS)}, or all")
+    if not names:
+        raise SettingsError(f"no configuration: expected one at least of {', '.join(CONFIGURATIONS)}, or all")
+    return names  # type: ignore[return-value]  # they are known
+
+
+def _configurations_of(fingerprint: Fingerprint) -> tuple[Configuration, ...]:
+    """Return every configuration that a dataset can be trained in."""
+    shapes = [case.shape for case in fingerprint.cases]
+    is_flat = fingerprint.is_picture or any(all(shape[axis] == 1 for shape in shapes) for axis in range(len(shapes[0])))
+    return ("2d",) if is_flat or fingerprint.num_dims == 2 else CONFIGURATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +173,17 @@ class FoldRun:
     Attributes:
         dataset: The dataset's folder.
         options: Of its run; ``out`` is its own folder.
+        configuration: Its configuration, where several are trained.
     """
 
     dataset: Path
     options: TrainOptions
+    configuration: str = ""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.configuration} fold {self.number}" if self.configuration else f"Fold {self.number}"
 
     @property
     def number(self) -> int | str:
@@ -161,7 +232,7 @@ def _run_all(
     waiting = [run for run in runs if run.scores is None]
     for run in runs:
         if run not in waiting:
-            on_progress(f"Fold {run.number} is finished already: {run.experiment}")
+            on_progress(f"{run.name} is finished already: {run.experiment}")
     failed: list[FoldRun] = []
     running: dict[int, tuple[FoldRun, subprocess.Popen[bytes]]] = {}
     with ended_with_us(running) as asked:
@@ -169,7 +240,7 @@ def _run_all(
             free = sorted(set(range(num_parallel)) - running.keys())
             for slot in free[: len(waiting)]:
                 run = waiting.pop(0)
-                on_progress(f"Fold {run.number}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
+                on_progress(f"{run.name}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
                 running[slot] = run, start_run(run, environment_of(slot, num_parallel, device))
             time.sleep(_POLL_S)
             if asked.is_pending:
@@ -178,7 +249,7 @@ def _run_all(
                 run, process = running.pop(slot)
                 has_failed = bool(process.returncode) or run.scores is None
                 failed += [run] if has_failed else []
-                on_progress(f"Fold {run.number}: {'failed' if has_failed else 'done'}")
+                on_progress(f"{run.name}: {'failed' if has_failed else 'done'}")
     return failed
 
 
@@ -228,34 +299,3 @@ def environment_of(slot: int, num_parallel: int, device: str) -> dict[str, str]:
         if num_gpus > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_gpus)
     return environment
-
-
-def _summarised(runs: Sequence[FoldRun], description: DatasetDescription) -> dict[str, Any]:
-    """Return the Dice of each fold and class, and their means over the folds; null where there is none."""
-    folds: list[dict[str, Any]] = []
-    for run in runs:
-        scores = None if run.scores is None else json.loads(run.scores.read_text(encoding="utf-8"))
-        folds.append(
-            {
-                "fold": run.number,
-                "experiment": None if run.experiment is None else str(run.experiment),
-                "foreground_mean": None if scores is None else scores["foreground_mean"]["Dice"],
-                "classes": {} if scores is None else {name: mean["Dice"] for name, mean in scores["mean"].items()},
-            }
-        )
-    names = dict.fromkeys(name for fold in folds for name in fold["classes"])
-    return {
-        "foreground_mean": _mean(fold["foreground_mean"] for fold in folds),
-        "classes": {name: _mean(fold["classes"].get(name) for fold in folds) for name in names},
-        "class_names": {
-            str(place if description.has_regions else label_id): name  # regions are scored by their place
-            for place, (name, label_id) in enumerate(description.labels.items())
-            if label_id != 0
-        },
-        "folds": folds,
-    }
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean_of_known(known) if known else None

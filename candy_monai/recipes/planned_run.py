@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import time
@@ -29,11 +28,11 @@ from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.summaries import save_validation
 from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.events import Event, RunScored
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.files import atomic_write_text
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.predictor import Predictor, experiment_predictor
@@ -225,10 +224,7 @@ class PlannedRun:
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         result, num_cases = self._evaluated(predictor), len(self.prepared.validation)
         ends = interval(result)
-        summary = {"num_cases": len(result), "num_validation_cases": num_cases, "dice_interval_95": ends}
-        atomic_write_text(
-            folder / VALIDATION_SCORES, json.dumps({**summary, **result.to_dict()}, indent=2, allow_nan=False) + "\n"
-        )
+        save_validation(folder, result, num_validation_cases=num_cases)
         is_all = len(result) == num_cases
         number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"

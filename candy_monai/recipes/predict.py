@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.planning.files import plan_of
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
-from candy_monai.experiment.runs import folds_below, summarize, what_is_below
+from candy_monai.experiment.runs import configurations_below, folds_below, summarize, what_is_below
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import kind_of_model, load_predictor
 from candy_monai.inference.cases import CasePredictor
@@ -18,6 +18,7 @@ from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
+from candy_monai.recipes.selection import INFERENCE, Selection, selection_in
 from candy_monai.recipes.train import find_trainer, trainer_with_network_of
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -38,8 +39,8 @@ def load_experiments(
     """Return the predictor of one experiment, or of several as an ensemble.
 
     Args:
-        experiments: The experiment folders; the folder of a cross-validation stands for the experiments of its folds.
-            MONAI Bundles and nnU-Net's model folders are taken as well.
+        experiments: The experiment folders; the folder of a cross-validation stands for the experiments of its folds,
+            or for what `select` chose in it. MONAI Bundles and nnU-Net's model folders are taken as well.
         trainer: ``FILE:Class``, the trainer of your own that the experiments belong to; None for bundles.
         checkpoint: ``best``, ``latest``, or the name of a weight file.
         device: Where to predict.
@@ -54,17 +55,24 @@ def load_experiments(
         BadInputError: If a folder is no experiment, which names the runs below it; or an experiment cannot be loaded,
             or the experiments do not fit together.
     """
+    selection = selection_in(experiments)
     folders = experiment_folders(experiments, checkpoint=checkpoint, on_progress=on_progress)
     trainer_class = None if trainer is None else find_trainer(own=trainer)
     of_all: dict[str, Any] = {"largest_component": largest_component, "memory": memory}
     options = {"checkpoint": checkpoint, "device": device, "mirror": mirror, "channels": channels, "trust": trust}
-    if len(folders) == 1:
+    if selection is None and len(folders) == 1:
         return _predictor(folders[0], trainer_class, {**options, **of_all}, on_progress)
     members: list[NetworkPredictor] = []
     for folder in folders:
         predictor = _predictor(folder, trainer_class, options, on_progress)
         members += predictor.members if isinstance(predictor, EnsemblePredictor) else [predictor]
-    return EnsemblePredictor(members, **of_all)
+    if selection is None:
+        return EnsemblePredictor(members, **of_all)
+    if checkpoint == "best":
+        selection.check_weights()
+    return EnsemblePredictor(
+        members, **of_all, postprocessing=selection.postprocessing, thresholds=selection.thresholds
+    )
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -89,7 +97,7 @@ def _predictor(
 def experiment_folders(
     folders: Sequence[PathLike], *, checkpoint: str = "best", on_progress: Callable[[str], None] = print
 ) -> list[Path]:
-    """Return the experiments that folders stand for: themselves, or the folds of a cross-validation.
+    """Return the experiments that folders stand for: themselves, the folds of a cross-validation, or its chosen ones.
 
     Args:
         folders: Of experiments and of cross-validations.
@@ -109,15 +117,31 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
     if (folder / DESCRIPTION).is_file():
         _tell_of_unfinished(folder, checkpoint, on_progress)
         return [folder]
-    folds = folds_below(folder)
-    if not folds:
-        below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
-        if not folder.is_dir():
-            raise ExperimentError(f"{folder}: not an experiment folder (there is no such folder)")
+    if (folder / INFERENCE).is_file():
+        selection = Selection.read(folder)
+        for reason in selection.reasons:
+            on_progress(f"{folder / INFERENCE}: {reason}")
+        return selection.experiments
+    if folds := folds_below(folder):
+        return _finished_of(folder, folds, checkpoint, on_progress)
+    if configurations := configurations_below(folder):
         raise ExperimentError(
-            f"{folder}: not an experiment folder (it has no {DESCRIPTION}), nor that of a MONAI Bundle (it has no "
-            f"configs/inference.json) or of a trained nnU-Net (it has no plans.json){below}"
+            f"{folder}: a cross-validation of the configurations {', '.join(configurations)}: choose among them, "
+            f"candy-monai select {folder}, or name one of them, such as {next(iter(configurations.values()))}"
         )
+    below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
+    if not folder.is_dir():
+        raise ExperimentError(f"{folder}: not an experiment folder (there is no such folder)")
+    raise ExperimentError(
+        f"{folder}: not an experiment folder (it has no {DESCRIPTION}), nor that of a MONAI Bundle (it has no "
+        f"configs/inference.json) or of a trained nnU-Net (it has no plans.json){below}"
+    )
+
+
+def _finished_of(
+    folder: Path, folds: Mapping[int, Path | None], checkpoint: str, on_progress: Callable[[str], None]
+) -> list[Path]:
+    """Return the experiments of the finished folds of a cross-validation, or of all where none is finished."""
     runs = {number: summarize(run) for number, run in folds.items() if run is not None}
     finished = [number for number, run in runs.items() if run.is_finished is not False]
     for number in folds:

@@ -17,6 +17,8 @@ from candy_monai.transforms.foreground import (
     CropForegroundIfAnyd,
     KeepLargestComponent,
     KeepLargestComponentd,
+    RemoveSmallComponents,
+    RemoveSmallComponentsd,
 )
 from candy_monai.transforms.normalization import NormalizeForeground, NormalizeForegroundd
 from candy_monai.transforms.painting import PaintLabels, PaintLabelsd
@@ -40,6 +42,8 @@ __all__ = [
     "RandLowResolutiond",
     "RandWarp",
     "RandWarpd",
+    "RemoveSmallComponents",
+    "RemoveSmallComponentsd",
     "ResampleToSpacing",
     "ResampleToSpacingd",
 ]

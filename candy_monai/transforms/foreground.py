@@ -1,18 +1,23 @@
-"""MONAI's transforms of the foreground where they fail or are slow: the crop to it, and its largest component."""
+"""MONAI's transforms of the foreground where they fail or are slow: the crop to it, its largest and its small parts."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.ndimage
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import (
     CropForeground,
     CropForegroundd,
     KeepLargestConnectedComponent,
     KeepLargestConnectedComponentd,
+    MapTransform,
+    Transform,
 )
 from monai.utils import convert_to_tensor
 from torch import Tensor
@@ -50,26 +55,23 @@ class KeepLargestComponent(KeepLargestConnectedComponent):
     """MONAI's ``KeepLargestConnectedComponent``, which needs no scikit-image for a map of label ids.
 
     The arguments are those of MONAI's, which looks for the parts of each class in the whole map; this one in the
-    class's bounding box. Of equally large parts the first one is kept. One-hot maps, several parts a class and unions
-    of classes are left to MONAI's.
+    class's bounding box. Of equally large parts the first one is kept. One-hot maps and several parts a class are left
+    to MONAI's.
     """
 
     def __call__(self, img: Any) -> Any:
-        """Return the map ``(C, *spatial)`` with everything 0 but the largest part of each class; the input stays."""
+        """Return the map ``(C, *spatial)`` with everything 0 but the largest part of each class; the input stays.
+
+        With ``independent=False`` the classes together have one largest part.
+        """
         is_onehot = len(img) > 1 if self.is_onehot is None else self.is_onehot
-        if is_onehot or not self.independent or self.num_components != 1:
+        if is_onehot or self.num_components != 1:
             return super().__call__(img)
         kept: Tensor = convert_to_tensor(img, track_meta=get_track_meta()).clone()
-        ids = kept.cpu().numpy().astype(np.int32)[0]
-        touching = scipy.ndimage.generate_binary_structure(ids.ndim, self.connectivity or ids.ndim)
-        for label, box in enumerate(scipy.ndimage.find_objects(ids), start=1):
-            if box is None or (self.applied_labels is not None and label not in self.applied_labels):
-                continue
-            parts, count = scipy.ndimage.label(ids[box] == label, structure=touching)
+        for box, parts, count in _parts_of(kept, self.applied_labels, self.connectivity, together=not self.independent):
             if count > 1:
                 largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1
-                others = torch.from_numpy((parts > 0) & (parts != largest))
-                kept[0][box].masked_fill_(others.to(kept.device), 0)
+                _remove(kept, box, (parts > 0) & (parts != largest))
         return kept
 
 
@@ -81,3 +83,100 @@ class KeepLargestComponentd(KeepLargestConnectedComponentd):
         cleaner = KeepLargestComponent()
         cleaner.__dict__.update(vars(self)["converter"].__dict__)  # built by MONAI from the arguments
         self.converter = cleaner
+
+
+class RemoveSmallComponents(Transform):
+    """Set connected parts of classes in a map of label ids to 0 where they are smaller than a size.
+
+    MONAI's ``RemoveSmallObjects`` does this for masks, and for all classes of a map together
+    (``independent_channels=False``); in a map of several ids it would take each class for one object. This one takes
+    single classes, too, and needs no scikit-image.
+
+    Args:
+        min_size: The least size of a part that stays, in voxels.
+        connectivity: As for MONAI's ``KeepLargestConnectedComponent``: None for voxels that share a face, an edge or a
+            corner, 1 for a face.
+        by_measure: Whether ``min_size`` is in the units of the spacing instead, such as mm³, where the map has one.
+        applied_labels: The classes whose parts are looked at; None for all.
+        independent: Whether parts are those of each class; else those of the classes together.
+    """
+
+    def __init__(
+        self,
+        min_size: float,
+        connectivity: int | None = None,
+        by_measure: bool = False,
+        applied_labels: Sequence[int] | None = None,
+        independent: bool = True,
+    ) -> None:
+        self.min_size = min_size
+        self.connectivity = connectivity
+        self.by_measure = by_measure
+        self.applied_labels = None if applied_labels is None else tuple(applied_labels)
+        self.independent = independent
+
+    def __call__(self, img: Any) -> Tensor:
+        """Return the map ``(1, *spatial)`` without these parts; the input stays."""
+        kept: Tensor = convert_to_tensor(img, track_meta=get_track_meta()).clone()
+        least = self.min_size
+        if self.by_measure and isinstance(img, MetaTensor):
+            # Rounding of an affine must not make a part of just this size smaller.
+            least = math.ceil(self.min_size / float(np.prod(img.pixdim.numpy())) - 1e-6)
+        for box, parts, _ in _parts_of(kept, self.applied_labels, self.connectivity, together=not self.independent):
+            is_small = np.bincount(parts.ravel()) < least
+            is_small[0] = False
+            if is_small.any():
+                _remove(kept, box, is_small[parts])
+        return kept
+
+
+class RemoveSmallComponentsd(MapTransform):
+    """Dictionary form of `RemoveSmallComponents`.
+
+    Args:
+        keys: The maps of label ids.
+        min_size: As for `RemoveSmallComponents`, like the rest.
+        connectivity: See there.
+        by_measure: See there.
+        applied_labels: See there.
+        independent: See there.
+        allow_missing_keys: Whether a key may be missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        min_size: float,
+        connectivity: int | None = None,
+        by_measure: bool = False,
+        applied_labels: Sequence[int] | None = None,
+        independent: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.converter = RemoveSmallComponents(min_size, connectivity, by_measure, applied_labels, independent)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the items with maps without small parts in place of the keys'."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.converter(d[key])
+        return d
+
+
+def _parts_of(
+    labels: Tensor, classes: Sequence[int] | None, connectivity: int | None, *, together: bool
+) -> Iterator[tuple[tuple[slice, ...], NDArray[np.integer], int]]:
+    """Yield where each class of a map ``(1, *spatial)`` lies, its parts there, numbered from 1, and their number."""
+    ids = labels.cpu().numpy().astype(np.int32)[0]
+    touching = scipy.ndimage.generate_binary_structure(ids.ndim, connectivity or ids.ndim)
+    if together:
+        ids = (ids > 0 if classes is None else np.isin(ids, classes)).astype(np.int32)
+    for label, box in enumerate(scipy.ndimage.find_objects(ids), start=1):
+        if box is not None and (together or classes is None or label in classes):
+            parts, count = scipy.ndimage.label(ids[box] == label, structure=touching)
+            yield box, parts, count
+
+
+def _remove(labels: Tensor, box: tuple[slice, ...], where: NDArray[np.bool_]) -> None:
+    labels[0][box].masked_fill_(torch.from_numpy(where).to(labels.device), 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -32,14 +32,14 @@ _BLOCK = 1 << 15  # voxels whose best score stays in the processor's cache while
 _MODES = {1: "linear", 2: "bilinear"}
 
 
-def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float = 0.0) -> Tensor:
+def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float | Sequence[float] = 0.0) -> Tensor:
     """Convert scores to ids, block by block: several times as fast as PyTorch's argmax over the first axis.
 
     Args:
         scores: ``(K, *spatial)``; each class's may be times one positive number a voxel.
         paints: For independent channels, the id that each writes, later over earlier; empty where classes exclude each
             other, or for a single channel that writes 1.
-        threshold: What an independent channel must exceed.
+        threshold: What an independent channel must exceed, each or all.
 
     Returns:
         ``(*spatial)`` uint8, or int16 for ids above 255.
@@ -54,14 +54,17 @@ def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float = 
     return ids.view(scores.shape[1:])
 
 
-def _ids_by_class(channels: Iterable[Tensor], num_channels: int, paints: Sequence[int], threshold: float) -> Tensor:
+def _ids_by_class(
+    channels: Iterable[Tensor], num_channels: int, paints: Sequence[int], threshold: float | Sequence[float]
+) -> Tensor:
     """Return the ids of some voxels from the scores of one class after the other, the first one first."""
     remaining = iter(channels)
     first = next(remaining)
     ids = torch.zeros(first.shape, dtype=id_type(num_channels, paints), device=first.device)
     if paints or num_channels == 1:
-        for label_id, scores in zip(paints or (1,), chain([first], remaining), strict=True):
-            ids.masked_fill_(scores > threshold, label_id)
+        least = repeat(threshold, num_channels) if isinstance(threshold, float | int) else threshold
+        for label_id, above, scores in zip(paints or (1,), least, chain([first], remaining), strict=True):
+            ids.masked_fill_(scores > above, label_id)
         return ids
     best = first.clone()
     for channel, scores in enumerate(remaining, start=1):
@@ -127,6 +130,7 @@ class LabelPainter:
         paints: See `label_ids`.
         are_probabilities: Whether the scores are probabilities instead of logits.
         with_probabilities: Whether to keep every class's probability, too.
+        thresholds: The probability that each region, or a single channel, must exceed; empty for 0.5.
         rounded_to: A type of less precision that resampled scores are rounded to, as if they were kept in it.
         device: Where the label map lies.
     """
@@ -141,6 +145,7 @@ class LabelPainter:
         paints: Sequence[int] = (),
         are_probabilities: bool = False,
         with_probabilities: bool = False,
+        thresholds: Sequence[float] = (),
         rounded_to: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -148,7 +153,10 @@ class LabelPainter:
         self._source, self._target, self._axis = source, target, axis
         self._nearest_axis = nearest_axis
         self._paints, self._device = tuple(paints), device
-        self._are_probabilities, self._threshold = are_probabilities, 0.5 if are_probabilities else 0.0
+        self._are_probabilities = are_probabilities
+        self._threshold: float | Sequence[float] = 0.5 if are_probabilities else 0.0
+        if thresholds:
+            self._threshold = [each if are_probabilities else math.log(each / (1 - each)) for each in thresholds]
         self._with_probabilities, self._rounded_to = with_probabilities, rounded_to
         self._probabilities: Tensor | None = None
         self._labels: Tensor | None = None
@@ -277,11 +285,15 @@ class PaintLabels(Transform):
             of several classes counts, or where a single channel writes 1.
         are_probabilities: Whether the scores are probabilities instead of logits: a single channel or a region must
             exceed 0.5 then, else 0.
+        thresholds: The probability that each region, or a single channel, must exceed, between 0 and 1; empty for 0.5.
     """
 
-    def __init__(self, paints: Sequence[int] = (), *, are_probabilities: bool = False) -> None:
+    def __init__(
+        self, paints: Sequence[int] = (), *, are_probabilities: bool = False, thresholds: Sequence[float] = ()
+    ) -> None:
         self.paints = tuple(paints)
         self.are_probabilities = are_probabilities
+        self.thresholds = tuple(thresholds)
 
     def __call__(self, img: Any, shape: Sequence[int] | None = None, nearest_axis: int | None = None) -> Tensor:
         """Return ids ``(1, *shape)``, uint8 or int16.
@@ -300,6 +312,7 @@ class PaintLabels(Transform):
             nearest_axis=nearest_axis,
             paints=self.paints,
             are_probabilities=self.are_probabilities,
+            thresholds=self.thresholds,
             device=scores.device,
         )
         painter.add(tuple(slice(0, size) for size in own), scores.float())
@@ -317,6 +330,7 @@ class PaintLabelsd(MapTransform):
         orig_keys: The preprocessed images that they belong to; ``None`` to keep the scores' own grid.
         paints: See `PaintLabels`.
         are_probabilities: See `PaintLabels`.
+        thresholds: See `PaintLabels`.
         allow_missing_keys: Whether a key may be missing.
     """
 
@@ -327,11 +341,12 @@ class PaintLabelsd(MapTransform):
         *,
         paints: Sequence[int] = (),
         are_probabilities: bool = False,
+        thresholds: Sequence[float] = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.orig_keys = ensure_tuple_rep(orig_keys, len(self.keys))
-        self.painter = PaintLabels(paints, are_probabilities=are_probabilities)
+        self.painter = PaintLabels(paints, are_probabilities=are_probabilities, thresholds=thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the items with ids in place of the scores."""

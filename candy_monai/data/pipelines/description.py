@@ -235,6 +235,22 @@ def largest_components() -> Entry:
     return _monai("KeepLargestConnectedComponentd", keys=PREDICTION)
 
 
+def largest_component(ids: Sequence[int]) -> Entry:
+    """Return the step that keeps the largest connected part of these classes together."""
+    return _monai("KeepLargestConnectedComponentd", keys=PREDICTION, applied_labels=list(ids), independent=False)
+
+
+def without_small_components(ids: Sequence[int], least: float) -> Entry:
+    """Return the step that removes connected parts of these classes together below a size (mm³; mm² in a picture)."""
+    chosen = {"applied_labels": list(ids), "independent": False}
+    return _ours("RemoveSmallComponentsd", keys=PREDICTION, min_size=least, by_measure=True, **chosen)
+
+
+def filled_holes(label_id: int) -> Entry:
+    """Return the step that gives a class whatever it encloses."""
+    return _monai("FillHolesd", keys=PREDICTION, applied_labels=[label_id])
+
+
 def _label_steps(plan: Plan) -> list[Entry]:
     paints = [region.paints for region in plan.regions]
     tracked = _monai("EnsureTyped", keys=PREDICTION, track_meta=True)  # without metadata Invertd inverts nothing

@@ -33,12 +33,14 @@ from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
 from candy_monai.files import check_writable
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import load_predictor
+from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import input_cases
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
 
 if TYPE_CHECKING:
+    from candy_monai.data.pipelines.description import Entry
     from candy_monai.inference.inputs import Inputs
 
 _EQUAL = 0.999
@@ -76,6 +78,8 @@ def export_monai_bundle(
     portable: bool = False,
     checkpoint: str = "best",
     images: Inputs | None = None,
+    postprocessing: Sequence[Entry] = (),
+    thresholds: Sequence[float] = (),
     overwrite: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -95,6 +99,8 @@ def export_monai_bundle(
         portable: Name MONAI's own classes alone: its nearest equivalents stand in for ours.
         checkpoint: ``best``, ``latest``, or the name of a weight file in the experiment.
         images: What to compare on; None for cases that the experiment was validated on.
+        postprocessing: Steps on the label map, at ``pred``, after those of the experiment.
+        thresholds: The probability that each region must exceed; empty for 0.5.
         overwrite: Replace the bundle that is at ``out``.
         on_progress: Told how the bundle compares.
 
@@ -117,8 +123,12 @@ def export_monai_bundle(
             "have to bring; export without --portable, or one experiment"
         )
     predictors = [_opened(experiment, checkpoint) for experiment in experiments]
-    whole = EnsemblePredictor(predictors) if len(predictors) > 1 else predictors[0]
-    source = _source(predictors, portable=portable)
+    whole: CasePredictor = predictors[0]
+    if len(predictors) > 1 or postprocessing or thresholds:
+        whole = EnsemblePredictor(predictors, postprocessing=postprocessing, thresholds=thresholds)
+    source = replace(
+        _source(predictors, portable=portable), chosen_steps=tuple(postprocessing), thresholds=tuple(thresholds)
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     cases = _validation_files(source.origin) if images is None else _given_files(images, source)
     sources = [source]

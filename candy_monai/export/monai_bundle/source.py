@@ -35,6 +35,8 @@ class BundleSource:
         portable: Whether only MONAI's own classes are named.
         by_monai: Whether an inferer of MONAI's runs whole images, and its ``Spacingd`` stands in for a resampling that
             none of the experiment's cases needs.
+        chosen_steps: Steps on the label map after the experiment's postprocessing.
+        thresholds: The probability that each region must exceed; empty for 0.5.
     """
 
     predictor: NetworkPredictor
@@ -42,6 +44,8 @@ class BundleSource:
     network: BundleNetwork
     portable: bool
     by_monai: bool = False
+    chosen_steps: tuple[Entry, ...] = ()
+    thresholds: tuple[float, ...] = ()
 
     @property
     def may_run_by_monai(self) -> bool:
@@ -128,7 +132,9 @@ class BundleSource:
         own = self.predictor.preprocessor.own_postprocessing
         if self.portable and own is not None:
             entries = [*postprocessing(replace(self.plan, resampling="stock")), *own]
-        steps = for_bundle(entries, self.plan, portable=self.portable)
+        if self.thresholds:
+            entries = [step | {"thresholds": list(self.thresholds)} if _paints(step) else step for step in entries]
+        steps = for_bundle([*entries, *self.chosen_steps], self.plan, portable=self.portable)
         undo = {"transform": preprocessing}
         return [step | undo if step["_target_"].endswith(".Invertd") else step for step in steps]
 
@@ -239,3 +245,7 @@ class BundleSource:
         if len(self.plan.channel_names) == 1:
             return f"{stem} + '0000{self.file_ending}'"
         return f"sorted(glob.glob(glob.escape({stem}) + '[0-9][0-9][0-9][0-9]{self.file_ending}'))"
+
+
+def _paints(step: Entry) -> bool:
+    return str(step["_target_"]).endswith(".PaintLabelsd")

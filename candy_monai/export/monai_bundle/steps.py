@@ -199,6 +199,8 @@ def _like_scheme(channel: Mapping[str, Any], key: str) -> list[Entry]:
 def _like_PaintLabelsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
     """Return the steps to label ids; what follows in the list undoes preprocessing of ids, and stays."""
     key, paints = step["keys"], step.get("paints") or []
+    if step.get("thresholds"):
+        raise ExperimentError("thresholds of regions have no equivalent in MONAI: export without --portable")
     probable = [] if step.get("are_probabilities") else [monai("Activationsd", keys=key, sigmoid=True)]
     if not paints and plan.num_classes > 1:
         return [monai("AsDiscreted", keys=key, argmax=True)]
@@ -220,6 +222,18 @@ def _like_CropForegroundIfAnyd(step: Entry, plan: Plan) -> list[Entry]:  # noqa:
 
 def _like_KeepLargestComponentd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
     return [monai("KeepLargestConnectedComponentd", **step)]
+
+
+def _like_RemoveSmallComponentsd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802
+    """Return MONAI's removal of small objects, which takes masks, or all classes of a map together."""
+    chosen, each = step.pop("applied_labels", None), step.pop("independent", True)
+    foreground = set(range(1, plan.num_classes)) if not plan.regions else {region.paints for region in plan.regions}
+    if (each and len(foreground) > 1) or (chosen is not None and not foreground <= set(chosen)):
+        raise ExperimentError(
+            "removal of small components of single classes has no equivalent in MONAI: export without --portable"
+        )
+    step = {**step, "connectivity": step.get("connectivity") or plan.num_dims}
+    return [monai("RemoveSmallObjectsd", **step, independent_channels=False)]
 
 
 def _like_RandWarpd(step: Entry, plan: Plan) -> list[Entry]:  # noqa: N802

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from candy_monai.cli.crossval import _as_text
+from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
 from candy_monai.recipes.options import TrainOptions
 
@@ -17,7 +17,10 @@ def seen(monkeypatch, tmp_path):
         calls.update(dataset=dataset, options=options, **keywords)
         (tmp_path / "crossval-D").mkdir()
         summary = tmp_path / "crossval-D" / "crossval.json"
-        summary.write_text(json.dumps({"foreground_mean": None, "classes": {}, "class_names": {}, "folds": []}))
+        cases = {"num_cases": 0, "foreground_mean": None, "interval_95": None, "classes": {}}
+        content = {"foreground_mean": None, "std": None, "cases": cases, "classes": {}, "class_names": {}, "folds": []}
+        named = keywords["configurations"]
+        summary.write_text(json.dumps({"configurations": dict.fromkeys(named, content)} if named else content))
         return summary
 
     monkeypatch.setattr("candy_monai.recipes.crossval.cross_validate", cross_validate)
@@ -64,10 +67,21 @@ def test_classes_are_called_by_their_names_and_folds_without_scores_have_no_numb
         {"fold": 1, "foreground_mean": None, "classes": {}},
     ]
     names = {"1": "left", "3": "never seen"}
-    summary = {"foreground_mean": 0.5, "classes": {"1": 0.25, "2": 0.75}, "class_names": names, "folds": folds}
-    assert [line.split() for line in _as_text(summary).splitlines()] == [
+    classes = {"1": 0.25, "2": 0.75}
+    cases = {"num_cases": 3, "foreground_mean": 0.5, "interval_95": [0.4, 0.6], "classes": classes}
+    summary = {"foreground_mean": 0.5, "std": None, "cases": cases, "classes": classes, "class_names": names}
+    assert [line.split() for line in as_text({**summary, "folds": folds}).splitlines()] == [
         ["fold", "Dice", "left", "class", "2"],
         ["0", "0.5000", "0.2500", "0.7500"],
         ["1", "-", "-", "-"],
         ["mean", "0.5000", "0.2500", "0.7500"],
+        ["over", "3", "cases:", "Dice", "0.5000", "(0.4000", "to", "0.6000);", "spread", "over", "folds", "-"],
     ]
+
+
+def test_several_configurations_have_a_line_each_and_are_chosen_from_next(seen, tmp_path, capsys):
+    assert main(["crossval", "D", "--configurations", "2d,3d"]) == 0
+    assert seen["configurations"] == ("2d", "3d")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["configuration", "2d", "3d"]
+    assert lines[-1] == f"Next: candy-monai select {tmp_path / 'crossval-D'}"

@@ -131,8 +131,9 @@ def test_a_run_that_does_not_know_its_data_has_no_references(tmp_path):
     assert references_of(ExperimentDescription(), tmp_path) == ()
 
 
-def test_a_fold_knows_the_other_folds_and_the_runs_beside_its_cross_validation(tmp_path):
-    crossval = tmp_path / "crossval-Data"
+@pytest.mark.parametrize("configuration", [".", "2d"])
+def test_a_fold_knows_the_other_folds_and_the_runs_beside_its_cross_validation(tmp_path, configuration):
+    crossval = tmp_path / "crossval-Data" / configuration
     own = make_run(crossval / "fold_1" / "T" / "own", epochs=2)
     make_run(crossval / "fold_0" / "T" / "fold", age=5)
     make_run(tmp_path / "T" / "plain", age=9)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from candy_monai.data.pipelines.description import largest_component, without_small_components
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
@@ -14,10 +15,10 @@ class _Multi(SmallTrainer):
     num_classes = 3
 
 
-def _member(folder, *, cls=SmallTrainer, channels=1, inferer=None):
+def _member(folder, *, cls=SmallTrainer, channels=1, inferer=None, seed=None):
     data = Squares(2, size=(14, 16), channels=channels, num_classes=max(2, cls.num_classes))
     trainer = small_trainer(folder, data, cls=cls)
-    trainer.train(1, save_preview=False)
+    trainer.train(1, save_preview=False, seed=seed)
     network = trainer.build_network((channels, 14, 16))
     return Predictor(trainer.experiment_folder(), network=network, inferer=inferer)
 
@@ -71,3 +72,39 @@ def test_members_that_predict_other_things_are_refused_by_name(tmp_path):
 def test_an_ensemble_of_nobody_is_refused():
     with pytest.raises(BadInputError, match="at least one experiment"):
         EnsemblePredictor([])
+
+
+def test_groups_of_members_predict_what_an_ensemble_of_each_does(tmp_path):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6), (8, 12))]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    whole = EnsemblePredictor(members)
+    case = whole.prepare("a", MetaTensor(image))
+    groups = [(0,), (2,), (0, 1), (0, 1, 2)]
+    found = dict(whole.run_groups(case, groups, probabilities=True))
+    assert list(found) == [0, 2, 1, 3]  # as their members were run
+    for index, group in enumerate(groups):
+        expected = EnsemblePredictor([members[each] for each in group]).predict_image(image, probabilities=True)
+        assert torch.equal(found[index].labels.as_tensor(), expected.labels.as_tensor())
+        assert torch.allclose(found[index].probabilities, expected.probabilities, atol=1e-6)
+
+
+def test_a_single_foreground_counts_above_its_threshold(tmp_path):
+    members = [_member(tmp_path) for _ in range(2)]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    prediction = EnsemblePredictor(members, thresholds=(0.3,)).predict_image(image, probabilities=True)
+    mean = prediction.probabilities.as_tensor()
+    assert torch.equal(prediction.labels.as_tensor(), (mean > 0.3).to(torch.uint8))
+    assert 0 < int((mean > 0.5).sum()) < int((mean > 0.3).sum())
+    with pytest.raises(BadInputError, match="found 2 thresholds, expected 1"):
+        EnsemblePredictor(members, thresholds=(0.3, 0.4))
+
+
+def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):
+    members = [_member(tmp_path, cls=_Multi, seed=seed) for seed in range(2)]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    steps = [without_small_components([1, 2], 1000), largest_component([1, 2])]
+    plain = EnsemblePredictor(members).predict_image(image, probabilities=True)
+    cleaned = EnsemblePredictor(members, postprocessing=steps).predict_image(image, probabilities=True)
+    assert plain.labels.any()
+    assert not cleaned.labels.any()
+    assert torch.equal(cleaned.probabilities.as_tensor(), plain.probabilities.as_tensor())

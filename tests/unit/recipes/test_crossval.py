@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import RunFailedError, SettingsError
+from candy_monai.experiment.runs import configurations_below
 from candy_monai.recipes import crossval
 from candy_monai.recipes.crossval import cross_validate
 from candy_monai.recipes.options import TrainOptions
@@ -38,6 +40,7 @@ def pretended(monkeypatch):
         _, _, _, *words = run.command()
         begun.append((run.number, words[0], TrainOptions.from_json(Path(words[-1]).read_text())))
         target = run.folder / "T" / f"2026{run.number}"
+        case = {"case": f"case_{run.number}", "metrics": {"1": {"Dice": run.number / 10}, "2": {"Dice": None}}}
         script = (
             "import json, pathlib, sys\n"
             f"folder = pathlib.Path({str(target)!r}); folder.mkdir(parents=True, exist_ok=True)\n"
@@ -45,6 +48,7 @@ def pretended(monkeypatch):
             f"if {run.number in failing}: sys.exit(1)\n"
             f"mean = {{'1': {{'Dice': {run.number} / 10}}, '2': {{'Dice': None}}}}\n"
             f"scores = {{'foreground_mean': {{'Dice': {run.number} / 10}}, 'mean': mean}}\n"
+            f"scores['metric_per_case'] = [{case!r}]\n"
             "(folder / 'validation.json').write_text(json.dumps(scores))\n"
         )
         return [sys.executable, "-c", script]
@@ -72,6 +76,50 @@ def test_every_fold_is_trained_once_and_their_means_are_written(phantom, tmp_pat
     assert summary["classes"] == {"1": pytest.approx(0.15), "2": None}
     assert summary["class_names"] == {"1": "shell", "2": "core"}
     assert [fold["foreground_mean"] for fold in summary["folds"]] == [0.0, 0.1, 0.2, 0.3]
+    assert summary["std"] == pytest.approx(0.1291, abs=1e-4)
+    cases = summary["cases"]
+    assert (cases["num_cases"], cases["foreground_mean"]) == (4, pytest.approx(0.15))
+    assert cases["interval_95"] == [0.0, pytest.approx(0.15 + 3.1824 * 0.1291 / 2, abs=1e-4)]
+    assert cases["classes"] == {"1": pytest.approx(0.15), "2": None}
+
+
+def test_each_configuration_is_trained_on_every_fold_and_summed_up(phantom, tmp_path, pretended):
+    _, begun = pretended
+    path = cross_validate(phantom, configurations="all", out=tmp_path, num_epochs=1, on_progress=_quiet)
+    assert [(options.configuration, number) for number, _, options in begun] == [
+        (configuration, number) for configuration in ("2d", "3d") for number in range(4)
+    ]
+    assert {Path(options.out).parent for _, _, options in begun} == {path.parent / "2d", path.parent / "3d"}
+    assert {Path(options.store) for _, _, options in begun} == {tmp_path / ".store"}
+    summary = json.loads(path.read_text())["configurations"]
+    assert list(summary) == ["2d", "3d"]
+    assert summary["3d"] == json.loads((path.parent / "3d" / "crossval.json").read_text())
+    assert configurations_below(path.parent) == {name: path.parent / name for name in ("2d", "3d")}
+    assert as_text({"configurations": summary}).splitlines()[2].split()[:4] == ["3d", "4/4", "4", "0.1500"]
+    cross_validate(phantom, configurations=["2d", "3d", "2d"], out=tmp_path, num_epochs=1, on_progress=_quiet)
+    assert len(begun) == 8  # all are finished
+
+
+def test_pictures_have_one_configuration(tmp_path, pretended):
+    pictures = write_phantom_dataset(tmp_path / "pictures", num_cases=3, num_dims=2)
+    path = cross_validate(pictures, configurations="all", out=tmp_path / "out", num_epochs=1, on_progress=_quiet)
+    assert list(json.loads(path.read_text())["configurations"]) == ["2d"]
+    with pytest.raises(SettingsError, match="pictures have no third axis"):
+        cross_validate(pictures, configurations=["3d"], out=tmp_path / "out", on_progress=_quiet)
+
+
+@pytest.mark.parametrize(
+    ("configurations", "keywords", "said"),
+    [
+        (["2d", "4d"], {}, "unknown configuration '4d': expected of 2d, 3d, or all"),
+        ([], {}, "no configuration"),
+        (["2d"], {"configuration": "3d"}, "--configurations or --configuration 3d, not both"),
+        ("all", {"plan": "plan.json"}, "--configurations or --plan, not both"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused_before_the_dataset_is_read(tmp_path, configurations, keywords, said):
+    with pytest.raises(SettingsError, match=said):
+        cross_validate(tmp_path / "none", configurations=configurations, out=tmp_path, **keywords)
 
 
 def test_a_fold_that_fails_keeps_no_other_from_being_trained_and_the_next_call_resumes_it(phantom, tmp_path, pretended):

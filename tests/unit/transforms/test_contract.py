@@ -21,6 +21,7 @@ from candy_monai.transforms import (
     RandGammad,
     RandLowResolutiond,
     RandWarpd,
+    RemoveSmallComponentsd,
     ResampleToSpacingd,
 )
 
@@ -38,6 +39,7 @@ def transforms_for(num_dims, **options):
         RandBlurd("image", 1.0, **options),
         RandGammad("image", 1.0, **options),
         KeepLargestComponentd("label", **options),
+        RemoveSmallComponentsd("label", 5, **options),
         RandLowResolutiond("image", 1.0, zoom_range=(0.3, 0.5), **options),
         PaintLabelsd("image", **options),
     ]

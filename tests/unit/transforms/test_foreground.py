@@ -10,6 +10,7 @@ from candy_monai.transforms import (
     CropForegroundIfAnyd,
     KeepLargestComponent,
     KeepLargestComponentd,
+    RemoveSmallComponents,
 )
 
 LABELS = torch.tensor(
@@ -77,3 +78,34 @@ def test_any_other_image_is_cropped_as_monai_crops_it():
     assert found["label"].shape == expected["label"].shape == (1, 2, 5, 2)
     assert torch.equal(found["label"].affine, expected["label"].affine)
     assert torch.equal(ours.inverse(found)["image"], image)
+
+
+def test_classes_together_have_one_largest_part():
+    labels = torch.tensor([[[1, 2, 0, 2, 0, 0], [1, 0, 0, 2, 0, 3], [0, 0, 0, 2, 0, 0]]], dtype=torch.uint8)
+    kept = KeepLargestComponent(applied_labels=[1, 2], independent=False)(labels)
+    assert kept.tolist() == [[[1, 2, 0, 0, 0, 0], [1, 0, 0, 0, 0, 3], [0, 0, 0, 0, 0, 0]]]  # the first of equal ones
+    assert KeepLargestComponent(independent=False)(labels).tolist() == [
+        [[1, 2, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+    ]
+
+
+def test_parts_below_a_size_are_removed_and_those_of_just_that_size_stay():
+    kept = RemoveSmallComponents(2)(LABELS)
+    assert kept.tolist() == [[[1, 1, 0, 2, 0, 0], [1, 0, 0, 2, 0, 0], [0, 0, 0, 0, 0, 0]]]
+    assert RemoveSmallComponents(3, applied_labels=[2])(LABELS).unique().tolist() == [0, 1]
+    assert RemoveSmallComponents(4)(LABELS).sum() == 0
+
+
+def test_sizes_may_be_those_of_the_spacing():
+    affine = torch.diag(torch.tensor([0.5, 1.0, 3.0, 1.0], dtype=torch.float64))  # a voxel has 1.5 mm³
+    labels = MetaTensor(LABELS[..., None], affine=affine)
+    assert torch.equal(RemoveSmallComponents(3.0, by_measure=True)(labels), RemoveSmallComponents(2)(labels))
+    assert torch.equal(RemoveSmallComponents(3.1, by_measure=True)(labels), RemoveSmallComponents(3)(labels))
+    assert torch.equal(labels.as_tensor(), LABELS[..., None])
+
+
+def test_classes_together_have_parts_of_their_union():
+    labels = torch.tensor([[[1, 2, 0, 2], [0, 0, 0, 0]]], dtype=torch.int16)
+    kept = RemoveSmallComponents(2, independent=False)(labels)
+    assert kept.tolist() == [[[1, 2, 0, 0], [0, 0, 0, 0]]]
+    assert kept.dtype == torch.int16

@@ -99,6 +99,15 @@ def test_regions_and_single_channels_are_painted_above_their_threshold():
     assert PaintLabels()(torch.tensor([[[-1.0, 1.0]]]), (1, 4)).flatten().tolist() == [0, 0, 1, 1]
 
 
+def test_each_region_may_have_a_threshold_of_its_own_for_probabilities_and_for_logits():
+    probabilities = torch.tensor([[[0.9, 0.55, 0.45, 0.35]], [[0.65, 0.75, 0.1, 0.4]]])
+    painted = PaintLabels((1, 2), are_probabilities=True, thresholds=(0.4, 0.7))(probabilities)
+    assert painted.flatten().tolist() == [1, 2, 1, 0]
+    assert torch.equal(PaintLabels((1, 2), thresholds=(0.4, 0.7))(probabilities.logit()), painted)
+    resampled = PaintLabels((1, 2), thresholds=(0.4, 0.7))(probabilities.logit(), (1, 8))
+    assert set(resampled.flatten().tolist()) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("target", [(7, 9, 5), (14, 5, 11), (7, 4, 5)])
 @pytest.mark.parametrize(("num_classes", "paints"), [(1, ()), (4, ()), (3, (3, 1, 2))])
 @pytest.mark.parametrize("axis", [0, 1])

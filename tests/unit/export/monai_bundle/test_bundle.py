@@ -14,6 +14,7 @@ from monai.data import decollate_batch
 from PIL import Image
 
 from candy_monai.data.images.reading import load_image
+from candy_monai.data.pipelines.description import filled_holes, largest_component, without_small_components
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, ExperimentError
@@ -358,10 +359,12 @@ def _write_training_cases(folder, plan):
 def test_several_experiments_become_one_network_that_averages_them(tmp_path, monkeypatch):
     experiments = [_experiment(tmp_path / str(seed), PLANS["volumes"], seed) for seed in (1, 2)]
     files = _write_case(tmp_path / "dataset" / "imagesTs", PLANS["volumes"])
-    bundle = export_monai_bundle(experiments, tmp_path / "bundle")
+    steps = [largest_component([1]), without_small_components([1, 2], 20.0), filled_holes(2)]
+    bundle = export_monai_bundle(experiments, tmp_path / "bundle", postprocessing=steps)
     check_files(bundle)
     written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
-    together = EnsemblePredictor([load_predictor(experiment) for experiment in experiments])
+    members = [load_predictor(experiment) for experiment in experiments]
+    together = EnsemblePredictor(members, postprocessing=steps)
     expected = together.predict([str(file) for file in files]).as_tensor()[0].numpy()
     assert _equal_share(_array(written), expected) > 0.995
 

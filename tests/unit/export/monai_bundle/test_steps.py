@@ -56,6 +56,7 @@ def test_a_module_brings_those_that_it_imports():
 def test_every_transform_that_plans_use_has_an_equivalent(name):
     needed = {
         "ResampleToSpacingd": {"pixdim": [1.0, 1.0, 1.0]},
+        "RemoveSmallComponentsd": {"min_size": 5.0, "independent": False},
         "NormalizeForegroundd": {"channels": [{"scheme": "zscore"}, {"scheme": "nonorm"}]},
         "RandWarpd": {"spatial_size": [8, 8, 8]},
     }
@@ -118,3 +119,23 @@ def test_steps_for_the_image_alone_take_its_mode():
     channel = monai("ScaleIntensityd", keys="image_0")
     alone = monai("Spacingd", keys="image", mode="bilinear", pixdim=[1, 1, 1])
     assert for_image_alone([both, label, channel]) == [alone, channel]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"_target_": "candy_monai.transforms.RemoveSmallComponentsd", "keys": "pred", "min_size": 5.0},
+        {
+            "_target_": "candy_monai.transforms.RemoveSmallComponentsd",
+            "keys": "pred",
+            "min_size": 5.0,
+            "applied_labels": [1],
+            "independent": False,
+        },
+        {"_target_": "candy_monai.transforms.PaintLabelsd", "keys": "pred", "paints": [1, 2], "thresholds": [0.4, 0.5]},
+    ],
+)
+def test_what_monai_cannot_do_is_refused_where_only_its_own_may_be_named(step):
+    with pytest.raises(ExperimentError, match="no equivalent in MONAI: export without --portable"):
+        for_bundle([step], PLAN, portable=True)
+    assert for_bundle([step], PLAN, portable=False)[0]["_target_"].startswith("scripts.")

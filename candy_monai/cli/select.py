@@ -1,0 +1,101 @@
+"""``candy-monai select``: choose configuration, ensemble and postprocessing of a cross-validation out of fold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.errors import PROGRAM, done
+from candy_monai.cli.options import add_options, as_argument, new_command
+from candy_monai.cli.predict import parse_memory
+from candy_monai.experiment.settings import whole_number
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+    from candy_monai.recipes.selection import Selection
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "select",
+        run,
+        summary="choose the model of a cross-validation that should be shipped",
+        text="Predict every case by the models of the fold that left it out, and choose the configuration, or the "
+        "ensemble of configurations, with the greatest mean Dice; then, where classes are regions, the probability "
+        "that each must exceed, and postprocessing (the largest component of the foreground or of single classes, "
+        "removal of small components, filling of holes), each kept only where it helps. The choice and its reasons are "
+        "written to inference.json in CROSSVAL, which 'predict CROSSVAL' and 'export CROSSVAL' follow. The same "
+        "command after an interruption goes on.",
+        example="candy-monai select experiments/crossval-Dataset027_ACDC\n"
+        "candy-monai select experiments/crossval-Dataset027_ACDC --memory 4G --json",
+    )
+    parser.add_argument("crossval", metavar="CROSSVAL", type=Path, help="the folder that 'crossval' made")
+    parser.add_argument(
+        "--dataset", metavar="DATASET", type=Path, help="where the dataset is now (default: where it was)"
+    )
+    add_options(parser, "device")
+    parser.add_argument(
+        "--memory",
+        type=as_argument(parse_memory),
+        metavar="SIZE",
+        help="memory that predicting a case may take, as for 'predict' (default: no limit)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=as_argument(whole_number(1).read),
+        metavar="N",
+        help="cases scored at once (default: one a processor; fewer where memory is short)",
+    )
+    add_options(
+        parser,
+        "trainer",
+        help="the trainer of your own that trained the folds, needed for any that is none of the bundles'; "
+        "the file is executed",
+    )
+    add_options(parser, "trust")
+    parser.add_argument("--json", action="store_true", help="print what inference.json holds instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from candy_monai.recipes.select import select
+    from candy_monai.recipes.selection import INFERENCE
+
+    chosen = select(
+        args.crossval,
+        dataset=args.dataset,
+        device=args.device,
+        memory=args.memory,
+        jobs=args.jobs,
+        trainer=args.trainer,
+        trust=args.trust,
+        on_progress=lambda line: print(line, file=sys.stderr if args.json else sys.stdout),
+    )
+    if args.json:
+        print(json.dumps(chosen.to_dict(), indent=2, allow_nan=False))
+        return 0
+    print(as_text(chosen))
+    words = [PROGRAM, "predict", str(args.crossval), "IMAGES", "predictions"]
+    words += ["--trainer", str(args.trainer)] if args.trainer is not None else []
+    return done("Chosen", args.crossval / INFERENCE, then=[*words, *(["--trust"] if args.trust else [])])
+
+
+def as_text(chosen: Selection) -> str:
+    """Lay out the scores of all candidates and of what was chosen, and the reasons."""
+    from candy_monai.evaluation.results import aligned_rows
+
+    labels = list(chosen.scores["classes"])
+    rows = [["candidate", "cases", "Dice", "95 % interval", "spread", *labels]]
+    last = {**chosen.scores, "name": f"{chosen.scores['name']}, as chosen"}
+    for found in (*chosen.candidates, last):
+        ends = found["interval_95"]
+        numbers = [found["dice"], found["std"], *(found["classes"].get(label) for label in labels)]
+        dice, *others = ("-" if value is None else f"{value:.4f}" for value in numbers)
+        within = "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+        rows.append([found["name"], str(found["num_cases"]), dice, within, *others])
+    return "\n".join([*aligned_rows(rows), *(f"- {reason}" for reason in chosen.reasons)])

@@ -1,0 +1,46 @@
+"""What a dataset says of its label maps, as an evaluator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from candy_monai.data.datasets.nnunet_description import DatasetDescription
+from candy_monai.data.values import ids_of_label
+from candy_monai.evaluation.evaluator import Evaluator
+
+
+def dataset_evaluator(
+    description: DatasetDescription | None, *metrics: str, ignore_label: int | None = None, **options: Any
+) -> Evaluator:
+    """Return the evaluator of a dataset's label maps, by its classes or regions and its ignore label.
+
+    Args:
+        description: The dataset's; None for label maps of which nothing is known.
+        metrics: As for `Evaluator`.
+        ignore_label: The id that does not count; None for the dataset's.
+        **options: Further keywords of `Evaluator`.
+    """
+    if description is None:
+        return Evaluator(*metrics, ignore_label=ignore_label, **options)
+    return Evaluator(
+        *metrics,
+        class_names=_names_by_id(description),
+        regions=scored_regions(description),
+        ignore_label=description.ignore_label if ignore_label is None else ignore_label,
+        **options,
+    )
+
+
+def scored_regions(description: DatasetDescription) -> dict[str, tuple[int, ...]] | None:
+    """Return the ids of each region by its name; None where classes exclude each other."""
+    if not description.has_regions:
+        return None
+    return {name: ids_of_label(ids) for name, ids in description.labels.items() if ids != 0}
+
+
+def _names_by_id(description: DatasetDescription) -> dict[int, str]:
+    """Return a name for every id that a label map may hold; ids that only regions hold go by these."""
+    names = {label_id: str(label_id) for label_id in description.label_ids}
+    if description.ignore_label is not None:  # known, and a class like any other where another id is ignored
+        names[description.ignore_label] = "ignore"
+    return names | {index: name for name, index in description.labels.items() if isinstance(index, int)}

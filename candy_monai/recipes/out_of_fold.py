@@ -1,0 +1,327 @@
+"""Predictions of a cross-validation's cases, each by the models that did not see it, kept compactly on the disk.
+
+`CrossValidation` reads which models these are and refuses folds that do not belong together; `OutOfFold` predicts, and
+reads what was predicted.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.datasets.nnunet_description import NNUNetCase
+from candy_monai.data.images.reading import load_image
+from candy_monai.data.planning.files import plan_of
+from candy_monai.data.values import join_names
+from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.evaluation.measuring import ComparedCase
+from candy_monai.experiment.checkpoints import BEST
+from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description
+from candy_monai.experiment.runs import configurations_below, folds_below, summarize, what_is_below
+from candy_monai.experiment.state import weight_file
+from candy_monai.files import atomic_path, digest_of_file
+from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.inputs import CaseFiles, input_case
+from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.outputs import Prediction
+from candy_monai.recipes.predict import load_experiments
+from candy_monai.transforms.painting import label_ids
+
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""The probabilities that regions are tried with. Which of them a voxel exceeds is all that is kept of a probability."""
+
+PLACE = "out_of_fold"
+"""The folder of predictions in that of a cross-validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation:
+    """The models of a cross-validation that came to its end, and the cases that each left out.
+
+    Attributes:
+        folder: Its folder.
+        configurations: What was trained on each fold.
+        experiments: Of each fold by its number: the experiment of each configuration, in their order.
+        left_out: Of each fold the cases that its models did not see.
+        dataset: The dataset.
+        regions: The id that each overlapping region paints, in the order of painting; empty where there are none.
+    """
+
+    folder: Path
+    configurations: tuple[str, ...]
+    experiments: Mapping[int, tuple[Path, ...]]
+    left_out: Mapping[int, tuple[str, ...]]
+    dataset: NNUNetDataset
+    paints: tuple[int, ...]
+
+    @classmethod
+    def read(cls, folder: PathLike, *, dataset: PathLike | None = None) -> Self:
+        """Read a cross-validation, and check that its folds belong together.
+
+        Args:
+            folder: What ``candy-monai crossval`` made.
+            dataset: The dataset's folder; None for where it was.
+
+        Raises:
+            ExperimentError: If it is none, a fold has no finished run, or folds are of different datasets, classes or
+                cases.
+            BadInputError: If the dataset is not there, or lacks a case.
+        """
+        folder = Path(folder)
+        places = configurations_below(folder) or ({"": folder} if folds_below(folder) else {})
+        if not places:
+            below = what_is_below(folder)
+            raise ExperimentError(
+                f"{folder}: no cross-validation, expected a folder that candy-monai crossval made{below}"
+            )
+        runs = {name: _finished_folds(place) for name, place in places.items()}
+        described = {run: read_description(run) for folds in runs.values() for run in folds.values()}
+        _check_same_task(described)
+        first_name, first = next(iter(runs.items()))
+        left_out = {number: _validation_of(run, described[run]) for number, run in first.items()}
+        for name, folds in runs.items():
+            theirs = {number: _validation_of(run, described[run]) for number, run in folds.items()}
+            if {n: set(cases) for n, cases in theirs.items()} != {n: set(cases) for n, cases in left_out.items()}:
+                raise ExperimentError(
+                    f"{folder}: the folds of {name} leave out other cases than those of {first_name}: train all "
+                    "configurations on the same folds, with one candy-monai crossval --configurations"
+                )
+        one = described[next(iter(first.values()))]
+        plan = None if one.plan is None else plan_of(one.plan, next(iter(first.values())) / DESCRIPTION)
+        names = list(places) if first_name else [_configuration_of(described)]
+        return cls(
+            folder=folder,
+            configurations=tuple(names),
+            experiments={number: tuple(folds[number] for folds in runs.values()) for number in first},
+            left_out=left_out,
+            dataset=_dataset_of(one, left_out, dataset),
+            paints=() if plan is None else tuple(region.paints for region in plan.regions),
+        )
+
+    @property
+    def cases(self) -> dict[str, NNUNetCase]:
+        """The cases that were left out by a fold, by their ids, in the order of the dataset."""
+        wanted = {case_id for cases in self.left_out.values() for case_id in cases}
+        return {case.case_id: case for case in self.dataset.cases if case.case_id in wanted}
+
+    def experiments_of(self, configurations: Sequence[str]) -> list[Path]:
+        """Return the experiments of some configurations, fold by fold."""
+        chosen = [self.configurations.index(name) for name in configurations]
+        return [experiments[place] for place in chosen for experiments in self.experiments.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """Predictions on the disk, a compressed file a candidate and case.
+
+    A file holds label ids, and of regions also how many of `THRESHOLDS` each probability exceeds.
+
+    Attributes:
+        crossval: Whose models predict.
+        candidates: The configurations that are averaged, for each candidate by its name.
+    """
+
+    crossval: CrossValidation
+    candidates: Mapping[str, tuple[str, ...]]
+
+    def predict(
+        self,
+        *,
+        device: str,
+        trainer: str | None = None,
+        trust: bool = False,
+        memory: int | None = None,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        """Predict what is not predicted yet by these weights; each network is run once for all candidates.
+
+        Args:
+            device: Where to predict.
+            trainer: As for `load_experiments`, like the rest.
+            trust: See there.
+            memory: See there.
+            on_progress: Told of each fold.
+        """
+        for number, experiments in self.crossval.experiments.items():
+            made_by = " ".join(digest_of_file(weight_file(run, BEST)) for run in experiments)
+            left = [
+                case
+                for case in map(self.crossval.cases.get, self.crossval.left_out[number])
+                if case is not None and not self._are_there(case.case_id, made_by)
+            ]
+            if not left:
+                on_progress(f"Fold {number}: all cases are predicted already")
+                continue
+            on_progress(f"Fold {number}: predicting {len(left)} cases")
+            members = [
+                load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=_silent)
+                for run in experiments
+            ]
+            ensemble = EnsemblePredictor(
+                [member for member in members if isinstance(member, NetworkPredictor)], memory=memory
+            )
+            for case in left:
+                self._predict_case(case, ensemble, made_by)
+
+    def labels(self, candidate: str, case_id: str, *, thresholds: Sequence[float] = ()) -> MetaTensor:
+        """Return a predicted label map ``(1, *spatial)`` on the grid of its reference.
+
+        Args:
+            candidate: Which.
+            case_id: The case.
+            thresholds: Of `THRESHOLDS` the one that each region must exceed; empty for the map as it was predicted.
+        """
+        with np.load(self._file(candidate, case_id)) as found:
+            affine = torch.from_numpy(found["affine"])
+            if not thresholds:
+                return MetaTensor(torch.from_numpy(found["labels"])[None], affine=affine)
+            levels = torch.from_numpy(found["levels"])
+        exceeded = [THRESHOLDS.index(threshold) for threshold in thresholds]
+        ids = label_ids(levels, paints=self.crossval.paints, threshold=exceeded)
+        return MetaTensor(ids[None], affine=affine)
+
+    def reference(self, case_id: str) -> Tensor:
+        """Return the reference of a case, label ids ``(1, *spatial)``."""
+        label = self.crossval.cases[case_id].label
+        assert label is not None  # training cases have one
+        reference: Tensor = load_image(label, is_label=True)
+        return reference
+
+    def _predict_case(self, case: NNUNetCase, ensemble: EnsemblePredictor, made_by: str) -> None:
+        found = input_case(CaseFiles(case.images), channels=ensemble.channels, num_dims=ensemble.num_dims)
+        prepared = ensemble.prepare(case.case_id, found.load(ensemble.channels, num_dims=ensemble.num_dims))
+        names = list(self.candidates)
+        places = [[self.crossval.configurations.index(each) for each in self.candidates[name]] for name in names]
+        for index, prediction in ensemble.run_groups(prepared, places, probabilities=self.has_thresholds):
+            self._write(names[index], case, prediction, made_by)
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether classes are overlapping regions, whose thresholds can be chosen."""
+        return bool(self.crossval.paints)
+
+    def _write(self, candidate: str, case: NNUNetCase, prediction: Prediction, made_by: str) -> None:
+        reference = self.reference(case.case_id)
+        labels = _on_grid_of(prediction.labels, reference, case.case_id)
+        arrays = {
+            "labels": labels.as_tensor()[0].numpy(),
+            "affine": labels.affine.numpy(),
+            "made_by": np.array(made_by),
+        }
+        if prediction.probabilities is not None:
+            probabilities = _on_grid_of(prediction.probabilities, reference, case.case_id).as_tensor()
+            levels = torch.zeros_like(probabilities, dtype=torch.uint8)
+            for threshold in THRESHOLDS:
+                levels += probabilities > threshold
+            # From how many thresholds a probability exceeds follows which: of level n the first n.
+            arrays["levels"] = levels.numpy()
+        file = self._file(candidate, case.case_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file, durable=False) as apart, apart.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+    def _are_there(self, case_id: str, made_by: str) -> bool:
+        return all(_made_by(self._file(name, case_id)) == made_by for name in self.candidates)
+
+    def _file(self, candidate: str, case_id: str) -> Path:
+        return self.crossval.folder / PLACE / candidate / f"{case_id}.npz"
+
+
+def _on_grid_of(prediction: MetaTensor, reference: Tensor, case_id: str) -> MetaTensor:
+    placed = ComparedCase(case_id=case_id, prediction=prediction, reference=reference).on_one_grid().prediction
+    assert isinstance(placed, MetaTensor)
+    return placed
+
+
+def _made_by(file: Path) -> str | None:
+    """Return the digests of the weights that made a file; None where it is missing or damaged."""
+    try:
+        with np.load(file) as found:
+            return str(found["made_by"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _finished_folds(folder: Path) -> dict[int, Path]:
+    """Return the experiment of each fold; refuse a cross-validation that lacks one."""
+    folds = folds_below(folder)
+    lacking = [str(number) for number, run in folds.items() if run is None]
+    lacking += [str(n) for n, run in folds.items() if run is not None and summarize(run).is_finished is not True]
+    if lacking or not folds:
+        which = f"fold {', '.join(lacking)}" if folds else "every fold"
+        raise ExperimentError(
+            f"{folder}: {which} has no finished run, and a choice needs every case predicted by a model that left it "
+            "out: the same candy-monai crossval command goes on with what is missing"
+        )
+    return {number: run for number, run in folds.items() if run is not None}
+
+
+def _check_same_task(described: Mapping[Path, ExperimentDescription]) -> None:
+    """Refuse experiments of different datasets, or with other classes."""
+    (first, one), *others = described.items()
+    for run, other in described.items():
+        if other.dataset is None or other.plan is None:
+            raise ExperimentError(f"{run}: was not begun by a plan, so that its dataset and its cases are unknown")
+    for run, other in others:
+        mine, its = one.dataset, other.dataset
+        assert mine is not None
+        assert its is not None
+        for what, expected, found in (
+            ("the dataset", mine.name, its.name),
+            ("the dataset's content (digest)", mine.digest, its.digest),
+            ("channels", mine.channel_names, its.channel_names),
+            ("labels", mine.labels, its.labels),
+        ):
+            if expected != found:
+                raise ExperimentError(
+                    f"{run}: {what} is {found}, but for {first} it is {expected}: folds of different data have no "
+                    "common score; train them anew on one dataset"
+                )
+
+
+def _validation_of(run: Path, description: ExperimentDescription) -> tuple[str, ...]:
+    dataset = description.dataset
+    validation = (dataset and dataset.validation) or ()
+    if not validation:
+        raise ExperimentError(f"{run}: left out no case, so that it cannot be scored")
+    if seen := sorted(set(validation) & set((dataset and dataset.training) or ())):
+        raise ExperimentError(f"{run}: was trained on {join_names(seen)}, which it says it left out")
+    return tuple(validation)
+
+
+def _configuration_of(described: Mapping[Path, ExperimentDescription]) -> str:
+    """Return the configuration of folds that were trained without naming one; they may have taken different ones."""
+    plans = {plan_of(each.plan, run / DESCRIPTION).configuration for run, each in described.items() if each.plan}
+    return "_".join(sorted(plans))
+
+
+def _dataset_of(
+    description: ExperimentDescription, left_out: Mapping[int, Sequence[str]], given: PathLike | None
+) -> NNUNetDataset:
+    assert description.dataset is not None  # others are refused
+    folder = given if given is not None else description.dataset.folder
+    if folder is None or not Path(folder).is_dir():
+        raise BadInputError(f"{folder}: the dataset is not there any more; say where it is now (--dataset)")
+    dataset = NNUNetDataset(folder)
+    wanted = [case_id for cases in left_out.values() for case_id in cases]
+    if twice := sorted({case_id for case_id in wanted if wanted.count(case_id) > 1}):
+        raise ExperimentError(
+            f"{folder}: {join_names(twice)} is left out by several folds: its score would count twice"
+        )
+    if missing := sorted(set(wanted) - set(dataset.case_ids)):
+        raise BadInputError(f"{folder}: lacks {join_names(missing)}, which the folds were validated on")
+    return dataset
+
+
+def _silent(_: str) -> None:
+    """Print nothing."""

@@ -1,0 +1,189 @@
+"""From a cross-validation to the model that should be shipped, chosen by predictions out of fold.
+
+The configuration or the ensemble of configurations with the greatest mean Dice, then thresholds of regions and steps of
+postprocessing as far as they help.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.nnunet_description import DatasetDescription
+from candy_monai.data.values import ids_of_label
+from candy_monai.device import find_device
+from candy_monai.errors import BadInputError
+from candy_monai.evaluation.cleaning import Cleaner, ScoredClass, Trial
+from candy_monai.evaluation.interval import interval
+from candy_monai.evaluation.of_dataset import dataset_evaluator, scored_regions
+from candy_monai.evaluation.parallel import jobs_for
+from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.statistics import as_json_number
+from candy_monai.evaluation.summaries import SUMMARY
+from candy_monai.experiment.checkpoints import BEST
+from candy_monai.experiment.state import weight_file
+from candy_monai.files import check_writable, digest_of_file
+from candy_monai.recipes.out_of_fold import PLACE, THRESHOLDS, CrossValidation, OutOfFold
+from candy_monai.recipes.selection import Member, Selection
+
+
+def select(
+    crossval: PathLike,
+    *,
+    dataset: PathLike | None = None,
+    device: str = "auto",
+    memory: int | None = None,
+    jobs: int | None = None,
+    trainer: str | None = None,
+    trust: bool = False,
+    on_progress: Callable[[str], None] = print,
+) -> Selection:
+    """Choose configuration or ensemble, and postprocessing, by predictions of every case out of fold.
+
+    Each case is predicted by the models of the fold that left it out, once; the predictions stay in ``out_of_fold`` in
+    the cross-validation's folder, so that the same call after an interruption goes on. The choice is written to
+    ``inference.json`` there, which ``load_experiments``, ``candy-monai predict`` and ``export`` follow.
+
+    Args:
+        crossval: What ``candy-monai crossval`` made, with all folds finished.
+        dataset: The dataset's folder; None for where it was.
+        device: Where to predict.
+        memory: Bytes that predicting a case may take; None for as many as it needs. See `Predictor`.
+        jobs: Cases scored at once; None for one a processor, fewer where memory is short.
+        trainer: ``FILE:Class``, the trainer of your own that the folds belong to; None for bundles.
+        trust: Build any callable that the experiments' pipelines name, instead of known transforms only.
+        on_progress: Told what is being done, a line at a time.
+
+    Returns:
+        What was chosen, with the scores of all candidates and of every step that was tried.
+
+    Raises:
+        BadInputError: If folds are missing or do not belong together, the dataset is not there, or no case has a class.
+    """
+    found = CrossValidation.read(crossval, dataset=dataset)
+    check_writable(found.folder)
+    names = found.configurations
+    subsets = [each for count in range(1, len(names) + 1) for each in itertools.combinations(names, count)]
+    candidates = {"+".join(each): each for each in subsets}
+    out_of_fold = OutOfFold(crossval=found, candidates=candidates)
+    chosen_device = str(find_device(device))
+    out_of_fold.predict(device=chosen_device, trainer=trainer, trust=trust, memory=memory, on_progress=on_progress)
+    description = found.dataset.description
+    labels = [case.label for case in found.cases.values() if case.label is not None]
+    at_once = jobs_for(labels) if jobs is None else jobs
+
+    def cleaner_of(candidate: str) -> Cleaner:
+        return Cleaner(
+            case_ids=list(found.cases),
+            labels=lambda case_id, thresholds: out_of_fold.labels(candidate, case_id, thresholds=thresholds),
+            reference=out_of_fold.reference,
+            evaluator=dataset_evaluator(description, "dice", "iou"),
+            classes=_classes(description),
+            exclusive=not description.has_regions,
+            jobs=at_once,
+        )
+
+    cleaners = {}
+    for name in candidates:
+        on_progress(f"Scoring {name} on {len(found.cases)} cases")
+        cleaners[name] = cleaner_of(name)
+    scores = {name: _described(name, candidates[name], each.result, found) for name, each in cleaners.items()}
+    best = _best(scores, found.folder)
+    cleaner = cleaners[best]
+    reasons = [_why(best, scores)]
+    if out_of_fold.has_thresholds:
+        on_progress(f"Trying thresholds of regions of {best}")
+        cleaner.choose_thresholds(THRESHOLDS)
+    on_progress(f"Trying postprocessing of {best}")
+    cleaner.choose_steps()
+    reasons += _why_steps(cleaner.trials)
+    cleaner.result.save(found.folder / PLACE / SUMMARY)
+    chosen = Selection(
+        folder=found.folder,
+        configurations=candidates[best],
+        members=tuple(_member(run, found.folder) for run in found.experiments_of(candidates[best])),
+        thresholds=cleaner.thresholds,
+        postprocessing=tuple(cleaner.steps),
+        reasons=tuple(reasons),
+        candidates=tuple(scores.values()),
+        trials=tuple({name: _plain(value) for name, value in trial.to_dict().items()} for trial in cleaner.trials),
+        scores=_described(best, candidates[best], cleaner.result, found),
+    )
+    chosen.save()
+    return chosen
+
+
+def _classes(description: DatasetDescription) -> list[ScoredClass]:
+    regions = scored_regions(description)
+    if regions is not None:
+        places = enumerate(regions.items(), start=1)
+        return [ScoredClass(index=place, name=name, ids=ids) for place, (name, ids) in places]
+    return [
+        ScoredClass(index=label_id, name=name, ids=(label_id,))
+        for name, label in description.labels.items()
+        for label_id in ids_of_label(label)
+        if label_id != 0
+    ]
+
+
+def _described(
+    name: str, configurations: tuple[str, ...], result: EvalResult, crossval: CrossValidation
+) -> dict[str, Any]:
+    """Return the scores of a candidate as plain values."""
+    by_id = {case.case_id: case for case in result}
+    folds = [replace(result, cases=tuple(by_id[each] for each in cases)) for cases in crossval.left_out.values()]
+    means = [mean for fold in folds if not math.isnan(mean := fold.mean_metrics["dice"])]
+    return {
+        "name": name,
+        "configurations": list(configurations),
+        "num_cases": len(result),
+        "dice": as_json_number(result.mean_metrics["dice"]),
+        "interval_95": interval(result),
+        "std": statistics.stdev(means) if len(means) > 1 else None,
+        "classes": {
+            result.class_names.get(index, str(index)): as_json_number(metrics["dice"])
+            for index, metrics in result.class_means.items()
+        },
+    }
+
+
+def _best(scores: dict[str, dict[str, Any]], folder: Path) -> str:
+    """Return the candidate with the greatest mean Dice; of equal ones that of the fewest configurations."""
+    known = {name: found for name, found in scores.items() if found["dice"] is not None}
+    if not known:
+        raise BadInputError(
+            f"{folder}: no case has a class, in its reference or predicted: there is nothing to choose by"
+        )
+    return max(known, key=lambda name: (known[name]["dice"], -len(known[name]["configurations"])))
+
+
+def _why(best: str, scores: dict[str, dict[str, Any]]) -> str:
+    dice = {name: found["dice"] for name, found in scores.items() if found["dice"] is not None}
+    others = ", ".join(f"{name} {value:.4f}" for name, value in dice.items() if name != best)
+    number = f"of {dice[best]:.4f} over {scores[best]['num_cases']} cases out of fold"
+    if not others:
+        return f"{best}: the only configuration, with a mean Dice {number}"
+    return f"{best}: the greatest mean Dice, {number} ({others})"
+
+
+def _why_steps(trials: list[Trial]) -> list[str]:
+    kept = [f"{trial.step}: {trial.reason}" for trial in trials if trial.kept]
+    left = len(trials) - len(kept)
+    if left:
+        kept.append(f"{left} other steps changed label maps, and are left out: trials says why")
+    return kept or ["no postprocessing: none of the steps changes a label map"]
+
+
+def _member(run: Path, folder: Path) -> Member:
+    digest = digest_of_file(weight_file(run, BEST))
+    return Member(experiment=run.relative_to(folder).as_posix(), weights_sha256=digest)
+
+
+def _plain(value: object) -> object:
+    return as_json_number(value) if isinstance(value, float) else value
