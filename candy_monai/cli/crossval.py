@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "crossval",
         run,
         summary="train every fold, side by side, and sum up",
-        text="Train each fold of a dataset by a process of its own and write the mean of their validation scores. "
+        text="Train each fold of a dataset in a process of its own and write the mean of their validation scores. "
         "Every option of 'train' holds for each fold; a --budget is one fold's. The same command after an interruption "
         "leaves finished folds as they are and goes on with the others.",
         example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50",

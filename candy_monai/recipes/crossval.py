@@ -46,7 +46,7 @@ def cross_validate(
     on_progress: Callable[[str], None] = print,
     **keywords: Any,
 ) -> Path:
-    """Train every fold of a dataset by a process of its own, and write the mean of their validation scores.
+    """Train every fold of a dataset in a process of its own, and write the mean of their validation scores.
 
     Each fold's experiment and log lie in ``<out>/crossval-<dataset>/fold_<n>/``.
 
