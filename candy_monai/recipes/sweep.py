@@ -109,7 +109,7 @@ def sweep_dataset(
     require("plotly", extra="optuna", purpose="draw the plots of a sweep")
     options = TrainOptions.of(options, keywords)
     if options.fold == "all":
-        raise SettingsError("a sweep goes by validation scores, and --fold all validates on no case: choose a fold")
+        raise SettingsError("a sweep goes by validation scores, and --fold all holds out no case: choose a fold")
     searched = SearchSpace.read(space, options)
     device = find_device(options.device)
     Parts.of(options)  # what is wrong with them is better said once than by every trial
