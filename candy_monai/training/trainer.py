@@ -449,7 +449,12 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         """
         run = self._current()
         prediction = predict_maximum(
-            run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range, references=run.references
+            run.history.metrics(),
+            num_epochs,
+            degree=degree,
+            score_range=run.score_range,
+            references=run.references,
+            same_settings=run.references_have_same_settings,
         )
         return prediction.epoch, prediction.score
 
