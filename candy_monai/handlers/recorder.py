@@ -288,8 +288,8 @@ class Recorder:
         if self._example is None:
             self._example = _image_shape(engine.state.output)
         self._reporter.report_saved_epoch(wait=False)
-        total = engine.state.epoch_length
-        self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total))
+        total, size = engine.state.epoch_length, getattr(engine.data_loader, "batch_size", None)
+        self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total, size))
 
     def _measured(self, output: Any) -> dict[str, Any]:
         """Return the numbers of an iteration by their columns, not waiting for a GPU."""
