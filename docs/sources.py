@@ -1,9 +1,12 @@
-"""The pages that nobody writes by hand: one of the reference for each part of the library, and the tutorials.
+"""The pages that nobody writes by hand: the reference of the library and of its command line, and the tutorials.
 
-They are made from the public names and the docstrings before every build, so a new name needs no entry anywhere.
+They are made from the public names, the docstrings and the declared options before every build, so a new name needs no
+entry anywhere.
 """
 
+import argparse
 import ast
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,6 +19,7 @@ from textwrap import indent
 
 import candy_monai
 import candy_monai_bundles
+from candy_monai.cli.main import _parser
 
 TITLES = {
     "recipes": "Whole tasks: train, resume, cross-validate",
@@ -40,6 +44,7 @@ TITLES = {
 OTHERS = "ground"
 TOGETHER = {"experiment": "observers"}
 """Parts of the library whose public names are on another part's page."""
+_OPTION = r"(?<![\w-])(--[a-z-]+)"
 
 
 def write_reference(folder: Path) -> None:
@@ -56,8 +61,10 @@ def write_reference(folder: Path) -> None:
     pages = {part: _page(title, package[part], parts[part]) for part, title in titles.items() if part in parts}
     bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
     pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))
+    pages = {"command_line": _command_line()} | pages
     entries = "\n".join(pages)
-    pages["index"] = f"# Reference\n\nEvery public name, from its docstring.\n\n```{{toctree}}\n{entries}\n```\n"
+    intro = "Every command and every public name, as the code declares them."
+    pages["index"] = f"# Reference\n\n{intro}\n\n```{{toctree}}\n{entries}\n```\n"
     _replace(folder, {f"{name}.md": text for name, text in pages.items()})
 
 
@@ -71,6 +78,38 @@ def write_tutorials(source: Path, folder: Path) -> None:
 
 def _page(title: str, package: str, names: Iterable[str]) -> str:
     return f"# {title}\n\n" + "\n".join(_entry(package, name) for name in sorted(names, key=str.lower))
+
+
+def _command_line() -> str:
+    parser, commands = _parser()
+    intro = "Every command takes `--help` and `--debug`, which shows the traceback of an error."
+    parts = [_command(f"{parser.prog} {name}", command) for name, command in commands.items()]
+    return f"# The command line\n\n{parser.description} {intro}\n\n" + "\n".join(parts)
+
+
+def _command(name: str, parser: argparse.ArgumentParser, level: str = "##") -> str:
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    told_above = {"--help", "--debug"}
+    actions = [
+        action
+        for action in parser._actions
+        if action not in inner and action.help != argparse.SUPPRESS and not told_above & set(action.option_strings)
+    ]
+    text = [f"{level} {name}", re.sub(_OPTION, r"`\1`", str(parser.description))]
+    if actions:
+        text.append(f"```{{eval-rst}}\n.. program:: {name}\n\n{''.join(map(_argument, actions))}```")
+    if parser.epilog:
+        text.append(f"```text\n{parser.epilog}\n```")
+    below = [_command(f"{name} {word}", each, f"{level}#") for action in inner for word, each in action.choices.items()]
+    return "\n\n".join([*text, *below]) + "\n"
+
+
+def _argument(action: argparse.Action) -> str:
+    metavar = action.metavar or ("|".join(map(str, action.choices or ())) or action.dest.upper())
+    value = "" if action.nargs == 0 else f" {metavar}"
+    names = ", ".join(f"{option}{value}" for option in action.option_strings) or str(metavar)
+    text = re.sub(_OPTION, r"``\1``", re.sub(r"([\\*_`|])", r"\\\1", str(action.help) % vars(action)))
+    return f".. option:: {names}\n\n   {text}\n\n"
 
 
 def _bundle(name: str) -> str:

@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "crossval",
         run,
         summary="train every fold, side by side, and sum up",
-        text="Train each fold of a dataset by a process of its own, score every case by the model of the fold that "
+        text="Train each fold of a dataset in a process of its own, score every case by the model of the fold that "
         "left it out, and write what these scores say together. Every option of 'train' holds for each fold; a "
         "--budget is one fold's. With --configurations, 2-D and 3-D networks are trained on the same folds, for "
         "'select' to choose from. The same command after an interruption leaves finished folds as they are and goes on "

@@ -50,7 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument(
-        "--explain", action="store_true", help="say of every choice of the plan why it is so and how to change it"
+        "--explain", action="store_true", help="say why each entry of the plan is what it is, and how to change it"
     )
     parser.add_argument(
         "--out",

@@ -54,7 +54,7 @@ def cross_validate(
     on_progress: Callable[[str], None] = print,
     **keywords: Any,
 ) -> Path:
-    """Train every fold of a dataset by a process of its own, and write what their scores say together.
+    """Train every fold of a dataset in a process of its own, and write what their scores say together.
 
     Each fold's experiment and log lie in ``<out>/crossval-<dataset>/fold_<n>/``; with ``configurations``, in
     ``<out>/crossval-<dataset>/<configuration>/fold_<n>/``. Every case is scored by the model of the fold that left it

@@ -1,4 +1,4 @@
-"""Settings of planned runs searched by Optuna: each trial is a run by a process of its own, in its own folder.
+"""Settings of planned runs searched by Optuna: each trial is a run in a process of its own, in its own folder.
 
 Optuna proposes settings, keeps what came of them, and decides which trials to prune. This module starts the runs, tells
 Optuna their validation scores while they train, and ends those that are pruned. A trial whose run was interrupted has
@@ -79,7 +79,7 @@ def sweep_dataset(
 ) -> Path:
     """Search settings of a dataset's runs for the best Dice of the validation cases.
 
-    Each trial is a run as `train_dataset` makes it, by a process of its own, in ``<out>/<name>/trial_<n>/``. Its value
+    Each trial is a run as `train_dataset` makes it, in a process of its own, in ``<out>/<name>/trial_<n>/``. Its value
     is the mean Dice of its best weights on the whole validation cases, and what it reports for pruning the validation
     score after each validated epoch. A trial that fails is recorded as failed, and the sweep goes on.
 
@@ -113,7 +113,7 @@ def sweep_dataset(
     require("plotly", extra="optuna", purpose="draw the plots of a sweep")
     options = TrainOptions.of(options, keywords)
     if options.fold == "all":
-        raise SettingsError("a sweep goes by validation scores, and --fold all validates on no case: choose a fold")
+        raise SettingsError("a sweep goes by validation scores, and --fold all holds out no case: choose a fold")
     searched = SearchSpace.read(space, options)
     device = find_device(options.device)
     Parts.of(options)  # what is wrong with them is better said once than by every trial

@@ -2,12 +2,14 @@
 
 Each page starts in an empty folder and runs from top to bottom: ``python`` blocks share their names, ``bash`` blocks
 share the folder. Blocks in other languages are for reading only, and so is what stands below a comment that says why:
-``<!-- not run: needs an account -->``.
+``<!-- not run: needs an account -->``. Of the commands in them the arguments are parsed.
 """
 
+import ast
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,13 @@ from pathlib import Path
 import pytest
 
 from candy_monai import Trainer
+from candy_monai.cli.main import _parsed
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(
+    r"^(?:    |\$ )?(?:[A-Z_]+=\S+ )*(?:candy-monai|(?:srun )?torchrun .*-m candy_monai) +(.+)$", flags=re.MULTILINE
+)
 BLOCK = re.compile(r"^(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -47,6 +53,47 @@ def run_in_shell(script, *, page, line):
 def test_the_code_of_a_page_runs_from_top_to_bottom_in_an_empty_folder(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(page)
+
+
+def commands_of(text):
+    """Return the arguments of every command line, without comments, pipes and redirections."""
+    lines = COMMAND.findall(re.sub(r"\\\n\s*", "", text))
+    return [shlex.split(re.split(r" [|>] ", line)[0], comments=True) for line in lines]
+
+
+def is_taken(arguments):
+    try:
+        _parsed(arguments)
+    except SystemExit as end:
+        return not end.code
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_command_line_takes_every_command_of_a_page(page):
+    assert [each for each in commands_of(page.read_text(encoding="utf-8")) if not is_taken(each)] == []
+
+
+def test_commands_are_found_in_blocks_after_variables_and_in_front_of_torchrun():
+    lines = [
+        "    candy-monai train D  # why",
+        "A=1 candy-monai predict \\",
+        "    R I O > log",
+        "torchrun -m candy_monai resume R",
+    ]
+    text = "\n".join(lines)
+    assert commands_of(text) == [["train", "D"], ["predict", "R", "I", "O"], ["resume", "R"]]
+    assert not is_taken(["train", "D", "--no-such-option"])
+
+
+def test_every_message_on_the_page_of_errors_is_one_of_the_code():
+    modules = (ROOT / "candy_monai").rglob("*.py")
+    nodes = (node for module in modules for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
+    texts = "\n".join({node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)})
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    assert len(messages) > 30
+    assert [part for message in messages for part in message.split("…") if part not in texts] == []
 
 
 def test_the_page_about_trainers_lists_every_keyword_of_train_with_its_default():

@@ -9,6 +9,7 @@ import pytest
 
 import candy_monai
 from candy_monai import handlers, lightning, optuna, transforms
+from candy_monai.cli.main import COMMANDS
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +25,20 @@ def pages(tmp_path_factory):
 
 
 def test_every_public_name_has_exactly_one_entry(pages):
-    entries = [line.split(":: ")[1] for page in pages.values() for line in page.splitlines() if line.startswith(".. ")]
+    named = [page for name, page in pages.items() if name != "command_line"]
+    entries = [line.split(":: ")[1] for page in named for line in page.splitlines() if line.startswith(".. ")]
     own = Counter(entry.removeprefix("candy_monai.") for entry in entries if "bundles" not in entry)
     parts = {"transforms": transforms, "handlers": handlers, "lightning": lightning, "optuna": optuna}
     others = [f"{part}.{name}" for part, module in parts.items() for name in module.__all__ if name != "HORIZON"]
     assert own == Counter([*candy_monai.__all__, *others])
+
+
+def test_every_command_is_described_with_its_options_and_examples(pages):
+    sections = dict(re.findall(r"^## candy-monai (\S+)$(.*?)(?=^## |\Z)", pages["command_line"], re.M | re.S))
+    assert list(sections) == list(COMMANDS)
+    assert ".. option:: --budget TIME\n\n   train for as long as fits into this time" in sections["train"]
+    assert "candy-monai train Dataset004_Hippocampus --budget 10m" in sections["train"]
+    assert "SUPPRESS" not in pages["command_line"]
 
 
 def test_every_page_is_in_the_list_of_pages_and_old_ones_are_gone(pages):

@@ -267,7 +267,7 @@ def test_a_sweep_that_is_running_is_not_begun_again(phantom, space, tmp_path, pr
     [
         ({"num_trials": 0}, "at least 1"),
         ({"num_parallel": 0}, "at least 1"),
-        ({"fold": "all"}, "validates on no case"),
+        ({"fold": "all"}, "holds out no case"),
         ({"name": "a/b"}, "expected letters"),
         ({"storage": "nosuch://x"}, "cannot be opened"),
         ({"overrides": {"patch_shape": "8,8"}}, "patch_shape"),
