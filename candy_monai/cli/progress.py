@@ -1,4 +1,4 @@
-"""How prediction goes, on the screen: a bar for the folder, one for the windows of a large case, and every failure."""
+"""How prediction goes, on the screen: bars for the folder and for the windows of a large case, failures, warnings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from candy_monai.inference.buffers import MemoryEstimate, in_units
 from candy_monai.inference.outputs import PredictionListener
+from candy_monai.inference.quality import CaseQuality
 
 MANY_WINDOWS = 16
 """A case of fewer windows has no bar of its own."""
@@ -77,6 +78,11 @@ class PredictionProgress(PredictionListener):
             self._print(f"[{done}/{total}] {case_id} failed")  # why is said at the end, where it is not overlooked
         elif not self._console.is_terminal:
             self._print(f"[{done}/{total}] {case_id}")
+
+    @override
+    def on_quality(self, case_id: str, quality: CaseQuality) -> None:
+        for warning in quality.warnings:
+            self._print(f"Warning: {case_id}: {warning}")
 
     @override
     def on_left_over(self, file: Path, reason: str) -> None:

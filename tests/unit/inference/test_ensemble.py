@@ -6,7 +6,10 @@ from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.overlap import ExpectedOverlap
 from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.quality import Calibration, QualityModel
+from candy_monai.inference.typical_inputs import TypicalInputs
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
@@ -71,3 +74,32 @@ def test_members_that_predict_other_things_are_refused_by_name(tmp_path):
 def test_an_ensemble_of_nobody_is_refused():
     with pytest.raises(BadInputError, match="at least one experiment"):
         EnsemblePredictor([])
+
+
+@pytest.mark.parametrize("windows", [((8, 8), (8, 8)), ((8, 8), (12, 6))], ids=["side by side", "on the file's grid"])
+def test_the_quality_is_that_of_the_mean_probabilities_where_every_member_has_learned_it(tmp_path, windows):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in windows]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    inputs = TypicalInputs(spacing_mm=(), shape=((17.0, 17.0), (13.0, 13.0)), intensities={}, has_empty_cases=False)
+    members[0].quality = QualityModel(calibration=Calibration(), inputs=inputs)
+    assert EnsemblePredictor(members).predict_image(image).quality is None
+    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0), inputs=inputs)
+    prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
+    overlap = ExpectedOverlap()
+    overlap.add(prediction.probabilities.as_tensor(), are_probabilities=True)
+    expected = (overlap.dice() + members[1].quality.calibration(overlap.dice())) / 2
+    assert prediction.quality.estimated_dice == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_quality_is_that_of_the_probabilities_and_changes_no_label(tmp_path):
+    member = _member(tmp_path, cls=_Multi, inferer=WindowInferer((8, 8)))
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    before = member.predict_image(image, probabilities=True)
+    inputs = TypicalInputs(spacing_mm=(), shape=((17.0, 17.0), (13.0, 13.0)), intensities={}, has_empty_cases=False)
+    member.quality = QualityModel(calibration=Calibration(), inputs=inputs)
+    for probabilities in (True, False):
+        found = member.predict_image(image, probabilities=probabilities)
+        overlap = ExpectedOverlap()
+        overlap.add(before.probabilities.as_tensor(), are_probabilities=True)
+        assert found.quality.estimated_dice == pytest.approx(overlap.dice(), abs=2e-3)
+        assert torch.equal(found.labels.as_tensor(), before.labels.as_tensor())
