@@ -1,4 +1,4 @@
-"""The Dice of a label map with the probabilities that it is made of, summed up tile by tile."""
+"""How far a label map agrees with the probabilities that it is made of, summed up tile by tile."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SCORES_AT_ONCE = 1 << 20
 
 
 class ExpectedOverlap:
-    """Sums up how far the probabilities of a case support the label map made of them.
+    """Sums up the precision and recall to be expected of a label map if the probabilities that it is made of are right.
 
     Where a network is unsure, or mirror images or members of an ensemble disagree, the mean probabilities lie between
-    0 and 1, and their Dice with the label map is below 1. It is the Dice to be expected if the probabilities are right.
+    0 and 1, and both are below 1.
 
     Args:
         paints: The id that each channel paints where classes are overlapping regions; empty where they are not.
@@ -57,19 +57,28 @@ class ExpectedOverlap:
         """Whether no voxel is of a class."""
         return self._sums is None or not bool(self._sums[1].any())
 
-    def dice(self) -> float:
-        """Return the mean expected Dice, 0 to 1, over the classes that the label map holds.
+    @property
+    def precision(self) -> float:
+        """The mean probability of the voxels of a class, 0 to 1, as the mean over classes.
 
-        A class that it does not hold has the Dice 0 and counts by its greatest probability, which is how likely a
+        A class that the label map does not hold has 0, and counts by its greatest probability, which is how likely a
         reference holds it.
         """
+        return self._mean_ratio(1)
+
+    @property
+    def recall(self) -> float:
+        """The share of a class's probability that lies in its voxels, 0 to 1, as the same mean over classes."""
+        return self._mean_ratio(2)
+
+    def _mean_ratio(self, row: int) -> float:
         if self._sums is None or self._peaks is None:
             return 0.0
-        common, predicted, expected = self._sums
-        dice = 2 * common / (predicted + expected).clamp_min(torch.finfo(torch.float64).tiny)
+        common, predicted, _ = self._sums
+        ratios = common / self._sums[row].clamp_min(torch.finfo(torch.float64).tiny)
         shares = torch.where(predicted > 0, 1.0, self._peaks.double())
         total = float(shares.sum())
-        return float((shares * dice).sum()) / total if total else 0.0
+        return float((shares * ratios).sum()) / total if total else 0.0
 
     def _add(self, probabilities: Tensor) -> None:
         """Add probabilities ``(K, voxels)``."""

@@ -1,7 +1,8 @@
 """How good a prediction probably is, without a reference: an estimate of its Dice, and what is unusual about its image.
 
-The estimate is the Dice that a label map has with its own probabilities (`ExpectedOverlap`), brought to the scale of
-true Dice by a monotone function that was fitted to the validation cases of the run, which its training has not seen.
+The estimate comes from the precision and recall that a label map has by its own probabilities (`ExpectedOverlap`), and
+from how usual the sizes of its classes are, by a function that rises with all three and was fitted to the validation
+cases of the run, which its training has not seen.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ FORMAT = 1
 FAILED_SHARE = 0.7
 """A prediction below this share of the median Dice is one that failed."""
 
+Signs = tuple[float, float, float]
+"""Expected precision, expected recall and usual size of a prediction, 0 to 1."""
+
 _CLOSEST = 1e-3
-"""An expected Dice this close to 0 or 1 is taken to be that far away from it, where the logarithm is finite."""
-_LEAST_SLOPE = 0.05
+"""A share this close to 0 or 1 is taken to be that far away from it, where the logarithm is finite."""
+_UNFITTED = (0.0, 1.0, 0.0, 0.0)
+"""Offset and slopes without any case: the estimate is the Dice to be expected if the probabilities are right."""
+_LEAST_SLOPE = 0.02
 _PRIOR = 0.01
-"""How strongly the fit is drawn to the expected Dice itself, in squared residuals: what few cases cannot outweigh."""
+"""How strongly a fit is drawn to these, in squared residuals."""
 _MOST_FOLDS = 10
 _FEWEST_FOR_RANKS = 3
 
@@ -51,13 +57,24 @@ class CaseQuality:
     Attributes:
         estimated_dice: The estimate of the mean Dice over the classes that the prediction or its reference holds; of a
             prediction without any, what it is if the reference holds one.
+        expected_precision: The mean probability of the voxels that were marked.
+        expected_recall: The share of all probability that lies in the voxels that were marked.
+        usual_size: How near the classes' sizes are to those of the training cases; see `TypicalInputs.usual_size`.
         typical_error: The mean distance of such estimates from the true Dice of validation cases; None if unknown.
         warnings: Why to look at this prediction, a sentence each.
     """
 
     estimated_dice: float
+    expected_precision: float
+    expected_recall: float
+    usual_size: float
     typical_error: float | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def signs(self) -> Signs:
+        """What the estimate is made of."""
+        return self.expected_precision, self.expected_recall, self.usual_size
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values that JSON stores."""
@@ -66,60 +83,65 @@ class CaseQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A monotone function from the expected Dice to an estimate of the true one; by default the identity.
+    """A function from expected precision, expected recall and usual size to an estimate of the true Dice.
 
     Attributes:
-        offset: Added to the log-odds of the expected Dice.
-        slope: What these are multiplied by before.
+        offset: Added to the log-odds of the estimate.
+        dice_slope: What the log-odds of the expected Dice, the harmonic mean of both, are multiplied by.
+        precision_slope: The same of the expected precision: far from a class, a network that is hardly trained gives it
+            much probability, which lowers the recall alone.
+        size_slope: What the logarithm of the usual size is multiplied by.
         num_cases: The validation cases that it was fitted to.
         typical_error: The mean distance of the estimate from the true Dice, of cases that the fit had not seen; None
             for fewer than two.
-        rank_correlation: Spearman's, of estimate and true Dice of these cases; None where it is undefined.
-        median_dice: The median of their true Dice; None without any.
+        rank_correlation: Spearman's, of these estimates and the true Dice; None where it is undefined.
+        median_dice: The median of the true Dice; None without any.
     """
 
-    offset: float = 0.0
-    slope: float = 1.0
+    offset: float = _UNFITTED[0]
+    dice_slope: float = _UNFITTED[1]
+    precision_slope: float = _UNFITTED[2]
+    size_slope: float = _UNFITTED[3]
     num_cases: int = 0
     typical_error: float | None = None
     rank_correlation: float | None = None
     median_dice: float | None = None
 
     @classmethod
-    def fit(cls, expected: Sequence[float], dice: Sequence[float]) -> Calibration:
+    def fit(cls, signs: Sequence[Signs], dice: Sequence[float]) -> Calibration:
         """Fit the function to cases.
 
         Args:
-            expected: The expected Dice of each case, 0 to 1.
+            signs: The expected precision and recall and the usual size of each case, 0 to 1.
             dice: The true Dice of each case, 0 to 1.
         """
-        log_odds, true = _log_odds(np.asarray(expected)), np.asarray(dice, dtype=np.float64)
+        features, true = _features(signs), np.asarray(dice, dtype=np.float64)
         if not len(true):
             return cls()
-        offset, slope = _fitted(log_odds, true)
-        folds = np.arange(len(true)) % min(len(true), _MOST_FOLDS)
-        error = None
+        offset, dice_slope, precision_slope, size_slope = _fitted(features, true).tolist()
+        error = correlation = None
         if len(true) > 1:
-            kept_apart = [
-                np.abs(
-                    _estimates(log_odds[folds == fold], *_fitted(log_odds[folds != fold], true[folds != fold]))
-                    - true[folds == fold]
-                )
-                for fold in range(folds.max() + 1)
-            ]
-            error = float(np.concatenate(kept_apart).mean())
+            unseen = np.empty(len(true))
+            folds = np.arange(len(true)) % min(len(true), _MOST_FOLDS)
+            for fold in range(folds.max() + 1):
+                own = folds == fold
+                unseen[own] = _estimates(features[own], _fitted(features[~own], true[~own]))
+            error, correlation = float(np.abs(unseen - true).mean()), _rank_correlation(unseen, true)
         return cls(
             offset=offset,
-            slope=slope,
+            dice_slope=dice_slope,
+            precision_slope=precision_slope,
+            size_slope=size_slope,
             num_cases=len(true),
             typical_error=error,
-            rank_correlation=_rank_correlation(log_odds, true),
+            rank_correlation=correlation,
             median_dice=float(np.median(true)),
         )
 
-    def __call__(self, expected: float) -> float:
-        """Return the estimate of the true Dice, 0 to 1, for an expected Dice."""
-        return float(_estimates(_log_odds(np.asarray(expected)), self.offset, self.slope))
+    def __call__(self, signs: Signs) -> float:
+        """Return the estimate of the true Dice, 0 to 1, for expected precision and recall and the usual size."""
+        parameters = np.array([self.offset, self.dice_slope, self.precision_slope, self.size_slope])
+        return float(_estimates(_features([signs]), parameters)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +149,7 @@ class QualityModel:
     """What the quality of predictions is judged by.
 
     Attributes:
-        calibration: From the expected Dice to the estimate.
+        calibration: From what is seen of a prediction to the estimate.
         inputs: What the training images are like.
     """
 
@@ -186,17 +208,19 @@ def judge(
             image is unlike the training set if it is unlike that of each.
         images: The preprocessed image ``(C, *spatial)`` of each.
     """
-    expected = overlap.dice()
+    geometry = None if labels.meta.get(HAS_NO_GRID) else geometry_of(labels)
+    sizes = [model.inputs.usual_size(labels.as_tensor(), geometry) for model in models]
+    signs = overlap.precision, overlap.recall, fmean(size for size, _ in sizes)
     calibrations = [model.calibration for model in models]
-    estimate = fmean(calibration(expected) for calibration in calibrations)
+    estimate = fmean(calibration(signs) for calibration in calibrations)
     errors = [calibration.typical_error for calibration in calibrations if calibration.typical_error is not None]
     medians = [calibration.median_dice for calibration in calibrations if calibration.median_dice is not None]
     error = fmean(errors) if errors else None
-    geometry = None if labels.meta.get(HAS_NO_GRID) else geometry_of(labels)
     differences = (
         model.inputs.differences(image.cpu().numpy(), geometry) for model, image in zip(models, images, strict=True)
     )
     warnings = [f"unlike the training images: {difference}" for difference in min(differences, key=len)]
+    warnings += min((unusual for _, unusual in sizes), key=len)
     if overlap.is_empty:
         if not any(model.inputs.has_empty_cases for model in models):
             warnings.append("no voxel is of any class, and every training case has some")
@@ -206,31 +230,42 @@ def judge(
             + ("" if error is None else f" (such estimates are wrong by {error:.2f} on average)")
             + f", and the median of validation cases is {fmean(medians):.2f}"
         )
-    return CaseQuality(estimated_dice=estimate, typical_error=error, warnings=tuple(warnings))
+    return CaseQuality(
+        estimated_dice=estimate,
+        expected_precision=signs[0],
+        expected_recall=signs[1],
+        usual_size=signs[2],
+        typical_error=error,
+        warnings=tuple(warnings),
+    )
 
 
-def _log_odds(expected: NDArray[np.float64]) -> NDArray[np.float64]:
+def _features(signs: Sequence[Signs]) -> NDArray[np.float64]:
+    """Return the log-odds of expected Dice and precision and the logarithm of the usual size, ``(cases, 3)``."""
     from scipy.special import logit
 
-    return np.asarray(logit(np.clip(expected, _CLOSEST, 1 - _CLOSEST)), dtype=np.float64)
+    shares = np.clip(np.asarray(signs, dtype=np.float64).reshape(-1, 3), _CLOSEST, 1 - _CLOSEST)
+    precision, recall, size = shares.T
+    dice = 2 * precision * recall / (precision + recall)
+    return np.stack([logit(dice), logit(precision), np.log(size)], axis=1)
 
 
-def _estimates(log_odds: NDArray[np.float64], offset: float, slope: float) -> NDArray[np.float64]:
+def _estimates(features: NDArray[np.float64], parameters: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.special import expit
 
-    return np.asarray(expit(offset + slope * log_odds), dtype=np.float64)
+    return np.asarray(expit(parameters[0] + features @ parameters[1:]))
 
 
-def _fitted(log_odds: NDArray[np.float64], dice: NDArray[np.float64]) -> tuple[float, float]:
-    """Return offset and slope by least squares of the Dice, drawn to 0 and 1."""
+def _fitted(features: NDArray[np.float64], dice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return offset and slopes by least squares of the Dice, drawn to those without any case."""
     from scipy.optimize import least_squares
 
     def residuals(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        offset, slope = parameters
-        return np.array([*(_estimates(log_odds, offset, slope) - dice), *(_PRIOR**0.5 * (parameters - (0.0, 1.0)))])
+        return np.concatenate([_estimates(features, parameters) - dice, _PRIOR**0.5 * (parameters - _UNFITTED)])
 
-    found = least_squares(residuals, (0.0, 1.0), bounds=((-np.inf, _LEAST_SLOPE), (np.inf, np.inf)))
-    return float(found.x[0]), float(found.x[1])
+    start = np.array([0.0, 1.0, _LEAST_SLOPE, _LEAST_SLOPE])
+    bounds = ((-np.inf, _LEAST_SLOPE, 0.0, 0.0), np.inf)
+    return np.asarray(least_squares(residuals, start, bounds=bounds).x)
 
 
 def _rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:

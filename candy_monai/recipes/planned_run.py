@@ -226,7 +226,7 @@ class PlannedRun:
         description = read_description(folder)
         network = build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis)
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
-        predictor.quality = uncalibrated(self.prepared)
+        predictor.quality = uncalibrated(self.prepared, predictor.classes)
         judged: dict[str, CaseQuality] = {}
 
         def note(case_id: str, prediction: Prediction) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.inference.quality import Calibration, CaseQuality, QualityModel
@@ -14,14 +14,20 @@ _MOST_IMAGES = 64
 """So many preprocessed training images are looked at."""
 
 
-def uncalibrated(prepared: Prepared) -> QualityModel:
-    """Return what judges predictions before any is known: estimates are the expected Dice itself."""
+def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]]) -> QualityModel:
+    """Return what judges predictions before any was scored.
+
+    Args:
+        prepared: The dataset.
+        classes: The name and the ids of each foreground class or region.
+    """
     training = set(prepared.training)
     images = (prepared.store.load(case_id).image for case_id in evenly_spaced(prepared.training, _MOST_IMAGES))
     inputs = TypicalInputs.of(
         images,
         [case for case in prepared.fingerprint.cases if case.case_id in training],
         channel_names=prepared.plan.channel_names,
+        classes=classes,
         is_picture=prepared.fingerprint.is_picture,
     )
     return QualityModel(calibration=Calibration(), inputs=inputs)
@@ -35,14 +41,9 @@ def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result:
         judged: What `uncalibrated` says of each case.
         result: The cases' scores; those without a Dice tell nothing.
     """
-    known = [
-        (judged[case.case_id].estimated_dice, case.metrics["dice"])
-        for case in result
-        if case.case_id in judged and not math.isnan(case.metrics["dice"])
-    ]
-    return QualityModel(
-        calibration=Calibration.fit([expected for expected, _ in known], [dice for _, dice in known]), inputs=inputs
-    )
+    known = [case for case in result if case.case_id in judged and not math.isnan(case.metrics["dice"])]
+    signs = [judged[case.case_id].signs for case in known]
+    return QualityModel(calibration=Calibration.fit(signs, [case.metrics["dice"] for case in known]), inputs=inputs)
 
 
 def in_words(calibration: Calibration) -> str:

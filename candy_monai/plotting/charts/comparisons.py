@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _ROW, _AROUND = 11.6, 0.34, 0.95
-_LONGEST_NAME = 32
+_WIDTH, _ROW, _AROUND = 11.6, 0.34, 0.85
+_LONGEST_NAME = 28
 _DOTS, _BOX, _MEAN = "#0072b2", "#dbe9f4", "#d55e00"
 
 
@@ -62,8 +62,8 @@ def comparison_figure(metrics: Sequence[ComparedMetric]) -> Figure:
     top = total
     for metric, height in zip(metrics, heights, strict=True):
         bottom, tall = (top - height + 0.45) / total, (height - _AROUND) / total
-        _draw_values(figure.add_axes((0.14, bottom, 0.33, tall)), metric)
-        _draw_differences(figure.add_axes((0.66, bottom, 0.33, tall)), metric.pairs)
+        _draw_values(figure.add_axes((0.19, bottom, 0.29, tall)), metric)
+        _draw_differences(figure.add_axes((0.7, bottom, 0.29, tall)), metric.pairs)
         top -= height
     return figure
 

@@ -50,6 +50,8 @@ def test_what_an_earlier_prediction_left_is_named(printed):
 
 def test_every_warning_of_a_case_is_a_line(printed):
     progress, text = printed
-    progress.on_quality("a", CaseQuality(estimated_dice=0.3, warnings=("its Dice is low [1]", "it is unlike")))
-    progress.on_quality("b", CaseQuality(estimated_dice=0.9))
+    shares = {"expected_precision": 0.8, "expected_recall": 0.8, "usual_size": 1.0}
+    warnings = ("its Dice is low [1]", "it is unlike")
+    progress.on_quality("a", CaseQuality(estimated_dice=0.3, warnings=warnings, **shares))
+    progress.on_quality("b", CaseQuality(estimated_dice=0.9, **shares))
     assert text.getvalue() == "Warning: a: its Dice is low [1]\nWarning: a: it is unlike\n"

@@ -12,6 +12,10 @@ from candy_monai.inference.quality import Calibration, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
 from tests.toys import SmallTrainer, Squares, small_trainer
 
+INPUTS = TypicalInputs(
+    spacing_mm=(), shape=((17.0, 17.0), (13.0, 13.0)), intensities={}, has_empty_cases=False, classes={}
+)
+
 
 class _Multi(SmallTrainer):
     num_classes = 3
@@ -80,14 +84,14 @@ def test_an_ensemble_of_nobody_is_refused():
 def test_the_quality_is_that_of_the_mean_probabilities_where_every_member_has_learned_it(tmp_path, windows):
     members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in windows]
     image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
-    inputs = TypicalInputs(spacing_mm=(), shape=((17.0, 17.0), (13.0, 13.0)), intensities={}, has_empty_cases=False)
-    members[0].quality = QualityModel(calibration=Calibration(), inputs=inputs)
+    members[0].quality = QualityModel(calibration=Calibration(), inputs=INPUTS)
     assert EnsemblePredictor(members).predict_image(image).quality is None
-    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0), inputs=inputs)
+    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0), inputs=INPUTS)
     prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
     overlap = ExpectedOverlap()
     overlap.add(prediction.probabilities.as_tensor(), are_probabilities=True)
-    expected = (overlap.dice() + members[1].quality.calibration(overlap.dice())) / 2
+    signs = (overlap.precision, overlap.recall, prediction.quality.usual_size)
+    expected = sum(member.quality.calibration(signs) for member in members) / 2
     assert prediction.quality.estimated_dice == pytest.approx(expected, abs=1e-4)
 
 
@@ -95,11 +99,11 @@ def test_the_quality_is_that_of_the_probabilities_and_changes_no_label(tmp_path)
     member = _member(tmp_path, cls=_Multi, inferer=WindowInferer((8, 8)))
     image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
     before = member.predict_image(image, probabilities=True)
-    inputs = TypicalInputs(spacing_mm=(), shape=((17.0, 17.0), (13.0, 13.0)), intensities={}, has_empty_cases=False)
-    member.quality = QualityModel(calibration=Calibration(), inputs=inputs)
+    member.quality = QualityModel(calibration=Calibration(), inputs=INPUTS)
     for probabilities in (True, False):
         found = member.predict_image(image, probabilities=probabilities)
         overlap = ExpectedOverlap()
         overlap.add(before.probabilities.as_tensor(), are_probabilities=True)
-        assert found.quality.estimated_dice == pytest.approx(overlap.dice(), abs=2e-3)
+        assert found.quality.expected_precision == pytest.approx(overlap.precision, abs=1e-4)
+        assert found.quality.expected_recall == pytest.approx(overlap.recall, abs=1e-4)
         assert torch.equal(found.labels.as_tensor(), before.labels.as_tensor())

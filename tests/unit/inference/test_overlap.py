@@ -1,4 +1,4 @@
-"""The Dice of a label map with its own probabilities."""
+"""How far a label map agrees with its own probabilities."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from candy_monai.inference.overlap import ExpectedOverlap
 def _expected(probabilities):
     overlap = ExpectedOverlap()
     overlap.add(probabilities, are_probabilities=True)
-    return overlap.dice()
+    return overlap.precision, overlap.recall
 
 
-def test_certain_probabilities_are_a_dice_of_1_and_unsure_ones_the_soft_dice():
+def test_certain_probabilities_have_both_1_and_unsure_ones_less():
     certain = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    assert _expected(certain) == pytest.approx(1.0)
+    assert _expected(certain) == pytest.approx((1.0, 1.0))
     unsure = torch.tensor([[0.4, 0.9], [0.6, 0.1]])  # one voxel of class 1
-    assert _expected(unsure) == pytest.approx(2 * 0.6 / (0.7 + 1))
+    assert _expected(unsure) == pytest.approx((0.6, 0.6 / 0.7))
 
 
 def test_classes_count_alike_and_one_that_is_not_predicted_by_its_greatest_probability():
     probabilities = torch.tensor([[0.0, 0.6, 1.0], [1.0, 0.0, 0.0], [0.0, 0.4, 0.0]])
-    assert _expected(probabilities) == pytest.approx((1.0 + 0.4 * 0.0) / 1.4)
+    assert _expected(probabilities) == pytest.approx((1.0 / 1.4, 1.0 / 1.4))
 
 
-def test_where_nothing_is_predicted_the_dice_is_0_and_it_says_so():
+def test_where_nothing_is_predicted_both_are_0_and_it_says_so():
     overlap = ExpectedOverlap()
     overlap.add(torch.tensor([[0.9, 0.7], [0.1, 0.3]]), are_probabilities=True)
     assert overlap.is_empty
-    assert overlap.dice() == 0.0
+    assert (overlap.precision, overlap.recall) == (0.0, 0.0)
+    assert ExpectedOverlap().recall == 0.0
 
 
 @pytest.mark.parametrize("paints", [(1, 2), ()])
@@ -41,7 +42,8 @@ def test_regions_and_a_single_logit_are_channels_of_their_own(paints):
     overlap.add(logits)
     p = logits.double().sigmoid()
     inside = p > 0.5
-    assert overlap.dice() == pytest.approx(float((2 * (p * inside).sum(1) / (p + inside).sum(1)).mean()), abs=1e-6)
+    assert overlap.precision == pytest.approx(float(((p * inside).sum(1) / inside.sum(1)).mean()), abs=1e-6)
+    assert overlap.recall == pytest.approx(float(((p * inside).sum(1) / p.sum(1)).mean()), abs=1e-6)
 
 
 def test_tiles_pass_unchanged_and_sum_up_to_the_whole_whatever_their_weights():
@@ -61,4 +63,4 @@ def test_tiles_pass_unchanged_and_sum_up_to_the_whole_whatever_their_weights():
     parts = ExpectedOverlap()
     assert [tile.place for tile in parts.watched(tiles)] == [tile.place for tile in tiles]
     assert all(torch.equal(tile.sums, sums) for tile, sums in zip(tiles, before, strict=True))
-    assert parts.dice() == pytest.approx(whole.dice(), abs=1e-6)
+    assert (parts.precision, parts.recall) == pytest.approx((whole.precision, whole.recall), abs=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy.special import expit, logit
 
 from candy_monai.errors import ExperimentError
 from candy_monai.inference.overlap import ExpectedOverlap
@@ -19,6 +20,7 @@ INPUTS = TypicalInputs(
     shape=((4.0, 4.0), (4.0, 4.0)),
     intensities={"MRI": ((0.0, 0.0), (0.0, 0.5), (0.0, 0.5), (0.0, 0.5), (1.0, 1.0))},
     has_empty_cases=False,
+    classes={},
 )
 LIKE_TRAINING = torch.zeros(1, 4, 4).index_fill_(2, torch.tensor([3]), 1.0)
 LABELS = MetaTensor(torch.zeros(1, 4, 4, dtype=torch.uint8), meta={"is_picture": True})
@@ -38,30 +40,34 @@ def _model(**changes):
     return QualityModel(calibration=dataclasses.replace(calibration, **changes), inputs=INPUTS)
 
 
-def test_a_fit_recovers_the_scale_of_the_true_dice_and_keeps_the_order():
+def test_a_fit_recovers_what_the_true_dice_depends_on_and_rises_with_everything():
     rng = np.random.default_rng(0)
-    expected = rng.uniform(0.7, 0.99, 60)
-    true = np.clip(expected**2 + rng.normal(0, 0.01, 60), 0, 1)
-    fitted = Calibration.fit(expected, true)
-    assert fitted(0.9) == pytest.approx(0.81, abs=0.02)
-    estimates = [fitted(value) for value in (0.0, 0.2, 0.7, 0.9, 1.0)]
+    precision, recall = rng.uniform(0.6, 0.99, (2, 200))
+    size = rng.uniform(0.2, 1.0, 200)
+    expected_dice = 2 * precision * recall / (precision + recall)
+    true = expit(0.3 + 0.2 * logit(expected_dice) + 0.8 * logit(precision) + 0.6 * np.log(size))
+    fitted = Calibration.fit(list(zip(precision, recall, size, strict=True)), true + rng.normal(0, 0.005, 200))
+    slopes = (fitted.dice_slope, fitted.precision_slope, fitted.size_slope)
+    assert slopes == pytest.approx((0.2, 0.8, 0.6), abs=0.1)
+    estimates = [fitted((value, 0.8, 0.5)) for value in (0.0, 0.2, 0.7, 0.9, 1.0)]
     assert estimates == sorted(set(estimates))
-    assert fitted.typical_error == pytest.approx(0.01, abs=0.006)
-    assert fitted.rank_correlation > 0.95
-    assert fitted.median_dice == pytest.approx(float(np.median(true)))
+    assert fitted((0.8, 0.7, 0.5)) < fitted((0.8, 0.9, 0.5)) < fitted((0.8, 0.9, 0.9))
+    assert fitted.typical_error == pytest.approx(0.004, abs=0.002)
+    assert fitted.rank_correlation > 0.98
+    assert fitted.median_dice == pytest.approx(float(np.median(true)), abs=0.01)
 
 
-def test_few_cases_hardly_change_the_expected_dice_and_none_leave_it():
-    assert Calibration.fit([], [])(0.8) == pytest.approx(0.8)
-    one = Calibration.fit([0.9], [0.5])
-    assert 0.4 < one(0.9) < 0.7
+def test_without_cases_the_estimate_is_the_expected_dice_and_few_cases_draw_it_to_theirs():
+    assert Calibration.fit([], [])((0.7, 0.9, 0.1)) == pytest.approx(2 * 0.7 * 0.9 / 1.6)
+    one = Calibration.fit([(0.9, 0.9, 1.0)], [0.5])
+    assert 0.4 < one((0.9, 0.9, 1.0)) < 0.75
     assert (one.typical_error, one.rank_correlation) == (None, None)
 
 
 def test_what_contradicts_the_scores_still_keeps_its_order():
-    fitted = Calibration.fit([0.6, 0.7, 0.8, 0.9], [0.9, 0.8, 0.7, 0.6])
-    assert fitted(0.6) < fitted(0.9)
-    assert fitted.rank_correlation == pytest.approx(-1.0)
+    fitted = Calibration.fit([(share, share, share) for share in (0.6, 0.7, 0.8, 0.9)], [0.9, 0.8, 0.7, 0.6])
+    assert fitted((0.6, 0.6, 0.6)) < fitted((0.9, 0.9, 0.9))
+    assert fitted.rank_correlation < 0
 
 
 def test_a_sure_prediction_has_no_warning_and_an_unsure_one_says_why():

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.inspection.fingerprint import CaseFingerprint
@@ -16,7 +17,7 @@ def _image(seed, shape=(20, 24, 16), scale=1.0):
     return np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float32) * scale
 
 
-def _case(spacing_mm=(1.0, 1.0, 3.0), *, is_empty=False):
+def _case(spacing_mm=(1.0, 1.0, 3.0), *, voxels=100, is_empty=False):
     return CaseFingerprint(
         case_id="a",
         shape=(20, 24, 16),
@@ -24,7 +25,7 @@ def _case(spacing_mm=(1.0, 1.0, 3.0), *, is_empty=False):
         orientation=("R", "A", "S"),
         nonzero_shape=(20, 24, 16),
         foreground_shape=None if is_empty else (3, 3, 3),
-        class_voxels={0: 1},
+        class_voxels={} if is_empty else {0: 1, 1: voxels, 2: voxels // 2},
     )
 
 
@@ -36,8 +37,9 @@ def _geometry(*spacing_mm):
 def inputs():
     return TypicalInputs.of(
         [_image(seed) for seed in range(4)],
-        [_case(), _case((0.9, 1.1, 3.5))],
+        [_case(), _case(voxels=400), _case((0.9, 1.1, 3.5), voxels=200)],
         channel_names=("T1", "T2"),
+        classes=[("whole", (1, 2)), ("core", (2,)), ("rare", (7,))],
         is_picture=False,
     )
 
@@ -69,7 +71,42 @@ def test_it_is_the_same_after_a_round_trip_through_json(inputs):
 
 def test_pictures_have_no_spacing_and_empty_cases_are_noticed():
     inputs = TypicalInputs.of(
-        [_image(0, shape=(8, 8))], [_case(is_empty=True)], channel_names=("R", "G"), is_picture=True
+        [_image(0, shape=(8, 8))],
+        [_case(is_empty=True), _case(voxels=768)],
+        channel_names=("R", "G"),
+        classes=[("organ", (1,))],
+        is_picture=True,
     )
     assert inputs.spacing_mm == ()
     assert inputs.has_empty_cases
+    assert inputs.classes["organ"].median == pytest.approx(768 / (20 * 24 * 16))
+    half = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    half[0, :5] = 1
+    share, (found,) = inputs.usual_size(half, None)
+    assert share == pytest.approx(0.1 / 0.5)
+    assert found == "its organ takes 50 % of the picture, that of the training cases 10 to 10"
+
+
+def _labels(first, second):
+    labels = torch.zeros(1, 20, 24, 16, dtype=torch.int16)
+    labels.view(-1)[:first] = 1
+    labels.view(-1)[first : first + second] = 2
+    return labels
+
+
+def test_sizes_of_classes_are_compared_with_the_median_in_ml(inputs):
+    geometry = _geometry(1.0, 1.0, 3.0)
+    assert list(inputs.classes) == ["whole", "core"]  # no case has the other one
+    assert inputs.classes["core"].low == pytest.approx(0.15)
+    middle = inputs.classes["core"].median / 0.003
+    share, found = inputs.usual_size(_labels(round(2 * middle), round(middle)), geometry)
+    assert share == pytest.approx(1.0, abs=0.02)
+    assert found == []
+    assert inputs.usual_size(_labels(0, 0), geometry) == (0.0, [])
+    assert inputs.usual_size(_labels(9, 9), None) == (1.0, [])  # of unknown size
+
+
+def test_a_class_of_another_size_is_named_with_both_numbers(inputs):
+    share, found = inputs.usual_size(_labels(1000, 2000), _geometry(1.0, 1.0, 3.0))
+    assert share < 0.3
+    assert found[1] == "its core takes 6 ml, that of the training cases 0.15 to 0.6"

@@ -15,7 +15,7 @@ from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.quality import calibrated, in_words
 from candy_monai.recipes.train import train_dataset
 
-INPUTS = TypicalInputs(spacing_mm=(), shape=(), intensities={}, has_empty_cases=False)
+INPUTS = TypicalInputs(spacing_mm=(), shape=(), intensities={}, has_empty_cases=False, classes={})
 
 
 def _result(**dice):
@@ -26,16 +26,19 @@ def _result(**dice):
 
 
 def test_cases_without_a_dice_and_without_an_estimate_tell_nothing():
-    judged = {case_id: CaseQuality(estimated_dice=0.8) for case_id in "abc"}
+    seen = CaseQuality(estimated_dice=0.8, expected_precision=0.7, expected_recall=0.9, usual_size=1.0)
+    judged = dict.fromkeys("abc", seen)
     model = calibrated(INPUTS, judged, _result(a=0.7, b=math.nan, d=0.1))
-    assert model.calibration == Calibration.fit([0.8], [0.7])
+    assert model.calibration == Calibration.fit([(0.7, 0.9, 1.0)], [0.7])
     assert model.inputs is INPUTS
 
 
 def test_the_log_says_how_good_estimates_are():
-    calibration = Calibration.fit([0.7, 0.8, 0.9], [0.6, 0.7, 0.9])
-    assert in_words(calibration).endswith("rank correlation of 1.00 with the true ones, by 3 validation cases")
-    assert in_words(Calibration.fit([0.7], [0.6])).endswith("cannot be judged, by 1 validation case")
+    calibration = Calibration(num_cases=3, typical_error=0.04, rank_correlation=0.5)
+    assert in_words(calibration).endswith(
+        "are wrong by 0.040 on average and have a rank correlation of 0.50 with the true ones, by 3 validation cases"
+    )
+    assert in_words(Calibration.fit([(0.7, 0.7, 1.0)], [0.6])).endswith("cannot be judged, by 1 validation case")
 
 
 @pytest.mark.slow
@@ -57,7 +60,8 @@ def test_a_planned_run_leaves_what_its_predictions_are_judged_by(tmp_path, capsy
     scores = json.loads((experiment / "validation.json").read_text())
     assert quality.calibration.num_cases == scores["num_cases"]
     assert main(["predict", str(experiment), str(phantom / "imagesTs"), str(tmp_path / "predictions")]) == 0
-    (case,) = json.loads((tmp_path / "predictions" / "manifest.json").read_text())["cases"].values()
+    ((case_id, case),) = json.loads((tmp_path / "predictions" / "manifest.json").read_text())["cases"].items()
     assert 0 <= case["quality"]["estimated_dice"] <= 1
     printed = capsys.readouterr().out
-    assert all(f"Warning: {warning}" in printed for warning in case["quality"]["warnings"])
+    assert printed.count(f"Warning: {case_id}: ") == len(case["quality"]["warnings"])
+    assert "Estimates of a prediction's Dice without a reference" in (experiment / "logs.txt").read_text()

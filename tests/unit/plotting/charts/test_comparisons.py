@@ -43,4 +43,4 @@ def test_long_names_keep_their_ends():
     name = "experiments/crossval-Dataset004_Hippocampus/fold_0"
     figure = comparison_figure([ComparedMetric(title="dice", values={name: (1.0,)}, pairs=[])])
     (shown,) = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert shown == "…" + name[-31:]
+    assert shown == "…" + name[-27:]
