@@ -220,7 +220,8 @@ def judge(
         model.inputs.differences(image.cpu().numpy(), geometry) for model, image in zip(models, images, strict=True)
     )
     warnings = [f"unlike the training images: {difference}" for difference in min(differences, key=len)]
-    warnings += min((unusual for _, unusual in sizes), key=len)
+    fewest: list[str] = min((unusual for _, unusual in sizes), key=len)
+    warnings += fewest
     if overlap.is_empty:
         if not any(model.inputs.has_empty_cases for model in models):
             warnings.append("no voxel is of any class, and every training case has some")
