@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return DONE
     print(found.table())
     if found.left_out:
-        print(f"{len(found.left_out)} cases are left out, since every run was trained on them")
+        left_out = "1 case is" if len(found.left_out) == 1 else f"{len(found.left_out)} cases are"
+        print(f"{left_out} left out, since every run was trained on them")
     print(f"Label issues: {args.output / LABEL_ISSUES}")
     return DONE

@@ -119,11 +119,12 @@ class Contradictions:
             return []
         spacing = tuple(spacing_mm or (1.0,) * self._label.ndim)
         unit = 1.0 if spacing_mm is None else math.prod(spacing) / 1000
+        finest = min((step for step, extent in zip(spacing, self._label.shape, strict=True) if extent > 1), default=0.0)
         doubt = self._doubt.numpy()
         found = []
         for label_id, predicted_id, box, mask in self._components():
-            depths = _distances(mask, spacing)
-            inner = depths > min(spacing) * (1 + 1e-6)
+            depths = _distances(mask, spacing, self._label.shape)
+            inner = depths > finest * (1 + 1e-6)
             if not inner.any():
                 continue
             deepest = np.unravel_index(int(depths.argmax()), depths.shape)
@@ -257,9 +258,17 @@ class LabelIssues:
         return "\n".join(lines)
 
 
-def _distances(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Return each voxel's distance to the nearest one outside the region, in the units of the spacing."""
+def _distances(mask: NDArray[np.bool_], spacing: Sequence[float], whole: Sequence[int]) -> NDArray[np.float64]:
+    """Return each voxel's distance to the nearest one outside the region, in the units of the spacing.
+
+    Args:
+        mask: The region within its box.
+        spacing: Along each axis.
+        whole: The shape of the whole label map; an axis of one voxel has no outside.
+    """
     from scipy import ndimage
 
-    distances = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)
-    return np.asarray(distances[(slice(1, -1),) * mask.ndim])
+    margins = [int(extent > 1) for extent in whole]
+    distances = ndimage.distance_transform_edt(np.pad(mask, [(margin, margin) for margin in margins]), sampling=spacing)
+    inside = tuple(slice(margin, margin + extent) for margin, extent in zip(margins, mask.shape, strict=True))
+    return np.asarray(distances[inside])

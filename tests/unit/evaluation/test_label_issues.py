@@ -112,6 +112,16 @@ def test_pictures_are_counted_in_pixels():
     assert (issue.volume, issue.score) == (25.0, 9.0)
 
 
+def test_a_volume_of_one_slice_is_as_a_picture():
+    label = torch.zeros(20, 20, 1, dtype=torch.int64)
+    truth = label.clone()
+    truth[4:9, 4:9] = 1
+    contradictions = Contradictions(label)
+    contradictions.add(truth, truth[None].float())
+    (issue,) = contradictions.issues("a", spacing_mm=(1.0, 1.0, 0.5))
+    assert issue.score == pytest.approx(9 * 0.5 / 1000)
+
+
 def test_the_list_is_a_table_and_json():
     truth = _label()
     truth[12:17, 10:15, 9:14] = 2

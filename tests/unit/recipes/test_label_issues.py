@@ -67,7 +67,7 @@ def test_a_label_that_lacks_everything_comes_first_with_pictures_and_json(runs, 
     assert (content["num_cases"], content["left_out"], content["unit"]) == (4 - 1, [runs.dataset.case_ids[0]], "ml")
     assert [path.name for path in out.glob("*.png")] == [f"01 {case_id}.png"]
     assert f"{case_id}  background" in printed
-    assert "1 cases are left out" in printed
+    assert "1 case is left out" in printed
 
 
 def test_cases_that_every_run_was_trained_on_are_left_out_and_all_of_them_refused(runs, tmp_path):
