@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import done
+from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import (
     add_dataset,
     add_option_file,
@@ -46,6 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="train with N seeds, one after the other, from --seed on (default: from 0), and sum up the mean and "
         "spread of their scores; a --budget is one run's",
     )
+    add_feedback(parser)
     add_option_file(parser)
 
 
@@ -69,10 +70,15 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.recipes.seeds import SEEDS, repeat_seeds
     from candy_monai.recipes.train import train_dataset
 
+    feedback: Feedback = args.feedback
     elapsed_s = time.monotonic() - args.started
     if args.repeat_seeds is not None:
-        spread = repeat_seeds(args.dataset, options, num_seeds=args.repeat_seeds, elapsed_s=elapsed_s)
-        print(spread.table())
-        return done("Seeds", spread.folder / SEEDS)
-    folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s)
-    return done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+        spread = repeat_seeds(
+            args.dataset, options, num_seeds=args.repeat_seeds, elapsed_s=elapsed_s, on_progress=feedback.say
+        )
+        feedback.tell("scores", **spread.to_dict())
+        if feedback.shows_text:
+            print(spread.table())
+        return feedback.done("Seeds", spread.folder / SEEDS)
+    folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s, on_progress=feedback.say)
+    return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
