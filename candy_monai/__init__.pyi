@@ -51,6 +51,7 @@ from candy_monai.errors import SettingsError as SettingsError
 from candy_monai.evaluation.comparison import compare_evaluations as compare_evaluations
 from candy_monai.evaluation.comparison_results import Comparison as Comparison
 from candy_monai.evaluation.evaluator import Evaluator as Evaluator
+from candy_monai.evaluation.label_issues import LabelIssues as LabelIssues
 from candy_monai.evaluation.results import EvalCase as EvalCase
 from candy_monai.evaluation.results import EvalResult as EvalResult
 from candy_monai.evaluation.statistics import Statistics as Statistics
@@ -87,11 +88,14 @@ from candy_monai.incoming.opening import load_predictor as load_predictor
 from candy_monai.inference.dicom_seg import save_dicom_seg as save_dicom_seg
 from candy_monai.inference.ensemble import EnsemblePredictor as EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer as WindowInferer
+from candy_monai.inference.label_fusion import fuse_folders as fuse_folders
+from candy_monai.inference.label_fusion import fuse_label_maps as fuse_label_maps
 from candy_monai.inference.network_predictor import NetworkPredictor as NetworkPredictor
 from candy_monai.inference.outputs import Prediction as Prediction
 from candy_monai.inference.outputs import PredictionError as PredictionError
 from candy_monai.inference.outputs import PredictionListener as PredictionListener
 from candy_monai.inference.predictor import Predictor as Predictor
+from candy_monai.inference.quality import CaseQuality as CaseQuality
 from candy_monai.inference.tiles import SWMetadata as SWMetadata
 from candy_monai.metrics.cumulative import OverlapMetric as OverlapMetric
 from candy_monai.metrics.lesions import LesionRule as LesionRule
@@ -118,8 +122,11 @@ from candy_monai.plotting.case.views import CaseView as CaseView
 from candy_monai.plotting.case.visualize import visualize2d as visualize2d
 from candy_monai.plotting.case.visualize import visualize3d as visualize3d
 from candy_monai.recipes.crossval import cross_validate as cross_validate
+from candy_monai.recipes.label_issues import find_label_issues as find_label_issues
 from candy_monai.recipes.options import TrainOptions as TrainOptions
 from candy_monai.recipes.resume import resume_training as resume_training
+from candy_monai.recipes.seeds import SeedSpread as SeedSpread
+from candy_monai.recipes.seeds import repeat_seeds as repeat_seeds
 from candy_monai.recipes.select import select as select
 from candy_monai.recipes.selection import Selection as Selection
 from candy_monai.recipes.train import train_dataset as train_dataset

@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         " Exits with 2 where cases, classes, references or the meaning of a metric differ.",
         example="candy-monai compare ours/summary.json nnunet/summary.json\n"
         "candy-monai compare experiments/crossval-a experiments/crossval-b --groups 'patient(\\d+)'\n"
-        "candy-monai compare a.json b.json c.json --metrics dice,hd95 --out comparison.json",
+        "candy-monai compare a.json b.json c.json --metrics dice,hd95 --out comparison.json --plot comparison.png",
     )
     parser.add_argument(
         "evaluations",
@@ -65,6 +65,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="95 %% confidence intervals of means by Student's t or the bootstrap (default: t)",
     )
     parser.add_argument("--classes", action="store_true", help="show each class, too")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the values of each as a box, and the paired differences with the intervals of their means",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, the classes among it")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of the tables")
 
@@ -75,8 +81,11 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.evaluation.comparison import compare_evaluations
     from candy_monai.files import check_file_writable
 
-    if args.out is not None:
-        check_file_writable(args.out)
+    for file in (args.out, args.plot):
+        if file is not None:
+            check_file_writable(file)
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise BadInputError(f"--plot: {args.plot} is no .png, which is what is drawn")
     evaluations = args.evaluations
     if args.names is not None:
         names = [name.strip() for name in args.names.split(",")]
@@ -92,12 +101,16 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.out is not None:
         found.save(args.out)
+    if args.plot is not None:
+        found.save_figure(args.plot, classes=args.classes)
     if args.json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         print(found.table(classes=args.classes))
         if args.out is not None:
             print(f"Comparison: {args.out}")
+        if args.plot is not None:
+            print(f"Plot: {args.plot}")
     for note in found.notes():
         print(note, file=sys.stderr if args.json else sys.stdout)
     return DONE

@@ -28,11 +28,12 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="predict with a trained experiment",
         text="Predict the label maps of an image, of a DICOM series (its folder) or of a folder of these. Each is "
-        "written with the shape and the position in space of its image; manifest.json beside them says what made them "
-        "and how large each class is. Several experiments predict together, by the mean of their probabilities; the "
-        "folder of a cross-validation stands for its folds. Images must have the run's channels, as files that end in "
-        "_0000, _0001 and so on or in one file; anything else is refused, and --channels says which ones are meant. A "
-        "case that cannot be predicted is named and does not stop the others; the command then ends with 1.",
+        "written with the shape and the position in space of its image; manifest.json beside them says what made "
+        "them, how large each class is and, for planned runs, how good each probably is; warnings name those to "
+        "distrust. Several experiments predict together, by the mean of their probabilities; the folder of a "
+        "cross-validation stands for its folds. Images must have the run's channels, as files that end in _0000, "
+        "_0001 and so on or in one file; anything else is refused, and --channels says which ones are meant. A case "
+        "that cannot be predicted is named and does not stop the others; the command then ends with 1.",
         example="candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 imagesTs predictions\n"
         "candy-monai predict experiments/crossval-Dataset004_Hippocampus imagesTs predictions --probabilities\n"
         "candy-monai predict RUN patient_0001.nii.gz predictions --channels 1,2\n"

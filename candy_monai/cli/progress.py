@@ -1,4 +1,4 @@
-"""How prediction goes, on the screen: a bar for the folder, one for the windows of a large case, and every failure."""
+"""How prediction goes, on the screen: bars for the folder and for the windows of a large case, failures, warnings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing_extensions import override
 from candy_monai.cli.feedback import Feedback
 from candy_monai.inference.buffers import MemoryEstimate, in_units
 from candy_monai.inference.outputs import PredictionListener
+from candy_monai.inference.quality import CaseQuality
 
 MANY_WINDOWS = 16
 """A case of fewer windows has no bar of its own."""
@@ -82,6 +83,11 @@ class PredictionProgress(PredictionListener):
             self._print(f"[{done}/{total}] {case_id}")
 
     @override
+    def on_quality(self, case_id: str, quality: CaseQuality) -> None:
+        for warning in quality.warnings:
+            self._print(f"Warning: {case_id}: {warning}")
+
+    @override
     def on_left_over(self, file: Path, reason: str) -> None:
         self._print(f"{file} is of an earlier prediction: {reason}")
 
@@ -106,6 +112,11 @@ class PredictionEvents(PredictionListener):
     @override
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
         self._tell("case", case=case_id, done=done, total=total, error=None if error is None else str(error))
+
+    @override
+    def on_quality(self, case_id: str, quality: CaseQuality) -> None:
+        for warning in quality.warnings:
+            self._feedback.say(f"Warning: {case_id}: {warning}")
 
     @override
     def on_left_over(self, file: Path, reason: str) -> None:

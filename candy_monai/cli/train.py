@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import add_dataset, add_option_file, add_options, chosen_options, new_command
+from candy_monai.cli.options import (
+    add_dataset,
+    add_option_file,
+    add_options,
+    as_argument,
+    chosen_options,
+    new_command,
+)
 from candy_monai.cli.predict import command_for
+from candy_monai.experiment.settings import whole_number
 from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -26,10 +34,18 @@ def add_parser(subparsers: Subparsers) -> None:
         text="Check a dataset, plan for it, preprocess it, and train on one fold of it. Ends by naming the "
         "experiment's folder, and the command that predicts with it.",
         example="candy-monai train Dataset004_Hippocampus --budget 10m\n"
-        "candy-monai train Dataset004_Hippocampus --fold 1 --epochs 50 --set batch_size=4 --seed 42",
+        "candy-monai train Dataset004_Hippocampus --fold 1 --epochs 50 --set batch_size=4 --seed 42\n"
+        "candy-monai train Dataset004_Hippocampus --epochs 50 --repeat-seeds 5",
     )
     add_dataset(parser)
     add_training(parser)
+    parser.add_argument(
+        "--repeat-seeds",
+        type=as_argument(whole_number(2).read),
+        metavar="N",
+        help="train with N seeds, one after the other, from --seed on (default: from 0), and sum up the mean and "
+        "spread of their scores; a --budget is one run's",
+    )
     add_feedback(parser)
     add_option_file(parser)
 
@@ -51,9 +67,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options = chosen_options(args)  # before the imports, which take seconds
 
+    from candy_monai.recipes.seeds import SEEDS, repeat_seeds
     from candy_monai.recipes.train import train_dataset
 
     feedback: Feedback = args.feedback
     elapsed_s = time.monotonic() - args.started
+    if args.repeat_seeds is not None:
+        spread = repeat_seeds(
+            args.dataset, options, num_seeds=args.repeat_seeds, elapsed_s=elapsed_s, on_progress=feedback.say
+        )
+        feedback.tell("scores", **spread.to_dict())
+        if feedback.shows_text:
+            print(spread.table())
+        return feedback.done("Seeds", spread.folder / SEEDS)
     folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s, on_progress=feedback.say)
     return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))

@@ -305,6 +305,7 @@ def _compared(
             name=name,
             statistics=statistics_of(row, method=method, confidence=confidence, bounds=facts.bounds),
             mean_rank=math.nan,
+            values=tuple(row.tolist()),
         )
         for name, row in zip(names, known, strict=True)
     )

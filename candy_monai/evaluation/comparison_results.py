@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.values import join_names
@@ -15,6 +16,11 @@ from candy_monai.evaluation.results import aligned_rows
 from candy_monai.evaluation.statistics import Method, Statistics, as_json_number
 from candy_monai.files import atomic_write_text
 from candy_monai.metrics.interval import CONFIDENCE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from candy_monai.plotting.charts.comparisons import ComparedMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,13 @@ class MethodScore:
         name: The method.
         statistics: Of its values over the cases.
         mean_rank: Over cases and classes, 1 is best; NaN where no case has a value of every method.
+        values: Those of the cases (groups) that have one of every method, in the same order for all methods.
     """
 
     name: str
     statistics: Statistics
     mean_rank: float
+    values: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +170,23 @@ class Comparison:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
+    def figure(self, *, classes: bool = False) -> Figure:
+        """Draw the values of each method as boxes, and the paired differences with the intervals of their means.
+
+        Args:
+            classes: Whether each class has its charts, too.
+        """
+        from candy_monai.plotting.charts.comparisons import comparison_figure
+
+        shown = (*self.metrics, *(self.by_class if classes else ()))
+        return comparison_figure([self._chart_of(each) for each in shown])
+
+    def save_figure(self, path: PathLike, *, classes: bool = False) -> None:
+        """Write `figure` as PNG; folders are created."""
+        from candy_monai.plotting.canvas.figures import save_figure
+
+        save_figure(self.figure(classes=classes), path)
+
     def table(self, *, classes: bool = False) -> str:
         """Return the comparison as text.
 
@@ -200,11 +225,37 @@ class Comparison:
             lines.append(f"with {self.num_units} pairs the test cannot be significant at 5 %, whatever the values are")
         return lines
 
-    def _lines_of(self, each: MetricComparison, unit: str) -> list[str]:
+    def _chart_of(self, each: MetricComparison) -> ComparedMetric:
+        from candy_monai.plotting.charts.comparisons import ComparedMetric, PairedDifferences
+
+        values = {method.name: method.values for method in each.methods}
+        return ComparedMetric(
+            title=self._title_of(each),
+            values=values,
+            pairs=[
+                PairedDifferences(
+                    name=f"{d.first} - {d.second}",
+                    values=[
+                        one - other if math.isfinite(one) and math.isfinite(other) else math.inf
+                        for one, other in zip(values[d.first], values[d.second], strict=True)
+                    ],
+                    mean=d.statistics.mean,
+                    interval=d.statistics.interval,
+                )
+                for d in each.differences
+            ],
+        )
+
+    def _title_of(self, each: MetricComparison) -> str:
+        """Return the metric, its unit and direction, and what it is of."""
         of = "mean over the classes"
         if each.class_index is not None:
             of = f"class {each.class_index} {self.class_names.get(each.class_index, '')}".rstrip()
         facts = CLASS_METRICS[each.metric]
+        suffix = f" in {facts.unit}" if facts.unit else ""
+        return f"{each.metric}{suffix} ({facts.better} is better), {of}"
+
+    def _lines_of(self, each: MetricComparison, unit: str) -> list[str]:
         methods = [["method", "mean", "median", "mean rank"]]
         for found in each.methods:
             stats = found.statistics
@@ -216,8 +267,7 @@ class Comparison:
             mean = _shown(d.statistics.mean) + _ends(d.statistics.interval)
             row = [f"{d.first} - {d.second}", mean, _shown(d.statistics.median), counts]
             pairs.append([*row, _as_p(d.p_value), _as_p(d.p_corrected)])
-        suffix = f" in {facts.unit}" if facts.unit else ""
-        title = f"{each.metric}{suffix} ({facts.better} is better), {of}, {each.num_cases} {unit}"
+        title = f"{self._title_of(each)}, {each.num_cases} {unit}"
         return [title, *aligned_rows(methods), *aligned_rows(pairs)]
 
     def __str__(self) -> str:

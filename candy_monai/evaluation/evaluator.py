@@ -22,6 +22,7 @@ from candy_monai.evaluation.parallel import in_order, jobs_for
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.inference.inputs import find_inputs, is_path
 from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.outputs import Prediction
 from candy_monai.metrics.lesions import LesionRule
 
 _DEFAULT_TOLERANCE_MM = 1.0
@@ -170,6 +171,7 @@ class Evaluator:
         *,
         common: bool = False,
         on_case: Callable[[str], None] | None = None,
+        on_prediction: Callable[[str, Prediction], None] | None = None,
     ) -> EvalResult:
         """Predict images and compare the predictions with references, each on its image's own grid.
 
@@ -180,6 +182,7 @@ class Evaluator:
             predictor: Predicts; says how many classes there are and which label is ignored, where this was not said.
             common: As for `evaluate`.
             on_case: Told each case's id when it is done.
+            on_prediction: Given each case's id and prediction, before it is measured.
 
         Raises:
             BadInputError: As for `evaluate`.
@@ -192,7 +195,10 @@ class Evaluator:
         found = pair_up(images, references, names=("image", "reference"), common=common)
 
         def predicted(pair: Pair) -> ComparedCase:
-            prediction: Tensor = predictor.predict(pair.first)
+            made = predictor.predict_image(pair.first)
+            if on_prediction is not None:
+                on_prediction(pair.case_id, made)
+            prediction: Tensor = made.labels
             has_no_grid = isinstance(pair.first, Tensor) and not isinstance(pair.first, MetaTensor)
             return ComparedCase(
                 case_id=pair.case_id,

@@ -19,10 +19,8 @@ from candy_monai.data.images.reading import load_image, read_geometry, scan_of_n
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 from candy_monai.inference.inputs import is_path
 from candy_monai.inference.manifest import STATISTICS
+from candy_monai.inference.outputs import PROBABILITIES
 from candy_monai.metrics.overlap import is_batch
-
-PROBABILITIES = "_probabilities"
-"""What the id of a case's file of probabilities ends with, beside its label map."""
 
 _BESIDE_PREDICTIONS = (".dcm", ".json", ".npz", ".pkl")
 

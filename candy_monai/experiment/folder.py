@@ -21,6 +21,8 @@ LOCK = ".lock"
 LOGS = "logs.txt"
 METRICS = "metrics.csv"
 STATE = "state.pt"
+QUALITY = "quality.json"
+"""What the quality of predictions is judged by without a reference, fitted when a planned run has come to its end."""
 VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, written last, when a planned run has come to its end."""
 

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,6 +256,8 @@ class CasePredictor(ABC):
                     if isinstance(outcome, Exception):
                         failures[case.case_id] = outcome
                     else:
+                        if outcome.quality is not None:
+                            listener.on_quality(case.case_id, outcome.quality)
                         wait(writing)  # one prediction at most is held that is not written
                         task = partial(
                             write_prediction, outcome, case, paths[case.case_id], failures, manifest, described
@@ -330,7 +333,7 @@ class CasePredictor(ABC):
             labels = MetaTensor(made.to(labels.dtype), meta=labels.meta)
         if (given := labels.meta.get(GIVEN_SHAPE)) is not None:
             labels, scores = _reshaped(labels, given), None if scores is None else _reshaped(scores, given)
-        return Prediction(case_id=prediction.case_id, labels=labels, probabilities=scores)
+        return replace(prediction, labels=labels, probabilities=scores)
 
     @cached_property
     def _extra_postprocessing(self) -> Pipeline | None:

@@ -18,6 +18,8 @@ from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.cases import CasePredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
+from candy_monai.inference.overlap import ExpectedOverlap
+from candy_monai.inference.quality import judge
 from candy_monai.transforms.painting import label_ids, probabilities_of
 
 
@@ -118,6 +120,23 @@ class EnsemblePredictor(CasePredictor):
     def run(
         self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
     ) -> Prediction:
+        models = [member.quality for member in self.members if member.quality is not None]
+        overlap = ExpectedOverlap(self.members[0].paints) if len(models) == len(self.members) else None
+        prediction = self._run(case, overlap, probabilities=probabilities, listener=listener)
+        if overlap is None:
+            return prediction
+        images = [own.cases[0].image for _, own in self._own_cases(case)]
+        return replace(prediction, quality=judge(overlap, prediction.labels, models, images))
+
+    def _run(
+        self,
+        case: PreparedCase,
+        overlap: ExpectedOverlap | None,
+        *,
+        probabilities: bool,
+        listener: PredictionListener | None,
+    ) -> Prediction:
+        """Predict a preprocessed case, and add its mean scores to the overlap."""
         on_disk = self._goes_to_disk(case, probabilities=probabilities)
         told = [listener, *[None] * (len(self.members) - 1)]
         if not self._side_by_side:
@@ -125,7 +144,7 @@ class EnsemblePredictor(CasePredictor):
                 member.run(own, on_disk=on_disk, probabilities=True, listener=listener).probabilities
                 for (member, own), listener in zip(self._own_cases(case), told, strict=True)
             )
-            return self._averaged(case, parts, probabilities=probabilities)
+            return self._averaged(case, parts, overlap, probabilities=probabilities)
         first = self.members[0]
         # Logits are what is resampled, and what a postprocessing of one's own takes.
         as_logits = case.cases[0].is_resampled or not first.preprocessor.paints_in_parts
@@ -134,9 +153,10 @@ class EnsemblePredictor(CasePredictor):
             member.tiles(case, on_disk=on_disk, listener=listener)
             for member, listener in zip(self.members, told, strict=True)
         ]
+        means = (mean(of_one_place, first.paints) for of_one_place in zip(*tiles, strict=True))
         return build_prediction(
             case,
-            (mean(of_one_place, first.paints) for of_one_place in zip(*tiles, strict=True)),
+            means if overlap is None else overlap.watched(means, are_probabilities=not as_logits),
             first.preprocessor,
             axis=first.slowest_axis(case.cases[0].image.shape[1:]),
             are_probabilities=not as_logits,
@@ -198,7 +218,14 @@ class EnsemblePredictor(CasePredictor):
         for index, member in enumerate(self.members):
             yield member, replace(case, cases=(case.cases[0 if self._side_by_side else index],))
 
-    def _averaged(self, case: PreparedCase, parts: Iterable[torch.Tensor | None], *, probabilities: bool) -> Prediction:
+    def _averaged(
+        self,
+        case: PreparedCase,
+        parts: Iterable[torch.Tensor | None],
+        overlap: ExpectedOverlap | None,
+        *,
+        probabilities: bool,
+    ) -> Prediction:
         """Return the prediction by the mean of the members' probabilities on the file's grid."""
         total: torch.Tensor | None = None
         for part in parts:
@@ -206,7 +233,10 @@ class EnsemblePredictor(CasePredictor):
             total = part.as_tensor() if total is None else total.add_(part.as_tensor())
             del part  # or it would be held while the next one is made
         assert total is not None
-        return self._painted(case, total.div_(len(self.members)), probabilities=probabilities)
+        mean = total.div_(len(self.members))
+        if overlap is not None:
+            overlap.add(mean, are_probabilities=True)
+        return self._painted(case, mean, probabilities=probabilities)
 
     def _painted(self, case: PreparedCase, mean: torch.Tensor, *, probabilities: bool) -> Prediction:
         """Return the prediction by probabilities on the file's grid."""

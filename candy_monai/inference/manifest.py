@@ -1,4 +1,4 @@
-"""The manifest beside predictions: which model made each label map of which files, how, and how large its classes are.
+"""The manifest beside predictions: what made each label map of which files, how, how large and how good it is.
 
 ``manifest.json`` holds the cases of every run that predicted into a folder. It is written anew after a case, in one
 step, but no more often than takes a small share of the time; and at the end. ``statistics.csv`` is a table of it.
@@ -99,6 +99,7 @@ class Manifest:
             "shape": list(prediction.labels.shape[1:]),
             "spacing_mm": None if geometry is None or geometry.is_picture else geometry.spacing_mm,
             "classes": self._counted(prediction, _ml_of_a_voxel(geometry, prediction)),
+            "quality": None if prediction.quality is None else prediction.quality.to_dict(),
         }
         if time.monotonic() >= self._next_s:
             with suppress(OSError):  # it is written once more at the end, which says so

@@ -41,6 +41,8 @@ from candy_monai.inference.inferers import (
     run_inferer,
 )
 from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
+from candy_monai.inference.overlap import ExpectedOverlap
+from candy_monai.inference.quality import QualityModel, judge
 from candy_monai.network import choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.transforms.painting import LabelPainter
@@ -74,9 +76,11 @@ class NetworkPredictor(CasePredictor, HasDevice):
         plan: The plan that the data were prepared by; None without one.
         num_classes: Classes, background included, 1 for one logit; None if unknown.
         model: The network.
+        quality: What the quality of predictions is judged by; None for not at all.
     """
 
     model: nn.Module
+    quality: QualityModel | None = None
 
     def __init__(
         self,
@@ -146,14 +150,19 @@ class NetworkPredictor(CasePredictor, HasDevice):
         """
         if on_disk is None:
             on_disk = self._goes_to_disk(case, probabilities=probabilities)
-        return build_prediction(
+        tiles, overlap = self.tiles(case, on_disk=on_disk, listener=listener), ExpectedOverlap(self.paints)
+        prediction = build_prediction(
             case,
-            self.tiles(case, on_disk=on_disk, listener=listener),
+            tiles if self.quality is None else overlap.watched(tiles),
             self.preprocessor,
             axis=self.slowest_axis(case.cases[0].image.shape[1:]),
             with_probabilities=probabilities,
             device=self.device(),
         )
+        if self.quality is None:
+            return prediction
+        quality = judge(overlap, prediction.labels, [self.quality], [case.cases[0].image])
+        return dataclasses.replace(prediction, quality=quality)
 
     run_within = earlier_name("run_within", run)
 

@@ -26,11 +26,15 @@ from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.dicom_seg import Segment, save_dicom_seg
 from candy_monai.inference.inputs import InputCase, Inputs
 from candy_monai.inference.manifest import Manifest
+from candy_monai.inference.quality import CaseQuality
 
 if TYPE_CHECKING:
     from candy_monai.data.images.reading import Scan
     from candy_monai.data.pipelines.description import Entry
     from candy_monai.transforms.painting import LabelPainter
+
+PROBABILITIES = "_probabilities"
+"""What the id of a case's file of probabilities ends with, beside its label map."""
 
 _IN_ONE_FILE = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 """Where a label map cannot be written as its image was: lossless, and in one file."""
@@ -61,11 +65,13 @@ class Prediction:
         case_id: The case.
         labels: Label ids ``(1, *spatial)`` on the image's own grid, with its affine.
         probabilities: ``(classes, *spatial)`` float32 on the same grid, where they were asked for.
+        quality: What can be said of it without a reference; None where the model does not tell.
     """
 
     case_id: str
     labels: MetaTensor
     probabilities: MetaTensor | None = None
+    quality: CaseQuality | None = None
 
 
 class PredictionListener:
@@ -79,6 +85,9 @@ class PredictionListener:
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
         """A case ended, well or with an error."""
+
+    def on_quality(self, case_id: str, quality: CaseQuality) -> None:
+        """A case was predicted, and this can be said of it without a reference; `on_case` follows."""
 
     def on_left_over(self, file: Path, reason: str) -> None:
         """A file of an earlier prediction stays in the folder for the results, and does not belong to this one."""
@@ -301,7 +310,7 @@ def left_over(
 
 
 def _probabilities_of(path: Path, case_id: str) -> Path:
-    return path.with_name(f"{case_id}_probabilities.nii.gz")
+    return path.with_name(f"{case_id}{PROBABILITIES}.nii.gz")
 
 
 def _segmentation_of(path: Path, case_id: str) -> Path:

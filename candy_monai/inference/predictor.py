@@ -23,6 +23,7 @@ from candy_monai.files import digest_of_file
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.outputs import NoPreprocessing
+from candy_monai.inference.quality import QualityModel
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import padding_from_dict
 from candy_monai.nn.slicewise import Slicewise, build_for_slices, padding_of_slices
@@ -110,6 +111,7 @@ class Predictor(NetworkPredictor):
         self._padding = padding
         self.weights_file = weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint))
         self._load(network, self.weights_file)
+        self.quality = QualityModel.load(self._folder, self.weights_file)
 
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network that the weights belong to; by default the bundle does.

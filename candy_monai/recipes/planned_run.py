@@ -35,7 +35,9 @@ from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
+from candy_monai.inference.outputs import Prediction
 from candy_monai.inference.predictor import Predictor, experiment_predictor
+from candy_monai.inference.quality import CaseQuality
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
@@ -53,6 +55,7 @@ from candy_monai.recipes.budget import (
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
+from candy_monai.recipes.quality import calibrated, in_words, uncalibrated
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
@@ -222,9 +225,20 @@ class PlannedRun:
         description = read_description(folder)
         network = build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis)
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
-        result, num_cases = self._evaluated(predictor), len(self.prepared.validation)
+        predictor.quality = uncalibrated(self.prepared, predictor.classes)
+        judged: dict[str, CaseQuality] = {}
+
+        def note(case_id: str, prediction: Prediction) -> None:
+            if prediction.quality is not None:
+                judged[case_id] = prediction.quality
+
+        result, num_cases = self._evaluated(predictor, note), len(self.prepared.validation)
         ends = interval(result)
         save_validation(folder, result, num_validation_cases=num_cases)
+        if judged:
+            quality = calibrated(predictor.quality.inputs, judged, result)
+            quality.save(folder, predictor.weights_file)
+            trainer.log(in_words(quality.calibration), on_screen=False)
         is_all = len(result) == num_cases
         number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
@@ -237,7 +251,7 @@ class PlannedRun:
             write_report_safely(folder, trainer.log)  # once more, with these scores
         return RunScored(scores=result.named_means, num_cases=len(result), file=folder / VALIDATION_SCORES)
 
-    def _evaluated(self, predictor: Predictor) -> EvalResult:
+    def _evaluated(self, predictor: Predictor, on_prediction: Callable[[str, Prediction], None]) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
         prepared = self.prepared
         order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
@@ -249,7 +263,7 @@ class PlannedRun:
             started = time.monotonic()
             chosen = evenly_spaced(prepared.validation, len(done) + number)
             added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
-            results.append(_scored_together(added, predictor))
+            results.append(_scored_together(added, predictor, on_prediction))
             done, case_s = chosen, (time.monotonic() - started) / len(added)
         cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
         return dataclasses.replace(results[0], cases=tuple(cases))
@@ -328,10 +342,12 @@ class PlannedRun:
         )
 
 
-def _scored_together(cases: Sequence[NNUNetCase], predictor: Predictor) -> EvalResult:
+def _scored_together(
+    cases: Sequence[NNUNetCase], predictor: Predictor, on_prediction: Callable[[str, Prediction], None]
+) -> EvalResult:
     images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
     references = {case.case_id: case.label for case in cases if case.label is not None}
-    return Evaluator().predict_and_evaluate(images, references, predictor)
+    return Evaluator().predict_and_evaluate(images, references, predictor, on_prediction=on_prediction)
 
 
 def num_workers(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
 from candy_monai.plotting.canvas import drawing
@@ -33,15 +34,32 @@ def case_panel(image: ImageLike, label: ImageLike, prediction: ImageLike) -> Pix
         ("reference", case.surface(0, _HEIGHT)),
         ("prediction", case.surface(1, _HEIGHT)),
     ]
-    shown = [(name, tile) for name, tile in tiles if tile is not None]
-    canvas = drawing.blank(CAPTION + _HEIGHT, sum(tile.shape[1] + GAP for _, tile in shown) - GAP)
-    left = 0
-    for name, tile in shown:
-        box = Box(left=left, top=CAPTION, width=tile.shape[1], height=_HEIGHT)
-        write_caption(canvas, box, name)
-        drawing.paste(canvas, tile, box.top, box.left)
-        left = box.right + GAP
-    return canvas
+    return _in_a_row([(name, tile) for name, tile in tiles if tile is not None])
+
+
+def region_panel(image: ImageLike, label: ImageLike, prediction: ImageLike, region: ImageLike) -> Pixels:
+    """Draw one plane of a case through a region of it: the image, the region, the label, the prediction.
+
+    Args:
+        image: ``(C, *spatial)``.
+        label: Ids ``(1, *spatial)``.
+        prediction: The same.
+        region: 1 in the region, else 0, ``(1, *spatial)``; it chooses the plane.
+
+    Raises:
+        BadInputError: If shapes do not fit.
+    """
+    case = CasePictures(image, [region, label, prediction])
+    plane = case.finest_plane
+    wide, high = case.size_mm(plane)
+    size = (_HEIGHT, max(1, min(round(_HEIGHT * wide / high), 3 * _HEIGHT)))
+    tiles = [
+        ("image", case.plane(plane, size)),
+        ("region", case.plane(plane, size, layer=0)),
+        ("label", case.plane(plane, size, layer=1)),
+        ("prediction", case.plane(plane, size, layer=2)),
+    ]
+    return _in_a_row(tiles)
 
 
 def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:
@@ -52,4 +70,16 @@ def case_tile(image: ImageLike, label: ImageLike, *, size: int) -> Pixels:
     canvas = drawing.blank(size, size, 0)
     picture = case.plane(case.finest_plane, (height, width), layer=0)
     drawing.paste(canvas, picture, (size - height) // 2, (size - width) // 2)
+    return canvas
+
+
+def _in_a_row(tiles: Sequence[tuple[str, Pixels]]) -> Pixels:
+    """Return pictures of one height beside each other, each below its name."""
+    canvas = drawing.blank(CAPTION + _HEIGHT, sum(tile.shape[1] + GAP for _, tile in tiles) - GAP)
+    left = 0
+    for name, tile in tiles:
+        box = Box(left=left, top=CAPTION, width=tile.shape[1], height=_HEIGHT)
+        write_caption(canvas, box, name)
+        drawing.paste(canvas, tile, box.top, box.left)
+        left = box.right + GAP
     return canvas

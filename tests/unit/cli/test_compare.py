@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from candy_monai.cli.main import main
 
@@ -23,8 +24,11 @@ def compare(*arguments) -> int:
 
 
 def test_the_table_names_both_and_json_is_written_where_asked(summaries, tmp_path, capsys):
-    assert compare(*summaries, "--out", tmp_path / "new" / "comparison.json", "--classes") == 0
+    files = tmp_path / "new" / "comparison.json", tmp_path / "new" / "plot.png"
+    assert compare(*summaries, "--out", files[0], "--plot", files[1], "--classes") == 0
     lines = capsys.readouterr().out.splitlines()
+    assert f"Plot: {files[1]}" in lines
+    assert Image.open(files[1]).format == "PNG"
     assert lines[0] == "dice (higher is better), mean over the classes, 12 cases"
     assert any(line.startswith("ours - theirs") and "12 / 0 / 0" in line for line in lines)
     assert any(line.startswith("ranking") and line.endswith("ours 1.00, theirs 2.00") for line in lines)
@@ -46,6 +50,7 @@ def test_json_prints_nothing_else_and_patients_count_once(summaries, capsys):
         (["--names", "x,x"], "--names: expected 2 different names"),
         (["--metrics", "hd95"], "hd95 was not measured by all"),
         (["--groups", "q(.)"], "groups: no group for"),
+        (["--plot", "plot.pdf"], "--plot: plot.pdf is no .png"),
     ],
 )
 def test_what_does_not_fit_exits_with_2(summaries, capsys, arguments, message):

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from candy_monai.cli.progress import PredictionProgress
 from candy_monai.inference.buffers import MemoryEstimate
+from candy_monai.inference.quality import CaseQuality
 
 
 @pytest.fixture
@@ -45,3 +46,12 @@ def test_what_an_earlier_prediction_left_is_named(printed):
     progress, text = printed
     progress.on_left_over(Path("out/a.nii.gz"), "a could not be predicted this time")
     assert text.getvalue() == "out/a.nii.gz is of an earlier prediction: a could not be predicted this time\n"
+
+
+def test_every_warning_of_a_case_is_a_line(printed):
+    progress, text = printed
+    shares = {"expected_precision": 0.8, "expected_recall": 0.8, "usual_size": 1.0}
+    warnings = ("its Dice is low [1]", "it is unlike")
+    progress.on_quality("a", CaseQuality(estimated_dice=0.3, warnings=warnings, **shares))
+    progress.on_quality("b", CaseQuality(estimated_dice=0.9, **shares))
+    assert text.getvalue() == "Warning: a: its Dice is low [1]\nWarning: a: it is unlike\n"

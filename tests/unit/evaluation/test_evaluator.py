@@ -12,10 +12,12 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU
 from monai.networks import one_hot
 
 from candy_monai.data.datasets.files import DatasetFromMemory, MergedDataset, SimpleDataset
+from candy_monai.data.images.reading import load_image
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.inference.channels import RunChannels
+from candy_monai.inference.outputs import Prediction
 
 
 def ids(*rows):
@@ -219,12 +221,9 @@ class Thresholding:
         SimpleNamespace(ignore_label=7, regions=(), class_names=("background", "organ")),
     )
 
-    def predict(self, image):
-        if isinstance(image, torch.Tensor):
-            return (image > 0).long()
-        from candy_monai.data.images.reading import load_image
-
-        return (load_image(image[0]) > 0).long()
+    def predict_image(self, image):
+        image = image if isinstance(image, torch.Tensor) else load_image(image[0])
+        return Prediction(case_id="", labels=(image > 0).long())
 
     @property
     def channels(self):

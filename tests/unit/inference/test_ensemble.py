@@ -7,8 +7,15 @@ from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inferers import WindowInferer
+from candy_monai.inference.overlap import ExpectedOverlap
 from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.quality import Calibration, QualityModel
+from candy_monai.inference.typical_inputs import TypicalInputs
 from tests.toys import SmallTrainer, Squares, small_trainer
+
+INPUTS = TypicalInputs(
+    spacing_mm=(), shape=((17.0, 17.0), (13.0, 13.0)), intensities={}, has_empty_cases=False, classes={}
+)
 
 
 class _Multi(SmallTrainer):
@@ -108,3 +115,32 @@ def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):
     assert plain.labels.any()
     assert not cleaned.labels.any()
     assert torch.equal(cleaned.probabilities.as_tensor(), plain.probabilities.as_tensor())
+
+
+@pytest.mark.parametrize("windows", [((8, 8), (8, 8)), ((8, 8), (12, 6))], ids=["side by side", "on the file's grid"])
+def test_the_quality_is_that_of_the_mean_probabilities_where_every_member_has_learned_it(tmp_path, windows):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in windows]
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    members[0].quality = QualityModel(calibration=Calibration(), inputs=INPUTS)
+    assert EnsemblePredictor(members).predict_image(image).quality is None
+    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0), inputs=INPUTS)
+    prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
+    overlap = ExpectedOverlap()
+    overlap.add(prediction.probabilities.as_tensor(), are_probabilities=True)
+    signs = (overlap.precision, overlap.recall, prediction.quality.usual_size)
+    expected = sum(member.quality.calibration(signs) for member in members) / 2
+    assert prediction.quality.estimated_dice == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_quality_is_that_of_the_probabilities_and_changes_no_label(tmp_path):
+    member = _member(tmp_path, cls=_Multi, inferer=WindowInferer((8, 8)))
+    image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
+    before = member.predict_image(image, probabilities=True)
+    member.quality = QualityModel(calibration=Calibration(), inputs=INPUTS)
+    for probabilities in (True, False):
+        found = member.predict_image(image, probabilities=probabilities)
+        overlap = ExpectedOverlap()
+        overlap.add(before.probabilities.as_tensor(), are_probabilities=True)
+        assert found.quality.expected_precision == pytest.approx(overlap.precision, abs=1e-4)
+        assert found.quality.expected_recall == pytest.approx(overlap.recall, abs=1e-4)
+        assert torch.equal(found.labels.as_tensor(), before.labels.as_tensor())

@@ -1,0 +1,49 @@
+"""``candy-monai ensemble``: one label map of several, for folders of label maps from anywhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from candy_monai.cli.errors import done
+from candy_monai.cli.options import new_command
+
+if TYPE_CHECKING:
+    from candy_monai.cli.options import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = new_command(
+        subparsers,
+        "ensemble",
+        run,
+        summary="fuse label maps of several tools or annotators",
+        text="Fuse the label maps of each case in two folders or more: by majority vote, or by STAPLE, which estimates "
+        "how far each folder can be trusted in each class. The folders must hold the same names on the same grids; "
+        "anything else is refused by name before it is read. Trained experiments need none of this: 'predict' averages "
+        "the probabilities of several, which is better.",
+        example="candy-monai ensemble annotator1 annotator2 annotator3 fused --method staple\n"
+        "candy-monai ensemble ours nnunet totalsegmentator fused",
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="folders of label maps, two or more")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the fused label maps")
+    parser.add_argument(
+        "--method",
+        choices=("majority", "staple"),
+        default="majority",
+        help="majority: the id that most have, the lowest of equals; staple: SimpleITK's MultiLabelSTAPLE, which needs "
+        "the extra staple (default: majority)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from candy_monai.inference.label_fusion import fuse_folders
+
+    def tell(number: int, count: int, case_id: str) -> None:
+        print(f"[{number}/{count}] {case_id}", flush=True)
+
+    fuse_folders(args.folders, args.output, method=args.method, on_case=tell)
+    return done("Label maps", args.output)

@@ -1,0 +1,96 @@
+"""How far a label map agrees with the probabilities that it is made of, summed up tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from candy_monai.inference.buffers import Tile
+from candy_monai.transforms.painting import probabilities_of
+
+_SCORES_AT_ONCE = 1 << 20
+
+
+class ExpectedOverlap:
+    """Sums up the precision and recall to be expected of a label map if the probabilities that it is made of are right.
+
+    Where a network is unsure, or mirror images or members of an ensemble disagree, the mean probabilities lie between
+    0 and 1, and both are below 1.
+
+    Args:
+        paints: The id that each channel paints where classes are overlapping regions; empty where they are not.
+    """
+
+    def __init__(self, paints: Sequence[int] = ()) -> None:
+        self._paints = tuple(paints)
+        self._sums: Tensor | None = None
+        self._peaks: Tensor | None = None
+
+    def add(self, scores: Tensor, *, weights: Tensor | None = None, are_probabilities: bool = False) -> None:
+        """Add a part of a case.
+
+        Args:
+            scores: ``(K, *box)``, which stay as they are.
+            weights: ``(*box)`` positive, by which the scores are still to be divided.
+            are_probabilities: Whether the scores are probabilities instead of logits.
+        """
+        flat = scores.flatten(1)
+        divisors = None if weights is None else weights.flatten()
+        step = max(1, _SCORES_AT_ONCE // len(flat))
+        for first in range(0, flat.shape[1], step):
+            part = flat[:, first : first + step]
+            if divisors is not None:
+                part = part / divisors[first : first + step]
+            self._add(probabilities_of(part, paints=self._paints, are_probabilities=are_probabilities))
+
+    def watched(self, tiles: Iterable[Tile], *, are_probabilities: bool = False) -> Iterator[Tile]:
+        """Yield tiles as they come, and add each of them."""
+        for tile in tiles:
+            weights = None if tile.weights is None else tile.weights()
+            self.add(tile.sums, weights=weights, are_probabilities=are_probabilities)
+            yield tile
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no voxel is of a class."""
+        return self._sums is None or not bool(self._sums[1].any())
+
+    @property
+    def precision(self) -> float:
+        """The mean probability of the voxels of a class, 0 to 1, as the mean over classes.
+
+        A class that the label map does not hold has 0, and counts by its greatest probability, which is how likely a
+        reference holds it.
+        """
+        return self._mean_ratio(1)
+
+    @property
+    def recall(self) -> float:
+        """The share of a class's probability that lies in its voxels, 0 to 1, as the same mean over classes."""
+        return self._mean_ratio(2)
+
+    def _mean_ratio(self, row: int) -> float:
+        if self._sums is None or self._peaks is None:
+            return 0.0
+        common, predicted, _ = self._sums
+        ratios = common / self._sums[row].clamp_min(torch.finfo(torch.float64).tiny)
+        shares = torch.where(predicted > 0, 1.0, self._peaks.double())
+        total = float(shares.sum())
+        return float((shares * ratios).sum()) / total if total else 0.0
+
+    def _add(self, probabilities: Tensor) -> None:
+        """Add probabilities ``(K, voxels)``."""
+        is_exclusive = len(probabilities) > 1 and not self._paints
+        if is_exclusive:
+            numbers = torch.arange(len(probabilities), device=probabilities.device)
+            inside = numbers[:, None] == probabilities.argmax(0)
+        else:
+            inside = probabilities > 0.5
+        foreground = slice(int(is_exclusive), None)
+        sums = torch.stack([(probabilities * inside).sum(1), inside.float().sum(1), probabilities.sum(1)])
+        sums = sums[:, foreground].cpu().double()  # not every device has double precision
+        peaks = probabilities.amax(1)[foreground].cpu()
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._peaks = peaks if self._peaks is None else torch.maximum(self._peaks, peaks)

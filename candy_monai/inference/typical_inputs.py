@@ -1,0 +1,209 @@
+"""What the cases of a training set are like, and in what another image or its prediction is unlike all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from candy_monai.data.values import frozen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from candy_monai.data.images.geometry import Geometry
+    from candy_monai.data.inspection.fingerprint import CaseFingerprint
+
+Range = tuple[float, float]
+"""The least and the greatest value in the training set."""
+
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+"""Of a channel's intensities after preprocessing."""
+
+_VOXELS_ALONG_AN_AXIS = 48
+"""About so many planes along each axis are looked at."""
+_SPACING_FACTOR, _SIZE_FACTOR, _CLASS_FACTOR = 1.25, 1.5, 1.5
+"""How far beyond the training set's range a spacing, an image's size or a class's size is still like it."""
+_LEAST_MARGIN = 0.1
+"""The same of intensities, as a share of a channel's range; the spread of the training cases if that is more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSize:
+    """How large a class or region is in the training cases that have it.
+
+    Attributes:
+        ids: Its ids in a label map.
+        low: The least size: ml, or in pictures the share of all pixels.
+        median: The median.
+        high: The greatest.
+    """
+
+    ids: tuple[int, ...]
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypicalInputs:
+    """The ranges that the cases of a training set lie in.
+
+    Attributes:
+        spacing_mm: Of the files' spacing, from the finest axis to the coarsest; empty for pictures.
+        shape: Of the voxels along each axis after preprocessing.
+        intensities: Of each channel, by name, the ranges of its `QUANTILES` after preprocessing.
+        has_empty_cases: Whether a training case without any labelled voxel is among them.
+        classes: Of each class or region, by name, its size; those that no case has are left out.
+    """
+
+    spacing_mm: tuple[Range, ...]
+    shape: tuple[Range, ...]
+    intensities: Mapping[str, tuple[Range, ...]]
+    has_empty_cases: bool
+    classes: Mapping[str, ClassSize]
+
+    @classmethod
+    def of(
+        cls,
+        images: Iterable[NDArray[np.floating]],
+        cases: Sequence[CaseFingerprint],
+        *,
+        channel_names: Sequence[str],
+        classes: Sequence[tuple[str, Sequence[int]]],
+        is_picture: bool,
+    ) -> TypicalInputs:
+        """Compute the ranges.
+
+        Args:
+            images: Preprocessed training images ``(C, *spatial)``, at least one; they are looked at one by one.
+            cases: What is known of the training files, at least one.
+            channel_names: The channels.
+            classes: The name and the ids of each foreground class or region.
+            is_picture: Whether the files know no physical space.
+        """
+        looked_at = [(image.shape[1:], _quantiles(image)) for image in images]
+        by_channel = np.array([found for _, found in looked_at]).swapaxes(0, 1)
+        spacings = [sorted(case.spacing_mm) for case in cases]
+        return cls(
+            spacing_mm=() if is_picture else _ranges(spacings),
+            shape=_ranges([shape for shape, _ in looked_at]),
+            intensities={name: _ranges(found) for name, found in zip(channel_names, by_channel, strict=True)},
+            has_empty_cases=any(case.foreground_shape is None for case in cases),
+            classes={
+                name: ClassSize(ids=tuple(ids), low=min(sizes), median=median(sizes), high=max(sizes))
+                for name, ids in classes
+                if (sizes := [size for case in cases if (size := _size_in(case, ids, is_picture=is_picture))])
+            },
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TypicalInputs:
+        """Build it from the result of `to_dict`, also after a round trip through JSON."""
+        plain: dict[str, Any] = {name: frozen(value) for name, value in values.items()}
+        plain["classes"] = {name: ClassSize(**size) for name, size in plain["classes"].items()}
+        return cls(**plain)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values that JSON stores."""
+        return asdict(self)
+
+    def differences(self, image: NDArray[np.floating], geometry: Geometry | None) -> list[str]:
+        """Return in what an image is unlike all training images, a sentence each; none where it is like them.
+
+        Args:
+            image: The preprocessed image ``(C, *spatial)``.
+            geometry: The grid of its file; None where it has no place in space.
+        """
+        found = []
+        spacing = [] if geometry is None or geometry.is_picture else sorted(geometry.spacing_mm)
+        if len(spacing) == len(self.spacing_mm) and _lies_beyond(spacing, self.spacing_mm, _SPACING_FACTOR):
+            found.append(
+                f"its spacing is {' x '.join(f'{length:.3g}' for length in spacing)} mm, that of the training images "
+                f"{_as_text(self.spacing_mm)} mm"
+            )
+        shape = image.shape[1:]
+        if len(shape) == len(self.shape) and _lies_beyond(shape, self.shape, _SIZE_FACTOR):
+            found.append(
+                f"its size after preprocessing is {' x '.join(map(str, shape))}, that of the training images "
+                f"{_as_text(self.shape)}"
+            )
+        for (name, ranges), values in zip(self.intensities.items(), _quantiles(image), strict=False):
+            least = _LEAST_MARGIN * (ranges[-1][1] - ranges[0][0])
+            beyond = [
+                max(low - value, value - high) / max(high - low, least, np.finfo(np.float32).tiny)
+                for value, (low, high) in zip(values, ranges, strict=True)
+            ]
+            worst = int(np.argmax(beyond))
+            if beyond[worst] > 1:
+                found.append(
+                    f"the {100 * QUANTILES[worst]:.0f} % quantile of channel {name!r} after normalization is "
+                    f"{values[worst]:.3g}, that of the training images {_as_text(ranges[worst : worst + 1])}"
+                )
+        return found
+
+    def usual_size(self, labels: Tensor, geometry: Geometry | None) -> tuple[float, list[str]]:
+        """Return how usual the sizes of the classes in a label map are, and a sentence for each that is not.
+
+        Args:
+            labels: Ids ``(1, *spatial)``.
+            geometry: Their grid; None where they have no place in space.
+
+        Returns:
+            The mean over the classes that it holds of the smaller of the size and the training set's median, as a share
+            of the larger one: 0 to 1, and 0 where it holds none.
+        """
+        is_in_space = geometry is not None and not geometry.is_picture
+        if bool(self.spacing_mm) != is_in_space:
+            return 1.0, []
+        unit = 1 / labels.numel() if geometry is None or not is_in_space else math.prod(geometry.spacing_mm) / 1000
+        flat = labels.flatten()
+        highest = max((label_id for usual in self.classes.values() for label_id in usual.ids), default=0)
+        counts = torch.bincount(flat[flat >= 0], minlength=highest + 1)
+        shares, found = [], []
+        for name, usual in self.classes.items():
+            size = int(counts[list(usual.ids)].sum()) * unit
+            if not size:
+                continue
+            shares.append(min(size, usual.median) / max(size, usual.median))
+            if not usual.low / _CLASS_FACTOR <= size <= usual.high * _CLASS_FACTOR:
+                shown = [f"{share if is_in_space else 100 * share:.3g}" for share in (size, usual.low, usual.high)]
+                unit_name = "ml" if is_in_space else "% of the picture"
+                found.append(
+                    f"its {name} takes {shown[0]} {unit_name}, that of the training cases {shown[1]} to {shown[2]}"
+                )
+        return (fmean(shares) if shares else 0.0), found
+
+
+def _size_in(case: CaseFingerprint, ids: Sequence[int], *, is_picture: bool) -> float:
+    """Return the size of a class in a training case, in the units of `ClassSize`."""
+    voxels = sum(case.class_voxels.get(label_id, 0) for label_id in ids)
+    return voxels / math.prod(case.shape) if is_picture else voxels * math.prod(case.spacing_mm) / 1000
+
+
+def _quantiles(image: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the `QUANTILES` of each channel, ``(C, quantiles)``."""
+    steps = (slice(None, None, max(1, extent // _VOXELS_ALONG_AN_AXIS)) for extent in image.shape[1:])
+    voxels = np.asarray(image[(slice(None), *steps)], dtype=np.float32).reshape(len(image), -1)
+    return np.quantile(voxels, QUANTILES, axis=1).T.astype(np.float64)
+
+
+def _ranges(values: Sequence[Sequence[float]] | NDArray[np.floating]) -> tuple[Range, ...]:
+    """Return the range of each column; what has fewer axes than the others is left out."""
+    most = max(len(row) for row in values)
+    columns = zip(*(row for row in values if len(row) == most), strict=True)
+    return tuple((float(min(column)), float(max(column))) for column in columns)
+
+
+def _lies_beyond(values: Sequence[float], ranges: Sequence[Range], factor: float) -> bool:
+    return any(not low / factor <= value <= high * factor for value, (low, high) in zip(values, ranges, strict=True))
+
+
+def _as_text(ranges: Sequence[Range]) -> str:
+    return " x ".join(f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in ranges)

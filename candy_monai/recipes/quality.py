@@ -1,0 +1,56 @@
+"""What the quality of a run's predictions is judged by: its training images, and estimates against true scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from candy_monai.evaluation.results import EvalResult
+from candy_monai.inference.quality import Calibration, CaseQuality, QualityModel
+from candy_monai.inference.typical_inputs import TypicalInputs
+from candy_monai.recipes.prepare import Prepared, evenly_spaced
+
+_MOST_IMAGES = 64
+"""So many preprocessed training images are looked at."""
+
+
+def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]]) -> QualityModel:
+    """Return what judges predictions before any was scored.
+
+    Args:
+        prepared: The dataset.
+        classes: The name and the ids of each foreground class or region.
+    """
+    training = set(prepared.training)
+    images = (prepared.store.load(case_id).image for case_id in evenly_spaced(prepared.training, _MOST_IMAGES))
+    inputs = TypicalInputs.of(
+        images,
+        [case for case in prepared.fingerprint.cases if case.case_id in training],
+        channel_names=prepared.plan.channel_names,
+        classes=classes,
+        is_picture=prepared.fingerprint.is_picture,
+    )
+    return QualityModel(calibration=Calibration(), inputs=inputs)
+
+
+def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result: EvalResult) -> QualityModel:
+    """Return what judges predictions after some were scored.
+
+    Args:
+        inputs: What the training images are like.
+        judged: What `uncalibrated` says of each case.
+        result: The cases' scores; those without a Dice tell nothing.
+    """
+    known = [case for case in result if case.case_id in judged and not math.isnan(case.metrics["dice"])]
+    signs = [judged[case.case_id].signs for case in known]
+    return QualityModel(calibration=Calibration.fit(signs, [case.metrics["dice"] for case in known]), inputs=inputs)
+
+
+def in_words(calibration: Calibration) -> str:
+    """Return how good estimates are, for a run's log."""
+    error, correlation = calibration.typical_error, calibration.rank_correlation
+    found = [f"are wrong by {error:.3f} on average"] if error is not None else []
+    found += [f"have a rank correlation of {correlation:.2f} with the true ones"] if correlation is not None else []
+    said = " and ".join(found) if found else "cannot be judged"
+    cases = "case" if calibration.num_cases == 1 else "cases"
+    return f"Estimates of a prediction's Dice without a reference {said}, by {calibration.num_cases} validation {cases}"

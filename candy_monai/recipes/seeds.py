@@ -1,0 +1,147 @@
+"""One training repeated with several seeds: how far its scores are a matter of chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import SettingsError
+from candy_monai.evaluation.results import aligned_rows
+from candy_monai.evaluation.statistics import Statistics, as_json_number, statistics_of
+from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.files import atomic_write_text
+from candy_monai.processes import Processes
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.prepare import store_of
+from candy_monai.recipes.train import train_dataset
+from candy_monai.text import read_json
+
+SEEDS = "seeds.json"
+FOREGROUND = "foreground_mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSpread:
+    """The Dice of runs that differ in their seeds alone.
+
+    Attributes:
+        folder: Where they lie, and ``seeds.json``.
+        experiments: The experiment folder of each seed.
+        dice: Seed to the mean Dice of the validation cases: of each class, and under ``foreground_mean`` over the
+            classes; NaN where there is none.
+        class_names: Names of classes.
+    """
+
+    folder: Path
+    experiments: Mapping[int, Path]
+    dice: Mapping[int, Mapping[str, float]]
+    class_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def statistics(self) -> dict[str, Statistics]:
+        """Mean with its 95 % interval, standard deviation and range over the seeds, by what `dice` has."""
+        first = next(iter(self.dice.values()), {})
+        return {
+            name: statistics_of([scores[name] for scores in self.dice.values()], bounds=(0.0, 1.0)) for name in first
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {
+            "runs": [
+                {
+                    "seed": seed,
+                    "experiment": str(self.experiments[seed]),
+                    "dice": {name: as_json_number(value) for name, value in scores.items()},
+                }
+                for seed, scores in self.dice.items()
+            ],
+            "statistics": {name: found.to_dict() for name, found in self.statistics.items()},
+            "class_names": dict(self.class_names),
+        }
+
+    def table(self) -> str:
+        """Return a line for each seed, then mean, standard deviation and the interval of the mean."""
+        statistics = self.statistics
+        names = [self.class_names.get(name, f"class {name}") for name in statistics if name != FOREGROUND]
+        ends = (found.interval for found in statistics.values())
+        rows = [
+            ["seed", "Dice", *names],
+            *([str(seed), *map(_shown, scores.values())] for seed, scores in self.dice.items()),
+            ["mean", *(_shown(found.mean) for found in statistics.values())],
+            ["standard deviation", *(_shown(found.std) for found in statistics.values())],
+            ["95 % interval", *("-" if end is None else f"{end[0]:.4f} to {end[1]:.4f}" for end in ends)],
+        ]
+        return "\n".join(aligned_rows(rows))
+
+
+def repeat_seeds(
+    dataset: PathLike,
+    options: TrainOptions | None = None,
+    *,
+    num_seeds: int,
+    elapsed_s: float = 0.0,
+    on_progress: Callable[[str], None] = print,
+    **keywords: Any,
+) -> SeedSpread:
+    """Train on the same fold with several seeds, one run after the other, and sum up their validation scores.
+
+    Each run lies in ``<out>/seeds-<dataset>/seed_<n>/``; ``seeds.json`` beside them is written after each.
+
+    Args:
+        dataset: As for `train_dataset`.
+        options: The same; ``seed`` is the first of the seeds, 0 without one, and a budget is one run's.
+        num_seeds: How many seeds; each is one more than the last.
+        elapsed_s: As for `train_dataset`, of the first run.
+        on_progress: Called with a line of text for each stage.
+        **keywords: Fields of `TrainOptions`, in place of those of ``options``.
+
+    Raises:
+        SettingsError: If there are fewer than two seeds, no case to validate on, or several processes.
+        BadInputError: As for `train_dataset`, as are the other errors.
+    """
+    options = TrainOptions.of(options, keywords)
+    if num_seeds < 2:
+        raise SettingsError(f"the number of seeds must be at least 2, got {num_seeds}: one run has no spread")
+    if options.fold == "all":
+        raise SettingsError("fold 'all' leaves no case to score: repeat a fold with several seeds")
+    if Processes.from_environment().world_size > 1:
+        raise SettingsError("seeds are repeated by one process: start it without torchrun")
+    folder = Path(options.out) / f"seeds-{Path(dataset).resolve().name}"
+    first = options.seed or 0
+    experiments: dict[int, Path] = {}
+    dice: dict[int, dict[str, float]] = {}
+    names: dict[str, str] = {}
+    scored_on: int | None = None
+    for seed in range(first, first + num_seeds):
+        on_progress(f"Seed {seed}, {len(dice) + 1} of {num_seeds}")
+        own = dataclasses.replace(options, seed=seed, out=folder / f"seed_{seed}", store=store_of(options))
+        experiments[seed] = train_dataset(dataset, own, elapsed_s=elapsed_s, on_progress=on_progress)
+        elapsed_s = 0.0
+        scores = read_json(experiments[seed] / VALIDATION_SCORES)
+        if scored_on is not None and scores["num_cases"] != scored_on:
+            on_progress(
+                f"Warning: seed {seed} was scored on {scores['num_cases']} cases and another on {scored_on}, as the "
+                "budget had time for: the spread holds this difference, too"
+            )
+        scored_on = scores["num_cases"]
+        names |= scores.get("class_names", {})
+        dice[seed] = {FOREGROUND: _number(scores[FOREGROUND]["Dice"])}
+        dice[seed] |= {name: _number(mean["Dice"]) for name, mean in scores["mean"].items()}
+        spread = SeedSpread(folder=folder, experiments=experiments, dice=dice, class_names=names)
+        atomic_write_text(folder / SEEDS, json.dumps(spread.to_dict(), indent=2, allow_nan=False) + "\n")
+    return spread
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
