@@ -78,7 +78,7 @@ class PredictionListener:
         """So many of a case's windows were run."""
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
-        """A case ended, well or with an error."""
+        """A case was written, or ended with an error; the next one may be in the network already."""
 
     def on_left_over(self, file: Path, reason: str) -> None:
         """A file of an earlier prediction stays in the folder for the results, and does not belong to this one."""
