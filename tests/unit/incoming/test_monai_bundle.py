@@ -15,10 +15,26 @@ from candy_monai.incoming.opening import kind_of_model
 from tests.zoo_bundles import BTCV, METADATA, SPLEEN, run_by_monai, write_bundle, write_scan
 
 
+def _of_one_logit(*steps):
+    """Return a bundle whose network has one channel of output, with these steps of postprocessing."""
+    config = copy.deepcopy(SPLEEN)
+    config["network_def"]["out_channels"] = 1
+    _, inverting, _, saving = config["postprocessing"]["transforms"]
+    config["postprocessing"]["transforms"] = [*steps[:1], inverting, *steps[1:], saving]
+    return config
+
+
+SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+THRESHOLD = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+ONE_LOGIT = _of_one_logit(SIGMOID, THRESHOLD)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         pytest.param(SPLEEN, id="spleen_ct_segmentation"),
+        pytest.param(ONE_LOGIT, id="one logit"),
         pytest.param(BTCV, id="swin_unetr_btcv_segmentation", marks=pytest.mark.slow),
     ],
 )
@@ -85,6 +101,32 @@ def test_overlapping_regions_ask_for_the_ids_that_they_write(tmp_path):
     with pytest.raises(BadInputError, match=r"paints=\(2, 1, 3\)"):
         load_bundle(folder).predict(image)
     assert set(torch.unique(load_bundle(folder, paints=(5, 3)).predict(image)).tolist()) <= {0, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([{**SIGMOID, "sigmoid": False, "softmax": True}, THRESHOLD], "Activationsd has softmax"),
+        ([SIGMOID, ARGMAX], "AsDiscreted has argmax"),
+        ([SIGMOID], "no step makes label ids"),
+        ([], "no step makes label ids"),
+    ],
+)
+def test_one_logit_that_postprocessing_compares_with_no_threshold_is_refused(tmp_path, steps, words):
+    with pytest.raises(BadInputError, match=rf"inference\.json: postprocessing: {words}.*one channel of output"):
+        load_bundle(write_bundle(tmp_path / "bundle", _of_one_logit(*steps)))
+
+
+def test_one_logit_has_one_probability_and_one_class(tmp_path):
+    metadata = copy.deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 2  # as some count the background
+    predictor = load_bundle(write_bundle(tmp_path / "bundle", ONE_LOGIT, metadata=metadata))
+    made = predictor.predict_image(100 * torch.randn(1, 20, 20, 20), probabilities=True)
+    assert made.probabilities.shape == (1, 20, 20, 20)
+    assert torch.equal(made.labels.as_tensor() > 0, made.probabilities.as_tensor() > 0.5)
+    assert 0 < float((made.labels.as_tensor() > 0).float().mean()) < 1
+    assert predictor.num_classes == 1
+    assert [ids for _, ids in predictor.classes] == [(1,)]
 
 
 def test_a_bundle_that_brings_python_opens_only_where_it_is_trusted(tmp_path):
