@@ -160,9 +160,11 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
     entries = _steps(config, ("preprocessing", "pre_transforms"))
     loading = next((entry for entry in entries if _name(entry).startswith("LoadImage")), None)
     keys = (loading or {"keys": IMAGE}).get("keys", IMAGE)
-    names = [keys] if isinstance(keys, str) else list(keys)
-    if not names:
-        raise BadInputError(f"{config.file}: preprocessing: LoadImaged has no keys, expected that of the image")
+    names = keys if isinstance(keys, list) else [keys]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise BadInputError(
+            f"{config.file}: preprocessing: LoadImaged has the keys {keys!r}, expected that of the image"
+        )
     # MONAI's reader of pictures swaps rows and columns by default, and ITK's unless it is told to.
     by_default = {"PILReader": True, "ITKReader": False, "None": True}
     reader = str(None if loading is None else loading.get("reader"))

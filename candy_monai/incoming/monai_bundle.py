@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
-from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.files import digest_of_file
 from candy_monai.incoming.bundle_config import BundleConfig
 from candy_monai.incoming.bundle_preprocessing import REFERENCES, BundlePreprocessor
@@ -28,10 +28,11 @@ from candy_monai.incoming.nnunet import (
     mean_of_rounded_folds,
 )
 from candy_monai.incoming.weights import load_whole, read_weights
-from candy_monai.inference.buffers import ScoreFunction
+from candy_monai.inference.buffers import ScoreFunction, Tile
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
 from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.outputs import PredictionListener, PreparedCase
 from candy_monai.network import plain_network
 from candy_monai.nn.ensemble import MeanOfNetworks
 from candy_monai.nn.slicewise import Slicewise
@@ -121,6 +122,21 @@ class BundlePredictor(NetworkPredictor):
         load_whole(network.network if isinstance(network, Slicewise) else network, weights)
         self.weights_file = weights.file
         self._run_with(network, amp=amp)
+
+    @override
+    def tiles(
+        self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
+    ) -> Iterator[Tile]:
+        try:
+            yield from super().tiles(case, on_disk=on_disk, listener=listener)
+        except (CandyError, torch.OutOfMemoryError):
+            raise
+        except (ArithmeticError, AssertionError, LookupError, NameError, RuntimeError, TypeError, ValueError) as error:
+            shape, reason = tuple(case.cases[0].image.shape), " ".join(str(error).split())[:300]
+            raise BadInputError(
+                f"{self.config.file}: its network and inferer cannot be run on a preprocessed image of shape {shape} "
+                f"({type(error).__name__}: {reason})"
+            ) from error
 
     @cached_property
     @override

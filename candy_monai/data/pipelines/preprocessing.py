@@ -193,6 +193,8 @@ class Preprocessor:
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
+            if not isinstance(data, dict) or not before.keys() <= data.keys():
+                raise BadInputError(f"{where}: {name} must leave the image, and the label where there is one")
             if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
                 raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
         image, label = data[IMAGE], data.get(LABEL)
