@@ -87,12 +87,13 @@ def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
     waiting = set(re.findall(rf'"{SCRIPTS}\.(\w+)\.', str(configs).replace("'", '"')))
     while waiting:
         module = waiting.pop()
-        found[module] = networks.get(module) or _script(module)
+        found[module] = networks.get(module) or script(module)
         waiting |= set(re.findall(rf"from {SCRIPTS}\.(\w+) import", found[module])) - found.keys()
     return dict(sorted(found.items()))
 
 
-def _script(module: str) -> str:
+def script(module: str) -> str:
+    """Return the text of a module of this library's for ``scripts``."""
     carried = files(_CARRIED).joinpath(f"{module}.py")
     source = carried if carried.is_file() else files(_OURS).joinpath(f"{module}.py")
     return source.read_text(encoding="utf-8").replace(f"from {_OURS}.", f"from {SCRIPTS}.")
