@@ -18,6 +18,8 @@ from torch import nn
 from candy_monai.errors import BadInputError, did_you_mean
 
 GROUP = "candy_monai.bundles"
+SCRIPTS = "scripts"
+"""Where a MONAI Bundle has modules of its own."""
 _NAME = "_bundle"
 
 
@@ -30,12 +32,15 @@ class Bundle:
         build_network: Builds the network from what the trainer's ``network_arguments`` returned.
         trainer: The trainer's class, a `SegmentationTrainer`.
         predictor: The predictor's class, a `Predictor`; None for `Predictor` itself.
+        networks: Classes of networks that MONAI does not have and a MONAI Bundle is to carry. Each is in a module that
+            imports PyTorch, MONAI, NumPy and SciPy alone, and is built from plain values.
     """
 
     name: str
     build_network: Callable[..., nn.Module]
     trainer: type[object]
     predictor: type[object] | None = None
+    networks: tuple[type[nn.Module], ...] = ()
 
     def __post_init__(self) -> None:
         if bundle_name(self.trainer) is None:
@@ -96,6 +101,19 @@ def find_bundle(name: str) -> Bundle:
     if not isinstance(bundle, Bundle):
         raise BadInputError(f"the entry point {name!r} of {GROUP} names a {type(bundle).__name__}, expected a Bundle")
     return bundle
+
+
+def name_in_scripts(network: type[nn.Module]) -> str:
+    """Return what a MONAI Bundle that carries the module of a network calls the network's class."""
+    return f"{SCRIPTS}.{network.__module__.rpartition('.')[2]}.{network.__name__}"
+
+
+def carried_network(name: object) -> type[nn.Module] | None:
+    """Return the class of an installed bundle's that a MONAI Bundle calls so; None if there is none."""
+    if not str(name).startswith(f"{SCRIPTS}."):
+        return None
+    known = (network for bundle in bundle_names() for network in find_bundle(bundle).networks)
+    return next((network for network in known if name_in_scripts(network) == name), None)
 
 
 def class_from_file(where: str, *, option: str) -> object:

@@ -62,6 +62,13 @@ for kind, name in (("train", "train"), ("infer", "inference")):
 print("PROPERTIES", json.dumps(missing))
 """
 
+_STRICTLY = """
+import sys, torch
+from monai.bundle import ConfigParser
+parser = ConfigParser(); parser.read_config("configs/inference.json")
+parser.get_parsed_content("network_def").load_state_dict(torch.load(sys.argv[1], weights_only=True))
+"""
+
 _TORCHSCRIPT = """
 import sys, torch
 from monai.bundle import ConfigParser
@@ -170,7 +177,10 @@ def check_properties(bundle: Path, bare: BareMonai, dataset: Path) -> None:
 
 
 def check_training(bundle: Path, bare: BareMonai, dataset: Path, work: Path, *, by_two: bool = True) -> None:
-    """Train for an epoch, by two processes unless told otherwise and by one, and score the held-out cases."""
+    """Train for an epoch, by two processes unless told otherwise and by one, and score the held-out cases.
+
+    What is trained must fit the network of ``inference.json``.
+    """
     common = ("--dataset_dir", dataset, "--output_dir", work / "eval", "--ckpt_dir", work / "models")
     model = work / "models" / "model.pt"
     if by_two:
@@ -184,7 +194,7 @@ def check_training(bundle: Path, bare: BareMonai, dataset: Path, work: Path, *, 
         ("run", "--config_file", "['configs/train.json','configs/evaluate.json']", *common),
         cwd=bundle,
     )
-    assert model.is_file()
+    bare.run("-c", _STRICTLY, model, cwd=bundle)
     assert (work / "eval" / "metrics.csv").is_file()
 
 

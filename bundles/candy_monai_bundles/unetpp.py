@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from monai.networks.nets import BasicUNetPlusPlus
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import nn
 
 from candy_monai.inference.predictor import Predictor
 from candy_monai.registry import Bundle
 from candy_monai.training.options import SegmentationOptions
 from candy_monai_bundles.base import BundleTrainer
+from candy_monai_bundles.networks.unetpp import DeepestFirst
 
 __all__ = ["BUNDLE", "UNetPlusPlusPredictor", "UNetPlusPlusTrainer", "build_unetpp"]
 
@@ -24,18 +23,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "B": {"features": (32, 32, 64, 128, 256, 32)},
     "L": {"features": (64, 64, 128, 256, 512, 64)},
 }
-
-
-class DeepestFirst(BasicUNetPlusPlus):
-    """MONAI's network, whose outputs begin with the deepest one, which is the only one outside of training.
-
-    The last of its outputs has seen all levels. MONAI returns the shallowest one first, of the same size.
-    """
-
-    @override
-    def forward(self, x: Tensor) -> list[Tensor] | Tensor:
-        outputs: list[Tensor] = super().forward(x)[::-1]
-        return outputs if self.training and len(outputs) > 1 else outputs[0]
 
 
 def build_unetpp(
@@ -89,4 +76,10 @@ class UNetPlusPlusPredictor(Predictor):
     """Predicts with a trained UNet++, from its experiment folder alone."""
 
 
-BUNDLE = Bundle(name="unetpp", build_network=build_unetpp, trainer=UNetPlusPlusTrainer, predictor=UNetPlusPlusPredictor)
+BUNDLE = Bundle(
+    name="unetpp",
+    build_network=build_unetpp,
+    trainer=UNetPlusPlusTrainer,
+    predictor=UNetPlusPlusPredictor,
+    networks=(DeepestFirst,),
+)

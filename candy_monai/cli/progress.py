@@ -39,7 +39,7 @@ class PredictionProgress(PredictionListener):
             disable=not self._console.is_terminal,
         )
         self._folder: TaskID | None = None
-        self._case: TaskID | None = None
+        self._case: tuple[str, TaskID] | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -66,15 +66,15 @@ class PredictionProgress(PredictionListener):
     def on_windows(self, case_id: str, done: int, total: int) -> None:
         if total < MANY_WINDOWS:
             return
-        if self._case is None:
-            self._case = self._bars.add_task(case_id, total=total)
-        self._bars.update(self._case, completed=done)
+        if self._case is None or self._case[0] != case_id:
+            self._remove_bar()
+            self._case = case_id, self._bars.add_task(case_id, total=total)
+        self._bars.update(self._case[1], completed=done)
 
     @override
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
-        if self._case is not None:
-            self._bars.remove_task(self._case)
-            self._case = None
+        if self._case is not None and self._case[0] == case_id:
+            self._remove_bar()
         if self._folder is not None:
             self._bars.update(self._folder, completed=done)
         if error is not None:
@@ -90,6 +90,11 @@ class PredictionProgress(PredictionListener):
     @override
     def on_left_over(self, file: Path, reason: str) -> None:
         self._print(f"{file} is of an earlier prediction: {reason}")
+
+    def _remove_bar(self) -> None:
+        if self._case is not None:
+            self._bars.remove_task(self._case[1])
+            self._case = None
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

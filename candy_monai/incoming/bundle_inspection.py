@@ -17,6 +17,7 @@ from candy_monai.incoming.bundle_preprocessing import LEFT_OUT, known_target
 from candy_monai.incoming.monai_bundle import BundlePredictor, network_name
 from candy_monai.incoming.nnunet import NNUNET_NETWORKS
 from candy_monai.incoming.weights import weights_file_of
+from candy_monai.registry import carried_network
 
 _USED = ("network_def", "preprocessing", "pre_transforms", "inferer", "postprocessing", "post_transforms")
 _LONGEST = 100
@@ -116,7 +117,7 @@ def _places(value: object, place: str = "") -> Iterator[tuple[str, tuple[str, st
 
 
 def _marked(target: str) -> str:
-    if network_name(target) is not None or target.startswith(_KNOWN):
+    if network_name(target) is not None or target.startswith(_KNOWN) or carried_network(target) is not None:
         return target
     name = target.rpartition(".")[2]
     if name in LEFT_OUT:

@@ -41,17 +41,27 @@ class BundlePreprocessor(Preprocessor):
         config: The bundle's configuration.
         num_channels: Channels of an image.
         num_dims: Its spatial axes.
+        num_outputs: Channels of the network's output; None if unknown.
         paints: As for `load_bundle`.
 
     Raises:
-        BadInputError: If a step is not known, or its arguments cannot be known without running Python.
+        BadInputError: If a step is not known, its arguments cannot be known without running Python, or postprocessing
+            makes no label ids of the only channel of the network's output.
     """
 
     paints: tuple[int, ...] = ()
     paints_in_parts = False
     own_postprocessing = None
 
-    def __init__(self, config: BundleConfig, *, num_channels: int, num_dims: int, paints: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        config: BundleConfig,
+        *,
+        num_channels: int,
+        num_dims: int,
+        num_outputs: int | None = None,
+        paints: Sequence[int] = (),
+    ) -> None:
         self._trust = config.trust
         self._folder, self._file = config.folder, config.file
         self._num_channels, self._num_dims = num_channels, num_dims
@@ -63,6 +73,8 @@ class BundlePreprocessor(Preprocessor):
         moves = self._swaps_pictures or any(moves_voxels(entry.get("_target_")) for entry in before)
         if moves and not any(_name(entry) == "Invertd" for entry in after):
             after.append(_inverting())
+        if num_outputs == 1:
+            _check_way_from_one_channel(config, after)
         self._is_sigmoid = any(entry.get("sigmoid") is True for entry in after)
         if paints:
             after.append(
@@ -148,9 +160,11 @@ def _preprocessing_of(config: BundleConfig) -> tuple[list[Entry], str, bool]:
     entries = _steps(config, ("preprocessing", "pre_transforms"))
     loading = next((entry for entry in entries if _name(entry).startswith("LoadImage")), None)
     keys = (loading or {"keys": IMAGE}).get("keys", IMAGE)
-    names = [keys] if isinstance(keys, str) else list(keys)
-    if not names:
-        raise BadInputError(f"{config.file}: preprocessing: LoadImaged has no keys, expected that of the image")
+    names = keys if isinstance(keys, list) else [keys]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise BadInputError(
+            f"{config.file}: preprocessing: LoadImaged has the keys {keys!r}, expected that of the image"
+        )
     # MONAI's reader of pictures swaps rows and columns by default, and ITK's unless it is told to.
     by_default = {"PILReader": True, "ITKReader": False, "None": True}
     reader = str(None if loading is None else loading.get("reader"))
@@ -173,6 +187,29 @@ def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
             step["transform"] = {"_target_": "monai.transforms.Compose", "transforms": "@preprocessing"}
             step["orig_keys"] = IMAGE
     return steps
+
+
+def _check_way_from_one_channel(config: BundleConfig, steps: Sequence[Entry]) -> None:
+    """Check that postprocessing compares the only channel with a threshold.
+
+    Raises:
+        BadInputError: If it chooses the greatest channel, which one alone always is, or none of its steps makes ids.
+    """
+    if any(_name(step) == "PaintLabelsd" for step in steps):
+        return
+    for step in steps:
+        for name in ("argmax", "softmax"):
+            if step.get(name) not in (None, False):
+                raise BadInputError(
+                    f"{config.file}: postprocessing: {_name(step)} has {name}, and the network one channel of output, "
+                    "which alone is always the greatest: expected Activationsd with sigmoid and AsDiscreted with a "
+                    "threshold"
+                )
+    if not any(_name(step) == "AsDiscreted" and {"threshold", "rounding"} & step.keys() for step in steps):
+        raise BadInputError(
+            f"{config.file}: postprocessing: no step makes label ids of the network's one channel of output: expected "
+            "AsDiscreted with a threshold"
+        )
 
 
 def _inverting() -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import monai.networks.nets
 import torch
 from monai.inferers import Inferer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
-from candy_monai.errors import BadInputError, SettingsError
+from candy_monai.errors import BadInputError, CandyError, SettingsError
 from candy_monai.files import digest_of_file
 from candy_monai.incoming.bundle_config import BundleConfig
 from candy_monai.incoming.bundle_preprocessing import REFERENCES, BundlePreprocessor
@@ -26,14 +27,16 @@ from candy_monai.incoming.nnunet import (
     build_network,
     mean_of_rounded_folds,
 )
-from candy_monai.incoming.weights import load_whole, read_weights, weights_file_of
-from candy_monai.inference.buffers import ScoreFunction
+from candy_monai.incoming.weights import load_whole, read_weights
+from candy_monai.inference.buffers import ScoreFunction, Tile
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
 from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.outputs import PredictionListener, PreparedCase
 from candy_monai.network import plain_network
 from candy_monai.nn.ensemble import MeanOfNetworks
 from candy_monai.nn.slicewise import Slicewise
+from candy_monai.registry import carried_network
 
 NETWORKS = (
     "AHNet",
@@ -63,6 +66,9 @@ _FETCHED = ("pretrained", "load_pretrain")
 """Arguments that would fetch weights from elsewhere; a bundle brings its own."""
 _LARGEST_NUMBER = 1 << 14
 _LONGEST_LIST = 64
+_VALUES_BESIDE_WEIGHTS = 1 << 24
+"""Of tensors that a network makes and does not save."""
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 ENSEMBLE = "scripts.ensemble.Ensemble"
 _OUR_INFERERS = (
     *("scripts.inferers.WholeOrWindowsInferer", "scripts.inferers.SlicesInferer"),
@@ -93,11 +99,13 @@ class BundlePredictor(NetworkPredictor):
         self.config = config = BundleConfig(folder, trust=trust)
         network = bundle_network(config)
         described = _format_of(config, "inputs")
-        num_channels, num_dims = _channels_and_axes(config, described)
+        num_channels, num_dims, num_outputs = _sizes(config, described)
         inferer, axis, amp = bundle_inferer(config, num_dims)
         if axis is not None:
             network, num_dims = Slicewise(network, axis), 3
-        preprocessor = BundlePreprocessor(config, num_channels=num_channels, num_dims=num_dims, paints=paints)
+        preprocessor = BundlePreprocessor(
+            config, num_channels=num_channels, num_dims=num_dims, num_outputs=num_outputs, paints=paints
+        )
         names = described.get("channel_def")
         super().__init__(
             folder,
@@ -105,7 +113,7 @@ class BundlePredictor(NetworkPredictor):
             inferer=inferer,
             example_shape=(num_channels, *(1,) * num_dims),
             channel_names=[str(name) for name in names.values()] if isinstance(names, dict) else (),
-            num_classes=_number(_format_of(config, "outputs").get("num_channels")),
+            num_classes=num_outputs,
             trust=trust,
             **options,
         )
@@ -114,6 +122,21 @@ class BundlePredictor(NetworkPredictor):
         load_whole(network.network if isinstance(network, Slicewise) else network, weights)
         self.weights_file = weights.file
         self._run_with(network, amp=amp)
+
+    @override
+    def tiles(
+        self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
+    ) -> Iterator[Tile]:
+        try:
+            yield from super().tiles(case, on_disk=on_disk, listener=listener)
+        except (CandyError, torch.OutOfMemoryError):
+            raise
+        except (ArithmeticError, AssertionError, LookupError, NameError, RuntimeError, TypeError, ValueError) as error:
+            shape, reason = tuple(case.cases[0].image.shape), " ".join(str(error).split())[:300]
+            raise BadInputError(
+                f"{self.config.file}: its network and inferer cannot be run on a preprocessed image of shape {shape} "
+                f"({type(error).__name__}: {reason})"
+            ) from error
 
     @cached_property
     @override
@@ -196,10 +219,10 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
         if entry.get("of_logits") is True:
             return MeanOfFolds(networks)
         return MeanOfNetworks(networks, sigmoid=entry.get("sigmoid") is True)
-    name = network_name(target)
-    if name is None and str(target).startswith(NNUNET_NETWORKS):
+    if str(target).startswith(NNUNET_NETWORKS):
         return _network_of_nnunet(config, entry, where)
-    if name is None:
+    kind = _class_of_network(target)
+    if kind is None:
         if config.trust:
             built = config.built(where)
             if isinstance(built, nn.Module):
@@ -212,23 +235,45 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
         raise BadInputError(
             f"{config.file}: {where}#_mode_ is {entry['_mode_']!r}, expected none, which builds a network"
         )
-    kind: type[nn.Module] = getattr(monai.networks.nets, name)
     arguments = {
         key: _argument(config, value, f"{where}#{key}")
         for key, value in entry.items()
-        if not str(key).startswith("_") and key not in _WITHOUT_EFFECT.get(name, ())
+        if not str(key).startswith("_") and key not in _WITHOUT_EFFECT.get(kind.__name__, ())
     }
     arguments |= {key: False for key in _FETCHED if key in arguments}
     if "dimensions" in arguments:  # the name until MONAI 0.9
         arguments["spatial_dims"] = arguments.pop("dimensions")
     try:
         inspect.signature(kind).bind(**arguments)
-        return kind(**arguments)
-    except torch.OutOfMemoryError:
+        with _AtMost(_bytes_of_weights(config) + _VALUES_BESIDE_WEIGHTS):
+            return kind(**arguments)
+    except (BadInputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each constructor has its own
         reason = " ".join(str(error).split())[:300]
-        raise BadInputError(f"{config.file}: {where}: {name} cannot be built with these arguments: {reason}") from error
+        raise BadInputError(
+            f"{config.file}: {where}: {kind.__name__} cannot be built with these arguments: {reason}"
+        ) from error
+
+
+class _AtMost(TorchFunctionMode):
+    """Within a block, refuse to make tensors of more values in all than given.
+
+    Args:
+        num_values: So many.
+    """
+
+    def __init__(self, num_values: int) -> None:
+        super().__init__()
+        self.left = num_values
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FACTORIES:
+            self.left -= func(*args, **{**(kwargs or {}), "device": "meta"}).numel()
+            if self.left < 0:
+                raise MemoryError("it has many more parameters than the bundle's file of weights can hold")
+        return func(*args, **(kwargs or {}))
 
 
 def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: str) -> nn.Module:
@@ -262,7 +307,8 @@ def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: st
 
 
 def _bytes_of_weights(config: BundleConfig) -> int:
-    return weights_file_of(config.folder).stat().st_size
+    """Return the size of the largest file of weights."""
+    return max((file.stat().st_size for file in (config.folder / "models").glob("*") if file.is_file()), default=0)
 
 
 def network_name(target: object) -> str | None:
@@ -274,6 +320,13 @@ def network_name(target: object) -> str | None:
         package.startswith("monai.networks.nets.") and package.count(".") == 3
     )
     return _SPELLINGS.get(name.casefold()) if is_there else None
+
+
+def _class_of_network(target: object) -> type[nn.Module] | None:
+    """Return MONAI's class of `NETWORKS`, or one of an installed bundle's that MONAI Bundles carry; else None."""
+    name = network_name(target)
+    found: type[nn.Module] | None = carried_network(target) if name is None else getattr(monai.networks.nets, name)
+    return found
 
 
 def _argument(config: BundleConfig, value: Any, where: str) -> Any:
@@ -367,15 +420,15 @@ def _format_of(config: BundleConfig, side: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _channels_and_axes(config: BundleConfig, described: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many channels and spatial axes an image of the network's has."""
+def _sizes(config: BundleConfig, described: Mapping[str, Any]) -> tuple[int, int, int | None]:
+    """Return how many channels and spatial axes an image of the network's has, and how many channels its output."""
     name = "network_def" if "network_def" in config else "network"
     entry = config.resolved(config.content[name], name)
     if isinstance(entry, Mapping) and isinstance(entry.get("networks"), list) and entry["networks"]:
         entry = entry["networks"][0]
     arguments: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
-    kind = network_name(arguments.get("_target_"))
-    known = inspect.signature(getattr(monai.networks.nets, kind)).parameters if kind is not None else {}
+    kind = _class_of_network(arguments.get("_target_"))
+    known = inspect.signature(kind).parameters if kind is not None else {}
 
     def said(*names: str) -> int | None:
         for each in names:
@@ -396,7 +449,8 @@ def _channels_and_axes(config: BundleConfig, described: Mapping[str, Any]) -> tu
             f"{num_dims}, expected in_channels and spatial_dims of network_def, or num_channels and spatial_shape in "
             "configs/metadata.json"
         )
-    return num_channels, num_dims
+    num_outputs = said("out_channels", "num_classes") or _number(_format_of(config, "outputs").get("num_channels"))
+    return num_channels, num_dims, num_outputs
 
 
 def _is_on(config: BundleConfig, name: str) -> bool:

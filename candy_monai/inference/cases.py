@@ -10,8 +10,8 @@ import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -247,26 +247,9 @@ class CasePredictor(ABC):
         )
         listener.on_started(len(cases), *self._largest(cases, probabilities))
         failures: dict[str, Exception] = {}
-        writing: list[Future[None]] = []
-        began = time.perf_counter()
+        write = partial(write_prediction, failures=failures, manifest=manifest, segments=described)
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-                for done, (case, outcome) in enumerate(self._outcomes(cases, probabilities, listener), start=1):
-                    seconds, began = time.perf_counter() - began, time.perf_counter()
-                    if isinstance(outcome, Exception):
-                        failures[case.case_id] = outcome
-                    else:
-                        if outcome.quality is not None:
-                            listener.on_quality(case.case_id, outcome.quality)
-                        wait(writing)  # one prediction at most is held that is not written
-                        task = partial(
-                            write_prediction, outcome, case, paths[case.case_id], failures, manifest, described
-                        )
-                        writing = [writer.submit(task, seconds=seconds)]
-                        del outcome, task
-                        if self.memory is not None:
-                            wait(writing)
-                    listener.on_case(done, len(cases), case.case_id, failures.get(case.case_id))
+            self._write_all(cases, paths, write, failures, listener, probabilities=probabilities)
         except BaseException:  # interrupted: what was written until now belongs in the manifest, too
             with suppress(Exception):
                 manifest.finish()
@@ -282,6 +265,45 @@ class CasePredictor(ABC):
         if failures:
             raise prediction_error(failures, written)
         return written
+
+    def _write_all(
+        self,
+        cases: Sequence[InputCase],
+        paths: Mapping[str, Path],
+        write: Callable[..., None],
+        failures: dict[str, Exception],
+        listener: PredictionListener,
+        *,
+        probabilities: bool,
+    ) -> None:
+        """Predict all cases, and write each while the next one is predicted; what fails is added to the failures."""
+        numbers, began = itertools.count(1), time.perf_counter()
+
+        def end(case: InputCase, writing: Future[None] | None = None) -> None:
+            if writing is not None:
+                writing.result()  # raises what is no failure of the case, such as an interruption of its thread
+            listener.on_case(next(numbers), len(cases), case.case_id, failures.get(case.case_id))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            before: tuple[InputCase, Future[None]] | None = None
+            for case, outcome in self._outcomes(cases, probabilities, listener):
+                seconds, began = time.perf_counter() - began, time.perf_counter()
+                if before is not None:  # one prediction at most is held that is not written
+                    end(*before)
+                    before = None
+                if isinstance(outcome, Exception):
+                    failures[case.case_id] = outcome
+                    end(case)
+                    continue
+                if outcome.quality is not None:
+                    listener.on_quality(case.case_id, outcome.quality)
+                before = case, writer.submit(write, outcome, case, paths[case.case_id], seconds=seconds)
+                del outcome
+                if self.memory is not None:
+                    end(*before)
+                    before = None
+            if before is not None:
+                end(*before)
 
     def _segments(self, cases: Sequence[InputCase], codes: PathLike | Mapping[str, Any] | None) -> tuple[Segment, ...]:
         """Return the segments of a DICOM SEG of each case, once it is known that all can be written."""

@@ -84,7 +84,7 @@ class PredictionListener:
         """So many of a case's windows were run."""
 
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
-        """A case ended, well or with an error."""
+        """A case was written, or ended with an error; the next one may be in the network already."""
 
     def on_quality(self, case_id: str, quality: CaseQuality) -> None:
         """A case was predicted, and this can be said of it without a reference; `on_case` follows."""

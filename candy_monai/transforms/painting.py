@@ -111,8 +111,10 @@ def probabilities_of(
 
 
 def id_type(num_channels: int, paints: Sequence[int] = ()) -> torch.dtype:
-    """Return the smallest type of ours that holds the ids: uint8 or int16."""
-    return torch.uint8 if max((num_channels - 1, *paints)) <= torch.iinfo(torch.uint8).max else torch.int16
+    """Return the first of uint8, int16, int32 and int64 that holds the ids."""
+    highest = max((num_channels - 1, *paints))
+    kinds = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return next(kind for kind in kinds if highest <= torch.iinfo(kind).max)
 
 
 class LabelPainter:

@@ -34,7 +34,7 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     f"torch.{function.__name__}": function for function in (torch.ne, torch.eq, torch.gt, torch.ge, torch.lt, torch.le)
 }
 """What may be named besides transforms, as an argument of theirs."""
-# These write files, or find what they call by a name that is given as text.
+# These write files, find what they call by a name that is given as text, or wait for as long as they are told.
 _REFUSED = (
     "SaveImage",
     "SaveClassification",
@@ -44,6 +44,7 @@ _REFUSED = (
     "TorchVision",
     "CuCIM",
     "RandCuCIM",
+    "SimulateDelay",
 )
 _MOVING = (
     "monai.transforms.spatial",
@@ -439,7 +440,9 @@ def transform_class(target: object, where: str) -> type[Transform]:
             f"{', '.join(FUNCTIONS)}.{_suggestion(target)} Pass --trust for others, in a file that you wrote"
         )
     if kind.__name__.startswith(_REFUSED):
-        raise SettingsError(f"{where}: {kind.__name__} may write files or call what a text names: pass --trust for it")
+        raise SettingsError(
+            f"{where}: {kind.__name__} may write files, call what a text names, or wait: pass --trust for it"
+        )
     return kind
 
 

@@ -38,7 +38,7 @@ from candy_monai.data.planning.grid import axis_order
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, CandyError
-from candy_monai.label_ids import holds_whole_numbers
+from candy_monai.label_ids import highest_id, holds_whole_numbers
 from candy_monai.transforms import CropForegroundIfAnyd, KeepLargestComponentd, ResampleToSpacingd
 from candy_monai.transforms.painting import LabelPainter, id_type, label_ids, probabilities_of
 from candy_monai.transforms.resampling import resampled_from, resampled_shape
@@ -193,6 +193,8 @@ class Preprocessor:
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
+            if not isinstance(data, dict) or not before.keys() <= data.keys():
+                raise BadInputError(f"{where}: {name} must leave the image, and the label where there is one")
             if not keeps_track(step) and any(_grid(data[key]) != _grid(before[key]) for key in before):
                 raise BadInputError(f"{where}: {name} changed the grid, and nothing tells how to undo that")
         image, label = data[IMAGE], data.get(LABEL)
@@ -287,7 +289,8 @@ class Preprocessor:
                 raise BadInputError("a postprocessing of one's own takes logits, not probabilities")
             data = {PREDICTION: MetaTensor(scores.float().cpu()), IMAGE: case.image}
             made = label_map_by(self.postprocessing, data, tuple(restored.shape[1:]))
-            ids = made.to(id_type(len(scores), self.paints))
+            highest = highest_id(made, what="the label map that postprocessing made")
+            ids = made.to(id_type(len(scores), (*self.paints, highest)))
             return ids, probabilities_of(restored, paints=self.paints)
         ids = label_ids(restored, paints=self.paints, threshold=0.5 if are_probabilities else 0.0)
         return ids[None], probabilities_of(restored, ids, paints=self.paints, are_probabilities=are_probabilities)

@@ -16,6 +16,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.images.names import image_suffix
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.experiment.checkpoints import save_tensors
+from candy_monai.export.definitions import TARGET
 from candy_monai.export.monai_bundle.configs import (
     evaluation_config,
     inference_config,
@@ -29,7 +30,7 @@ from candy_monai.export.monai_bundle.origin import Origin, origin_of
 from candy_monai.export.monai_bundle.parity import measure_parity
 from candy_monai.export.monai_bundle.readme import write_readme
 from candy_monai.export.monai_bundle.source import BundleSource
-from candy_monai.export.monai_bundle.steps import SCRIPTS, script, scripts_in
+from candy_monai.export.monai_bundle.steps import scripts_in
 from candy_monai.files import check_writable
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.incoming.opening import load_predictor
@@ -38,6 +39,7 @@ from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import input_cases
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
+from candy_monai.registry import SCRIPTS
 
 if TYPE_CHECKING:
     from candy_monai.data.pipelines.description import Entry
@@ -177,6 +179,11 @@ def _source(predictors: Sequence[NetworkPredictor], *, portable: bool) -> Bundle
             "or experiments: export each by itself"
         )
     networks = [_network(predictor) for predictor in predictors]
+    if portable and networks[0].scripts:
+        raise BadInputError(
+            f"{predictors[0].folder}: --portable names MONAI's own classes alone, and MONAI does not have the network "
+            f"{networks[0].entry[TARGET].rpartition('.')[2]}: export without --portable"
+        )
     first, *others = (
         BundleSource(predictor=predictor, origin=origin, network=networks[0], portable=portable)
         for predictor, origin in zip(predictors, origins, strict=True)
@@ -204,7 +211,7 @@ def _network(predictor: NetworkPredictor) -> BundleNetwork:
 
 
 def _write_files(folder: Path, source: BundleSource) -> list[str]:
-    """Write everything but the README, and return the modules in ``scripts``."""
+    """Write everything but the README, and return the names of the modules in ``scripts``."""
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True)
     validation = source.origin.validation if source.network.num_members == 1 else ()
@@ -214,7 +221,7 @@ def _write_files(folder: Path, source: BundleSource) -> list[str]:
         "evaluate": evaluation_config(source),
         "multi_gpu_train": multi_gpu_config(),
     }
-    scripts = sorted(scripts_in(configs))
+    scripts = scripts_in(configs, source.network.scripts)
     configs["metadata"] = bundle_metadata(source, uses_scripts=bool(scripts))
     for name, config in configs.items():
         _write_json(folder / "configs" / f"{name}.json", config)
@@ -222,12 +229,12 @@ def _write_files(folder: Path, source: BundleSource) -> list[str]:
     if scripts:
         (folder / SCRIPTS).mkdir()
         (folder / SCRIPTS / "__init__.py").write_text('"""What MONAI has no equal of."""\n', encoding="utf-8")
-    for module in scripts:
-        (folder / SCRIPTS / f"{module}.py").write_text(script(module), encoding="utf-8")
+    for module, text in scripts.items():
+        (folder / SCRIPTS / f"{module}.py").write_text(text, encoding="utf-8")
     save_tensors(folder / "models" / "model.pt", source.network.weights)
     license_text = files("candy_monai.export.monai_bundle").joinpath("LICENSE.txt").read_text(encoding="utf-8")
     (folder / "LICENSE").write_text(license_text, encoding="utf-8")
-    return scripts
+    return list(scripts)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

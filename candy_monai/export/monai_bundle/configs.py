@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from candy_monai.data.images.pictures import PICTURES, TIFFS
 from candy_monai.data.pipelines.description import IMAGE, LABEL, PREDICTION, Entry
-from candy_monai.export.monai_bundle.source import BundleSource, Config
+from candy_monai.export.monai_bundle.source import MAX_GRAD_NORM, BundleSource, Config
 from candy_monai.export.monai_bundle.steps import (
     for_image_alone,
     monai,
@@ -66,7 +66,8 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
         source: What it is made of.
         validation: The cases that the experiment was validated on, and this training is wherever they are there.
     """
-    plan, ending = source.plan, source.file_ending
+    plan, ending, supervision = source.plan, source.file_ending, source.network.supervision
+    main = [] if supervision is None else [monai("Lambdad", keys=PREDICTION, func="$lambda outputs: outputs[0]")]
     images = source.image_files("@dataset_dir + '/imagesTr/' + c + '_'")
     label = f"@dataset_dir + '/labelsTr/' + c + '{ending}'"
     none_left = (
@@ -87,21 +88,12 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
         "datalist": "$[{'image': " + images + ", 'label': " + label + ", 'case': c} for c in @cases]",
         "epochs": source.num_epochs(),
         "val_interval": 1,
-        "network_def": source.network.entry,
+        "network_def": source.network.entry if supervision is None else supervision.entry,
         "network": "$@network_def.to(@device)",
+        **_average(source),
         "loss": source.loss(),
-        "optimizer": {
-            "_target_": "torch.optim.AdamW",
-            "params": "$@network.parameters()",
-            "lr": plan.learning_rate,
-            "weight_decay": plan.weight_decay,
-        },
-        "lr_scheduler": {
-            "_target_": "torch.optim.lr_scheduler.PolynomialLR",
-            "optimizer": "@optimizer",
-            "total_iters": "@epochs",
-            "power": 1.0,
-        },
+        "optimizer": source.optimizer(),
+        "lr_scheduler": source.schedule(num_steps="@train#num_steps"),
         "train": {
             "deterministic_transforms": source.preprocessing(),
             "random_transforms": source.augmentation(),
@@ -120,13 +112,15 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 "shuffle": True,
                 "num_workers": _WORKERS,
             },
+            "num_steps": "$@epochs * len(@train#dataloader)",
             "inferer": {"_target_": "monai.inferers.SimpleInferer"},
-            "postprocessing": _compose(_as_channels(source, with_masks=source.loss_takes_masks)),
+            "postprocessing": _compose([*main, *_as_channels(source, with_masks=source.loss_takes_masks)]),
             "handlers": [
                 {
                     "_target_": "monai.handlers.LrScheduleHandler",
                     "lr_scheduler": "@lr_scheduler",
-                    "print_lr": True,
+                    "print_lr": False,
+                    "epoch_level": False,
                 },
                 {
                     "_target_": "monai.handlers.ValidationHandler",
@@ -141,8 +135,10 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 },
             ],
             "key_metric": {"train_mean_dice": _mean_dice(source)},
+            "hooks": _hooks(source),
             "trainer": {
                 "_target_": "monai.engines.SupervisedTrainer",
+                "_requires_": "@train#hooks",
                 "max_epochs": "@epochs",
                 "device": "@device",
                 "train_data_loader": "@train#dataloader",
@@ -157,6 +153,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
             },
         },
         "validate": {
+            **_validated_network(source),
             "preprocessing": _compose("%train#deterministic_transforms"),
             "dataset": {
                 "_target_": "monai.data.CacheDataset",
@@ -172,7 +169,7 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
                 {
                     "_target_": "monai.handlers.CheckpointSaver",
                     "save_dir": "@ckpt_dir",
-                    "save_dict": {"model": "@network"},
+                    "save_dict": {"model": "@validate#network"},
                     "save_key_metric": True,
                     "key_metric_filename": "model.pt",
                 },
@@ -180,9 +177,10 @@ def training_config(source: BundleSource, validation: Sequence[str]) -> Config:
             "key_metric": {"val_mean_dice": _mean_dice(source)},
             "evaluator": {
                 "_target_": "monai.engines.SupervisedEvaluator",
+                **({} if supervision is None else {"_requires_": "@validate#shared"}),
                 "device": "@device",
                 "val_data_loader": "@validate#dataloader",
-                "network": "@network",
+                "network": "@validate#network",
                 "inferer": "@validate#inferer",
                 "postprocessing": "@validate#postprocessing",
                 "key_val_metric": "@validate#key_metric",
@@ -211,7 +209,7 @@ def evaluation_config(source: BundleSource) -> Config:
         "validate#preprocessing": _compose(steps),
         "validate#postprocessing": _compose([*source.postprocessing("@validate#preprocessing"), *masks, *channels]),
         "validate#handlers": [
-            _checkpoint_loader(),
+            _checkpoint_loader("@validate#network"),
             {"_target_": "monai.handlers.StatsHandler", "iteration_log": False},
             {
                 "_target_": "monai.handlers.MetricsSaver",
@@ -223,7 +221,7 @@ def evaluation_config(source: BundleSource) -> Config:
             },
         ],
         **_precision(source),
-        "initialize": ["$monai.utils.set_determinism(seed=123)", *_in_precision(source)],
+        "initialize": ["$monai.utils.set_determinism(seed=123)", *_in_precision(source, "@validate#network")],
         "run": ["$@validate#evaluator.run()"],
     }
 
@@ -301,15 +299,15 @@ def _precision(source: BundleSource) -> Config:
     return {"amp_dtype": source.amp_dtype} if is_own else {}
 
 
-def _in_precision(source: BundleSource) -> list[str]:
+def _in_precision(source: BundleSource, network: str = "@network") -> list[str]:
     """Return what lets the network compute as the experiment's does, which MONAI's engines do on GPUs alone."""
     if not _precision(source):
         return []
     enabled = ", enabled=@device.type == 'cuda'" if source.amp_dtype == "float16" else ""
     autocast = f"torch.autocast(@device.type, getattr(torch, @amp_dtype){enabled})"
     return [
-        f"$setattr(@network, 'forward', {autocast}(@network.forward))",
-        "$@network.register_forward_hook(lambda network, inputs, scores: scores.float())",
+        f"$setattr({network}, 'forward', {autocast}({network}.forward))",
+        f"${network}.register_forward_hook(lambda network, inputs, scores: scores.float())",
     ]
 
 
@@ -318,6 +316,49 @@ def _amp(source: BundleSource) -> Config:
     if source.amp_dtype is None:
         return {"amp": False}
     return {"amp": "$@device.type == 'cuda'", "amp_kwargs": {"dtype": f"$torch.{source.amp_dtype}"}}
+
+
+def _average(source: BundleSource) -> Config:
+    """Return the moving average of the weights, as `ExponentialMovingAverage` computes it; empty without one."""
+    if source.origin.average is None:
+        return {}
+    return {
+        "average": {
+            "_target_": "torch.optim.swa_utils.AveragedModel",
+            "model": "@network_def",
+            "device": "@device",
+            "avg_fn": "$lambda mean, new, count: mean.lerp(new, (9 / (10 + count)).clamp(min=0.001))",
+        }
+    }
+
+
+def _validated_network(source: BundleSource) -> Config:
+    """Return the network that is validated and saved: that of ``inference.json``, with the trained tensors themselves.
+
+    These are the average's, if there is one.
+    """
+    average, supervision = source.origin.average, source.network.supervision
+    trained = "@network_def.to(@device)" if average is None else "@average.module"
+    if supervision is None:
+        return {"network": "@network" if average is None else f"${trained}"}
+    weights = f"{trained}.state_dict(keep_vars=True)"
+    return {
+        "network_def": source.network.entry,
+        "network": "$@validate#network_def.to(@device)",
+        "shared": f"$@validate#network.load_state_dict({weights}, strict=False, assign=True)",
+    }
+
+
+def _hooks(source: BundleSource) -> list[str]:
+    """Return what PyTorch is to call in each step, since MONAI's trainer has no argument for it."""
+    clip = f"torch.nn.utils.clip_grad_norm_(@network.parameters(), {MAX_GRAD_NORM})"
+    hooks = [f"$@optimizer.register_step_pre_hook(lambda *_: ({clip}, None)[1])"]  # the hook must return None
+    if source.origin.average is not None:
+        hooks.append("$@optimizer.register_step_post_hook(lambda *_: @average.update_parameters(@network_def))")
+    if source.network.supervision is not None and source.network.supervision.is_stacked:
+        apart = "lambda network, images, output: output.unbind(1) if network.training else output"
+        hooks.append(f"$@network.register_forward_hook({apart})")
+    return hooks
 
 
 def _compose(steps: list[Entry] | str) -> Config:
@@ -334,11 +375,11 @@ def _loader(dataset: str, *, batch_size: int) -> Config:
     }
 
 
-def _checkpoint_loader() -> Config:
+def _checkpoint_loader(network: str = "@network") -> Config:
     return {
         "_target_": "monai.handlers.CheckpointLoader",
         "load_path": "$@bundle_root + '/models/model.pt'",
-        "load_dict": {"model": "@network"},
+        "load_dict": {"model": network},
         "map_location": "@device",
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ from candy_monai.export.definitions import TARGET, define, noted_arguments
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_network
-from candy_monai.nn.deep_supervision import main_output
+from candy_monai.nn.deep_supervision import main_output, outputs_as_list
 from candy_monai.nn.slicewise import Slicewise
-from candy_monai.registry import find_bundle
+from candy_monai.registry import find_bundle, name_in_scripts
 
 _SINGLE_OUTPUT: dict[str, object] = {"deep_supervision": False, "dsdepth": 1}
 """The arguments of MONAI's networks that add outputs for training alone, and what leaves them out."""
@@ -29,6 +31,21 @@ _MOST_VOXELS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeepSupervision:
+    """A network with the outputs for training alone.
+
+    Attributes:
+        entry: ``{"_target_": ..., arguments}``.
+        num_outputs: How many outputs it returns in training, the main one first.
+        is_stacked: Whether they are one tensor ``(B, outputs, K, *spatial)`` instead of a list.
+    """
+
+    entry: dict[str, Any]
+    num_outputs: int
+    is_stacked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleNetwork:
     """A network for a bundle.
 
@@ -36,11 +53,15 @@ class BundleNetwork:
         entry: ``{"_target_": ..., arguments}``.
         weights: The state_dict of what is built of it.
         spatial_shape: The sizes that it takes, as in ``metadata.json``: ``16*n``, or a number for a fixed size.
+        supervision: The same network as it was trained, if that was with deep supervision; else None.
+        scripts: By name the text of the module that has the network's class, which MONAI does not have.
     """
 
     entry: dict[str, Any]
     weights: dict[str, Tensor]
     spatial_shape: list[str | int]
+    supervision: DeepSupervision | None = None
+    scripts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_members(self) -> int:
@@ -49,27 +70,30 @@ class BundleNetwork:
 
 
 def describe_network(predictor: Predictor) -> BundleNetwork:
-    """Describe an experiment's network by the class of MONAI's that it is, without outputs for training alone.
+    """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training alone.
 
     Args:
         predictor: The experiment's predictor.
 
     Raises:
-        ExperimentError: If the network is none of MONAI's, or what is built of its description computes something else.
+        ExperimentError: If a MONAI Bundle cannot have its class, or what is built of its description computes something
+            else.
     """
     trained = plain_network(predictor.model)
     trained = trained.network if isinstance(trained, Slicewise) else trained
     kind = type(trained)
     where = f"{predictor.folder}: the network is a {kind.__module__}.{kind.__qualname__}"
-    if not kind.__module__.startswith("monai."):
+    bundle = predictor.description.bundle
+    is_carried = bundle is not None and kind in find_bundle(bundle).networks
+    if not is_carried and not kind.__module__.startswith("monai."):
         raise ExperimentError(
             f"{where}, and a MONAI Bundle runs where only MONAI's own networks are known: export the experiment to "
             "onnx or pt2, which hold the network itself, or train a network of MONAI's"
         )
-    arguments = _arguments_of(kind, predictor)
-    arguments |= {name: single for name, single in _SINGLE_OUTPUT.items() if name in arguments}
+    trained_with = _arguments_of(kind, predictor)
+    arguments = trained_with | {name: single for name, single in _SINGLE_OUTPUT.items() if name in trained_with}
     try:
-        entry = define(kind, arguments)
+        entry, supervised = define(kind, arguments), define(kind, trained_with)
     except TypeError as error:
         raise ExperimentError(f"{where}, whose argument {error} is no plain data: export to onnx or pt2") from error
     built: nn.Module = ConfigParser({"network_def": entry}).get_parsed_content("network_def")
@@ -80,7 +104,31 @@ def describe_network(predictor: Predictor) -> BundleNetwork:
     except RuntimeError as error:
         raise ExperimentError(f"{where}, and its weights do not fit what its arguments build: {error}") from error
     spatial_shape = checked_sizes(built, trained, predictor, where)
-    return BundleNetwork(entry=entry, weights=weights, spatial_shape=spatial_shape)
+    supervision = None if supervised == entry else _deep_supervision(supervised, spatial_shape, predictor)
+    network = BundleNetwork(entry=entry, weights=weights, spatial_shape=spatial_shape, supervision=supervision)
+    return _carried(network, kind) if is_carried else network
+
+
+def _carried(network: BundleNetwork, kind: type[nn.Module]) -> BundleNetwork:
+    """Return a network that is named as in the ``scripts`` of a bundle, with the module that has its class."""
+    name = {TARGET: name_in_scripts(kind)}
+    supervision = network.supervision
+    return replace(
+        network,
+        entry=network.entry | name,
+        supervision=None if supervision is None else replace(supervision, entry=supervision.entry | name),
+        scripts={kind.__module__.rpartition(".")[2]: inspect.getsource(sys.modules[kind.__module__])},
+    )
+
+
+def _deep_supervision(entry: dict[str, Any], sizes: Sequence[str | int], predictor: Predictor) -> DeepSupervision:
+    """Return what a network with outputs for training alone returns in training."""
+    network: nn.Module = ConfigParser({"network_def": entry}).get_parsed_content("network_def")
+    images = torch.zeros(2, predictor.num_channels, *(int(str(size).partition("*")[0]) for size in sizes))
+    with torch.no_grad():
+        output = network.train()(images)
+    count = len(outputs_as_list(output, len(sizes)))
+    return DeepSupervision(entry=entry, num_outputs=count, is_stacked=isinstance(output, Tensor))
 
 
 def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]:
@@ -173,4 +221,5 @@ def ensemble_of(members: Sequence[BundleNetwork], *, sigmoid: bool, of_logits: b
         for index, member in enumerate(members)
         for name, value in member.weights.items()
     }
-    return BundleNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape)
+    scripts = {name: text for member in members for name, text in member.scripts.items()}
+    return BundleNetwork(entry=entry, weights=weights, spatial_shape=members[0].spatial_shape, scripts=scripts)

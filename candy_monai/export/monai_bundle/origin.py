@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from candy_monai.experiment.summary import read_summary
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
+from candy_monai.nn.ema import ExponentialMovingAverage
 
+OUR_AVERAGE = ExponentialMovingAverage.__name__
 _OF_NNUNET = Path("validation", "summary.json")
 
 _WINDOWS = ("candy_monai.WindowInferer", "monai.inferers.SlidingWindowInferer")
@@ -33,7 +35,9 @@ class Origin:
         inferer: What whole images were validated with: ``plan``, or windows in MONAI's configuration language.
         file_ending: Of the dataset's images; None if unknown.
         amp: The precision that it predicts in, as a setting of `Trainer.train`.
-        has_average: Whether it was trained with a moving average of the weights.
+        average: The kind of the moving average of the weights that it was trained with; None without one.
+        optimizer: The ``kind`` of its optimizer and what that was built with; empty if unknown.
+        schedule: The kind of its learning rate's schedule, apart from a warm-up; None if unknown.
         training: The cases that it was trained on.
         validation: Those that it was validated on.
         dataset: The dataset's folder; None if unknown.
@@ -46,7 +50,9 @@ class Origin:
     inferer: Any
     file_ending: str | None
     amp: str | None = None
-    has_average: bool = False
+    average: str | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str | None = None
     training: Sequence[str] = ()
     validation: Sequence[str] = ()
     dataset: Path | None = None
@@ -95,13 +101,17 @@ def _of_experiment(predictor: Predictor) -> Origin:
             "export to onnx"
         )
     dataset, amp = description.dataset, description.setting("amp")
+    parts = description.parts if isinstance(description.parts, Mapping) else {}
+    optimizer = parts.get("optimizer")
     return Origin(
         name=str(description.id),
         trainer=str(description.trainer),
         inferer=inferer,
         file_ending=None if dataset is None else dataset.file_ending,
         amp=None if amp is None else str(amp),
-        has_average=bool(description.setting("ema")),
+        average=str(parts.get("ema") or OUR_AVERAGE) if description.setting("ema") else None,
+        optimizer=optimizer if isinstance(optimizer, Mapping) else {},
+        schedule=None if parts.get("scheduler") is None else str(parts["scheduler"]),
         training=() if dataset is None else tuple(dataset.training or ()),
         validation=() if dataset is None else tuple(dataset.validation or ()),
         dataset=None if dataset is None or dataset.folder is None else Path(dataset.folder),

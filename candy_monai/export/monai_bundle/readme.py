@@ -13,6 +13,7 @@ from candy_monai.errors import ExperimentError
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.history import load_metrics
 from candy_monai.export.monai_bundle.metadata import classes_by_id
+from candy_monai.export.monai_bundle.origin import OUR_AVERAGE
 from candy_monai.export.monai_bundle.parity import Parity
 from candy_monai.export.monai_bundle.source import BundleSource
 
@@ -88,9 +89,14 @@ def write_readme(
         _COMMANDS,
         "```",
         "",
-        "Training begins anew and writes its best weights over `models/model.pt`. The patches, the loss, the rate and",
-        "the augmentation are those of the experiment.",
-        *([f"Left out, so that scores differ: {'; '.join(left_out)}."] if (left_out := _left_out(source)) else []),
+        "Training begins anew and writes its best weights over `models/model.pt`. Patches, augmentation, loss and",
+        f"optimizer with its rate are those of the {'plan' if origin.of_nnunet else 'experiment'}.",
+        *_how_trained(source),
+        *(
+            [f"Otherwise than there, so that scores differ: {'; '.join(others)}."]
+            if (others := _others(source))
+            else []
+        ),
         "It holds out the cases that the experiment did, `validation_cases`, where they are there, else every fifth.",
         "Evaluation scores the held-out cases on the grid of their files, by MONAI's Dice: a class that a case does",
         "not have is left out of its mean.",
@@ -176,14 +182,28 @@ def _pictures(experiment: Path, folder: Path) -> list[str]:
     return [text, "", *(f"![{Path(to).stem}]({to})" for to in pictures.values()), ""]
 
 
-def _left_out(source: BundleSource) -> list[str]:
-    """Return what the experiment's training had and ``train.json`` has not."""
-    done = {
-        "the moving average of the weights": source.origin.has_average,
-        "deep supervision, whose weights would not fit inference.json": source.plan.deep_supervision,
-        f"computing in {source.amp_dtype} on a CPU (on a GPU it does)": source.amp_dtype is not None,
+def _how_trained(source: BundleSource) -> list[str]:
+    """Return what is saved, where that is not simply the network that is trained."""
+    said = []
+    if source.network.supervision is not None:
+        said.append("Outputs at lower resolutions are supervised and left out of the weights that are saved.")
+    if source.origin.average is not None:
+        said.append("A moving average of the weights, with a decay of 0.999, is what is validated and saved.")
+    return said
+
+
+def _others(source: BundleSource) -> list[str]:
+    """Return how ``train.json`` differs from the experiment's training."""
+    origin, kind = source.origin, source.origin.optimizer.get("kind", "AdamW")
+    is_supervised = source.network.supervision is not None
+    differs = {
+        f"this average instead of a {origin.average}": origin.average not in (None, OUR_AVERAGE),
+        "AdamW instead of nnU-Net's SGD": origin.of_nnunet,
+        "no deep supervision": not is_supervised and (source.plan.deep_supervision or origin.of_nnunet),
+        f"AdamW instead of {kind}": kind not in ("AdamW", "SGD"),
+        f"float32 on a CPU instead of {source.amp_dtype}, in which it computes on a GPU": source.amp_dtype is not None,
     }
-    return [name for name, was_done in done.items() if was_done]
+    return [name for name, is_so in differs.items() if is_so]
 
 
 def _compared(parity: Parity, source: BundleSource, *, scripts: Sequence[str]) -> list[str]:

@@ -14,14 +14,18 @@ from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import PLAN
 from candy_monai.export.monai_bundle.network import BundleNetwork
 from candy_monai.export.monai_bundle.origin import Origin
-from candy_monai.export.monai_bundle.steps import SCRIPTS, for_bundle, like_resampling, monai, region_masks, scripts_in
+from candy_monai.export.monai_bundle.steps import for_bundle, like_resampling, monai, region_masks, scripts_in
 from candy_monai.inference.inferers import WHOLE_IMAGE_LIMIT
 from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.nn.schedules import CosineLR, PolyLRScheduler
+from candy_monai.registry import SCRIPTS
 
 Config = dict[str, Any]
 
 _AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _BATCH_OF_WINDOWS = 4
+MAX_GRAD_NORM = 12.0
+"""What gradients are clipped to by our trainers, unless they are told otherwise, and by nnU-Net's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class BundleSource:
         """Whether inference needs no class but MONAI's once an inferer of MONAI's runs whole images."""
         trial = replace(self, by_monai=True)
         steps = [*trial.preprocessing(), *trial.postprocessing("")]
-        return self.plan.slice_axis is None and not scripts_in([*steps, self.network.entry])
+        return self.plan.slice_axis is None and not scripts_in([*steps, self.network.entry], self.network.scripts)
 
     @property
     def names_monai_alone(self) -> bool:
@@ -160,11 +164,18 @@ class BundleSource:
         return bool(self.regions) and self.plan.ignore_label is None
 
     def loss(self) -> Entry:
-        """Return the criterion.
+        """Return the criterion, for deep supervision that of all outputs.
 
         Raises:
             ExperimentError: If MONAI has none, and only MONAI's are wanted.
         """
+        if self.network.supervision is None:
+            return self._loss_of_one()
+        halves = [0.5**level for level in range(self.network.supervision.num_outputs)]
+        weights = [half / sum(halves) for half in halves]
+        return {"_target_": "monai.losses.DeepSupervisionLoss", "loss": self._loss_of_one(), "weights": weights}
+
+    def _loss_of_one(self) -> Entry:
         plan = self.plan
         if plan.ignore_label is not None and not self.portable:
             return {
@@ -184,6 +195,35 @@ class BundleSource:
         if self.regions:  # MONAI's DiceCELoss takes masks of several channels for exclusive classes
             return {"_target_": "monai.losses.DiceFocalLoss", **kind, "gamma": 0.0}
         return {"_target_": "monai.losses.DiceCELoss", **kind}
+
+    def optimizer(self) -> Entry:
+        """Return the optimizer."""
+        plan, kind = self.plan, self.origin.optimizer.get("kind")
+        common = {"params": "$@network.parameters()", "lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+        if kind != "SGD":
+            return {"_target_": "torch.optim.AdamW", **common}
+        (momentum,) = set(self.origin.optimizer.get("momentum", [0.0]))
+        return {"_target_": "torch.optim.SGD", **common, "momentum": momentum, "nesterov": momentum > 0}
+
+    def schedule(self, *, num_steps: str) -> Entry:
+        """Return the schedule of the learning rate, which steps once a batch.
+
+        Args:
+            num_steps: A reference to the number of steps.
+        """
+        if self.origin.schedule == CosineLR.__name__:  # which our trainers have with a warm-up
+            return {
+                "_target_": "monai.optimizers.WarmupCosineSchedule",
+                "optimizer": "@optimizer",
+                "warmup_steps": f"$min({num_steps} // 20, 100)",
+                "t_total": num_steps,
+            }
+        return {
+            "_target_": "torch.optim.lr_scheduler.PolynomialLR",
+            "optimizer": "@optimizer",
+            "total_iters": num_steps,
+            "power": 0.9 if self.origin.schedule == PolyLRScheduler.__name__ else 1.0,
+        }
 
     def inferer(self) -> Entry:
         """Return what runs whole images."""

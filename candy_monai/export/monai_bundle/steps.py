@@ -12,8 +12,8 @@ import candy_monai.transforms
 from candy_monai.data.pipelines.description import LABEL, Entry
 from candy_monai.data.planning.plan import Plan
 from candy_monai.errors import ExperimentError
+from candy_monai.registry import SCRIPTS
 
-SCRIPTS = "scripts"
 _OURS = "candy_monai.transforms"
 _CARRIED = "candy_monai.export.monai_bundle.carried"
 _INSTEAD = {"monai.transforms.KeepLargestConnectedComponentd": f"{_OURS}.KeepLargestComponentd"}
@@ -76,19 +76,24 @@ def for_image_alone(entries: Iterable[Entry]) -> list[Entry]:
     return steps
 
 
-def scripts_in(configs: object) -> set[str]:
-    """Return the modules of ``scripts`` that configurations name, and those that these import."""
-    found: set[str] = set()
+def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of each module of ``scripts`` that configurations name, and of those that these import.
+
+    Args:
+        configs: The configurations.
+        networks: The text of each module with a network.
+    """
+    found: dict[str, str] = {}
     waiting = set(re.findall(rf'"{SCRIPTS}\.(\w+)\.', str(configs).replace("'", '"')))
     while waiting:
         module = waiting.pop()
-        found.add(module)
-        waiting |= set(re.findall(rf"from {SCRIPTS}\.(\w+) import", script(module))) - found
-    return found
+        found[module] = networks.get(module) or script(module)
+        waiting |= set(re.findall(rf"from {SCRIPTS}\.(\w+) import", found[module])) - found.keys()
+    return dict(sorted(found.items()))
 
 
 def script(module: str) -> str:
-    """Return the text of a module of ``scripts``."""
+    """Return the text of a module of this library's for ``scripts``."""
     carried = files(_CARRIED).joinpath(f"{module}.py")
     source = carried if carried.is_file() else files(_OURS).joinpath(f"{module}.py")
     return source.read_text(encoding="utf-8").replace(f"from {_OURS}.", f"from {SCRIPTS}.")

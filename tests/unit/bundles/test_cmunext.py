@@ -13,13 +13,8 @@ from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.experiment.state import load_state
 from candy_monai.metrics.overlap import dice_per_class
 from candy_monai.training.options import NAMES, SegmentationOptions
-from candy_monai_bundles.cmunext import (
-    BatchNormOfAnySize,
-    BatchNormOfAnySize3d,
-    CMUNeXtPredictor,
-    CMUNeXtTrainer,
-    build_cmunext,
-)
+from candy_monai_bundles.cmunext import CMUNeXtPredictor, CMUNeXtTrainer, build_cmunext
+from candy_monai_bundles.networks.cmunext import BatchNormOfAnySize, BatchNormOfAnySize3d
 from tests.contracts.trainer_contract import TrainerContract
 from tests.toys import Squares, loaders
 

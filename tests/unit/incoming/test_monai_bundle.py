@@ -15,10 +15,26 @@ from candy_monai.incoming.opening import kind_of_model
 from tests.zoo_bundles import BTCV, METADATA, SPLEEN, run_by_monai, write_bundle, write_scan
 
 
+def _of_one_logit(*steps):
+    """Return a bundle whose network has one channel of output, with these steps of postprocessing."""
+    config = copy.deepcopy(SPLEEN)
+    config["network_def"]["out_channels"] = 1
+    _, inverting, _, saving = config["postprocessing"]["transforms"]
+    config["postprocessing"]["transforms"] = [*steps[:1], inverting, *steps[1:], saving]
+    return config
+
+
+SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+THRESHOLD = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+ONE_LOGIT = _of_one_logit(SIGMOID, THRESHOLD)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         pytest.param(SPLEEN, id="spleen_ct_segmentation"),
+        pytest.param(ONE_LOGIT, id="one logit"),
         pytest.param(BTCV, id="swin_unetr_btcv_segmentation", marks=pytest.mark.slow),
     ],
 )
@@ -87,6 +103,32 @@ def test_overlapping_regions_ask_for_the_ids_that_they_write(tmp_path):
     assert set(torch.unique(load_bundle(folder, paints=(5, 3)).predict(image)).tolist()) <= {0, 3, 5}
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([{**SIGMOID, "sigmoid": False, "softmax": True}, THRESHOLD], "Activationsd has softmax"),
+        ([SIGMOID, ARGMAX], "AsDiscreted has argmax"),
+        ([SIGMOID], "no step makes label ids"),
+        ([], "no step makes label ids"),
+    ],
+)
+def test_one_logit_that_postprocessing_compares_with_no_threshold_is_refused(tmp_path, steps, words):
+    with pytest.raises(BadInputError, match=rf"inference\.json: postprocessing: {words}.*one channel of output"):
+        load_bundle(write_bundle(tmp_path / "bundle", _of_one_logit(*steps)))
+
+
+def test_one_logit_has_one_probability_and_one_class(tmp_path):
+    metadata = copy.deepcopy(METADATA)
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 2  # as some count the background
+    predictor = load_bundle(write_bundle(tmp_path / "bundle", ONE_LOGIT, metadata=metadata))
+    made = predictor.predict_image(100 * torch.randn(1, 20, 20, 20), probabilities=True)
+    assert made.probabilities.shape == (1, 20, 20, 20)
+    assert torch.equal(made.labels.as_tensor() > 0, made.probabilities.as_tensor() > 0.5)
+    assert 0 < float((made.labels.as_tensor() > 0).float().mean()) < 1
+    assert predictor.num_classes == 1
+    assert [ids for _, ids in predictor.classes] == [(1,)]
+
+
 def test_a_bundle_that_brings_python_opens_only_where_it_is_trusted(tmp_path):
     config = _first(preprocessing=copy.deepcopy(SPLEEN["preprocessing"]))
     config["preprocessing"]["transforms"][4] = {
@@ -130,10 +172,15 @@ HOSTILE = {
     "another file": _with(["network_def"], "%../../secret.json#network_def"),
     "a module of the bundle": _with(["network_def", "_target_"], "scripts.evil.Network"),
     "a writer": _with(["postprocessing", "transforms", 0], {"_target_": "SaveClassificationResultd", "keys": "pred"}),
+    "a delay": _with(
+        ["preprocessing", "transforms", 2], {"_target_": "SimulateDelayd", "keys": "image", "delay_time": 1e9}
+    ),
+    "no key to load": _with(["preprocessing", "transforms", 0, "keys"], None),
     "a reader by name": _with(["preprocessing", "transforms", 0, "reader"], "scripts.evil.Reader"),
     "an endless reference": _with(["network_def"], "@network_def"),
     "a huge number": _with(["network_def", "out_channels"], 10**9),
     "a huge list": _with(["network_def", "channels"], [1] * 10**4),
+    "huge weights": _with(["network_def", "channels"], [8192, 8192, 8192]),
     "a huge product": _with(["network_def", "channels"], "$[4] * 10**9"),
     "huge numbers": _with(["network_def", "channels"], [8, "$9 ** 9 ** 9"]),
     "another network's arguments": _with(["network_def", "patch_size"], 4),
@@ -156,6 +203,38 @@ def test_a_hostile_bundle_runs_nothing_and_ends_in_one_error_that_names_the_file
     assert str(folder) in str(caught.value)
     assert inspect_bundle(folder).problem is not None
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (_with(["inferer", "roi_size"], []), r"inference\.json: its network and inferer cannot be run.*ValueError"),
+        (_with(["inferer", "sw_batch_size"], -1), "cannot be run on a preprocessed image of shape"),
+        (_with(["network_def", "strides"], [0, 0]), "non-positive stride"),
+        (
+            _with(["preprocessing", "transforms", 3], {"_target_": "DeleteItemsd", "keys": "image"}),
+            "must leave the image",
+        ),
+    ],
+)
+def test_what_cannot_be_run_on_an_image_ends_in_one_error(tmp_path, config, words):
+    weights = torch.load(write_bundle(tmp_path / "good") / "models" / "model.pt", weights_only=True)
+    predictor = load_bundle(write_bundle(tmp_path / "bundle", config, weights=weights))
+    with pytest.raises(BadInputError, match=words):
+        predictor.predict(100 * torch.randn(1, 20, 20, 20))
+
+
+def test_ids_beyond_255_are_kept_and_negative_ones_refused(tmp_path):
+    def predicted(label_id):
+        mapping = {"keys": "pred", "orig_labels": [0, 1], "target_labels": [0, label_id]}
+        config = _first(postprocessing=copy.deepcopy(SPLEEN["postprocessing"]))
+        config["postprocessing"]["transforms"].insert(3, {"_target_": "MapLabelValued", **mapping})
+        return load_bundle(write_bundle(tmp_path / str(label_id), config)).predict(100 * torch.randn(1, 20, 20, 20))
+
+    assert torch.unique(predicted(500).as_tensor()).tolist() == [0, 500]
+    assert torch.unique(predicted(70_000).as_tensor()).tolist() == [0, 70_000]
+    with pytest.raises(BadInputError, match="label map that postprocessing made holds -3"):
+        predicted(-3)
 
 
 def test_files_that_are_no_configuration_or_no_weights_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Files of every kind in, label maps on the same grid out: by a network that answers with what it sees."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from torch.utils.data import TensorDataset
 
 from candy_monai.data.datasets.files import DatasetFromMemory
+from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError
 from candy_monai.inference import inputs
 from candy_monai.inference.outputs import PredictionError, PredictionListener, prediction_error
@@ -394,6 +396,36 @@ def test_a_label_map_that_cannot_be_written_is_that_case_s_failure(predictor, tm
     with pytest.raises(PredictionError, match=r"a: OSError: disk full") as failed:
         predictor.predict_to_files(folder, tmp_path / "out")
     assert [path.name for path in failed.value.written] == ["b.nii.gz"]
+
+
+@pytest.mark.parametrize("memory", [None, 10**9])
+@pytest.mark.parametrize("at_fault", ["a", "b"])
+def test_what_ends_the_thread_that_writes_ends_the_prediction_and_no_such_case_is_told_as_written(
+    predictor, tmp_path, monkeypatch, at_fault, memory
+):
+    folder, out, told = tmp_path / "in", tmp_path / "out", []
+    folder.mkdir()
+    for name in "ab":
+        _save(folder / f"{name}.nii.gz", _volume((5, 4, 3)))
+
+    class Told(PredictionListener):
+        def on_case(self, done, total, case_id, error):
+            told.append((done, case_id, error))
+
+    def save(image, path, **options):
+        if path.name.startswith(at_fault):
+            raise SystemExit("out of disk")
+        save_image(image, path, **options)
+
+    monkeypatch.setattr("candy_monai.inference.outputs.save_image", save)
+    monkeypatch.setattr(predictor, "memory", memory)
+    with pytest.raises(SystemExit, match="out of disk"):
+        predictor.predict_to_files(folder, out, listener=Told())
+    before = ["a"] if at_fault == "b" else []
+    assert told == [(1, case_id, None) for case_id in before]
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"{case_id}.nii.gz" for case_id in before]
+    manifest = json.loads((out / "manifest.json").read_text())["cases"] if before else {}
+    assert list(manifest) == before
 
 
 def test_reading_predicting_and_writing_overlap(predictor, tmp_path, monkeypatch):

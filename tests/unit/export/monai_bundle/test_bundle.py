@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.data import decollate_batch
-from PIL import Image
 
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.pipelines.description import filled_holes, largest_component, without_small_components
-from candy_monai.data.planning.normalization import ChannelNormalization
-from candy_monai.data.planning.plan import Region
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.export.exporting import export_experiments
 from candy_monai.export.monai_bundle import bundle as bundle_module
@@ -27,63 +23,19 @@ from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.predictor import experiment_predictor as load_predictor
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai_bundles.unet import UNetTrainer
+from tests.bundles import (
+    PLANS,
+    bundle_plan,
+    equal_share,
+    predict_by_bundle,
+    read_array,
+    train_experiment,
+    write_case,
+    write_training_cases,
+)
 from tests.check_bundle import check_files, targets
 from tests.plans import PLAN
 from tests.toys import Squares, small_trainer
-
-_FLAT = ((3, 3, 1),) * 3, ((1, 1, 1), (2, 2, 1), (2, 2, 1))
-_CUBES = ((3, 3, 3),) * 3, ((1, 1, 1), (2, 2, 2), (2, 2, 2))
-_SQUARES = ((3, 3),) * 3, ((1, 1), (2, 2), (2, 2))
-_ZSCORE = ChannelNormalization(scheme="zscore")
-
-
-def _plan(layers=_CUBES, **changes):
-    kernel_sizes, strides = layers
-    network = {"filters": (4, 4, 4), "kernel_sizes": kernel_sizes, "strides": strides, "deep_supervision": True}
-    return dataclasses.replace(PLAN, **{"normalization": (_ZSCORE,), **network, **changes})
-
-
-PLANS = {
-    "volumes": _plan(spacing_mm=(1.0, 1.5, 1.5)),
-    "slices": _plan(_FLAT, slice_axis=2, patch_shape=(8, 8, 1), spacing_mm=(1.2, 1.5, 3.0), mirror_axes=(0,)),
-    "two channels": _plan(
-        channel_names=("CT", "MRI"),
-        normalization=(
-            ChannelNormalization(scheme="ct", lower=-1.0, upper=2.0, mean=0.5, std=1.5),
-            ChannelNormalization(scheme="zscore", nonzero_only=True),
-        ),
-    ),
-    "regions": _plan(
-        num_classes=2,
-        regions=(Region(name="whole", ids=(1, 2), paints=1), Region(name="core", ids=(2,), paints=2)),
-        spacing_mm=(1.0, 1.5, 1.5),
-    ),
-    "one logit": _plan(num_classes=1, class_names=("background", "a")),
-    "ignored": _plan(ignore_label=3),
-    "pictures": _plan(
-        _SQUARES,
-        num_dims=2,
-        orientation=None,
-        spacing_mm=None,
-        resampling="none",
-        median_shape=(20, 24),
-        patch_shape=(8, 8),
-        mirror_axes=(0,),
-        channel_names=("R", "G", "B"),
-        normalization=(_ZSCORE,) * 3,
-    ),
-}
-
-
-def _experiment(folder, plan, seed=0, cls=UNetTrainer):
-    torch.manual_seed(seed)
-    classes = plan.num_classes + (plan.num_classes == 1)
-    squares = Squares(2, size=plan.patch_shape, num_classes=classes, channels=len(plan.channel_names))
-    trainer = small_trainer(folder, squares, cls=cls)
-    trainer.use_plan(plan)
-    trainer.train(1, save_preview=False, seed=seed)
-    return trainer.experiment_folder()
-
 
 _QUICK = ("slices", "regions")
 
@@ -93,100 +45,51 @@ _QUICK = ("slices", "regions")
     params=[name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLANS],
 )
 def experiment(request, tmp_path_factory, _few_threads):
-    return _experiment(tmp_path_factory.mktemp("run"), PLANS[request.param])
-
-
-def _write_case(folder, plan, shape=(21, 18, 11)):
-    """Write a case that is larger than a window, with blank borders and axes that point elsewhere."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(4)
-    if plan.num_dims == 2:
-        Image.fromarray(rng.integers(0, 255, (21, 26, 3), dtype=np.uint8)).save(folder / "case_0000.png")
-        return [folder / "case_0000.png"]
-    affine = np.diag([-1.0, 1.3, 2.9, 1.0])
-    files = []
-    for channel, _ in enumerate(plan.channel_names):
-        values = rng.normal(size=shape).cumsum(0).astype(np.float32)
-        values[:2], values[:, -3:] = 0, 0
-        files.append(folder / f"case_{channel:04d}.nii.gz")
-        nibabel.save(nibabel.Nifti1Image(values, affine), files[-1])
-    return files
-
-
-def _predicted(bundle, monkeypatch, dataset):
-    """Return the label map that the bundle's parts make, as its evaluator would."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(bundle)
-    parser = ConfigParser()
-    parser.read_config(bundle / "configs" / "inference.json")
-    parser["dataset_dir"], parser["output_dir"] = str(dataset), str(dataset / "out")
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
-    (batch,) = parser.get_parsed_content("dataloader")
-    inferer, after = (parser.get_parsed_content(name) for name in ("inferer", "postprocessing"))
-    with torch.no_grad():
-        batch["pred"] = inferer(batch["image"], network)
-    (item,) = decollate_batch(batch)
-    after(item)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
-    (written,) = (dataset / "out").iterdir()
-    return written
-
-
-def _equal_share(one, other):
-    either = (one > 0) | (other > 0)
-    assert either.any()
-    return float((one == other)[either].mean())
-
-
-def _array(path):
-    return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nibabel.load(path).dataobj)
+    return train_experiment(tmp_path_factory.mktemp("run"), PLANS[request.param])
 
 
 def test_a_bundle_labels_an_image_as_the_experiment_does(experiment, tmp_path, monkeypatch):
     predictor = load_predictor(experiment)
-    files = _write_case(tmp_path / "dataset" / "imagesTs", predictor.plan)
+    files = write_case(tmp_path / "dataset" / "imagesTs", predictor.plan)
     bundle = export_monai_bundle([experiment], tmp_path / "bundle")
     check_files(bundle)
-    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    written = predict_by_bundle(bundle, monkeypatch, tmp_path / "dataset")
     assert written.name.partition(".")[0] == "case"
     expected = predictor.predict([str(file) for file in files]).as_tensor()[0].numpy()
-    found = _array(written)
+    found = read_array(written)
     assert found.shape == expected.shape
     if predictor.plan.num_classes == 1:  # MONAI brings the probability back to the file's grid, and we the logit
         probability = np.asarray(predictor.predict_image(str(files[0]), probabilities=True).probabilities)[-1]
         found = np.where(abs(probability - 0.5) < 0.1, expected, found)
-    assert _equal_share(found, expected) > 0.995
+    assert equal_share(found, expected) > 0.995
     if written.suffix != ".png":
         assert np.allclose(nibabel.load(written).affine, nibabel.load(files[0]).affine)
     opened = load_bundle(bundle).predict([str(file) for file in files]).as_tensor()[0].numpy()
     if predictor.plan.num_classes == 1:
         opened = np.where(abs(probability - 0.5) < 0.1, expected, opened)
-    assert _equal_share(opened, expected) > 0.999
+    assert equal_share(opened, expected) > 0.999
 
 
 def test_a_portable_bundle_names_monais_classes_alone_and_comes_near(experiment, tmp_path, monkeypatch):
     predictor = load_predictor(experiment)
-    files = _write_case(tmp_path / "dataset" / "imagesTs", predictor.plan)
+    files = write_case(tmp_path / "dataset" / "imagesTs", predictor.plan)
     bundle = export_monai_bundle([experiment], tmp_path / "bundle", portable=True)
     check_files(bundle)
     assert not (bundle / "scripts").exists()
     assert {name.partition(".")[0] for name in targets(bundle)} == {"monai", "torch"}
-    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    written = predict_by_bundle(bundle, monkeypatch, tmp_path / "dataset")
     expected = predictor.predict([str(file) for file in files]).as_tensor()[0].numpy()
     # How near is measured at the export and on real data: a network that learned nothing follows every difference.
-    assert _array(written).shape == expected.shape
-    assert set(np.unique(_array(written))) <= {0, 1, 2}
-    assert _array(written).any()
+    assert read_array(written).shape == expected.shape
+    assert set(np.unique(read_array(written))) <= {0, 1, 2}
+    assert read_array(written).any()
 
 
-_SAME_SPACING = _plan(resampling="none", spacing_mm=(1.0, 1.3, 2.9), median_shape=(21, 18, 11))
+_SAME_SPACING = bundle_plan(resampling="none", spacing_mm=(1.0, 1.3, 2.9), median_shape=(21, 18, 11))
 
 
 def _one_step_experiment(folder, plan, settings=None):
-    experiment = _experiment(folder, plan)
+    experiment = train_experiment(folder, plan)
     path = experiment / "experiment.json"
     description = json.loads(path.read_text())
     description["settings"] |= settings or {}
@@ -198,7 +101,7 @@ def _one_step_experiment(folder, plan, settings=None):
 @pytest.mark.parametrize("amp", [None, "bf16"])
 def test_monais_inferer_alone_labels_as_the_experiment_where_it_is_measured_to(amp, tmp_path, monkeypatch):
     experiment = _one_step_experiment(tmp_path / "run", _SAME_SPACING, {"amp": amp})
-    files = _write_case(tmp_path / "dataset" / "imagesTs", _SAME_SPACING)
+    files = write_case(tmp_path / "dataset" / "imagesTs", _SAME_SPACING)
     monkeypatch.setattr(bundle_module, "_validation_files", lambda _: {"case": files})
     bundle = export_monai_bundle([experiment], tmp_path / "bundle")
     assert not {name for name in targets(bundle, "inference") if name.partition(".")[0] not in ("monai", "torch")}
@@ -207,14 +110,14 @@ def test_monais_inferer_alone_labels_as_the_experiment_where_it_is_measured_to(a
     run_inference(bundle, dataset, dataset / "out")
     predictor = load_predictor(experiment)
     expected = predictor.predict([str(file) for file in files]).as_tensor()[0].numpy()
-    assert _equal_share(_array(dataset / "out" / "case.nii.gz"), expected) >= 0.999
+    assert equal_share(read_array(dataset / "out" / "case.nii.gz"), expected) >= 0.999
     opened = load_bundle(bundle).predict([str(file) for file in files]).as_tensor()[0].numpy()
-    assert _equal_share(opened, expected) >= 0.999
+    assert equal_share(opened, expected) >= 0.999
 
 
 def _other_spacing(folder):
     """Write a case of another spacing than `_SAME_SPACING`."""
-    (file,) = _write_case(folder, _SAME_SPACING)
+    (file,) = write_case(folder, _SAME_SPACING)
     image = nibabel.load(file)
     affine = image.affine @ np.diag([1.5, 1.4, 0.7, 1.0])
     nibabel.save(nibabel.Nifti1Image(image.get_fdata(dtype=np.float32), affine), file)
@@ -224,27 +127,27 @@ def _other_spacing(folder):
 def test_a_case_of_another_spacing_than_all_that_were_trained_on_is_resampled_as_by_the_experiment(
     tmp_path, monkeypatch
 ):
-    experiment = _experiment(tmp_path / "run", _SAME_SPACING)
+    experiment = train_experiment(tmp_path / "run", _SAME_SPACING)
     file = _other_spacing(tmp_path / "dataset" / "imagesTs")
     bundle = export_monai_bundle([experiment], tmp_path / "bundle")
-    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    written = predict_by_bundle(bundle, monkeypatch, tmp_path / "dataset")
     expected = load_predictor(experiment).predict(str(file)).as_tensor()[0].numpy()
-    assert _equal_share(_array(written), expected) > 0.995
+    assert equal_share(read_array(written), expected) > 0.995
 
 
 def test_monai_alone_tells_of_a_case_of_another_spacing(tmp_path, monkeypatch):
-    experiment = _experiment(tmp_path / "run", _SAME_SPACING)
+    experiment = train_experiment(tmp_path / "run", _SAME_SPACING)
     file = _other_spacing(tmp_path / "other" / "imagesTs")
-    _write_case(tmp_path / "same" / "imagesTs", _SAME_SPACING)
+    write_case(tmp_path / "same" / "imagesTs", _SAME_SPACING)
     bundle = export_monai_bundle([experiment], tmp_path / "bundle", portable=True)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        _predicted(bundle, monkeypatch, tmp_path / "same")
+        predict_by_bundle(bundle, monkeypatch, tmp_path / "same")
     assert not [each for each in told if "another spacing" in str(each.message)]
     with pytest.warns(UserWarning, match=r"case_0000\.nii\.gz: has another spacing than .* \[1\.0, 1\.3, 2\.9\] mm"):
-        written = _predicted(bundle, monkeypatch, tmp_path / "other")
+        written = predict_by_bundle(bundle, monkeypatch, tmp_path / "other")
     expected = load_predictor(experiment).predict(str(file)).as_tensor()[0].numpy()
-    assert _array(written).shape == expected.shape
+    assert read_array(written).shape == expected.shape
     assert "with a warning" in (bundle / "docs" / "README.md").read_text()
     # Opened by candy_monai it is resampled as by the experiment, and then padded.
     image = load_image(file)
@@ -255,7 +158,7 @@ def test_monai_alone_tells_of_a_case_of_another_spacing(tmp_path, monkeypatch):
 
 
 def test_weights_are_chosen_and_a_bundle_is_replaced_when_told_to(tmp_path):
-    experiment = _experiment(tmp_path / "run", PLANS["volumes"])
+    experiment = train_experiment(tmp_path / "run", PLANS["volumes"])
     last = experiment / "checkpoint_latest.pth"
     saved = {name: value + 1 for name, value in torch.load(last, weights_only=True).items()}
     torch.save(saved, last)
@@ -284,7 +187,7 @@ def test_weights_are_chosen_and_a_bundle_is_replaced_when_told_to(tmp_path):
 def test_a_bundle_trains_and_scores(experiment, portable, tmp_path, monkeypatch):
     plan = load_predictor(experiment).plan
     data = tmp_path / "dataset"
-    _write_training_cases(data, plan)
+    write_training_cases(data, plan)
     bundle = export_monai_bundle([experiment], tmp_path / "bundle", portable=portable)
     for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
         monkeypatch.delitem(sys.modules, name)
@@ -312,7 +215,7 @@ def test_a_bundle_trains_and_scores(experiment, portable, tmp_path, monkeypatch)
 
 def test_training_without_a_case_that_is_not_held_out_ends_in_one_error(experiment, tmp_path):
     plan = load_predictor(experiment).plan
-    _write_training_cases(tmp_path / "dataset", plan)
+    write_training_cases(tmp_path / "dataset", plan)
     bundle = export_monai_bundle([experiment], tmp_path / "bundle")
     parser = ConfigParser()
     parser.read_config(bundle / "configs" / "train.json")
@@ -339,39 +242,23 @@ def test_training_is_in_the_experiment_s_precision_on_a_gpu(amp, tmp_path):
         assert parser.get_parsed_content("train#trainer#amp_kwargs") == {"dtype": torch.bfloat16}
 
 
-def _write_training_cases(folder, plan):
-    (folder / "labelsTr").mkdir(parents=True)
-    rng = np.random.default_rng(5)
-    for number in range(3):
-        highest = 3 if plan.ignore_label is not None else 1 if plan.num_classes == 1 else 2
-        for file in _write_case(folder / "imagesTr", plan):
-            file.rename(file.with_name(f"{number}{file.name}"))
-        if plan.num_dims == 2:
-            label = Image.fromarray(rng.integers(0, highest + 1, (21, 26), dtype=np.uint8))
-            label.save(folder / "labelsTr" / f"{number}case.png")
-            continue
-        ids = rng.integers(0, highest + 1, (21, 18, 11), dtype=np.uint8)
-        affine = np.diag([-1.0, 1.3, 2.9, 1.0])
-        nibabel.save(nibabel.Nifti1Image(ids, affine), folder / "labelsTr" / f"{number}case.nii.gz")
-
-
 @pytest.mark.slow
 def test_several_experiments_become_one_network_that_averages_them(tmp_path, monkeypatch):
-    experiments = [_experiment(tmp_path / str(seed), PLANS["volumes"], seed) for seed in (1, 2)]
-    files = _write_case(tmp_path / "dataset" / "imagesTs", PLANS["volumes"])
+    experiments = [train_experiment(tmp_path / str(seed), PLANS["volumes"], seed) for seed in (1, 2)]
+    files = write_case(tmp_path / "dataset" / "imagesTs", PLANS["volumes"])
     steps = [largest_component([1]), without_small_components([1, 2], 20.0), filled_holes(2)]
     bundle = export_monai_bundle(experiments, tmp_path / "bundle", postprocessing=steps)
     check_files(bundle)
-    written = _predicted(bundle, monkeypatch, tmp_path / "dataset")
+    written = predict_by_bundle(bundle, monkeypatch, tmp_path / "dataset")
     members = [load_predictor(experiment) for experiment in experiments]
     together = EnsemblePredictor(members, postprocessing=steps)
     expected = together.predict([str(file) for file in files]).as_tensor()[0].numpy()
-    assert _equal_share(_array(written), expected) > 0.995
+    assert equal_share(read_array(written), expected) > 0.995
 
 
 def test_experiments_that_prepare_images_otherwise_are_no_ensemble(tmp_path):
     other = dataclasses.replace(PLANS["volumes"], spacing_mm=(2.0, 2.0, 2.0))
-    experiments = [_experiment(tmp_path / "a", PLANS["volumes"]), _experiment(tmp_path / "b", other)]
+    experiments = [train_experiment(tmp_path / "a", PLANS["volumes"]), train_experiment(tmp_path / "b", other)]
     with pytest.raises(BadInputError, match="its preprocessing is another"):
         export_monai_bundle(experiments, tmp_path / "bundle")
     with pytest.raises(BadInputError, match="no network that averages"):
@@ -409,7 +296,7 @@ class _OwnTrainer(SegmentationTrainer):
 
 
 def test_a_trainer_of_ones_own_is_refused_by_name(tmp_path):
-    experiment = _experiment(tmp_path / "run", dataclasses.replace(PLAN, deep_supervision=False), cls=_OwnTrainer)
+    experiment = train_experiment(tmp_path / "run", dataclasses.replace(PLAN, deep_supervision=False), cls=_OwnTrainer)
     with pytest.raises(ExperimentError, match="_OwnTrainer"):
         export_monai_bundle([experiment], tmp_path / "bundle")
 
@@ -417,12 +304,12 @@ def test_a_trainer_of_ones_own_is_refused_by_name(tmp_path):
 def test_regions_beside_an_ignore_label_have_no_portable_loss(tmp_path):
     plan = dataclasses.replace(PLANS["regions"], ignore_label=3)
     with pytest.raises(ExperimentError, match="MONAI has no loss"):
-        export_monai_bundle([_experiment(tmp_path / "run", plan)], tmp_path / "bundle", portable=True)
+        export_monai_bundle([train_experiment(tmp_path / "run", plan)], tmp_path / "bundle", portable=True)
     assert not (tmp_path / "bundle").exists()
 
 
 def test_metadata_names_channels_and_the_ids_of_label_maps(tmp_path):
-    bundle = export_monai_bundle([_experiment(tmp_path / "run", PLANS["regions"])], tmp_path / "bundle")
+    bundle = export_monai_bundle([train_experiment(tmp_path / "run", PLANS["regions"])], tmp_path / "bundle")
     content = json.loads((bundle / "configs" / "metadata.json").read_text())
     formats = content["network_data_format"]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "whole", "2": "core"}

@@ -49,7 +49,9 @@ def test_what_a_bundle_carries_imports_pytorch_monai_numpy_and_scipy_alone(modul
 def test_a_module_brings_those_that_it_imports():
     entries = for_bundle([{"_target_": "candy_monai.transforms.PaintLabelsd", "keys": "pred"}], PLAN, portable=False)
     assert entries == [{"_target_": "scripts.painting.PaintLabelsd", "keys": "pred"}]
-    assert scripts_in(json.loads(json.dumps(entries))) == {"painting", "resampling"}
+    assert list(scripts_in(json.loads(json.dumps(entries)), {})) == ["painting", "resampling"]
+    own = scripts_in([{"_target_": "scripts.mine.Network"}], {"mine": "from scripts.patches import RandCenterd"})
+    assert list(own) == ["mine", "patches"]
 
 
 @pytest.mark.parametrize("name", _DICTIONARY_FORMS)
