@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import folds_below, what_is_below
+from candy_monai.text import read_json
 
 SUMMARY = "summary.json"
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
@@ -100,8 +100,11 @@ def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
                 numbers = {_NAMES.get(name, name): _number(value) for name, value in values.items()}
                 voxels[case_id] |= {index: numbers["n_ref"]} if "n_ref" in numbers else {}
                 cases[case_id][index] = {name: value for name, value in numbers.items() if name not in COUNTS}
+                _check_bounds(cases[case_id][index], f"{source}: {case_id}, class {index}")
         definitions = {_NAMES.get(name, name): str(text) for name, text in (summary.get("definitions") or {}).items()}
         names = {str(index): str(name) for index, name in (summary.get("class_names") or {}).items()}
+    except BadInputError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BadInputError(
             f"{source}: no summary of an evaluation ({type(error).__name__}: {error}); expected what candy-monai "
@@ -147,7 +150,7 @@ def _agreed(folds: Sequence[Scores]) -> dict[str, str]:
 
 def _content(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
@@ -159,7 +162,15 @@ def _case_of(entry: Mapping[str, Any]) -> str:
     if entry.get("case"):
         return str(entry["case"])
     file = entry.get("reference_file") or entry["prediction_file"]
-    return str(ids_of([Path(str(file))])[0])
+    return str(ids_of([Path(str(file).replace("\\", "/"))])[0])  # it may have been written on Windows
+
+
+def _check_bounds(values: Mapping[str, float], where: str) -> None:
+    for name, value in values.items():
+        low, high = CLASS_METRICS[name].bounds if name in CLASS_METRICS else (-math.inf, math.inf)
+        if value < low or value > high:
+            unit = ", a share and no percentage" if high == 1 else ""
+            raise BadInputError(f"{where}: {name} is {value:g}, expected {low:g} to {high:g}{unit}")
 
 
 def _number(value: object) -> float:

@@ -65,6 +65,8 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "two labels have one id"),
         ({"labels": {"background": 0, "a": "x"}}, "label 'a' is 'x', expected an id"),
         ({"labels": {"background": 0, "a": -1}}, "label 'a' is -1"),
+        ({"labels": {"background": 0, "a": "²"}}, "label 'a' is '²'"),
+        ({"labels": {"0": "background", "²": "a"}}, "label '0' is 'background'"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "need 'regions_class_order'"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]}, "has 1 ids, expected 2"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, 7]}, r"holds \[7\]"),
@@ -73,6 +75,8 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
             "ignore label 3; leave it out",
         ),
         ({"labels": None}, "'labels' is missing"),
+        ({"labels": ["a", "b"]}, r"'labels' is \['a', 'b'\], expected for example"),
+        ({"channel_names": "CT"}, "'channel_names' is 'CT', expected for example"),
         (
             {"channel_names": None, "chanel_names": {"0": "CT"}},
             "'channel_names' is missing.*Did you mean 'chanel_names'",
