@@ -113,7 +113,12 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
     if not folds:
         below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
         if not folder.is_dir():
-            raise ExperimentError(f"{folder}: not an experiment folder (there is no such folder)")
+            found = (
+                f"it is a file; did you mean its folder, {folder.parent}?"
+                if folder.is_file()
+                else "there is no such folder"
+            )
+            raise ExperimentError(f"{folder}: not an experiment folder ({found})")
         raise ExperimentError(
             f"{folder}: not an experiment folder (it has no {DESCRIPTION}), nor that of a MONAI Bundle (it has no "
             f"configs/inference.json) or of a trained nnU-Net (it has no plans.json){below}"
