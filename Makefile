@@ -23,7 +23,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m "slow or realdata"
+	$(BIN)/python -m pytest -m "(slow or realdata) and not alone" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m alone
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -386,6 +386,7 @@ def test_a_trainer_that_cannot_be_had_is_a_clear_error(tmp_path, where):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_budget_is_kept_to_and_what_it_was_spent_on_is_said(tmp_path):
     import time
 
