@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -455,6 +457,14 @@ def test_two_files_whose_names_differ_in_the_form_of_an_accent_alone_are_a_probl
     for form in (NFC, NFD):
         write(tmp_path / "labelsTr" / f"{form}.nii.gz", label_of((1, 2)))
     assert "their accents are encoded in two ways" in problems_of(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_name_in_another_encoding_is_a_problem_that_shows_it(tmp_path):
+    make(tmp_path)
+    write(tmp_path / "labelsTr" / "plain.nii.gz", label_of((1, 2)))
+    (tmp_path / "labelsTr" / "plain.nii.gz").rename(tmp_path / "labelsTr" / os.fsdecode(b"M\xfcller.nii.gz"))
+    assert r"labelsTr/M\udcfcller.nii.gz: the name is not UTF-8 text" in problems_of(tmp_path)
 
 
 def decathlon(folder: Path, training: object, **changes: object) -> Path:
