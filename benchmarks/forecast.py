@@ -8,8 +8,9 @@ one when the best is over.
 What the forecast has learned from real runs is, for each curve, what was learned without the dataset of that curve; how
 it learns was chosen on the tuning datasets alone. By default only the other datasets are reported.
 
-With ``--groups`` the curves are those in ``benchmarks/curves/groups``, each foretold with and without the others of
-its group as references: the other four folds of a configuration, the other trials of a sweep.
+With ``--groups`` the curves are those in ``benchmarks/curves/groups``, each foretold with and without others of its
+group as references, all or a few of them: the other folds of a configuration, which have the settings of the run, or
+the other trials of a sweep, which have not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -31,8 +32,10 @@ from scipy.stats import binom
 
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.score_prediction import chance_of_gain
-from candy_monai.forecasting import gain
+from candy_monai.forecasting import best_score, gain
 from candy_monai.forecasting.best_score import Forecast, forecast
+from candy_monai.forecasting.curve import SeenCurve
+from candy_monai.forecasting.model_average import draw_best
 
 CURVES = Path(__file__).parent / "curves"
 GROUPS = CURVES / "groups"
@@ -40,6 +43,8 @@ LEFT_OUT = CURVES / "left_out.json"
 SHARES = (0.25, 0.5, 0.75)
 CONFIDENCE = 0.8
 FEWEST_OTHERS = 3
+DRAWS = 4
+"""How often some of a curve's group are drawn where it is not foretold with all of them."""
 GAIN = 0.02
 """Of the run's range: a smaller gain is none for which an interval is judged."""
 Array = NDArray[np.float64]
@@ -130,8 +135,11 @@ def ours(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
     return forecast(scores, horizon, learning_rates=learning_rates[: len(scores)])
 
 
-def ours_with(scores: Array, learning_rates: Array, horizon: int, *, references: Sequence[Array]) -> Forecast:
-    return forecast(scores, horizon, learning_rates=learning_rates[: len(scores)], references=references)
+def ours_with(
+    scores: Array, learning_rates: Array, horizon: int, *, references: Sequence[Array], same_settings: bool
+) -> Forecast:
+    rates = learning_rates[: len(scores)]
+    return forecast(scores, horizon, learning_rates=rates, references=references, same_settings=same_settings)
 
 
 def ours_with_schedule(scores: Array, learning_rates: Array, horizon: int) -> Forecast:
@@ -217,6 +225,27 @@ def seen(curve: Curve, share: float) -> int:
     return max(1, math.floor(share * len(curve.scores) + 0.5))
 
 
+@cache
+def left_out() -> dict[str, dict[str, Sequence[object]]]:
+    """Return what was learned without each dataset."""
+    return json.loads(LEFT_OUT.read_text())  # type: ignore[no-any-return]
+
+
+@contextmanager
+def drawn_once() -> Iterator[None]:
+    """Let what takes most of a forecast's time be done once for each curve: it depends on nothing else."""
+    known: dict[tuple[object, ...], tuple[Array, Array]] = {}
+
+    def drawn(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
+        key = curve.values.tobytes(), curve.axis.tobytes(), curve.now, curve.top, degree
+        if key not in known:
+            known[key] = draw_best(curve, degree=degree)
+        return known[key]
+
+    with mock.patch.object(best_score, "draw_best", drawn):
+        yield
+
+
 @contextmanager
 def learned(experience: Mapping[str, Sequence[object]]) -> Iterator[None]:
     """Let the forecast know only this, by the names in `candy_monai.forecasting.gain` in lower case."""
@@ -227,7 +256,7 @@ def learned(experience: Mapping[str, Sequence[object]]) -> Iterator[None]:
 def outcome(method: Method, curve: Curve, now: int) -> Outcome:
     """Let a method foretell the rest of a curve after ``now`` epochs."""
     horizon = len(curve.scores)
-    with learned(json.loads(LEFT_OUT.read_text()).get(curve.dataset, {})):
+    with learned(left_out().get(curve.dataset, {})):
         said = method(curve.scores[:now], curve.learning_rates, horizon)
     truth, so_far = float(np.nanmax(curve.scores)), float(np.nanmax(curve.scores[:now]))
     score, epoch = (said.score, said.epoch) if said.reason is None else (so_far, now)
@@ -245,7 +274,7 @@ def outcome(method: Method, curve: Curve, now: int) -> Outcome:
 def stopped_by_forecast(curve: Curve) -> int:
     """Return after how many epochs a run ends with ``early_stop_tolerance="forecast"``."""
     sure = 0
-    with learned(json.loads(LEFT_OUT.read_text()).get(curve.dataset, {})):
+    with learned(left_out().get(curve.dataset, {})):
         for now in range(6, len(curve.scores)):
             scores = curve.scores[:now]
             chance = chance_of_gain(ours(scores, curve.learning_rates, len(curve.scores)), scores.tolist(), margin=0.01)
@@ -281,39 +310,66 @@ def print_stopping(curves: Sequence[Curve]) -> None:
         print(f"| {name} | {epochs:.0%} | {np.mean(lost):.3f} | {np.mean(np.array(lost) > 0.01):.0%} |")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Which references a curve is foretold with: how many of the others of its group, and what is said of them."""
+
+    name: str
+    number: int
+    same_settings: bool
+
+    def methods(self, member: Member) -> list[Method]:
+        """Return the forecast with the references, several times with others of them where not all are given."""
+        generator = np.random.default_rng(0)
+        times = DRAWS if self.number < len(member.others) else 1
+        drawn = [generator.permutation(len(member.others))[: self.number] for _ in range(times)]
+        return [
+            partial(ours_with, references=[member.others[i] for i in one], same_settings=self.same_settings)
+            for one in drawn
+        ]
+
+
+GIVEN = {
+    "folds": (
+        Given(name="with the four others", number=4, same_settings=True),
+        Given(name="with three of them", number=3, same_settings=True),
+        Given(name="with two of them", number=2, same_settings=True),
+        Given(name="with four, `same_settings` not said", number=4, same_settings=False),
+    ),
+    "sweep": (
+        Given(name="with the eleven others", number=11, same_settings=False),
+        Given(name="with six of them", number=6, same_settings=False),
+        Given(name="with three of them", number=3, same_settings=False),
+    ),
+}
+
+
 def print_members(members: Sequence[Member]) -> None:
     """Print the errors with and without references by the kind of group, as Markdown."""
-    heads = " | ".join(f"score at {share:.0%}" for share in SHARES)
-    print(f"| curves | method | {heads} | of best so far's | held (by chance) |\n|---|---|---|---|---|---|---|")
-    for kind in ("folds", "sweep"):
+    heads = " | ".join(f"{share:.0%}" for share in SHARES)
+    print(f"| curves | method | {heads} | of best so far's | change by references | held (by chance) |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind, given in GIVEN.items():
         own = [member for member in members if member.kind == kind]
-        errors = {}
-        for name in ("best so far", "without references", "with references", "with three"):
-            results = {share: [_member_outcome(name, member, share) for member in own] for share in SHARES}
-            errors[name] = np.array([[o.error for o in results[share]] for share in SHARES])
-            numbers = [figures(results[share]) for share in SHARES]
-            ratios = errors[name].mean(1) / errors["best so far"].mean(1)
-            held = ", ".join(
-                "" if n["coverage"] is None else f"{n['coverage']:.2f} of {n['intervals']} ({n['band']})"
-                for n in numbers
-            )
-            cells = " | ".join(f"{n['error']:.3f}" for n in numbers)
-            shares = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(f"| {kind} ({len(own)}) | {name} | {cells} | {shares} | {held} |")
-        change = errors["with references"] - errors["without references"]
-        means, errors_of_mean = change.mean(1), change.std(1) / math.sqrt(len(own))
-        said = ", ".join(f"{m:+.4f} ({e:.4f})" for m, e in zip(means, errors_of_mean, strict=True))
-        print(f"| {kind} ({len(own)}) | change by references (standard error) | | | | {said} | |")
-
-
-def _member_outcome(name: str, member: Member, share: float) -> Outcome:
-    methods: dict[str, Method] = {
-        "best so far": best_so_far,
-        "without references": ours,
-        "with references": partial(ours_with, references=member.others),
-        "with three": partial(ours_with, references=member.others[:3]),
-    }
-    return outcome(methods[name], member.curve, seen(member.curve, share))
+        plain = [("best so far", lambda _: [best_so_far]), ("without references", lambda _: [ours])]
+        errors: dict[str, Array] = {}
+        for name, methods in [*plain, *((one.name, one.methods) for one in given)]:
+            found = [
+                [[outcome(method, m.curve, seen(m.curve, share)) for method in methods(m)] for m in own]
+                for share in SHARES
+            ]
+            errors[name] = np.array([[np.mean([o.error for o in each]) for each in at] for at in found])
+            means = errors[name].mean(1)
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in means / errors["best so far"].mean(1))
+            change = errors[name] - errors.get("without references", errors[name])
+            off = zip(change.mean(1), change.std(1) / math.sqrt(len(own)), strict=True)
+            said = ", ".join(f"{mean:+.3f} ({error:.3f})" for mean, error in off) if change.any() else ""
+            numbers = [figures([o for each in at for o in each]) for at in found]
+            held = ", ".join("" if n["coverage"] is None else f"{n['coverage']:.2f}" for n in numbers).strip(", ")
+            band = numbers[0]["band"]
+            by_chance = f" ({band[0]:.2f} to {band[1]:.2f})" if held and len(found[0][0]) == 1 else ""
+            cells = " | ".join(f"{mean:.3f}" for mean in means)
+            print(f"| {kind} ({len(own)}) | {name} | {cells} | {ratios} | {said} | {held}{by_chance} |", flush=True)
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | list[float] | None]:
@@ -338,7 +394,8 @@ def main() -> None:
     parser.add_argument("--groups", action="store_true", help="the curves in groups, with and without references")
     arguments = parser.parse_args()
     if arguments.groups:
-        print_members(load_members())
+        with drawn_once():
+            print_members(load_members())
         return
     curves = load_curves(None if arguments.part == "all" else arguments.part, both=arguments.both)
     everything = {

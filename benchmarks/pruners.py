@@ -17,31 +17,37 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from unittest import mock
 
 import numpy as np
 import optuna
-from forecast import LEFT_OUT, Array, learned, load_curves
+from forecast import Array, drawn_once, learned, left_out, load_curves
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from candy_monai.forecasting.best_score import Forecast, forecast
-from candy_monai.optuna import ForecastPruner, forecast_pruner
+from candy_monai.optuna import ForecastPruner
 
 PARTS = 30
 NEAR = 0.01
 """Of the best Dice: a trial that comes so near is a winner."""
 
+
+class WithoutReferences(ForecastPruner):
+    """Forecasts from a trial's own scores alone."""
+
+    def _references_among(self, completed: Iterable[FrozenTrial], sign: float) -> list[list[float]]:
+        return []
+
+
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "none": NopPruner,
     **{
-        f"forecast, confidence {confidence}, {warmup} warm-up steps": functools.partial(
-            ForecastPruner, confidence, horizon=PARTS, n_warmup_steps=warmup, score_range=(0, 1)
+        f"forecast, confidence {confidence}, {warmup} warm-up steps{from_what}": functools.partial(
+            kind, confidence, horizon=PARTS, n_warmup_steps=warmup, score_range=(0, 1)
         )
-        for warmup in (0, 8, 10, 12)
-        for confidence in (0.7, 0.8, 0.9)
+        for kind, from_what in ((ForecastPruner, ""), (WithoutReferences, ", without references"))
+        for confidence, warmup in ((0.7, 0), (0.8, 0), (0.9, 0), (0.8, 8))
     },
     "median, Optuna's defaults": MedianPruner,
     **{
@@ -126,17 +132,9 @@ def main() -> None:
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     by_dataset = studies()
-    experience = json.loads(LEFT_OUT.read_text())
     replays: dict[str, list[Replay]] = {name: [] for name in PRUNERS}
     for dataset, curves in by_dataset.items():
-        known: dict[tuple[float, ...], Forecast] = {}  # a forecast depends on nothing but the curve: make each once
-
-        def once(scores: list[float], horizon: int, *, known=known, **arguments: object) -> Forecast:
-            if tuple(scores) not in known:
-                known[tuple(scores)] = forecast(scores, horizon, **arguments)
-            return known[tuple(scores)]
-
-        with learned(experience.get(dataset, {})), mock.patch.object(forecast_pruner, "forecast", once):
+        with learned(left_out().get(dataset, {})), drawn_once():
             for seed in range(args.orders):
                 order = np.random.default_rng(seed).permutation(len(curves))
                 for name, make in PRUNERS.items():

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+WARNING = "Warning: "
+"""What the text of a warning begins with, in a log and on the screen."""
+
 
 class CandyError(Exception):
     """Base of every error that candy_monai raises on purpose."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import email
 import json
 import threading
 import time
 from contextlib import contextmanager
+from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "ntn_s3cret"
@@ -25,6 +27,7 @@ class NotionServer:
         self.columns = dict(TITLE_ONLY)
         self.sources = [{"id": SOURCE, "name": "Runs"}]
         self.pages = {}
+        self.files = {}
         self.requests = []
         self.headers = []
         self.faults = []
@@ -51,6 +54,14 @@ class NotionServer:
                 if shown(page[wanted["property"]]) == wanted["title"]["equals"]
             ]
             return 200, {"object": "list", "results": found}
+        if path == "/v1/file_uploads" and method == "POST":
+            if body["mode"] != "single_part" or not body["filename"].endswith(".png"):
+                return error(400, "validation_error", "filename must have an extension.")
+            upload_id = f"upload-{len(self.files) + 1}"
+            self.files[upload_id] = {"name": body["filename"], "type": body["content_type"], "content": None}
+            return 200, self._upload(upload_id)
+        if method == "POST" and path.startswith("/v1/file_uploads/") and path.endswith("/send"):
+            return self._receive(path.split("/")[3], body)
         if path == "/v1/pages" and method == "POST":
             if body["parent"] != {"type": "data_source_id", "data_source_id": SOURCE}:
                 return error(404, "object_not_found", "Could not find data source.")
@@ -61,7 +72,24 @@ class NotionServer:
             return self._write(path.removeprefix("/v1/pages/"), body["properties"])
         return error(404, "object_not_found", "Could not find it. Make sure it is shared with your integration.")
 
+    def _upload(self, upload_id):
+        status = "pending" if self.files[upload_id]["content"] is None else "uploaded"
+        return {"object": "file_upload", "id": upload_id, "status": status}
+
+    def _receive(self, upload_id, form):
+        file, part = self.files.get(upload_id), form if isinstance(form, dict) else {}
+        if file is None or file["content"] is not None:
+            return error(404, "object_not_found", "Could not find a pending file upload.")
+        if part.get("field") != "file" or part["type"] != file["type"] or part["name"] != _quoted(file["name"]):
+            return error(400, "validation_error", "The file does not match its upload.")
+        file["content"] = part["content"]
+        return 200, self._upload(upload_id)
+
     def _write(self, page_id, properties):
+        for file in (file for value in properties.values() for file in value.get("files", ())):
+            upload = self.files.get(file["file_upload"]["id"])
+            if file["type"] != "file_upload" or upload is None or upload["content"] is None:
+                return error(400, "validation_error", "The file upload was not sent, or has expired.")
         for name, value in properties.items():
             if name not in self.columns:
                 return error(400, "validation_error", f"{name} is not a property that exists.")
@@ -76,7 +104,27 @@ def shown(value):
     kind, content = next(iter(value.items()))
     if kind in ("title", "rich_text"):
         return "".join(part["text"]["content"] for part in content)
+    if kind == "files":
+        return [file["name"] for file in content]
     return content["name"] if kind in ("select", "status") and content else content
+
+
+def _quoted(name):
+    return name.replace('"', "_").replace("\r", " ").replace("\n", " ")
+
+
+def parsed(raw, content_type):
+    """Return a request's JSON, or of a form the only part, as its content type and boundary say."""
+    if content_type.startswith("multipart/form-data"):
+        message = email.message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + raw, policy=HTTP)
+        (part,) = message.iter_parts()
+        return {
+            "field": part["Content-Disposition"].params["name"],
+            "name": part.get_filename(),
+            "type": part.get_content_type(),
+            "content": part.get_payload(decode=True),
+        }
+    return json.loads(raw) if raw else None
 
 
 def error(status, code, message):
@@ -94,7 +142,7 @@ def notion_server():
 
         def _serve(self):
             raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            body = json.loads(raw) if raw else None
+            body = parsed(raw, self.headers["Content-Type"] or "")
             state.requests.append((self.command, self.path, body))
             state.headers.append(dict(self.headers))
             fault, more = (state.faults.pop(0) if state.faults else None), {}

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from candy_monai.cli.errors import done
+from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_dataset, as_argument, chosen_options, new_command
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
@@ -38,6 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="folds trained at the same time, each with its share of the processors (default: 1)",
     )
     add_training(parser, but=("fold", "jobs"))
+    add_feedback(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,9 +47,13 @@ def run(args: argparse.Namespace) -> int:
 
     from candy_monai.recipes.crossval import cross_validate
 
-    summary = cross_validate(args.dataset, options, num_parallel=args.num_parallel)
-    print(_as_text(json.loads(summary.read_text(encoding="utf-8"))))
-    return done("Summary", summary, then=command_for(summary.parent, options, dataset=args.dataset))
+    feedback: Feedback = args.feedback
+    summary = cross_validate(args.dataset, options, num_parallel=args.num_parallel, on_progress=feedback.say)
+    scores = json.loads(summary.read_text(encoding="utf-8"))
+    feedback.tell("scores", **scores)
+    if feedback.shows_text:
+        print(_as_text(scores))
+    return feedback.done("Summary", summary, then=command_for(summary.parent, options, dataset=args.dataset))
 
 
 def _as_text(summary: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from candy_monai.errors import BadInputError, CandyError
 
@@ -31,22 +32,24 @@ def report(error: BaseException, *, debug: bool) -> int:
     """
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
-        say(f"interrupted{f': {error}' if str(error) else ''}")
-        return INTERRUPTED
-    if isinstance(error, CandyError):
-        say(f"error: {error}")
-        return BAD_INPUT if isinstance(error, BadInputError) else FAILED
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        say(f"error: {error.filename or 'a file'}: cannot be written, the disk is full; make room and try again")
-        return FAILED
-    if _is_another_process_s(error):
-        say("error: another process of this run has ended; its own message says why")
-        return FAILED
-    say(f"error: {_unexpected(error)}")
-    if not debug:
+    message, code = outcome_of(error)
+    say(message if code == INTERRUPTED else f"error: {message}")
+    if not debug and _is_unexpected(error):
         say("run again with --debug to see where it happened")
-    return FAILED
+    return code
+
+
+def outcome_of(error: BaseException) -> tuple[str, int]:
+    """Return the message of an error that ends a command, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted{f': {error}' if str(error) else ''}", INTERRUPTED
+    if isinstance(error, CandyError):
+        return str(error), BAD_INPUT if isinstance(error, BadInputError) else FAILED
+    if _is_of_a_full_disk(error):
+        return f"{error.filename or 'a file'}: cannot be written, the disk is full; make room and try again", FAILED
+    if _is_another_process_s(error):
+        return "another process of this run has ended; its own message says why", FAILED
+    return _unexpected(error), FAILED
 
 
 def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
@@ -67,6 +70,15 @@ def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
 def say(message: str) -> None:
     """Print a message to standard error, under the program's name."""
     print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _is_unexpected(error: BaseException) -> bool:
+    is_known = isinstance(error, KeyboardInterrupt | CandyError) or _is_of_a_full_disk(error)
+    return not is_known and not _is_another_process_s(error)
+
+
+def _is_of_a_full_disk(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_another_process_s(error: BaseException) -> bool:

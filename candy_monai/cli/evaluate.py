@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from candy_monai.cli.errors import DONE
+from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import as_argument, new_command
+from candy_monai.errors import SettingsError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS
 from candy_monai.experiment.settings import whole_number
 
@@ -96,6 +100,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--page", type=Path, metavar="FILE", help="write an HTML page of the cases and classes, which sorts and filters"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
+    add_feedback(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.experiment.runs import refuse_run
     from candy_monai.files import check_file_writable
 
+    feedback: Feedback = args.feedback
+    if args.json and feedback.lines is not None:
+        raise SettingsError("give --json or --log-format json, not both: the one prints a summary, the other events")
     refuse_run(args.predictions)
     for file in (args.summary, args.csv, args.page):
         if file is not None:
@@ -118,32 +126,45 @@ def run(args: argparse.Namespace) -> int:
         lesions=args.lesions,
         subvoxels=args.subvoxels,
     )
-    result = evaluator.evaluate(args.predictions, args.labels, common=args.common, jobs=args.jobs)
-    method: Method = args.intervals or "t"
+    done = itertools.count(1)
+
+    def tell_case(case_id: str) -> None:
+        if not feedback.is_quiet:
+            feedback.tell("case", case=case_id, done=next(done))
+
+    result = evaluator.evaluate(args.predictions, args.labels, common=args.common, jobs=args.jobs, on_case=tell_case)
+    notes, method = result.notes(), cast("Method", args.intervals or "t")
+    feedback.tell("scores", scores=result.named_means, num_cases=len(result))
+    if args.json:
+        print(json.dumps(result.to_dict(method=method), indent=2, allow_nan=False))
+    elif feedback.shows_text:
+        _show(result, args.intervals)
+    _write(result, args, method, notes)
+    for note in notes:
+        if feedback.lines is not None or feedback.is_quiet:
+            feedback.say(f"Warning: {note}")
+        else:
+            print(note, file=sys.stderr if args.json else sys.stdout)
+    return DONE
+
+
+def _write(result: EvalResult, args: argparse.Namespace, method: Method, notes: Sequence[str]) -> None:
+    """Write the files that were asked for, and tell of each but beside a summary on standard output."""
+    tell = (lambda _what, _where: None) if args.json else args.feedback.saved
     if args.summary is not None:
         result.save(args.summary, method=method)
+        tell("Summary", args.summary)
     if args.csv is not None:
         result.save_csv(args.csv)
+        tell("Table", args.csv)
     if args.page is not None:
         from candy_monai.report.evaluation import write_evaluation
 
         args.page.parent.mkdir(parents=True, exist_ok=True)
         title = f"{args.predictions} against {args.labels}"
         names = result.class_names
-        write_evaluation(result.to_dict(), args.page, title=title, notes=result.notes(), names=names)
-    if args.json:
-        print(json.dumps(result.to_dict(method=method), indent=2, allow_nan=False))
-    else:
-        _show(result, args.intervals)
-        if args.summary is not None:
-            print(f"Summary: {args.summary}")
-        if args.csv is not None:
-            print(f"Table: {args.csv}")
-        if args.page is not None:
-            print(f"Page: {args.page}")
-    for note in result.notes():
-        print(note, file=sys.stderr if args.json else sys.stdout)
-    return DONE
+        write_evaluation(result.to_dict(method=method), args.page, title=title, notes=notes, names=names)
+        tell("Page", args.page)
 
 
 def _tolerance(text: str) -> float | dict[int | str, float]:

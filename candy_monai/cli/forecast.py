@@ -61,7 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import SettingsError
-    from candy_monai.experiment.references import folder_of_experiments, references_as_text
+    from candy_monai.experiment.references import folder_of_experiments, have_same_settings, references_as_text
     from candy_monai.experiment.runs import refuse_folder_of_runs
     from candy_monai.forecasting.best_score import forecast
     from candy_monai.forecasting.reading import read_scores
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         score_range=history.score_range,
         learning_rates=history.learning_rates or None,
         references=[reference.scores for reference in references],
+        same_settings=have_same_settings(references),
     )
     picture = args.picture
     if picture is None and not args.json:

@@ -36,6 +36,7 @@ from candy_monai.cli import (
 )
 from candy_monai.cli.errors import BAD_INPUT, PROGRAM
 from candy_monai.cli.errors import report as report_error
+from candy_monai.cli.feedback import feedback_of
 from candy_monai.cli.options import add_debug
 from candy_monai.cli.output import output_that_may_be_closed
 from candy_monai.errors import did_you_mean
@@ -88,7 +89,8 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
         return _code(end)
     try:
         args.started = started
-        code: int = args.run(args)
+        with feedback_of(args) as args.feedback:
+            code: int = args.run(args)
     except (Exception, KeyboardInterrupt) as error:  # first: a run that was interrupted is a SystemExit, too
         return report_error(error, debug=args.debug)
     except SystemExit as end:

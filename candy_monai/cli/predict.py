@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.errors import DONE, PROGRAM
+from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
 
@@ -112,6 +113,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="build whatever the transforms of an experiment name, and run the Python of a MONAI Bundle, not only what "
         "is known: it may run any code, so trust its author",
     )
+    add_feedback(parser)
 
 
 def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> list[str]:
@@ -130,10 +132,11 @@ def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> li
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.cli.progress import PredictionProgress
+    from candy_monai.cli.progress import prediction_progress
     from candy_monai.device import find_device
     from candy_monai.recipes.predict import load_experiments
 
+    feedback: Feedback = args.feedback
     if args.segments is not None and not args.to_dicom_seg:
         raise SettingsError("--segments describes the segments of a DICOM SEG; give --to-dicom-seg, too")
     predictor = load_experiments(
@@ -146,8 +149,9 @@ def run(args: argparse.Namespace) -> int:
         memory=args.memory,
         channels=args.channels,
         trust=args.trust,
+        on_progress=feedback.say,
     )
-    with PredictionProgress() as progress:
+    with prediction_progress(feedback) as progress:
         written = predictor.predict_to_files(
             args.input,
             args.output,
@@ -157,6 +161,8 @@ def run(args: argparse.Namespace) -> int:
             segments=args.segments,
             listener=progress,
         )
+    if feedback.lines is not None:
+        return feedback.done("Predictions", args.output)
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
     return DONE
 

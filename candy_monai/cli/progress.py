@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
+from candy_monai.cli.feedback import Feedback
 from candy_monai.inference.buffers import MemoryEstimate, in_units
 from candy_monai.inference.outputs import PredictionListener
 
@@ -84,3 +87,40 @@ class PredictionProgress(PredictionListener):
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+class PredictionEvents(PredictionListener):
+    """Tells a program of the cases that are predicted, and people of nothing but files that were left over.
+
+    Args:
+        feedback: How the command tells.
+    """
+
+    def __init__(self, feedback: Feedback) -> None:
+        self._feedback = feedback
+
+    @override
+    def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
+        self._tell("start", num_cases=num_cases, largest=largest, bytes=None if needed is None else needed.total)
+
+    @override
+    def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:
+        self._tell("case", case=case_id, done=done, total=total, error=None if error is None else str(error))
+
+    @override
+    def on_left_over(self, file: Path, reason: str) -> None:
+        self._feedback.say(f"Warning: {file} is of an earlier prediction: {reason}")
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        if not self._feedback.is_quiet:
+            self._feedback.tell(event, **facts)
+
+
+@contextmanager
+def prediction_progress(feedback: Feedback) -> Iterator[PredictionListener]:
+    """Yield what a prediction is told to, in the form that the user asked for."""
+    if not feedback.shows_text:
+        yield PredictionEvents(feedback)
+        return
+    with PredictionProgress() as progress:
+        yield progress

@@ -43,16 +43,18 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.experiment.runs import folds_below
-    from candy_monai.files import check_file_writable, check_writable
+    from candy_monai.files import check_file_writable
+    from candy_monai.report.comparison import COMPARISON, write_comparison
+    from candy_monai.report.document import REPORT
 
     if args.out is not None:
         check_file_writable(args.out)
         args.out.parent.mkdir(parents=True, exist_ok=True)
     elif len(args.experiments) > 1:
-        check_writable(Path())
+        check_file_writable(Path(COMPARISON))
     elif args.experiments[0].is_dir():  # of what is none, the page's writer says what it is
         try:
-            check_writable(args.experiments[0])
+            check_file_writable(args.experiments[0] / REPORT)
         except BadInputError as error:
             raise BadInputError(f"{error}; --out names another file for the page") from error
     if len(args.experiments) == 1 and folds_below(args.experiments[0]):
@@ -63,6 +65,4 @@ def run(args: argparse.Namespace) -> int:
         from candy_monai.report.observer import write_report
 
         return done("Report", write_report(args.experiments[0], to=args.out))
-    from candy_monai.report.comparison import COMPARISON, write_comparison
-
     return done("Comparison", write_comparison(args.experiments, args.out or Path(COMPARISON)))

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import done
+from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_option_file, add_options, chosen_options, new_command
 from candy_monai.cli.predict import command_for
 from candy_monai.recipes.options import TrainOptions
@@ -48,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
     )
+    add_feedback(parser)
     add_option_file(parser)
 
 
@@ -57,5 +58,13 @@ def run(args: argparse.Namespace) -> int:
 
     from candy_monai.recipes.resume import resume_training
 
-    folder = resume_training(args.experiment, options, dataset=args.dataset, schedule=args.schedule, force=args.force)
-    return done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+    feedback: Feedback = args.feedback
+    folder = resume_training(
+        args.experiment,
+        options,
+        dataset=args.dataset,
+        schedule=args.schedule,
+        force=args.force,
+        on_progress=feedback.say,
+    )
+    return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import done
+from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_dataset, add_option_file, add_options, chosen_options, new_command
 from candy_monai.cli.predict import command_for
 from candy_monai.recipes.options import TrainOptions
@@ -30,6 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_dataset(parser)
     add_training(parser)
+    add_feedback(parser)
     add_option_file(parser)
 
 
@@ -52,5 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     from candy_monai.recipes.train import train_dataset
 
-    folder = train_dataset(args.dataset, options, elapsed_s=time.monotonic() - args.started)
-    return done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+    feedback: Feedback = args.feedback
+    elapsed_s = time.monotonic() - args.started
+    folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s, on_progress=feedback.say)
+    return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))

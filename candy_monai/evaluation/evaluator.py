@@ -239,16 +239,21 @@ def _evaluated(
     if problems:
         raise BadInputError("\n".join(problems))
     classes = sorted({index for case, _ in measured for index in case.classes}) or [1] * bool(measure.names)
-    finished = tuple(  # with an entry for every class of the evaluation, also for those that a case does not have
-        replace(
-            case,
-            classes={index: case.classes.get(index) or measure.of_absent(absent) for index in classes},
-            counts={index: case.counts.get(index) or confusion(absent) for index in classes},
-        )
-        for case, absent in measured
-    )
+    finished = tuple(_with_classes(case, classes, absent, measure) for case, absent in measured)
     names = {index: class_names[index] for index in classes if index in class_names}
     return EvalResult(cases=finished, class_names=names, definitions=_definitions(measure, names))
+
+
+def _with_classes(case: EvalCase, classes: Sequence[int], absent: ClassCounts, measure: Measure) -> EvalCase:
+    """Return a case with an entry for every class of the evaluation, also for those that it does not have."""
+    if not set(classes) - case.classes.keys():
+        return case
+    values, counts = measure.of_absent(absent), confusion(absent)
+    return replace(
+        case,
+        classes={index: case.classes.get(index) or dict(values) for index in classes},
+        counts={index: case.counts.get(index) or dict(counts) for index in classes},
+    )
 
 
 def _definitions(measure: Measure, class_names: Mapping[int, str]) -> dict[str, str]:

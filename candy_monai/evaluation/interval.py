@@ -42,7 +42,7 @@ def interval(
         Its ends; None where the cases do not show a spread: there are fewer than two, a class is in one alone, or all
         score the same.
     """
-    classes = [index for index in result.class_means if index != 0]
+    classes = [index for index in (result[0].classes if len(result) else ()) if index != 0]
     values = np.array([[case.classes[index][metric] for index in classes] for case in result], dtype=float)
     if not values.size:
         return None

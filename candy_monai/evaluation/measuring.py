@@ -126,12 +126,14 @@ class Measure:
             common=0, predicted=0, referenced=0, num_voxels=int(is_valid.sum()), voxel_ml=case.voxel_ml()
         )
         spacing_mm = case.spacing_mm()
+        of_absent: dict[str, float] = {}
         counted = self._regions_of(maps, is_valid) if self.regions else self._classes_of(maps, case.case_id)
         for index, ids, (common, predicted, referenced) in counted:
             of_class = replace(absent, common=common, predicted=predicted, referenced=referenced)
             counts[index] = confusion(of_class)
             if not predicted and not referenced:
-                classes[index] = self.of_absent(of_class)
+                of_absent = of_absent or self.of_absent(absent)
+                classes[index] = dict(of_absent)
                 continue
             masks = None
             if any(CLASS_METRICS[name].kind != "counts" for name in self.names):

@@ -66,6 +66,9 @@ class EvalResult(Sequence[EvalCase]):
     definitions: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
+    _statistics: dict[tuple[Method, float], dict[int | None, dict[str, Statistics]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @override
     def __len__(self) -> int:
@@ -98,6 +101,16 @@ class EvalResult(Sequence[EvalCase]):
         return _foreground_mean(self.class_means) | self._own_means
 
     @property
+    def named_means(self) -> dict[str, float]:
+        """The `mean_metrics`, and the mean of each class under metric and class, such as ``dice/liver``."""
+        of_classes = {
+            f"{metric}/{self.class_names.get(index, index)}": value
+            for index, metrics in self.class_means.items()
+            for metric, value in metrics.items()
+        }
+        return {**self.mean_metrics, **of_classes}
+
+    @property
     def _own_means(self) -> dict[str, float]:
         names = self.cases[0].values if self.cases else ()
         return {name: mean_of_known(case.values[name] for case in self.cases) for name in names}
@@ -128,6 +141,11 @@ class EvalResult(Sequence[EvalCase]):
         Raises:
             SettingsError: If there is no such method, or the confidence is out of range.
         """
+        if (method, confidence) not in self._statistics:
+            self._statistics[method, confidence] = self._computed_statistics(method, confidence)
+        return dict(self._statistics[method, confidence])
+
+    def _computed_statistics(self, method: Method, confidence: float) -> dict[int | None, dict[str, Statistics]]:
         from candy_monai.evaluation.interval import interval
 
         found: dict[int | None, dict[str, Statistics]] = {}
@@ -350,10 +368,11 @@ class EvalResult(Sequence[EvalCase]):
         return ranked[0]
 
     def _ranked(self, metric: str, sign: int) -> tuple[EvalCase, ...]:
-        if metric not in self.metrics:
-            hint = did_you_mean(metric, self.metrics)
-            raise BadInputError(f"{metric!r} was not measured; there are {', '.join(self.metrics)}.{hint}")
-        valued = [(value, case) for value, case in zip(self.metrics[metric], self.cases, strict=True) if value == value]
+        metrics = self.metrics
+        if metric not in metrics:
+            hint = did_you_mean(metric, metrics)
+            raise BadInputError(f"{metric!r} was not measured; there are {', '.join(metrics)}.{hint}")
+        valued = [(value, case) for value, case in zip(metrics[metric], self.cases, strict=True) if value == value]
         return tuple(case for _, case in sorted(valued, key=lambda entry: sign * entry[0]))
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.bases import ids_of
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import folds_below, what_is_below
-from candy_monai.text import read_json
+from candy_monai.experiment.summary import Summary, read_summary, summary_of
+
+T = TypeVar("T")
 
 SUMMARY = "summary.json"
-COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 
 _NAMES = {metric.summary_name: name for name, metric in CLASS_METRICS.items()}
 
@@ -67,12 +66,12 @@ def read_scores(source: PathLike) -> Scores:
     """
     path = Path(source)
     if path.is_file():
-        return scores_of(_content(path), source=str(path))
+        return _scores_of(read_summary(path), str(path))
     if not path.is_dir():
         raise BadInputError(f"{path}: no such file or folder; expected an evaluation's summary, or a folder with one")
     for name in (SUMMARY, VALIDATION_SCORES):
         if (path / name).is_file():
-            return scores_of(_content(path / name), source=str(path / name))
+            return _scores_of(read_summary(path / name), str(path / name))
     if folds := folds_below(path):
         return _scores_of_folds(path, folds)
     below = what_is_below(path, call="candy-monai compare {run} ...", takes_folds=True)
@@ -86,40 +85,43 @@ def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
     """Return the scores of a summary, as `EvalResult.to_dict` returns it or nnU-Net wrote it.
 
     Raises:
-        BadInputError: If it is no such summary, or names a case twice.
+        BadInputError: If it is no such summary, names a case twice, or holds what a metric cannot be.
     """
-    cases: dict[str, dict[str, dict[str, float]]] = {}
-    voxels: dict[str, dict[str, float]] = {}
-    try:
-        for entry in summary["metric_per_case"]:
-            case_id = _case_of(entry)
-            if case_id in cases:
-                raise BadInputError(f"{source}: the case {case_id} is there twice")
-            cases[case_id], voxels[case_id] = {}, {}
-            for index, values in entry["metrics"].items():
-                numbers = {_NAMES.get(name, name): _number(value) for name, value in values.items()}
-                voxels[case_id] |= {index: numbers["n_ref"]} if "n_ref" in numbers else {}
-                cases[case_id][index] = {name: value for name, value in numbers.items() if name not in COUNTS}
-                _check_bounds(cases[case_id][index], f"{source}: {case_id}, class {index}")
-        definitions = {_NAMES.get(name, name): str(text) for name, text in (summary.get("definitions") or {}).items()}
-        names = {str(index): str(name) for index, name in (summary.get("class_names") or {}).items()}
-    except BadInputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BadInputError(
-            f"{source}: no summary of an evaluation ({type(error).__name__}: {error}); expected what candy-monai "
-            "evaluate --summary or nnU-Net writes, with metric_per_case"
-        ) from error
-    if not cases:
-        raise BadInputError(f"{source}: has no cases under metric_per_case")
-    return Scores(source=source, cases=cases, voxels=voxels, class_names=names, definitions=definitions)
+    return _scores_of(summary_of(summary, source=source), source)
+
+
+def _scores_of(summary: Summary, source: str) -> Scores:
+    cases = {case.case_id: {i: _renamed(values) for i, values in case.classes.items()} for case in summary.cases}
+    for case_id, classes in cases.items():
+        for index, values in classes.items():
+            _check_bounds(values, f"{source}: {case_id}, class {index}")
+    return Scores(
+        source=source,
+        cases=cases,
+        voxels={case.case_id: case.voxels for case in summary.cases},
+        class_names=summary.class_names,
+        definitions=_renamed(summary.definitions),
+    )
+
+
+def _check_bounds(values: Mapping[str, float], where: str) -> None:
+    for name, metric in CLASS_METRICS.items():
+        low, high = metric.bounds
+        if (value := values.get(name, low)) < low or value > high:
+            unit = ", a share and no percentage" if high == 1 else ""
+            raise BadInputError(f"{where}: {name} is {value:g}, expected {low:g} to {high:g}{unit}")
+
+
+def _renamed(by_metric: Mapping[str, T]) -> dict[str, T]:
+    """Return what is said of metrics under the names that `Evaluator` has for them."""
+    return {_NAMES.get(name, name): value for name, value in by_metric.items()}
 
 
 def _scores_of_folds(path: Path, folds: Mapping[int, Path | None]) -> Scores:
     files = {fold: None if run is None else run / VALIDATION_SCORES for fold, run in folds.items()}
     if lacking := [str(fold) for fold, file in files.items() if file is None or not file.is_file()]:
         raise BadInputError(f"{path}: the folds {', '.join(lacking)} are not finished: no {VALIDATION_SCORES}")
-    found = [scores_of(_content(file), source=str(file)) for file in files.values() if file is not None]
+    found = [_scores_of(read_summary(file), str(file)) for file in files.values() if file is not None]
     together: dict[str, Mapping[str, Mapping[str, float]]] = {}
     for scores in found:
         if twice := sorted(together.keys() & scores.cases.keys()):
@@ -146,32 +148,3 @@ def _agreed(folds: Sequence[Scores]) -> dict[str, str]:
                     "evaluate all folds with the same options"
                 )
     return merged
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise BadInputError(f"{path}: holds a {type(found).__name__}, expected the summary of an evaluation")
-    return found
-
-
-def _case_of(entry: Mapping[str, Any]) -> str:
-    if entry.get("case"):
-        return str(entry["case"])
-    file = entry.get("reference_file") or entry["prediction_file"]
-    return str(ids_of([Path(str(file).replace("\\", "/"))])[0])  # it may have been written on Windows
-
-
-def _check_bounds(values: Mapping[str, float], where: str) -> None:
-    for name, value in values.items():
-        low, high = CLASS_METRICS[name].bounds if name in CLASS_METRICS else (-math.inf, math.inf)
-        if value < low or value > high:
-            unit = ", a share and no percentage" if high == 1 else ""
-            raise BadInputError(f"{where}: {name} is {value:g}, expected {low:g} to {high:g}{unit}")
-
-
-def _number(value: object) -> float:
-    return math.nan if value is None else float(value)  # type: ignore[arg-type]  # "inf" is a text in JSON

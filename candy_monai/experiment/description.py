@@ -266,6 +266,24 @@ class ExperimentDescription(_Record):
             now["inferer"] = CUSTOM
         return differences(before, now)
 
+    def refuse_differences(self, present: ExperimentDescription, folder: Path, *, how: str) -> None:
+        """Raise if what is about to be trained is not what was saved.
+
+        Args:
+            present: The description of a new run.
+            folder: The experiment folder, for the message.
+            how: What lets the run go on all the same, for the message.
+
+        Raises:
+            ExperimentError: With every difference.
+        """
+        if found := self.differences(present):
+            lines = "".join(f"\n  - {line}" for line in found)
+            raise ExperimentError(
+                f"{folder}: what is about to be trained is not what was saved (saved -> present):{lines}\n"
+                f"make it the same again, or go on all the same with {how}"
+            )
+
     def _what_was_trained(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.to_dict().items() if name not in _ABOUT_THE_RUN}
         if self.plan is not None:

@@ -56,12 +56,14 @@ class StepFinished:
         phase: ``training`` or ``validation``.
         done: Steps or cases done in this phase.
         total: Steps or cases in this phase; None if unknown.
+        num_samples: Samples of this step, in all processes; None if unknown.
     """
 
     epoch: int
     phase: str
     done: int
     total: int | None
+    num_samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +175,15 @@ class EpochFinished:
 
 @dataclass(frozen=True)
 class MessageLogged:
-    """A message for the screen, already in ``logs.txt``."""
+    """A message for the screen, already in ``logs.txt``.
+
+    Attributes:
+        line: As it stands there, with the time.
+        text: Without the time.
+    """
 
     line: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,7 @@ class RunFinished:
 class RunScored:
     """The best weights of a planned run were scored on whole cases, in the geometry of their files.
 
-    It comes after the run, and frontends only are told.
+    It comes after the run.
 
     Attributes:
         scores: Means by metric (``dice``), and by metric and class (``dice/Liver``); NaN where no case has the class.

@@ -44,6 +44,7 @@ class Experiment:
         forecast: Of the best score, after the last validated epoch; None before the first.
         score_range: The least and the largest score that there can be; None if it is unknown.
         references: The scores of earlier runs of the same task, which the forecast learns from.
+        references_have_same_settings: Whether they were trained with the settings of this run.
         num_validated: Cases that the last score is the mean of; None if that is unknown.
         standard_error: Of that mean; NaN if it is unknown.
         best_num_validated: Cases that the best score is the mean of.
@@ -73,6 +74,7 @@ class Experiment:
         self.forecast: Forecast | None = None
         self.score_range: ScoreRange | None = None
         self.references: Sequence[Sequence[float]] = ()
+        self.references_have_same_settings = False
         self.num_validated: int | None = None
         self.standard_error = self.best_standard_error = math.nan
         self.best_num_validated: int | None = None
@@ -308,7 +310,12 @@ class Experiment:
         degree = settings.val_score_prediction_degree
         metrics, num_epochs = self.history.metrics(), self.expected_epochs()
         return predict_safely(
-            metrics, num_epochs, degree=degree, score_range=self.score_range, references=self.references
+            metrics,
+            num_epochs,
+            degree=degree,
+            score_range=self.score_range,
+            references=self.references,
+            same_settings=self.references_have_same_settings,
         )
 
     def save_epoch(self, weights: RunWeights, state: TrainerState, *, score: float | None, is_best: bool) -> None:

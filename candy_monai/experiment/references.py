@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _DICE = [0, 1]
 _MOST_NAMED = 5
+_FEWEST_ALIKE = 2
+"""Runs with the same settings from which on the others are left out."""
+_PARTS = ("network", "optimizer", "scheduler", "criterion", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +36,22 @@ class ReferenceRun:
     Attributes:
         folder: The experiment folder.
         scores: One for each epoch from the first to the last; NaN where there is none.
+        same_settings: Whether it was trained with the settings of the run that is to be foretold.
     """
 
     folder: Path
     scores: tuple[float, ...]
+    same_settings: bool = False
 
 
 def references_of(
     description: ExperimentDescription, experiments: PathLike, *, but: PathLike | None = None, column: str | None = None
 ) -> tuple[ReferenceRun, ...]:
-    """Return the finished runs of the same task, the newest first.
+    """Return the finished runs of the same task, the newest first; those with the same settings alone if there are two.
 
     Of the same task are runs on a dataset of the same content and labels whose scores mean the same. A run that early
-    stopping has ended is left out: its best score might have been beaten yet.
+    stopping has ended is left out: its best score might have been beaten yet. The same settings have the folds of a
+    cross-validation: trainer, plan, network, optimizer, schedule, criterion and number of epochs are compared.
 
     Args:
         description: Of the run whose best score is to be foretold.
@@ -65,10 +71,15 @@ def references_of(
             break
         if own is not None and (folder.resolve() == own or folder.name == own.name):
             continue
-        scores = _scores_of(folder, description, column)
-        if scores is not None:
-            found.append(ReferenceRun(folder=folder, scores=scores))
-    return tuple(found)
+        if (reference := _reference_in(folder, description, column)) is not None:
+            found.append(reference)
+    alike = tuple(reference for reference in found if reference.same_settings)
+    return alike if len(alike) >= _FEWEST_ALIKE else tuple(found)
+
+
+def have_same_settings(references: Sequence[ReferenceRun]) -> bool:
+    """Return whether all runs were trained with the settings of the one that is to be foretold."""
+    return all(reference.same_settings for reference in references)
 
 
 def learn_from_earlier_runs(
@@ -85,6 +96,7 @@ def learn_from_earlier_runs(
         found = references_of(description, root, but=experiment.folder)
     found = processes.broadcast(found)
     experiment.references = [reference.scores for reference in found]
+    experiment.references_have_same_settings = have_same_settings(found)
     return references_as_text(found, root) if found else None
 
 
@@ -110,16 +122,17 @@ def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike
     names = [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
     if count > _MOST_NAMED:
         names.append(f"{count - _MOST_NAMED} more")
+    settings = ", with the settings of this run" * have_same_settings(references)
     what = "an earlier run" if count == 1 else f"{count} earlier runs"
-    return f"The forecast knows {what} of this dataset in {experiments}: {', '.join(names)}"
+    return f"The forecast knows {what} of this dataset in {experiments}: {', '.join(names)}{settings}"
 
 
 def _is_fold(folder: Path) -> bool:
     return folder.name.startswith("fold_") and folder.parent.name.startswith("crossval-")
 
 
-def _scores_of(folder: Path, wanted: ExperimentDescription, column: str | None) -> tuple[float, ...] | None:
-    """Return the scores of a finished run of the same task; None of any other, or if its files cannot be read."""
+def _reference_in(folder: Path, wanted: ExperimentDescription, column: str | None) -> ReferenceRun | None:
+    """Return a finished run of the same task; None of any other, or if its files cannot be read."""
     try:
         description = read_description(folder)
         if not _is_same_task(description, wanted, column):
@@ -133,7 +146,9 @@ def _scores_of(folder: Path, wanted: ExperimentDescription, column: str | None) 
         return None
     if len(scores) != planned and description.setting("time_limit_s") is None:
         return None
-    return scores if np.isfinite(scores).sum() >= LEAST_SCORES else None
+    if np.isfinite(scores).sum() < LEAST_SCORES:
+        return None
+    return ReferenceRun(folder=folder, scores=scores, same_settings=_settings_of(description) == _settings_of(wanted))
 
 
 def _is_same_task(one: ExperimentDescription, other: ExperimentDescription, column: str | None) -> bool:
@@ -150,6 +165,13 @@ def _is_same_task(one: ExperimentDescription, other: ExperimentDescription, colu
     if column in (None, SCORE) and one.score_range is not None and list(one.score_range) == _DICE:
         return True
     return (one.trainer, _criterion(one)) == (other.trainer, _criterion(other))
+
+
+def _settings_of(description: ExperimentDescription) -> tuple[object, ...]:
+    """Return what the folds of a cross-validation have in common."""
+    parts = description.parts if isinstance(description.parts, dict) else {}
+    num_epochs = description.setting("num_epochs")
+    return description.trainer, description.plan, num_epochs, *(parts.get(name) for name in _PARTS)
 
 
 def _criterion(description: ExperimentDescription) -> object:

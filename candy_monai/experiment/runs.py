@@ -12,7 +12,7 @@ from pathlib import Path
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.description import DESCRIPTION, read_description
+from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description
 from candy_monai.experiment.folder import METRICS, STATE
 
 CROSS_VALIDATION = "crossval.json"
@@ -74,6 +74,21 @@ def summarize(folder: Path) -> RunSummary:
     summary = replace(summary, epochs_done=state.progress.epoch, is_finished=state.is_complete)
     best = state.checkpoints.get("checkpoint_best.pth")
     return summary if best is None else replace(summary, best_score=best.score, best_epoch=best.epoch)
+
+
+def resuming_call(folder: Path, description: ExperimentDescription) -> str:
+    """Return the Python by which the script of a run goes on with it, where no command can.
+
+    Args:
+        folder: The experiment folder.
+        description: What ``experiment.json`` says.
+    """
+    where = str(folder.resolve())
+    if description.host is None:
+        return f"{description.trainer or 'Trainer'}(...).resume({where!r})"
+    if description.host.startswith("monai"):
+        return f"ExperimentFolderHandler({str(folder.resolve().parents[1])!r}, resume={where!r})"
+    return "trainer.fit(..., ckpt_path=CHECKPOINT)  # a checkpoint of Lightning's, and the same ExperimentFolder"
 
 
 def runs_below(folder: PathLike) -> list[Path]:

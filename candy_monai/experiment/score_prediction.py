@@ -21,20 +21,23 @@ def predict_maximum(
     degree: int,
     score_range: ScoreRange | None = None,
     references: Sequence[Sequence[float]] = (),
+    same_settings: bool = False,
 ) -> Forecast:
     """Forecast the best of the column ``val score`` within ``num_epochs`` epochs, knowing the ``learning rate``.
 
-    A range of scores that those so far do not keep to counts as unknown; ``references`` are earlier curves of the same
-    task.
+    A range of scores that these curves do not keep to counts as unknown; ``references`` are earlier curves of the same
+    task, ``same_settings`` says whether of the same settings, too.
     """
     scores, rates = metrics.get(SCORE, ()), metrics.get(LEARNING_RATE, ())
+    is_kept = score_range is not None and all(is_within(curve, score_range) for curve in (scores, *references))
     return forecast(
         scores,
         num_epochs,
         degree=degree,
-        score_range=score_range if score_range is not None and is_within(scores, score_range) else None,
+        score_range=score_range if is_kept else None,
         learning_rates=rates if len(rates) == len(scores) else None,
         references=references,
+        same_settings=same_settings,
     )
 
 
@@ -45,6 +48,7 @@ def predict_safely(
     degree: int,
     score_range: ScoreRange | None = None,
     references: Sequence[Sequence[float]] = (),
+    same_settings: bool = False,
 ) -> Forecast | None:
     """Forecast as `predict_maximum` does during a run, which no failing forecast may end.
 
@@ -54,7 +58,14 @@ def predict_safely(
     if np.isfinite(metrics.get(SCORE, ())).sum() < points_needed(degree):
         return None
     try:
-        return predict_maximum(metrics, num_epochs, degree=degree, score_range=score_range, references=references)
+        return predict_maximum(
+            metrics,
+            num_epochs,
+            degree=degree,
+            score_range=score_range,
+            references=references,
+            same_settings=same_settings,
+        )
     except Exception as error:
         reason = f"it failed ({type(error).__name__}: {error})"
         return Forecast(epoch=0, score=math.nan, interval=None, reason=reason)

@@ -175,6 +175,8 @@ SAVE_EVERY = SettingKind(
     lambda value: bool(SaveInterval.parse(value)),
     lambda text: int(text) if text.strip().isdecimal() else text,
 )
+CONFIDENCE = number("between 0 and 1", lambda value: 0 < value < 1)
+MARGIN = number("of at least 0", lambda value: value >= 0)
 TOLERANCE = SettingKind(
     "a whole number of at least 1, 'forecast' or None",
     lambda value: value is None or value == "forecast" or whole_number(1).accepts(value),
@@ -206,8 +208,8 @@ class TrainSettings(Declared):
     ema: bool = setting(FLAG, True)
     seed: int | None = setting(SEED, None)
     early_stop_tolerance: Tolerance = setting(TOLERANCE, 5)
-    early_stop_confidence: float = setting(number("between 0 and 1", lambda value: 0 < value < 1), 0.9)
-    early_stop_margin: float = setting(number("of at least 0", lambda value: value >= 0), 0.01)
+    early_stop_confidence: float = setting(CONFIDENCE, 0.9)
+    early_stop_margin: float = setting(MARGIN, 0.01)
     val_score_prediction: bool = setting(FLAG, True)
     val_score_prediction_degree: int = setting(whole_number(1), 5)
     save_preview: bool = setting(FLAG, True)

@@ -113,6 +113,10 @@ class TrainerState:
     ema: Mapping[str, Any] | None = None
     processes: Sequence[Mapping[str, Any]] = ()
 
+    def of_process(self, rank: int) -> Mapping[str, Any]:
+        """Return what a process has saved; of one that there was none of, what the first one has."""
+        return self.processes[rank if rank < len(self.processes) else 0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:

@@ -97,6 +97,7 @@ def forecast(
     score_range: ScoreRange | None = None,
     learning_rates: Sequence[float] | Array | None = None,
     references: Sequence[Sequence[float] | Array] = (),
+    same_settings: bool = False,
     method: Literal["combined", "quotient"] = "combined",
 ) -> Forecast:
     """Foretell the best score of a run from its scores so far. Takes less than a second and always says the same.
@@ -116,6 +117,8 @@ def forecast(
         references: The scores of finished runs of the same task, from the first epoch to the last, of any length: the
             other folds of a cross-validation, the trials of a sweep, earlier runs. How well they foretell one another
             decides what they count for. Of more than 40 the first 40 are taken.
+        same_settings: Whether the references were trained with the settings of this run, as the other folds of a
+            cross-validation are. They are then believed more readily, also where few of them look like this run.
         method: ``"combined"`` weighs the quotients' promise by what real runs taught; ``"quotient"`` takes it as it is.
 
     Raises:
@@ -138,7 +141,9 @@ def forecast(
     if not curve.values.size:
         return Forecast(epoch=0, score=math.nan, interval=None, reason="there is no finite score yet")
     reason = why_not(curve, points_needed(degree))
-    by_references = gain_by_references(curve, earlier) if earlier and curve.now < horizon else None
+    by_references = None
+    if earlier and curve.now < horizon:
+        by_references = gain_by_references(curve, earlier, same_settings=same_settings)
     if reason is not None:
         sure = by_references is not None and by_references.trust > _SURE_OF_REFERENCES
         if sure and why_not(curve, points_needed(degree), moves=True) is None:

@@ -1,10 +1,10 @@
 """What earlier curves of the same task say of a run's best score.
 
-At the same share of its length each of them had a best score so far, and a gain came after it. A few rules make a gain
-of theirs into one of this run: from all of them or above all from those that looked like it so far, carried over as it
-was, or less the further this run is ahead. Each rule is tried on the references themselves, each of which the others
-foretell, and counts the more, the less it erred there. So does the whole beside the forecast from the run's own scores:
-curves that do not foretell one another have hardly a say.
+At the same share of its length each of them had a best score so far, and a gain came after it. The mean of these gains,
+weighed by how much each curve looked like this run so far, is what they suggest. It is tried on the references
+themselves, each of which the others foretell, and counts the more beside the forecast from the run's own scores, the
+less it erred there: curves that do not foretell one another have hardly a say. Runs with the settings of this one are
+believed more readily than runs with others, of which a few may agree by chance.
 """
 
 from __future__ import annotations
@@ -28,19 +28,36 @@ _PLACES = 12  # at which the seen parts of two curves are compared
 _BY_RANGE = 0.8  # of the logarithm of the quotient of two ranges seen so far, against a distance of one range
 _LEAST_RANGE = 0.05  # of the usual whole range: what is smaller is noise
 _FLOOR = 1e-6  # of a weight, so that the least unlike of unlike references still say something
-_SLOPES = (0.0, -0.5, -1.0)
-"""By how much less is gained for each unit that a curve is ahead: 0 carries the gain over, -1 the end."""
-_RULE_SHARPNESS, _TRUST_SHARPNESS = 2.0, 4.0
-_OWN_ERROR = 0.9
-"""The error of the forecast from the own scores, as a share of that of the best so far."""
-_PRIOR = 1.0  # references that each rule has erred on as that forecast does, before any is looked at
+_TRUST_SHARPNESS = 3.0
+_PRIOR = 1.0  # references on which they have erred as "nothing more comes" does, before any is looked at
 _LEAST_ERROR = 0.01  # of the range
-_LEAST_NORM = 0.02  # of the usual range, for errors that are counted in a reference's own
-_ENOUGH = 4  # references: fewer may foretell one another by chance, one cannot be tried at all
-_LEAST_TRUST = 0.25  # below it, nothing is left of it
+_ENOUGH = 3  # references: two may foretell one another by chance, one cannot be tried at all
 _WIDTH = 1.6  # standard deviations, in mean errors
 _NEARLY_CERTAIN = 0.1
 _EPS = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Belief:
+    """How readily references are believed.
+
+    Attributes:
+        slope: By how much less than a reference a run gains for each unit that it is ahead: 0 carries the gain over,
+            -1 the end.
+        least_norm: Of the usual range: the least range in which a reference's error is counted. The smaller, the more
+            a rise costs that is foretold of a run that stays at nothing.
+        least_trust: Below it, nothing is left of the trust; at 0.5 references err as "nothing more comes" does.
+        alike: The sum of weights from which on they are believed in full.
+    """
+
+    slope: float
+    least_norm: float
+    least_trust: float
+    alike: float
+
+
+_SAME_SETTINGS = _Belief(slope=-0.5, least_norm=1.0, least_trust=0.15, alike=_EPS)
+_OTHER_SETTINGS = _Belief(slope=0.0, least_norm=0.1, least_trust=0.5, alike=2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +108,20 @@ def checked_references(references: Sequence[ArrayLike]) -> list[Array]:
     return checked[:MOST_REFERENCES]
 
 
-def gain_by_references(curve: SeenCurve, references: Sequence[Array]) -> ReferenceGain | None:
+def gain_by_references(
+    curve: SeenCurve, references: Sequence[Array], *, same_settings: bool = False
+) -> ReferenceGain | None:
     """Foretell the gain over the best score so far from the gains of earlier curves at the same share of their lengths.
 
     Args:
         curve: What is known of the run.
         references: The scores of each earlier run, from its first epoch to its last.
+        same_settings: Whether they have the settings of the run.
 
     Returns:
         None where neither the run nor any reference has moved.
     """
+    belief = _SAME_SETTINGS if same_settings else _OTHER_SETTINGS
     share = curve.now / curve.horizon
     known = [_Known.of(values, share) for values in references]
     whole = np.array([k.whole for k in known])
@@ -109,32 +130,27 @@ def gain_by_references(curve: SeenCurve, references: Sequence[Array]) -> Referen
         return None
     paths = np.array([_path(curve.epochs / curve.horizon, curve.values, share), *(k.path for k in known)])
     ranges = np.array([curve.range, *(k.seen for k in known)]) + _LEAST_RANGE * usual
-    gains = np.array([k.gain for k in known])
+    gains, bests = np.array([k.gain for k in known]), paths[:, -1]
     # Rows: this run, then each reference, which does not count for itself.
     weights = _weights(paths, ranges)
-    suggested = _suggested(paths[:, -1], ranges, gains)
-    sums = np.maximum(weights.sum(1, keepdims=True), 1e-30)
-    foretold = np.stack([(weights * gain).sum(1) for gain in suggested], axis=1) / sums
-    foretold = np.clip(foretold, 0.0, np.maximum(curve.top - paths[:, -1], 0.0)[:, None])
-    alike, norm = weights[0], np.maximum(whole, _LEAST_NORM * usual)
-    total, known_error = float(alike.sum()), float(alike @ (gains / norm)) * _OWN_ERROR
-    typical = known_error / total + _LEAST_ERROR
+    suggested = np.maximum(gains[None] + belief.slope * (bests[:, None] - bests[None, 1:]), 0.0)
+    foretold = (weights * suggested).sum(1) / np.maximum(weights.sum(1), 1e-30)
+    foretold = np.clip(foretold, 0.0, np.maximum(curve.top - bests, 0.0))
+    alike, norm = weights[0], np.maximum(whole, belief.least_norm * usual)
+    total = float(alike.sum())
+    typical = float(alike @ (gains / norm)) / total + _LEAST_ERROR
 
-    def error_of(each: Array) -> Array:
-        return np.asarray(
-            (alike @ (np.abs(each - gains[:, None]) / norm[:, None]) + _PRIOR * typical) / (total + _PRIOR)
-        )
+    def error_of(saying: Array) -> float:
+        return float((alike @ (np.abs(saying - gains) / norm) + _PRIOR * typical) / (total + _PRIOR))
 
-    says = error_of(foretold[1:]) ** -_RULE_SHARPNESS
-    says /= says.sum()
-    error = float(error_of((foretold[1:] @ says)[:, None])[0])
-    own_error = (known_error + _PRIOR * typical) / (total + _PRIOR)
-    trust = 1 / (1 + (error / own_error) ** _TRUST_SHARPNESS)
-    enough = min(1.0, (len(known) - 1) / (_ENOUGH - 1)) ** 2
+    error = error_of(foretold[1:])
+    trust = 1 / (1 + (error / error_of(np.zeros_like(gains))) ** _TRUST_SHARPNESS)
+    trust = max(0.0, trust - belief.least_trust) / (1 - belief.least_trust)
+    enough = min(1.0, (len(known) - 1) / (_ENOUGH - 1)) * min(1.0, total / belief.alike)
     return ReferenceGain(
-        middle=float(foretold[0] @ says),
+        middle=float(foretold[0]),
         spread=_WIDTH * max(error, _LEAST_ERROR) * usual,
-        trust=enough * max(0.0, trust - _LEAST_TRUST) / (1 - _LEAST_TRUST),
+        trust=enough * trust,
         room=curve.top - curve.best,
         when=float(alike @ [k.when for k in known]) / total,
     )
@@ -185,10 +201,3 @@ def _weights(paths: Array, ranges: Array) -> Array:
     weights = np.exp(-0.5 * apart) + _FLOOR
     np.fill_diagonal(weights[1:], 0.0)
     return np.asarray(weights)
-
-
-def _suggested(bests: Array, ranges: Array, gains: Array) -> list[Array]:
-    """Return the gain of each curve (rows) that the gain of each reference (columns) suggests, by each rule."""
-    ahead, alike = bests[:, None] - bests[None, 1:], ranges[:, None] / ranges[None, 1:]
-    by_place = [np.maximum(gains[None] + slope * ahead, 0.0) for slope in _SLOPES]
-    return [*by_place, gains[None] * alike]

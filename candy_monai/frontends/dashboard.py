@@ -121,8 +121,7 @@ class Dashboard(Frontend):
         self._run, self._newest = run, None
         self._is_open = self._is_behind = False
         self._num_shown, self._names = 0, MetricNames()
-        self._seen: dict[Path, tuple[int, int]] = {}
-        self._previews_due = 0
+        self._previews = NewPreviews(run.folder)
         self._pause_s, self._not_before = FIRST_PAUSE_S, -math.inf
 
     def _catch_up_if_possible(self) -> None:
@@ -152,8 +151,7 @@ class Dashboard(Frontend):
             return
         self._show_epochs(dict(self._rows(event)))
         self._num_shown = event.epoch
-        if event.epoch >= self._previews_due:
-            self._previews_due = event.epoch + max(1, event.num_epochs // MOST_PREVIEWS)
+        if self._previews.are_due(event):
             self._show_previews_that_changed()
 
     def _rows(self, event: EpochFinished) -> Iterator[tuple[int, dict[str, float]]]:
@@ -172,15 +170,39 @@ class Dashboard(Frontend):
             yield index + 1, row
 
     def _show_previews_that_changed(self) -> None:
-        changed = {}
+        if changed := self._previews.changed():
+            self._show_previews({f"previews/{name}": path for name, path in changed.items()}, self._num_shown)
+
+
+class NewPreviews:
+    """The previews in a run's folder, as far as a dashboard has not shown them.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._due = 0
+
+    def are_due(self, event: EpochFinished) -> bool:
+        """Return whether they are to be shown with this epoch, as they are about 50 times in a run."""
+        if event.epoch < self._due:
+            return False
+        self._due = event.epoch + max(1, event.num_epochs // MOST_PREVIEWS)
+        return True
+
+    def changed(self) -> dict[str, Path]:
+        """Return the files that are new or other than the last time, by names that dashboards take."""
+        found = {}
         for path in sorted(self._folder.glob(PREVIEWS)):
             facts = path.stat()
             state = (facts.st_mtime_ns, facts.st_size)
             if not path.name.startswith(".") and self._seen.get(path) != state:
                 self._seen[path] = state
-                changed[f"previews/{metric_name(path.stem.replace('(preview)', ''))}"] = path
-        if changed:
-            self._show_previews(changed, self._num_shown)
+                found[metric_name(path.stem.replace("(preview)", ""))] = path
+        return found
 
 
 class MetricNames:

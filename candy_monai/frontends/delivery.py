@@ -266,7 +266,7 @@ class Dashboards:
 
     @contextmanager
     def staying_open(self) -> Iterator[None]:
-        """Keep what is delivered of the next run open until the ``with`` block ends, for `tell`."""
+        """Keep what is delivered of the next run open until the ``with`` block ends, for what comes after the run."""
         earlier, self._stay_open = self.latest, True
         try:
             yield
@@ -276,12 +276,6 @@ class Dashboards:
                 if delivery is not None:
                     delivery.stays_open = False
                     delivery.close()
-
-    def tell(self, event: Event) -> None:
-        """Send an event that comes after the run."""
-        for delivery in self.latest:
-            if delivery is not None and delivery.stays_open:
-                delivery.receive(event)
 
 
 def _finish() -> None:

@@ -17,21 +17,34 @@ from typing_extensions import override
 from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.config import Secret
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.events import EpochFinished, Event, RunScored, RunStarted
 from candy_monai.experiment.score_prediction import seconds_until
 from candy_monai.frontends.base import Frontend
-from candy_monai.frontends.notion_client import BASE_URL, NotionClient, NotionUnavailableError
-from candy_monai.frontends.notion_table import COMPLETED, INTERRUPTED, RUNNING, NotionTable, Span, Value
+from candy_monai.frontends.dashboard import NewPreviews
+from candy_monai.frontends.notion_client import BASE_URL, NotionClient, NotionError, NotionUnavailableError
+from candy_monai.frontends.notion_table import (
+    COMPLETED,
+    INTERRUPTED,
+    PREVIEWS,
+    RUNNING,
+    Files,
+    NotionTable,
+    Span,
+    Value,
+)
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class NotionFrontend(Frontend):
-    """Shows each run as a page of a Notion database: its status, progress, score, metrics and expected end.
+    """Shows each run as a page of a Notion database: status, progress, scores, metrics, previews and expected end.
 
     Needs the secrets ``notion_api_key`` (an integration's) and ``notion_database_id`` (the id, or the database's
     address from the browser); the database must be connected to the integration. In a database that has only its title
     the columns are made; in any other one those that are there are filled, and the log names those that are missing.
     A number column that is named like a metric, for example ``val dice``, shows its newest value.
+
+    In a column ``Previews`` of type *files* are the newest previews of the run, which are uploaded.
 
     A page is found by the experiment's id, so no run gets two. While Notion cannot be reached, the log says so once
     and what is missed is made up for with the next epoch.
@@ -51,7 +64,11 @@ class NotionFrontend(Frontend):
         key = self.require_nonempty_secret("notion_api_key")
         database_id = _database_id(self.require_nonempty_secret("notion_database_id"))
         url = base_url or str(self._secrets.get("notion_base_url") or BASE_URL)
-        self._table = NotionTable(NotionClient(key, base_url=url), database_id, self.log)
+        self._client = NotionClient(key, base_url=url)
+        self._table = NotionTable(self._client, database_id, self.log)
+        self._previews: NewPreviews | None = None
+        self._uploaded: dict[str, str] = {}
+        self._waiting: dict[str, bytes] = {}
         self._experiment_id = ""
         self._started = _now()
         self._num_epochs = 0
@@ -110,6 +127,41 @@ class NotionFrontend(Frontend):
             left_s = seconds_until(self._num_epochs, epoch, metrics)
             facts["Expected End"] = Span(start=_now() + timedelta(seconds=left_s))
         self._tell_if_possible(experiment_id, facts)
+
+    @override
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._previews, self._uploaded, self._waiting = NewPreviews(event.folder), {}, {}
+        elif isinstance(event, EpochFinished) and self._previews is not None and self._previews.are_due(event):
+            self._show_previews()
+        elif isinstance(event, RunScored):
+            scores = {name: score for name, score in event.scores.items() if math.isfinite(score)}
+            told: dict[str, Value] = {f"final {name}": score for name, score in scores.items()}
+            if "dice" in scores:
+                told["Final Score"] = scores["dice"]
+            told["Final Scores"] = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+            self._tell(self._experiment_id, told)
+
+    @override
+    def on_experiment_closed(self, experiment_id: str) -> None:
+        self._show_previews()
+
+    def _show_previews(self) -> None:
+        """Upload the pictures that changed, and attach all; a failure costs the pictures alone."""
+        if self._previews is None or not self._table.has(PREVIEWS, "files"):
+            return
+        try:
+            self._waiting |= {path.name: path.read_bytes() for path in self._previews.changed().values()}
+            for name, content in list(self._waiting.items()):
+                self._uploaded[name] = self._client.upload(name, content, content_type="image/png")
+                del self._waiting[name]
+            if self._uploaded:
+                self._table.write(self._experiment_id, {PREVIEWS: Files(ids=self._uploaded)})
+        except NotionUnavailableError as error:
+            self.log(f"Previews are not shown in Notion this time: {error}")
+        except NotionError as error:
+            self._previews = None
+            self.log(f"Previews are not shown in Notion any more: {error}")
 
     @override
     def on_experiment_completed(self, experiment_id: str) -> None:

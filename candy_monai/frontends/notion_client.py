@@ -1,4 +1,4 @@
-"""Talks JSON over HTTPS to Notion's REST API: time limits, repetitions, and errors that say what to mend.
+"""Talks to Notion's REST API, JSON and files over HTTPS: time limits, repetitions, and errors that say what to mend.
 
 The API key is in no message, no attribute and no ``repr``.
 """
@@ -9,6 +9,7 @@ import http.client
 import json
 import math
 import re
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -152,6 +153,28 @@ class NotionClient:
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
 
+    def upload(self, name: str, content: bytes, *, content_type: str) -> str:
+        """Upload a file of 20 MB at most, and return its id, by which it can be attached to a page within an hour.
+
+        Args:
+            name: The file's name, with its suffix.
+            content: What it holds.
+            content_type: Its MIME type.
+
+        Raises:
+            NotionError: If Notion refuses it.
+            NotionUnavailableError: If it stays unavailable.
+        """
+        body: Object = {"mode": "single_part", "filename": name, "content_type": content_type}
+        form, form_type = _form(name, content, content_type)
+
+        def attempt() -> str:  # a file that was sent half cannot be sent again: each attempt is a new upload
+            upload_id = id_of(self.send("POST", "/v1/file_uploads", body))
+            self._send("POST", f"/v1/file_uploads/{upload_id}/send", form, form_type)
+            return upload_id
+
+        return self.persist(attempt)
+
     def send(self, method: str, path: str, body: Object | None = None) -> Object:
         """Send a request once.
 
@@ -159,11 +182,15 @@ class NotionClient:
             NotionError: If Notion refuses it.
             NotionUnavailableError: If there is no answer, or none that can be used.
         """
+        content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        return self._send(method, path, content, "application/json")
+
+    def _send(self, method: str, path: str, content: bytes | None, content_type: str) -> Object:
         request = urllib.request.Request(
             self._base_url + path,
             method=method,
-            data=None if body is None else json.dumps(body, allow_nan=False).encode(),
-            headers={"Content-Type": "application/json", "Notion-Version": VERSION},
+            data=content,
+            headers={"Content-Type": content_type, "Notion-Version": VERSION},
         )
         self._authorize(request)
         try:
@@ -202,6 +229,27 @@ class NotionClient:
             )
         remedy = f"; {_MEND[error.code]}" if error.code in _MEND else ""
         return NotionError(f"Notion refuses ({said}){remedy}", status=error.code)
+
+
+def id_of(thing: Json) -> str:
+    """Return the id of what Notion has answered.
+
+    Raises:
+        NotionUnavailableError: If it has none.
+    """
+    found = thing.get("id") if isinstance(thing, dict) else None
+    if not isinstance(found, str):
+        raise NotionUnavailableError("Notion's answer has no id")
+    return found
+
+
+def _form(name: str, content: bytes, content_type: str) -> tuple[bytes, str]:
+    """Return a form with one file (RFC 7578), and its content type."""
+    boundary = secrets.token_hex(16)  # so long that no file holds it
+    quoted = name.replace("\\", "_").replace('"', "_").replace("\r", " ").replace("\n", " ")
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
+    head += f"Content-Type: {content_type}\r\n\r\n"
+    return head.encode() + content + f"\r\n--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

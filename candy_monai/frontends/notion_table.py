@@ -1,6 +1,6 @@
 """One Notion database as a table: its columns, the row of an experiment, and how a value is written into a column.
 
-A value is a text, a number or a `Span` of time; a column takes it if its type can show it.
+A value is a text, a number, a `Span` of time or uploaded `Files`; a column takes it if its type can show it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from candy_monai.frontends.notion_client import Json, NotionClient, NotionError, NotionUnavailableError, Object
+from candy_monai.frontends.notion_client import (
+    NotionClient,
+    NotionError,
+    NotionUnavailableError,
+    Object,
+    id_of,
+)
 
 MAX_TEXT = 2000
 MAX_OPTION = 100
@@ -25,8 +31,16 @@ class Span:
     end: datetime | None = None
 
 
-Value: TypeAlias = str | float | Span
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Uploaded files: name to id."""
 
+    ids: Mapping[str, str]
+
+
+Value: TypeAlias = str | float | Span | Files
+
+PREVIEWS = "Previews"
 RUNNING, COMPLETED, INTERRUPTED = "In Progress", "Completed", "Interrupted"
 
 COLUMNS: Mapping[str, Object] = {
@@ -42,6 +56,8 @@ COLUMNS: Mapping[str, Object] = {
     "Progress": {"number": {"format": "percent"}},
     "Epoch": {"number": {}},
     "Score": {"number": {}},
+    "Final Score": {"number": {}},
+    "Final Scores": {"rich_text": {}},
     "Early Stop": {"number": {"format": "percent"}},
     "Metrics": {"rich_text": {}},
     "Time": {"date": {}},
@@ -52,6 +68,7 @@ COLUMNS: Mapping[str, Object] = {
     "MACs (G)": {"number": {}},
     "Note": {"rich_text": {}},
     "Observation": {"rich_text": {}},
+    PREVIEWS: {"files": {}},
 }
 """What is shown beside the title, which is the experiment's id, and the type that a new column gets."""
 
@@ -73,6 +90,8 @@ def encoded(column: Object, value: Value) -> Object | None:
         The property's value in Notion's form; None if the column's type cannot show it.
     """
     kind = column.get("type")
+    if isinstance(value, Files):
+        return {"files": [_attached(name, i) for name, i in value.ids.items()]} if kind == "files" else None
     if kind in ("title", "rich_text"):
         return {str(kind): [{"text": {"content": _as_text(value)[:MAX_TEXT]}}]}
     if kind == "number" and isinstance(value, float):
@@ -88,7 +107,11 @@ def encoded(column: Object, value: Value) -> Object | None:
     return None
 
 
-def _as_text(value: Value) -> str:
+def _attached(name: str, upload_id: str) -> Object:
+    return {"type": "file_upload", "file_upload": {"id": upload_id}, "name": name[:MAX_OPTION]}
+
+
+def _as_text(value: str | float | Span) -> str:
     if isinstance(value, Span):
         return " to ".join(f"{time:%Y-%m-%d %H:%M}" for time in (value.start, value.end) if time is not None)
     return value if isinstance(value, str) else f"{value:.4g}"
@@ -126,6 +149,13 @@ class NotionTable:
     def forget_columns(self) -> None:
         """Read the columns again before the next value is written."""
         self._columns, self._unfit = {}, set()
+
+    def has(self, name: str, kind: str) -> bool:
+        """Return whether there is a column of this name, in whatever case, and type, as far as columns were read."""
+        return any(
+            known.casefold() == name.casefold() and column.get("type") == kind
+            for known, column in self._columns.items()
+        )
 
     def write(self, title: str, values: Mapping[str, Value]) -> None:
         """Write values into the row of this title; it is made if there is none.
@@ -167,12 +197,12 @@ class NotionTable:
         query: Object = {"filter": {"property": name, "title": {"equals": title}}, "page_size": 1}
         found = self._client.send("POST", f"/v1/data_sources/{self._source_id}/query", query).get("results")
         if isinstance(found, list) and found:
-            return _id(found[0]), False
+            return id_of(found[0]), False
         new: Object = {
             "parent": {"type": "data_source_id", "data_source_id": self._source_id},
             "properties": {name: {"title": [{"text": {"content": title}}]}, **properties},
         }
-        return _id(self._client.send("POST", "/v1/pages", new)), True
+        return id_of(self._client.send("POST", "/v1/pages", new)), True
 
     def _encoded(self, values: Mapping[str, Value]) -> Object:
         names = {name.casefold(): name for name, column in self._columns.items() if column.get("type") != "title"}
@@ -211,14 +241,7 @@ class NotionTable:
         sources = self._client.request("GET", f"/v1/databases/{self._database_id}").get("data_sources")
         if not isinstance(sources, list) or not sources:
             raise NotionError("the Notion database has no data source that this integration may see", status=404)
-        return _id(sources[0]), len(sources) - 1
-
-
-def _id(thing: Json) -> str:
-    found = thing.get("id") if isinstance(thing, dict) else None
-    if not isinstance(found, str):
-        raise NotionUnavailableError("Notion's answer has no id")
-    return found
+        return id_of(sources[0]), len(sources) - 1
 
 
 def _columns(source: Object) -> dict[str, Object]:

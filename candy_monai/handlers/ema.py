@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from candy_monai.errors import BadInputError
 from candy_monai.handlers.engine_run import TrainerHandler
-from candy_monai.handlers.engines import contexts_around, network_of
+from candy_monai.handlers.engines import check_is_evaluator, contexts_around, network_of
 from candy_monai.handlers.options import RunOptions
 from candy_monai.network import plain_network
 from candy_monai.nn.ema import ExponentialMovingAverage
@@ -40,7 +40,7 @@ class EMAHandler(TrainerHandler):
 
     Raises:
         SettingsError: If ``decay`` is out of range.
-        BadInputError: If the trainer trains another network, or no evaluator is found.
+        BadInputError: If ``validator`` is no evaluator, the trainer trains another network, or no evaluator is found.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), EMAHandler(network, decay=0.999)]  # doctest: +SKIP
@@ -56,7 +56,10 @@ class EMAHandler(TrainerHandler):
         self._network = plain_network(network)
         self._ema = ExponentialMovingAverage(self._network, decay=decay)
         self._ema.eval()
-        self._validators = [validator] if isinstance(validator, Evaluator) else list(validator or ())
+        given = () if validator is None else validator
+        self._validators = list(given) if isinstance(given, list | tuple) else [given]
+        for one in self._validators:
+            check_is_evaluator(one)
         self._is_averaged = False
 
     @property

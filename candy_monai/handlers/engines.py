@@ -122,6 +122,19 @@ def check_is_trainer(engine: object, handler: object) -> None:
         raise BadInputError(f"{name} was attached to a {type(engine).__name__}, expected MONAI's SupervisedTrainer")
 
 
+def check_is_evaluator(validator: object) -> None:
+    """Raise if what a handler was given as ``validator=`` is no evaluator of MONAI's.
+
+    Raises:
+        BadInputError: If it is anything else.
+    """
+    if not isinstance(validator, Evaluator):
+        raise BadInputError(
+            "validator must be one of MONAI's evaluators, such as a SupervisedEvaluator, got "
+            f"{type(validator).__name__}"
+        )
+
+
 def network_of(engine: Any) -> nn.Module:
     """Return the user's own network of a trainer or evaluator, out of PyTorch's wrappers.
 

@@ -12,7 +12,6 @@ from candy_monai.aliases import PathLike
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.handlers.engine_run import TrainerHandler
 from candy_monai.handlers.options import RunOptions, ScoreSource
-from candy_monai.training.description import check_score_range
 
 
 class ExperimentFolderHandler(TrainerHandler):
@@ -49,7 +48,8 @@ class ExperimentFolderHandler(TrainerHandler):
         console: Whether to report on the screen. Messages go to the logger ``candy_monai.handlers`` in any case.
 
     Raises:
-        SettingsError: If ``score_range`` is no range.
+        SettingsError: If a value that says what the score is has another kind, or ``score_range`` is no range.
+        BadInputError: If ``validator`` is no evaluator.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), ExperimentFolderHandler("experiments")]  # doctest: +SKIP
@@ -71,7 +71,6 @@ class ExperimentFolderHandler(TrainerHandler):
         force: bool = False,
         console: bool = False,
     ) -> None:
-        check_score_range(score_range)
         self._save_dir = save_dir
         self._save_dict = dict(save_dict or {})
         self._score = ScoreSource(

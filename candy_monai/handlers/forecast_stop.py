@@ -5,11 +5,10 @@ from __future__ import annotations
 from monai.engines import Evaluator
 from typing_extensions import override
 
-from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.settings import CONFIDENCE, MARGIN
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.handlers.engine_run import TrainerHandler
 from candy_monai.handlers.options import RunOptions, ScoreSource
-from candy_monai.training.description import check_score_range
 
 
 class ForecastStopHandler(TrainerHandler):
@@ -28,6 +27,7 @@ class ForecastStopHandler(TrainerHandler):
 
     Raises:
         SettingsError: If a value is out of range.
+        BadInputError: If ``validator`` is no evaluator.
 
     Example:
         >>> handlers = [ValidationHandler(1, evaluator), ForecastStopHandler(confidence=0.9)]  # doctest: +SKIP
@@ -42,8 +42,8 @@ class ForecastStopHandler(TrainerHandler):
         key_metric_negative_sign: bool | None = None,
         score_range: ScoreRange | None = None,
     ) -> None:
-        check_score_range(score_range)
-        TrainSettings(num_epochs=1, early_stop_confidence=confidence, early_stop_margin=margin)  # checks both
+        CONFIDENCE.check("confidence", confidence)
+        MARGIN.check("margin", margin)
         self._confidence, self._margin = confidence, margin
         self._score = ScoreSource(
             validator=validator,

@@ -11,10 +11,12 @@ from monai.engines import Evaluator
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.experiment.events import Preview
+from candy_monai.experiment.settings import FLAG, TEXT
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.frontends.delivery import Dashboards
-from candy_monai.handlers.engines import metric_names
+from candy_monai.handlers.engines import check_is_evaluator, metric_names
 from candy_monai.nn.ema import ExponentialMovingAverage
+from candy_monai.training.description import check_score_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,25 @@ class ScoreSource:
         key_metric_name: Its metric; None for its key metric.
         key_metric_negative_sign: Whether less is better; None for what the evaluator's ``metric_cmp_fn`` says.
         score_range: The least and the largest score that there can be; None if it is not known.
+
+    Raises:
+        SettingsError: If a value is none of these.
+        BadInputError: If the evaluator is none.
     """
 
     validator: Evaluator | None = None
     key_metric_name: str | None = None
     key_metric_negative_sign: bool | None = None
     score_range: ScoreRange | None = None
+
+    def __post_init__(self) -> None:
+        if self.validator is not None:
+            check_is_evaluator(self.validator)
+        if self.key_metric_name is not None:
+            TEXT.check("key_metric_name", self.key_metric_name)
+        if self.key_metric_negative_sign is not None:
+            FLAG.check("key_metric_negative_sign", self.key_metric_negative_sign)
+        check_score_range(self.score_range)
 
     def merged(self, other: ScoreSource) -> ScoreSource:
         """Return both together.

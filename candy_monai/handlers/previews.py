@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from ignite.engine import Events
@@ -21,12 +22,11 @@ from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.events import Preview
 from candy_monai.handlers.engine_run import TrainerHandler
-from candy_monai.handlers.engines import contexts_around, handling_last
+from candy_monai.handlers.engines import check_is_evaluator, contexts_around, handling_last
 from candy_monai.handlers.options import RunOptions
 from candy_monai.metrics.overlap import mean_dice
+from candy_monai.plotting.case.choice import CaseChoice, HeldCase, Role
 
-MOST_KEPT = 8
-"""So many cases of a validation are held at most; of more, the median is the one of these that comes nearest to it."""
 MAX_SHARE = 0.005
 """Collecting the cases takes at most this share of the time."""
 
@@ -69,6 +69,8 @@ class PreviewHandler(TrainerHandler):
     ) -> None:
         if not quality > 0:
             raise BadInputError(f"quality is {quality}: expected millions of voxels, more than 0")
+        if validator is not None:
+            check_is_evaluator(validator)
         self._save_dir = None if save_dir is None else Path(save_dir)
         self._validator = validator
         self._output_transform = output_transform or _image_label_and_prediction
@@ -78,8 +80,9 @@ class PreviewHandler(TrainerHandler):
         self._class_names = class_names
         self._options = RunOptions()
         self._not_before = -math.inf
-        self._kept = CollectedCases()
-        self._chosen: dict[str, Case] = {}
+        self._choice = CaseChoice[_Case]()
+        self._chosen: dict[Role, HeldCase[_Case]] = {}
+        self._took_s = 0.0
         self._has_failed = False
 
     @override
@@ -108,11 +111,11 @@ class PreviewHandler(TrainerHandler):
             if engine.state.rank != 0 or not (is_last or time.monotonic() >= self._not_before):
                 yield
                 return
-            self._kept = CollectedCases()
+            self._choice, self._took_s = CaseChoice(), 0.0
             with handling_last(validator, {Events.ITERATION_COMPLETED: self._collect}):
                 yield
-            self._chosen = self._kept.chosen()
-            pause_s = max(self._interval_s, self._kept.took_s / MAX_SHARE)
+            self._chosen = self._choice.chosen()
+            pause_s = max(self._interval_s, self._took_s / MAX_SHARE)
             self._not_before = time.monotonic() + pause_s
 
         contexts = contexts_around(validator)
@@ -131,7 +134,9 @@ class PreviewHandler(TrainerHandler):
                 for image, label, prediction in zip(*self._output_transform(validator.state.output), strict=True):
                     if label is None:
                         raise BadInputError("there is no label in it")
-                    self._kept.offer(image, label, prediction, float(self._score(prediction, label)))
+                    self._choice.offer(
+                        float(self._score(prediction, label)), partial(_Case.of, image, label, prediction)
+                    )
         except Exception as error:  # pictures do not end a run
             self._has_failed = True
             _LOGGER.warning(
@@ -139,14 +144,14 @@ class PreviewHandler(TrainerHandler):
                 type(error).__name__,
                 error,
             )
-        self._kept.took_s += time.monotonic() - started
+        self._took_s += time.monotonic() - started
 
     def _preview(self, folder: Path) -> Preview | None:
         """Return the cases of the last validation that was collected; None where there are no new ones."""
         chosen, self._chosen = self._chosen, {}
         if not chosen:
             return None
-        case, target = chosen["worst"], self._save_dir or folder
+        case, target = chosen["worst"].case, self._save_dir or folder
 
         def draw() -> None:
             for which, one in chosen.items():
@@ -154,9 +159,10 @@ class PreviewHandler(TrainerHandler):
 
         return Preview(image=case.image, label=case.label, output=case.prediction, draw=draw)
 
-    def _draw(self, folder: Path, which: str, case: Case) -> None:
+    def _draw(self, folder: Path, which: Role, held: HeldCase[_Case]) -> None:
         from candy_monai.plotting.case.previews import save_preview_files
 
+        case = held.case
         folder.mkdir(parents=True, exist_ok=True)
         save_preview_files(
             folder,
@@ -165,91 +171,36 @@ class PreviewHandler(TrainerHandler):
             case.prediction,
             quality=self._quality,
             class_names=self._class_names,
-            title=f"{which} case{f' {case.name}' * bool(case.name)}, {case.score:.3f}",
+            title=f"{which} case{f' {case.name}' * bool(case.name)}, {held.score:.3f}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class _Case:
     """A validated case, on the CPU.
 
     Attributes:
         image: ``(C, *spatial)``.
         label: ``(1, *spatial)``, ids.
         prediction: ``(1, *spatial)``, ids.
-        score: More is better.
         name: Of its file, if that is known.
     """
 
-    image: Tensor = field(repr=False)
-    label: Tensor = field(repr=False)
-    prediction: Tensor = field(repr=False)
-    score: float
-    name: str = ""
+    image: Tensor
+    label: Tensor
+    prediction: Tensor
+    name: str
 
-
-class CollectedCases:
-    """The worst and the best of the cases that were offered, and some near the median.
-
-    Attributes:
-        took_s: The seconds that it took to collect them.
-    """
-
-    def __init__(self) -> None:
-        self.took_s = 0.0
-        self._scores: list[float] = []
-        self._cases: list[Case] = []
-
-    def offer(self, image: Tensor, label: Tensor, prediction: Tensor, score: float) -> None:
-        """Keep a case unless it is neither the worst nor the best and others are nearer to the median.
-
-        Args:
-            image: ``(C, *spatial)``.
-            label: ``(C, *spatial)``, of any kind that `ids_of` knows.
-            prediction: The same.
-            score: More is better; NaN for a case that has none.
-        """
-        if math.isnan(score):
-            return
-        self._scores.append(score)
-        scores = [case.score for case in self._cases] + [score]
-        if len(scores) > MOST_KEPT:
-            leaves = self._least_needed(scores)
-            if leaves == len(self._cases):
-                return
-            del self._cases[leaves]
+    @classmethod
+    def of(cls, image: Tensor, label: Tensor, prediction: Tensor) -> Self:
+        """Copy a case from an evaluator's output, its label and prediction being of any kind that `ids_of` knows."""
         name = getattr(image, "meta", {}).get("filename_or_obj", "")
-        self._cases.append(
-            Case(
-                image=image.detach().cpu(),
-                label=ids_of(label).cpu(),
-                prediction=ids_of(prediction).cpu(),
-                score=score,
-                name=Path(name).name.removesuffix(".gz").removesuffix(".nii") if isinstance(name, str) else "",
-            )
+        return cls(
+            image=image.detach().cpu(),
+            label=ids_of(label).cpu(),
+            prediction=ids_of(prediction).cpu(),
+            name=Path(name).name.removesuffix(".gz").removesuffix(".nii") if isinstance(name, str) else "",
         )
-
-    def chosen(self) -> dict[str, Case]:
-        """Return the worst, the median and the best case; of fewer cases fewer, each once."""
-        if not self._cases:
-            return {}
-        by_score = sorted(self._cases, key=lambda case: case.score)
-        found = {"worst": by_score[0]}
-        if len(by_score) > 2:
-            median = self._median()
-            found["median"] = min(by_score[1:-1], key=lambda case: abs(case.score - median))
-        if len(by_score) > 1:
-            found["best"] = by_score[-1]
-        return found
-
-    def _least_needed(self, scores: Sequence[float]) -> int:
-        median, needed = self._median(), {scores.index(min(scores)), scores.index(max(scores))}
-        others = [index for index in range(len(scores)) if index not in needed]
-        return max(others, key=lambda index: abs(scores[index] - median))
-
-    def _median(self) -> float:
-        ordered = sorted(self._scores)
-        return ordered[(len(ordered) - 1) // 2]
 
 
 def dice_of_case(prediction: Tensor, label: Tensor) -> float:

@@ -26,7 +26,7 @@ from candy_monai.errors import ExperimentError, RunFailedError
 from candy_monai.experiment.events import MessageLogged, RunStarted, StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside, why_no_number
-from candy_monai.experiment.settings import TrainSettings
+from candy_monai.experiment.settings import TrainSettings, whole_number
 from candy_monai.experiment.state import RunWeights
 from candy_monai.handlers.engine_state import EngineParts, why_not_to_the_bit
 from candy_monai.handlers.engines import contexts_around, network_of
@@ -77,6 +77,7 @@ class Recorder:
         chosen = [] if self._score is None else [self._score.validator]
         self._validators = [*chosen, *(one for one in validators if one not in chosen)]
         self._parts = EngineParts(engine, self._validators, options.save_dict, options.ema)
+        whole_number(1).check("the trainer's max_epochs", engine.state.max_epochs)
         self._settings = TrainSettings(
             num_epochs=engine.state.max_epochs,
             note=options.note,
@@ -220,8 +221,10 @@ class Recorder:
                 f"{engine.state.max_epochs}: give it as many at least"
             )
         self._settings = dataclasses.replace(self._settings, num_epochs=epochs)
-        if not saved.keeps:
-            saved.refuse_differences(self._description(), force=self._options.force)
+        if not saved.keeps and not self._options.force:
+            saved.description.refuse_differences(
+                self._description(), saved.folder, how="ExperimentFolderHandler(..., force=True)"
+            )
         experiment = Experiment(saved.folder, self._settings, writes=self._writes)
         with experiment.closed_on_failure():
             generators, unsaved = saved.reopened(
@@ -285,8 +288,8 @@ class Recorder:
         if self._example is None:
             self._example = _image_shape(engine.state.output)
         self._reporter.report_saved_epoch(wait=False)
-        total = engine.state.epoch_length
-        self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total))
+        total, size = engine.state.epoch_length, getattr(engine.data_loader, "batch_size", None)
+        self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total, size))
 
     def _measured(self, output: Any) -> dict[str, Any]:
         """Return the numbers of an iteration by their columns, not waiting for a GPU."""

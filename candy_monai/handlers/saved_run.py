@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from monai.inferers import Inferer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import CandyError, ExperimentError
+from candy_monai.errors import ExperimentError
 from candy_monai.experiment.description import ExperimentDescription, describe_trainer, read_description
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.runs import runs_below, summarize
@@ -27,6 +26,7 @@ from candy_monai.nn.ema import ExponentialMovingAverage
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
 from candy_monai.training.description import describe_loader, describe_network, describe_optimizer
+from candy_monai.training.resume import refusing_what_does_not_fit, restored_in_all
 
 LATEST_RUN = "latest"
 """Goes on with the newest run if that is not finished; else a new one is begun."""
@@ -150,20 +150,6 @@ class SavedEngineRun:
         own = parent / resume
         return cls.load(own if own.is_dir() else Path(resume))
 
-    def refuse_differences(self, present: ExperimentDescription, *, force: bool) -> None:
-        """Raise if the engines are not put together as they were.
-
-        Raises:
-            ExperimentError: With all differences.
-        """
-        found = self.description.differences(present)
-        if found and not force:
-            lines = "".join(f"\n  - {line}" for line in found)
-            raise ExperimentError(
-                f"{self.folder}: what is about to be trained is not what was saved (saved -> present):{lines}\n"
-                "make it the same again, or go on all the same with ExperimentFolderHandler(..., force=True)"
-            )
-
     def reopened(
         self,
         experiment: Experiment,
@@ -187,25 +173,13 @@ class SavedEngineRun:
         Raises:
             ExperimentError: If a file is damaged or a state does not fit.
         """
-        if processes.is_main:
-            experiment.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
-        processes.broadcast(None)  # the others read when the files are in step
-        state = load_state(self.folder)
-        if not processes.is_main:
-            experiment.restore(state)
+        state = restored_in_all(experiment, processes, "these engines")
         if self.keeps:
             return None, []
-        try:
+        with refusing_what_does_not_fit(self.folder, "these engines"):
             weights = stored_weights(state, experiment.checkpoints, self.folder)
             network.load_state_dict(weights.raw)
             if ema is not None:
                 ema.module.load_state_dict(weights.scored)
             unsaved = parts.load(state.trainer)
-            saved = state.trainer.processes
-            own = saved[processes.rank if processes.rank < len(saved) else 0]
-            return GeneratorStates(**own["generators"]), unsaved
-        except (CandyError, torch.OutOfMemoryError):
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ExperimentError(f"{self.folder}: what was saved does not fit these engines: {first}") from error
+            return GeneratorStates(**state.trainer.of_process(processes.rank)["generators"]), unsaved

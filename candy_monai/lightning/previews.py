@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -28,21 +28,26 @@ from candy_monai.lightning.host import (
 )
 from candy_monai.metrics.overlap import dice_per_class, labels_from_logits
 from candy_monai.observers.pictures import MAX_SHARE
+from candy_monai.plotting.case.choice import CaseChoice, HeldCase, Role
 
-KINDS = ("worst", "median", "best")
 _OUTPUTS = ("logits", "pred", "prediction", "output", "y_pred")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Case:
+class _Case(NamedTuple):
+    """A validated case, on the CPU."""
+
     image: Tensor
     label: Tensor
     ids: Tensor
-    dice: Tensor
+
+    @classmethod
+    def of(cls, *parts: Tensor) -> Self:
+        """Copy a case out of a batch."""
+        return cls(*(part.detach().as_subclass(Tensor).to("cpu", copy=True) for part in parts))
 
 
 class SegmentationPreviews(Callback):
-    """Draw the worst, the median and the best of the first validated cases, by their mean Dice.
+    """Draw the worst, the median and the best of the first validated cases, by their mean Dice; of two cases both.
 
     Five pictures each go to ``previews/worst``, ``previews/median`` and ``previews/best`` in the folder of an
     `ExperimentFolder`, if the Trainer has one, else in that of the Trainer's logger. They are drawn on a thread, for
@@ -57,7 +62,7 @@ class SegmentationPreviews(Callback):
         label: Where label ids ``(B, 1, *spatial)`` are in a batch; without the axis of length 1, too.
         output: Where logits are in what ``validation_step`` returns; None to look for a tensor, or for one of the keys
             ``logits``, ``pred``, ``prediction``, ``output`` and ``y_pred``.
-        num_cases: How many cases of a validation to choose from; each is copied to the CPU where it is drawn.
+        num_cases: How many cases of a validation to choose from; the CPU's memory holds eight of them at most.
         folder: Where the folder ``previews`` goes; None for the experiment's or the logger's.
         interval_s: Seconds between two drawings at least.
         class_names: What the legend calls the ids.
@@ -89,13 +94,14 @@ class SegmentationPreviews(Callback):
         self._clock = clock
         self._not_before = clock()
         self._is_due = False
-        self._cases: list[_Case] = []
+        self._choice = CaseChoice[_Case]()
+        self._num_offered = 0
         self._writer = Writer()
         self._has_failed = False
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._cases = []
+        self._choice, self._num_offered = CaseChoice(), 0
         planned = planned_epochs(trainer)
         is_last = planned is not None and trainer.current_epoch + 1 >= planned
         is_time = self._clock() >= self._not_before and not self._writer.is_busy
@@ -111,7 +117,7 @@ class SegmentationPreviews(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not self._is_due or len(self._cases) >= self._num_cases:
+        if not self._is_due or self._num_offered >= self._num_cases:
             return
         image, label = (_member(batch, key, what) for key, what in ((self._image, "image"), (self._label, "label")))
         if label.ndim == image.ndim - 1:
@@ -119,34 +125,33 @@ class SegmentationPreviews(Callback):
         logits = self._logits(outputs)
         if logits is None:
             with isolate_rng(), torch.no_grad(), _precision(trainer):
-                logits = self._logits(pl_module(image[: self._num_cases - len(self._cases)]))
+                logits = self._logits(pl_module(image[: self._num_cases - self._num_offered]))
         if logits is None:
             raise SettingsError(
                 "SegmentationPreviews: neither validation_step nor the module returns logits (B, C, *spatial): "
                 "return them, or name their key by output="
             )
         ids = labels_from_logits(logits, num_classes=logits.shape[1])
-        count = min(len(ids), self._num_cases - len(self._cases))
+        count = min(len(ids), self._num_cases - self._num_offered)
+        self._num_offered += count
         dice = dice_per_class(ids[:count], label[:count], max(2, logits.shape[1]), batched=True, check_ids=False)
-        for index in range(count):
-            case = (image[index], label[index], ids[index], dice[index].nanmean())
-            seen = [part.detach().as_subclass(Tensor).to("cpu", copy=True) for part in case]
-            self._cases.append(_Case(image=seen[0], label=seen[1], ids=seen[2], dice=seen[3]))
+        scores = dice.nanmean(1).nan_to_num(1.0).tolist()  # without a class in a case nothing is wrong with it
+        for score, *parts in zip(scores, image[:count], label[:count], ids[:count], strict=True):
+            self._choice.offer(score, partial(_Case.of, *parts))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._is_due or not self._cases:
+        if not self._is_due or not self._num_offered:
             return
-        cases = sorted(self._cases, key=lambda case: float(case.dice.nan_to_num(1.0)))  # without a class: nothing wrong
-        chosen = [cases[0], cases[(len(cases) - 1) // 2], cases[-1]]
-        folder, self._cases = self._folder(trainer) / "previews", []
+        chosen, folder = self._choice.chosen(), self._folder(trainer) / "previews"
+        self._choice = CaseChoice()
         epoch = trainer.current_epoch + 1
         self._is_due = False
 
         def draw() -> None:
             started = self._clock()
             try:
-                _draw(dict(zip(KINDS, chosen, strict=True)), folder, epoch, self._class_names)
+                _draw(chosen, folder, epoch, self._class_names)
             except Exception as error:  # pictures do not end a training
                 if not self._has_failed:
                     rank_zero_warn(f"SegmentationPreviews failed: {type(error).__name__}: {error}")
@@ -192,11 +197,13 @@ def _precision(trainer: Trainer) -> AbstractContextManager[None]:
     return context
 
 
-def _draw(cases: Mapping[str, _Case], folder: Path, epoch: int, class_names: Mapping[int, str] | None) -> None:
+def _draw(
+    cases: Mapping[Role, HeldCase[_Case]], folder: Path, epoch: int, class_names: Mapping[int, str] | None
+) -> None:
     from candy_monai.plotting.case.previews import save_preview_files
 
-    for kind, case in cases.items():
-        own = folder / kind
+    for role, held in cases.items():
+        own = folder / role
         own.mkdir(parents=True, exist_ok=True)
-        title = f"epoch {epoch}, {kind}"
-        save_preview_files(own, case.image, case.label, case.ids, class_names=class_names, title=title)
+        title = f"epoch {epoch}, {role} case, {held.score:.3f}"
+        save_preview_files(own, *held.case, class_names=class_names, title=title)

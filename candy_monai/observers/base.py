@@ -18,6 +18,7 @@ from candy_monai.experiment.events import (
     MessageLogged,
     RunFinished,
     RunInterrupted,
+    RunScored,
     RunStarted,
     StepFinished,
 )
@@ -44,6 +45,8 @@ class Observer:
                 self.on_run_interrupted(event)
             case RunFinished():
                 self.on_run_finished(event)
+            case RunScored():
+                self.on_run_scored(event)
 
     def on_run_started(self, event: RunStarted) -> None:
         """The run begins."""
@@ -62,6 +65,9 @@ class Observer:
 
     def on_run_finished(self, event: RunFinished) -> None:
         """The run ends."""
+
+    def on_run_scored(self, event: RunScored) -> None:
+        """The best weights of a planned run were scored, after its end."""
 
     def close(self) -> None:
         """Finish what is pending; called once, after the last event."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 from typing_extensions import override
 
@@ -26,6 +27,7 @@ from candy_monai.files import discard_standard_output
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.metrics.interval import half_width
 from candy_monai.observers.base import Observer
+from candy_monai.observers.pace import Pace
 
 
 class Screen(Console):
@@ -43,10 +45,12 @@ class ConsoleObserver(Observer):
 
     Args:
         console: Where to print; None for standard output.
+        clock: Tells seconds.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Screen()
+        self._pace = Pace(clock=clock)
         self._bar: Progress | None = None
         self._shown = (0, "")
         self._class_names: tuple[str, ...] = ()
@@ -68,14 +72,17 @@ class ConsoleObserver(Observer):
     def on_step_finished(self, event: StepFinished) -> None:
         if not self._console.is_terminal:
             return
+        self._pace.step(event)
         if self._bar is None or self._shown != (event.epoch, event.phase):
             self._restart_bar(event)
         assert self._bar is not None
-        self._bar.update(self._bar.task_ids[0], completed=event.done)
+        texts = {"speed": self._pace.speed(), "outlook": self._pace.outlook()}
+        self._bar.update(self._bar.task_ids[0], completed=event.done, **texts)  # type: ignore[arg-type]
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
         self._stop_bar()
+        self._pace.epoch(event)
         self._console.print(epoch_table(event, class_names=self._class_names))
 
     @override
@@ -99,9 +106,16 @@ class ConsoleObserver(Observer):
 
     def _restart_bar(self, event: StepFinished) -> None:
         self._stop_bar()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        in_one_line = Column(no_wrap=True, overflow="ellipsis")
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}", markup=False, table_column=in_one_line),
+            TextColumn("{task.fields[outlook]}", markup=False, table_column=in_one_line.copy()),
+        )
         self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
-        self._bar.add_task(f"Epoch {event.epoch} {event.phase}", total=event.total)
+        self._bar.add_task(self._pace.title(), total=event.total, speed="", outlook="")
         self._bar.start()
         self._shown = (event.epoch, event.phase)
 

@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from candy_monai.experiment.events import EpochFinished, MessageLogged, RunStarted, StepFinished
 from candy_monai.observers.base import Observer
-from candy_monai.observers.console import ConsoleObserver, epoch_table, size_of_model
+from candy_monai.observers.console import epoch_table, size_of_model
+from candy_monai.observers.pace import Pace
 
 NUM_FIRST_MESSAGES = 5
 NUM_LAST_MESSAGES = 6
@@ -41,6 +42,7 @@ class NotebookObserver(Observer):
     def __init__(self, show: Show | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._show = _below_the_cell() if show is None else show
         self._clock = clock
+        self._pace = Pace(clock=clock)
         self._messages: list[str] = []
         self._table: Table | None = None
         self._step: StepFinished | None = None
@@ -56,10 +58,12 @@ class NotebookObserver(Observer):
     @override
     def on_step_finished(self, event: StepFinished) -> None:
         self._step = event
+        self._pace.step(event)
         self._refresh_if_due()
 
     @override
     def on_epoch_finished(self, event: EpochFinished) -> None:
+        self._pace.epoch(event)
         self._table, self._step = epoch_table(event, class_names=self._class_names), None
         self._refresh()
 
@@ -82,7 +86,7 @@ class NotebookObserver(Observer):
 
     def _refresh(self) -> None:
         self._shown_at = self._clock()
-        bar = None if self._step is None else _bar(self._step)
+        bar = None if self._step is None else _bar(self._step, self._pace)
         texts, pages = zip(
             _rendered(self._chosen_messages(), "pre-wrap"),  # messages may be broken into lines, tables may not
             _rendered(filter(None, (self._table, bar)), "pre"),
@@ -98,11 +102,6 @@ class NotebookObserver(Observer):
         yield from map(Text, rest[-NUM_LAST_MESSAGES:])
 
 
-def screen_observer() -> Observer:
-    """Return what shows a run on this screen: below the cell in a notebook, else on standard output."""
-    return NotebookObserver() if Console().is_jupyter else ConsoleObserver()
-
-
 def _rendered(parts: Iterable[RenderableType], white_space: str) -> tuple[str, str]:
     """Return text as it is and as HTML."""
     console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
@@ -111,15 +110,16 @@ def _rendered(parts: Iterable[RenderableType], white_space: str) -> tuple[str, s
     return console.export_text(clear=False), console.export_html(inline_styles=True, code_format=code)
 
 
-def _bar(event: StepFinished) -> Table:
+def _bar(event: StepFinished, pace: Pace) -> Group:
     bar = Table.grid(padding=(0, 1))
     total = "?" if event.total is None else str(event.total)
     bar.add_row(
-        f"Epoch {event.epoch} {event.phase}",
-        ProgressBar(total=event.total, completed=event.done, width=40),
+        pace.title(),
+        ProgressBar(total=event.total, completed=event.done, width=20),
         f"{event.done}/{total}",
+        pace.speed(),
     )
-    return bar
+    return Group(bar, *filter(None, [pace.outlook()]))
 
 
 def _below_the_cell() -> Show:

@@ -15,6 +15,7 @@ from candy_monai.errors import SettingsError
 from candy_monai.experiment.score_prediction import predict_safely
 from candy_monai.forecasting.best_score import LEVELS
 from candy_monai.forecasting.curve import ScoreRange, mirrored
+from candy_monai.forecasting.references import LEAST_SCORES
 from candy_monai.optional import require
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ class ForecastPruner(BasePruner):
     """Prune a trial when the forecast is sure that it will not beat the best trial so far.
 
     The values that a trial reports are taken for its score by epoch, and `candy_monai.forecast` states the distribution
-    of the best of them until the trial's end. The trial is pruned if the chance that this exceeds the best value of any
-    completed trial is at most ``1 - confidence``. Where there is no forecast, for example of a flat curve, the trial
-    goes on; one that has reported nothing but NaN is pruned, as by Optuna's pruners.
+    of the best of them until the trial's end; it learns from the completed trials, as far as they foretell one another.
+    The trial is pruned if the chance that this exceeds the best value of any completed trial is at most
+    ``1 - confidence``. Where there is no forecast, for example of a flat curve, the trial goes on; one that has
+    reported nothing but NaN is pruned, as by Optuna's pruners.
 
     Steps are epochs, counted from 0 or from 1, or any multiple of them. It decides from what is in the storage alone,
     so that it may be used from several processes, and a study may go on with it at any time.
@@ -109,7 +111,13 @@ class ForecastPruner(BasePruner):
         if horizon is None or horizon <= len(scores):
             return False
         score_range = mirrored(self._score_range) if sign < 0 else self._score_range
-        expected = predict_safely({SCORE: scores}, horizon, degree=_DEGREE, score_range=score_range)
+        expected = predict_safely(
+            {SCORE: scores},
+            horizon,
+            degree=_DEGREE,
+            score_range=score_range,
+            references=self._references_among(completed, sign),
+        )
         if expected is None or expected.reason is not None:
             return False
         return 1 - expected.chance_above(best) >= self._confidence - _ROUNDING
@@ -131,6 +139,15 @@ class ForecastPruner(BasePruner):
             return math.ceil(int(steps) / epochs.unit)
         last_steps = [max(other.intermediate_values) for other in completed if other.intermediate_values]
         return epochs.number(max(last_steps)) if last_steps else None
+
+    def _references_among(self, completed: Iterable[FrozenTrial], sign: float) -> list[list[float]]:
+        """Return the scores of completed trials by epoch, the newest first; none of those with too few."""
+        reported = [
+            {step: sign * value for step, value in trial.intermediate_values.items()}
+            for trial in reversed(list(completed))
+            if sum(map(math.isfinite, trial.intermediate_values.values())) >= LEAST_SCORES
+        ]
+        return [_Epochs.of(scores).laid_out(scores) for scores in reported]
 
 
 @dataclass(frozen=True)

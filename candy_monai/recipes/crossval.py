@@ -32,6 +32,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import checked_dataset, chosen_folds, store_of
 from candy_monai.recipes.train import Parts
 from candy_monai.report.evaluation import write_cross_validation
+from candy_monai.training.signals import StopRequest
 
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
@@ -163,7 +164,7 @@ def _run_all(
             on_progress(f"Fold {run.number} is finished already: {run.experiment}")
     failed: list[FoldRun] = []
     running: dict[int, tuple[FoldRun, subprocess.Popen[bytes]]] = {}
-    with ended_with_us(running):
+    with ended_with_us(running) as asked:
         while waiting or running:
             free = sorted(set(range(num_parallel)) - running.keys())
             for slot in free[: len(waiting)]:
@@ -171,6 +172,8 @@ def _run_all(
                 on_progress(f"Fold {run.number}: {'resumed' if run.experiment else 'begun'}, output in {run.log}")
                 running[slot] = run, start_run(run, environment_of(slot, num_parallel, device))
             time.sleep(_POLL_S)
+            if asked.is_pending:
+                asked.obey()
             for slot in [slot for slot, (_, process) in running.items() if process.poll() is not None]:
                 run, process = running.pop(slot)
                 has_failed = bool(process.returncode) or run.scores is None
@@ -189,20 +192,26 @@ def start_run(run: FoldRun, environment: Mapping[str, str]) -> subprocess.Popen[
 
 
 @contextmanager
-def ended_with_us(running: Mapping[int, tuple[Any, subprocess.Popen[bytes]]]) -> Iterator[None]:
-    """When this process is interrupted, let those that it started finish their step and save, too."""
-    try:
-        yield
-    except BaseException:
-        for _, process in running.values():
-            process.terminate()
-        end = time.monotonic() + _PATIENCE_S
-        for _, process in running.values():
-            try:
-                process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        raise
+def ended_with_us(running: Mapping[int, tuple[Any, subprocess.Popen[bytes]]]) -> Iterator[StopRequest]:
+    """Yield what remembers Ctrl-C and SIGTERM; if a block raises, let the processes in it finish their step and save.
+
+    Args:
+        running: The processes, by their slots.
+    """
+    asked = StopRequest()
+    with asked.listening():
+        try:
+            yield asked
+        except BaseException:
+            for _, process in running.values():
+                process.terminate()
+            end = time.monotonic() + _PATIENCE_S
+            for _, process in running.values():
+                try:
+                    process.wait(max(0.0, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            raise
 
 
 def share_of_cores(num_parallel: int) -> int:

@@ -57,7 +57,7 @@ from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
-from candy_monai.training.planned import add_to_folder, dashboards_beyond_the_run, forget_earlier_runs
+from candy_monai.training.planned import add_to_folder, forget_earlier_runs, observed_beyond_the_run
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
@@ -195,14 +195,14 @@ class PlannedRun:
         }
         if fit is not None and self.options.init_from is not None and self.options.warm_up is None:
             settings["warm_up"] = default_warm_up(plan.num_epochs // TIMES_FASTER * plan.iterations_per_epoch)
-        with dashboards_beyond_the_run(trainer) as tell:
+        with observed_beyond_the_run(trainer) as tell:
             trainer.train(**settings)
             return self._scored(trainer, tell)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
         """Continue this run from where it was last saved, and end as `train` does."""
         trainer = self._ready_trainer()
-        with dashboards_beyond_the_run(trainer) as tell:
+        with observed_beyond_the_run(trainer) as tell:
             trainer.resume(folder, num_epochs, schedule=schedule, force=force)
             return self._scored(trainer, tell)
 
@@ -239,7 +239,7 @@ class PlannedRun:
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
         if description.setting("save_report") is not False:
             write_report_safely(folder, trainer.log)  # once more, with these scores
-        return RunScored(scores=_by_name(result), num_cases=len(result), file=folder / VALIDATION_SCORES)
+        return RunScored(scores=result.named_means, num_cases=len(result), file=folder / VALIDATION_SCORES)
 
     def _evaluated(self, predictor: Predictor) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
@@ -330,16 +330,6 @@ class PlannedRun:
             num_scored=self.num_scored,
             store_precision=None if precision == "float32" else precision,
         )
-
-
-def _by_name(result: EvalResult) -> dict[str, float]:
-    """Return the means of an evaluation by metric, and by metric and class."""
-    of_classes = {
-        f"{metric}/{result.class_names.get(index, index)}": value
-        for index, metrics in result.class_means.items()
-        for metric, value in metrics.items()
-    }
-    return {**result.mean_metrics, **of_classes}
 
 
 def _scored_together(cases: Sequence[NNUNetCase], predictor: Predictor) -> EvalResult:

@@ -18,6 +18,7 @@ from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.experiment.description import DESCRIPTION, DatasetRecord
 from candy_monai.experiment.folder import STATE, VALIDATION_SCORES
+from candy_monai.experiment.runs import resuming_call
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import TRAINER_ARGS, PlannedRun
@@ -68,7 +69,7 @@ def resume_training(
     if saved.description.host is not None:
         raise BadInputError(
             f"{folder}: was trained by the {saved.description.trainer} of {saved.description.host}, so only its script "
-            f"can go on with it: run that again with resume={str(folder)!r} for what wrote the folder"
+            f"can go on with it: {resuming_call(folder, saved.description)}"
         )
     if trained is not None and None in (trained.folder, trained.store, trained.training, trained.validation):
         raise BadInputError(f"{folder / DESCRIPTION}: does not name the dataset, the store and the cases of the run")

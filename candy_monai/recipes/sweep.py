@@ -1,8 +1,8 @@
 """Settings of planned runs searched by Optuna: each trial is a run by a process of its own, in its own folder.
 
 Optuna proposes settings, keeps what came of them, and decides which trials to prune. This module starts the runs, tells
-Optuna their validation scores while they train, and ends those that are pruned. A sweep that was interrupted goes on
-where it was by the same call.
+Optuna their validation scores while they train, and ends those that are pruned. A trial whose run was interrupted has
+failed, and another one with its settings waits in the study, which goes on with the run.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ _SETTINGS = "candy_monai:sweep"
 _PLACE = "candy_monai:place"
 _EXPERIMENT = "candy_monai:experiment"
 _FAILURE = "candy_monai:failure"
+_IS_INTERRUPTED = "candy_monai:interrupted"
+_GOES_ON_WITH = "candy_monai:goes_on_with"
 _OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
 """Options that machines which share a study may choose otherwise."""
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
@@ -101,6 +103,8 @@ def sweep_dataset(
     Raises:
         BadInputError: If dataset, settings or options cannot work, or the study is of another sweep; nothing was
             trained.
+        Interrupted: If Ctrl-C or SIGTERM asked for an end, once the runs have finished their step and are saved; the
+            same call goes on with them.
         RunFailedError: If no trial was completed.
     """
     for what, number in (("trials", num_trials), ("trials at the same time", num_parallel)):
@@ -159,6 +163,7 @@ def sweep_dataset(
         finally:
             finished = _write_results(study, folder)
     if not any(trial.state == TrialState.COMPLETE for trial in finished):
+        finished = [trial for trial in finished if not _is_interrupted(trial)]
         failures = [trial for trial in finished if trial.state == TrialState.FAIL]
         logs = ", ".join(str(trial.user_attrs.get(_FAILURE)) for trial in failures)
         raise RunFailedError(f"none of {len(finished)} trials was completed; why, say: {logs}")
@@ -201,44 +206,73 @@ class _Sweep:
     _running: dict[int, tuple[_Running, subprocess.Popen[bytes]]] = field(default_factory=dict)
 
     def run(self, study: optuna.Study) -> None:
-        """Run trials until the study has as many as are wanted."""
-        interrupted = [trial for trial in study.get_trials(states=(TrialState.RUNNING,)) if self._is_ours(trial)]
-        waiting = [Trial(study, trial._trial_id) for trial in interrupted]
-        for trial in waiting:
+        """Run trials until the study has as many as are wanted.
+
+        Raises:
+            Interrupted: If Ctrl-C or SIGTERM asked for it; the runs are saved, and the study knows what to go on with.
+        """
+        for trial in self._left_running(study):  # by an earlier call, which was killed
             self._refuse_running(self._run_of(trial))
+        self._give_back(study)
         is_another_wanted = True  # once all are begun they stay so, and the storage need not be asked again
-        with ended_with_us(self._running):
-            while True:
-                while waiting and len(self._running) < self.num_parallel:
-                    self._start(waiting.pop(0), study)
-                while is_another_wanted and len(self._running) < self.num_parallel:
-                    if is_another_wanted := self._is_another_wanted(study):
-                        self._start(self._asked(study), study)
-                if not self._running:
-                    return
-                time.sleep(_POLL_S)
-                for slot in list(self._running):
-                    self._look_at(slot, study)
+        try:
+            with ended_with_us(self._running) as asked:
+                while True:
+                    while is_another_wanted and len(self._running) < self.num_parallel:
+                        if is_another_wanted := self._is_another_wanted(study):
+                            self._start(self._asked(study), study)
+                    if not self._running:
+                        return
+                    time.sleep(_POLL_S)
+                    if asked.is_pending:
+                        asked.obey()
+                    for slot in list(self._running):
+                        self._look_at(slot, study)
+        except BaseException:
+            self._give_back(study)
+            raise
 
-    def _is_ours(self, trial: FrozenTrial) -> bool:
-        return bool(trial.user_attrs.get(_PLACE) == self._place(trial.number))
+    def _left_running(self, study: optuna.Study) -> list[Trial]:
+        """Return the trials of this sweep on this machine that the study takes for running."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [
+            Trial(study, trial._trial_id) for trial in running if trial.user_attrs.get(_PLACE) == self._place(trial)
+        ]
 
-    def _place(self, number: int) -> str:
-        return f"{platform.node()}:{self.folder / f'trial_{number:03d}'}"
+    def _give_back(self, study: optuna.Study) -> None:
+        """End the trials that are running in the study, and let those wait in it whose runs can go on."""
+        for running, process in self._running.values():
+            if running.is_pruned or running.run.scores is not None:
+                self._finish(running, study, code=process.poll() or 0)
+        self._running.clear()
+        for trial in self._left_running(study):
+            if (experiment := self._run_of(trial).experiment) is not None:
+                trial.set_user_attr(_EXPERIMENT, str(experiment))
+            trial.set_user_attr(_IS_INTERRUPTED, True)
+            study.tell(trial, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params, user_attrs={_GOES_ON_WITH: _first_of(trial)})
+            self.say(f"Trial {trial.number} was interrupted; the same command goes on with its run")
+
+    def _place(self, trial: Trial | FrozenTrial) -> str:
+        return f"{platform.node()}:{self._folder_of(trial)}"
+
+    def _folder_of(self, trial: Trial | FrozenTrial) -> Path:
+        return self.folder / f"trial_{_first_of(trial):03d}"
 
     def _is_another_wanted(self, study: optuna.Study) -> bool:
         begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-        return len(begun) < self.num_trials
+        return sum(not _is_interrupted(trial) for trial in begun) < self.num_trials
 
     def _asked(self, study: optuna.Study) -> Trial:
+        """Return a new trial, one that waits first."""
         trial = study.ask(self.space.distributions())
-        trial.set_user_attr(_PLACE, self._place(trial.number))
+        trial.set_user_attr(_PLACE, self._place(trial))
         return trial
 
     def _run_of(self, trial: Trial) -> FoldRun:
-        own = self.folder / f"trial_{trial.number:03d}"
+        own = self._folder_of(trial)
         options = self.space.applied(self.options, trial.params)
-        note = options.note or f"trial {trial.number} of {self.folder.name}"
+        note = options.note or f"trial {_first_of(trial)} of {self.folder.name}"
         return FoldRun(dataset=self.dataset, options=dataclasses.replace(options, out=own, note=note))
 
     def _refuse_running(self, run: FoldRun) -> None:
@@ -259,7 +293,7 @@ class _Sweep:
             study.tell(trial, state=TrialState.FAIL)
             self.say(f"Trial {trial.number} failed ({what}): {error}")
             return
-        running = _Running(trial=trial, run=run, reported=max(_reported(trial), default=0))
+        running = _Running(trial=trial, run=run)
         if run.scores is not None:  # it was interrupted between its end and its report
             self._finish(running, study, code=0)
             return
@@ -333,9 +367,13 @@ def _horizon(experiment: Path, metrics: Mapping[str, list[float]]) -> int:
     )
 
 
-def _reported(trial: Trial) -> list[int]:
-    frozen = trial.study.get_trials(deepcopy=False)[trial.number]
-    return list(frozen.intermediate_values)
+def _first_of(trial: Trial | FrozenTrial) -> int:
+    """Return the number of the trial that began a trial's run: its own, unless it goes on with an interrupted one."""
+    return int(trial.user_attrs.get(_GOES_ON_WITH, trial.number))
+
+
+def _is_interrupted(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get(_IS_INTERRUPTED))
 
 
 def _dice(scores: Path) -> float | None:
@@ -429,7 +467,7 @@ def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
     scores = [score for score in trial.intermediate_values.values() if math.isfinite(score)]
     return {
         "trial": trial.number,
-        "state": trial.state.name.lower(),
+        "state": "interrupted" if _is_interrupted(trial) else trial.state.name.lower(),
         # Of a pruned trial, Optuna's value is the last that it reported.
         "dice": trial.value if trial.state == TrialState.COMPLETE else None,
         "best_validation_score": max(scores, default=None),
@@ -439,4 +477,5 @@ def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
         "settings": trial.params,
         "experiment": trial.user_attrs.get(_EXPERIMENT),
         "failure": trial.user_attrs.get(_FAILURE),
+        "goes_on_with": trial.user_attrs.get(_GOES_ON_WITH),
     }

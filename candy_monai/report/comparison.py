@@ -16,6 +16,7 @@ from candy_monai.columns import EPOCH_DURATION
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
 from candy_monai.experiment.score_prediction import duration_as_text
+from candy_monai.experiment.summary import Summary
 from candy_monai.metrics.interval import half_width
 from candy_monai.report.curves import Figure, better_of, figures, hex_color
 from candy_monai.report.document import (
@@ -24,8 +25,8 @@ from candy_monai.report.document import (
     Document,
     RunFacts,
     as_plain,
+    axes_of,
     cases_of_run,
-    curves_of,
     read_final,
 )
 from candy_monai.report.facts import shown
@@ -53,7 +54,8 @@ class ComparedRun:
         progress: How far it has come.
         kept: The cases of its last validation.
         views: Those of them to look at.
-        final: The content of ``validation.json``; None without one.
+        final: The scores of the best weights; None without them.
+        damaged: A sentence where their file is damaged; empty for nothing.
     """
 
     name: str
@@ -61,7 +63,8 @@ class ComparedRun:
     progress: RunProgress
     kept: Mapping[str, Any] = field(repr=False)
     views: Sequence[Any] = field(repr=False)
-    final: Mapping[str, Any] | None = field(repr=False)
+    final: Summary | None = field(repr=False)
+    damaged: str = ""
 
     def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
         """Return its scored cases and the names of their classes.
@@ -104,8 +107,9 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
     runs = []
     for one, name in zip(facts, names or _names(paths), strict=True):
         kept, views = read_kept(one.folder / REPORT)
-        progress, final = progress_of_folder(one.folder, one.description), read_final(one.folder)
-        runs.append(ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final))
+        progress, (final, damaged) = progress_of_folder(one.folder, one.description), read_final(one.folder)
+        run = ComparedRun(name=name, facts=one, progress=progress, kept=kept, views=views, final=final, damaged=damaged)
+        runs.append(run)
     return runs
 
 
@@ -141,7 +145,12 @@ def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Doc
 def content_of_runs(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """Return of each run its name, colour and folder, and what its curves are drawn over."""
     return [
-        {"name": run.name, "color": hex_color(index + 1), "folder": str(run.facts.folder), **_curve_axes(run)}
+        {
+            "name": run.name,
+            "color": hex_color(index + 1),
+            "folder": str(run.facts.folder),
+            **axes_of(run.facts, run.progress),
+        }
         for index, run in enumerate(runs)
     ]
 
@@ -309,7 +318,7 @@ def _overview(runs: Sequence[ComparedRun]) -> Table:
     for run in runs:
         description, progress = run.facts.description, run.progress
         seconds = [value for value in progress.metrics.get(EPOCH_DURATION, ()) if math.isfinite(value)]
-        dice = ((run.final or {}).get("foreground_mean") or {}).get("Dice")
+        dice = None if run.final is None else run.final.dice
         rows.append(
             [
                 run.name,
@@ -319,7 +328,7 @@ def _overview(runs: Sequence[ComparedRun]) -> Table:
                 float(progress.epoch),
                 duration_as_text(math.fsum(seconds)) if seconds else None,
                 None if progress.best_score is None else as_cell(progress.best_score),
-                as_cell(dice) if isinstance(dice, int | float) else None,
+                None if dice is None else as_cell(dice),
                 str(description.setting("note") or "") or None,
             ]
         )
@@ -334,6 +343,7 @@ def _notes(
     if not final and any(run.final is not None for run in runs):
         lacking = ", ".join(run.name for run in runs if run.final is None)
         notes.append(f"Of {lacking} the best weights were not scored in the end, so that no run is taken by those.")
+    notes += [f"{run.name}: {run.damaged}" for run in runs if run.damaged]
     without = [run.name for run, (cases, _) in zip(runs, scored, strict=True) if not cases]
     if without:
         notes.append(f"No scores of single cases are known of {', '.join(without)}.")
@@ -367,11 +377,6 @@ def _views(runs: Sequence[ComparedRun]) -> tuple[list[list[Any]], str]:
     views = [[view for view in run.views if view["id"] in chosen] for run in runs]
     note = f"{left_out} cases more are in the runs' own pages." if left_out else ""
     return views, note
-
-
-def _curve_axes(run: ComparedRun) -> dict[str, Any]:
-    found = curves_of(run.facts, run.progress)
-    return {"epochs": found["epochs"], "seconds": found["seconds"], "steps_per_epoch": found["steps_per_epoch"]}
 
 
 def _part(run: ComparedRun, title: str) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.columns import EPOCH_DURATION
+from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import ExperimentDescription, read_description
+from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.summary import Summary, read_summary
 from candy_monai.report.curves import figures
 from candy_monai.report.facts import (
+    FINDINGS,
     budget_of,
     class_names_of,
     commands_of,
@@ -26,15 +30,19 @@ from candy_monai.report.facts import (
     read_findings,
     settings_of,
 )
-from candy_monai.report.progress import RunProgress, forecast_of, progress_of_folder, status_of, tiles_of
+from candy_monai.report.progress import RunProgress, forecast_of, progress_of_folder, status_of, tiles_of, with_kept
 from candy_monai.report.script import as_script
 from candy_monai.report.tables import ScoredCase, Table, scored_cases, table_of_cases, table_of_classes
 from candy_monai.report.viewing import read_kept, validated_cases
 
 REPORT = "report.html"
 """The page, in the experiment folder."""
-VALIDATION = "validation.json"
 VERSION = 1
+_LONGEST_REASON = 200
+_LOST = (
+    f"An earlier {REPORT} of this run was damaged, and with it the cases and images of its last validation are lost, "
+    "which no other file holds."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +73,14 @@ class RunFacts:
         description: What ``experiment.json`` says.
         class_names: Names by label id.
         findings: What ``findings.json`` says; None without one.
+        damaged: A sentence where it cannot be read; empty for nothing.
     """
 
     folder: Path
     description: ExperimentDescription
     class_names: Mapping[int, str]
     findings: Mapping[str, Any] | None
+    damaged: str = ""
 
     @classmethod
     def of(cls, folder: Path) -> RunFacts:
@@ -80,12 +90,15 @@ class RunFacts:
             ExperimentError: If the folder is no experiment, or ``experiment.json`` is damaged.
         """
         description = read_description(folder)
-        return cls(
-            folder=folder,
-            description=description,
-            class_names=class_names_of(description),
-            findings=read_findings(folder),
-        )
+        names, findings, damaged = class_names_of(description), None, ""
+        try:
+            findings = read_findings(folder)
+        except BadInputError as error:
+            damaged = (
+                f"What the check of the dataset found and the reasons of the plan are not shown, since {FINDINGS} is "
+                f"damaged: {_in_short(error)}."
+            )
+        return cls(folder=folder, description=description, class_names=names, findings=findings, damaged=damaged)
 
 
 def document_of_run(
@@ -101,7 +114,7 @@ def document_of_run(
         now: The time.
     """
     description, folder = facts.description, facts.folder
-    final = read_final(folder) if progress.state == "finished" else None
+    final, is_damaged = read_final(folder) if progress.state == "finished" else (None, "")
     name = description.dataset.name if description.dataset is not None else None
     title = " · ".join(filter(None, (name, description.trainer, description.id or folder.name)))
     status = status_of(progress)
@@ -112,6 +125,7 @@ def document_of_run(
         "note": str(description.setting("note") or ""),
         "written": now.timestamp(),
         "status": status,
+        "damaged": [sentence for sentence in (is_damaged, facts.damaged, _LOST * bool(kept.get("lost"))) if sentence],
         "tiles": tiles_of(progress, final, now=now),
         "curves": curves_of(facts, progress),
         "channels": list((description.dataset.channel_names if description.dataset is not None else None) or ()),
@@ -139,23 +153,27 @@ def document_of_folder(folder: Path, *, now: datetime) -> Document:
     """
     facts = RunFacts.of(folder)
     kept, views = read_kept(folder / REPORT)
-    return document_of_run(facts, progress_of_folder(folder, facts.description), kept, as_script(views), now=now)
+    progress = with_kept(progress_of_folder(folder, facts.description), kept)
+    return document_of_run(facts, progress, kept, as_script(views), now=now)
 
 
 def curves_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
-    """Return the curves of a run, with the seconds and the steps after each epoch to draw them over."""
+    """Return the curves of a run, and what to draw them over."""
+    return {
+        **axes_of(facts, progress),
+        "figures": [as_plain(figure) for figure in figures(progress.metrics, facts.class_names)],
+        "forecast": forecast_of(progress),
+    }
+
+
+def axes_of(facts: RunFacts, progress: RunProgress) -> dict[str, Any]:
+    """Return what the curves of a run are drawn over: epochs, the seconds and the steps after each."""
     durations = [value if math.isfinite(value) else 0.0 for value in progress.metrics.get(EPOCH_DURATION, ())]
     seconds, total = [], 0.0
     for duration in durations:
         total += duration
         seconds.append(round(total, 1 if total > 100 else 3))
-    return {
-        "epochs": progress.epoch,
-        "seconds": seconds,
-        "steps_per_epoch": steps_per_epoch(facts.description),
-        "figures": [as_plain(figure) for figure in figures(progress.metrics, facts.class_names)],
-        "forecast": forecast_of(progress),
-    }
+    return {"epochs": progress.epoch, "seconds": seconds, "steps_per_epoch": steps_per_epoch(facts.description)}
 
 
 def steps_per_epoch(description: ExperimentDescription) -> int | None:
@@ -173,32 +191,47 @@ def steps_per_epoch(description: ExperimentDescription) -> int | None:
     return -(-found // accumulate)
 
 
-def read_final(folder: Path) -> dict[str, Any] | None:
-    """Return the scores of the best weights, ``validation.json``; None where it is missing or damaged."""
+def read_final(folder: Path) -> tuple[Summary | None, str]:
+    """Return the scores of the best weights, ``validation.json``, and a sentence where they are damaged.
+
+    Returns:
+        The scores, None where the file is missing or damaged; and what is wrong with it, empty for nothing.
+    """
+    path = folder / VALIDATION_SCORES
+    if not os.path.lexists(path):
+        return None, ""
     try:
-        found = json.loads((folder / VALIDATION).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and scored_cases(found) else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
+        found = read_summary(path)
+        scored_cases(found)
+    except BadInputError as error:
+        return None, (
+            f"The scores of the best weights are not shown, since {VALIDATION_SCORES} is damaged: {_in_short(error)}. "
+            "Once it is removed, “candy-monai resume” scores them again."
+        )
+    return found, ""
+
+
+def _in_short(error: BaseException) -> str:
+    """Return what is wrong with a file, without where the file is."""
+    text = " ".join(str(error).split())
+    text = text.partition(".json: ")[2] or text
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
 
 
 def cases_of_run(
-    facts: RunFacts, kept: Mapping[str, Any], final: Mapping[str, Any] | None
+    facts: RunFacts, kept: Mapping[str, Any], final: Summary | None
 ) -> tuple[list[ScoredCase], Mapping[int, str], str]:
     """Return the scored cases of a run, the names of its classes, and a sentence on where the scores come from."""
     if final is not None:
-        names = {int(i): str(name) for i, name in (final.get("class_names") or {}).items()}
-        return (
-            scored_cases(final),
-            names or facts.class_names,
-            "The best weights on whole cases, in the geometry of the files.",
-        )
+        names = {int(i): name for i, name in final.class_names.items() if i.isdecimal()}
+        note = "The best weights on whole cases, in the geometry of the files."
+        return scored_cases(final), names or facts.class_names, note
     cases = validated_cases(kept, facts.class_names)
     at = f" of epoch {kept['epoch']}" if kept.get("epoch") else ""
     return cases, facts.class_names, f"The last validation{at}."
 
 
-def tables_of(facts: RunFacts, kept: Mapping[str, Any], final: Mapping[str, Any] | None) -> list[Table]:
+def tables_of(facts: RunFacts, kept: Mapping[str, Any], final: Summary | None) -> list[Table]:
     """Return the tables of cases and of classes."""
     cases, names, note = cases_of_run(facts, kept, final)
     if not cases:

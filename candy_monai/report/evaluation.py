@@ -12,6 +12,7 @@ from typing import Any
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.runs import folds_below
+from candy_monai.experiment.summary import summary_of
 from candy_monai.report.comparison import ComparedRun, compared_runs, content_of_runs, overlaid
 from candy_monai.report.document import VERSION, Document, as_plain
 from candy_monai.report.page import write_page
@@ -41,7 +42,7 @@ def write_evaluation(
         notes: Sentences on what was left out.
         names: Names of classes by id.
     """
-    cases = scored_cases(summary)
+    cases = scored_cases(summary_of(summary, source=title))
     note = " ".join(f"{sentence.rstrip('.')}." for sentence in notes)
     content = {
         "version": VERSION,
@@ -84,6 +85,7 @@ def write_cross_validation(folder: PathLike, *, to: PathLike | None = None) -> P
     )
     if is_final and (lacking := [run.name for run in runs if run.final is None]):
         note += f" Those of {', '.join(lacking)} are not scored yet."
+    note += "".join(f" {run.name}: {run.damaged}" for run in runs if run.damaged)
     tables = _tables(cases, names, note=note)
     if tables:
         tables[0]["columns"].insert(1, as_plain(Column(name="fold", is_number=False)))
@@ -115,8 +117,7 @@ def _table_of_folds(
     columns += [Column(name="cases"), Column(name="final Dice", better="higher"), Column(name="run", is_number=False)]
     rows: list[list[Cell]] = []
     for run, (cases, _) in zip(runs, by_run, strict=True):
-        dice = ((run.final or {}).get("foreground_mean") or {}).get("Dice")
-        score = as_cell(dice) if isinstance(dice, int | float) else None
+        score = None if run.final is None or run.final.dice is None else as_cell(run.final.dice)
         rows.append(
             [run.name, run.progress.state, float(run.progress.epoch), float(len(cases)), score, str(run.facts.folder)]
         )

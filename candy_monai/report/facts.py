@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candy_monai.data.planning.entries import as_text
+from candy_monai.data.values import join_names
+from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import CUSTOM, ExperimentDescription
 from candy_monai.experiment.folder import LOGS
+from candy_monai.experiment.runs import resuming_call
 from candy_monai.experiment.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -79,14 +82,21 @@ def _range(values: Sequence[Sequence[float]]) -> str:
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:
-    """Return what `findings_as_text` wrote into a folder; None where it is missing or damaged."""
+    """Return what `findings_as_text` wrote into a folder; None where there is no such file.
+
+    Raises:
+        BadInputError: If it is damaged.
+    """
+    path = folder / FINDINGS
     try:
-        found = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         texts = [str(warning) for warning in found["warnings"]]
         facts = [[str(name), str(value)] for name, value in found["facts"]]
         plan = [{name: str(choice[name]) for name in ("name", "value", "reason", "remedy")} for choice in found["plan"]]
-    except (OSError, ValueError, LookupError, TypeError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadInputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
     return {"warnings": texts, "facts": facts, "plan": plan}
 
 
@@ -112,7 +122,7 @@ def data_of(description: ExperimentDescription, findings: Mapping[str, Any] | No
             ("cases trained on", len(dataset.training or ()) or None),
             ("cases validated on", len(dataset.validation) if dataset.validation is not None else None),
             ("channels", ", ".join(dataset.channel_names or ())),
-            ("classes", f"{len(classes)}: {', '.join(classes)}" if classes else None),
+            ("classes", f"{len(classes)}: {join_names(classes)}" if classes else None),
             ("files", dataset.file_ending),
             ("content", dataset.digest),
         ]
@@ -224,15 +234,15 @@ def commands_of(
     found = []
     if not can_go_on:
         pass
-    elif description.dataset is not None:
+    elif description.dataset is not None and description.host is None:
         more = f" --epochs {2 * _epochs(description)} --schedule restart" if is_complete else ""
         title = "Train longer" if is_complete else "Go on with the training"
         found.append(Command(title=title, command=f"candy-monai resume {run}{own}{more}"))
     elif not is_complete:
-        trainer = description.trainer or "Trainer"
-        found.append(
-            Command(title="Go on with the training", command=f"{trainer}(...).resume({os.fspath(folder.resolve())!r})")
-        )
+        title = "Go on with the training"
+        if description.host is not None:
+            title += ", in the script that began it"
+        found.append(Command(title=title, command=resuming_call(folder, description)))
     if description.num_classes is not None or description.plan is not None:
         found.append(Command(title="Predict new images", command=f"candy-monai predict {run} IMAGES PREDICTIONS{own}"))
         found.append(Command(title="Score predictions", command="candy-monai evaluate PREDICTIONS LABELS"))

@@ -15,7 +15,7 @@ from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterru
 from candy_monai.observers.base import Observer
 from candy_monai.report.document import REPORT, RunFacts, document_of_folder, document_of_run
 from candy_monai.report.page import write_page
-from candy_monai.report.progress import RunProgress, progress_of_event, progress_of_folder
+from candy_monai.report.progress import RunProgress, best_of, progress_of_event, progress_of_folder, with_kept
 from candy_monai.report.script import as_script
 from candy_monai.report.viewing import NOTHING, encoded_case, kept_of, read_kept
 
@@ -49,7 +49,7 @@ class ReportObserver(Observer):
         self._kept, views = read_kept(event.folder / REPORT)  # of a run that goes on
         self._views = as_script(views)
         progress = progress_of_folder(event.folder, self._facts.description)
-        self._progress = replace(progress, state="running", reason="")
+        self._progress = replace(with_kept(progress, self._kept), state="running", reason="")
         self._write()
 
     @override
@@ -64,6 +64,7 @@ class ReportObserver(Observer):
         if event.validated is not None:
             self._unpacked = event.epoch, event.validated
             self._kept = kept_of(event.validated, event.epoch)
+        self._kept = {**self._kept, "best": best_of(progress)}
         if self._clock() >= self._not_before:
             self._pack()
         self._write()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from candy_monai.experiment.score_prediction import (
     seconds_until,
 )
 from candy_monai.experiment.state import load_state
+from candy_monai.experiment.summary import Summary
 from candy_monai.experiment.time_limit import epochs_in_time
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.metrics.interval import half_width
@@ -141,12 +142,34 @@ def progress_of_folder(folder: Path, description: ExperimentDescription) -> RunP
     )
 
 
-def tiles_of(progress: RunProgress, final: Mapping[str, Any] | None, *, now: datetime) -> list[dict[str, Any]]:
+def best_of(progress: RunProgress) -> dict[str, Any]:
+    """Return what the best score of a run rests on, which no file of its folder but its page says."""
+    return {
+        "epoch": progress.best_epoch,
+        "num_validated": progress.num_validated,
+        "standard_error": progress.standard_error if math.isfinite(progress.standard_error) else None,
+    }
+
+
+def with_kept(progress: RunProgress, kept: Mapping[str, Any]) -> RunProgress:
+    """Return the progress of a folder with what its page keeps of the best score, if that is still the best."""
+    best = kept.get("best")
+    if not isinstance(best, Mapping) or best.get("epoch") != progress.best_epoch:
+        return progress
+    count, error = best.get("num_validated"), best.get("standard_error")
+    return replace(
+        progress,
+        num_validated=count if isinstance(count, int) else None,
+        standard_error=float(error) if isinstance(error, int | float) else math.nan,
+    )
+
+
+def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> list[dict[str, Any]]:
     """Return what a page says first, each a label, a value and a sentence.
 
     Args:
         progress: How far the run has come.
-        final: The content of ``validation.json``; None while there is none.
+        final: The scores of the best weights; None while there are none.
         now: The time.
     """
     tiles = [_final_tile(final)] if final is not None else []
@@ -216,10 +239,9 @@ def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
     }
 
 
-def _final_tile(final: Mapping[str, Any]) -> dict[str, Any]:
-    dice = (final.get("foreground_mean") or {}).get("Dice")
-    ends, count, of = (final.get(name) for name in ("dice_interval_95", "num_cases", "num_validation_cases"))
-    value = f"{dice:.4f}" if isinstance(dice, int | float) else "none"
+def _final_tile(final: Summary) -> dict[str, Any]:
+    ends, count, of = (final.content.get(name) for name in ("dice_interval_95", "num_cases", "num_validation_cases"))
+    value = "none" if final.dice is None else f"{final.dice:.4f}"
     detail = f"Dice of the best weights on {count} of {of} cases" if count is not None else "Dice of the best weights"
     if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
         detail += f"; 95 % interval {ends[0]:.3f} to {ends[1]:.3f}"

@@ -6,8 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.summary import Summary
 from candy_monai.report.curves import better_of
 
 MOST_CLASS_COLUMNS = 12
@@ -65,23 +66,24 @@ class ScoredCase:
     classes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
-def scored_cases(summary: Mapping[str, Any]) -> list[ScoredCase]:
-    """Return the cases of a ``validation.json`` or of nnU-Net's summary, ranked by their mean Dice.
+def scored_cases(summary: Summary) -> list[ScoredCase]:
+    """Return the cases of a summary whose classes are ids, ranked by their mean Dice.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError: If it is no such summary.
+        BadInputError: If a class is no id.
     """
     cases = []
-    for entry in summary["metric_per_case"]:
+    for case in summary.cases:
         classes: dict[str, dict[int, float]] = {}
-        for label, values in entry["metrics"].items():
+        for label, values in case.classes.items():
+            if not label.isdecimal():
+                raise BadInputError(f"the case {case.case_id} has scores of the class {label!r}, expected its id")
             for name, value in values.items():
-                if not name.startswith("n_") and name not in ("TP", "FP", "FN", "TN"):
-                    classes.setdefault(str(name), {})[int(label)] = _number(value)
+                classes.setdefault(name, {})[int(label)] = value
         means = {name: _mean(v for i, v in by_class.items() if i != 0) for name, by_class in classes.items()}
-        own = {str(name): _number(value) for name, value in entry.get("values", {}).items()}
-        score = means.get("Dice", next(iter({**means, **own}.values()), math.nan))
-        cases.append(ScoredCase(case_id=_case_of(entry), score=score, metrics={**means, **own}, classes=classes))
+        metrics = {**means, **case.values}
+        score = means.get("Dice", next(iter(metrics.values()), math.nan))
+        cases.append(ScoredCase(case_id=case.case_id, score=score, metrics=metrics, classes=classes))
     return cases
 
 
@@ -163,17 +165,8 @@ def _worst_class(values: Mapping[int, float], class_names: Mapping[int, str], be
     return [class_names.get(worst, f"class {worst}"), as_cell(known[worst])]
 
 
-def _case_of(entry: Mapping[str, Any]) -> str:
-    found = entry.get("case") or entry.get("prediction_file") or entry.get("reference_file") or ""
-    return str(found)
-
-
 def _heading(name: str, cases: Sequence[ScoredCase]) -> str:
     return f"mean {name}" if any(name in case.classes for case in cases) else name
-
-
-def _number(value: object) -> float:
-    return math.nan if value is None else float(value)  # type: ignore[arg-type]  # "inf" is a text in JSON
 
 
 def as_cell(value: float) -> Cell:

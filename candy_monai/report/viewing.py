@@ -22,7 +22,7 @@ from candy_monai.report.tables import ScoredCase
 KEPT, VIEWS = "page-kept", "page-views"
 """The elements of a page that hold what cannot be read from the folder: the cases of the last validation, and those to
 look at."""
-NOTHING: dict[str, Any] = {"epoch": None, "cases": []}
+NOTHING: dict[str, Any] = {"epoch": None, "cases": [], "best": None, "lost": False}
 
 _LEVEL = 6
 
@@ -84,15 +84,21 @@ def kept_of(validated: Validated, epoch: int) -> dict[str, Any]:
 def read_kept(page: Path) -> tuple[dict[str, Any], list[Any]]:
     """Return what a page that was written before keeps: the cases of the last validation, and those to look at.
 
-    Both are empty where the page is missing or damaged.
+    Both are empty where there is no page. Where it is damaged, ``lost`` is true.
     """
     try:
         text = page.read_text(encoding="utf-8")
         kept, views = read_script(text, KEPT), read_script(text, VIEWS)
-        is_whole = isinstance(kept["cases"], list) and isinstance(views, list)
-        return ({"epoch": kept["epoch"], "cases": kept["cases"]}, views) if is_whole else (NOTHING, [])
-    except (OSError, ValueError, LookupError, TypeError):
+        if not (isinstance(kept["cases"], list) and isinstance(views, list)):
+            raise ValueError(f"{page}: holds no lists of cases")
+        validated_cases(kept, {})  # raises what is wrong with them
+        [(view["id"], view["image"]) for view in views]
+        more = {"best": kept.get("best"), "lost": bool(kept.get("lost"))}
+        return {"epoch": kept["epoch"], "cases": kept["cases"], **more}, views
+    except FileNotFoundError:
         return NOTHING, []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {**NOTHING, "lost": True}, []
 
 
 def validated_cases(kept: Mapping[str, Any], class_names: Mapping[int, str]) -> list[ScoredCase]:

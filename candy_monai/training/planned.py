@@ -1,4 +1,4 @@
-"""What a recipe adds to the runs of a trainer: facts and files, dashboards that outlast a run, no earlier runs."""
+"""What a recipe adds to the runs of a trainer: facts and files, events after a run, no earlier runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ def forget_earlier_runs(trainer: Trainer) -> None:
 
 
 @contextmanager
-def dashboards_beyond_the_run(trainer: Trainer) -> Iterator[Callable[[Event], None]]:
-    """Yield what tells a trainer's dashboards of what comes after its next run: they are closed with the block."""
-    dashboards = trainer._dashboards
-    with dashboards.staying_open():
-        yield dashboards.tell
+def observed_beyond_the_run(trainer: Trainer) -> Iterator[Callable[[Event], None]]:
+    """Yield what tells observers of what comes after a trainer's next run; dashboards are closed with the block."""
+
+    def tell(event: Event) -> None:
+        assert trainer._run is not None  # it was trained by now
+        trainer._run.reporter.notify(event)
+
+    with trainer._dashboards.staying_open():
+        yield tell

@@ -58,7 +58,7 @@ class Reporter:
             return
         line = self.experiment.log(msg)
         if on_screen:
-            self.notify(MessageLogged(line))
+            self.notify(MessageLogged(line, msg))
 
     def log_once(self, msg: str, *, on_screen: bool = True) -> None:
         """Log a message unless this run has logged it before."""
@@ -136,7 +136,7 @@ def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves
 
     observers: list[Observer] = []
     if console:
-        from candy_monai.observers.notebook import screen_observer
+        from candy_monai.observers.screen import screen_observer
 
         observers.append(screen_observer())
     if settings.val_score_prediction:

@@ -22,7 +22,7 @@ from candy_monai.experiment.description import ExperimentDescription, read_descr
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.serialization import plain, restored
 from candy_monai.experiment.settings import TrainSettings
-from candy_monai.experiment.state import RunWeights, TrainerState, load_state, stored_weights
+from candy_monai.experiment.state import RunState, RunWeights, TrainerState, load_state, stored_weights
 from candy_monai.network import plain_network, plain_weights
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates
@@ -100,13 +100,8 @@ class SavedRun:
         Raises:
             ExperimentError: If anything differs; every difference is listed.
         """
-        found = self.description.differences(present)
-        if found and not self.force:
-            lines = "".join(f"\n  - {line}" for line in found)
-            raise ExperimentError(
-                f"{self.folder}: what is about to be trained is not what was saved (saved -> present):{lines}\n"
-                "make it the same again, or go on all the same with force=True (--force)"
-            )
+        if not self.force:
+            self.description.refuse_differences(present, self.folder, how="force=True (--force)")
 
     def reopened(self, toolbox: TrainerToolbox, rebuild: Rebuild, processes: Processes) -> ReopenedRun:
         """Open the folder, and load weights and states into the toolbox.
@@ -121,14 +116,8 @@ class SavedRun:
         """
         run = Experiment(self.folder, self.settings, writes=processes.is_main)
         with run.closed_on_failure():
-            with _refusing_what_does_not_fit(self.folder):
-                if processes.is_main:
-                    run.restore(load_state(self.folder))  # read anew: only now is it certain that nobody else writes it
-            processes.broadcast(None)  # the others read when the files are in step
-            with _refusing_what_does_not_fit(self.folder):
-                state = load_state(self.folder)
-                if not processes.is_main:
-                    run.restore(state)
+            state = restored_in_all(run, processes, "this trainer")
+            with refusing_what_does_not_fit(self.folder, "this trainer"):
                 if self.schedule is not None and self.is_finished:
                     run.early_stopping.num_stale_epochs = 0
                 weights = stored_weights(state, run.checkpoints, self.folder)
@@ -136,7 +125,7 @@ class SavedRun:
                 _load_weights(toolbox, weights, parts.ema)
                 toolbox.criterion.load_state_dict(restored(parts.criterion, toolbox.criterion.state_dict()))
                 schedule_epochs = self._schedule(toolbox, parts, run, rebuild)
-                own = parts.processes[processes.rank if processes.rank < len(parts.processes) else 0]
+                own = parts.of_process(processes.rank)
                 run.history.absorb([own["pending"]])
                 epoch_start = own["epoch_generators"]
                 return ReopenedRun(
@@ -206,16 +195,45 @@ class ReopenedRun:
     epoch_generators: GeneratorStates | None
 
 
+def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunState:
+    """Restore an experiment, whose folder is held, from its state on disk, in all processes, and return that state.
+
+    Args:
+        run: The experiment. In the first process it puts its files in step, before the others read them.
+        processes: Those that go on with the run.
+        what: What goes on, for messages.
+
+    Raises:
+        ExperimentError: If a file is damaged or the state does not fit.
+        RunFailedError: If the folder cannot be written to.
+    """
+
+    def restored_here() -> RunState:
+        with refusing_what_does_not_fit(run.folder, what):
+            state = load_state(run.folder)
+            run.restore(state)
+        return state
+
+    state = restored_here() if processes.is_main else None
+    processes.broadcast(None)
+    return state or restored_here()
+
+
 @contextmanager
-def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
-    """Raise `ExperimentError` for whatever a state raises that is not of this trainer, or of no trainer at all."""
+def refusing_what_does_not_fit(folder: Path, what: str) -> Iterator[None]:
+    """Raise `ExperimentError` for whatever a state raises in a block that is of something else.
+
+    Args:
+        folder: The experiment folder, for the message.
+        what: What the state is put into, for the message.
+    """
     try:
         yield
     except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ExperimentError(f"{folder}: what was saved does not fit this trainer: {first}") from error
+        raise ExperimentError(f"{folder}: what was saved does not fit {what}: {first}") from error
 
 
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:

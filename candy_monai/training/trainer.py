@@ -234,7 +234,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 usable = True
             before = KeptBuffers((toolbox.model, toolbox.criterion)) if settings.non_finite == "skip" else None
             with gradients.watching():
-                loss, metrics, case_ids = self._train_batch(batch, toolbox)
+                loss, metrics, case_ids, num_samples = self._train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):
                 self._current().history.record(LOSS, loss)
@@ -243,7 +243,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 usable = False
                 if before is not None:
                     before.restore()
-            run.reporter.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total))
+            num_samples *= run.processes.world_size
+            run.reporter.notify(StepFinished(progress.epoch + 1, "training", progress.batch, total, num_samples))
             if progress.batch < first + group:
                 continue
             agreed = run.agree(group, usable=usable)
@@ -260,8 +261,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         if watch.num_skipped:
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
 
-    def _train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...]]:
-        """Compute the gradients of one batch and return its loss, its metrics and its case ids, if they are known."""
+    def _train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...], int]:
+        """Compute the gradients of one batch and return its loss, its metrics, its case ids, if known, and its size."""
         images, labels, case_ids = unpack(batch)
         self._check_labels(labels, case_ids)
         equipment = self._current_run().equipment
@@ -269,7 +270,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         with equipment.scaled_backward.active(), equipment.surroundings.padded_already():
             result = self.backward(images, labels, toolbox)
         loss, metrics = loss_returned(self, "backward", result)
-        return loss, metrics, case_ids
+        return loss, metrics, case_ids, len(images)
 
     def _prepared(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and labels on the device and padded, as the network takes them."""
@@ -316,7 +317,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                     look = functools.partial(self._case_view, image, label, output)
                     run.kept.add(case_id, float(score), metrics, look)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
-                run.reporter.notify(StepFinished(epoch, "validation", len(cases), total))
+                run.reporter.notify(StepFinished(epoch, "validation", len(cases), total, 1))
                 stop_if_asked()
         drawing = copy_that_draws(self, title=cases.title(epoch))
         draw = functools.partial(drawing.save_preview, quality=run.settings.preview_quality)
@@ -449,7 +450,12 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         """
         run = self._current()
         prediction = predict_maximum(
-            run.history.metrics(), num_epochs, degree=degree, score_range=run.score_range, references=run.references
+            run.history.metrics(),
+            num_epochs,
+            degree=degree,
+            score_range=run.score_range,
+            references=run.references,
+            same_settings=run.references_have_same_settings,
         )
         return prediction.epoch, prediction.score
 

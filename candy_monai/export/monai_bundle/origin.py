@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from candy_monai.data.datasets.nnunet_description import read_dataset_description
-from candy_monai.data.images.names import stem_of
 from candy_monai.data.images.pictures import TIFFS
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import PLAN
+from candy_monai.experiment.folder import VALIDATION_SCORES
+from candy_monai.experiment.summary import read_summary
 from candy_monai.incoming.nnunet import NNUNetPredictor
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
 
-SCORES = "validation.json"
 _OF_NNUNET = Path("validation", "summary.json")
 
 _WINDOWS = ("candy_monai.WindowInferer", "monai.inferers.SlidingWindowInferer")
@@ -106,7 +105,7 @@ def _of_experiment(predictor: Predictor) -> Origin:
         training=() if dataset is None else tuple(dataset.training or ()),
         validation=() if dataset is None else tuple(dataset.validation or ()),
         dataset=None if dataset is None or dataset.folder is None else Path(dataset.folder),
-        scores={folder.name: folder / SCORES},
+        scores={folder.name: folder / VALIDATION_SCORES},
     )
 
 
@@ -131,7 +130,6 @@ def _of_nnunet(predictor: NNUNetPredictor) -> Origin:
 def _cases_in(file: Path) -> tuple[str, ...]:
     """Return the cases that a file of nnU-Net's scores names; none where it cannot be read, since it is not needed."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["metric_per_case"]
-        return tuple(stem_of(Path(entry["prediction_file"])) for entry in entries)
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(case.case_id for case in read_summary(file).cases)
+    except BadInputError:
         return ()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.errors import ExperimentError
+from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.history import load_metrics
 from candy_monai.export.monai_bundle.metadata import classes_by_id
-from candy_monai.export.monai_bundle.origin import SCORES
 from candy_monai.export.monai_bundle.parity import Parity
 from candy_monai.export.monai_bundle.source import BundleSource
 
@@ -54,7 +54,7 @@ def write_readme(
     patch = " x ".join(map(str, plan.patch_shape))
     network = source.network.entry
     members = network.get("networks", [network])
-    scores = origin.scores if len(experiments) == 1 else {each.name: each / SCORES for each in experiments}
+    scores = origin.scores if len(experiments) == 1 else {each.name: each / VALIDATION_SCORES for each in experiments}
     lines = [
         f"# {plan.dataset_name}: segmentation",
         "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ def visualize2d(
     title: str | None = None,
     cmap: str | None = None,
     is_label: bool = False,
+    class_names: Mapping[int, str] | Sequence[str] = (),
     screenshot_as: PathLike | None = None,
 ) -> Figure:
     """Show a picture.
@@ -32,6 +33,7 @@ def visualize2d(
         title: Written above.
         cmap: A colour map of matplotlib for one channel, by default grey.
         is_label: Whether the values are label ids, each to be shown in its own colour.
+        class_names: Names by label id, or in order from the background, for the legend of a label.
         screenshot_as: A PNG file to write as well.
 
     Returns:
@@ -40,7 +42,7 @@ def visualize2d(
     Raises:
         BadInputError: If the image has another number of axes, or there is no such colour map.
     """
-    return _figure(_case(image, 2, is_label, None, 1), title, cmap, is_label, screenshot_as)
+    return _figure(_case(image, 2, is_label, None, 1, class_names), title, cmap, is_label, screenshot_as)
 
 
 def visualize3d(
@@ -50,6 +52,7 @@ def visualize3d(
     cmap: str | None = None,
     max_volume: int = 1_000_000,
     is_label: bool = False,
+    class_names: Mapping[int, str] | Sequence[str] = (),
     spacing_mm: Sequence[float] | None = None,
     screenshot_as: PathLike | None = None,
 ) -> Figure:
@@ -64,6 +67,7 @@ def visualize3d(
         cmap: A colour map of matplotlib for images, by default grey.
         max_volume: Most voxels of the surface.
         is_label: Whether the values are label ids.
+        class_names: Names by label id, or in order from the background, for the legend of a label.
         spacing_mm: Of the three axes; overrides the affine's.
         screenshot_as: A PNG file to write as well.
 
@@ -75,12 +79,17 @@ def visualize3d(
     """
     if max_volume < 1:
         raise BadInputError(f"max_volume is {max_volume}: expected at least 1 voxel")
-    case = _case(image, 3, is_label, spacing_mm, max_volume)
+    case = _case(image, 3, is_label, spacing_mm, max_volume, class_names)
     return _figure(case, title, cmap, is_label, screenshot_as)
 
 
 def _case(
-    image: ImageLike, num_spatial: int, is_label: bool, spacing_mm: Sequence[float] | None, max_volume: int
+    image: ImageLike,
+    num_spatial: int,
+    is_label: bool,
+    spacing_mm: Sequence[float] | None,
+    max_volume: int,
+    class_names: Mapping[int, str] | Sequence[str],
 ) -> CasePictures:
     ndim = np.ndim(image)
     if ndim not in (num_spatial, num_spatial + 1):
@@ -90,7 +99,14 @@ def _case(
             f"visualize{other}"
         )
     labels: list[ImageLike] = [as_ids(image, num_spatial)] if is_label else []
-    return CasePictures(image, labels, num_spatial=num_spatial, spacing_mm=spacing_mm, max_volume=max_volume)
+    return CasePictures(
+        image,
+        labels,
+        num_spatial=num_spatial,
+        spacing_mm=spacing_mm,
+        max_volume=max_volume,
+        class_names=class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names)),
+    )
 
 
 def _figure(

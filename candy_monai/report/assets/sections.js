@@ -40,7 +40,8 @@ function overviewSection(content) {
     follow = checkbox("Reload every 20 seconds", remembered("follow") === "1", reload);
     reload(follow.box.checked);
   }
-  return sectionOf("overview", "Overview", content.note && h("p", { class: "lead" }, content.note), tilesOf(content), h("div", { class: "row" }, age, follow));
+  const damaged = (content.damaged || []).map((sentence) => h("p", { class: "note damaged is-doubtful" }, sentence));
+  return sectionOf("overview", "Overview", damaged, content.note && h("p", { class: "lead" }, content.note), tilesOf(content), h("div", { class: "row" }, age, follow));
 }
 
 function modesOf(curves) {

@@ -52,7 +52,7 @@ function dataTable(table, { onView = null, canView = () => false, isSorted = tru
     if (sorted) rows = [...rows].sort(order);
     const shown = all ? rows : rows.slice(0, MOST_ROWS);
     more.hidden = shown.length === rows.length;
-    count.textContent = rows.length === table.rows.length ? `${rows.length} rows` : `${rows.length} of ${table.rows.length} rows`;
+    count.textContent = rows.length === table.rows.length ? `${rows.length} ${rows.length === 1 ? "row" : "rows"}` : `${rows.length} of ${table.rows.length} rows`;
     add(clear(body), shown.map((row) => h("tr", {}, row.map((cell, index) => {
       if (index === 0) {
         const text = canView(cell) ? h("button", { type: "button", class: "link", title: "Look at this case", onclick: () => onView(cell) }, String(cell)) : String(cell ?? "–");

@@ -100,6 +100,8 @@ class Viewer {
     clear(this.grid);
     const flat = one.size[2] === 1;
     this.grid.classList.toggle("flat", flat);
+    const [x, y, z] = one.size.map((length, axis) => length * one.spacing[axis]);
+    this.grid.classList.toggle("tall", z / x + z / y > 1.75 * y / x); // coronal above sagittal would leave a gap below axial
     this.planes = (flat ? PLANES.slice(0, 1) : PLANES).map((plane) => {
       const canvas = h("canvas", { "aria-hidden": "true" });
       const count = one.size[plane.normal];
@@ -205,7 +207,7 @@ class Viewer {
     if (look.label && label) this.outline(context, label, first.width, first.height);
     const place = clamp(look.at[plane.normal], 0, one.size[plane.normal] - 1);
     const shown = one.first[plane.normal] + place * one.factors[plane.normal] + 1;
-    plane.text.textContent = `${one.size[2] === 1 ? "" : plane.name} ${shown} / ${one.whole[plane.normal]}`;
+    plane.text.textContent = one.whole[plane.normal] === 1 ? "" : `${one.size[2] === 1 ? "" : plane.name} ${shown} / ${one.whole[plane.normal]}`;
     plane.frame.setAttribute("aria-valuenow", String(shown));
     plane.frame.setAttribute("aria-valuetext", `slice ${shown} of ${one.whole[plane.normal]}${this.inWords(label, prediction)}`);
     if (plane.range) plane.range.input.value = place;

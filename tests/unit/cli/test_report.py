@@ -1,7 +1,7 @@
 import pytest
 
 from candy_monai.cli.main import main
-from tests.pages import made_up_run
+from tests.pages import made_up_folder, made_up_run
 
 
 @pytest.fixture
@@ -45,3 +45,10 @@ def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_read(runs,
     assert f"{runs[0]} may not be written to; --out names another file" in capsys.readouterr().err
     assert main(["report", *map(str, runs)]) == 2
     assert "may not be written to" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_page_is_said_before_anything_is_read(tmp_path, capsys):
+    run = made_up_folder(tmp_path / "run")
+    (run / "report.html").mkdir()
+    assert main(["report", str(run)]) == 2
+    assert "report.html: is a folder, and the name of a file is needed; --out names another" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -6,7 +7,12 @@ import numpy as np
 import pytest
 
 from candy_monai.experiment.description import ExperimentDescription, read_description
-from candy_monai.experiment.references import folder_of_experiments, references_as_text, references_of
+from candy_monai.experiment.references import (
+    folder_of_experiments,
+    have_same_settings,
+    references_as_text,
+    references_of,
+)
 
 
 def make_run(folder: Path, *, age: float = 0.0, epochs: int = 10, planned: int = 10, **entries) -> Path:
@@ -37,6 +43,20 @@ def test_finished_runs_of_the_same_dataset_are_found_the_newest_first_and_never_
     make_run(tmp_path / "UNetTrainer" / "older", age=20)
     make_run(tmp_path / "OtherTrainer" / "newer", age=10, trainer="OtherTrainer")
     assert found(own) == ["newer", "older"]
+
+
+def test_two_runs_with_the_same_settings_are_enough_to_leave_out_those_with_others(own, tmp_path):
+    parts = {"criterion": "Dice", "optimizer": {"name": "SGD"}}
+    make_run(tmp_path / "T" / "same")
+    make_run(tmp_path / "T" / "another optimizer", age=1, parts=parts)
+    make_run(tmp_path / "T" / "longer", age=2, epochs=20, planned=20)
+    make_run(tmp_path / "T" / "another plan", age=3, plan={"batch_size": 3})
+    assert found(own) == ["same", "another optimizer", "longer", "another plan"]
+    description = read_description(own)
+    assert [r.same_settings for r in references_of(description, tmp_path, but=own)] == [True, False, False, False]
+    make_run(tmp_path / "T" / "a fold", age=4, parts={"criterion": "Dice", "training data": "another"})
+    assert found(own) == ["same", "a fold"]
+    assert have_same_settings(references_of(description, tmp_path, but=own))
 
 
 def test_a_run_does_not_learn_from_itself_once_it_is_finished_nor_from_a_copy_of_it(tmp_path):
@@ -126,5 +146,8 @@ def test_the_log_says_how_many_there_are_and_which(own, tmp_path):
     references = references_of(read_description(own), tmp_path, but=own)
     text = references_as_text(references, tmp_path)
     named = ", ".join(str(Path("T", f"run{number}")) for number in range(5))
-    assert text == f"The forecast knows 7 earlier runs of this dataset in {tmp_path}: {named}, 2 more"
+    expected = f"The forecast knows 7 earlier runs of this dataset in {tmp_path}: {named}, 2 more"
+    assert text == f"{expected}, with the settings of this run"
+    others = [dataclasses.replace(reference, same_settings=False) for reference in references]
+    assert references_as_text(others, tmp_path) == expected
     assert "knows an earlier run of" in references_as_text(references[:1], tmp_path)

@@ -66,6 +66,21 @@ def test_curves_that_are_nothing_like_it_have_less_say_than_those_that_are():
     assert shares[1] < shares[0]
 
 
+def test_runs_with_the_same_settings_are_believed_more_readily_than_a_few_with_others():
+    shares = {
+        (count, same): forecast(TARGET[:12], 40, references=FOLDS[:count], same_settings=same).by_references
+        for count in (2, 3, 4)
+        for same in (False, True)
+    }
+    assert all(shares[count, False] < shares[count, True] for count in (2, 3, 4))
+    assert shares[3, True] > 0.9
+
+
+def test_few_curves_that_are_not_like_it_have_no_say_if_they_have_other_settings():
+    rising = [late(seed, start=0.0, end=0.8) for seed in range(3)]  # they have risen by the time; this one has not
+    assert forecast(TARGET[:12], 40, references=rising).by_references < 0.1
+
+
 def test_without_references_none_have_a_share():
     assert forecast(TARGET[:12], 40).by_references == 0
 

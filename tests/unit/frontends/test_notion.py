@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from candy_monai.errors import SettingsError
+from candy_monai.experiment.events import RunScored
 from candy_monai.frontends import notion_client
 from candy_monai.frontends.notion import NotionFrontend
 from candy_monai.frontends.notion_client import NotionError, NotionUnavailableError
 from candy_monai.frontends.notion_table import COLUMNS
+from tests.events import epoch_finished, run_started
 from tests.notion_server import DATABASE, KEY
 from tests.toys import small_trainer
 
@@ -41,6 +43,69 @@ def _create(frontend, run=RUN):
 
 def _update(frontend, epoch=2, **metrics):
     frontend.on_experiment_updated(RUN, epoch, {"val score": [0.8, 0.7], "epoch duration": [50.0, 70.0], **metrics}, 4)
+
+
+@pytest.fixture
+def run(frontend, tmp_path):
+    """Return a run that has begun, with one preview in its folder."""
+    (tmp_path / "actual (preview).png").write_bytes(b"first\r\n--picture")
+    _create(frontend)
+    frontend.on_event(run_started(folder=tmp_path))
+    return tmp_path
+
+
+def test_previews_are_uploaded_and_stand_on_the_page_each_once(notion, frontend, run, said):
+    frontend.on_event(epoch_finished(1, num_epochs=1000))
+    assert notion.page()["Previews"] == ["actual (preview).png"]
+    assert notion.files["upload-1"]["content"] == b"first\r\n--picture"
+    frontend.on_event(epoch_finished(2, num_epochs=1000))  # before the next are due
+    (run / "expected (preview).png").write_bytes(b"second")
+    frontend.on_experiment_closed(RUN)
+    assert notion.page()["Previews"] == ["actual (preview).png", "expected (preview).png"]
+    assert [file["content"] for file in notion.files.values()] == [b"first\r\n--picture", b"second"]
+    assert said == []
+
+
+def test_previews_that_an_outage_kept_back_are_sent_with_the_next(notion, frontend, run, said):
+    notion.faults = [503] * 5
+    frontend.on_event(epoch_finished(1))
+    assert "Previews" not in notion.page()
+    frontend.on_experiment_closed(RUN)
+    assert notion.page()["Previews"] == ["actual (preview).png"]
+    assert len(said) == 1
+    assert said[0].startswith("Previews are not shown in Notion this time: ")
+
+
+def test_previews_that_notion_refuses_cost_nothing_but_themselves(notion, frontend, run, said):
+    notion.faults = [(403, "restricted_resource", {})]
+    frontend.on_event(epoch_finished(1))
+    frontend.on_experiment_closed(RUN)
+    frontend.on_experiment_completed(RUN)
+    assert notion.page()["Status"] == "Completed"
+    assert notion.files == {}
+    assert len(said) == 1
+    assert said[0].startswith("Previews are not shown in Notion any more: ")
+
+
+def test_without_a_column_for_them_no_preview_leaves_the_machine(notion, frontend, run):
+    del notion.columns["Previews"]
+    frontend._table.forget_columns()
+    _update(frontend)
+    frontend.on_event(epoch_finished(1))
+    frontend.on_experiment_closed(RUN)
+    assert notion.files == {}
+
+
+def test_the_final_scores_are_shown_with_a_column_of_their_own_where_there_is_one(notion, frontend, tmp_path):
+    notion.columns |= {"Name": {"type": "title", "title": {}}}
+    _create(frontend)
+    notion.columns |= {"final dice/Liver": {"type": "number", "number": {}}}
+    frontend._table.forget_columns()
+    scores = {"dice": 0.75, "dice/Liver": 0.8, "dice/Spleen": math.nan}
+    frontend.on_event(RunScored(scores=scores, num_cases=3, file=tmp_path / "validation.json"))
+    page = notion.page()
+    assert (page["Final Score"], page["final dice/Liver"]) == (0.75, 0.8)
+    assert page["Final Scores"] == "dice 0.7500, dice/Liver 0.8000"
 
 
 @pytest.mark.parametrize("missing", SECRETS)

@@ -42,6 +42,20 @@ def test_a_request_carries_the_key_the_version_and_json(notion, client):
     assert notion.requests == [("PATCH", "/v1/data_sources/source-1", {"properties": {}})]
 
 
+def test_a_file_is_uploaded_as_a_form_whatever_its_name_and_content(notion, client):
+    content = bytes(range(256)) + b"\r\n--"
+    assert client.upload('a "b"\r\n.png', content, content_type="image/png") == "upload-1"
+    assert notion.requests[-1][2]["name"] == "a _b_  .png"
+    assert notion.requests[-1][2]["content"] == content
+    assert [path for _, path, _ in notion.requests] == ["/v1/file_uploads", "/v1/file_uploads/upload-1/send"]
+
+
+def test_an_upload_that_breaks_off_begins_anew(notion, client):
+    notion.faults = [None, 502]
+    assert client.upload("a.png", b"content", content_type="image/png") == "upload-2"
+    assert notion.files["upload-2"]["content"] == b"content"
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 529])
 def test_a_temporary_error_is_tried_again_after_growing_pauses(notion, client, clock, status):
     notion.faults = [status, status, status]

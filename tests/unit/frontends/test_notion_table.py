@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from candy_monai.frontends.notion_table import COLUMNS, Span, encoded
+from candy_monai.frontends.notion_table import COLUMNS, Files, Span, encoded
 
 START = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
 STATUS = {"type": "status", "status": {"options": [{"name": "Not started"}, {"name": "In progress"}, {"name": "Done"}]}}
@@ -18,6 +18,11 @@ STATUS = {"type": "status", "status": {"options": [{"name": "Not started"}, {"na
         ("select", "UNet", {"select": {"name": "UNet"}}),
         ("select", "a,b", {"select": {"name": "a b"}}),
         ("select", "", {"select": None}),
+        (
+            "files",
+            Files(ids={"a.png": "upload-1"}),
+            {"files": [{"type": "file_upload", "file_upload": {"id": "upload-1"}, "name": "a.png"}]},
+        ),
         ("date", Span(start=START), {"date": {"start": "2026-05-04T12:30:00+00:00", "end": None}}),
     ],
 )
@@ -26,7 +31,15 @@ def test_a_value_takes_the_form_of_its_column(kind, value, content):
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), [("number", "words"), ("date", 1.0), ("select", 1.0), ("formula", 1.0), ("checkbox", "x")]
+    ("kind", "value"),
+    [
+        ("rich_text", Files(ids={"a": "b"})),
+        ("number", "words"),
+        ("date", 1.0),
+        ("select", 1.0),
+        ("formula", 1.0),
+        ("checkbox", "x"),
+    ],
 )
 def test_a_value_that_a_column_cannot_show_is_left_out(kind, value):
     assert encoded({"type": kind}, value) is None

@@ -159,6 +159,12 @@ def test_without_an_evaluator_it_says_that_nothing_would_use_the_average():
         script.trainer.run()
 
 
+@pytest.mark.parametrize("validator", [3, [3]])
+def test_what_is_no_evaluator_is_refused_at_once(validator):
+    with pytest.raises(BadInputError, match="validator must be one of MONAI's evaluators.* got int"):
+        EMAHandler(make_network(), validator=validator)
+
+
 def test_an_evaluator_that_a_function_runs_is_found():
     script, handler = averaged_script(validates=False)
     evaluator = script.evaluator

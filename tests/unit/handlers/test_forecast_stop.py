@@ -92,7 +92,22 @@ def test_two_handlers_that_contradict_each_other_are_refused(tmp_path):
         script.trainer.run()
 
 
-@pytest.mark.parametrize("values", [{"confidence": 1.0}, {"margin": -1.0}, {"score_range": (1, 0)}])
-def test_values_out_of_range_are_refused_at_once(values):
-    with pytest.raises(SettingsError):
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"confidence": 1.0}, "^confidence must be a number between 0 and 1, got 1.0"),
+        ({"margin": -1.0}, "^margin must be a number of at least 0, got -1.0"),
+        ({"score_range": (1, 0)}, "^score_range must be"),
+        ({"key_metric_name": 3}, "^key_metric_name must be text, got 3"),
+        ({"key_metric_negative_sign": "yes"}, "^key_metric_negative_sign must be true or false, got 'yes'"),
+    ],
+)
+def test_values_out_of_range_are_refused_at_once_by_the_name_that_was_written(values, said):
+    with pytest.raises(SettingsError, match=said):
         ForecastStopHandler(**values)
+
+
+@pytest.mark.parametrize("validator", [3, SupervisedEvaluator])
+def test_what_is_no_evaluator_is_refused_at_once(validator):
+    with pytest.raises(BadInputError, match=f"^validator must be one of MONAI's .* got {type(validator).__name__}"):
+        ForecastStopHandler(validator=validator)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from candy_monai.errors import BadInputError
 from candy_monai.handlers import ExperimentFolderHandler, PreviewHandler
-from candy_monai.handlers.previews import MOST_KEPT, CollectedCases, dice_of_case, ids_of
+from candy_monai.handlers.previews import dice_of_case, ids_of
 from candy_monai.plotting.case.previews import PREVIEW_NAMES
 from tests.engines import host_script, only_run, same, trained_alone, weights_of
 
@@ -64,34 +64,6 @@ def test_the_score_of_a_case_is_its_mean_dice():
     assert math.isnan(dice_of_case(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)))
 
 
-def offered(scores):
-    kept = CollectedCases()
-    for index, score in enumerate(scores):
-        kept.offer(torch.full((1, 2, 2), float(index)), torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), score)
-    return kept
-
-
-def test_of_few_cases_the_worst_the_median_and_the_best_are_exact():
-    chosen = offered([0.5, 0.1, 0.9, 0.4, 0.6]).chosen()
-    assert {which: case.score for which, case in chosen.items()} == {"worst": 0.1, "median": 0.5, "best": 0.9}
-    assert chosen["median"].image[0, 0, 0] == 0
-
-
-def test_of_many_cases_the_extremes_are_exact_and_the_median_is_near():
-    scores = np.random.default_rng(3).permutation(np.linspace(0, 1, 201)).tolist()
-    kept = offered(scores)
-    chosen = kept.chosen()
-    assert (chosen["worst"].score, chosen["best"].score) == (0, 1)
-    assert abs(chosen["median"].score - 0.5) < 0.05
-    assert len(kept._cases) == MOST_KEPT
-
-
-def test_of_one_case_there_is_one_and_of_two_there_are_two():
-    assert list(offered([0.5]).chosen()) == ["worst"]
-    assert list(offered([0.5, 0.7]).chosen()) == ["worst", "best"]
-    assert offered([math.nan]).chosen() == {}
-
-
 class TestInARun:
     def test_pictures_of_three_cases_lie_in_the_folder(self, tmp_path):
         script = host_script(PreviewHandler(), ExperimentFolderHandler(tmp_path))
@@ -132,10 +104,10 @@ class TestInARun:
         handler = PreviewHandler(tmp_path, score_function=score)
         script = host_script(handler, max_epochs=1)
         found = []
-        script.evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda: found.append(handler._kept.chosen()))
+        script.evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda: found.append(handler._choice.chosen()))
         script.trainer.run()
         assert found[0]["worst"].score == min(brightness)
-        assert found[0]["worst"].label.sum() == min(brightness)
+        assert found[0]["worst"].case.label.sum() == min(brightness)
 
     def test_an_output_without_labels_is_said_once_and_ends_nothing(self, tmp_path, caplog):
         def no_labels(output):
@@ -172,3 +144,7 @@ class TestInARun:
     def test_a_quality_that_is_none_is_refused_at_once(self):
         with pytest.raises(BadInputError, match="quality"):
             PreviewHandler(quality=0)
+
+    def test_what_is_no_evaluator_is_refused_at_once(self):
+        with pytest.raises(BadInputError, match="validator must be one of MONAI's evaluators.* got int"):
+            PreviewHandler(validator=3)

@@ -39,10 +39,10 @@ def test_the_worst_the_median_and_the_best_are_in_this_order(tmp_path, monkeypat
     drawn = {}
     monkeypatch.setattr("candy_monai.lightning.previews._draw", lambda cases, *_: drawn.update(cases))
     fitted(tmp_path, [SegmentationPreviews(image=0, label=1, num_cases=5)], num_epochs=1)
-    dice = [float(drawn[kind].dice) for kind in ("worst", "median", "best")]
+    dice = [drawn[kind].score for kind in ("worst", "median", "best")]
     assert dice == sorted(dice)
     assert dice[0] < dice[2]
-    assert {tuple(case.ids.shape) for case in drawn.values()} == {(1, 16, 16)}
+    assert {tuple(held.case.ids.shape) for held in drawn.values()} == {(1, 16, 16)}
 
 
 def test_where_nothing_is_returned_the_module_is_asked_and_the_weights_stay_the_same(tmp_path):

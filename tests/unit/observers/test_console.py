@@ -98,6 +98,21 @@ def test_the_progress_bar_moves_on_a_terminal():
     assert "3/10" in shown
 
 
+def test_the_progress_bar_shows_the_speed_and_the_end_of_the_run_on_one_line_of_a_narrow_screen():
+    now, shown = [0.0], io.StringIO()
+    observer = ConsoleObserver(Console(file=io.StringIO(), force_terminal=True), clock=lambda: now[0])
+    observer.receive(_epoch({"epoch duration": [20.0, 20.0]}))
+    for step in range(1, 4):
+        now[0] += 0.5
+        observer.receive(StepFinished(3, "training", step, 10, 4))
+    assert observer._bar is not None
+    Console(file=shown, width=100).print(observer._bar.get_renderable())
+    observer.close()
+    (line,) = shown.getvalue().splitlines()
+    assert "Epoch 3 of 9 training" in line
+    assert "3/10 8 samples/s, 4 s left the run ends in 2 min 18 s" in line
+
+
 def test_the_start_says_what_is_trained():
     started = run_started(num_params=1_500_000, num_macs=math.nan)
     assert _shown(started).strip() == "UNet: 1.50 M parameters"

@@ -1,6 +1,10 @@
+import nbformat
+import pytest
+
 from candy_monai.experiment.events import MessageLogged, StepFinished
 from candy_monai.observers.notebook import NotebookObserver
 from tests.events import epoch_finished, run_started
+from tests.notebooks import run_notebook
 
 
 class Cell:
@@ -48,6 +52,42 @@ def test_the_bar_is_gone_when_the_run_is_over():
     assert "3/10" in cell.text
     observer.close()
     assert "3/10" not in cell.text
+
+
+def test_the_bar_shows_the_speed_and_the_end_of_the_run():
+    cell = Cell()
+    observer = cell.observer()
+    durations = {"epoch duration": [10.0, 10.0]}
+    observer.receive(epoch_finished(2, num_epochs=5, metrics=durations, best_score=0.5, best_epoch=1))
+    for step in range(1, 4):
+        cell.now += 1.0
+        observer.receive(StepFinished(3, "training", step, 10, 8))
+    bar, outlook = cell.text.splitlines()[-2:]
+    assert bar.startswith("Epoch 3 of 5 training")
+    assert bar.endswith("3/10 8 samples/s, 7 s left")
+    assert outlook == "the run ends in 27 s, best 0.5000"
+
+
+_CELL = """
+from candy_monai.experiment.events import MessageLogged, StepFinished
+from candy_monai.observers.screen import screen_observer
+from tests.events import epoch_finished, run_started
+observer = screen_observer()
+for event in (run_started(), epoch_finished(1, num_epochs=2, metrics={"loss": [0.25]}), MessageLogged("Interrupted")):
+    observer.receive(event)
+observer.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_saved_notebook_keeps_the_last_state_once(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_CELL)]), tmp_path / "run.ipynb")
+    (cell,) = run_notebook(tmp_path / "run.ipynb", tmp_path).cells
+    (output,) = cell.outputs
+    assert output.output_type == "display_data"
+    text = output.data["text/plain"]
+    assert text.count("Epoch 1 of 2") == text.count("0.2500") - 2 == text.count("Interrupted") == 1
+    assert "<pre" in output.data["text/html"]
 
 
 def test_steps_are_shown_twice_a_second_only():

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -43,6 +44,25 @@ def pruned_after(study, pruner, curve: Sequence[float], *, first_step: int = 1, 
 def test_a_trial_that_will_not_beat_the_best_is_pruned_and_one_that_will_is_not():
     assert pruned_after(study_with(saturating(0.8)), ForecastPruner(), saturating(0.4)) < EPOCHS / 2
     assert pruned_after(study_with(saturating(0.4)), ForecastPruner(), saturating(0.8)) == EPOCHS
+
+
+def late(level: float, seed: int) -> list[float]:
+    generator = np.random.default_rng(seed)
+    rises = [0.05 + (level - 0.05) * min(max(epoch / EPOCHS - 0.5, 0) / 0.3, 1) for epoch in range(1, EPOCHS + 1)]
+    return [value + 0.004 * generator.standard_normal() for value in rises]
+
+
+def test_completed_trials_that_took_off_late_keep_one_that_looks_like_them():
+    pruner = ForecastPruner(0.7, score_range=(0, 1))
+    early, latest = [saturating(0.7)] * 4, [late(0.7, seed) for seed in range(4)]
+    assert pruned_after(study_with(*early), pruner, late(0.8, 9)) < EPOCHS
+    assert pruned_after(study_with(*latest), pruner, late(0.8, 9)) == EPOCHS
+
+
+def test_completed_trials_that_have_reported_too_little_tell_nothing():
+    few = [[0.5, math.nan, 0.6], [0.4]]
+    usual = pruned_after(study_with(saturating(0.8)), ForecastPruner(), saturating(0.4))
+    assert pruned_after(study_with(saturating(0.8), *few), ForecastPruner(horizon=EPOCHS), saturating(0.4)) == usual
 
 
 def test_a_loss_to_be_minimized_is_pruned_as_its_negative_would_be():

@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.recipes import crossval
 from candy_monai.recipes.crossval import cross_validate
 from candy_monai.recipes.options import TrainOptions
+from candy_monai.training.signals import Interrupted
 from candy_monai_bundles.unet import UNetTrainer
 from tests.folders import make
 
@@ -81,6 +85,24 @@ def test_a_fold_that_fails_keeps_no_other_from_being_trained_and_the_next_call_r
     number, command, options = begun[-1]
     assert (len(begun), number, command) == (5, 1, "resume")
     assert (options.num_epochs, options.trust, options.device) == (None, True, "cpu")  # as many as were planned
+
+
+def test_sigterm_ends_the_folds_that_are_being_trained(phantom, tmp_path, monkeypatch):
+    started = []
+
+    def start(run, environment):
+        run.folder.mkdir(parents=True)
+        script = "import signal, sys, time; print(flush=True); time.sleep(120)"
+        started.append(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment))
+        started[-1].stdout.readline()
+        if len(started) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(crossval, "start_run", start)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        cross_validate(phantom, num_parallel=2, out=tmp_path, on_progress=_quiet)
+    assert [process.poll() for process in started] == [-signal.SIGTERM] * 2
 
 
 def test_folds_at_the_same_time_share_the_cores(phantom, tmp_path, pretended, monkeypatch):

@@ -1,8 +1,9 @@
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -15,6 +16,7 @@ from candy_monai.experiment.folder import FolderLock
 from candy_monai.optuna import HORIZON
 from candy_monai.recipes import sweep
 from candy_monai.recipes.sweep import sweep_dataset
+from candy_monai.training.signals import Interrupted
 
 EPOCHS = 20
 SPACE = "learning_rate: {low: 1e-4, high: 1e-2, log: true}\nbatch_size: {choices: [1, 2]}\n"
@@ -42,6 +44,7 @@ class Pretended:
         self.levels: dict[int, float] = {}
         self.begun: list[tuple[int, str, dict[str, str]]] = []
         self.interrupt_at: int | None = None
+        self.signal_at: tuple[int, signal.Signals] | None = None
 
     def start(self, run, environment):
         number = int(run.folder.name.removeprefix("trial_"))
@@ -67,6 +70,8 @@ class Pretended:
             f"(folder / 'validation.json').write_text({json.dumps({'foreground_mean': {'Dice': level}})!r})\n"
         )
         run.folder.mkdir(parents=True, exist_ok=True)
+        if self.signal_at is not None and number == self.signal_at[0]:
+            os.kill(os.getpid(), self.signal_at[1])
         return subprocess.Popen([sys.executable, "-c", script], env=environment)
 
 
@@ -132,13 +137,61 @@ def test_an_interrupted_sweep_goes_on_with_the_trial_that_was_interrupted(phanto
     with pytest.raises(KeyboardInterrupt):
         swept(phantom, space, tmp_path / "out", num_trials=3)
     folder = tmp_path / "out" / "sweep-phantom"
-    settings = [trial["settings"] for trial in trials_of(folder)]
-    assert Counter(trial["state"] for trial in trials_of(folder)) == {"complete": 1, "running": 1}
+    begun = trials_of(folder)
+    assert [trial["state"] for trial in begun] == ["complete", "interrupted"]
+    assert [trial.state.name for trial in study_of(folder).trials] == ["COMPLETE", "FAIL", "WAITING"]
     pretended.interrupt_at = None
     swept(phantom, space, tmp_path / "out", num_trials=3)
-    assert [number for number, _, _ in pretended.begun] == [0, 1, 1, 2]
-    assert [trial["settings"] for trial in trials_of(folder)][:2] == settings
-    assert {trial["state"] for trial in trials_of(folder)} == {"complete"}
+    trials = trials_of(folder)
+    assert [number for number, _, _ in pretended.begun] == [0, 1, 1, 3]
+    assert [trial["state"] for trial in trials] == ["complete", "interrupted", "complete", "complete"]
+    assert [trial["goes_on_with"] for trial in trials] == [None, None, 1, None]
+    assert [trial["settings"] for trial in trials][:3] == [
+        *(trial["settings"] for trial in begun),
+        begun[1]["settings"],
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_runs_and_leaves_no_trial_running(phantom, space, tmp_path, pretended, number):
+    pretended.levels = {1: 0.4}  # hangs until it is ended
+    pretended.signal_at = 1, number
+    said = []
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name):
+        swept(phantom, space, tmp_path / "out", num_trials=2, said=said, pruner=optuna.pruners.NopPruner())
+    assert signal.getsignal(number) is before
+    assert "Trial 1 was interrupted; the same command goes on with its run" in said
+    folder = tmp_path / "out" / "sweep-phantom"
+    assert [trial.state.name for trial in study_of(folder).trials] == ["COMPLETE", "FAIL", "WAITING"]
+    pretended.levels, pretended.signal_at = {}, None
+    swept(phantom, space, tmp_path / "out", num_trials=2, pruner=optuna.pruners.NopPruner())
+    assert [trial["dice"] for trial in trials_of(folder)] == [0.8, None, 0.8]
+    assert len(list((folder / "trial_001").glob("T/*/experiment.json"))) == 1
+
+
+def test_a_trial_that_is_interrupted_again_and_again_stays_one(phantom, space, tmp_path, pretended):
+    pretended.interrupt_at = 0
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            swept(phantom, space, tmp_path / "out", num_trials=1)
+    pretended.interrupt_at = None
+    folder = swept(phantom, space, tmp_path / "out", num_trials=1)
+    assert [trial["state"] for trial in trials_of(folder)] == ["interrupted"] * 3 + ["complete"]
+    assert [number for number, _, _ in pretended.begun] == [0] * 4
+
+
+def test_a_trial_of_a_call_that_was_killed_is_gone_on_with(phantom, space, tmp_path, pretended):
+    folder = swept(phantom, space, tmp_path / "out", num_trials=1)
+    left = study_of(folder).ask()
+    left.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+    left.suggest_categorical("batch_size", (1, 2))
+    place = next(t.user_attrs["candy_monai:place"] for t in study_of(folder).trials if t.number == 0)
+    left.set_user_attr("candy_monai:place", place.replace("trial_000", "trial_001"))
+    swept(phantom, space, tmp_path / "out", num_trials=2)
+    trials = trials_of(folder)
+    assert [trial["state"] for trial in trials] == ["complete", "interrupted", "complete"]
+    assert trials[2]["settings"] == trials[1]["settings"]
 
 
 def test_a_trial_that_came_to_its_end_while_nobody_looked_is_not_trained_again(phantom, space, tmp_path, pretended):
@@ -152,20 +205,24 @@ def test_a_trial_that_came_to_its_end_while_nobody_looked_is_not_trained_again(p
     (run / "validation.json").write_text(json.dumps({"foreground_mean": {"Dice": 0.7}}))
     folder = swept(phantom, space, tmp_path / "out", num_trials=2)
     assert len(pretended.begun) == 2
-    assert trials_of(folder)[1]["dice"] == 0.7
+    assert [trial["dice"] for trial in trials_of(folder)] == [0.8, None, 0.7]
 
 
 def test_a_run_that_an_earlier_call_left_behind_is_not_trained_by_two(phantom, space, tmp_path, pretended):
-    pretended.interrupt_at = 0
-    with pytest.raises(KeyboardInterrupt):
-        swept(phantom, space, tmp_path / "out", num_trials=1)
-    run = tmp_path / "out" / "sweep-phantom" / "trial_000" / "T" / "20260"
+    study = study_of(swept(phantom, space, tmp_path / "out", num_trials=1))
+    place = study.trials[0].user_attrs["candy_monai:place"].replace("trial_000", "trial_001")
+    left = study.ask()
+    left.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+    left.suggest_categorical("batch_size", (1, 2))
+    left.set_user_attr("candy_monai:place", place)
+    run = tmp_path / "out" / "sweep-phantom" / "trial_001" / "T" / "20261"
     run.mkdir(parents=True)
     (run / "experiment.json").write_text("{}")
     lock = FolderLock(run)
     with pytest.raises(ExperimentError, match="is being trained at this moment"):
-        swept(phantom, space, tmp_path / "out", num_trials=1)
+        swept(phantom, space, tmp_path / "out", num_trials=2)
     lock.release()
+    assert left.study.trials[1].state.name == "RUNNING"
 
 
 def test_trials_of_other_machines_count_and_are_left_alone(phantom, space, tmp_path, pretended):

@@ -1,6 +1,8 @@
 import json
 from datetime import datetime
 
+import pytest
+
 from candy_monai.experiment.description import read_description
 from candy_monai.report.document import RunFacts, document_of_folder, read_final, steps_per_epoch
 from tests.pages import made_up_folder, made_up_run
@@ -29,10 +31,35 @@ def test_scores_of_the_best_weights_from_before_a_run_went_on_are_not_taken_for_
     assert document.content["tables"][0]["note"] == "The last validation of epoch 10."
 
 
-def test_a_damaged_file_of_scores_is_passed_over(tmp_path):
-    for text in ("{", "3", "{}", '{"metric_per_case": [3]}'):
-        (tmp_path / "validation.json").write_text(text)
-        assert read_final(tmp_path) is None
+def test_without_a_file_of_scores_nothing_is_damaged(tmp_path):
+    assert read_final(tmp_path) == (None, "")
+
+
+@pytest.mark.parametrize("text", ["{", "3", "{}", '{"metric_per_case": [3]}'])
+def test_a_damaged_file_of_scores_is_named_on_the_page(tmp_path, text):
+    made_up_run(tmp_path / "run")
+    (tmp_path / "run" / "validation.json").write_text(text)
+    content = document_of_folder(tmp_path / "run", now=NOW).content
+    (sentence,) = content["damaged"]
+    assert "since validation.json is damaged: " in sentence
+    assert content["tables"][0]["note"] == "The last validation of epoch 10."
+    assert "Final score" not in [tile["label"] for tile in content["tiles"]]
+
+
+def test_a_file_of_scores_that_cannot_be_read_is_named_too(tmp_path):
+    (tmp_path / "validation.json").mkdir()
+    final, sentence = read_final(tmp_path)
+    assert final is None
+    assert "validation.json is damaged" in sentence
+
+
+def test_damaged_findings_are_named_on_the_page(tmp_path):
+    made_up_run(tmp_path / "run")
+    (tmp_path / "run" / "findings.json").write_text("{")
+    content = document_of_folder(tmp_path / "run", now=NOW).content
+    (sentence,) = content["damaged"]
+    assert "since findings.json is damaged" in sentence
+    assert content["data"]["findings"] is None
 
 
 def test_a_run_of_which_only_its_description_is_left_has_a_page(tmp_path):

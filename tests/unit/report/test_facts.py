@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import read_description
 from candy_monai.report.facts import (
     FINDINGS,
@@ -37,6 +40,9 @@ def test_a_plan_has_its_reasons_and_without_them_its_values(tmp_path):
     (choice,) = plan_of(description, read_findings(tmp_path / "run"))
     assert choice["reason"].startswith("It fits.")
     (tmp_path / "run" / FINDINGS).write_text(json.dumps({"plan": 3}))
+    with pytest.raises(BadInputError, match=FINDINGS):
+        read_findings(tmp_path / "run")
+    (tmp_path / "run" / FINDINGS).unlink()
     assert read_findings(tmp_path / "run") is None
     names = [choice["name"] for choice in plan_of(description, None)]
     assert names == ["class_names", "iterations_per_epoch", "patch_shape", "spacing_mm"]
@@ -96,3 +102,21 @@ def test_a_trainer_of_one_s_own_is_named_and_without_a_dataset_resumed_from_pyth
     assert commands(tmp_path / "a", bundle=None)["Go on with the training"].endswith(" --trainer FILE.py:UNetTrainer")
     by_hand = commands(tmp_path / "b", dataset=None)["Go on with the training"]
     assert by_hand == f"UNetTrainer(...).resume({str(tmp_path / 'b')!r})"
+
+
+@pytest.mark.parametrize(
+    ("host", "call"),
+    [
+        ("monai", "ExperimentFolderHandler({root!r}, resume={folder!r})"),
+        (
+            "lightning 2.6.6",
+            "trainer.fit(..., ckpt_path=CHECKPOINT)  # a checkpoint of Lightning's, and the same ExperimentFolder",
+        ),
+    ],
+)
+def test_a_run_of_another_host_goes_on_as_its_users_do_it(tmp_path, host, call):
+    folder = tmp_path / "Net" / "x"
+    found = commands(folder, dataset=None, bundle=None, host=host)
+    expected = call.format(root=str(tmp_path), folder=str(folder))
+    assert found["Go on with the training, in the script that began it"] == expected
+    assert not any(".resume(" in command for command in found.values())

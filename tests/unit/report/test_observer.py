@@ -1,4 +1,5 @@
 import errno
+import json
 import time
 
 import pytest
@@ -85,6 +86,37 @@ def test_written_again_the_page_says_the_same(tmp_path):
     assert after["tables"] == before["tables"]
     assert after["curves"]["figures"] == before["curves"]["figures"]
     assert views(folder) == seen
+
+
+def best_score(folder):
+    (tile,) = (tile for tile in content(folder)["tiles"] if tile["label"] == "Best score")
+    return tile["detail"]
+
+
+def test_what_the_best_score_rests_on_is_kept_when_the_page_is_written_from_the_folder(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train(2, save_preview=False)
+    folder = trainer.experiment_folder()
+    said = best_score(folder)
+    assert "mean of 4 cases (± 0." in said
+    write_report(folder)
+    write_report(folder)
+    assert best_score(folder) == said
+    ReportObserver().on_run_started(run_started(folder=folder))
+    assert best_score(folder) == said
+
+
+@pytest.mark.parametrize("best", ["3", '{"epoch":1,"num_validated":"4","standard_error":"x"}', '{"epoch":9}'])
+def test_a_page_that_keeps_something_else_of_the_best_score_is_not_believed(tmp_path, best):
+    trainer = small_trainer(tmp_path)
+    trainer.train(1, save_preview=False)
+    page = trainer.experiment_folder() / REPORT
+    kept = read_script(page.read_text(), "page-kept")["best"]
+    text = json.dumps(kept, separators=(",", ":"))
+    assert text in page.read_text()
+    page.write_text(page.read_text().replace(text, best))
+    write_report(trainer.experiment_folder())
+    assert best_score(trainer.experiment_folder()) == "at epoch 1"
 
 
 def test_a_real_run_has_a_page_with_its_cases_and_images(tmp_path):

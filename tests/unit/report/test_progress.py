@@ -6,6 +6,7 @@ from filelock import FileLock
 
 from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.experiment.description import read_description
+from candy_monai.experiment.summary import summary_of
 from candy_monai.forecasting.best_score import Forecast
 from candy_monai.report.progress import (
     RunProgress,
@@ -113,8 +114,9 @@ def test_a_finished_run_has_no_time_left_and_no_forecast():
         "num_cases": 5,
         "num_validation_cases": 9,
         "dice_interval_95": [0.8, 0.9],
+        "metric_per_case": [{"case": "a", "metrics": {}}],
     }
-    shown = tiles(progress, final)
+    shown = tiles(progress, summary_of(final, source="s"))
     assert shown["Final score"] == ("0.8750", "Dice of the best weights on 5 of 9 cases; 95 % interval 0.800 to 0.900")
     assert shown["Epochs"][0] == "4 of 4"
     assert shown["Time"][0] == "1 min"

@@ -3,8 +3,13 @@ import math
 import zlib
 
 import numpy as np
+import pytest
 
-from candy_monai.report.viewing import encoded_case, kept_of, read_kept, validated_cases
+from candy_monai.report.document import REPORT
+from candy_monai.report.observer import write_report
+from candy_monai.report.script import read_script
+from candy_monai.report.viewing import NOTHING, encoded_case, kept_of, read_kept, validated_cases
+from tests.events import epoch_finished
 from tests.pages import box_case, made_up_run, validated
 
 NAMES = {1: "kidney", 2: "tumour"}
@@ -48,10 +53,38 @@ def test_what_a_page_keeps_is_read_from_it_again(tmp_path):
     assert [one["role"] for one in views] == ["worst", "median", "best"]
 
 
-def test_a_missing_or_damaged_page_keeps_nothing(tmp_path):
-    assert read_kept(tmp_path / "none.html") == ({"epoch": None, "cases": []}, [])
-    (tmp_path / "cut.html").write_text('<script type="application/json" id="page-kept">{"epo')
-    assert read_kept(tmp_path / "cut.html") == ({"epoch": None, "cases": []}, [])
+def test_a_missing_page_keeps_nothing(tmp_path):
+    assert read_kept(tmp_path / "none.html") == (NOTHING, [])
+
+
+@pytest.mark.parametrize(
+    ("kept", "views"),
+    [
+        ('{"epo', "[]"),
+        ('{"epoch":1,"cases":3}', "[]"),
+        ('{"epoch":1,"cases":[{"id":"a"}]}', "[]"),
+        ('{"epoch":1,"cases":[3]}', "[]"),
+        ('{"epoch":1,"cases":[]}', "[3]"),
+        ("[]", "[]"),
+    ],
+)
+def test_a_damaged_page_keeps_nothing_and_says_so(tmp_path, kept, views):
+    elements = {"page-kept": kept, "page-views": views}
+    text = "".join(f'<script type="application/json" id="{name}">{one}</script>' for name, one in elements.items())
+    (tmp_path / "page.html").write_text(text)
+    assert read_kept(tmp_path / "page.html") == ({**NOTHING, "lost": True}, [])
+
+
+def test_that_cases_were_lost_is_on_the_page_until_others_come(tmp_path):
+    folder = tmp_path / "run"
+    observer = made_up_run(folder)
+    (folder / REPORT).write_text("cut")
+    for _ in range(2):
+        write_report(folder)
+        (sentence,) = read_script((folder / REPORT).read_text(), "page-data")["damaged"]
+        assert sentence.startswith("An earlier report.html of this run was damaged")
+    observer.on_epoch_finished(epoch_finished(11, validated=validated()))
+    assert read_script((folder / REPORT).read_text(), "page-data")["damaged"] == []
 
 
 def test_metrics_of_classes_are_told_from_others_whether_they_go_by_id_or_by_name():

@@ -60,7 +60,7 @@ def test_of_many_cases_few_images_are_held_and_the_median_is_close(seed):
     most = 0
     for index, score in enumerate(scores):
         cases.add(str(index), score, {}, look)
-        most = max(most, len(cases._held))
+        most = max(most, len(cases._choice._held))
     worst, median, best = cases.gathered(Processes()).views
     assert most == MOST_VIEWS
     assert (worst.score, best.score) == (min(scores), max(scores))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,3 +73,12 @@ def test_a_volumes_proportions_come_from_its_affine() -> None:
 def test_a_volume_without_voxels_for_its_surface_is_refused() -> None:
     with pytest.raises(ValueError, match="max_volume"):
         visualize3d(np.zeros((4, 4, 4)), max_volume=0)
+
+
+def test_the_legend_of_a_label_has_the_names_that_are_given() -> None:
+    label = np.zeros((12, 12, 12), dtype=int)
+    label[3:9, 3:9, 3:9] = 1
+    names: list[Any] = [(), ["background", "kidney"], {1: "kidney"}]
+    plain, by_place, by_id = (_shown(visualize3d(label, is_label=True, class_names=each)) for each in names)
+    assert not np.array_equal(plain, by_place)
+    assert np.array_equal(by_place, by_id)
