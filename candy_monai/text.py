@@ -53,6 +53,15 @@ def read_json(path: PathLike) -> Any:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no JSON, or in another encoding.
+        ValueError: If it is no JSON, in another encoding, or gives a name twice in one object, of which Python's own
+            reader would take the last.
     """
-    return json.loads(read_text(path))
+    return json.loads(read_text(path), object_pairs_hook=_named_once)
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{twice!r} is there twice; remove all but one")
+    return found

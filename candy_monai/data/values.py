@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -19,6 +20,15 @@ def plain_tensor(tensor: Tensor) -> Tensor:
 def ids_of_label(label: int | tuple[int, ...]) -> tuple[int, ...]:
     """Return the ids of a label: the one that it is, or those that a region unites."""
     return label if isinstance(label, tuple) else (label,)
+
+
+def label_id_of(value: object) -> int | None:
+    """Return a whole number from 0, which JSON's names and sloppy files have as text; None for anything else."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's are Integral, too
+        return None
+    return int(value) if int(value) >= 0 else None
 
 
 def frozen(value: object) -> object:

@@ -187,7 +187,8 @@ def _shared_classes(names: Sequence[str], scores: Sequence[Scores]) -> tuple[str
         if each.classes != first.classes:
             raise BadInputError(
                 f"the evaluations are of other classes: {names[0]} has {', '.join(first.classes) or 'none'}, "
-                f"{name} has {', '.join(each.classes) or 'none'}"
+                f"{name} has {', '.join(each.classes) or 'none'}; evaluate both with candy-monai evaluate, which names "
+                "classes and regions alike"
             )
         for index in first.class_names.keys() & each.class_names.keys():
             if first.class_names[index] != each.class_names[index]:

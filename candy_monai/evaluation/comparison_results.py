@@ -222,7 +222,8 @@ class Comparison:
         if self.left_out:
             lines.append(f"left out, not in all: {join_names(self.left_out)}")
         if self.num_units < 6:
-            lines.append(f"with {self.num_units} pairs the test cannot be significant at 5 %, whatever the values are")
+            pairs = "1 pair" if self.num_units == 1 else f"{self.num_units} pairs"
+            lines.append(f"with {pairs} the test cannot be significant at 5 %, whatever the values are")
         return lines
 
     def _chart_of(self, each: MetricComparison) -> ComparedMetric:

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.datasets.bases import SupervisedDataset
-from candy_monai.data.values import plain_tensor
+from candy_monai.data.values import label_id_of, plain_tensor
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, ClassCounts, definitions_of, metrics_named
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
@@ -81,7 +81,8 @@ class Evaluator:
             if not 0 <= tolerance < math.inf:
                 raise BadInputError(f"tolerance_mm must be 0 or more, got {tolerance}")
         names, own = _sorted_out(metrics or ("dice", "iou"))
-        classes = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
+        named = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
+        classes = {_as_id(index, "class_names"): name for index, name in named.items()}
         label_ids = sorted({0, *classes}) if classes else None
         if num_classes is not None:
             label_ids = list(range(max(2, num_classes)))
@@ -99,7 +100,7 @@ class Evaluator:
             label_ids=None if label_ids is None else tuple(label_ids),
             ignore_label=ignore_label,
             include_background=include_background,
-            regions=None if unions is None else tuple((i,) if isinstance(i, int) else tuple(i) for i in unions),
+            regions=None if unions is None else tuple(map(_as_region, unions)),
             tolerance_mm=_DEFAULT_TOLERANCE_MM if isinstance(tolerance_mm, Mapping) else tolerance_mm,
             tolerances_mm=_by_index(by_class, classes),
             lesions=LesionRule.of(lesions) if isinstance(lesions, str) else lesions,
@@ -275,6 +276,19 @@ def _definitions(measure: Measure, class_names: Mapping[int, str]) -> dict[str, 
         subvoxels=measure.subvoxels,
         ignore_label=measure.ignore_label,
     )
+
+
+def _as_id(value: object, option: str) -> int:
+    if (found := label_id_of(value)) is None:
+        raise BadInputError(f"{option}: {value!r} is no label id, expected a whole number from 0")
+    return found
+
+
+def _as_region(ids: Sequence[int] | int) -> tuple[int, ...]:
+    union = tuple(_as_id(label_id, "regions") for label_id in ([ids] if isinstance(ids, int | str) else ids))
+    if not union:
+        raise BadInputError("regions: found a region without label ids, expected one or more")
+    return union
 
 
 def _by_index(tolerances: Mapping[int | str, float], class_names: Mapping[int, str]) -> dict[int, float]:

@@ -229,7 +229,11 @@ def _value_of(case: ComparedCase, name: str, metric: Metric) -> float:
     value = metric(case.prediction, case.reference)
     if isinstance(value, Tensor) and value.numel() != 1:
         raise BadInputError(f"{name} returned a tensor of shape {tuple(value.shape)}, expected one number for the case")
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        found = "None" if value is None else f"a {type(value).__name__}"
+        raise BadInputError(f"{name} returned {found}, expected one number for the case") from None
 
 
 def _is_placed(tensor: Tensor) -> TypeGuard[MetaTensor]:

@@ -126,7 +126,8 @@ def loaded(entry: OneCase, *, is_label: bool) -> Tensor:
     elif is_path(entry):
         entry = load_image(entry, is_label=is_label)
     if not isinstance(entry, Tensor):
-        raise BadInputError(f"expected one file or tensor, got {len(entry)} of them")
+        found = f"{len(entry)} of them" if isinstance(entry, list | tuple) else f"a {type(entry).__name__}"
+        raise BadInputError(f"expected one file or tensor, got {found}")
     return entry
 
 
@@ -157,13 +158,18 @@ class _Side:
                 other_files=_unread(path, files) if is_folder else None,
             )
         if isinstance(source, Mapping):
-            return cls(entries=list(source.values()), case_ids=list(source), is_named=True, has_ids=True)
+            return cls(entries=list(source.values()), case_ids=list(map(str, source)), is_named=True, has_ids=True)
         if isinstance(source, CaseDataset):
             return cls(entries=source, case_ids=source.case_ids, is_named=True, has_ids=True)
         if isinstance(source, SpatialImage):
             source = [source]
         elif isinstance(source, Tensor):
             source = list(source) if is_batch(source) else [source]
+        elif not isinstance(source, Sequence):
+            raise BadInputError(
+                f"cannot compare a {type(source).__name__}, expected a folder, a file, a tensor (torch.from_numpy "
+                "makes one of an array), a nibabel image, a list or a mapping of these, or a dataset"
+            )
         is_files = bool(len(source)) and all(map(is_path, source))
         case_ids = ids_of(source)
         if is_files and len(set(case_ids)) < len(case_ids):

@@ -207,6 +207,11 @@ class EvalResult(Sequence[EvalCase]):
         classes = [of_class for case in self.cases for of_class in case.classes.values()]
         return {name: [of_class[name] for of_class in classes] for name in next(iter(classes), {})}
 
+    def _classes_with(self, voxels: str) -> list[str]:
+        """Return the foreground classes that any case has voxels of, predicted (``n_pred``) or not (``n_ref``)."""
+        counts = (entry for case in self.cases for entry in case.counts.items())
+        return [str(index) for index in sorted({index for index, count in counts if index and count[voxels]})]
+
     def notes(self) -> list[str]:
         """Return what the means do not show: how many values are infinite or undefined, and what was left out."""
         lines = []
@@ -222,6 +227,12 @@ class EvalResult(Sequence[EvalCase]):
                     f"{name}: {undefined} of {len(present)} values are undefined though one of the two maps contains "
                     "the class, and are left out of the mean"
                 )
+        predicted, referenced = self._classes_with("n_pred"), self._classes_with("n_ref")
+        if predicted and referenced and not set(predicted) & set(referenced):
+            lines.append(
+                f"no class is in both: the predictions hold {join_names(predicted)}, the references "
+                f"{join_names(referenced)}; do they have the same ids?"
+            )
         for name, values in self._values().items():
             known = [value for value in values if not math.isnan(value)]
             finite = [value for value in known if math.isfinite(value)]

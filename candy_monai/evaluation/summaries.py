@@ -100,19 +100,31 @@ def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:
     """Return the scores of a summary, as `EvalResult.to_dict` returns it or nnU-Net wrote it.
 
     Raises:
-        BadInputError: If it is no such summary, or names a case twice.
+        BadInputError: If it is no such summary, names a case twice, or holds what a metric cannot be.
     """
     return _scores_of(summary_of(summary, source=source), source)
 
 
 def _scores_of(summary: Summary, source: str) -> Scores:
+    cases = {case.case_id: {i: _renamed(values) for i, values in case.classes.items()} for case in summary.cases}
+    for case_id, classes in cases.items():
+        for index, values in classes.items():
+            _check_bounds(values, f"{source}: {case_id}, class {index}")
     return Scores(
         source=source,
-        cases={case.case_id: {i: _renamed(values) for i, values in case.classes.items()} for case in summary.cases},
+        cases=cases,
         voxels={case.case_id: case.voxels for case in summary.cases},
         class_names=summary.class_names,
         definitions=_renamed(summary.definitions),
     )
+
+
+def _check_bounds(values: Mapping[str, float], where: str) -> None:
+    for name, metric in CLASS_METRICS.items():
+        low, high = metric.bounds
+        if (value := values.get(name, low)) < low or value > high:
+            unit = ", a share and no percentage" if high == 1 else ""
+            raise BadInputError(f"{where}: {name} is {value:g}, expected {low:g} to {high:g}{unit}")
 
 
 def _renamed(by_metric: Mapping[str, T]) -> dict[str, T]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from candy_monai.aliases import PathLike, Shape
 from candy_monai.errors import ExperimentError
 from candy_monai.files import atomic_write_text
+from candy_monai.text import read_json
 
 DESCRIPTION = "experiment.json"
 FORMAT = 2
@@ -339,7 +340,7 @@ def read_description(folder: PathLike) -> ExperimentDescription:
         found = f"it has no {DESCRIPTION}" if Path(folder).is_dir() else "there is no such folder"
         raise ExperimentError(f"{folder}: not an experiment folder ({found}){what_is_below(folder)}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, RecursionError, ValueError) as error:
         raise ExperimentError(f"{path}: not readable as JSON ({error})") from error
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from candy_monai.data.images.names import stem_of
 from candy_monai.errors import BadInputError
+from candy_monai.text import read_json
 
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 """Voxels of a class, beside its metrics."""
@@ -64,7 +64,7 @@ def read_summary(path: Path) -> Summary:
         BadInputError: If it cannot be read, or is no summary.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
@@ -111,7 +111,10 @@ def _case(entry: Mapping[str, Any]) -> SummaryCase:
         voxels |= {str(index): numbers["n_ref"]} if "n_ref" in numbers else {}
         classes[str(index)] = {name: value for name, value in numbers.items() if name not in COUNTS}
     own = {str(name): _number(value) for name, value in (entry.get("values") or {}).items()}
-    case_id = entry.get("case") or stem_of(str(entry.get("reference_file") or entry["prediction_file"]))
+    case_id = entry.get("case")
+    if not case_id:
+        file = str(entry.get("reference_file") or entry["prediction_file"])
+        case_id = stem_of(file.replace("\\", "/"))  # Windows may have written it
     return SummaryCase(case_id=str(case_id), classes=classes, voxels=voxels, values=own)
 
 

@@ -23,6 +23,7 @@ import yaml
 from candy_monai.aliases import PathLike
 from candy_monai.data.pipelines.building import is_endless
 from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.text import read_text
 
 CONFIGS = "configs"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -245,7 +246,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise BadInputError(f"{path}: is larger than a configuration is ({path.stat().st_size:,} bytes)")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -131,7 +131,9 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
         )
     below = what_is_below(folder, call="candy-monai predict {run} INPUT OUTPUT", takes_folds=True)
     if not folder.is_dir():
-        raise ExperimentError(f"{folder}: not an experiment folder (there is no such folder)")
+        is_file = folder.is_file()
+        found = f"it is a file; did you mean its folder, {folder.parent}?" if is_file else "there is no such folder"
+        raise ExperimentError(f"{folder}: not an experiment folder ({found})")
     raise ExperimentError(
         f"{folder}: not an experiment folder (it has no {DESCRIPTION}), nor that of a MONAI Bundle (it has no "
         f"configs/inference.json) or of a trained nnU-Net (it has no plans.json){below}"

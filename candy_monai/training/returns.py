@@ -50,11 +50,17 @@ def needs_closure(optimizer: optim.Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def scheduler_returned(trainer: object, value: Any) -> optim.lr_scheduler.LRScheduler:
-    """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded."""
-    if all(callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict")):
-        return value  # type: ignore[no-any-return]
+def scheduler_returned(trainer: object, value: Any, optimizer: optim.Optimizer) -> optim.lr_scheduler.LRScheduler:
+    """Return what ``build_scheduler`` returned if it can be stepped, saved and loaded, and schedules the optimizer."""
     wanted = "a schedule such as torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)"
+    can_be_stepped = all(callable(getattr(value, name, None)) for name in ("step", "state_dict", "load_state_dict"))
+    if can_be_stepped and not isinstance(value, type):
+        groups = getattr(getattr(value, "optimizer", optimizer), "param_groups", ())
+        # The optimizer may wrap another one, whose groups are then its own.
+        if not groups or any(group is own for group in groups for own in optimizer.param_groups):
+            return value  # type: ignore[no-any-return]
+        hint = "the rates would never change: give the schedule the optimizer that build_scheduler gets"
+        raise _refused(trainer, "build_scheduler", f"a {type(value).__name__} of another optimizer", wanted, hint)
     raise _refused(trainer, "build_scheduler", _shown(value), wanted, _forgotten(value))
 
 
@@ -85,6 +91,14 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
         hint = "of several outputs return the one to look at"
         raise _refused(trainer, method, f"{_shown(output)} as the output", wanted, hint)
     return score, metrics, output
+
+
+def case_score_returned(trainer: object, value: object) -> tuple[Any, Any]:
+    """Return the score and the metrics of ``score_case``; what they are is checked with what validation returns."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return value[0], value[1]
+    wanted = "(score, metrics): one number, and a dictionary of numbers by name"
+    raise _refused(trainer, "score_case", _shown(value), wanted, "end with `return score, metrics`")
 
 
 class GradientWatch:

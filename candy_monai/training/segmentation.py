@@ -30,6 +30,7 @@ from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.earlier import EarlierOptions
 from candy_monai.training.loaders import length
 from candy_monai.training.options import NAMES, Options, SegmentationOptions, take_up
+from candy_monai.training.returns import case_score_returned
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
 
@@ -161,7 +162,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     @override
     def validate_case(self, image: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics, Tensor]:
         logits = self.infer(image.unsqueeze(0), toolbox)
-        score, metrics = self.score_case(logits, label.unsqueeze(0), toolbox)
+        score, metrics = case_score_returned(self, self.score_case(logits, label.unsqueeze(0), toolbox))
         return score, metrics, logits.squeeze(0)
 
     def score_case(self, logits: Tensor, label: Tensor, toolbox: TrainerToolbox) -> tuple[float, Metrics]:

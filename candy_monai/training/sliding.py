@@ -24,7 +24,7 @@ from candy_monai.inference.tiles import SWMetadata, WindowBlender, WindowGrid, b
 from candy_monai.label_ids import holding
 from candy_monai.nn.deep_supervision import main_output
 from candy_monai.training.gradients import WeighedPasses, trained_parameters
-from candy_monai.training.returns import loss_returned, score_returned
+from candy_monai.training.returns import case_score_returned, loss_returned, score_returned
 from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox
 from candy_monai.training.trainer import Trainer
@@ -236,7 +236,7 @@ class SlidingSegmentationTrainer(SlidingTrainer, SegmentationTrainer):
         if self.inferer is not None:
             return SegmentationTrainer.validate_case(self, image, label, toolbox)
         _, of_windows, logits = super().validate_case(image, label, toolbox)
-        score, metrics = self.score_case(logits[None], label[None], toolbox)
+        score, metrics = case_score_returned(self, self.score_case(logits[None], label[None], toolbox))
         return score, {**of_windows, **metrics}, logits
 
     @override

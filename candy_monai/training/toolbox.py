@@ -177,7 +177,7 @@ def build_toolbox(
     try:
         trained = (parameter for parameter in network.parameters() if id(parameter) not in frozen.parameters)
         optimizer = optimizer_returned(trainer, trainer.build_optimizer(trained))
-        scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs))
+        scheduler = scheduler_returned(trainer, trainer.build_scheduler(optimizer, settings.num_epochs), optimizer)
         toolbox = TrainerToolbox(
             model=network,
             optimizer=optimizer,

@@ -11,6 +11,12 @@ def test_json_of_any_editor_is_read(tmp_path, encoding):
     assert read_json(tmp_path / "a.json") == {"name": "M\u00fcller"}
 
 
+def test_a_name_that_json_gives_twice_is_an_error(tmp_path):
+    (tmp_path / "a.json").write_text('{"labels": {"a": 1, "b": 2, "a": 3}}')
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        read_json(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
 def test_the_mark_says_the_order_of_bytes(mark):
     assert decode_text(mark + "a".encode("utf-16-le" if mark == b"\xff\xfe" else "utf-16-be")) == "a"

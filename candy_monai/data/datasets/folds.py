@@ -313,4 +313,10 @@ def _read_group_table(path: Path) -> dict[str, str]:
     short = [row for row in rows if len(row) < 2]
     if short:
         raise BadInputError(f"{path}: found the row {short[0]!r}, expected two columns: case id, group")
-    return {row[0].strip(): row[1].strip() for row in rows}
+    groups: dict[str, str] = {}
+    for case_id, group in ((composed(row[0].strip()), row[1].strip()) for row in rows):
+        if groups.setdefault(case_id, group) != group:
+            raise BadInputError(
+                f"{path}: {case_id!r} is in two groups, {groups[case_id]!r} and {group!r}; expected one row for each"
+            )
+    return groups

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, existing_path, image_suffix, split_channel, stem_of
-from candy_monai.data.values import ids_of_label, join_names
+from candy_monai.data.values import ids_of_label, join_names, label_id_of
 from candy_monai.errors import DatasetError, did_you_mean
 from candy_monai.text import read_json
 
@@ -149,8 +149,7 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
     if isinstance(names, list):
         names = {str(index): name for index, name in enumerate(names)}
     if not isinstance(names, dict) or not names:
-        hint = did_you_mean("channel_names", content)
-        problems.append(f'\'channel_names\' is missing or empty; expected for example {{"0": "CT"}}.{hint}')
+        problems.append(_lack_of(content, key, "channel_names", '{"0": "CT"}'))
         return ()
     numbers = [str(index) for index in range(len(names))]
     if sorted(names) != sorted(numbers):
@@ -159,19 +158,26 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
     return tuple(str(names[number]) for number in numbers)
 
 
+def _lack_of(content: Mapping[str, Any], key: str, name: str, example: str) -> str:
+    """Return the problem of an entry that holds nothing that can be used."""
+    if content.get(key):
+        return f"{key!r} is {repr(content[key])[:_MOST_SHOWN]}, expected for example {example}"
+    hint = "" if key in content else did_you_mean(name, content)
+    return f"{name!r} is missing or empty; expected for example {example}.{hint}"
+
+
 def _labels(content: Mapping[str, Any], problems: list[str]) -> tuple[dict[str, int | tuple[int, ...]], int | None]:
     given = content.get("labels")
     if not isinstance(given, dict) or not given:
-        hint = did_you_mean("labels", content)
-        problems.append(f'\'labels\' is missing or empty; expected for example {{"background": 0, "liver": 1}}.{hint}')
+        problems.append(_lack_of(content, "labels", "labels", '{"background": 0, "liver": 1}'))
         return {}, None
-    if all(str(key).isdigit() for key in given) and all(isinstance(value, str) for value in given.values()):
+    if all(str(key).isdecimal() for key in given) and all(isinstance(value, str) for value in given.values()):
         if len(set(given.values())) < len(given):
             problems.append(f"'labels' gives two ids one name: {given}; names must differ")
         given = {name: int(key) for key, name in given.items()}  # v1 maps ids to names
     labels: dict[str, int | tuple[int, ...]] = {}
     for name, value in given.items():
-        ids = tuple(_integer(entry) for entry in (value if isinstance(value, list) else [value]))
+        ids = tuple(label_id_of(entry) for entry in (value if isinstance(value, list) else [value]))
         whole = tuple(entry for entry in ids if entry is not None)
         if not whole or len(whole) < len(ids):
             problems.append(f"label {name!r} is {value!r}, expected an id or a list of ids, 0 or more")
@@ -187,13 +193,6 @@ def _labels(content: Mapping[str, Any], problems: list[str]) -> tuple[dict[str, 
     return dict(sorted(labels.items(), key=lambda item: item[1])), ignored
 
 
-def _integer(value: object) -> int | None:
-    """Return a whole number from 0, which sloppy files write as text; None for anything else."""
-    if isinstance(value, str) and value.isdigit():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
 def _region_order(
     content: Mapping[str, Any], labels: Mapping[str, int | tuple[int, ...]], problems: list[str]
 ) -> tuple[int, ...] | None:
@@ -202,7 +201,7 @@ def _region_order(
         if any(isinstance(ids, tuple) for ids in labels.values()):
             problems.append("labels with several ids (regions) need 'regions_class_order': one id for each region")
         return None
-    if not isinstance(order, list) or None in map(_integer, order):
+    if not isinstance(order, list) or None in map(label_id_of, order):
         problems.append(f"'regions_class_order' is {order!r}, expected a list with one id for each foreground label")
         return None
     return tuple(int(entry) for entry in order)

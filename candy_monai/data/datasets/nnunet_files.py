@@ -100,6 +100,9 @@ def _files(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not path.name.lower().endswith(ending):
             continue
+        if (shown := path.name.encode(errors="backslashreplace").decode()) != path.name:
+            problems.append(f"{folder.name}/{shown}: the name is not UTF-8 text, as another system wrote it; rename it")
+            continue
         name = composed(path.name[: -len(ending)])
         first = found.setdefault(name, path)
         if first is not path:

@@ -47,7 +47,9 @@ class Geometry:
         """Build the grid of a file of this shape: axes after the third hold channels, at most one is longer than 1."""
         spatial, rest = tuple(shape[:3]), [length for length in shape[3:] if length > 1]
         if len(spatial) < 2 or len(rest) > 1 or (rest and num_channels > 1):
-            raise ValueError(f"shape {tuple(shape)}: expected 2 or 3 spatial axes and at most one axis of channels")
+            raise UnusableFileError(
+                f"has the shape {tuple(shape)}, expected 2 or 3 spatial axes and at most one axis of channels"
+            )
         return cls(
             spatial_shape=spatial,
             num_channels=num_channels * (rest[0] if rest else 1),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from candy_monai.data.images.geometry import IN_MM, Geometry, UnusableFileError, affine_problem
-from candy_monai.data.images.names import image_suffix
+from candy_monai.data.images.names import image_suffix, stem_of
 from candy_monai.optional import require
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
         pixel_type = itk.VariableLengthVector[itk.F]
     elif header.GetComponentTypeAsString(header.GetComponentType()) not in _ITK_SAMPLES:
         pixel_type = itk.D
-    reader = ITKReader(pixel_type=pixel_type)
+    options = {"imageio": itk.MetaImageIO.New()} if _is_metaimage(path) else {}
+    reader = ITKReader(pixel_type=pixel_type, **options)
     array, _ = reader.get_data(reader.read(path))
     return np.moveaxis(array.reshape(*geometry.spatial_shape, geometry.num_channels), -1, 0), geometry
 
@@ -65,7 +66,10 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
     image = ITKWriter.create_backend_obj(
         data, channel_dim=-1 if several else None, affine=geometry.affine, dtype=array.dtype
     )
-    itk.imwrite(image, str(path), compression=True)
+    named = path.with_name(f"{stem_of(path)}{image_suffix(path)}")
+    itk.imwrite(image, str(named), compression=True)
+    if named.name != path.name:  # under ``.MHA`` ITK writes a header and a second file with the samples
+        named.replace(path)
 
 
 def _itk(verb: str, path: Path) -> Any:  # ITK has no types
@@ -74,12 +78,20 @@ def _itk(verb: str, path: Path) -> Any:  # ITK has no types
 
 def _header(path: Path) -> Any:
     itk = _itk("read", path)
-    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    header = None
+    if _is_metaimage(path):  # which ITK tells by a suffix in small letters alone
+        header = itk.MetaImageIO.New()
+    else:
+        header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if header is None:
         raise ValueError("ITK does not recognise its content")
     header.SetFileName(str(path))
     header.ReadImageInformation()
     return header
+
+
+def _is_metaimage(path: Path) -> bool:
+    return image_suffix(path) in (".mha", ".mhd")
 
 
 def _geometry(path: Path, header: Any) -> Geometry:

@@ -59,7 +59,7 @@ def write(path: Path, array: NDArray[np.generic], geometry: Geometry, *, beside:
         data = data.reshape(*data.shape[:-1], *(1,) * trailing)
     elif num_dims == 2:
         data = data[:, :, None]  # otherwise the channels would read as a third spatial axis
-    image = nibabel.Nifti1Image(data, geometry.affine)
+    image = nibabel.Nifti1Image(data, geometry.affine, dtype=data.dtype)  # named, or nibabel refuses 64-bit integers
     image.header.set_xyzt_units("mm")
     image.set_sform(geometry.affine, code=1)
     image.set_qform(geometry.affine, code=1)  # some readers prefer the qform: both must say the same

@@ -7,10 +7,11 @@ together here; such a TIFF, a volume and sample types that Pillow does not know 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -33,8 +34,11 @@ _WIDE_RAW_MODES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 """Pillow's name of the 16-bit samples of a PNG, of which it keeps the high bytes, and the name that keeps the low."""
 
 _WIDE_GREY_ALPHA = "LA;16B"
-_GREY_STEPS = {"L;2": 85, "L;4": 17}
+_GREY_STEPS = {"2": 85, "4": 17}
 """What Pillow multiplies samples of 2 and 4 bits by, so that they fill 8."""
+
+_INVERTED = "I"
+"""In Pillow's name of samples of a TIFF of which 0 is white: it turns them round, which tifffile and nnU-Net do not."""
 
 _BITS, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _ORIENTATION = 258, 277, 338, 339, 274  # TIFF's and EXIF's tags
 _ALPHA_KINDS = (1, 2)
@@ -43,10 +47,10 @@ _SIGNED = 2
 
 def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
-    if stored := _beyond_pillow(path):
-        array = _tifffile("read").imread(path)
-        axis = _sample_axis(stored[1])
-        return array[None] if axis is None else np.moveaxis(array, axis, 0), _tiff_geometry(path, *stored, is_label)
+    if series := _beyond_pillow(path):
+        array = _tifffile("read").imread(path, series=series.number)
+        axis = _sample_axis(series.axes)
+        return array[None] if axis is None else np.moveaxis(array, axis, 0), _tiff_geometry(path, series, is_label)
     with Image.open(path) as picture:
         geometry = _geometry_of(picture)
         samples = _samples_of(picture, path, is_label=is_label)
@@ -61,8 +65,8 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
 
 def read_header(path: Path) -> Geometry:
     """Read a file's geometry without decoding its samples."""
-    if stored := _beyond_pillow(path):
-        return _tiff_geometry(path, *stored, False)
+    if series := _beyond_pillow(path):
+        return _tiff_geometry(path, series, False)
     with Image.open(path) as picture:
         return _geometry_of(picture)
 
@@ -124,8 +128,11 @@ def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> 
         array = np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
     else:
         array = np.asarray(picture)
-        if is_label and raw_mode in _GREY_STEPS:
-            array = array // _GREY_STEPS[raw_mode]
+        stored = raw_mode.partition(";")[2] if picture.mode in ("1", "L") else ""
+        if _INVERTED in stored:
+            array = np.invert(array)
+        if is_label and stored[:1] in _GREY_STEPS:
+            array = array // _GREY_STEPS[stored[:1]]
     if has_grey_alpha:
         grey, alpha = array[..., 0], array[..., 1]
         opaque = 0xFFFF if alpha.dtype == np.uint16 else 0xFF
@@ -136,8 +143,8 @@ def _samples_of(picture: ImageFile.ImageFile, path: Path, *, is_label: bool) -> 
 
 
 def _raw_mode(picture: ImageFile.ImageFile) -> str:
-    """Return Pillow's name of the samples as a PNG stores them; empty for other formats. Ends with decoding."""
-    if picture.format != "PNG" or not picture.tile:
+    """Return Pillow's name of the samples as a PNG or a TIFF stores them; else an empty text. Ends with decoding."""
+    if picture.format not in ("PNG", "TIFF") or not picture.tile:
         return ""
     arguments = picture.tile[0][3]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
@@ -158,8 +165,16 @@ def _decoded_as(path: Path, raw_mode: str) -> NDArray[np.uint8]:
         return np.asarray(picture)
 
 
-def _beyond_pillow(path: Path) -> tuple[Shape, str] | None:
-    """Return shape and axis names of a TIFF that Pillow opens in part or not at all, else None."""
+class _Series(NamedTuple):
+    """Pages of a TIFF that are one image: their place among others, shape, and a letter for each axis."""
+
+    number: int
+    shape: Shape
+    axes: str
+
+
+def _beyond_pillow(path: Path) -> _Series | None:
+    """Return the image of a TIFF that Pillow opens in part or not at all, else None; beside thumbnails the largest."""
     if image_suffix(path) not in TIFFS:
         return None
     try:
@@ -169,8 +184,8 @@ def _beyond_pillow(path: Path) -> tuple[Shape, str] | None:
     except UnidentifiedImageError:
         pass  # floating-point or wide integer samples: tifffile opens these, and names what is wrong with the rest
     with _tifffile("read").TiffFile(path) as file:
-        series = file.series[0]
-        return tuple(series.shape), str(series.axes)
+        number, series = max(enumerate(file.series), key=lambda entry: math.prod(entry[1].shape))
+        return _Series(number, tuple(series.shape), str(series.axes))
 
 
 def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
@@ -184,15 +199,16 @@ def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
 
 
 def _sample_axis(axes: str) -> int | None:
-    return axes.index("S") if "S" in axes else None
+    """Return which axis holds the samples of a position: those of a colour, or the channels of ImageJ and OME."""
+    return next((axes.index(name) for name in "SC" if name in axes), None)
 
 
-def _tiff_geometry(path: Path, shape: Shape, axes: str, is_label: bool) -> Geometry:
-    axis = _sample_axis(axes)
+def _tiff_geometry(path: Path, series: _Series, is_label: bool) -> Geometry:
+    shape, axis = series.shape, _sample_axis(series.axes)
     num_channels = 1 if axis is None else shape[axis]
     spatial = tuple(length for index, length in enumerate(shape) if index != axis)
     if len(spatial) not in (2, 3):
-        raise ValueError(f"shape {shape}: expected 2 or 3 spatial axes")
+        raise UnusableFileError(f"has the shape {shape}, axes {series.axes}; expected 2 or 3 spatial axes")
     geometry = Geometry.unknown(spatial, num_channels=num_channels, is_picture=len(spatial) == 2)
     if not geometry.is_picture:
         geometry.affine[:3, :3] = np.diag(_spacing_beside(path, is_label=is_label))

@@ -72,6 +72,8 @@ def _stored(image: Tensor, dtype: DTypeLike | None, path: Path) -> NDArray[np.ge
     image = image.detach().cpu()
     if image.dtype in (torch.float16, torch.bfloat16):
         image = image.float()
+    if image.is_complex():
+        raise BadInputError(f"{path}: cannot hold complex numbers; save their magnitude, image.abs()")
     array = np.asarray(image.numpy())
     wanted = array.dtype if dtype is None else np.dtype(dtype)
     if array.dtype.kind == "f":
@@ -91,6 +93,8 @@ def _stored(image: Tensor, dtype: DTypeLike | None, path: Path) -> NDArray[np.ge
 def _channel_first(
     array: NDArray[np.generic], geometry: Geometry | None, suffix: str, path: Path
 ) -> NDArray[np.generic]:
+    if array.ndim < 2:
+        raise BadInputError(f"{path}: found shape {array.shape}, expected 2 or 3 spatial axes and channels")
     if geometry is None:
         is_picture = suffix in PICTURES or array.shape[0] == 1
         has_channels = array.ndim == 4 or (array.ndim == 3 and is_picture)

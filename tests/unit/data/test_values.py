@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import frozen, ids_of_label, join_reprs, plain_tensor
+from candy_monai.data.values import frozen, ids_of_label, join_reprs, label_id_of, plain_tensor
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -26,6 +27,14 @@ def test_a_tensor_without_metadata_is_plain_and_shares_its_memory(tensor):
 def test_a_label_has_one_id_and_a_region_several():
     assert ids_of_label(3) == (3,)
     assert ids_of_label((1, 2)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3, 3), ("3", 3), (np.uint8(3), 3), (-1, None), (True, None), (1.0, None), ("²", None), ("a", None), (None, None)],
+)
+def test_a_label_id_is_a_whole_number_from_0_that_may_be_text(value, expected):
+    assert label_id_of(value) == expected
 
 
 @given(FROZEN)

@@ -289,8 +289,27 @@ def test_a_metric_of_the_user_s_own_must_return_one_number():
     with pytest.raises(BadInputError, match=r"each returned a tensor of shape \(1, 1, 2\)"):
         Evaluator({"each": lambda prediction, _: prediction}).evaluate(ids([0, 1]), ids([0, 1]))
 
+    with pytest.raises(BadInputError, match="each returned None, expected one number"):
+        Evaluator({"each": lambda *_: None}).evaluate(ids([0, 1]), ids([0, 1]))
 
-@pytest.mark.parametrize(("metrics", "options"), [((), {"num_classes": 0}), ((), {"tolerance_mm": -1}), ((3,), {})])
+
+def test_ids_may_be_text_as_in_json():
+    evaluator = Evaluator("dice", class_names={"0": "background", "1": "a"})
+    assert evaluator.evaluate(ids([0, 1]), ids([0, 1])).class_names == {1: "a"}
+    assert Evaluator("dice", regions={"a": ["1"]}).evaluate(ids([0, 1]), ids([0, 1]))[0].classes == {1: {"dice": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options"),
+    [
+        ((), {"num_classes": 0}),
+        ((), {"tolerance_mm": -1}),
+        ((3,), {}),
+        ((), {"class_names": {"a": "b"}}),
+        ((), {"regions": {"a": []}}),
+        ((), {"regions": [[-1]]}),
+    ],
+)
 def test_options_that_cannot_work_are_refused(metrics, options):
     with pytest.raises(BadInputError):
         Evaluator(*metrics, **options)

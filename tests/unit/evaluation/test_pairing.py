@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from candy_monai.data.datasets.files import SimpleDataset
 from candy_monai.data.images.writing import save_image
+from candy_monai.errors import BadInputError
 from candy_monai.evaluation.pairing import pair_up
 
 NFC, NFD = "M\u00fcller", "Mu\u0308ller"
@@ -20,3 +23,14 @@ def test_names_pair_in_whichever_form_their_accents_are_stored(tmp_path):
     ]
     dataset = SimpleDataset(tmp_path / "predictions", tmp_path / "labels")
     assert set(dataset.case_ids) == {NFD, "other"}
+
+
+@pytest.mark.parametrize("source", [None, np.zeros((1, 2, 2)), (part for part in ())])
+def test_what_cannot_be_compared_is_named(source):
+    with pytest.raises(BadInputError, match=f"cannot compare a {type(source).__name__}"):
+        pair_up(source, torch.zeros(1, 2, 2), names=("prediction", "label"))
+
+
+def test_the_ids_of_a_mapping_may_be_numbers():
+    case = torch.zeros(1, 2, 2)
+    assert [pair.case_id for pair in pair_up({3: case}, {3: case}, names=("prediction", "label")).pairs] == ["3"]

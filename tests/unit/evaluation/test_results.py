@@ -109,6 +109,14 @@ def test_values_that_are_none_or_infinite_are_counted_and_the_mean_of_the_others
     assert result(case("a", 1.0)).notes() == []
 
 
+def test_predictions_and_references_without_a_class_in_common_are_noted():
+    found = case("a", 0.0, 0.0)
+    counts = {1: {**found.counts[1], "n_pred": 0}, 2: {**found.counts[2], "n_ref": 0}}
+    assert result(replace(found, counts=counts)).notes() == [
+        "no class is in both: the predictions hold 2, the references 1; do they have the same ids?"
+    ]
+
+
 def test_a_ratio_of_nothing_of_a_class_that_is_there_is_noted():
     found = result(case("a", 1.0), case("b", NAN))
     assert found.notes() == [

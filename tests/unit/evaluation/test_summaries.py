@@ -36,6 +36,12 @@ def test_cases_of_nnu_net_go_by_the_names_of_their_references(tmp_path):
     assert found.classes == ("(1, 2)",)
 
 
+def test_a_summary_that_was_written_on_windows_is_read(tmp_path):
+    case = {"prediction_file": r"C:\p\la_1.nii.gz", "reference_file": r"C:\r\la_1.nii.gz", "metrics": {"1": METRICS}}
+    (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [case]}), encoding="utf-8-sig")
+    assert list(read_scores(tmp_path).cases) == ["la_1"]
+
+
 def test_an_experiment_and_a_cross_validation_are_read_by_their_folders(tmp_path):
     experiments = [tmp_path / "crossval" / f"fold_{fold}" / "UNetTrainer" / f"2025-{fold}" for fold in (0, 1)]
     for fold, experiment in enumerate(experiments):
@@ -72,6 +78,15 @@ def test_a_file_that_is_no_summary_is_refused_by_name(tmp_path, content, message
     file.write_text(content)
     with pytest.raises(BadInputError, match=f"summary.json.*{message}"):
         read_scores(file)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [({"Dice": 84.2}, "dice is 84.2, expected 0 to 1, a share"), ({"HD95": -1}, "hd95 is -1, expected 0 to inf$")],
+)
+def test_a_value_that_a_metric_cannot_have_is_refused(tmp_path, metrics, message):
+    with pytest.raises(BadInputError, match=rf"any\.json: a, class 1: {message}"):
+        read_scores(write(tmp_path / "any.json", entry("a", **metrics)))
 
 
 def test_a_folder_without_one_says_what_was_expected(tmp_path):

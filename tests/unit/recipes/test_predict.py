@@ -121,6 +121,9 @@ def test_a_folder_without_runs_and_one_that_is_not_there_are_refused(tmp_path):
         load_experiments([tmp_path])
     with pytest.raises(ExperimentError, match="there is no such folder"):
         load_experiments([tmp_path / "missing"])
+    (tmp_path / "experiment.json").write_text("{}")
+    with pytest.raises(ExperimentError, match="it is a file; did you mean its folder"):
+        load_experiments([tmp_path / "experiment.json"])
 
 
 def test_chosen_channels_reach_the_predictors(experiment, own_trainer):

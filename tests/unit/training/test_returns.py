@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from candy_monai.errors import BadInputError
 from candy_monai.training.sliding import SlidingSegmentationTrainer
@@ -85,6 +86,12 @@ def test_what_validate_case_returned_and_what_was_expected_is_said(tmp_path, res
         _trained(tmp_path, validate_case=lambda *_: result)
 
 
+@pytest.mark.parametrize(("result", "found"), [(None, "None"), (0.5, "0.5"), ((0.5, {}, IMAGE), "a tuple of 3")])
+def test_what_score_case_returned_and_what_was_expected_is_said(tmp_path, result, found):
+    with pytest.raises(BadInputError, match=rf"Mine\.score_case returned {found}.* expected \(score, metrics\)"):
+        _trained(tmp_path, score_case=lambda *_: result)
+
+
 def test_the_methods_of_windows_are_named_as_the_user_wrote_them(tmp_path):
     class Windows(SlidingSegmentationTrainer):
         sliding_window_shape = (8, 8)
@@ -120,6 +127,17 @@ def test_an_optimizer_that_needs_a_closure_is_refused_unless_the_trainer_steps_i
         toolbox.optimizer.step(lambda: torch.tensor(1.0))
 
     _trained(tmp_path, build_optimizer=lambda _self, params: torch.optim.LBFGS(params), step=step)
+
+
+def test_a_schedule_of_another_optimizer_and_a_class_in_its_place_are_refused(tmp_path):
+    def of_another(self, optimizer, num_epochs):
+        return lr_scheduler.ConstantLR(torch.optim.SGD(optimizer.param_groups[0]["params"], lr=0.1), 1.0)
+
+    with pytest.raises(BadInputError, match=r"Mine\.build_scheduler returned a ConstantLR of another optimizer"):
+        _trained(tmp_path, build_scheduler=of_another)
+    with pytest.raises(BadInputError, match=r"Mine\.build_scheduler returned a type, expected a schedule such as"):
+        _trained(tmp_path, build_scheduler=lambda *_: lr_scheduler.ConstantLR)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("score", [np.array([0.5]), np.float32(0.5), torch.tensor([0.5])])

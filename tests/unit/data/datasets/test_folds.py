@@ -142,6 +142,12 @@ def test_a_case_without_group_is_named(tmp_path):
         resolve_groups("(", ["a"])
 
 
+def test_a_case_in_two_groups_is_refused(tmp_path):
+    (tmp_path / "groups.csv").write_text("a,x\nb,y\na,y\n")
+    with pytest.raises(BadInputError, match=r"groups\.csv: 'a' is in two groups, 'x' and 'y'"):
+        resolve_groups(tmp_path / "groups.csv", ["a", "b"])
+
+
 def test_a_property_is_balanced_by_function_or_mapping():
     ids = [f"{site}{index}" for site in "ab" for index in range(4)]
     by_function = choose_folds(ids, k=4, stratify_by=lambda case_id: case_id[0])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,8 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "two labels have one id"),
         ({"labels": {"background": 0, "a": "x"}}, "label 'a' is 'x', expected an id"),
         ({"labels": {"background": 0, "a": -1}}, "label 'a' is -1"),
+        ({"labels": {"background": 0, "a": "²"}}, "label 'a' is '²'"),
+        ({"labels": {"0": "background", "²": "a"}}, "label '0' is 'background'"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "need 'regions_class_order'"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]}, "has 1 ids, expected 2"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, 7]}, r"holds \[7\]"),
@@ -73,6 +77,8 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
             "ignore label 3; leave it out",
         ),
         ({"labels": None}, "'labels' is missing"),
+        ({"labels": ["a", "b"]}, r"'labels' is \['a', 'b'\], expected for example"),
+        ({"channel_names": "CT"}, "'channel_names' is 'CT', expected for example"),
         (
             {"channel_names": None, "chanel_names": {"0": "CT"}},
             "'channel_names' is missing.*Did you mean 'chanel_names'",
@@ -451,6 +457,14 @@ def test_two_files_whose_names_differ_in_the_form_of_an_accent_alone_are_a_probl
     for form in (NFC, NFD):
         write(tmp_path / "labelsTr" / f"{form}.nii.gz", label_of((1, 2)))
     assert "their accents are encoded in two ways" in problems_of(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_name_in_another_encoding_is_a_problem_that_shows_it(tmp_path):
+    make(tmp_path)
+    write(tmp_path / "labelsTr" / "plain.nii.gz", label_of((1, 2)))
+    (tmp_path / "labelsTr" / "plain.nii.gz").rename(tmp_path / "labelsTr" / os.fsdecode(b"M\xfcller.nii.gz"))
+    assert r"labelsTr/M\udcfcller.nii.gz: the name is not UTF-8 text" in problems_of(tmp_path)
 
 
 def decathlon(folder: Path, training: object, **changes: object) -> Path:

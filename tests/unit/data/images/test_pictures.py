@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -105,6 +106,37 @@ def test_a_tiff_keeps_channels_that_are_no_colours(tmp_path, channels):
     extra = ["unspecified"] * (channels - 1)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="contig", extrasamples=extra)
     assert np.array_equal(load_image(tmp_path / "a.tif").numpy(), np.moveaxis(array, -1, 0))
+
+
+@pytest.mark.parametrize(("axes", "shape"), [("CYX", (2, 3, 5)), ("ZCYX", (2, 4, 3, 5))])
+def test_channels_of_imagej_are_channels_and_no_slices(tmp_path, axes, shape):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "a.json").write_text('{"spacing": [3, 1, 1]}')
+    lengths = dict(zip("CZYX", (2, 4, 3, 5), strict=True))
+    array = np.arange(math.prod(shape), dtype=np.uint8).reshape([lengths[axis] for axis in axes])
+    tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": axes})
+    image = load_image(tmp_path / "a.tif")
+    assert tuple(image.shape) == shape
+    assert np.array_equal(image.numpy(), np.moveaxis(array, axes.index("C"), 0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
+def test_samples_of_a_tiff_of_which_0_is_white_are_read_as_stored(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    array = (samples(1)[..., 0] % 2).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
+    for is_label in (False, True):
+        assert np.array_equal(load_image(tmp_path / "a.tif", is_label=is_label)[0].numpy(), array)
+
+
+def test_beside_a_thumbnail_the_large_picture_of_a_tiff_is_read(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    array = samples(1)[..., 0]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(array[::2, ::2])
+        writer.write(array)
+    assert np.array_equal(load_image(tmp_path / "a.tif")[0].numpy(), array)
+    assert read_geometry(tmp_path / "a.tif").spatial_shape == array.shape
 
 
 def test_pages_of_colour_are_a_volume_of_channels(tmp_path):

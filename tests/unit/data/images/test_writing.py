@@ -114,6 +114,27 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_no_file(tmp_path, image
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("image", [torch.zeros(1, 2, 3, 4, dtype=torch.complex64), torch.tensor(1), torch.zeros(3)])
+def test_what_is_no_image_of_real_numbers_is_refused_and_leaves_no_file(tmp_path, image):
+    with pytest.raises(BadInputError, match=r"a\.nii: .*(complex|expected 2 or 3 spatial axes)"):
+        save_image(image, tmp_path / "a.nii")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".MHA", ".Mha", ".NRRD"])
+def test_a_suffix_in_capitals_is_written_and_read_as_that_in_small_letters(tmp_path, suffix):
+    pytest.importorskip("itk")
+    image = torch.arange(24.0).reshape(1, 2, 3, 4)
+    save_image(image, tmp_path / f"a{suffix}")
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+    assert torch.equal(load_image(tmp_path / f"a{suffix}").as_tensor(), image)
+
+
+def test_ids_of_64_bits_are_written_as_nifti(tmp_path):
+    save_image(torch.full((1, 2, 2, 2), 2**40), tmp_path / "a.nii")
+    assert load_image(tmp_path / "a.nii", is_label=True).unique().tolist() == [2**40]
+
+
 def test_signed_ids_are_written_signed(tmp_path):
     pytest.importorskip("itk")
     for name in ("a.mha", "a.nii"):
