@@ -49,7 +49,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
     """Decode a file into a channel-first array and its geometry."""
     if series := _beyond_pillow(path):
         array = _tifffile("read").imread(path, series=series.number)
-        axis = _sample_axis(series.axes)
+        axis = series.sample_axis
         return array[None] if axis is None else np.moveaxis(array, axis, 0), _tiff_geometry(path, series, is_label)
     with Image.open(path) as picture:
         geometry = _geometry_of(picture)
@@ -166,11 +166,12 @@ def _decoded_as(path: Path, raw_mode: str) -> NDArray[np.uint8]:
 
 
 class _Series(NamedTuple):
-    """Pages of a TIFF that are one image: their place among others, shape, and a letter for each axis."""
+    """Pages of a TIFF that are one image: their place among others, shape, a letter for each axis, that of samples."""
 
     number: int
     shape: Shape
     axes: str
+    sample_axis: int | None
 
 
 def _beyond_pillow(path: Path) -> _Series | None:
@@ -184,8 +185,14 @@ def _beyond_pillow(path: Path) -> _Series | None:
     except UnidentifiedImageError:
         pass  # floating-point or wide integer samples: tifffile opens these, and names what is wrong with the rest
     with _tifffile("read").TiffFile(path) as file:
-        number, series = max(enumerate(file.series), key=lambda entry: math.prod(entry[1].shape))
-        return _Series(number, tuple(series.shape), str(series.axes))
+        sizes = [math.prod(series.shape) for series in file.series]
+        if (count := sizes.count(max(sizes))) > 1:
+            raise UnusableFileError(
+                f"holds {count} images of one size; expected one, with slices as pages of one volume"
+            )
+        number = sizes.index(max(sizes))
+        shape, axes = tuple(file.series[number].shape), str(file.series[number].axes)
+        return _Series(number, shape, axes, _sample_axis(axes, path))
 
 
 def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
@@ -198,13 +205,19 @@ def _is_cut_by_pillow(picture: ImageFile.ImageFile) -> bool:
     return (bits == 32 and sample_format == 1) or (bits == 8 and sample_format == _SIGNED)
 
 
-def _sample_axis(axes: str) -> int | None:
-    """Return which axis holds the samples of a position: those of a colour, or the channels of ImageJ and OME."""
+def _sample_axis(axes: str, path: Path) -> int | None:
+    """Return which axis holds the samples of a position: those of a colour, or the channels of ImageJ and OME.
+
+    Channels of pictures that have a spacing beside them are slices, as which nnU-Net reads them: tifffile calls the
+    slices of a volume so that it writes for ImageJ without being told its axes.
+    """
+    if sorted(axes) == ["C", "X", "Y"] and spacing_file(path, is_label=False) is not None:
+        return None
     return next((axes.index(name) for name in "SC" if name in axes), None)
 
 
 def _tiff_geometry(path: Path, series: _Series, is_label: bool) -> Geometry:
-    shape, axis = series.shape, _sample_axis(series.axes)
+    shape, axis = series.shape, series.sample_axis
     num_channels = 1 if axis is None else shape[axis]
     spatial = tuple(length for index, length in enumerate(shape) if index != axis)
     if len(spatial) not in (2, 3):

@@ -111,13 +111,25 @@ def test_a_tiff_keeps_channels_that_are_no_colours(tmp_path, channels):
 @pytest.mark.parametrize(("axes", "shape"), [("CYX", (2, 3, 5)), ("ZCYX", (2, 4, 3, 5))])
 def test_channels_of_imagej_are_channels_and_no_slices(tmp_path, axes, shape):
     tifffile = pytest.importorskip("tifffile")
-    (tmp_path / "a.json").write_text('{"spacing": [3, 1, 1]}')
+    if "Z" in axes:
+        (tmp_path / "a.json").write_text('{"spacing": [3, 1, 1]}')
     lengths = dict(zip("CZYX", (2, 4, 3, 5), strict=True))
     array = np.arange(math.prod(shape), dtype=np.uint8).reshape([lengths[axis] for axis in axes])
     tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": axes})
     image = load_image(tmp_path / "a.tif")
     assert tuple(image.shape) == shape
     assert np.array_equal(image.numpy(), np.moveaxis(array, axes.index("C"), 0))
+
+
+@pytest.mark.parametrize("is_label", [False, True])
+def test_slices_that_tifffile_calls_channels_for_imagej_are_slices_where_their_spacing_is_stated(tmp_path, is_label):
+    tifffile = pytest.importorskip("tifffile")
+    array = np.arange(30, dtype=np.uint8).reshape(5, 3, 2)
+    tifffile.imwrite(tmp_path / "a.tif", array, imagej=True)
+    (tmp_path / "a.json").write_text('{"spacing": [3, 1, 1]}')
+    image = load_image(tmp_path / "a.tif", is_label=is_label)
+    assert np.array_equal(image.numpy(), array[None])
+    assert read_geometry(tmp_path / "a.tif").spacing_mm == (3, 1, 1)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
@@ -137,6 +149,15 @@ def test_beside_a_thumbnail_the_large_picture_of_a_tiff_is_read(tmp_path):
         writer.write(array)
     assert np.array_equal(load_image(tmp_path / "a.tif")[0].numpy(), array)
     assert read_geometry(tmp_path / "a.tif").spatial_shape == array.shape
+
+
+def test_slices_that_were_written_as_images_of_their_own_are_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for _ in range(3):
+            writer.write(samples(1)[..., 0])
+    with pytest.raises(ImageReadError, match=r"a\.tif: holds 3 images of one size; expected one"):
+        load_image(tmp_path / "a.tif")
 
 
 def test_pages_of_colour_are_a_volume_of_channels(tmp_path):
