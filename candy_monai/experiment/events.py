@@ -54,8 +54,8 @@ class StepFinished:
     Attributes:
         epoch: The current epoch, counted from 1.
         phase: ``training`` or ``validation``.
-        done: Steps or cases done in this phase.
-        total: Steps or cases in this phase; None if unknown.
+        done: Steps or cases done in this phase, by one process.
+        total: Steps or cases in this phase, of one process; None if unknown.
         num_samples: Samples of this step, in all processes; None if unknown.
     """
 

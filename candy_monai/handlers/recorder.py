@@ -289,6 +289,7 @@ class Recorder:
             self._example = _image_shape(engine.state.output)
         self._reporter.report_saved_epoch(wait=False)
         total, size = engine.state.epoch_length, getattr(engine.data_loader, "batch_size", None)
+        size = None if size is None else size * self._processes.world_size
         self._reporter.notify(StepFinished(experiment.progress.epoch + 1, "training", self._num_steps, total, size))
 
     def _measured(self, output: Any) -> dict[str, Any]:

@@ -377,10 +377,11 @@ class TrainingRun:
         return stop_if_asked
 
     def cases_to_validate(self, loader: DataLoader[Any]) -> tuple[int | None, int | None]:
-        """Return how many cases are validated in all, if that is known, and how many of a limit by this process."""
+        """Return how many cases this process validates, if that is known, and of a limit its share; None without."""
         limit = self.settings.num_validation_cases
-        total = min(filter(None, (num_cases(loader), limit)), default=None)
-        return total, None if limit is None else len(range(self.processes.rank, limit, self.processes.world_size))
+        share = None if limit is None else len(range(self.processes.rank, limit, self.processes.world_size))
+        known = [count for count in (num_cases(loader), share) if count is not None]
+        return min(known, default=None), share
 
     def mean_score(self, scores: Sequence[float]) -> float:
         """Return the mean of the scores of all processes, and note what it rests on."""

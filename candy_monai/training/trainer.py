@@ -317,7 +317,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                     look = functools.partial(self._case_view, image, label, output)
                     run.kept.add(case_id, float(score), metrics, look)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
-                run.reporter.notify(StepFinished(epoch, "validation", len(cases), total, 1))
+                run.reporter.notify(StepFinished(epoch, "validation", len(cases), total, run.processes.world_size))
                 stop_if_asked()
         drawing = copy_that_draws(self, title=cases.title(epoch))
         draw = functools.partial(drawing.save_preview, quality=run.settings.preview_quality)
