@@ -75,7 +75,7 @@ class Feedback:
         """Tell where the result is, as `errors.done` does, and return the exit code."""
         if self.lines is None:
             return done(what, where, then=() if self.is_quiet else then)
-        self.results = {what.lower(): str(where), "next": shlex.join(then)}
+        self.results = {what.lower(): str(where), "next": shlex.join(then) or None}
         return DONE
 
 

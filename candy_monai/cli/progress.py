@@ -120,6 +120,7 @@ class PredictionEvents(PredictionListener):
 
     @override
     def on_quality(self, case_id: str, quality: CaseQuality) -> None:
+        self._tell("quality", case=case_id, **quality.to_dict())
         for warning in quality.warnings:
             self._feedback.say(f"Warning: {case_id}: {warning}")
 

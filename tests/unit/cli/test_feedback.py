@@ -7,10 +7,18 @@ from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.events import MessageLogged
+from candy_monai.inference.quality import CaseQuality
 from candy_monai.observers.screen import screen_observer
 from tests.events import epoch_finished, run_started
 
 JSON = ("--log-format", "json")
+QUALITY = CaseQuality(
+    estimated_dice=0.3,
+    expected_precision=0.8,
+    expected_recall=0.8,
+    usual_size=1.0,
+    warnings=("its Dice is low",),
+)
 
 
 @pytest.fixture
@@ -137,6 +145,7 @@ def predicts(monkeypatch):
         def predict_to_files(self, _source, target, *, listener, **_options):
             listener.on_started(2, None, None)
             listener.on_windows("a", 1, 100)
+            listener.on_quality("a", QUALITY)
             listener.on_case(1, 2, "a", None)
             listener.on_case(2, 2, "b", ValueError("damaged"))
             listener.on_left_over(target / "c.nii.gz", "b could not be predicted this time")
@@ -152,19 +161,22 @@ def predicts(monkeypatch):
 def test_predict_tells_of_each_case(predicts, capsys):
     assert main(["predict", "run", "images", "out", *JSON]) == 0
     shown = capsys.readouterr()
-    assert names(shown) == ["message", "start", "case", "case", "warning", "end"]
-    assert [(one["case"], one["error"]) for one in told(shown)[2:4]] == [("a", None), ("b", "damaged")]
-    assert told(shown)[-1]["predictions"] == "out"
+    assert names(shown) == ["message", "start", "quality", "warning", "case", "case", "warning", "end"]
+    _, _, quality, warning, *cases, _, end = told(shown)
+    assert (quality["case"], quality["estimated_dice"], quality["warnings"]) == ("a", 0.3, ["its Dice is low"])
+    assert warning["message"] == "a: its Dice is low"
+    assert [(one["case"], one["error"]) for one in cases] == [("a", None), ("b", "damaged")]
+    assert (end["predictions"], end["next"]) == ("out", None)
 
 
 def test_a_quiet_prediction_says_where_it_is(predicts, capsys):
     assert main(["predict", "run", "images", "out", "--quiet"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "1 label map in out\n"
-    assert (
-        shown.err
-        == "candy-monai: warning: out/c.nii.gz is of an earlier prediction: b could not be predicted this time\n"
-    )
+    assert shown.err.splitlines() == [
+        "candy-monai: warning: a: its Dice is low",
+        "candy-monai: warning: out/c.nii.gz is of an earlier prediction: b could not be predicted this time",
+    ]
 
 
 def test_crossval_tells_the_scores_of_its_folds(monkeypatch, tmp_path, capsys):
