@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.experiment.runs import folds_below
+    from candy_monai.experiment.runs import configurations_below, folds_below
     from candy_monai.files import check_file_writable
     from candy_monai.report.comparison import COMPARISON, write_comparison
     from candy_monai.report.document import REPORT
@@ -61,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
         from candy_monai.report.evaluation import write_cross_validation
 
         return done("Report", write_cross_validation(args.experiments[0], to=args.out))
+    if len(args.experiments) == 1 and (configurations := configurations_below(args.experiments[0])):
+        raise BadInputError(
+            f"{args.experiments[0]}: a cross-validation of the configurations {', '.join(configurations)}, of which "
+            f"each has a page: name one of them, such as {next(iter(configurations.values()))}"
+        )
     if len(args.experiments) == 1:
         from candy_monai.report.observer import write_report
 

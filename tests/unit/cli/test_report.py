@@ -37,6 +37,16 @@ def test_a_folder_that_is_no_run_is_an_error_that_names_those_below(runs, tmp_pa
     assert "below it are 2 runs" in capsys.readouterr().err
 
 
+def test_of_several_configurations_one_is_to_be_named(tmp_path, capsys):
+    for name in ("2d", "3d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "crossval.json").write_text('{"configurations": {"2d": null, "3d": null}}')
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"configurations 2d, 3d, of which each has a page: name one of them, such as {tmp_path / '2d'}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_read(runs, tmp_path, monkeypatch, capsys):
     assert main(["report", str(runs[0]), "--out", str(tmp_path)]) == 2
     assert f"{tmp_path}: is a folder, and the name of a file is needed" in capsys.readouterr().err
