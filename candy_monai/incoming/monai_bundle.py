@@ -27,7 +27,7 @@ from candy_monai.incoming.nnunet import (
     build_network,
     mean_of_rounded_folds,
 )
-from candy_monai.incoming.weights import load_whole, read_weights
+from candy_monai.incoming.weights import load_whole, read_weights, weights_file_of
 from candy_monai.inference.buffers import ScoreFunction, Tile
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
@@ -307,8 +307,13 @@ def _network_of_nnunet(config: BundleConfig, entry: Mapping[str, Any], where: st
 
 
 def _bytes_of_weights(config: BundleConfig) -> int:
-    """Return the size of the largest file of weights."""
-    return max((file.stat().st_size for file in (config.folder / "models").glob("*") if file.is_file()), default=0)
+    """Return the size of the largest file of weights.
+
+    Raises:
+        BadInputError: If there is none.
+    """
+    files = [file for file in (config.folder / "models").glob("*") if file.is_file()]
+    return max(file.stat().st_size for file in files or [weights_file_of(config.folder)])
 
 
 def network_name(target: object) -> str | None:

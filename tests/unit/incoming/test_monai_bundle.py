@@ -251,6 +251,9 @@ def test_files_that_are_no_configuration_or_no_weights_are_refused(tmp_path):
     other = write_bundle(tmp_path / "other", weights={"model": {"a": torch.zeros(1)}})
     with pytest.raises(BadInputError, match="does not fit the network UNet"):
         load_bundle(other)
+    (other / "models" / "model.pt").unlink()
+    with pytest.raises(BadInputError, match="other: holds no weights; expected"):
+        load_bundle(other)
 
 
 def test_what_a_bundle_names_is_shown_by_place_without_building_anything_unknown(tmp_path):
