@@ -70,7 +70,7 @@ class Observer:
         """The best weights of a planned run were scored, after its end."""
 
     def close(self) -> None:
-        """Finish what is pending; called once, after the last event."""
+        """Finish what is pending; called once, at the end of a run. Only `RunScored` comes later."""
 
 
 @dataclass
