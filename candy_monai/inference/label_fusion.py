@@ -21,7 +21,7 @@ from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, CandyError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 from candy_monai.inference.outputs import PROBABILITIES
-from candy_monai.label_ids import highest_id, ids_in
+from candy_monai.label_ids import highest_id, holding, ids_in
 from candy_monai.optional import require
 
 FusionMethod = Literal["majority", "staple"]
@@ -40,7 +40,7 @@ def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority"
             agrees with the estimated truth in each class. Where its classes are equally likely, the majority counts.
 
     Returns:
-        Ids of the same shape and of the first map's type.
+        Ids of the same shape and of the first map's type; of int64 where that cannot hold the others' ids.
 
     Raises:
         BadInputError: If there are fewer than two maps, or they are no label maps of one shape.
@@ -58,7 +58,8 @@ def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority"
                 "one grid"
             )
     stacked = torch.stack([labels.as_subclass(Tensor).long().cpu() for labels in maps])
-    ids = torch.tensor(sorted({label_id for labels in maps for label_id in ids_in(labels)}))
+    known = sorted({label_id for labels in maps for label_id in ids_in(labels)})
+    ids, kind = torch.tensor(known), holding(maps[0], max(known, default=0)).dtype
     places = torch.searchsorted(ids, stacked)
     fused = places[0].clone()
     differ = (places != places[0]).any(0)
@@ -66,7 +67,7 @@ def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority"
         fused[differ] = _majority(places[:, differ], len(ids))
         if method == "staple":
             fused = _staple(places, undecided=fused)
-    return ids[fused].type(maps[0].dtype)
+    return ids[fused].type(kind)
 
 
 def fuse_folders(

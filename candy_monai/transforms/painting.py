@@ -42,7 +42,7 @@ def label_ids(scores: Tensor, *, paints: Sequence[int] = (), threshold: float | 
         threshold: What an independent channel must exceed, each or all.
 
     Returns:
-        ``(*spatial)`` uint8, or int16 for ids above 255.
+        ``(*spatial)``, of the type that `id_type` chooses.
     """
     flat, kind = scores.flatten(1), id_type(len(scores), paints)
     if scores.device.type != "cpu" and not paints and len(scores) > 1:
@@ -298,7 +298,7 @@ class PaintLabels(Transform):
         self.thresholds = tuple(thresholds)
 
     def __call__(self, img: Any, shape: Sequence[int] | None = None, nearest_axis: int | None = None) -> Tensor:
-        """Return ids ``(1, *shape)``, uint8 or int16.
+        """Return ids ``(1, *shape)``, of the type that `id_type` chooses.
 
         Args:
             img: Scores ``(K, *spatial)``.

@@ -252,8 +252,8 @@ class Preprocessor:
             probabilities: Whether ``scores`` are probabilities.
 
         Returns:
-            ``(1, *shape)`` ids in the file's axes, uint8 or int16: the best class, 1 where a single sigmoid exceeds
-            0.5, or the plan's regions painted in their order.
+            ``(1, *shape)`` ids in the file's axes, of the type that `id_type` chooses: the best class, 1 where a single
+            sigmoid exceeds 0.5, or the plan's regions painted in their order.
 
         Raises:
             BadInputError: If the shape is not that of the preprocessed case.

@@ -41,6 +41,11 @@ def test_the_majority_is_the_most_frequent_id_and_the_lowest_of_equals():
     assert fuse_label_maps([labels.to(torch.int16) for labels in maps]).dtype == torch.int16
 
 
+def test_ids_that_the_first_map_s_type_cannot_hold_stay_what_they_are():
+    first, other = torch.tensor([[[0, 1]]], dtype=torch.uint8), torch.tensor([[[0, 300]]])
+    assert fuse_label_maps([first, other, other]).tolist() == [[[0, 300]]]
+
+
 def test_staple_trusts_the_maps_that_agree_and_outdoes_two_bad_ones():
     pytest.importorskip("SimpleITK")
     maps = [_with_errors(seed, share) for seed, share in enumerate((0.02, 0.02, 0.02, 0.45, 0.45))]
