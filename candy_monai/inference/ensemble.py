@@ -121,10 +121,10 @@ class EnsemblePredictor(CasePredictor):
         self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
     ) -> Prediction:
         models = [member.quality for member in self.members if member.quality is not None]
-        overlap = ExpectedOverlap(self.members[0].paints) if len(models) == len(self.members) else None
+        if len(models) < len(self.members):
+            return self._run(case, None, probabilities=probabilities, listener=listener)
+        overlap = ExpectedOverlap(self.members[0].paints, thresholds=self.thresholds)
         prediction = self._run(case, overlap, probabilities=probabilities, listener=listener)
-        if overlap is None:
-            return prediction
         images = [own.cases[0].image for _, own in self._own_cases(case)]
         return replace(prediction, quality=judge(overlap, prediction.labels, models, images))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from candy_monai.evaluation.results import EvalResult
-from candy_monai.inference.quality import Calibration, CaseQuality, QualityModel
+from candy_monai.inference.quality import FEWEST_CASES, Calibration, CaseQuality, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
 from candy_monai.recipes.prepare import Prepared, evenly_spaced
 
@@ -48,9 +48,13 @@ def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result:
 
 def in_words(calibration: Calibration) -> str:
     """Return how good estimates are, for a run's log."""
+    if not calibration.is_enough:
+        return (
+            f"Predictions get no estimate of their Dice without a reference: {calibration.num_cases} scored validation "
+            f"cases with a Dice, and it is fitted to {FEWEST_CASES} or more; warnings of unusual images stay"
+        )
     error, correlation = calibration.typical_error, calibration.rank_correlation
     found = [f"are wrong by {error:.3f} on average"] if error is not None else []
     found += [f"have a rank correlation of {correlation:.2f} with the true ones"] if correlation is not None else []
-    said = " and ".join(found) if found else "cannot be judged"
-    cases = "case" if calibration.num_cases == 1 else "cases"
-    return f"Estimates of a prediction's Dice without a reference {said}, by {calibration.num_cases} validation {cases}"
+    said = " and ".join(found)
+    return f"Estimates of a prediction's Dice without a reference {said}, by {calibration.num_cases} validation cases"

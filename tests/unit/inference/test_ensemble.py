@@ -121,9 +121,9 @@ def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):
 def test_the_quality_is_that_of_the_mean_probabilities_where_every_member_has_learned_it(tmp_path, windows):
     members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in windows]
     image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
-    members[0].quality = QualityModel(calibration=Calibration(), inputs=INPUTS)
+    members[0].quality = QualityModel(calibration=Calibration(num_cases=9), inputs=INPUTS)
     assert EnsemblePredictor(members).predict_image(image).quality is None
-    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0), inputs=INPUTS)
+    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0, num_cases=9), inputs=INPUTS)
     prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
     overlap = ExpectedOverlap()
     overlap.add(prediction.probabilities.as_tensor(), are_probabilities=True)
