@@ -21,11 +21,14 @@ from typing import Any, Literal, get_args
 import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.folds import Fold
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.fingerprint import Fingerprint
+from candy_monai.data.values import join_names
 from candy_monai.device import find_device
-from candy_monai.errors import RunFailedError, SettingsError
+from candy_monai.errors import BadInputError, RunFailedError, SettingsError
+from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text
@@ -77,7 +80,8 @@ def cross_validate(
         under the name of each.
 
     Raises:
-        BadInputError: If the dataset or an option cannot work; nothing was trained.
+        BadInputError: If the dataset or an option cannot work, or folds were begun before on other cases; nothing was
+            trained.
         RunFailedError: If a fold failed; the others were trained all the same.
     """
     if num_parallel < 1:
@@ -110,6 +114,8 @@ def cross_validate(
         chosen = dataclasses.replace(of_each[name], fold=number, out=own, store=store)
         chosen.to_json()  # refuses what only this process has
         runs[name].append(FoldRun(dataset=Path(dataset), options=chosen, configuration=name))
+    for of_one in runs.values():
+        _check_same_cases(of_one, folds)
     if asked is not None:  # so that the folder is known for what it is while the folds are trained
         write_summary(folder, {"configurations": dict.fromkeys(of_each)})
     failed = _run_all([run for of_one in runs.values() for run in of_one], num_parallel, options.device, on_progress)
@@ -121,6 +127,19 @@ def cross_validate(
         count = sum(map(len, runs.values()))
         raise RunFailedError(f"{len(failed)} of {count} folds failed; their logs say why: {logs}")
     return folder / CROSS_VALIDATION
+
+
+def _check_same_cases(runs: Sequence[FoldRun], folds: Sequence[Fold]) -> None:
+    """Refuse folds that were begun on other cases: some would be scored twice, others by models that saw them."""
+    for run, fold in zip(runs, folds, strict=True):
+        if run.experiment is None or (trained := read_description(run.experiment).dataset) is None:
+            continue
+        if trained.validation is not None and set(trained.validation) != set(fold.validation):
+            raise BadInputError(
+                f"{run.experiment}: leaves out {join_names(trained.validation)}, but {run.name} of the folds that are "
+                f"asked for leaves out {join_names(fold.validation)}: give the options that the folds were begun with, "
+                "or another folder (--out)"
+            )
 
 
 def _summed_up(

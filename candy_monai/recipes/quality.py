@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from candy_monai.evaluation.results import EvalResult
+from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import FEWEST_CASES, Calibration, CaseQuality, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
 from candy_monai.recipes.prepare import Prepared, evenly_spaced
@@ -31,6 +34,36 @@ def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]
         is_picture=prepared.fingerprint.is_picture,
     )
     return QualityModel(calibration=Calibration(), inputs=inputs)
+
+
+class Judged:
+    """Collects what a predictor says of cases that are scored, and learns from their scores what that is worth.
+
+    Args:
+        predictor: What predicts; without its ``quality`` nothing is said.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._said: dict[str, CaseQuality] = {}
+
+    def note(self, case_id: str, prediction: Prediction) -> None:
+        """Note what is said of a case."""
+        if prediction.quality is not None:
+            self._said[case_id] = prediction.quality
+
+    def save(self, experiment: Path, result: EvalResult) -> Calibration | None:
+        """Write what judges further predictions into the experiment's folder; None where nothing was said.
+
+        Args:
+            experiment: The folder.
+            result: The scores of the cases.
+        """
+        if self._predictor.quality is None or not self._said:
+            return None
+        learned = calibrated(self._predictor.quality.inputs, self._said, result)
+        learned.save(experiment, self._predictor.weights_file)
+        return learned.calibration
 
 
 def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result: EvalResult) -> QualityModel:
