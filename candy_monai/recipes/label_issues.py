@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.consistency import names_by_id
+from candy_monai.data.inspection.digest import file_digests
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.evaluation.label_issues import Contradictions, LabelIssue, LabelIssues
 from candy_monai.experiment.description import DatasetRecord, read_description
@@ -19,6 +20,7 @@ from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.recipes.predict import experiment_folders, load_experiments
 from candy_monai.recipes.prepare import refuse_inside
+from candy_monai.recipes.trained_on import change_in_words, dataset_again
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -52,7 +54,8 @@ def find_label_issues(
         **options: Keywords of `load_experiments`, such as ``device`` and ``mirror``.
 
     Raises:
-        BadInputError: If the runs are not of one dataset, or were trained on all of its cases.
+        BadInputError: If the runs are not of one dataset, it is not there or lacks their cases, or they were trained on
+            all of its cases.
     """
     runs = experiment_folders(experiments, on_progress=on_progress)
     records = [_record_of(run) for run in runs]
@@ -61,7 +64,7 @@ def find_label_issues(
             raise BadInputError(
                 f"{run}: was trained on another dataset than {runs[0]}, or on another state of it; give runs on one"
             )
-    source = NNUNetDataset(dataset or str(records[0].folder))
+    source = dataset_again(records, dataset)
     refuse_inside(folder, source.folder)
     check_writable(folder)
     trained_on = [set(record.training or ()) for record in records]
@@ -71,8 +74,9 @@ def find_label_issues(
             f"{', '.join(map(str, runs))}: every case of {source.folder} was trained on, and what was trained on a "
             "case says nothing of its label; give the folder of a cross-validation"
         )
+    if change := change_in_words(records[0], source, file_digests(source.description, source.cases)):
+        on_progress(change)
     members = [load_experiments([run], on_progress=lambda _: None, **options) for run in runs]
-    names = {index: name for name, index in source.description.labels.items() if isinstance(index, int)}
     pictures = _Pictures(most_pictures)
     found: list[LabelIssue] = []
     is_flat = False
@@ -91,7 +95,7 @@ def find_label_issues(
         issues=tuple(sorted(found, key=lambda issue: -issue.score)),
         num_cases=len(unseen),
         left_out=tuple(case_id for case_id in source.case_ids if case_id not in set(unseen)),
-        class_names=names,
+        class_names={0: "background"} | names_by_id(source.description.labels),
         unit="pixels" if is_flat else "ml",
     )
     pictures.save(Path(folder), result)

@@ -66,6 +66,8 @@ def select(
     """
     found = CrossValidation.read(crossval, dataset=dataset)
     check_writable(found.folder)
+    if found.change is not None:
+        on_progress(found.change)
     names = found.configurations
     subsets = [each for count in range(1, len(names) + 1) for each in itertools.combinations(names, count)]
     candidates = {"+".join(each): each for each in subsets}

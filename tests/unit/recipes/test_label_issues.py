@@ -79,6 +79,15 @@ def test_cases_that_every_run_was_trained_on_are_left_out_and_all_of_them_refuse
         find_label_issues(["0"], tmp_path / "out", on_progress=lambda _: None)
 
 
+def test_a_dataset_that_lacks_cases_or_was_changed_is_no_silent_stand_in(runs, tmp_path):
+    said = []
+    find_label_issues(["0", "1"], tmp_path / "out", on_progress=said.append)
+    assert said[0].startswith(f"Warning: {runs.dataset.folder}: is not what the models were trained on")
+    runs.records["1"] = DatasetRecord(folder=str(runs.dataset.folder), digest="d", training=("gone",))
+    with pytest.raises(BadInputError, match="lacks gone, which the models were trained with"):
+        find_label_issues(["0", "1"], tmp_path / "out", on_progress=lambda _: None)
+
+
 def test_runs_on_different_datasets_are_refused(runs, tmp_path):
     runs.records["1"] = DatasetRecord(folder=str(runs.dataset.folder), digest="other", training=())
     with pytest.raises(BadInputError, match="1: was trained on another dataset than 0"):

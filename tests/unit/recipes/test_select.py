@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,22 @@ def test_the_same_call_predicts_nothing_anew(chosen, trained):
     assert [text for text in said if "predict" in text] == [
         f"Fold {number}: all cases are predicted already" for number in range(2)
     ]
+
+
+def test_a_case_whose_files_changed_is_predicted_anew_and_a_changed_dataset_is_told(
+    chosen, crossval, phantom, tmp_path
+):
+    moved = shutil.copytree(phantom, tmp_path / "moved")
+    said = []
+    select(crossval, dataset=moved, device="cpu", on_progress=said.append)
+    assert said[:2] == [f"Fold {number}: all cases are predicted already" for number in range(2)]
+    image = sorted((moved / "imagesTr").iterdir())[0]
+    read = nibabel.load(image)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(read.dataobj) + 1, read.affine, read.header), image)
+    said.clear()
+    select(crossval, dataset=moved, device="cpu", on_progress=said.append)
+    assert said[0].startswith(f"Warning: {moved}: is not what the models were trained on")
+    assert sorted(text.split(": ")[1] for text in said[1:3]) == ["all cases are predicted already", "predicting 1 case"]
 
 
 def test_prediction_follows_the_choice(chosen, crossval, phantom):
