@@ -38,6 +38,7 @@ from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.outputs import Prediction
 from candy_monai.inference.predictor import Predictor, experiment_predictor
 from candy_monai.nn.slicewise import build_for_slices
+from candy_monai.metrics.interval import interval_as_text
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
     ENDING_S,
@@ -235,7 +236,7 @@ class PlannedRun:
         number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
         few = "" if is_all else " (the budget holds no more)"
-        noise = "" if ends is None else f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})"
+        noise = "" if ends is None else f" (95 % interval {interval_as_text(ends)})"
         dice = result.mean_metrics["dice"]
         score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")
