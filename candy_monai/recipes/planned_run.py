@@ -37,8 +37,8 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.outputs import Prediction
 from candy_monai.inference.predictor import Predictor, experiment_predictor
-from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.metrics.interval import interval_as_text
+from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
     ENDING_S,
