@@ -178,11 +178,13 @@ class EnsemblePredictor(CasePredictor):
             The number of a group with its prediction, as soon as its last member was run. The probabilities of each
             unfinished group are held.
         """
+        all_held = probabilities or any(len(group) > 1 for group in groups)
+        on_disk = self._goes_to_disk(case, probabilities=all_held)
         totals: dict[int, torch.Tensor] = {}
         for number, (member, own) in enumerate(self._own_cases(case)):
             mine = [index for index, group in enumerate(groups) if number in group]
             shared = any(len(groups[index]) > 1 for index in mine)
-            prediction = member.run(own, probabilities=probabilities or shared)
+            prediction = member.run(own, on_disk=on_disk, probabilities=probabilities or shared)
             for index in mine:
                 if len(groups[index]) == 1:
                     yield index, self._finished(prediction, case)
