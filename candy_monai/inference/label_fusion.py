@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority"
             agrees with the estimated truth in each class. Where its classes are equally likely, the majority counts.
 
     Returns:
-        Ids of the same shape and of the first map's type.
+        Ids of the same shape, of the type that holds those of all maps.
 
     Raises:
         BadInputError: If there are fewer than two maps, or they are no label maps of one shape.
@@ -66,7 +67,7 @@ def fuse_label_maps(maps: Sequence[Tensor], *, method: FusionMethod = "majority"
         fused[differ] = _majority(places[:, differ], len(ids))
         if method == "staple":
             fused = _staple(places, undecided=fused)
-    return ids[fused].type(maps[0].dtype)
+    return ids[fused].type(functools.reduce(torch.promote_types, (labels.dtype for labels in maps)))
 
 
 def fuse_folders(

@@ -41,6 +41,11 @@ def test_the_majority_is_the_most_frequent_id_and_the_lowest_of_equals():
     assert fuse_label_maps([labels.to(torch.int16) for labels in maps]).dtype == torch.int16
 
 
+def test_an_id_that_the_first_map_s_type_cannot_hold_stays_what_it_is():
+    first, other = torch.tensor([[[1, 2]]], dtype=torch.uint8), torch.tensor([[[300, 2]]], dtype=torch.int16)
+    assert fuse_label_maps([first, other, other]).tolist() == [[[300, 2]]]
+
+
 def test_staple_trusts_the_maps_that_agree_and_outdoes_two_bad_ones():
     pytest.importorskip("SimpleITK")
     maps = [_with_errors(seed, share) for seed, share in enumerate((0.02, 0.02, 0.02, 0.45, 0.45))]
