@@ -8,6 +8,7 @@ cases of the run, which its training has not seen. Where these are too few to fi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class CaseQuality:
     Attributes:
         estimated_dice: The estimate of the mean Dice over the classes that the prediction or its reference holds; of a
             prediction without any, what it is if the reference holds one. None where fewer than `FEWEST_CASES`
-            validation cases were scored.
+            validation cases were scored, or the network's output holds NaN.
         expected_precision: The mean probability of the voxels that were marked.
         expected_recall: The share of all probability that lies in the voxels that were marked.
         usual_size: How near the classes' sizes are to those of the training cases; see `TypicalInputs.usual_size`.
@@ -225,7 +226,8 @@ def judge(
     geometry = None if labels.meta.get(HAS_NO_GRID) else geometry_of(labels)
     sizes = [model.inputs.usual_size(labels.as_tensor(), geometry) for model in models]
     signs = overlap.precision, overlap.recall, fmean(size for size, _ in sizes)
-    calibrations = [model.calibration for model in models if model.calibration.is_enough]
+    are_numbers = all(map(math.isfinite, signs))
+    calibrations = [model.calibration for model in models if model.calibration.is_enough and are_numbers]
     estimate = _mean([calibration(signs) for calibration in calibrations])
     error = _mean([each.typical_error for each in calibrations if each.typical_error is not None])
     median = _mean([each.median_dice for each in calibrations if each.median_dice is not None])
@@ -235,7 +237,9 @@ def judge(
     warnings = [f"unlike the training images: {difference}" for difference in min(differences, key=len)]
     fewest: list[str] = min((unusual for _, unusual in sizes), key=len)
     warnings += fewest
-    if overlap.is_empty:
+    if not are_numbers:
+        warnings.append("the network's output holds NaN: it has failed on this image")
+    elif overlap.is_empty:
         if not any(model.inputs.has_empty_cases for model in models):
             warnings.append("no voxel is of any class, and every training case has some")
     elif estimate is not None and median is not None and estimate < FAILED_SHARE * median:

@@ -72,11 +72,12 @@ def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result:
     Args:
         inputs: What the training images are like.
         judged: What `uncalibrated` says of each case.
-        result: The cases' scores; those without a Dice tell nothing.
+        result: The cases' scores; those without a Dice tell nothing, nor those with NaN in the network's output.
     """
-    known = [case for case in result if case.case_id in judged and not math.isnan(case.metrics["dice"])]
-    signs = [judged[case.case_id].signs for case in known]
-    return QualityModel(calibration=Calibration.fit(signs, [case.metrics["dice"] for case in known]), inputs=inputs)
+    pairs = [(judged[case.case_id].signs, case.metrics["dice"]) for case in result if case.case_id in judged]
+    known = [(signs, dice) for signs, dice in pairs if all(map(math.isfinite, (*signs, dice)))]
+    calibration = Calibration.fit([signs for signs, _ in known], [dice for _, dice in known])
+    return QualityModel(calibration=calibration, inputs=inputs)
 
 
 def in_words(calibration: Calibration) -> str:

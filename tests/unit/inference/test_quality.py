@@ -89,6 +89,12 @@ def test_an_empty_prediction_is_warned_of_only_where_every_training_case_has_a_c
     assert judge(overlap, LABELS, [may_be_empty], [LIKE_TRAINING]).warnings == ()
 
 
+def test_an_output_of_nan_is_warned_of_and_has_no_estimate():
+    found = judge(_overlap(math.nan), LABELS, [_model()], [LIKE_TRAINING])
+    assert found.to_dict() == {"estimated_dice": None, "warnings": found.warnings}
+    assert found.warnings == ("the network's output holds NaN: it has failed on this image",)
+
+
 def test_members_are_averaged_and_an_image_must_be_unlike_the_training_set_of_each():
     other = QualityModel(
         calibration=Calibration(offset=-1.0, num_cases=9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -27,8 +28,9 @@ def _result(**dice):
 
 def test_cases_without_a_dice_and_without_an_estimate_tell_nothing():
     seen = CaseQuality(estimated_dice=0.8, expected_precision=0.7, expected_recall=0.9, usual_size=1.0)
-    judged = dict.fromkeys("abc", seen)
-    model = calibrated(INPUTS, judged, _result(a=0.7, b=math.nan, d=0.1))
+    failed = dataclasses.replace(seen, estimated_dice=None, expected_precision=math.nan)
+    judged = {**dict.fromkeys("abc", seen), "e": failed}
+    model = calibrated(INPUTS, judged, _result(a=0.7, b=math.nan, d=0.1, e=0.0))
     assert model.calibration == Calibration.fit([(0.7, 0.9, 1.0)], [0.7])
     assert model.inputs is INPUTS
 
