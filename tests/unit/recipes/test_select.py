@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import nibabel
 import numpy as np
@@ -18,10 +19,12 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import load_tensors, save_tensors
 from candy_monai.experiment.folder import STATE
 from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.quality import Calibration, QualityModel
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.out_of_fold import CrossValidation, OutOfFold
 from candy_monai.recipes.predict import load_experiments
+from candy_monai.recipes.quality import in_words
 from candy_monai.recipes.select import select
 from candy_monai.recipes.selection import Selection
 from candy_monai.recipes.train import train_dataset
@@ -191,12 +194,16 @@ def test_cases_that_a_budget_left_unscored_are_scored_afterwards(crossval, phant
     run = next((crossval / "2d" / "fold_0").glob("*/[0-9]*"))
     scores = run / "validation.json"
     whole = json.loads(scores.read_text())
+    quality = json.loads((run / "quality.json").read_text())
+    (run / "quality.json").write_text(json.dumps({**quality, "calibration": asdict(Calibration())}))
     scores.write_text(json.dumps({**whole, "num_cases": 1, "metric_per_case": whole["metric_per_case"][:1]}))
     said = []
     score_the_rest(run, NNUNetDataset(phantom), TrainOptions(device="cpu"), on_progress=said.append)
+    assert json.loads((run / "quality.json").read_text())["calibration"]["num_cases"] == 2
     assert json.loads(scores.read_text())["metric_per_case"] == whole["metric_per_case"]
     score_the_rest(run, NNUNetDataset(phantom), TrainOptions(device="cpu"), on_progress=said.append)
-    assert said == [f"{run}: scoring all 2 validation cases, of which its budget left time for 1"]
+    assert said[0] == f"{run}: scoring all 2 validation cases, of which its budget left time for 1"
+    assert said[1:] == [f"{run}: {in_words(QualityModel.load(run, run / 'checkpoint_best.pth').calibration)}"]
 
 
 def test_without_a_choice_the_folder_of_several_configurations_is_no_model(crossval):
