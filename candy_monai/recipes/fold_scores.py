@@ -47,21 +47,21 @@ def score_the_rest(
         options: How: ``device``, ``trainer`` and ``trust``.
         on_progress: Told of it.
     """
-    file = None if experiment is None else experiment / VALIDATION_SCORES
-    if experiment is None or file is None or not file.is_file():
+    number = len(_scored(experiment))
+    if experiment is None or not number:
         return
-    scores = json.loads(file.read_text(encoding="utf-8"))
-    number, count = scores.get("num_cases"), scores.get("num_validation_cases")
-    if number == count:
+    trained = read_description(experiment).dataset
+    left_out = set((trained and trained.validation) or ())
+    if number >= len(left_out):
         return
-    on_progress(f"{experiment}: scoring all {count} validation cases, of which its budget left time for {number}")
+    on_progress(
+        f"{experiment}: scoring all {len(left_out)} validation cases, of which its budget left time for {number}"
+    )
     trainer = None if options.trainer is None else str(options.trainer)
     predictor = load_experiments(
         [experiment], trainer=trainer, device=str(find_device(options.device)), trust=options.trust, on_progress=_silent
     )
     assert isinstance(predictor, Predictor)
-    trained = read_description(experiment).dataset
-    left_out = set((trained and trained.validation) or ())
     cases = [case for case in dataset.cases if case.case_id in left_out and case.label is not None]
     images = {case.case_id: CaseFiles(case.images) for case in cases}
     judged = Judged(predictor)

@@ -41,7 +41,7 @@ def find_label_issues(
     on_progress: Callable[[str], None] = print,
     **options: Any,
 ) -> LabelIssues:
-    """Find regions of a dataset's labels that every model contradicts which was not trained on the case.
+    """Return the regions of a dataset's labels that every model contradicts which was not trained on the case.
 
     Cases are predicted again, from their files, one after the other.
 
