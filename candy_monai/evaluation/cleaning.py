@@ -192,7 +192,7 @@ class Cleaner:
             ]
 
     def _tried(self, offers: Iterable[_Offer]) -> list[_Offer]:
-        """Try offers on all cases, note what each did, and return the best one of each class, the best first."""
+        """Return the best offer of each class, the best first, and note what each offer does to all cases."""
         tried = list(offers)
         tasks = (partial(self._offered, tried, case) for case in self._scored.cases)
         of_cases = list(in_order(tasks, self.jobs))

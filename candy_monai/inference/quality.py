@@ -122,7 +122,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, signs: Sequence[Signs], dice: Sequence[float]) -> Calibration:
-        """Fit the function to cases.
+        """Return the function fitted to cases.
 
         Args:
             signs: The expected precision and recall and the usual size of each case, 0 to 1.

@@ -130,7 +130,7 @@ def cross_validate(
 
 
 def _check_same_cases(runs: Sequence[FoldRun], folds: Sequence[Fold]) -> None:
-    """Refuse folds that were begun on other cases: some would be scored twice, others by models that saw them."""
+    """Raise BadInputError where folds were begun on other cases, some of which would be scored twice."""
     for run, fold in zip(runs, folds, strict=True):
         if run.experiment is None or (trained := read_description(run.experiment).dataset) is None:
             continue

@@ -292,7 +292,7 @@ def _finished_folds(folder: Path) -> dict[int, Path]:
 
 
 def _check_same_task(described: Mapping[Path, ExperimentDescription]) -> None:
-    """Refuse experiments of different datasets, or with other classes."""
+    """Raise ExperimentError where experiments are of different datasets, or have other classes."""
     (first, one), *others = described.items()
     for run, other in described.items():
         if other.dataset is None or other.plan is None:
