@@ -21,6 +21,7 @@ from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.recipes.predict import experiment_folders, load_experiments
 from candy_monai.recipes.prepare import refuse_inside
 from candy_monai.recipes.trained_on import change_in_words, dataset_again
+from candy_monai.text import read_json
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -140,7 +141,7 @@ class _Pictures:
     def __init__(self, most: int) -> None:
         self._most = most
         self._kept: list[tuple[float, int, LabelIssue, Pixels]] = []
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(0, -1)  # of equal scores the first found comes first, as in the list
 
     def offer(
         self, issue: LabelIssue, contradictions: Contradictions, image: Scan, label: Scan, prediction: MetaTensor
@@ -157,15 +158,31 @@ class _Pictures:
         push(self._kept, (issue.score, next(self._numbers), issue, panel))
 
     def save(self, folder: Path, found: LabelIssues) -> None:
-        """Write the pictures, numbered by rank."""
+        """Write the pictures, numbered by rank, in place of those of an earlier call."""
         from candy_monai.plotting.canvas import drawing
 
+        _remove_pictures(folder)
         for rank, (_, _, issue, panel) in enumerate(sorted(self._kept, key=lambda kept: kept[:2], reverse=True), 1):
             title = (
                 f"{rank}. {issue.case_id}: labelled {found.name_of(issue.label_id)}, predicted "
                 f"{found.name_of(issue.predicted_id)}, {issue.volume:.3g} {found.unit}, at {issue.place}"
             )
             heading = drawing.line_of_text(title, panel.shape[1], 17, bold=True)
-            drawing.save_png(
-                drawing.stacked([heading, panel], gap=6, margin=10), folder / f"{rank:02} {issue.case_id}.png"
-            )
+            picture = drawing.stacked([heading, panel], gap=6, margin=10)
+            drawing.save_png(picture, folder / _picture_name(rank, issue.case_id))
+
+
+def _picture_name(rank: int, case_id: str) -> str:
+    return f"{rank:02} {case_id}.png"
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Remove the pictures that the list in a folder had."""
+    try:
+        cases = [str(issue["case"]) for issue in read_json(folder / LABEL_ISSUES)["issues"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # there is none, or it is something else
+    for rank, case_id in enumerate(cases, 1):
+        name = _picture_name(rank, case_id)
+        if Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
