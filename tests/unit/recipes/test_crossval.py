@@ -148,6 +148,16 @@ def test_folds_that_were_begun_on_other_cases_are_refused_before_any_is_trained(
     assert len(begun) == 4
 
 
+def test_finished_folds_of_another_state_of_the_dataset_are_told(phantom, tmp_path, pretended):
+    cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
+    for described in tmp_path.glob("crossval-phantom/fold_*/*/*/experiment.json"):
+        described.write_text(json.dumps({"format": FORMAT, "dataset": {"digest": "0" * 16}}))
+    said = []
+    cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=said.append)
+    (told,) = [text for text in said if "is not what the models were trained on" in text]
+    assert told.startswith(f"Warning: {phantom}: ")
+
+
 def test_sigterm_ends_the_folds_that_are_being_trained(phantom, tmp_path, monkeypatch):
     started = []
 
