@@ -59,7 +59,7 @@ def write_reference(folder: Path) -> None:
     titles = {**TITLES, **{part: part.capitalize() for part in parts if part not in TITLES}, OTHERS: "Errors and more"}
     package = defaultdict(lambda: "candy_monai", {part: module.__name__ for part, module in own.items()})
     pages = {part: _page(title, package[part], parts[part]) for part, title in titles.items() if part in parts}
-    bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__)]
+    bundles = [module.name for module in iter_modules(candy_monai_bundles.__path__) if not module.ispkg]
     pages["bundles"] = "# Ready-made networks\n\n" + "\n".join(map(_bundle, bundles))
     pages = {"command_line": _command_line()} | pages
     entries = "\n".join(pages)

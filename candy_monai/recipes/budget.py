@@ -45,10 +45,10 @@ FINAL_SHARE = 0.25
 """Share of the time that scoring the validation cases at the end may take; where all would take more, some are."""
 RESERVE_SHARE = 0.03
 """Share of the time that is kept back, for pictures and what else surrounds the epochs."""
-RESERVE_S = 12.0
+RESERVE_S = 14.0
 """Kept back besides, for building the run, drawing the last pictures, opening the predictor and ending the process, on
 a machine that is three times slower by then; of a short time less."""
-_MOST_RESERVED = 0.2
+_MOST_RESERVED = 0.24
 ENDING_S = 4.0
 """Of these what is kept back once the predictor is open."""
 SHORTEST_KEPT_S = 60.0

@@ -36,9 +36,9 @@ class Recording(SmallTrainer):
         self.seen = []
 
     def _train_batch(self, batch, toolbox):
-        loss, metrics, case_ids = super()._train_batch(batch, toolbox)
+        loss, metrics, case_ids, num_samples = super()._train_batch(batch, toolbox)
         self.seen.append((tuple(batch["image"].shape), case_ids))
-        return loss, metrics, case_ids
+        return loss, metrics, case_ids, num_samples
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from candy_monai.threads import SteadyThread
 
 
 def test_a_ctrl_c_while_it_is_waited_for_does_not_make_it_count_as_ended():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     release = threading.Event()
     thread = SteadyThread(target=release.wait, args=(30,), daemon=True)
     thread.start()
@@ -16,6 +17,7 @@ def test_a_ctrl_c_while_it_is_waited_for_does_not_make_it_count_as_ended():
     with pytest.raises(KeyboardInterrupt):
         thread.join(30)
     timer.join()
+    signal.signal(signal.SIGINT, before)
     assert thread.is_alive()
     started = time.monotonic()
     thread.join(0.1)

@@ -61,7 +61,7 @@ def test_a_run_that_its_time_limit_has_ended_is_finished_and_nothing_is_foretold
     assert forecast(experiment) == 0
     shown = capsys.readouterr().out
     assert "finished, 40 epochs run (its time was up), best 0." in shown
-    assert "100" not in shown
+    assert "100 epochs" not in shown
     assert "predicted" not in shown
 
 
