@@ -62,7 +62,8 @@ def measured(
     estimates: dict[str, float] = {}
 
     def note(case_id: str, prediction: Prediction) -> None:
-        assert prediction.quality is not None
+        if prediction.quality is None or prediction.quality.estimated_dice is None:
+            raise SystemExit(f"{case_id}: too few validation cases were scored for estimates; give a longer --budget")
         estimates[case_id] = prediction.quality.estimated_dice
 
     cases = [case for case in dataset.cases if case.case_id in held_out]

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def as_text(summary: dict[str, Any]) -> str:
     """Lay scores out: a line a fold, their mean, and that over all cases; a line each for several configurations."""
     from candy_monai.evaluation.results import aligned_rows
+    from candy_monai.metrics.interval import interval_as_text
 
     if "configurations" in summary:
         of_each = summary["configurations"]
@@ -91,13 +92,15 @@ def as_text(summary: dict[str, Any]) -> str:
     for fold in (*summary["folds"], means):
         scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
         rows.append([str(fold["fold"]), *map(_number, scores)])
-    cases = summary["cases"]
-    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} ({_interval(cases)})"
+    cases, within = summary["cases"], interval_as_text(summary["cases"]["interval_95"])
+    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} ({within})"
     return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
 
 
 def _table(of_each: dict[str, Any]) -> list[list[str]]:
     """Return a row for each configuration, below the headings."""
+    from candy_monai.metrics.interval import interval_as_text
+
     names = {label: name for one in of_each.values() for label, name in one["class_names"].items()}
     labels = list(dict.fromkeys(label for one in of_each.values() for label in one["cases"]["classes"]))
     rows = [["configuration", "folds", "cases", "Dice", "95 % interval", "spread", *_headings(labels, names)]]
@@ -106,7 +109,8 @@ def _table(of_each: dict[str, Any]) -> list[list[str]]:
         cases = one["cases"]
         numbers = [cases["foreground_mean"], one["std"], *(cases["classes"].get(label) for label in labels)]
         dice, *others = map(_number, numbers)
-        rows.append([name, f"{scored}/{len(one['folds'])}", str(cases["num_cases"]), dice, _interval(cases), *others])
+        within = interval_as_text(cases["interval_95"])
+        rows.append([name, f"{scored}/{len(one['folds'])}", str(cases["num_cases"]), dice, within, *others])
     return rows
 
 
@@ -116,11 +120,6 @@ def _headings(labels: Iterable[str], names: dict[str, str]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _interval(cases: dict[str, Any]) -> str:
-    ends = cases["interval_95"]
-    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _names(text: str) -> tuple[str, ...] | str:

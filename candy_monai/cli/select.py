@@ -88,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
 def as_text(chosen: Selection) -> str:
     """Lay out the scores of all candidates and of what was chosen, and the reasons."""
     from candy_monai.evaluation.results import aligned_rows
+    from candy_monai.metrics.interval import interval_as_text
 
     labels = list(chosen.scores["classes"])
     rows = [["candidate", "cases", "Dice", "95 % interval", "spread", *labels]]
     last = {**chosen.scores, "name": f"{chosen.scores['name']}, as chosen"}
     for found in (*chosen.candidates, last):
-        ends = found["interval_95"]
         numbers = [found["dice"], found["std"], *(found["classes"].get(label) for label in labels)]
         dice, *others = ("-" if value is None else f"{value:.4f}" for value in numbers)
-        within = "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+        within = interval_as_text(found["interval_95"])
         rows.append([found["name"], str(found["num_cases"]), dice, within, *others])
     return "\n".join([*aligned_rows(rows), *(f"- {reason}" for reason in chosen.reasons)])

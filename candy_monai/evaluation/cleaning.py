@@ -27,6 +27,7 @@ from candy_monai.data.pipelines.description import (
 from candy_monai.data.pipelines.preprocessing import build_postprocessing, label_map_by
 from candy_monai.data.values import plain_tensor
 from candy_monai.evaluation.evaluator import Evaluator
+from candy_monai.evaluation.of_dataset import ScoredClass
 from candy_monai.evaluation.parallel import in_order
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.metrics.overlap import is_any_of
@@ -36,21 +37,6 @@ LEAST_GAIN = 1e-4
 
 SHARES_OF_A_COMPONENT = (0.01, 0.05, 0.2)
 """The sizes below which components are removed, as shares of the median component of the references."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredClass:
-    """A class or region.
-
-    Attributes:
-        index: Its number in evaluations.
-        name: Its name.
-        ids: Its ids in a label map.
-    """
-
-    index: int
-    name: str
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +192,7 @@ class Cleaner:
             ]
 
     def _tried(self, offers: Iterable[_Offer]) -> list[_Offer]:
-        """Try offers on all cases, note what each did, and return the best one of each class, the best first."""
+        """Return the best offer of each class, the best first, and note what each offer does to all cases."""
         tried = list(offers)
         tasks = (partial(self._offered, tried, case) for case in self._scored.cases)
         of_cases = list(in_order(tasks, self.jobs))

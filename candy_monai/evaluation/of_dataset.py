@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.data.values import ids_of_label
 from candy_monai.evaluation.evaluator import Evaluator
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredClass:
+    """A class or region.
+
+    Attributes:
+        index: Its number in evaluations.
+        name: Its name.
+        ids: Its ids in a label map.
+    """
+
+    index: int
+    name: str
+    ids: tuple[int, ...]
 
 
 def dataset_evaluator(
@@ -36,6 +52,20 @@ def scored_regions(description: DatasetDescription) -> dict[str, tuple[int, ...]
     if not description.has_regions:
         return None
     return {name: ids_of_label(ids) for name, ids in description.labels.items() if ids != 0}
+
+
+def scored_classes(description: DatasetDescription) -> list[ScoredClass]:
+    """Return the foreground classes or the regions, numbered as an evaluation of the dataset numbers them."""
+    regions = scored_regions(description)
+    if regions is not None:
+        places = enumerate(regions.items(), start=1)
+        return [ScoredClass(index=place, name=name, ids=ids) for place, (name, ids) in places]
+    return [
+        ScoredClass(index=label_id, name=name, ids=(label_id,))
+        for name, label in description.labels.items()
+        for label_id in ids_of_label(label)
+        if label_id != 0
+    ]
 
 
 def _names_by_id(description: DatasetDescription) -> dict[int, str]:

@@ -22,6 +22,8 @@ COPIES = "mlartifacts"
 """A folder beside experiments where a dashboard keeps copies of their files, ``experiment.json`` among them."""
 
 _FOLD = re.compile(r"fold_(\d+)")
+_NAME = re.compile(r"\w[\w.-]*")
+"""Of a configuration: such a folder lies in that of the cross-validation."""
 _DEEPEST = 5
 _MOST_FOLDERS = 5000
 _MOST_LISTED = 12
@@ -139,7 +141,7 @@ def configurations_below(folder: PathLike) -> dict[str, Path]:
     folder = Path(folder)
     try:
         named = json.loads((folder / CROSS_VALIDATION).read_text(encoding="utf-8"))["configurations"]
-        return {str(name): folder / str(name) for name in named if (folder / str(name)).is_dir()}
+        return {name: folder / name for name in named if _NAME.fullmatch(name) and (folder / name).is_dir()}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 

@@ -121,10 +121,10 @@ class EnsemblePredictor(CasePredictor):
         self, case: PreparedCase, *, probabilities: bool = False, listener: PredictionListener | None = None
     ) -> Prediction:
         models = [member.quality for member in self.members if member.quality is not None]
-        overlap = ExpectedOverlap(self.members[0].paints) if len(models) == len(self.members) else None
+        if len(models) < len(self.members):
+            return self._run(case, None, probabilities=probabilities, listener=listener)
+        overlap = ExpectedOverlap(self.members[0].paints, thresholds=self.thresholds)
         prediction = self._run(case, overlap, probabilities=probabilities, listener=listener)
-        if overlap is None:
-            return prediction
         images = [own.cases[0].image for _, own in self._own_cases(case)]
         return replace(prediction, quality=judge(overlap, prediction.labels, models, images))
 
@@ -178,11 +178,13 @@ class EnsemblePredictor(CasePredictor):
             The number of a group with its prediction, as soon as its last member was run. The probabilities of each
             unfinished group are held.
         """
+        all_held = probabilities or any(len(group) > 1 for group in groups)
+        on_disk = self._goes_to_disk(case, probabilities=all_held)
         totals: dict[int, torch.Tensor] = {}
         for number, (member, own) in enumerate(self._own_cases(case)):
             mine = [index for index, group in enumerate(groups) if number in group]
             shared = any(len(groups[index]) > 1 for index in mine)
-            prediction = member.run(own, probabilities=probabilities or shared)
+            prediction = member.run(own, on_disk=on_disk, probabilities=probabilities or shared)
             for index in mine:
                 if len(groups[index]) == 1:
                     yield index, self._finished(prediction, case)

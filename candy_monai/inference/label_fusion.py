@@ -77,7 +77,7 @@ def fuse_folders(
     method: FusionMethod = "majority",
     on_case: Callable[[int, int, str], None] | None = None,
 ) -> list[Path]:
-    """Fuse the label maps of each case in several folders and write them into another.
+    """Write one label map of those that several folders hold of each case.
 
     Every file name and every header is compared before anything is read. Maps whose axes run another way are turned to
     the first one's; a fused map has the grid and the format of the first folder's.
@@ -122,7 +122,7 @@ def fuse_folders(
 
 
 def check_fusion(method: str) -> None:
-    """Refuse a method that does not exist, or whose package is not installed.
+    """Check that a method exists and its package is installed.
 
     Raises:
         SettingsError: If there is no such method.

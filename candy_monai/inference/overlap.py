@@ -21,10 +21,12 @@ class ExpectedOverlap:
 
     Args:
         paints: The id that each channel paints where classes are overlapping regions; empty where they are not.
+        thresholds: The probability that each region, or a single foreground class, must exceed; empty for 0.5.
     """
 
-    def __init__(self, paints: Sequence[int] = ()) -> None:
+    def __init__(self, paints: Sequence[int] = (), *, thresholds: Sequence[float] = ()) -> None:
         self._paints = tuple(paints)
+        self._thresholds = tuple(thresholds) or (0.5,)
         self._sums: Tensor | None = None
         self._peaks: Tensor | None = None
 
@@ -87,7 +89,7 @@ class ExpectedOverlap:
             numbers = torch.arange(len(probabilities), device=probabilities.device)
             inside = numbers[:, None] == probabilities.argmax(0)
         else:
-            inside = probabilities > 0.5
+            inside = probabilities > probabilities.new_tensor(self._thresholds)[:, None]
         foreground = slice(int(is_exclusive), None)
         sums = torch.stack([(probabilities * inside).sum(1), inside.float().sum(1), probabilities.sum(1)])
         sums = sums[:, foreground].cpu().double()  # not every device has double precision

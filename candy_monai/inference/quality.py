@@ -2,12 +2,13 @@
 
 The estimate comes from the precision and recall that a label map has by its own probabilities (`ExpectedOverlap`), and
 from how usual the sizes of its classes are, by a function that rises with all three and was fitted to the validation
-cases of the run, which its training has not seen.
+cases of the run, which its training has not seen. Where these are too few to fit it to, nothing is estimated.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.reading import geometry_of
+from candy_monai.data.values import is_of_kind
 from candy_monai.errors import ExperimentError
 from candy_monai.experiment.folder import QUALITY
 from candy_monai.files import atomic_write_text, digest_of_file
@@ -35,6 +37,9 @@ FORMAT = 1
 
 FAILED_SHARE = 0.7
 """A prediction below this share of the median Dice is one that failed."""
+
+FEWEST_CASES = 5
+"""A function of four numbers that was fitted to fewer cases says nothing of others."""
 
 Signs = tuple[float, float, float]
 """Expected precision, expected recall and usual size of a prediction, 0 to 1."""
@@ -56,7 +61,8 @@ class CaseQuality:
 
     Attributes:
         estimated_dice: The estimate of the mean Dice over the classes that the prediction or its reference holds; of a
-            prediction without any, what it is if the reference holds one.
+            prediction without any, what it is if the reference holds one. None where fewer than `FEWEST_CASES`
+            validation cases were scored, or the network's output holds NaN.
         expected_precision: The mean probability of the voxels that were marked.
         expected_recall: The share of all probability that lies in the voxels that were marked.
         usual_size: How near the classes' sizes are to those of the training cases; see `TypicalInputs.usual_size`.
@@ -64,7 +70,7 @@ class CaseQuality:
         warnings: Why to look at this prediction, a sentence each.
     """
 
-    estimated_dice: float
+    estimated_dice: float | None
     expected_precision: float
     expected_recall: float
     usual_size: float
@@ -77,7 +83,9 @@ class CaseQuality:
         return self.expected_precision, self.expected_recall, self.usual_size
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values that JSON stores."""
+        """Return plain values that JSON stores; without an estimate the warnings alone."""
+        if self.estimated_dice is None:
+            return {"estimated_dice": None, "warnings": self.warnings}
         return asdict(self)
 
 
@@ -107,9 +115,14 @@ class Calibration:
     rank_correlation: float | None = None
     median_dice: float | None = None
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether it was fitted to so many cases that it says something of others."""
+        return self.num_cases >= FEWEST_CASES
+
     @classmethod
     def fit(cls, signs: Sequence[Signs], dice: Sequence[float]) -> Calibration:
-        """Fit the function to cases.
+        """Return the function fitted to cases.
 
         Args:
             signs: The expected precision and recall and the usual size of each case, 0 to 1.
@@ -176,9 +189,10 @@ class QualityModel:
                 raise ValueError(f"format {content['format']}, expected {FORMAT}")
             if content["weights_sha256"] != digest_of_file(weights):
                 return None
-            return cls(
-                calibration=Calibration(**content["calibration"]), inputs=TypicalInputs.from_dict(content["inputs"])
-            )
+            calibration = Calibration(**content["calibration"])
+            if not is_of_kind(calibration, Calibration):
+                raise ValueError(f"calibration is {content['calibration']}, expected numbers")
+            return cls(calibration=calibration, inputs=TypicalInputs.from_dict(content["inputs"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ExperimentError(
                 f"{path}: cannot be read ({error}); take the file from a copy, or remove it to predict without "
@@ -204,32 +218,35 @@ def judge(
     Args:
         overlap: Of the whole case.
         labels: The label map ``(1, *spatial)`` on the grid of its file.
-        models: Those of the experiments that predicted together, at least one. The estimate is the mean of theirs; an
-            image is unlike the training set if it is unlike that of each.
+        models: Those of the experiments that predicted together, at least one. The estimate is the mean of theirs, as
+            far as they were fitted to `FEWEST_CASES` or more; an image is unlike the training set if it is unlike that
+            of each.
         images: The preprocessed image ``(C, *spatial)`` of each.
     """
     geometry = None if labels.meta.get(HAS_NO_GRID) else geometry_of(labels)
     sizes = [model.inputs.usual_size(labels.as_tensor(), geometry) for model in models]
     signs = overlap.precision, overlap.recall, fmean(size for size, _ in sizes)
-    calibrations = [model.calibration for model in models]
-    estimate = fmean(calibration(signs) for calibration in calibrations)
-    errors = [calibration.typical_error for calibration in calibrations if calibration.typical_error is not None]
-    medians = [calibration.median_dice for calibration in calibrations if calibration.median_dice is not None]
-    error = fmean(errors) if errors else None
+    are_numbers = all(map(math.isfinite, signs))
+    calibrations = [model.calibration for model in models if model.calibration.is_enough and are_numbers]
+    estimate = _mean([calibration(signs) for calibration in calibrations])
+    error = _mean([each.typical_error for each in calibrations if each.typical_error is not None])
+    median = _mean([each.median_dice for each in calibrations if each.median_dice is not None])
     differences = (
         model.inputs.differences(image.cpu().numpy(), geometry) for model, image in zip(models, images, strict=True)
     )
     warnings = [f"unlike the training images: {difference}" for difference in min(differences, key=len)]
     fewest: list[str] = min((unusual for _, unusual in sizes), key=len)
     warnings += fewest
-    if overlap.is_empty:
+    if not are_numbers:
+        warnings.append("the network's output holds NaN: it has failed on this image")
+    elif overlap.is_empty:
         if not any(model.inputs.has_empty_cases for model in models):
             warnings.append("no voxel is of any class, and every training case has some")
-    elif medians and estimate < FAILED_SHARE * fmean(medians):
+    elif estimate is not None and median is not None and estimate < FAILED_SHARE * median:
         warnings.append(
             f"its Dice is estimated at {estimate:.2f}"
             + ("" if error is None else f" (such estimates are wrong by {error:.2f} on average)")
-            + f", and the median of validation cases is {fmean(medians):.2f}"
+            + f", and the median of validation cases is {median:.2f}"
         )
     return CaseQuality(
         estimated_dice=estimate,
@@ -239,6 +256,10 @@ def judge(
         typical_error=error,
         warnings=tuple(warnings),
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _features(signs: Sequence[Signs]) -> NDArray[np.float64]:

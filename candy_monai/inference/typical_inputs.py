@@ -29,7 +29,8 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _VOXELS_ALONG_AN_AXIS = 48
 """About so many planes along each axis are looked at."""
 _SPACING_FACTOR, _SIZE_FACTOR, _CLASS_FACTOR = 1.25, 1.5, 1.5
-"""How far beyond the training set's range a spacing, an image's size or a class's size is still like it."""
+"""How far beyond the training set's range a spacing, an image's size or a class's size is still like it; a class's size
+as far as the range is wide, if that is more: lesions differ so much that few cases do not show their whole range."""
 _LEAST_MARGIN = 0.1
 """The same of intensities, as a share of a channel's range; the spread of the training cases if that is more."""
 
@@ -172,7 +173,8 @@ class TypicalInputs:
             if not size:
                 continue
             shares.append(min(size, usual.median) / max(size, usual.median))
-            if not usual.low / _CLASS_FACTOR <= size <= usual.high * _CLASS_FACTOR:
+            factor = max(_CLASS_FACTOR, usual.high / usual.low)
+            if not usual.low / factor <= size <= usual.high * factor:
                 shown = [f"{share if is_in_space else 100 * share:.3g}" for share in (size, usual.low, usual.high)]
                 unit_name = "ml" if is_in_space else "% of the picture"
                 found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 CONFIDENCE = 0.95
 
@@ -23,3 +24,8 @@ def half_width(standard_error: float, num_cases: float, *, confidence: float = C
     from scipy.special import stdtrit
 
     return float(stdtrit(num_cases - 1, 0.5 + confidence / 2)) * standard_error
+
+
+def interval_as_text(ends: Sequence[float] | None) -> str:
+    """Return the ends of an interval as tables show them, such as ``0.8123 to 0.9012``; a dash for None."""
+    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"

@@ -21,11 +21,15 @@ from typing import Any, Literal, get_args
 import torch
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.folds import Fold
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
+from candy_monai.data.inspection.digest import Digests
 from candy_monai.data.inspection.fingerprint import Fingerprint
+from candy_monai.data.values import join_names
 from candy_monai.device import find_device
-from candy_monai.errors import RunFailedError, SettingsError
+from candy_monai.errors import BadInputError, RunFailedError, SettingsError
+from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text
@@ -33,6 +37,7 @@ from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, wr
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
 from candy_monai.recipes.train import Parts
+from candy_monai.recipes.trained_on import change_in_words
 from candy_monai.report.evaluation import write_cross_validation
 from candy_monai.training.signals import StopRequest
 
@@ -77,7 +82,8 @@ def cross_validate(
         under the name of each.
 
     Raises:
-        BadInputError: If the dataset or an option cannot work; nothing was trained.
+        BadInputError: If the dataset or an option cannot work, or folds were begun before on other cases; nothing was
+            trained.
         RunFailedError: If a fold failed; the others were trained all the same.
     """
     if num_parallel < 1:
@@ -90,7 +96,8 @@ def cross_validate(
     on_progress(f"Checking {dataset}")
     found = checked_dataset(dataset, store, jobs=options.jobs)
     checked, fingerprint = found.dataset, found.fingerprint
-    assert fingerprint is not None  # a dataset without problems has one
+    assert fingerprint is not None  # a dataset without problems has one, and digests
+    assert found.digests is not None
     folds = chosen_folds(checked, options)
     for warning in patients_on_both_sides(folds):
         on_progress(f"Warning: {warning}")
@@ -110,6 +117,9 @@ def cross_validate(
         chosen = dataclasses.replace(of_each[name], fold=number, out=own, store=store)
         chosen.to_json()  # refuses what only this process has
         runs[name].append(FoldRun(dataset=Path(dataset), options=chosen, configuration=name))
+    changes = [change for of_one in runs.values() for change in _checked(of_one, folds, checked, found.digests)]
+    for change in dict.fromkeys(changes):
+        on_progress(change)
     if asked is not None:  # so that the folder is known for what it is while the folds are trained
         write_summary(folder, {"configurations": dict.fromkeys(of_each)})
     failed = _run_all([run for of_one in runs.values() for run in of_one], num_parallel, options.device, on_progress)
@@ -121,6 +131,25 @@ def cross_validate(
         count = sum(map(len, runs.values()))
         raise RunFailedError(f"{len(failed)} of {count} folds failed; their logs say why: {logs}")
     return folder / CROSS_VALIDATION
+
+
+def _checked(runs: Sequence[FoldRun], folds: Sequence[Fold], dataset: NNUNetDataset, digests: Digests) -> Iterator[str]:
+    """Yield a warning for each fold that was begun on another state of the dataset.
+
+    Raises:
+        BadInputError: If one was begun on other cases, some of which would be scored twice.
+    """
+    for run, fold in zip(runs, folds, strict=True):
+        if run.experiment is None or (trained := read_description(run.experiment).dataset) is None:
+            continue
+        if trained.validation is not None and set(trained.validation) != set(fold.validation):
+            raise BadInputError(
+                f"{run.experiment}: leaves out {join_names(trained.validation)}, but {run.name} of the folds that are "
+                f"asked for leaves out {join_names(fold.validation)}: give the options that the folds were begun with, "
+                "or another folder (--out)"
+            )
+        if change := change_in_words(trained, dataset, digests):
+            yield change
 
 
 def _summed_up(

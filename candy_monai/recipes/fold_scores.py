@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -14,16 +15,19 @@ from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.device import find_device
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
+from candy_monai.evaluation.of_dataset import scored_classes
 from candy_monai.evaluation.results import EvalCase, EvalResult, mean_of_known
+from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_text
 from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.network_predictor import NetworkPredictor
+from candy_monai.inference.predictor import Predictor
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.predict import load_experiments
+from candy_monai.recipes.quality import Judged, in_words
 
 METRIC = "dice"
 
@@ -43,25 +47,30 @@ def score_the_rest(
         options: How: ``device``, ``trainer`` and ``trust``.
         on_progress: Told of it.
     """
-    file = None if experiment is None else experiment / VALIDATION_SCORES
-    if experiment is None or file is None or not file.is_file():
+    number = len(_scored(experiment))
+    if experiment is None or not number:
         return
-    scores = json.loads(file.read_text(encoding="utf-8"))
-    number, count = scores.get("num_cases"), scores.get("num_validation_cases")
-    if number == count:
+    trained = read_description(experiment).dataset
+    left_out = set((trained and trained.validation) or ())
+    if number >= len(left_out):
         return
-    on_progress(f"{experiment}: scoring all {count} validation cases, of which its budget left time for {number}")
+    on_progress(
+        f"{experiment}: scoring all {len(left_out)} validation cases, of which its budget left time for {number}"
+    )
     trainer = None if options.trainer is None else str(options.trainer)
     predictor = load_experiments(
         [experiment], trainer=trainer, device=str(find_device(options.device)), trust=options.trust, on_progress=_silent
     )
-    assert isinstance(predictor, NetworkPredictor)
-    trained = read_description(experiment).dataset
-    left_out = set((trained and trained.validation) or ())
+    assert isinstance(predictor, Predictor)
     cases = [case for case in dataset.cases if case.case_id in left_out and case.label is not None]
     images = {case.case_id: CaseFiles(case.images) for case in cases}
-    result = Evaluator().predict_and_evaluate(images, {case.case_id: case.label for case in cases}, predictor)
+    judged = Judged(predictor)
+    result = Evaluator().predict_and_evaluate(
+        images, {case.case_id: case.label for case in cases}, predictor, on_prediction=judged.note
+    )
     save_validation(experiment, result, num_validation_cases=len(left_out))
+    if (calibration := judged.save(experiment, result)) is not None:
+        on_progress(f"{experiment}: {in_words(calibration)}")
 
 
 def summary_of_folds(folds: Mapping[int | str, Path | None], description: DatasetDescription) -> dict[str, Any]:
@@ -75,37 +84,20 @@ def summary_of_folds(folds: Mapping[int | str, Path | None], description: Datase
         The Dice of each fold and class, their means over the folds, ``std`` of the folds' Dice, and under ``cases`` the
         means over all cases, each scored once, with the 95 % interval of the foreground's; None where there is none.
     """
-    found: list[dict[str, Any]] = []
-    files = {number: _scores_file(experiment) for number, experiment in folds.items()}
-    for number, file in files.items():
-        scores = None if file is None else json.loads(file.read_text(encoding="utf-8"))
-        found.append(
-            {
-                "fold": number,
-                "experiment": None if folds[number] is None else str(folds[number]),
-                "foreground_mean": None if scores is None else scores["foreground_mean"]["Dice"],
-                "classes": {} if scores is None else {name: mean["Dice"] for name, mean in scores["mean"].items()},
-            }
-        )
+    results = {number: _scored(experiment) for number, experiment in folds.items()}
+    found: list[dict[str, Any]] = [
+        {"fold": number, "experiment": None if folds[number] is None else str(folds[number]), **_dice(result)}
+        for number, result in results.items()
+    ]
     names = dict.fromkeys(name for fold in found for name in fold["classes"])
     known = _known(fold["foreground_mean"] for fold in found)
-    pooled = _pooled([file for file in files.values() if file is not None])
-    mean = math.nan if pooled is None else pooled.mean_metrics.get(METRIC, math.nan)
+    pooled = EvalResult(cases=tuple(itertools.chain.from_iterable(results.values())))
     return {
         "foreground_mean": _mean(known),
         "std": statistics.stdev(known) if len(known) > 1 else None,
-        "cases": {
-            "num_cases": 0 if pooled is None else len(pooled),
-            "foreground_mean": None if math.isnan(mean) else mean,
-            "interval_95": None if pooled is None else interval(pooled, METRIC),
-            "classes": {} if pooled is None else _by_class(pooled),
-        },
+        "cases": {"num_cases": len(pooled), "interval_95": interval(pooled, METRIC), **_dice(pooled)},
         "classes": {name: _mean(_known(fold["classes"].get(name) for fold in found)) for name in names},
-        "class_names": {
-            str(place if description.has_regions else label_id): name  # regions are scored by their place
-            for place, (name, label_id) in enumerate(description.labels.items())
-            if label_id != 0
-        },
+        "class_names": {str(each.index): each.name for each in scored_classes(description)},
         "folds": found,
     }
 
@@ -116,28 +108,30 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     atomic_write_text(folder / CROSS_VALIDATION, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
-def _scores_file(experiment: Path | None) -> Path | None:
+def _scored(experiment: Path | None) -> EvalResult:
+    """Return the scores of a fold's cases; without any cases where it has none."""
     file = None if experiment is None else experiment / VALIDATION_SCORES
-    return file if file is not None and file.is_file() else None
-
-
-def _pooled(files: Sequence[Path]) -> EvalResult | None:
-    """Return the cases of all folds as one evaluation; None without any."""
-    if not files:
-        return None
-    cases = tuple(
-        EvalCase(
-            case_id=case_id, classes={int(index): metrics for index, metrics in classes.items()}, counts={}, values={}
+    if file is None or not file.is_file():
+        return EvalResult(cases=())
+    return EvalResult(
+        cases=tuple(
+            EvalCase(
+                case_id=case_id,
+                classes={int(index): metrics for index, metrics in classes.items()},
+                counts={},
+                values={},
+            )
+            for case_id, classes in read_scores(file).cases.items()
         )
-        for file in files
-        for case_id, classes in read_scores(file).cases.items()
     )
-    return EvalResult(cases=cases)
 
 
-def _by_class(result: EvalResult) -> dict[str, float | None]:
-    means = {str(index): metrics[METRIC] for index, metrics in result.class_means.items()}
-    return {index: None if math.isnan(mean) else mean for index, mean in means.items()}
+def _dice(result: EvalResult) -> dict[str, Any]:
+    """Return the mean Dice over the classes and of each class as plain values, null where there is none."""
+    return {
+        "foreground_mean": as_json_number(result.mean_metrics.get(METRIC, math.nan)),
+        "classes": {str(index): as_json_number(metrics[METRIC]) for index, metrics in result.class_means.items()},
+    }
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

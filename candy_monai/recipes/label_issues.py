@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.consistency import names_by_id
+from candy_monai.data.inspection.digest import file_digests
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.evaluation.label_issues import Contradictions, LabelIssue, LabelIssues
 from candy_monai.experiment.description import DatasetRecord, read_description
@@ -19,6 +20,8 @@ from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.recipes.predict import experiment_folders, load_experiments
 from candy_monai.recipes.prepare import refuse_inside
+from candy_monai.recipes.trained_on import change_in_words, dataset_again
+from candy_monai.text import read_json
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -39,7 +42,7 @@ def find_label_issues(
     on_progress: Callable[[str], None] = print,
     **options: Any,
 ) -> LabelIssues:
-    """Find regions of a dataset's labels that every model contradicts which was not trained on the case.
+    """Return the regions of a dataset's labels that every model contradicts which was not trained on the case.
 
     Cases are predicted again, from their files, one after the other.
 
@@ -52,7 +55,8 @@ def find_label_issues(
         **options: Keywords of `load_experiments`, such as ``device`` and ``mirror``.
 
     Raises:
-        BadInputError: If the runs are not of one dataset, or were trained on all of its cases.
+        BadInputError: If the runs are not of one dataset, it is not there or lacks their cases, or they were trained on
+            all of its cases.
     """
     runs = experiment_folders(experiments, on_progress=on_progress)
     records = [_record_of(run) for run in runs]
@@ -61,7 +65,7 @@ def find_label_issues(
             raise BadInputError(
                 f"{run}: was trained on another dataset than {runs[0]}, or on another state of it; give runs on one"
             )
-    source = NNUNetDataset(dataset or str(records[0].folder))
+    source = dataset_again(records, dataset)
     refuse_inside(folder, source.folder)
     check_writable(folder)
     trained_on = [set(record.training or ()) for record in records]
@@ -71,8 +75,9 @@ def find_label_issues(
             f"{', '.join(map(str, runs))}: every case of {source.folder} was trained on, and what was trained on a "
             "case says nothing of its label; give the folder of a cross-validation"
         )
+    if change := change_in_words(records[0], source, file_digests(source.description, source.cases)):
+        on_progress(change)
     members = [load_experiments([run], on_progress=lambda _: None, **options) for run in runs]
-    names = {index: name for name, index in source.description.labels.items() if isinstance(index, int)}
     pictures = _Pictures(most_pictures)
     found: list[LabelIssue] = []
     is_flat = False
@@ -91,7 +96,7 @@ def find_label_issues(
         issues=tuple(sorted(found, key=lambda issue: -issue.score)),
         num_cases=len(unseen),
         left_out=tuple(case_id for case_id in source.case_ids if case_id not in set(unseen)),
-        class_names=names,
+        class_names={0: "background"} | names_by_id(source.description.labels),
         unit="pixels" if is_flat else "ml",
     )
     pictures.save(Path(folder), result)
@@ -136,7 +141,7 @@ class _Pictures:
     def __init__(self, most: int) -> None:
         self._most = most
         self._kept: list[tuple[float, int, LabelIssue, Pixels]] = []
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(0, -1)  # of equal scores the first found comes first, as in the list
 
     def offer(
         self, issue: LabelIssue, contradictions: Contradictions, image: Scan, label: Scan, prediction: MetaTensor
@@ -153,15 +158,31 @@ class _Pictures:
         push(self._kept, (issue.score, next(self._numbers), issue, panel))
 
     def save(self, folder: Path, found: LabelIssues) -> None:
-        """Write the pictures, numbered by rank."""
+        """Write the pictures, numbered by rank, in place of those of an earlier call."""
         from candy_monai.plotting.canvas import drawing
 
+        _remove_pictures(folder)
         for rank, (_, _, issue, panel) in enumerate(sorted(self._kept, key=lambda kept: kept[:2], reverse=True), 1):
             title = (
                 f"{rank}. {issue.case_id}: labelled {found.name_of(issue.label_id)}, predicted "
                 f"{found.name_of(issue.predicted_id)}, {issue.volume:.3g} {found.unit}, at {issue.place}"
             )
             heading = drawing.line_of_text(title, panel.shape[1], 17, bold=True)
-            drawing.save_png(
-                drawing.stacked([heading, panel], gap=6, margin=10), folder / f"{rank:02} {issue.case_id}.png"
-            )
+            picture = drawing.stacked([heading, panel], gap=6, margin=10)
+            drawing.save_png(picture, folder / _picture_name(rank, issue.case_id))
+
+
+def _picture_name(rank: int, case_id: str) -> str:
+    return f"{rank:02} {case_id}.png"
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Remove the pictures that the list in a folder had."""
+    try:
+        cases = [str(issue["case"]) for issue in read_json(folder / LABEL_ISSUES)["issues"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # there is none, or it is something else
+    for rank, case_id in enumerate(cases, 1):
+        name = _picture_name(rank, case_id)
+        if Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)

@@ -7,6 +7,8 @@ reads what was predicted.
 from __future__ import annotations
 
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.images.reading import load_image
+from candy_monai.data.inspection.digest import Digests, file_digests
 from candy_monai.data.planning.files import plan_of
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, ExperimentError
@@ -35,6 +38,7 @@ from candy_monai.inference.inputs import CaseFiles, input_case
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.outputs import Prediction
 from candy_monai.recipes.predict import load_experiments
+from candy_monai.recipes.trained_on import change_in_words, dataset_again
 from candy_monai.transforms.painting import label_ids
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -42,6 +46,8 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 PLACE = "out_of_fold"
 """The folder of predictions in that of a cross-validation."""
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,9 @@ class CrossValidation:
         experiments: Of each fold by its number: the experiment of each configuration, in their order.
         left_out: Of each fold the cases that its models did not see.
         dataset: The dataset.
-        regions: The id that each overlapping region paints, in the order of painting; empty where there are none.
+        digests: Of its content now.
+        change: A warning where that is not what the models were trained on; None where it is.
+        paints: The id that each overlapping region paints, in the order of painting; empty where there are none.
     """
 
     folder: Path
@@ -62,6 +70,8 @@ class CrossValidation:
     experiments: Mapping[int, tuple[Path, ...]]
     left_out: Mapping[int, tuple[str, ...]]
     dataset: NNUNetDataset
+    digests: Digests
+    change: str | None
     paints: tuple[int, ...]
 
     @classmethod
@@ -96,7 +106,11 @@ class CrossValidation:
                     f"{folder}: the folds of {name} leave out other cases than those of {first_name}: train all "
                     "configurations on the same folds, with one candy-monai crossval --configurations"
                 )
+        _check_left_out_once(left_out)
         one = described[next(iter(first.values()))]
+        records = [each.dataset for each in described.values() if each.dataset is not None]  # others are refused
+        opened = dataset_again(records, dataset)
+        digests = file_digests(opened.description, opened.cases)
         plan = None if one.plan is None else plan_of(one.plan, next(iter(first.values())) / DESCRIPTION)
         names = list(places) if first_name else [_configuration_of(described)]
         return cls(
@@ -104,7 +118,9 @@ class CrossValidation:
             configurations=tuple(names),
             experiments={number: tuple(folds[number] for folds in runs.values()) for number in first},
             left_out=left_out,
-            dataset=_dataset_of(one, left_out, dataset),
+            dataset=opened,
+            digests=digests,
+            change=change_in_words(records[0], opened, digests),
             paints=() if plan is None else tuple(region.paints for region in plan.regions),
         )
 
@@ -143,7 +159,7 @@ class OutOfFold:
         memory: int | None = None,
         on_progress: Callable[[str], None],
     ) -> None:
-        """Predict what is not predicted yet by these weights; each network is run once for all candidates.
+        """Predict what is not predicted yet by these weights from these files; each network is run once for all.
 
         Args:
             device: Where to predict.
@@ -152,17 +168,19 @@ class OutOfFold:
             memory: See there.
             on_progress: Told of each fold.
         """
+        cases, digests = self.crossval.cases, self.crossval.digests.cases
         for number, experiments in self.crossval.experiments.items():
-            made_by = " ".join(digest_of_file(weight_file(run, BEST)) for run in experiments)
+            weights = " ".join(digest_of_file(weight_file(run, BEST)) for run in experiments)
+            made_by = {case_id: f"{weights} {digests[case_id]}" for case_id in self.crossval.left_out[number]}
             left = [
-                case
-                for case in map(self.crossval.cases.get, self.crossval.left_out[number])
-                if case is not None and not self._are_there(case.case_id, made_by)
+                cases[case_id]
+                for case_id, made in made_by.items()
+                if not all(_made_by(self._file(name, case_id)) == made for name in self.candidates)
             ]
             if not left:
                 on_progress(f"Fold {number}: all cases are predicted already")
                 continue
-            on_progress(f"Fold {number}: predicting {len(left)} cases")
+            on_progress(f"Fold {number}: predicting {len(left)} case{'s' * (len(left) != 1)}")
             members = [
                 load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=_silent)
                 for run in experiments
@@ -171,7 +189,7 @@ class OutOfFold:
                 [member for member in members if isinstance(member, NetworkPredictor)], memory=memory
             )
             for case in left:
-                self._predict_case(case, ensemble, made_by)
+                self._predict_case(case, ensemble, made_by[case.case_id])
 
     def labels(self, candidate: str, case_id: str, *, thresholds: Sequence[float] = ()) -> MetaTensor:
         """Return a predicted label map ``(1, *spatial)`` on the grid of its reference.
@@ -180,12 +198,22 @@ class OutOfFold:
             candidate: Which.
             case_id: The case.
             thresholds: Of `THRESHOLDS` the one that each region must exceed; empty for the map as it was predicted.
+
+        Raises:
+            BadInputError: If its file cannot be read.
         """
-        with np.load(self._file(candidate, case_id)) as found:
-            affine = torch.from_numpy(found["affine"])
-            if not thresholds:
-                return MetaTensor(torch.from_numpy(found["labels"])[None], affine=affine)
-            levels = torch.from_numpy(found["levels"])
+        file = self._file(candidate, case_id)
+        try:
+            with np.load(file) as found:
+                affine, values = found["affine"], found["levels" if thresholds else "labels"]
+        except _UNREADABLE as error:
+            raise BadInputError(
+                f"{file}: cannot be read ({type(error).__name__}: {error}); remove it, and candy-monai select predicts "
+                "the case again"
+            ) from error
+        affine, levels = torch.from_numpy(affine), torch.from_numpy(values)
+        if not thresholds:
+            return MetaTensor(levels[None], affine=affine)
         exceeded = [THRESHOLDS.index(threshold) for threshold in thresholds]
         ids = label_ids(levels, paints=self.crossval.paints, threshold=exceeded)
         return MetaTensor(ids[None], affine=affine)
@@ -230,9 +258,6 @@ class OutOfFold:
         with atomic_path(file, durable=False) as apart, apart.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
 
-    def _are_there(self, case_id: str, made_by: str) -> bool:
-        return all(_made_by(self._file(name, case_id)) == made_by for name in self.candidates)
-
     def _file(self, candidate: str, case_id: str) -> Path:
         return self.crossval.folder / PLACE / candidate / f"{case_id}.npz"
 
@@ -244,11 +269,11 @@ def _on_grid_of(prediction: MetaTensor, reference: Tensor, case_id: str) -> Meta
 
 
 def _made_by(file: Path) -> str | None:
-    """Return the digests of the weights that made a file; None where it is missing or damaged."""
+    """Return the digests of the weights and the case that a file was made of; None where it is missing or damaged."""
     try:
         with np.load(file) as found:
             return str(found["made_by"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return None
 
 
@@ -267,7 +292,7 @@ def _finished_folds(folder: Path) -> dict[int, Path]:
 
 
 def _check_same_task(described: Mapping[Path, ExperimentDescription]) -> None:
-    """Refuse experiments of different datasets, or with other classes."""
+    """Raise ExperimentError where experiments are of different datasets, or have other classes."""
     (first, one), *others = described.items()
     for run, other in described.items():
         if other.dataset is None or other.plan is None:
@@ -305,22 +330,10 @@ def _configuration_of(described: Mapping[Path, ExperimentDescription]) -> str:
     return "_".join(sorted(plans))
 
 
-def _dataset_of(
-    description: ExperimentDescription, left_out: Mapping[int, Sequence[str]], given: PathLike | None
-) -> NNUNetDataset:
-    assert description.dataset is not None  # others are refused
-    folder = given if given is not None else description.dataset.folder
-    if folder is None or not Path(folder).is_dir():
-        raise BadInputError(f"{folder}: the dataset is not there any more; say where it is now (--dataset)")
-    dataset = NNUNetDataset(folder)
-    wanted = [case_id for cases in left_out.values() for case_id in cases]
-    if twice := sorted({case_id for case_id in wanted if wanted.count(case_id) > 1}):
-        raise ExperimentError(
-            f"{folder}: {join_names(twice)} is left out by several folds: its score would count twice"
-        )
-    if missing := sorted(set(wanted) - set(dataset.case_ids)):
-        raise BadInputError(f"{folder}: lacks {join_names(missing)}, which the folds were validated on")
-    return dataset
+def _check_left_out_once(left_out: Mapping[int, Sequence[str]]) -> None:
+    counts = Counter(case_id for cases in left_out.values() for case_id in cases)
+    if twice := sorted(case_id for case_id, count in counts.items() if count > 1):
+        raise ExperimentError(f"{join_names(twice)} is left out by several folds: its score would count twice")
 
 
 def _silent(_: str) -> None:

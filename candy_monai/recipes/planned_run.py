@@ -37,7 +37,7 @@ from candy_monai.frontends.base import Frontend
 from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.outputs import Prediction
 from candy_monai.inference.predictor import Predictor, experiment_predictor
-from candy_monai.inference.quality import CaseQuality
+from candy_monai.metrics.interval import interval_as_text
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
 from candy_monai.recipes.budget import (
@@ -55,7 +55,7 @@ from candy_monai.recipes.budget import (
 from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
-from candy_monai.recipes.quality import calibrated, in_words, uncalibrated
+from candy_monai.recipes.quality import Judged, in_words, uncalibrated
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
@@ -226,24 +226,17 @@ class PlannedRun:
         network = build_for_slices(trainer.build_network, example_shape(folder, description), trainer.slice_axis)
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         predictor.quality = uncalibrated(self.prepared, predictor.classes)
-        judged: dict[str, CaseQuality] = {}
-
-        def note(case_id: str, prediction: Prediction) -> None:
-            if prediction.quality is not None:
-                judged[case_id] = prediction.quality
-
-        result, num_cases = self._evaluated(predictor, note), len(self.prepared.validation)
+        judged = Judged(predictor)
+        result, num_cases = self._evaluated(predictor, judged.note), len(self.prepared.validation)
         ends = interval(result)
         save_validation(folder, result, num_validation_cases=num_cases)
-        if judged:
-            quality = calibrated(predictor.quality.inputs, judged, result)
-            quality.save(folder, predictor.weights_file)
-            trainer.log(in_words(quality.calibration), on_screen=False)
+        if (calibration := judged.save(folder, result)) is not None:
+            trainer.log(in_words(calibration), on_screen=False)
         is_all = len(result) == num_cases
         number = f"all {num_cases}" if is_all else f"{len(result)} of {num_cases}"
         scored = "the only validation case" if num_cases == 1 else f"{number} validation cases"
         few = "" if is_all else " (the budget holds no more)"
-        noise = "" if ends is None else f" (95 % interval {ends[0]:.4f} to {ends[1]:.4f})"
+        noise = "" if ends is None else f" (95 % interval {interval_as_text(ends)})"
         dice = result.mean_metrics["dice"]
         score = "no Dice, since none of them has a class" if math.isnan(dice) else f"Dice {dice:.4f}{noise}"
         trainer.log(f"The best weights on {scored}{few}, in the geometry of the files: {score}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from candy_monai.evaluation.results import EvalResult
-from candy_monai.inference.quality import Calibration, CaseQuality, QualityModel
+from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.predictor import Predictor
+from candy_monai.inference.quality import FEWEST_CASES, Calibration, CaseQuality, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
 from candy_monai.recipes.prepare import Prepared, evenly_spaced
 
@@ -33,24 +36,59 @@ def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]
     return QualityModel(calibration=Calibration(), inputs=inputs)
 
 
+class Judged:
+    """Collects what a predictor says of cases that are scored, and learns from their scores what that is worth.
+
+    Args:
+        predictor: What predicts; without its ``quality`` nothing is said.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._said: dict[str, CaseQuality] = {}
+
+    def note(self, case_id: str, prediction: Prediction) -> None:
+        """Note what is said of a case."""
+        if prediction.quality is not None:
+            self._said[case_id] = prediction.quality
+
+    def save(self, experiment: Path, result: EvalResult) -> Calibration | None:
+        """Write what judges further predictions into the experiment's folder; None where nothing was said.
+
+        Args:
+            experiment: The folder.
+            result: The scores of the cases.
+        """
+        if self._predictor.quality is None or not self._said:
+            return None
+        learned = calibrated(self._predictor.quality.inputs, self._said, result)
+        learned.save(experiment, self._predictor.weights_file)
+        return learned.calibration
+
+
 def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result: EvalResult) -> QualityModel:
     """Return what judges predictions after some were scored.
 
     Args:
         inputs: What the training images are like.
         judged: What `uncalibrated` says of each case.
-        result: The cases' scores; those without a Dice tell nothing.
+        result: The cases' scores; those without a Dice tell nothing, nor those with NaN in the network's output.
     """
-    known = [case for case in result if case.case_id in judged and not math.isnan(case.metrics["dice"])]
-    signs = [judged[case.case_id].signs for case in known]
-    return QualityModel(calibration=Calibration.fit(signs, [case.metrics["dice"] for case in known]), inputs=inputs)
+    pairs = [(judged[case.case_id].signs, case.metrics["dice"]) for case in result if case.case_id in judged]
+    known = [(signs, dice) for signs, dice in pairs if all(map(math.isfinite, (*signs, dice)))]
+    calibration = Calibration.fit([signs for signs, _ in known], [dice for _, dice in known])
+    return QualityModel(calibration=calibration, inputs=inputs)
 
 
 def in_words(calibration: Calibration) -> str:
     """Return how good estimates are, for a run's log."""
+    if not calibration.is_enough:
+        return (
+            f"Predictions get no estimate of their Dice without a reference: {calibration.num_cases} scored validation "
+            f"cases with a Dice, and it is fitted to {FEWEST_CASES} or more; warnings of unusual images stay"
+        )
     error, correlation = calibration.typical_error, calibration.rank_correlation
     found = [f"are wrong by {error:.3f} on average"] if error is not None else []
     found += [f"have a rank correlation of {correlation:.2f} with the true ones"] if correlation is not None else []
-    said = " and ".join(found) if found else "cannot be judged"
-    cases = "case" if calibration.num_cases == 1 else "cases"
-    return f"Estimates of a prediction's Dice without a reference {said}, by {calibration.num_cases} validation {cases}"
+    said = " and ".join(found)
+    return f"Estimates of a prediction's Dice without a reference {said}, by {calibration.num_cases} validation cases"

@@ -24,6 +24,7 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.planned_run import TRAINER_ARGS, PlannedRun
 from candy_monai.recipes.prepare import Prepared, checked_dataset
 from candy_monai.recipes.train import check_trainer_args, find_trainer, ready_frontend, trainer_with_network_of
+from candy_monai.recipes.trained_on import folder_of_dataset
 from candy_monai.training.resume import Continuation, SavedRun
 from candy_monai.training.segmentation import SegmentationTrainer
 
@@ -131,9 +132,7 @@ def _prepared_again(
     dataset: PathLike | None,
 ) -> Prepared:
     """Return the dataset, the store and the cases of a run."""
-    source = Path(str(trained.folder) if dataset is None else dataset)
-    if not source.is_dir():
-        raise BadInputError(f"{source}: the dataset is not there any more; say where it is now (--dataset)")
+    source = folder_of_dataset(trained, dataset)
     store = _store_that_was(trained, folder) if options.store is None else Path(options.store)
     checked = checked_dataset(source, store, jobs=options.jobs)
     assert checked.fingerprint is not None  # a dataset without problems has one

@@ -16,6 +16,7 @@ from candy_monai.evaluation.results import aligned_rows
 from candy_monai.evaluation.statistics import Statistics, as_json_number, statistics_of
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.files import atomic_write_text
+from candy_monai.metrics.interval import interval_as_text
 from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import store_of
@@ -70,13 +71,12 @@ class SeedSpread:
         """Return a line for each seed, then mean, standard deviation and the interval of the mean."""
         statistics = self.statistics
         names = [self.class_names.get(name, f"class {name}") for name in statistics if name != FOREGROUND]
-        ends = (found.interval for found in statistics.values())
         rows = [
             ["seed", "Dice", *names],
             *([str(seed), *map(_shown, scores.values())] for seed, scores in self.dice.items()),
             ["mean", *(_shown(found.mean) for found in statistics.values())],
             ["standard deviation", *(_shown(found.std) for found in statistics.values())],
-            ["95 % interval", *("-" if end is None else f"{end[0]:.4f} to {end[1]:.4f}" for end in ends)],
+            ["95 % interval", *(interval_as_text(found.interval) for found in statistics.values())],
         ]
         return "\n".join(aligned_rows(rows))
 

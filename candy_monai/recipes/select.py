@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.nnunet_description import DatasetDescription
-from candy_monai.data.values import ids_of_label
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError
-from candy_monai.evaluation.cleaning import Cleaner, ScoredClass, Trial
+from candy_monai.evaluation.cleaning import Cleaner, Trial
 from candy_monai.evaluation.interval import interval
-from candy_monai.evaluation.of_dataset import dataset_evaluator, scored_regions
+from candy_monai.evaluation.of_dataset import dataset_evaluator, scored_classes
 from candy_monai.evaluation.parallel import jobs_for
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.statistics import as_json_number
@@ -68,6 +66,8 @@ def select(
     """
     found = CrossValidation.read(crossval, dataset=dataset)
     check_writable(found.folder)
+    if found.change is not None:
+        on_progress(found.change)
     names = found.configurations
     subsets = [each for count in range(1, len(names) + 1) for each in itertools.combinations(names, count)]
     candidates = {"+".join(each): each for each in subsets}
@@ -84,7 +84,7 @@ def select(
             labels=lambda case_id, thresholds: out_of_fold.labels(candidate, case_id, thresholds=thresholds),
             reference=out_of_fold.reference,
             evaluator=dataset_evaluator(description, "dice", "iou"),
-            classes=_classes(description),
+            classes=scored_classes(description),
             exclusive=not description.has_regions,
             jobs=at_once,
         )
@@ -117,19 +117,6 @@ def select(
     )
     chosen.save()
     return chosen
-
-
-def _classes(description: DatasetDescription) -> list[ScoredClass]:
-    regions = scored_regions(description)
-    if regions is not None:
-        places = enumerate(regions.items(), start=1)
-        return [ScoredClass(index=place, name=name, ids=ids) for place, (name, ids) in places]
-    return [
-        ScoredClass(index=label_id, name=name, ids=(label_id,))
-        for name, label in description.labels.items()
-        for label_id in ids_of_label(label)
-        if label_id != 0
-    ]
 
 
 def _described(

@@ -8,6 +8,7 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION, read_description
 from candy_monai.experiment.runs import (
     RunSummary,
+    configurations_below,
     folds_below,
     refuse_folder_of_runs,
     refuse_run,
@@ -81,3 +82,12 @@ def test_a_run_in_place_of_label_maps_is_refused(tmp_path):
             refuse_run(folder)
     (tmp_path / "a.nii.gz").touch()
     refuse_run(tmp_path)
+
+
+def test_configurations_lie_in_the_folder_of_their_cross_validation(tmp_path):
+    folder = tmp_path / "crossval-D"
+    for place in ("2d", "../elsewhere", "deeper/3d"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    names = dict.fromkeys(["2d", "3d", "../elsewhere", "deeper/3d", "..", ".", str(tmp_path), ""])
+    (folder / "crossval.json").write_text(json.dumps({"configurations": names}))
+    assert configurations_below(folder) == {"2d": folder / "2d"}

@@ -95,6 +95,27 @@ def test_groups_of_members_predict_what_an_ensemble_of_each_does(tmp_path):
         assert torch.allclose(found[index].probabilities, expected.probabilities, atol=1e-6)
 
 
+def test_groups_of_members_keep_to_the_memory_of_the_whole(tmp_path, monkeypatch):
+    members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6))]
+    image = MetaTensor(torch.randn(1, 170, 130, generator=torch.Generator().manual_seed(0)))
+    free = EnsemblePredictor(members)
+    needed = free.estimate_prepared(free.prepare("a", image)).with_probabilities()
+    made = []
+    where = "candy_monai.inference.network_predictor.buffer_on_disk"
+    monkeypatch.setattr(where, lambda *arguments: made.append(1) or buffer_on_disk(*arguments))
+
+    def together(ensemble):
+        return dict(ensemble.run_groups(ensemble.prepare("a", image), [(0, 1)]))[0].labels.as_tensor()
+
+    expected = together(free)
+    assert not made
+    bounded = EnsemblePredictor(members, memory=needed.without_buffer + needed.buffer // 2)
+    assert torch.equal(together(bounded), expected)
+    assert made
+    with pytest.raises(BadInputError, match="allow more memory"):
+        together(EnsemblePredictor(members, memory=needed.without_buffer // 2))
+
+
 def test_a_single_foreground_counts_above_its_threshold(tmp_path):
     members = [_member(tmp_path) for _ in range(2)]
     image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
@@ -121,9 +142,9 @@ def test_steps_after_the_members_own_change_the_label_map_alone(tmp_path):
 def test_the_quality_is_that_of_the_mean_probabilities_where_every_member_has_learned_it(tmp_path, windows):
     members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in windows]
     image = torch.randn(1, 17, 13, generator=torch.Generator().manual_seed(0))
-    members[0].quality = QualityModel(calibration=Calibration(), inputs=INPUTS)
+    members[0].quality = QualityModel(calibration=Calibration(num_cases=9), inputs=INPUTS)
     assert EnsemblePredictor(members).predict_image(image).quality is None
-    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0), inputs=INPUTS)
+    members[1].quality = QualityModel(calibration=Calibration(offset=-1.0, num_cases=9), inputs=INPUTS)
     prediction = EnsemblePredictor(members).predict_image(image, probabilities=True)
     overlap = ExpectedOverlap()
     overlap.add(prediction.probabilities.as_tensor(), are_probabilities=True)

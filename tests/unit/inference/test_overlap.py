@@ -35,15 +35,25 @@ def test_where_nothing_is_predicted_both_are_0_and_it_says_so():
     assert ExpectedOverlap().recall == 0.0
 
 
-@pytest.mark.parametrize("paints", [(1, 2), ()])
-def test_regions_and_a_single_logit_are_channels_of_their_own(paints):
+@pytest.mark.parametrize(
+    ("paints", "thresholds"), [((1, 2), ()), ((), ()), ((1, 2), (0.2, 0.6)), ((), (0.2,))], ids=str
+)
+def test_regions_and_a_single_logit_are_channels_of_their_own_with_their_thresholds(paints, thresholds):
     logits = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 4.0, 0.1]])[: len(paints) or 1]
-    overlap = ExpectedOverlap(paints)
+    overlap = ExpectedOverlap(paints, thresholds=thresholds)
     overlap.add(logits)
     p = logits.double().sigmoid()
-    inside = p > 0.5
+    inside = p > torch.tensor(thresholds or (0.5,))[:, None]
     assert overlap.precision == pytest.approx(float(((p * inside).sum(1) / inside.sum(1)).mean()), abs=1e-6)
     assert overlap.recall == pytest.approx(float(((p * inside).sum(1) / p.sum(1)).mean()), abs=1e-6)
+
+
+def test_what_exceeds_a_low_threshold_is_not_empty():
+    probabilities = torch.tensor([[0.3, 0.1]])
+    overlaps = [ExpectedOverlap(thresholds=thresholds) for thresholds in ((), (0.2,))]
+    for overlap in overlaps:
+        overlap.add(probabilities, are_probabilities=True)
+    assert [overlap.is_empty for overlap in overlaps] == [True, False]
 
 
 def test_tiles_pass_unchanged_and_sum_up_to_the_whole_whatever_their_weights():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import numpy as np
 import pytest
@@ -87,9 +89,16 @@ def test_an_empty_prediction_is_warned_of_only_where_every_training_case_has_a_c
     assert judge(overlap, LABELS, [may_be_empty], [LIKE_TRAINING]).warnings == ()
 
 
+def test_an_output_of_nan_is_warned_of_and_has_no_estimate():
+    found = judge(_overlap(math.nan), LABELS, [_model()], [LIKE_TRAINING])
+    assert found.to_dict() == {"estimated_dice": None, "warnings": found.warnings}
+    assert found.warnings == ("the network's output holds NaN: it has failed on this image",)
+
+
 def test_members_are_averaged_and_an_image_must_be_unlike_the_training_set_of_each():
     other = QualityModel(
-        calibration=Calibration(offset=-1.0), inputs=dataclasses.replace(INPUTS, shape=((40.0, 40.0), (40.0, 40.0)))
+        calibration=Calibration(offset=-1.0, num_cases=9),
+        inputs=dataclasses.replace(INPUTS, shape=((40.0, 40.0), (40.0, 40.0))),
     )
     overlap = _overlap(0.8)
     apart = [judge(overlap, LABELS, [model], [LIKE_TRAINING]) for model in (_model(), other)]
@@ -97,6 +106,20 @@ def test_members_are_averaged_and_an_image_must_be_unlike_the_training_set_of_ea
     assert together.estimated_dice == pytest.approx(np.mean([found.estimated_dice for found in apart]))
     assert [len(found.warnings) for found in (*apart, together)] == [0, 1, 0]
     assert apart[1].warnings[0].startswith("unlike the training images: its size after preprocessing is 4 x 4")
+
+
+def test_what_was_fitted_to_few_cases_estimates_nothing_and_still_warns_of_images_and_empty_predictions():
+    few, unlike = _model(num_cases=4), LIKE_TRAINING.repeat(1, 10, 10)
+    found = judge(_overlap(0.51), LABELS, [few], [unlike])
+    assert (found.estimated_dice, found.typical_error) == (None, None)
+    (warning,) = found.warnings
+    assert warning.startswith("unlike the training images: its size")
+    assert found.to_dict() == {"estimated_dice": None, "warnings": found.warnings}
+    empty = judge(_overlap(0.0, is_empty=True), LABELS, [few], [LIKE_TRAINING])
+    assert empty.warnings == ("no voxel is of any class, and every training case has some",)
+    enough = _model(num_cases=5, offset=-1.0)
+    together = judge(_overlap(0.8), LABELS, [few, enough], [LIKE_TRAINING] * 2)
+    assert together.estimated_dice == judge(_overlap(0.8), LABELS, [enough], [LIKE_TRAINING]).estimated_dice
 
 
 def test_it_is_read_with_the_weights_that_it_was_fitted_to_alone(tmp_path):
@@ -114,3 +137,15 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "quality.json").write_text(content)
     with pytest.raises(ExperimentError, match=r"quality.json: cannot be read"):
         QualityModel.load(tmp_path, tmp_path / "quality.json")
+
+
+@pytest.mark.parametrize("changed", [{"offset": "none"}, {"num_cases": None}, {"median_dice": math.nan}], ids=str)
+def test_a_file_without_numbers_is_named_before_anything_is_predicted(tmp_path, changed):
+    weights = tmp_path / "checkpoint_best.pth"
+    weights.write_bytes(b"first")
+    _model().save(tmp_path, weights)
+    content = json.loads((tmp_path / "quality.json").read_text())
+    content["calibration"] |= changed
+    (tmp_path / "quality.json").write_text(json.dumps(content))
+    with pytest.raises(ExperimentError, match=r"quality.json: cannot be read \(calibration is .*expected numbers"):
+        QualityModel.load(tmp_path, weights)

@@ -10,7 +10,7 @@ import torch
 
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.inspection.fingerprint import CaseFingerprint
-from candy_monai.inference.typical_inputs import TypicalInputs
+from candy_monai.inference.typical_inputs import ClassSize, TypicalInputs
 
 
 def _image(seed, shape=(20, 24, 16), scale=1.0):
@@ -110,3 +110,13 @@ def test_a_class_of_another_size_is_named_with_both_numbers(inputs):
     share, found = inputs.usual_size(_labels(1000, 2000), _geometry(1.0, 1.0, 3.0))
     assert share < 0.3
     assert found[1] == "its core takes 6 ml, that of the training cases 0.15 to 0.6"
+
+
+def test_sizes_that_differ_much_in_training_may_lie_further_beyond_its_range():
+    size = ClassSize(ids=(1,), low=0.1, median=0.2, high=0.4)
+    inputs = TypicalInputs(spacing_mm=(), shape=(), intensities={}, has_empty_cases=False, classes={"lesion": size})
+    flat = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    for count, is_usual in ((2, False), (3, True), (100, True)):
+        labels = flat.clone()
+        labels.view(-1)[:count] = 1
+        assert (inputs.usual_size(labels, None)[1] == []) == is_usual

@@ -10,7 +10,8 @@ import pytest
 from candy_monai.cli.crossval import as_text
 from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
-from candy_monai.errors import RunFailedError, SettingsError
+from candy_monai.errors import BadInputError, RunFailedError, SettingsError
+from candy_monai.experiment.description import FORMAT
 from candy_monai.experiment.runs import configurations_below
 from candy_monai.recipes import crossval
 from candy_monai.recipes.crossval import cross_validate
@@ -44,7 +45,7 @@ def pretended(monkeypatch):
         script = (
             "import json, pathlib, sys\n"
             f"folder = pathlib.Path({str(target)!r}); folder.mkdir(parents=True, exist_ok=True)\n"
-            "(folder / 'experiment.json').write_text('{}')\n"
+            f"(folder / 'experiment.json').write_text('{{\"format\": {FORMAT}}}')\n"
             f"if {run.number in failing}: sys.exit(1)\n"
             f"mean = {{'1': {{'Dice': {run.number} / 10}}, '2': {{'Dice': None}}}}\n"
             f"scores = {{'foreground_mean': {{'Dice': {run.number} / 10}}, 'mean': mean}}\n"
@@ -133,6 +134,28 @@ def test_a_fold_that_fails_keeps_no_other_from_being_trained_and_the_next_call_r
     number, command, options = begun[-1]
     assert (len(begun), number, command) == (5, 1, "resume")
     assert (options.num_epochs, options.trust, options.device) == (None, True, "cpu")  # as many as were planned
+
+
+def test_folds_that_were_begun_on_other_cases_are_refused_before_any_is_trained(phantom, tmp_path, pretended):
+    _, begun = pretended
+    cross_validate(phantom, out=tmp_path, num_folds=4, num_epochs=1, on_progress=_quiet)
+    for number in range(4):
+        described = next(tmp_path.glob(f"crossval-phantom/fold_{number}/*/*/experiment.json"))
+        described.write_text(json.dumps({"format": FORMAT, "dataset": {"validation": [f"phantom_{number:03}"]}}))
+    said = r"leaves out phantom_000, but Fold 0 .* leaves out phantom_.*another folder \(--out\)"
+    with pytest.raises(BadInputError, match=said):
+        cross_validate(phantom, out=tmp_path, num_folds=2, num_epochs=1, on_progress=_quiet)
+    assert len(begun) == 4
+
+
+def test_finished_folds_of_another_state_of_the_dataset_are_told(phantom, tmp_path, pretended):
+    cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
+    for described in tmp_path.glob("crossval-phantom/fold_*/*/*/experiment.json"):
+        described.write_text(json.dumps({"format": FORMAT, "dataset": {"digest": "0" * 16}}))
+    said = []
+    cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=said.append)
+    (told,) = [text for text in said if "is not what the models were trained on" in text]
+    assert told.startswith(f"Warning: {phantom}: ")
 
 
 def test_sigterm_ends_the_folds_that_are_being_trained(phantom, tmp_path, monkeypatch):

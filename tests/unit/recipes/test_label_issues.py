@@ -52,7 +52,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(label_issues, "experiment_folders", lambda given, on_progress: list(given))
     monkeypatch.setattr(label_issues, "_record_of", lambda run: records[str(run)])
     monkeypatch.setattr(label_issues, "load_experiments", lambda *_, **__: Knowing(labels))
-    return SimpleNamespace(dataset=dataset, records=records)
+    return SimpleNamespace(dataset=dataset, records=records, labels=labels)
 
 
 def test_a_label_that_lacks_everything_comes_first_with_pictures_and_json(runs, tmp_path, capsys):
@@ -70,6 +70,19 @@ def test_a_label_that_lacks_everything_comes_first_with_pictures_and_json(runs, 
     assert "1 case is left out" in printed
 
 
+def test_once_a_label_is_mended_its_picture_is_gone_and_no_other_file_is(runs, tmp_path):
+    runs.records["0"] = DatasetRecord(folder=str(runs.dataset.folder), digest="d", training=(runs.dataset.case_ids[0],))
+    out = tmp_path / "out"
+    (found,) = {issue.case_id for issue in find_label_issues(["0", "1"], out, on_progress=lambda _: None).issues}
+    assert list(out.glob("01 *.png")) == [out / f"01 {found}.png"]
+    (out / "mine.png").touch()
+    label = runs.dataset.cases[2].label
+    image = nibabel.load(label)
+    nibabel.save(nibabel.Nifti1Image(runs.labels[found][0].numpy().astype(np.uint8), image.affine), label)
+    assert find_label_issues(["0", "1"], out, on_progress=lambda _: None).issues == ()
+    assert [path.name for path in out.glob("*.png")] == ["mine.png"]
+
+
 def test_cases_that_every_run_was_trained_on_are_left_out_and_all_of_them_refused(runs, tmp_path):
     found = find_label_issues(["0", "1"], tmp_path / "out", on_progress=lambda _: None)
     assert found.num_cases == 2
@@ -77,6 +90,15 @@ def test_cases_that_every_run_was_trained_on_are_left_out_and_all_of_them_refuse
     runs.records["0"] = DatasetRecord(folder=str(runs.dataset.folder), digest="d", training=runs.dataset.case_ids)
     with pytest.raises(BadInputError, match="every case of .* was trained on"):
         find_label_issues(["0"], tmp_path / "out", on_progress=lambda _: None)
+
+
+def test_a_dataset_that_lacks_cases_or_was_changed_is_no_silent_stand_in(runs, tmp_path):
+    said = []
+    find_label_issues(["0", "1"], tmp_path / "out", on_progress=said.append)
+    assert said[0].startswith(f"Warning: {runs.dataset.folder}: is not what the models were trained on")
+    runs.records["1"] = DatasetRecord(folder=str(runs.dataset.folder), digest="d", training=("gone",))
+    with pytest.raises(BadInputError, match="lacks gone, which the models were trained with"):
+        find_label_issues(["0", "1"], tmp_path / "out", on_progress=lambda _: None)
 
 
 def test_runs_on_different_datasets_are_refused(runs, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -27,29 +28,32 @@ def _result(**dice):
 
 def test_cases_without_a_dice_and_without_an_estimate_tell_nothing():
     seen = CaseQuality(estimated_dice=0.8, expected_precision=0.7, expected_recall=0.9, usual_size=1.0)
-    judged = dict.fromkeys("abc", seen)
-    model = calibrated(INPUTS, judged, _result(a=0.7, b=math.nan, d=0.1))
+    failed = dataclasses.replace(seen, estimated_dice=None, expected_precision=math.nan)
+    judged = {**dict.fromkeys("abc", seen), "e": failed}
+    model = calibrated(INPUTS, judged, _result(a=0.7, b=math.nan, d=0.1, e=0.0))
     assert model.calibration == Calibration.fit([(0.7, 0.9, 1.0)], [0.7])
     assert model.inputs is INPUTS
 
 
 def test_the_log_says_how_good_estimates_are():
-    calibration = Calibration(num_cases=3, typical_error=0.04, rank_correlation=0.5)
+    calibration = Calibration(num_cases=5, typical_error=0.04, rank_correlation=0.5)
     assert in_words(calibration).endswith(
-        "are wrong by 0.040 on average and have a rank correlation of 0.50 with the true ones, by 3 validation cases"
+        "are wrong by 0.040 on average and have a rank correlation of 0.50 with the true ones, by 5 validation cases"
     )
-    assert in_words(Calibration.fit([(0.7, 0.7, 1.0)], [0.6])).endswith("cannot be judged, by 1 validation case")
+    few = in_words(Calibration.fit([(0.7, 0.7, 1.0)] * 4, [0.6] * 4))
+    assert few.startswith("Predictions get no estimate of their Dice without a reference: 4 scored validation cases")
 
 
 @pytest.mark.slow
 def test_a_planned_run_leaves_what_its_predictions_are_judged_by(tmp_path, capsys):
     from candy_monai.cli.main import main
 
-    phantom = write_phantom_dataset(tmp_path / "d", num_cases=6, num_test_cases=1, shape=(24, 24, 16))
+    phantom = write_phantom_dataset(tmp_path / "d", num_cases=10, num_test_cases=1, shape=(24, 24, 16))
     experiment = train_dataset(
         phantom,
         out=tmp_path / "out",
         store=tmp_path / "store",
+        num_folds=2,
         num_epochs=1,
         overrides={"iterations_per_epoch": "2", "filters": "4,8,16", "patch_shape": "16x16x16"},
         device="cpu",
@@ -58,7 +62,7 @@ def test_a_planned_run_leaves_what_its_predictions_are_judged_by(tmp_path, capsy
     )
     quality = load_experiments([experiment]).quality
     scores = json.loads((experiment / "validation.json").read_text())
-    assert quality.calibration.num_cases == scores["num_cases"]
+    assert quality.calibration.num_cases == scores["num_cases"] == 5
     assert main(["predict", str(experiment), str(phantom / "imagesTs"), str(tmp_path / "predictions")]) == 0
     ((case_id, case),) = json.loads((tmp_path / "predictions" / "manifest.json").read_text())["cases"].items()
     assert 0 <= case["quality"]["estimated_dice"] <= 1

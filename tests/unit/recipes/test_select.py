@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,12 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import load_tensors, save_tensors
 from candy_monai.experiment.folder import STATE
 from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.quality import Calibration, QualityModel
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.out_of_fold import CrossValidation, OutOfFold
 from candy_monai.recipes.predict import load_experiments
+from candy_monai.recipes.quality import in_words
 from candy_monai.recipes.select import select
 from candy_monai.recipes.selection import Selection
 from candy_monai.recipes.train import train_dataset
@@ -107,6 +111,22 @@ def test_the_same_call_predicts_nothing_anew(chosen, trained):
     ]
 
 
+def test_a_case_whose_files_changed_is_predicted_anew_and_a_changed_dataset_is_told(
+    chosen, crossval, phantom, tmp_path
+):
+    moved = shutil.copytree(phantom, tmp_path / "moved")
+    said = []
+    select(crossval, dataset=moved, device="cpu", on_progress=said.append)
+    assert said[:2] == [f"Fold {number}: all cases are predicted already" for number in range(2)]
+    image = sorted((moved / "imagesTr").iterdir())[0]
+    read = nibabel.load(image)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(read.dataobj) + 1, read.affine, read.header), image)
+    said.clear()
+    select(crossval, dataset=moved, device="cpu", on_progress=said.append)
+    assert said[0].startswith(f"Warning: {moved}: is not what the models were trained on")
+    assert sorted(text.split(": ")[1] for text in said[1:3]) == ["all cases are predicted already", "predicting 1 case"]
+
+
 def test_prediction_follows_the_choice(chosen, crossval, phantom):
     selection = Selection.read(crossval)
     steps = (largest_component([1, 2]), without_small_components([2], 5.0))
@@ -174,12 +194,16 @@ def test_cases_that_a_budget_left_unscored_are_scored_afterwards(crossval, phant
     run = next((crossval / "2d" / "fold_0").glob("*/[0-9]*"))
     scores = run / "validation.json"
     whole = json.loads(scores.read_text())
+    quality = json.loads((run / "quality.json").read_text())
+    (run / "quality.json").write_text(json.dumps({**quality, "calibration": asdict(Calibration())}))
     scores.write_text(json.dumps({**whole, "num_cases": 1, "metric_per_case": whole["metric_per_case"][:1]}))
     said = []
     score_the_rest(run, NNUNetDataset(phantom), TrainOptions(device="cpu"), on_progress=said.append)
+    assert json.loads((run / "quality.json").read_text())["calibration"]["num_cases"] == 2
     assert json.loads(scores.read_text())["metric_per_case"] == whole["metric_per_case"]
     score_the_rest(run, NNUNetDataset(phantom), TrainOptions(device="cpu"), on_progress=said.append)
-    assert said == [f"{run}: scoring all 2 validation cases, of which its budget left time for 1"]
+    assert said[0] == f"{run}: scoring all 2 validation cases, of which its budget left time for 1"
+    assert said[1:] == [f"{run}: {in_words(QualityModel.load(run, run / 'checkpoint_best.pth').calibration)}"]
 
 
 def test_without_a_choice_the_folder_of_several_configurations_is_no_model(crossval):

@@ -1,0 +1,62 @@
+"""The dataset that runs were trained on, opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from candy_monai.aliases import PathLike
+from candy_monai.data.datasets.nnunet import NNUNetDataset
+from candy_monai.data.inspection.digest import Digests
+from candy_monai.data.values import join_names
+from candy_monai.errors import BadInputError
+from candy_monai.experiment.description import DatasetRecord
+
+
+def folder_of_dataset(trained: DatasetRecord, given: PathLike | None = None) -> Path:
+    """Return the folder of a run's dataset.
+
+    Args:
+        trained: What the run says of it.
+        given: The folder that the user names; None for where it was.
+
+    Raises:
+        BadInputError: If it is not there.
+    """
+    folder = trained.folder if given is None else given
+    if folder is None or not Path(folder).is_dir():
+        raise BadInputError(f"{folder}: the dataset is not there any more; say where it is now (--dataset)")
+    return Path(folder)
+
+
+def dataset_again(trained: Sequence[DatasetRecord], given: PathLike | None = None) -> NNUNetDataset:
+    """Return the dataset of runs.
+
+    Args:
+        trained: What each of them says of it, at least one.
+        given: The folder that the user names; None for where it was.
+
+    Raises:
+        BadInputError: If it is not there, or lacks a case that a run was trained or validated on.
+    """
+    dataset = NNUNetDataset(folder_of_dataset(trained[0], given))
+    used = {case_id for each in trained for case_id in (*(each.training or ()), *(each.validation or ()))}
+    if missing := sorted(used - set(dataset.case_ids)):
+        raise BadInputError(f"{dataset.folder}: lacks {join_names(missing)}, which the models were trained with")
+    return dataset
+
+
+def change_in_words(trained: DatasetRecord, dataset: NNUNetDataset, digests: Digests) -> str | None:
+    """Return a warning that a dataset is not what a run was trained on; None where it is, or nobody knows.
+
+    Args:
+        trained: What the run says of its dataset.
+        dataset: The dataset as it is now.
+        digests: Its digests.
+    """
+    if trained.digest in (None, digests.whole):
+        return None
+    return (
+        f"Warning: {dataset.folder}: is not what the models were trained on: its cases, images, labels or dataset.json "
+        "have changed since"
+    )
