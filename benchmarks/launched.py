@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-PATIENCE_S = 600.0
+PATIENCE_S = 120.0
 
 
 def in_a_child(work: Callable[[], None]) -> int:
