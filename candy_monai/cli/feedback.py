@@ -51,7 +51,7 @@ class Feedback:
         return self.lines is None and not self.is_quiet
 
     def say(self, text: str) -> None:
-        """Tell what is being done, or a warning, which begins with ``Warning:``."""
+        """Write what is being done, or a warning, which begins with ``Warning:``."""
         if self.lines is not None:
             self.lines.say(text)
         elif not self.is_quiet:
@@ -65,14 +65,14 @@ class Feedback:
             self.lines.write(event, **facts)
 
     def saved(self, what: str, where: object) -> None:
-        """Tell of a file that was written."""
+        """Write where a file lies that was written."""
         if self.lines is None:
             print(f"{what}: {where}")
         else:
             self.lines.write("saved", what=what.lower(), path=str(where))
 
     def done(self, what: str, where: object, *, then: Sequence[str] = ()) -> int:
-        """Tell where the result is, as `errors.done` does, and return the exit code."""
+        """Write where the result is, as `errors.done` does, and return the exit code."""
         if self.lines is None:
             return done(what, where, then=() if self.is_quiet else then)
         self.results = {what.lower(): str(where), "next": shlex.join(then) or None}

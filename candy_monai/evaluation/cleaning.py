@@ -123,7 +123,6 @@ class Cleaner:
         return self._scored
 
     def _scored_anew(self) -> EvalResult:
-        """Return the scores of all cases by what is chosen until now."""
         found = list(in_order((partial(self._of_case, case_id) for case_id in self.case_ids), self.jobs))
         return replace(found[0], cases=tuple(result.cases[0] for result in found))
 
@@ -163,8 +162,8 @@ class Cleaner:
     def _offers(self, target: ScoredClass | None, ids: tuple[int, ...], component: float | None = None) -> list[_Offer]:
         name = "the foreground" if target is None else target.name
         offers = [self._offer(f"keep the largest component of {name}", target, largest_component(ids))]
-        for share in () if component is None else SHARES_OF_A_COMPONENT:
-            least = float(f"{share * component:.3g}") if component is not None else 0.0
+        sizes = () if component is None else [float(f"{share * component:.3g}") for share in SHARES_OF_A_COMPONENT]
+        for least in sizes:
             step = without_small_components(ids, least)
             offers.append(self._offer(f"remove components of {name} below a size of {least:g}", target, step))
         return offers

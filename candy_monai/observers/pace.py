@@ -29,7 +29,7 @@ class Pace:
         self._ends_at: float | None = None
 
     def step(self, event: StepFinished) -> None:
-        """Take note of a step. The first of a phase starts its clock."""
+        """Compute the pace with one more step. The first of a phase starts its clock."""
         self._now = self._clock()
         last, self._step = self._step, event
         if last is None or (last.epoch, last.phase) != (event.epoch, event.phase):
@@ -40,7 +40,7 @@ class Pace:
         self._num_samples = self._num_samples + event.num_samples if known else None  # type: ignore[operator]
 
     def epoch(self, event: EpochFinished) -> None:
-        """Take note of an epoch that ended."""
+        """Compute anew when the run ends, by an epoch that has ended."""
         left_s = seconds_until(event.num_epochs, event.epoch, event.metrics)
         self._epoch, self._step = event, None
         self._ends_at = self._clock() + left_s if left_s else None

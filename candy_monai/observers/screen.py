@@ -41,7 +41,7 @@ def screen_observer() -> Observer:
 
 @contextmanager
 def shown_by(observer: Observer) -> Iterator[None]:
-    """Have the runs that begin within the ``with`` block shown by this observer."""
+    """Yield while the runs that begin are shown by this observer."""
     token = _chosen.set(observer)
     try:
         yield

@@ -59,7 +59,11 @@ def score_the_rest(
     )
     trainer = None if options.trainer is None else str(options.trainer)
     predictor = load_experiments(
-        [experiment], trainer=trainer, device=str(find_device(options.device)), trust=options.trust, on_progress=_silent
+        [experiment],
+        trainer=trainer,
+        device=str(find_device(options.device)),
+        trust=options.trust,
+        on_progress=lambda _: None,
     )
     assert isinstance(predictor, Predictor)
     cases = [case for case in dataset.cases if case.case_id in left_out and case.label is not None]
@@ -140,7 +144,3 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return mean_of_known(values) if values else None
-
-
-def _silent(_: str) -> None:
-    """Print nothing."""

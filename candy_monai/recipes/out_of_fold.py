@@ -182,7 +182,7 @@ class OutOfFold:
                 continue
             on_progress(f"Fold {number}: predicting {len(left)} case{'s' * (len(left) != 1)}")
             members = [
-                load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=_silent)
+                load_experiments([run], trainer=trainer, device=device, trust=trust, on_progress=lambda _: None)
                 for run in experiments
             ]
             ensemble = EnsemblePredictor(
@@ -334,7 +334,3 @@ def _check_left_out_once(left_out: Mapping[int, Sequence[str]]) -> None:
     counts = Counter(case_id for cases in left_out.values() for case_id in cases)
     if twice := sorted(case_id for case_id, count in counts.items() if count > 1):
         raise ExperimentError(f"{join_names(twice)} is left out by several folds: its score would count twice")
-
-
-def _silent(_: str) -> None:
-    """Print nothing."""

@@ -48,7 +48,7 @@ class Judged:
         self._said: dict[str, CaseQuality] = {}
 
     def note(self, case_id: str, prediction: Prediction) -> None:
-        """Note what is said of a case."""
+        """Read what is said of a case, for `save`."""
         if prediction.quality is not None:
             self._said[case_id] = prediction.quality
 

@@ -78,7 +78,6 @@ def _itk(verb: str, path: Path) -> Any:  # ITK has no types
 
 def _header(path: Path) -> Any:
     itk = _itk("read", path)
-    header = None
     if _is_metaimage(path):  # which ITK tells by a suffix in small letters alone
         header = itk.MetaImageIO.New()
     else:
