@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION, ExperimentDescription, read_description
 from candy_monai.experiment.folder import METRICS, STATE
+from candy_monai.text import read_json
 
 CROSS_VALIDATION = "crossval.json"
 """In the folder of a cross-validation: what its folds reached."""
@@ -118,7 +118,7 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
     summary = folder / CROSS_VALIDATION
     if summary.is_file():
         try:
-            listed = json.loads(summary.read_text(encoding="utf-8"))["folds"]
+            listed = read_json(summary)["folds"]
             for fold in listed:
                 folds.setdefault(int(fold["fold"]), None)
         except (ValueError, LookupError, TypeError):  # it is only asked for folds that never began
@@ -140,7 +140,7 @@ def configurations_below(folder: PathLike) -> dict[str, Path]:
     """
     folder = Path(folder)
     try:
-        named = json.loads((folder / CROSS_VALIDATION).read_text(encoding="utf-8"))["configurations"]
+        named = read_json(folder / CROSS_VALIDATION)["configurations"]
         return {name: folder / name for name in named if _NAME.fullmatch(name) and (folder / name).is_dir()}
     except (OSError, ValueError, LookupError, TypeError):
         return {}

@@ -200,7 +200,7 @@ def _others(source: BundleSource) -> list[str]:
         f"this average instead of a {origin.average}": origin.average not in (None, OUR_AVERAGE),
         "AdamW instead of nnU-Net's SGD": origin.of_nnunet,
         "no deep supervision": not is_supervised and (source.plan.deep_supervision or origin.of_nnunet),
-        f"AdamW instead of {kind}": kind not in ("AdamW", "SGD"),
+        f"AdamW with its defaults instead of the experiment's {kind}": not source.keeps_optimizer,
         f"float32 on a CPU instead of {source.amp_dtype}, in which it computes on a GPU": source.amp_dtype is not None,
     }
     return [name for name, is_so in differs.items() if is_so]

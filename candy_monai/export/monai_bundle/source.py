@@ -24,6 +24,7 @@ Config = dict[str, Any]
 
 _AMP_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _BATCH_OF_WINDOWS = 4
+_OPTIMIZER_OPTIONS = {"AdamW": {"betas", "eps"}, "SGD": {"momentum"}}
 MAX_GRAD_NORM = 12.0
 """What gradients are clipped to by our trainers, unless they are told otherwise, and by nnU-Net's."""
 
@@ -196,14 +197,24 @@ class BundleSource:
             return {"_target_": "monai.losses.DiceFocalLoss", **kind, "gamma": 0.0}
         return {"_target_": "monai.losses.DiceCELoss", **kind}
 
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether the experiment's optimizer is an AdamW or SGD with the same options for all parameters."""
+        built = self.origin.optimizer
+        names = _OPTIMIZER_OPTIONS.get(str(built.get("kind", "AdamW")))
+        if names is None:
+            return False
+        return all(value == built[name][0] for name in names & built.keys() for value in built[name])
+
     def optimizer(self) -> Entry:
-        """Return the optimizer."""
-        plan, kind = self.plan, self.origin.optimizer.get("kind")
+        """Return the optimizer; AdamW with its defaults where the experiment's cannot be kept."""
+        built, plan = self.origin.optimizer if self.keeps_optimizer else {}, self.plan
+        kind = str(built.get("kind", "AdamW"))
+        options = {name: built[name][0] for name in sorted(_OPTIMIZER_OPTIONS[kind] & built.keys())}
+        if options.get("momentum"):
+            options["nesterov"] = True
         common = {"params": "$@network.parameters()", "lr": plan.learning_rate, "weight_decay": plan.weight_decay}
-        if kind != "SGD":
-            return {"_target_": "torch.optim.AdamW", **common}
-        (momentum,) = set(self.origin.optimizer.get("momentum", [0.0]))
-        return {"_target_": "torch.optim.SGD", **common, "momentum": momentum, "nesterov": momentum > 0}
+        return {"_target_": f"torch.optim.{kind}", **common, **options}
 
     def schedule(self, *, num_steps: str) -> Entry:
         """Return the schedule of the learning rate, which steps once a batch.

@@ -1,5 +1,6 @@
 """What ``train.json`` trains is what the experiment trained, with the parts that MONAI and PyTorch have for it."""
 
+import json
 import sys
 
 import pytest
@@ -92,6 +93,20 @@ def test_optimizer_and_schedule_are_of_the_experiment_s_kind(name, kinds, tmp_pa
     parser.read_config(bundle / "configs" / "train.json")
     assert {place: parser[f"{place}#_target_"] for place in kinds} == kinds
     assert parser["optimizer#lr"] == trainer.options.learning_rate
+    if name == "segresnet":
+        assert parser["optimizer#betas"] == [0.9, 0.999]
     if name == "cmunext":
         assert (parser["optimizer#momentum"], parser["optimizer#nesterov"]) == (0.99, True)
         assert parser["lr_scheduler#power"] == 0.9
+
+
+def test_an_optimizer_with_other_options_for_some_parameters_becomes_adamw_and_the_readme_says_so(tmp_path):
+    experiment = train_experiment(tmp_path / "run", PICTURES)
+    description = json.loads((experiment / "experiment.json").read_text())
+    description["parts"]["optimizer"] = {"kind": "SGD", "lr": [0.1, 0.1], "momentum": [0.9, 0.5]}
+    (experiment / "experiment.json").write_text(json.dumps(description))
+    bundle = export_monai_bundle([experiment], tmp_path / "bundle")
+    optimizer = json.loads((bundle / "configs" / "train.json").read_text())["optimizer"]
+    assert optimizer.keys() == {"_target_", "params", "lr", "weight_decay"}
+    assert optimizer["_target_"] == "torch.optim.AdamW"
+    assert "AdamW with its defaults instead of the experiment's SGD" in (bundle / "docs" / "README.md").read_text()
