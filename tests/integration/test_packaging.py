@@ -1,6 +1,7 @@
 """What is packaged and what the Dockerfile takes is there, and the release is told in the changelog."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -31,3 +32,33 @@ def test_the_image_installs_extras_that_there_are():
 def test_the_changelog_begins_with_what_is_unreleased_and_then_tells_of_this_version():
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[:2] == ["Unreleased", PACKAGED["project"]["version"]]
+
+
+def test_the_classifiers_name_the_pythons_that_the_package_is_tested_with():
+    project = PACKAGED["project"]
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert project["requires-python"] == f">={named[0]}"
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert all(f"PYTHON={version}" in contributing for version in named)
+
+
+def test_what_the_source_distribution_must_hold_is_included():
+    included = PACKAGED["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"/docs", "/tests", "/tutorials", "/constraints.txt", "/benchmarks/results/*.json"} <= set(included)
+
+
+@pytest.mark.parametrize("versions", ["pinned", "lowest", "newest", "weekly"])
+def test_the_makefile_tests_other_pythons_with_each_choice_of_versions(versions):
+    command = ["make", "--dry-run", "test-python", "PYTHON=3.13", f"VERSIONS={versions}"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "venv --quiet --clear --python 3.13" in said
+    assert ("monai-weekly" in said) == (versions == "weekly")
+    assert ("--constraint constraints.txt --editable" in said) == (versions == "pinned")
+    assert "pytest --numprocesses 2 tests/golden" in said
+
+
+def test_the_makefile_refuses_versions_that_it_does_not_know():
+    command = ["make", "--dry-run", "test-python", "VERSIONS=oldest"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode
+    assert "VERSIONS must be pinned, lowest, newest or weekly, got oldest" in said.stderr

@@ -83,6 +83,15 @@ def test_a_metric_keeps_the_name_of_its_picture():
     assert names.of("input (preview)") != "input (preview).png"
 
 
+@pytest.mark.parametrize("name", ["aux", "NUL", "com1", "con.1", "lpt9 "])
+def test_a_metric_called_like_a_device_of_windows_has_a_picture_there_too(name):
+    assert PictureNames().of(name) == f"_{name.strip()}.png"
+
+
+def test_a_name_that_only_begins_like_a_device_is_kept():
+    assert PictureNames().of("aux loss") == "aux loss.png"
+
+
 def test_a_curve_that_cannot_be_drawn_does_not_keep_the_others_from_it(observer, tmp_path, monkeypatch):
     drawn = candy_monai.plotting.charts.curves.curve_figure
     monkeypatch.setattr(
