@@ -127,11 +127,7 @@ class ExportedNetwork:
 
 
 class MainLogits(nn.Module):
-    """A network that returns its logits at full resolution alone, in float32.
-
-    Args:
-        network: Returns them among others.
-    """
+    """A network that returns its logits at full resolution alone, in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

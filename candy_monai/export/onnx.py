@@ -21,12 +21,7 @@ _LARGEST_FILE = (1 << 31) - (1 << 24)
 
 
 def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as ONNX, run it by ONNX Runtime and compare it on real cases.
-
-    Args:
-        network: The network.
-        file: Where to write it; the JSON file goes beside it.
-        on_progress: Told what is done.
+    """Write a network as ONNX and a JSON file beside it, run it by ONNX Runtime and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.

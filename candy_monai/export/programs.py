@@ -40,10 +40,6 @@ def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None
     Any batch and any multiples of the network's divisor are tried first, then whatever PyTorch finds out by itself,
     then any batch of a fixed size, then one image of a fixed size.
 
-    Args:
-        network: The network.
-        on_progress: Told what it had to be kept to.
-
     Raises:
         BadInputError: If it cannot be exported at all.
     """

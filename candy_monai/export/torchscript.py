@@ -19,12 +19,7 @@ _UNSUPPORTED = (3, 14)
 
 
 def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as TorchScript, read it again and compare it on real cases.
-
-    Args:
-        network: The network.
-        file: Where to write it; the JSON file goes beside it.
-        on_progress: Told what is done.
+    """Write a network as TorchScript and a JSON file beside it, read it again and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.

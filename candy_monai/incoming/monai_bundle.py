@@ -257,11 +257,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
 
 
 class _AtMost(TorchFunctionMode):
-    """Within a block, refuse to make tensors of more values in all than given.
-
-    Args:
-        num_values: So many.
-    """
+    """Within a block, refuse to make tensors of more values in all than given."""
 
     def __init__(self, num_values: int) -> None:
         super().__init__()

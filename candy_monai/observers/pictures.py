@@ -29,10 +29,6 @@ class ThrottledObserver(Observer):
 
     What takes long is done less often: drawing takes at most one fiftieth of the time, since on a small machine it
     takes it from the training.
-
-    Args:
-        interval_s: Seconds between two calls at least, and before the first.
-        clock: Tells seconds.
     """
 
     def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:

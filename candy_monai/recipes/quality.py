@@ -53,12 +53,7 @@ class Judged:
             self._said[case_id] = prediction.quality
 
     def save(self, experiment: Path, result: EvalResult) -> Calibration | None:
-        """Write what judges further predictions into the experiment's folder; None where nothing was said.
-
-        Args:
-            experiment: The folder.
-            result: The scores of the cases.
-        """
+        """Write what judges further predictions into the experiment's folder; None where nothing was said."""
         if self._predictor.quality is None or not self._said:
             return None
         learned = calibrated(self._predictor.quality.inputs, self._said, result)

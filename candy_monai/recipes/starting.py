@@ -116,13 +116,7 @@ class StartingExperiment:
         return followed, notes
 
     def warnings(self, made: Plan, validation: Sequence[str], *, digest: str) -> list[str]:
-        """Return what is suspicious about a run that starts from this experiment.
-
-        Args:
-            made: The run's plan.
-            validation: Its validation cases.
-            digest: Of its dataset.
-        """
+        """Return what is suspicious about a run that starts from this experiment."""
         found, trained = [], self.description.dataset
         if trained is not None and (trained.digest == digest or trained.name == made.dataset_name):
             seen = sorted(set(trained.training or ()) & set(validation))

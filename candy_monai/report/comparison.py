@@ -114,12 +114,7 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
 
 
 def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Document:
-    """Return what the page that compares runs says.
-
-    Args:
-        runs: The runs; differences are to the first.
-        now: The time.
-    """
+    """Return what the page that compares runs says."""
     final = all(run.final is not None for run in runs)
     scored = [run.cases(final=final) for run in runs]
     views, note = _views(runs)
@@ -218,12 +213,7 @@ def tables_of_comparison(
 
 
 def paired(first: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of the differences of pairs, and half of its 95 % interval; NaN for fewer than two pairs.
-
-    Args:
-        first: Scores of the cases in one run.
-        other: Of the same cases in another.
-    """
+    """Return the mean of the differences of pairs, and half of its 95 % interval; NaN for fewer than two pairs."""
     apart = [b - a for a, b in zip(first, other, strict=True)]
     if len(apart) < 2:
         return statistics.fmean(apart), math.nan

@@ -122,12 +122,7 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
 
 
 def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
-    """Return what the log says of a validation that does not score the average alone.
-
-    Args:
-        raw: Whether the model was called.
-        averaged: Whether its average was.
-    """
+    """Return what the log says of a validation that does not score the average alone."""
     if raw == averaged:
         what = "both toolbox.model and toolbox.ema" if raw else "neither toolbox.model nor toolbox.ema"
         return f"validate_case called {what}: checkpoint_best.pth holds the average (toolbox.ema)"
@@ -135,11 +130,7 @@ def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
 
 
 class CalledNetworks:
-    """Whether model and average are called, as a whole or by their submodules.
-
-    Args:
-        toolbox: Holds the two.
-    """
+    """Whether model and average are called, as a whole or by their submodules."""
 
     def __init__(self, toolbox: TrainerToolbox) -> None:
         self._networks = toolbox.networks

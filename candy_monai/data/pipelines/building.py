@@ -84,13 +84,7 @@ _READERS = (
 
 
 class Pipeline(Compose):
-    """MONAI's ``Compose`` that knows the plain data it was built from, and prints them.
-
-    Args:
-        transforms: The steps.
-        entries: One entry of MONAI's config language for each of them.
-        name: What messages call it.
-    """
+    """MONAI's ``Compose`` that knows the plain data it was built from, and prints them."""
 
     def __init__(
         self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry], name: str = "pipeline"
@@ -207,11 +201,6 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
 def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = False) -> OwnTransforms:
     """Return what gives the pipelines of an ``experiment.json`` again, checked that they can be built.
 
-    Args:
-        pipelines: What stands in the file; None for one of a version that kept none.
-        where: The file, for messages.
-        trust: Build any callable that they name, instead of known transforms only.
-
     Raises:
         SettingsError: If they are damaged, or as `check_own_transforms` does.
     """
@@ -222,10 +211,6 @@ def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = F
 
 def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
     """Refuse lists of a user's own that cannot be built, or that cannot stand in their pipeline.
-
-    Args:
-        own: The lists.
-        where: What messages begin with.
 
     Raises:
         SettingsError: With the position of the entry. Preprocessing may not draw random numbers, nor need the label,
@@ -249,13 +234,7 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
 
 
 def misfit(error: Exception, name: str, what: str) -> BadInputError:
-    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one.
-
-    Args:
-        error: What the step raised.
-        name: The pipeline's, where none was noted.
-        what: The input.
-    """
+    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one."""
     reason = " ".join(str(error.args[0] if error.args else error).split())
     step = "; ".join(getattr(error, "__notes__", ())) or name
     return BadInputError(f"{step}: cannot be applied to {what} ({type(error).__name__}: {reason})")
@@ -421,10 +400,6 @@ class _Builder:
 
 def transform_class(target: object, where: str) -> type[Transform]:
     """Return the class that a target names, which may be built without trust.
-
-    Args:
-        target: ``monai.transforms.RandFlipd``, for example, or its name alone.
-        where: What messages begin with.
 
     Raises:
         SettingsError: If it is no transform of MONAI's or ours, or one that may write files or call others by name.

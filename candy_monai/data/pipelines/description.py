@@ -59,11 +59,6 @@ class OwnTransforms:
     def from_saved(cls, pipelines: object, *, where: PathLike = "experiment.json", trust: bool = False) -> Self:
         """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none.
 
-        Args:
-            pipelines: What stands in the file.
-            where: The file, for messages.
-            trust: Whether to build any callable that they name.
-
         Raises:
             SettingsError: If what was kept is damaged.
         """
@@ -89,10 +84,6 @@ class OwnTransforms:
 
 def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:
     """Return the pipelines of a plan: ``preprocessing``, ``augmentation`` and ``postprocessing``.
-
-    Args:
-        plan: The plan.
-        own: Lists of the user's own.
 
     MONAI alone builds them as they stand wherever no transform of ours is needed; with MONAI's ``ConfigParser``
     ``@preprocessing`` means the transforms that were built of that list.

@@ -396,11 +396,6 @@ def build_postprocessing(
 ) -> Pipeline:
     """Build postprocessing, or the steps that follow it.
 
-    Args:
-        entries: Its description.
-        preprocessing: What ``@preprocessing`` means in it.
-        trust: Build any callable that it names, instead of known transforms only.
-
     Raises:
         SettingsError: With the position of the entry that cannot be built.
     """

@@ -59,10 +59,6 @@ def read_plan(path: PathLike) -> Plan:
 def plan_of(values: Mapping[str, object], where: PathLike) -> Plan:
     """Return the plan of what `Plan.to_dict` wrote.
 
-    Args:
-        values: Its entries.
-        where: The file that they stand in, for messages.
-
     Raises:
         BadInputError: If it is not a plan of this version, or holds a value that no plan may have.
     """

@@ -72,9 +72,6 @@ class BundleNetwork:
 def describe_network(predictor: Predictor) -> BundleNetwork:
     """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training alone.
 
-    Args:
-        predictor: The experiment's predictor.
-
     Raises:
         ExperimentError: If a MONAI Bundle cannot have its class, or what is built of its description computes something
             else.

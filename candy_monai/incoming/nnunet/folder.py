@@ -146,11 +146,6 @@ def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
 def resolved_configuration(plans: Mapping[str, Any], name: str, where: PathLike) -> dict[str, Any]:
     """Return a configuration of the plans, with what it inherits from others.
 
-    Args:
-        plans: The content of ``plans.json``.
-        name: The configuration.
-        where: The file, for messages.
-
     Raises:
         ExperimentError: If there is no such configuration, or it inherits from itself.
     """

@@ -37,11 +37,6 @@ _OLD = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_pe
 def described_architecture(configuration: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, Any]:
     """Return the entry ``architecture`` of a configuration; plans of versions before 2.3 have it in other words.
 
-    Args:
-        configuration: One configuration of the plans.
-        num_dims: Spatial axes of the network.
-        where: The file, for messages.
-
     Raises:
         ExperimentError: If there is none.
     """
@@ -180,11 +175,7 @@ def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: S
 
 
 class MeanOfFolds(nn.Module):
-    """The networks of several folds, which return the mean of their logits, as nnU-Net averages folds.
-
-    Args:
-        networks: Each takes ``(B, C, *spatial)``.
-    """
+    """The networks of several folds, of which it returns the mean of the logits of images ``(B, C, *spatial)``."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
