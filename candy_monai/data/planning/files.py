@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[obj
     stem = f"{quote(plan.dataset_name, safe=' ')}.plan-{wish}"
     path = Path(folder) / f"{stem}-{digest}.json"
     is_known = path.exists()
-    earlier = sorted(set(Path(folder).glob(f"{_literal(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime)
+    earlier = sorted(set(Path(folder).glob(f"{glob.escape(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime)
     Path(folder).mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps({"plan": plan.to_dict()}, indent=1), durable=False)
     if is_known or not earlier:
@@ -145,10 +146,6 @@ def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[obj
     except BadInputError:  # damaged, or of another version
         return None
     return (changes, earlier[-1]) if changes else None
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _shown(value: object) -> str:
