@@ -136,7 +136,9 @@ def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[obj
     stem = f"{quote(plan.dataset_name, safe=' ')}.plan-{wish}"
     path = Path(folder) / f"{stem}-{digest}.json"
     is_known = path.exists()
-    earlier = sorted(set(Path(folder).glob(f"{glob.escape(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime)
+    earlier = sorted(
+        set(Path(folder).glob(f"{glob.escape(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps({"plan": plan.to_dict()}, indent=1), durable=False)
     if is_known or not earlier:
