@@ -26,6 +26,11 @@ def half_width(standard_error: float, num_cases: float, *, confidence: float = C
     return float(stdtrit(num_cases - 1, 0.5 + confidence / 2)) * standard_error
 
 
+def number_as_text(value: float, digits: int = 4) -> str:
+    """Return a number as tables show it; a dash for NaN."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def interval_as_text(ends: Sequence[float] | None) -> str:
     """Return the ends of an interval as tables show them, such as ``0.8123 to 0.9012``; a dash for None."""
     return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.device import find_device
-from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.of_dataset import scored_classes
 from candy_monai.evaluation.results import EvalCase, EvalResult, mean_of_known
@@ -22,8 +20,7 @@ from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
-from candy_monai.files import atomic_write_text
-from candy_monai.inference.inputs import CaseFiles
+from candy_monai.files import atomic_write_json
 from candy_monai.inference.predictor import Predictor
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.predict import load_experiments
@@ -66,12 +63,8 @@ def score_the_rest(
         on_progress=lambda _: None,
     )
     assert isinstance(predictor, Predictor)
-    cases = [case for case in dataset.cases if case.case_id in left_out and case.label is not None]
-    images = {case.case_id: CaseFiles(case.images) for case in cases}
     judged = Judged(predictor)
-    result = Evaluator().predict_and_evaluate(
-        images, {case.case_id: case.label for case in cases}, predictor, on_prediction=judged.note
-    )
+    result = judged.score(case for case in dataset.cases if case.case_id in left_out)
     save_validation(experiment, result, num_validation_cases=len(left_out))
     if (calibration := judged.save(experiment, result)) is not None:
         on_progress(f"{experiment}: {in_words(calibration)}")
@@ -109,7 +102,7 @@ def summary_of_folds(folds: Mapping[int | str, Path | None], description: Datase
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary of a cross-validation into its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / CROSS_VALIDATION, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    atomic_write_json(folder / CROSS_VALIDATION, summary)
 
 
 def _scored(experiment: Path | None) -> EvalResult:
