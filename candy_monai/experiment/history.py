@@ -44,10 +44,6 @@ class History:
     def record(self, name: str, value: Scalar) -> None:
         """Add one value of the metric to the current epoch.
 
-        Args:
-            name: The metric's name, a column of ``metrics.csv``.
-            value: A number or a tensor of one element.
-
         Raises:
             BadInputError: If it is not one number.
         """

@@ -146,12 +146,7 @@ def _compared(stem: str) -> str:
 
 
 class PreviewObserver(ThrottledObserver):
-    """Has the preview of the newest validated epoch drawn.
-
-    Args:
-        save: Draws and writes one preview.
-        interval_s: Seconds between two previews at least.
-    """
+    """Has the preview of the newest validated epoch drawn."""
 
     name = "drawing the preview"
 

@@ -36,14 +36,7 @@ def score_the_rest(
     *,
     on_progress: Callable[[str], None],
 ) -> None:
-    """Score all validation cases of a finished fold, where its budget left time for some of them alone.
-
-    Args:
-        experiment: The fold's; None where it has none.
-        dataset: What it was trained on.
-        options: How: ``device``, ``trainer`` and ``trust``.
-        on_progress: Told of it.
-    """
+    """Score all validation cases of a finished fold, where its budget left time for some of them alone."""
     number = len(_scored(experiment))
     if experiment is None or not number:
         return
@@ -71,11 +64,7 @@ def score_the_rest(
 
 
 def summary_of_folds(folds: Mapping[int | str, Path | None], description: DatasetDescription) -> dict[str, Any]:
-    """Return what the scores of folds say together.
-
-    Args:
-        folds: The experiment of each; None where there is none.
-        description: The dataset's.
+    """Return what the scores of folds say together, given the experiment of each that has one.
 
     Returns:
         The Dice of each fold and class, their means over the folds, ``std`` of the folds' Dice, and under ``cases`` the

@@ -21,12 +21,7 @@ _MOST_IMAGES = 64
 
 
 def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]]) -> QualityModel:
-    """Return what judges predictions before any was scored.
-
-    Args:
-        prepared: The dataset.
-        classes: The name and the ids of each foreground class or region.
-    """
+    """Return what judges predictions before any was scored."""
     training = set(prepared.training)
     images = (prepared.store.load(case_id).image for case_id in evenly_spaced(prepared.training, _MOST_IMAGES))
     inputs = TypicalInputs.of(

@@ -72,11 +72,6 @@ class StartingExperiment:
     def followed(self, made: Plan, replan: Replan, options: TrainOptions) -> tuple[Plan, list[str]]:
         """Return a plan whose network is the experiment's, so that its weights fit, and what was taken over.
 
-        Args:
-            made: The plan for the dataset.
-            replan: Plans anew.
-            options: What the user fixed, which stays.
-
         Raises:
             SettingsError: If the dataset cannot be planned for with that network.
         """

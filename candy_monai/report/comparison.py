@@ -67,11 +67,7 @@ class ComparedRun:
     damaged: str = ""
 
     def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
-        """Return its scored cases and the names of their classes.
-
-        Args:
-            final: Whether those of the best weights, or of the last validation.
-        """
+        """Return its scored cases, of the best weights or of the last validation, and the names of their classes."""
         cases, names, _ = cases_of_run(self.facts, self.kept, self.final if final else None)
         return cases, names
 
@@ -193,12 +189,7 @@ def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 def tables_of_comparison(
     names: Sequence[str], scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]]
 ) -> list[Table]:
-    """Return tables of the runs' scores: on the whole, by class and by case, as far as cases are common to all.
-
-    Args:
-        names: The runs' names.
-        scored: Of each run its cases and the names of its classes.
-    """
+    """Return tables of the runs' scores: on the whole, by class and by case, as far as cases are common to all."""
     by_case = [{case.case_id: case for case in cases} for cases, _ in scored]
     common = [case_id for case_id in by_case[0] if all(case_id in one for one in by_case[1:])]
     known = [i for i in common if all(math.isfinite(one[i].score) for one in by_case)]

@@ -26,9 +26,6 @@ Message = tuple[str, bool]
 class Reporter:
     """A run's log and its observers.
 
-    Args:
-        messages: Messages that were logged before the run.
-
     Attributes:
         experiment: The run whose log is written; while it is None, messages wait.
         unreported: The last epoch, until the observers are notified of it.

@@ -144,12 +144,6 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
 def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredictor, where: str) -> list[str | int]:
     """Check that two networks compute the same, and return the sizes that they take.
 
-    Args:
-        built: What a bundle's configuration builds, with the weights that it has.
-        trained: The trained network.
-        predictor: The trained model's predictor.
-        where: Which network that is, for messages.
-
     Raises:
         ExperimentError: If they differ, or return more than one tensor.
     """
