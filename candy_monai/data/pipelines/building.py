@@ -167,20 +167,8 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     Raises:
         SettingsError: If the file cannot be read or holds neither, or as `check_own_transforms` does.
     """
-    path = Path(path)
-    try:
-        text = read_text(path)
-        found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
+    found = read_json_or_yaml(path)
     lists = {"augmentation": found} if isinstance(found, list) else found
-    if is_endless(found):
-        raise SettingsError(
-            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
-        )
     if not isinstance(lists, dict) or not any(lists.values()):
         raise SettingsError(
             f"{path}: expected a list of transforms, each like "
@@ -196,6 +184,34 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     own = OwnTransforms(trust=trust, **{name: entries or () for name, entries in lists.items()})
     check_own_transforms(own, f"{path}: ")
     return own
+
+
+def read_json_or_yaml(path: PathLike) -> Any:
+    """Read a JSON or YAML file, which may come from a stranger.
+
+    Raises:
+        SettingsError: If it cannot be read, or holds more values than anybody writes, as anchors of YAML can make.
+    """
+    path = Path(path)
+    try:
+        text = read_text(path)
+        found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
+    waiting, count = [found], 0
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping | list):
+            waiting += value.values() if isinstance(value, Mapping) else value
+    if count > _MOST_VALUES:
+        raise SettingsError(
+            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
+        )
+    return found
 
 
 def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = False) -> OwnTransforms:
@@ -252,17 +268,6 @@ def moves_voxels(target: object) -> bool:
     except SettingsError:
         return False
     return _class_moves(kind)
-
-
-def is_endless(found: object) -> bool:
-    """Return whether there are more values than anybody writes, as a few anchors of YAML can make."""
-    waiting, count = [found], 0
-    while waiting and count <= _MOST_VALUES:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, Mapping | list):
-            waiting += value.values() if isinstance(value, Mapping) else value
-    return count > _MOST_VALUES
 
 
 def _checked_entry(entry: object, where: str) -> Mapping[str, Any]:

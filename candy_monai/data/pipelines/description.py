@@ -246,11 +246,11 @@ def _label_steps(plan: Plan) -> list[Entry]:
     paints = [region.paints for region in plan.regions]
     tracked = _monai("EnsureTyped", keys=PREDICTION, track_meta=True)  # without metadata Invertd inverts nothing
     if plan.resampling != "stock" and (paints or plan.num_classes >= MANY_CLASSES):
-        return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, _inverting(ids=True)]
+        return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, inverting(ids=True)]
     if plan.num_classes > 1 and not paints:
-        return [tracked, _inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]
+        return [tracked, inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]
     # What was cropped away comes back as 0, which is no probability and a logit of a half.
-    probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), _inverting(ids=False)]
+    probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), inverting(ids=False)]
     if paints:
         return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, are_probabilities=True)]
     return [*probabilities, _monai("AsDiscreted", keys=PREDICTION, threshold=0.5)]
@@ -338,7 +338,8 @@ def resampling(plan: Plan) -> Entry:
     return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)
 
 
-def _inverting(*, ids: bool) -> Entry:
+def inverting(*, ids: bool) -> Entry:
+    """Return the step that undoes preprocessing: of label ids, or of scores, which are interpolated."""
     transform = {"_target_": _MONAI + "Compose", "transforms": "@preprocessing"}
     return _monai("Invertd", keys=PREDICTION, transform=transform, orig_keys=IMAGE, nearest_interp=ids)
 
