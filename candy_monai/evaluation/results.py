@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
@@ -18,7 +18,7 @@ from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.evaluation.statistics import Method, Statistics, as_json_number, statistics_of
 from candy_monai.files import atomic_write_json, atomic_write_text
-from candy_monai.metrics.interval import CONFIDENCE, number_as_text
+from candy_monai.metrics.interval import CONFIDENCE, mean_of_known, number_as_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,12 +373,6 @@ class EvalResult(Sequence[EvalCase]):
             raise BadInputError(f"{metric!r} was not measured; there are {', '.join(metrics)}.{hint}")
         valued = [(value, case) for value, case in zip(metrics[metric], self.cases, strict=True) if value == value]
         return tuple(case for _, case in sorted(valued, key=lambda entry: sign * entry[0]))
-
-
-def mean_of_known(values: Iterable[float]) -> float:
-    """Return the mean of what is not NaN; NaN of nothing."""
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _means_by_class(cases: Sequence[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:

@@ -14,7 +14,7 @@ from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.device import find_device
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.of_dataset import scored_classes
-from candy_monai.evaluation.results import EvalCase, EvalResult, mean_of_known
+from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description
@@ -22,6 +22,7 @@ from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_json
 from candy_monai.inference.predictor import Predictor
+from candy_monai.metrics.interval import mean_of_known
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.quality import Judged, in_words

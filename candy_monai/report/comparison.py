@@ -17,7 +17,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.experiment.summary import Summary
-from candy_monai.metrics.interval import half_width
+from candy_monai.metrics.interval import half_width, mean_of_known
 from candy_monai.report.curves import Figure, better_of, figures, hex_color
 from candy_monai.report.document import (
     REPORT,
@@ -273,10 +273,7 @@ def _table_of_classes(
     columns.append(Column(name="apart"))
     rows: list[list[Cell]] = []
     for i in ids:
-        means = []
-        for own in cases:
-            values = [v for case in own if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))]
-            means.append(statistics.fmean(values) if values else math.nan)
+        means = [mean_of_known(case.classes.get(metric, {}).get(i, math.nan) for case in own) for own in cases]
         known = [mean for mean in means if not math.isnan(mean)]
         name = next((labels[i] for _, labels in scored if i in labels), f"class {i}")
         rows.append([name, *map(as_cell, means), as_cell(max(known) - min(known)) if known else None])

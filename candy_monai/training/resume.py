@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from candy_monai.attachment import tensors_in
-from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
+from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError, reason_in_short
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription, read_description
 from candy_monai.experiment.experiment import Experiment
@@ -224,8 +224,8 @@ def refusing_what_does_not_fit(folder: Path, what: str) -> Iterator[None]:
     except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ExperimentError(f"{folder}: what was saved does not fit {what}: {first}") from error
+        reason = reason_in_short(error, longest=300)
+        raise ExperimentError(f"{folder}: what was saved does not fit {what}: {reason}") from error
 
 
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import BadInputError, ExperimentError, did_you_mean
-from candy_monai.experiment.checkpoints import reason_in_short
+from candy_monai.errors import BadInputError, ExperimentError, did_you_mean, reason_in_short
 from candy_monai.incoming.weights import NUMPY_NUMBERS, check_archive, problem_of_weights
 from candy_monai.text import read_json
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import ExperimentError, reason_in_short
 from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint
 from candy_monai.optional import require
 
@@ -147,8 +147,8 @@ def build_network(
         with torch.device("meta"):
             network = getattr(unet, kind)(input_channels=num_inputs, num_classes=num_outputs, **arguments)
     except Exception as error:  # each class has its own for arguments that do not fit
-        first = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ExperimentError(f"{where}: {kind} cannot be built of architecture.arch_kwargs ({first})") from error
+        reason = reason_in_short(error)
+        raise ExperimentError(f"{where}: {kind} cannot be built of architecture.arch_kwargs ({reason})") from error
     assert isinstance(network, nn.Module)
     return network
 
