@@ -122,4 +122,5 @@ def _submit(args: argparse.Namespace, options: TrainOptions, launcher: JobLaunch
         feedback.say(f"{run.name} is finished")
         folder = run.scores.parent
         return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+    feedback.say(f"Its output is in {run.log}; the same command says how far it is, or goes on with it")
     return feedback.done("Submitted", run.folder)

@@ -17,7 +17,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -50,6 +51,7 @@ _OURS = ("ntasks", "array", "output", "error", "signal", "open_mode")
 """Options of sbatch that follow from the job itself."""
 _WHOLE = ("nodes", "ntasks_per_node", "signal_delay_s")
 _OF_LOCAL = ("time", "gpus_per_node")
+_OF_A_JOB = re.compile(r"SLURM_(?!CONF$)|SLURMD_|SRUN_|SUBMITIT_|MASTER_|((LOCAL_)?(RANK|WORLD_SIZE)$)")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -205,20 +207,20 @@ class JobLauncher:
         import submitit
 
         if (found := self.found(run)) is not None:
-            self._say(f"{run.name}: job {found.job.job_id} was submitted before, and is waited for")
+            self._say(f"{run.name} is job {found.job.job_id}, which was submitted before")
             return found
         kind = submitit.SlurmExecutor if self.is_elsewhere else submitit.LocalExecutor
         executor = kind(run.folder / "jobs", max_num_timeout=_MOST_RESTARTS)
         names = {"job_name": f"candy-monai {run.name}"} if self.is_elsewhere else {}
         try:
             executor.update_parameters(**{**names, **self._parameters})
-            with submitit.helpers.clean_env():
+            with _outside_of_this_job():
                 job = executor.submit(RunInJob(run))
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise RunFailedError(f"{run.name}: the job was not taken: {' '.join(str(error).split())}") from error
         record = {"launcher": self.name, "id": job.job_id, "num_tasks": job.num_tasks}
         atomic_write_text(run.folder / JOB, json.dumps(record) + "\n")
-        self._say(f"{run.name}: job {job.job_id}, output in {run.log}")
+        self._say(f"{run.name} is job {job.job_id}")
         return self._process(job, run)
 
     def found(self, run: SeparateRun) -> JobProcess | None:
@@ -273,6 +275,17 @@ def submit_training(
     if run.scores is None:
         launcher.start(run)
     return run
+
+
+@contextmanager
+def _outside_of_this_job() -> Iterator[None]:
+    """Hide within a block what SLURM and torchrun set in a job, which a job that is submitted from it would inherit."""
+    set_in_it = [name for name in os.environ if _OF_A_JOB.match(name)] if "SLURM_JOB_ID" in os.environ else []
+    hidden = {name: os.environ.pop(name) for name in set_in_it}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _parameters_of(name: LauncherName, arguments: Mapping[str, str]) -> dict[str, Any]:

@@ -46,10 +46,20 @@ def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
             yield
     except Interrupted as error:
         if not is_ctrl_c(error) and os.environ.get("RANK", "0") == "0":
-            for number in (signal.SIGTERM, signal.SIGUSR1):  # SLURM ends what is left of a job that goes back
-                signal.signal(number, signal.SIG_IGN)
-            say(_requeued(job))
+            with _undisturbed():
+                say(_requeued(job))
         raise
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore the signals within a block by which SLURM ends what is left of a job that goes back."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _requeued(job: str) -> str:

@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt, SystemExit):
 
 def is_ctrl_c(error: BaseException) -> bool:
     """Return whether a user at the keyboard ended something, rather than a signal of the system or an error."""
-    return isinstance(error, KeyboardInterrupt) and str(error) not in ("SIGTERM", "SIGUSR1")
+    return isinstance(error, KeyboardInterrupt) and not str(error).startswith(("SIGTERM", "SIGUSR1"))
 
 
 def how_to_resume(trainer: type, folder: Path, *, is_planned: bool, bundle: str | None) -> str:
@@ -116,7 +116,7 @@ class StopRequest:
         Raises:
             Interrupted: Always.
         """
-        raise Interrupted(self._received)
+        raise Interrupted(self._received or "SIGTERM to another process of the run")
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.is_pending and number == signal.SIGINT:

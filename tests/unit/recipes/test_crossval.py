@@ -181,6 +181,42 @@ def test_sigterm_ends_the_folds_that_are_being_trained(phantom, tmp_path, monkey
     assert [process.poll() for process in started] == [-signal.SIGTERM] * 2
 
 
+class Elsewhere:
+    """Starts folds that go on by themselves, as jobs of a cluster do, until they are told to end."""
+
+    is_elsewhere, num_parallel = True, 100
+
+    def __init__(self):
+        self.started, self.ended = [], []
+
+    def start(self, run, slot):
+        self.started.append(run)
+        if len(self.started) == 4:
+            os.kill(os.getpid(), self.number)
+        return self
+
+    def poll(self):
+        return None
+
+    def terminate(self):
+        self.ended.append(1)
+
+    def wait(self, timeout=None):
+        return 0
+
+
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 4)])
+def test_folds_elsewhere_all_begin_at_once_and_ctrl_c_alone_ends_them(phantom, tmp_path, number, ended):
+    launcher = Elsewhere()
+    launcher.number = number
+    options = TrainOptions(out=tmp_path, device="cuda")  # that this machine need not have
+    with pytest.raises(Interrupted, match=number.name):
+        cross_validate(phantom, options, launcher=launcher, on_progress=_quiet)
+    assert [run.name for run in launcher.started] == ["Fold 0", "Fold 1", "Fold 2", "Fold 3"]
+    assert {run.options.jobs for run in launcher.started} == {None}  # not shares of this machine
+    assert len(launcher.ended) == ended
+
+
 def test_folds_at_the_same_time_share_the_cores(phantom, tmp_path, pretended, monkeypatch):
     monkeypatch.setattr(launching.os, "cpu_count", lambda: 8)
     assert launching.environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
