@@ -39,7 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "'select' to choose from. The same command after an interruption leaves finished folds as they are and goes on "
         "with the others.",
         example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50\n"
-        "candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m",
+        "candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m\n"
+        "candy-monai crossval Dataset027_ACDC --launcher slurm --launcher-args time=12:00:00 --launcher-args gpus=1",
     )
     add_dataset(parser)
     parser.add_argument(

@@ -321,6 +321,8 @@ def _parameters_of(name: LauncherName, arguments: Mapping[str, str]) -> dict[str
     parameters |= {key: _whole(key, found.pop(key)) for key in _WHOLE if key in found}
     if "setup" in found:
         parameters["setup"] = [found.pop("setup")]
+    if "cpus_per_task" in found:  # which srun does not take over from sbatch, from SLURM 22.05 on
+        parameters["srun_args"] = [f"--cpus-per-task={found['cpus_per_task']}"]
     if "job_name" in found:
         parameters["job_name"] = found.pop("job_name")
     others = {key: True if value.lower() in ("", "true") else value for key, value in found.items()}

@@ -71,7 +71,9 @@ def test_a_job_asks_for_what_it_was_told_by_the_options_of_sbatch(slurm, run):
     for option in ("time=3600", "partition=gpu,long", "gpus-per-node=a100:2", "nodes=2", "ntasks-per-node=2"):
         assert f"#SBATCH --{option}" in lines
     assert {"#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@90"} <= set(lines)
-    assert any(line.startswith("srun ") and "submitit.core._submit" in line for line in lines)
+    (command,) = [line for line in lines if line.startswith("srun ")]
+    assert "submitit.core._submit" in command
+    assert "--cpus-per-task=12" in command  # srun does not take it over
     assert process.job.num_tasks == 4
     assert said == ["Fold 0 is job 101"]
 
