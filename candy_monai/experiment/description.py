@@ -29,7 +29,10 @@ InfererDescription = Literal["plan", "custom"] | dict[str, object] | None
 """The plan's inferer, one whose arguments are no plain data, one in MONAI's configuration language; None for whole
 images."""
 
-_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget")
+SLURM_JOB = "slurm_job"
+"""The entry of ``experiment.json`` with the job of SLURM that began a run, by which the job finds it again."""
+
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget", SLURM_JOB)
 _PLACES = ("folder", "store")
 _LONGEST = 80
 _LARGEST_SIZE = 1 << 20  # of a network's example along an axis

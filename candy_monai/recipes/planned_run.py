@@ -52,6 +52,7 @@ from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.recipes.quality import Judged, in_words, uncalibrated
+from candy_monai.recipes.slurm_job import job_facts
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
@@ -59,6 +60,7 @@ from candy_monai.training.planned import add_to_folder, forget_earlier_runs, obs
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.signals import outlive_signals
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
@@ -275,6 +277,7 @@ class PlannedRun:
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
         facts: dict[str, Any] = {"dataset": self._record().to_dict()}
+        facts |= job_facts(self.prepared.dataset.folder, self.options)
         if self.options.trainer_args:
             facts[TRAINER_ARGS] = dict(self.options.trainer_args)
         if self.budget is not None:
@@ -359,6 +362,7 @@ def patch_loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=outlive_signals,
     )
 
 
@@ -367,4 +371,10 @@ def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.devi
     if not case_ids:
         return None
     workers = min(2, num_workers(device))
-    return DataLoader(StoredCases(store, case_ids), batch_size=1, num_workers=workers, pin_memory=device.type == "cuda")
+    return DataLoader(
+        StoredCases(store, case_ids),
+        batch_size=1,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=outlive_signals,
+    )

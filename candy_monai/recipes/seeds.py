@@ -15,8 +15,8 @@ from candy_monai.evaluation.results import aligned_rows
 from candy_monai.evaluation.statistics import Statistics, as_json_number, statistics_of
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.files import atomic_write_json
+from candy_monai.launched import name_as_torchrun, refuse_several
 from candy_monai.metrics.interval import interval_as_text, number_as_text
-from candy_monai.processes import Processes
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import store_of
 from candy_monai.recipes.train import train_dataset
@@ -110,8 +110,8 @@ def repeat_seeds(
         raise SettingsError(f"the number of seeds must be at least 2, got {num_seeds}: one run has no spread")
     if options.fold == "all":
         raise SettingsError("fold 'all' leaves no case to score: repeat a fold with several seeds")
-    if Processes.from_environment().world_size > 1:
-        raise SettingsError("seeds are repeated by one process: start it without torchrun")
+    name_as_torchrun()
+    refuse_several("training with several seeds")
     folder = Path(options.out) / f"seeds-{Path(dataset).resolve().name}"
     first = options.seed or 0
     experiments: dict[int, Path] = {}

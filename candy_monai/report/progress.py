@@ -35,7 +35,7 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 _END = re.compile(r"\] Interrupted in epoch \d+(?:: (.*))?$")
 _BEGIN = re.compile(r"\] Experiment .+ in .+$")
-_SIGNALS = ("SIGINT", "SIGTERM", "KeyboardInterrupt", "SystemExit")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "KeyboardInterrupt", "SystemExit")
 _CONCLUSION = re.compile(r"\] (Best validation score|Early stopping triggered|The time is up)")
 _TAIL = 65_536
 _STALE_AFTER_S, _STALE_AFTER_EPOCHS = 600.0, 3.0
