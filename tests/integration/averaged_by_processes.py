@@ -111,21 +111,22 @@ def train(kind, out, *, one_pass, keywords):
     trainer.train(2, seed=4, save_preview=False, save_report=False, early_stop_tolerance=None, **keywords)
     folder = trainer.experiment_folder()
     weights = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
-    said = [
-        line for line in (folder / "logs.txt").read_text().splitlines() if "Gradients" in line or "left out" in line
-    ]
-    return weights, said
+    lines = (folder / "logs.txt").read_text().splitlines()
+    return weights, [line for line in lines if "Gradients" in line or "left out" in line]
 
 
 def counted(sent):
     """Note every message that the processes send to each other, by the function that sends it."""
-    for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list", "barrier"):
 
-        def note(*arguments, call=getattr(distributed, name), name=name, **keywords):
+    def noted(name, send):
+        def note(*arguments, **keywords):
             sent.append(name)
-            return call(*arguments, **keywords)
+            return send(*arguments, **keywords)
 
-        setattr(distributed, name, note)
+        return note
+
+    for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list", "barrier"):
+        setattr(distributed, name, noted(name, getattr(distributed, name)))
 
 
 def main(out):
