@@ -215,6 +215,7 @@ class TrainSettings(Declared):
     amp: Literal["bf16", "fp16", "auto"] | None = setting(one_of("bf16", "fp16", "auto"), None)
     accumulate: int = setting(whole_number(1), 1)
     compile_model: bool = setting(FLAG, False)
+    sync_batchnorm: bool = setting(FLAG, False)
     channels_last: bool | None = setting(FLAG, None)
     validate_every: int = setting(whole_number(1), 1)
     num_validation_cases: int | None = setting(whole_number(1), None)

@@ -250,6 +250,12 @@ class TrainOptions(Declared):
         "steps over which the learning rate rises (default: a twentieth of the run, 250 at most, with --init-from, "
         "else none)",
     )
+    sync_batchnorm: bool = option(
+        "--sync-batchnorm",
+        FLAG,
+        "under torchrun on GPUs: compute the statistics of batch normalisation over the batches of all processes",
+        default=False,
+    )
     no_references: bool = option(
         "--no-references",
         FLAG,

@@ -133,6 +133,7 @@ class SavedRun:
                     extra=restored(parts.extra),
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
+                    gradients=own.get("gradients"),
                 )
 
     def _schedule(
@@ -181,6 +182,7 @@ class ReopenedRun:
         extra: What the trainer said besides.
         generators: The random generators as they were saved; restore them last.
         epoch_generators: As they were when the interrupted epoch began; None between two epochs.
+        gradients: How those of several processes were averaged; None where one trained alone, or no step was made.
     """
 
     run: Experiment
@@ -190,6 +192,7 @@ class ReopenedRun:
     extra: dict[str, Any]
     generators: GeneratorStates
     epoch_generators: GeneratorStates | None
+    gradients: Mapping[str, Any] | None
 
 
 def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunState:

@@ -51,6 +51,7 @@ class SlidingTrainer(Trainer):
         sliding_window_batch_size: Windows in one pass at most.
     """
 
+    one_pass: bool = False
     inferer: Inferer | None = None
     sliding_window_overlap: float = 0.5
     sliding_window_batch_size: int = 4
