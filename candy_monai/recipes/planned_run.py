@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from candy_monai.attachment import Precision
 from candy_monai.data.datasets.folds import splits_as_text
-from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.inspection.checks import SPLITS
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms, augmentation
 from candy_monai.data.planning.explanation import explain
@@ -25,7 +24,6 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
-from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.summaries import save_validation
@@ -34,9 +32,7 @@ from candy_monai.experiment.events import Event, RunScored
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
-from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.outputs import Prediction
-from candy_monai.inference.predictor import Predictor, experiment_predictor
+from candy_monai.inference.predictor import experiment_predictor
 from candy_monai.metrics.interval import interval_as_text
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
@@ -229,7 +225,7 @@ class PlannedRun:
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         predictor.quality = uncalibrated(self.prepared, predictor.classes)
         judged = Judged(predictor)
-        result, num_cases = self._evaluated(predictor, judged.note), len(self.prepared.validation)
+        result, num_cases = self._evaluated(judged), len(self.prepared.validation)
         ends = interval(result)
         save_validation(folder, result, num_validation_cases=num_cases)
         if (calibration := judged.save(folder, result)) is not None:
@@ -246,7 +242,7 @@ class PlannedRun:
             write_report_safely(folder, trainer.log)  # once more, with these scores
         return RunScored(scores=result.named_means, num_cases=len(result), file=folder / VALIDATION_SCORES)
 
-    def _evaluated(self, predictor: Predictor, on_prediction: Callable[[str, Prediction], None]) -> EvalResult:
+    def _evaluated(self, judged: Judged) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
         prepared = self.prepared
         order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
@@ -258,7 +254,7 @@ class PlannedRun:
             started = time.monotonic()
             chosen = evenly_spaced(prepared.validation, len(done) + number)
             added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
-            results.append(_scored_together(added, predictor, on_prediction))
+            results.append(judged.score(added))
             done, case_s = chosen, (time.monotonic() - started) / len(added)
         cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
         return dataclasses.replace(results[0], cases=tuple(cases))
@@ -336,14 +332,6 @@ class PlannedRun:
             num_scored=self.num_scored,
             store_precision=None if precision == "float32" else precision,
         )
-
-
-def _scored_together(
-    cases: Sequence[NNUNetCase], predictor: Predictor, on_prediction: Callable[[str, Prediction], None]
-) -> EvalResult:
-    images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
-    references = {case.case_id: case.label for case in cases if case.label is not None}
-    return Evaluator().predict_and_evaluate(images, references, predictor, on_prediction=on_prediction)
 
 
 def num_workers(device: torch.device) -> int:

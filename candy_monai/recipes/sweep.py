@@ -34,7 +34,7 @@ from candy_monai.experiment.description import differences, read_description
 from candy_monai.experiment.folder import METRICS, FolderLock
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.time_limit import epochs_in_time
-from candy_monai.files import atomic_write_text
+from candy_monai.files import atomic_write_json, atomic_write_text
 from candy_monai.optional import require
 from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner
 from candy_monai.optuna.study_page import study_page
@@ -472,7 +472,7 @@ def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> l
         "best": None if best is None else _as_dict(best),
         "trials": [_as_dict(trial) for trial in trials if trial.state != TrialState.WAITING],
     }
-    atomic_write_text(folder / SWEEP, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    atomic_write_json(folder / SWEEP, summary)
     if page and ended:
         atomic_write_text(folder / PAGE, study_page(study, title=study.study_name, value_name="Dice"))
     return ended
