@@ -243,15 +243,21 @@ def test_a_job_whose_time_is_up_lets_its_run_save_and_goes_on_with_it_later(run,
         again.append(job.checkpoint())
         raise InterruptedError
 
+    sleep, slept = time.sleep, []
+
+    def sleep_until_the_time_is_up(seconds):
+        slept.append(seconds)
+        if len(slept) == 1:  # the job waits for its run
+            os.kill(os.getpid(), signal.SIGUSR2)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep_until_the_time_is_up)
     before = signal.signal(signal.SIGUSR2, on_time_up)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.6)
-        alarm = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
         with pytest.raises(InterruptedError):
             job()
     finally:
         signal.signal(signal.SIGUSR2, before)
-        signal.signal(signal.SIGALRM, alarm)
     assert job._process.returncode == 130
     assert started[0].options.jobs == len(os.sched_getaffinity(0))
     assert isinstance(again[0].function, RunInJob)
