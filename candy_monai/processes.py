@@ -1,4 +1,4 @@
-"""The processes that train one run together, as ``torchrun`` starts them, and their communication."""
+"""The processes that train one run together, as ``torchrun`` or ``srun`` starts them, and their communication."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from candy_monai.errors import CandyError, SettingsError
+from candy_monai.launched import name_as_torchrun
 
 T = TypeVar("T")
 
@@ -35,11 +36,12 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read what ``torchrun`` says; one process where it says nothing.
+        """Read what ``torchrun`` says, or ``srun`` in its place; one process where neither says anything.
 
         Raises:
             SettingsError: If the variables contradict each other.
         """
+        name_as_torchrun()
         try:
             rank, world_size, local = (
                 int(os.environ.get(name, default))
@@ -57,9 +59,12 @@ class Processes:
         return self.rank == 0
 
     def device_of(self, device: torch.device) -> torch.device:
-        """Return this process's own device: the GPU of its number where only ``cuda`` was asked for."""
+        """Return this process's own device: the GPU of its number where only ``cuda`` was asked for.
+
+        Where a process sees a single GPU, as a task of ``srun --gpus-per-task=1`` does, that is the one.
+        """
         if self.world_size > 1 and str(device) == "cuda":
-            return torch.device("cuda", self.local_rank)
+            return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else self.local_rank)
         return device
 
     def check_sync_batchnorm(self, device: torch.device) -> None:

@@ -114,10 +114,6 @@ class Declared:
     def check_names(cls, names: Iterable[str], *, source: str) -> None:
         """Refuse names that are no setting.
 
-        Args:
-            names: The names to check.
-            source: Where they come from, for the message.
-
         Raises:
             SettingsError: If one is unknown; the message suggests the closest known one.
         """

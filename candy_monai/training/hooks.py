@@ -242,12 +242,7 @@ class Hooks(metaclass=TrainerType):
 
 
 def copy_that_draws(trainer: Trainer, *, title: str = "") -> Trainer:
-    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run.
-
-    Args:
-        trainer: The trainer.
-        title: Says which case is drawn.
-    """
+    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run."""
     copied = copy.copy(trainer)
     vars(copied).update({_ORIGINAL: trainer, "_preview_title": title})
     return copied
