@@ -101,7 +101,7 @@ class GradientAverage:
             if self._early is not None and "ready only once" in str(error):
                 raise BadInputError(
                     "backward reached a parameter in two passes, after steps with one pass each: gradients are sent "
-                    "while they are computed then; set one_pass = False on the trainer, which averages them afterwards"
+                    "while they are computed then; set _one_pass = False on the trainer, which averages them afterwards"
                 ) from error
             raise
 
@@ -184,10 +184,8 @@ class GradientAverage:
         order = list(order)
         self._watch.begin(compares=False)
         self._early = EarlyGradients(order, self._processes)
-        self._log(
-            f"Gradients are averaged by DistributedDataParallel while they are computed, "
-            f"in {self._early.num_messages} messages a step"
-        )
+        parts = "1 message" if self._early.num_messages == 1 else f"{self._early.num_messages} messages"
+        self._log(f"Gradients are averaged by DistributedDataParallel while they are computed, in {parts} a step")
 
     def _departure(self, found: Departure) -> str | None:
         """Return in words in what this process's step departs from one pass; None if in nothing."""

@@ -108,7 +108,7 @@ def train(kind, out, *, one_pass, keywords):
     data = Squares(16)
     training = DataLoader(data, batch_size=2, sampler=SeededSampler(data, seed=1))
     trainer = kind(out, training, DataLoader(Squares(1), batch_size=1), console=False)
-    trainer.one_pass = one_pass
+    trainer._one_pass = one_pass
     trainer.train(2, seed=4, save_preview=False, save_report=False, early_stop_tolerance=None, **keywords)
     lines = (trainer.experiment_folder() / "logs.txt").read_text().splitlines()
     return trainer.trained.state_dict(), [line for line in lines if "Gradients" in line or "left out" in line]
