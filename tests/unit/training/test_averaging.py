@@ -163,6 +163,12 @@ def test_a_resumed_run_sends_the_same_parts_from_its_first_step_on(group):
     group.clear()
     again.once()
     assert group == parts
+    steps.first.requires_grad_(False)
+    again = _Steps()
+    again.first.requires_grad_(False)
+    again.gradients.load_state_dict(steps.gradients.state_dict())
+    assert not again.said  # the first step decides anew
+    steps.first.requires_grad_(True)
     steps.once(lambda: _twice(steps))
     resumed = _Steps()
     resumed.gradients.load_state_dict(steps.gradients.state_dict())
