@@ -97,6 +97,8 @@ def _origins(used: Sequence[Result]) -> str:
         text = f"{machine['cores']} cores of {machine['processor']}, {machine['system']}, " + ", ".join(
             f"{name} {versions[name]}" for name in names
         )
+        if (result.get("load_before") or 0) > 1:
+            text += ", with other work on the machine"
         months.setdefault(text, []).append(result["date"][:7])
     return "; ".join(f"{text}, {_span(sorted(set(dates)))}" for text, dates in months.items())
 

@@ -52,6 +52,12 @@ def test_a_table_has_a_row_for_each_line_and_leaves_out_what_was_not_measured():
     assert tables.with_tables(made, [RESULT]) == made
 
 
+def test_a_result_from_a_busy_machine_is_told_as_one():
+    text = "<!-- benchmarks: dice -->\n<!-- end of benchmarks -->"
+    assert "with other work" not in tables.with_tables(text, [{**RESULT, "load_before": 0.2}])
+    assert "with other work on the machine, 2026-11" in tables.with_tables(text, [{**RESULT, "load_before": 9.0}])
+
+
 def test_every_benchmark_whose_costs_are_in_the_table_is_a_job():
     assert {job.name for job in run.jobs()} >= tables.COSTS.keys()
 
