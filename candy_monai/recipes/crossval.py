@@ -40,7 +40,6 @@ from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, 
 from candy_monai.recipes.train import Parts
 from candy_monai.recipes.trained_on import change_in_words
 from candy_monai.report.evaluation import write_cross_validation
-
 from candy_monai.text import read_json
 from candy_monai.training.signals import StopRequest
 
