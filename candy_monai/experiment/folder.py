@@ -94,9 +94,6 @@ def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
 def disk_failures_of(folder: Path) -> Iterator[None]:
     """Raise `RunFailedError`, with the run and what is to be done, for a disk that fails while a block writes.
 
-    Args:
-        folder: The run's folder.
-
     Raises:
         RunFailedError: Instead of an ``OSError``.
     """
