@@ -16,13 +16,13 @@ from candy_monai.evaluation.statistics import Method, Statistics, as_json_number
 from candy_monai.files import atomic_write_json
 from candy_monai.metrics.interval import CONFIDENCE, number_as_text
 
-_FEWEST_PAIRS = 6
-"""Of five pairs the most extreme signs have a probability of 1/16, which is above 5 %."""
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from candy_monai.plotting.charts.comparisons import ComparedMetric
+
+_FEWEST_PAIRS = 6
+"""Of five pairs the most extreme signs have a probability of 1/16, which is above 5 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
