@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo fmt quick test test-slow check docs tutorials golden clean
+.PHONY: demo fmt quick test test-slow gpu check docs tutorials golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
@@ -25,6 +25,10 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m "(slow or realdata) and not alone" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m alone
+
+gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m cuda tests/cuda
+	$(BIN)/python benchmarks/gpu.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@
 A made-up CT of 512 x 512 x 800 voxels (0.8 x 0.8 x 1.5 mm, ``.nii.gz``) is predicted by ``candy-monai predict
 --memory`` with a U-Net for 117 classes at 1.5 mm, windows of 128^3, in a process of its own. The network is a tiny one
 with weights as they are initialised, so that the run ends in minutes. What it makes beside its forward passes is
-what any network of these classes and windows costs; it is set against the forward passes of the U-Net that a plan for
-24 GB has, of which one is run (``--network-s`` says what it takes instead, for another machine or a GPU).
+what any network of these classes and windows costs; it is set against the forward passes of a U-Net of 32 to 320
+filters, of which one is run (``--network-s`` says what it takes instead, for another machine or a GPU).
 
 All times are CPU seconds of the process, in parts. Peaks are those of anonymous memory and of all resident memory,
 which counts pages of the temporary file that the system may drop at any moment. With ``--compare`` the scan is
@@ -39,7 +39,7 @@ from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.planning.topology import filters_of, topology_of
 
-WINDOW = (128, 128, 128)
+WINDOW = 128
 CLASSES = 118
 TINY = (4, 4, 4)
 SPACING_MM = (0.8, 0.8, 1.5)
@@ -47,9 +47,9 @@ PLANNED_MM = 1.5
 GB = 1e9
 
 
-def plan_of(filters: tuple[int, ...]) -> Plan:
+def plan_of(filters: tuple[int, ...], window: int = WINDOW) -> Plan:
     """Return a plan as for a CT dataset of 117 foreground classes at 1.5 mm."""
-    topology = topology_of(WINDOW, (PLANNED_MM,) * 3, max_levels=len(filters))
+    topology = topology_of((window,) * 3, (PLANNED_MM,) * 3, max_levels=len(filters))
     return Plan(
         dataset_name="Made-up CT",
         num_dims=3,
@@ -62,7 +62,7 @@ def plan_of(filters: tuple[int, ...]) -> Plan:
         num_classes=CLASSES,
         ignore_label=None,
         regions=(),
-        patch_shape=WINDOW,
+        patch_shape=(window,) * 3,
         batch_size=2,
         filters=filters,
         kernel_sizes=topology.kernel_sizes,
@@ -86,15 +86,13 @@ def write_scan(path: Path, shape: tuple[int, int, int]) -> None:
     nib.save(image, path)
 
 
-def write_experiment(folder: Path) -> Path:
+def write_experiment(folder: Path, window: int) -> Path:
     """Train the tiny network for one step, and return its experiment."""
     from candy_monai_bundles.unet import UNetTrainer
 
-    loader = torch.utils.data.DataLoader(
-        [(torch.randn(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int64))]
-    )
+    loader = torch.utils.data.DataLoader([(torch.randn(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int64))])
     trainer = UNetTrainer(folder, loader, None, console=False)
-    trainer.use_plan(plan_of(TINY))
+    trainer.use_plan(plan_of(TINY, window))
     trainer.train(1, save_preview=False, save_report=False, num_checkpoints=0, seed=0)
     return trainer.experiment_folder()
 
@@ -212,8 +210,8 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
     return result
 
 
-def network_s() -> float:
-    """Return the CPU seconds of one forward pass of the U-Net that a plan for 24 GB has."""
+def network_s(window: int) -> float:
+    """Return the CPU seconds of one forward pass of a U-Net as wide as nnU-Net's."""
     from candy_monai_bundles.unet import build_unet
 
     plan = plan_of(filters_of(6, base=32, limit=320))
@@ -228,7 +226,7 @@ def network_s() -> float:
     with torch.inference_mode():
         network(torch.zeros(1, 1, *(32,) * 3))
         started = time.process_time()
-        network(torch.randn(1, 1, *WINDOW))
+        network(torch.randn(1, 1, *(window,) * 3))
     return time.process_time() - started
 
 
@@ -239,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 800))
     parser.add_argument("--memory", default="4G")
+    parser.add_argument("--window", type=int, default=WINDOW, help="side of a window")
     parser.add_argument("--compare", action="store_true", help="also predict without a bound")
     parser.add_argument("--network-s", type=float, help="CPU seconds of one window in the real network")
     parser.add_argument("--scratch", type=Path, help="a folder for scan, experiment and temporary files")
@@ -247,17 +246,23 @@ def main() -> None:
         folder = Path(scratch)
         (folder / "images").mkdir()
         write_scan(folder / "images" / "scan_0000.nii.gz", tuple(arguments.shape))
-        experiment = str(write_experiment(folder / "experiments"))
+        experiment = str(write_experiment(folder / "experiments", arguments.window))
         os.environ["TMPDIR"] = scratch
-        bounded = in_a_process(experiment, str(folder / "images"), str(folder / "bounded"), "--memory", arguments.memory)
-        result: dict[str, Any] = {"benchmark": "large_scan", "shape": tuple(arguments.shape), "memory": arguments.memory}
+        bounded = in_a_process(
+            experiment, str(folder / "images"), str(folder / "bounded"), "--memory", arguments.memory
+        )
+        result: dict[str, Any] = {
+            "benchmark": "large_scan",
+            "shape": tuple(arguments.shape),
+            "memory": arguments.memory,
+        }
         result |= {name: value for name, value in bounded.items() if name != "code"}
         if arguments.compare:
             free = in_a_process(experiment, str(folder / "images"), str(folder / "unbounded"))
             labels = [nib.load(folder / name / "scan.nii.gz").get_fdata() for name in ("bounded", "unbounded")]
             result["differing_voxels"] = int((labels[0] != labels[1]).sum())
             result["unbounded"] = {name: value for name, value in free.items() if name != "code"}
-        one = network_s() if arguments.network_s is None else arguments.network_s
+        one = network_s(arguments.window) if arguments.network_s is None else arguments.network_s
         beside = sum(seconds for name, seconds in bounded["cpu_s"].items() if name != "network")
         result["network_s_a_window"] = round(one, 2)
         result["share_beside_the_network"] = round(beside / (one * bounded["windows"]), 3)

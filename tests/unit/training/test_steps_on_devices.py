@@ -4,7 +4,6 @@ What would make a step wait for a GPU (a number read back, a test of a tensor, i
 blocks) is an error there, and so are tensors on different devices.
 """
 
-import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.rehearsal import Rehearsal
 from candy_monai.training.sliding import SlidingSegmentationTrainer
 from candy_monai_bundles.unet import UNetTrainer
-from tests.plans import PLAN
+from tests.plans import unet_plan
 from tests.toys import SmallTrainer, Squares, loaders, small_trainer
 
 
@@ -127,16 +126,7 @@ def test_a_step_that_waits_is_noticed(trainer_class, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("device", "num_classes"), [("meta", 3), ("meta", 40), ("cpu", 3)])
 def test_the_tensors_of_a_step_take_what_its_plan_says(device, num_classes, tmp_path):
-    plan = dataclasses.replace(
-        PLAN,
-        patch_shape=(32, 32, 32),
-        filters=(8, 16, 32),
-        kernel_sizes=((3, 3, 3),) * 3,
-        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-        num_classes=num_classes,
-        class_names=tuple(map(str, range(num_classes))),
-        deep_supervision=True,
-    )
+    plan = unet_plan(32, (8, 16, 32), num_classes=num_classes)
     image, label = torch.zeros(1, *plan.patch_shape), torch.zeros(1, *plan.patch_shape, dtype=torch.uint8)
     trainer = UNetTrainer(tmp_path, *loaders([(image, label)] * plan.batch_size), console=False, device=device)
     trainer.use_plan(plan)
