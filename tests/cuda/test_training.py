@@ -110,14 +110,16 @@ def test_pinned_batches_are_copied_without_waiting(tmp_path):
     trainer = small_trainer(tmp_path, device="cuda")
     (first, *_) = DataLoader(Squares(), batch_size=2, pin_memory=True)
     batch = unpack(first)
-    assert batch.images.is_pinned() and batch.labels.is_pinned()
+    assert batch.images.is_pinned()
+    assert batch.labels.is_pinned()
     with Rehearsal(trainer).begun(TrainSettings(num_epochs=1, seed=0), batch.images[0]):
         torch.cuda.set_sync_debug_mode("error")
         try:
             images, labels = trainer._prepared(batch.images, batch.labels)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(images.cpu(), batch.images) and torch.equal(labels.cpu(), batch.labels)
+    assert torch.equal(images.cpu(), batch.images)
+    assert torch.equal(labels.cpu(), batch.labels)
 
 
 @pytest.mark.cuda

@@ -123,15 +123,6 @@ def training_bytes(
     ``benchmarks/training_memory.py`` compares it with the tensors that are alive in a step: they differ by less than
     3 % in plans for 1 to 80 GB. What libraries take for themselves comes on top: on a CPU next to nothing, on a GPU the
     workspaces of cuDNN. Mixed precision needs about half.
-
-    Args:
-        patch_shape: Voxels along each axis.
-        topology: Kernels and strides.
-        filters: Width of each level.
-        batch_size: Patches in a step.
-        num_inputs: Image channels.
-        num_outputs: Channels of the network's output.
-        deep_supervision: Whether all levels but the lowest two have outputs of their own.
     """
     size, num_voxels = patch_shape, math.prod(patch_shape)
     kept = num_voxels * num_inputs
