@@ -12,6 +12,7 @@ GPU: that step is also made on this CPU, where ``saved_gb`` is the peak of what 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -35,7 +36,7 @@ from candy_monai.training.rehearsal import Rehearsal
 from candy_monai_bundles.unet import UNetTrainer
 
 DATA = Path(os.environ.get("CANDY_MONAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
-DATASETS = ("Dataset004_Hippocampus", "Dataset027_ACDC", "Dataset068_AtlasCh2AAL", "Dataset121_DRIVE")
+DATASETS = ("Dataset004_Hippocampus", "Dataset068_AtlasCh2AAL", "Dataset121_DRIVE")
 MEMORIES_GB = (8, 16, 24, 40, 80)
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 BEGIN, END = "<!-- made by benchmarks/training_memory.py -->", "<!-- until here -->"
@@ -94,11 +95,16 @@ def measured(fingerprint: Fingerprint, gigabytes: int | None) -> tuple[Plan, dic
     }
 
 
-def row(made: Plan, gigabytes: int) -> str:
-    """Return a plan's row of the table."""
-    patch, widths = " x ".join(map(str, made.patch_shape)), ", ".join(map(str, made.filters))
-    cells = (made.dataset_name, f"{gigabytes} GB", patch, made.batch_size, widths, f"{made.step_bytes / GIB:.1f} GiB")
-    return f"| {' | '.join(map(str, cells))} |"
+def rows_of(plans: dict[int, Plan]) -> list[str]:
+    """Return the rows of a dataset's plans by gigabytes, one for those that are the same."""
+    rows = []
+    for made, same in itertools.groupby(plans, key=plans.__getitem__):
+        gigabytes = list(same)
+        memory = f"{gigabytes[0]} GB" if len(gigabytes) == 1 else f"{gigabytes[0]} to {gigabytes[-1]} GB"
+        patch, widths = " x ".join(map(str, made.patch_shape)), ", ".join(map(str, made.filters))
+        size = f"{made.step_bytes / GIB:.1f} GiB"
+        rows.append(f"| {made.dataset_name} | {memory} | {patch} | {made.batch_size} | {widths} | {size} |")
+    return rows
 
 
 def main() -> None:
@@ -107,14 +113,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/data.md")
     parser.add_argument("--no-cpu", action="store_true", help="leave out the plan without a GPU")
     arguments = parser.parse_args()
-    rows = ["| dataset | memory | patch | batch | filters | a step takes |", "|---|--:|---|--:|---|--:|"]
+    rows = ["| dataset | memory | patch | batch | filters | a step takes |", "|---|---|---|--:|---|--:|"]
     for name in arguments.datasets:
-        fingerprint = inspect(DATA / name)
+        fingerprint, plans = inspect(DATA / name), dict[int, Plan]()
         for gigabytes in (*MEMORIES_GB, *([] if arguments.no_cpu else [None])):
             made, line = measured(fingerprint, gigabytes)
             print(json.dumps(line), flush=True)
             if gigabytes is not None:
-                rows.append(row(made, gigabytes))
+                plans[gigabytes] = made
+        rows += rows_of(plans)
     if arguments.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
