@@ -121,8 +121,8 @@ def training_bytes(
     moments of the optimizer, average.
 
     ``benchmarks/training_memory.py`` compares it with the tensors that are alive in a step: they differ by less than
-    1.3 % in U-Nets of 3 to 6 levels and 1 to 118 classes. What libraries take for themselves comes on top: on a CPU next to nothing, on a GPU the
-    workspaces of cuDNN. Mixed precision needs about half.
+    1.3 % in U-Nets of 3 to 6 levels and 1 to 118 classes. What libraries take for themselves comes on top: on a CPU
+    next to nothing, on a GPU the workspaces of cuDNN. Mixed precision needs less.
     """
     size, num_voxels = patch_shape, math.prod(patch_shape)
     kept = num_voxels * num_inputs
