@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo fmt quick test test-slow test-python check docs tutorials benchmarks package golden clean
+.PHONY: demo fmt quick test test-slow test-python gpu check docs tutorials benchmarks package golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/candy-monai demo --out candy_demo
@@ -45,6 +45,10 @@ test-python: $(VENV)/.uv
 	$(if $(filter weekly,$(VERSIONS)),$(UV) pip install --quiet --python $(OTHER) --prerelease allow --no-deps --reinstall monai-weekly)
 	$(UV) pip list --quiet --python $(OTHER) | grep -E '^(monai|numpy|scipy|torch) '
 	$(OTHER)/bin/python -m pytest --numprocesses 2 $(QUICK_TESTS)
+
+gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m cuda tests/cuda
+	$(BIN)/python benchmarks/gpu.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

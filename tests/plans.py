@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -39,6 +40,20 @@ PLAN = Plan(
     validate_every=1,
     num_validation_cases=None,
 )
+
+
+def unet_plan(side, filters, *, num_classes=3):
+    """Return the made-up plan with a cube of a patch and a U-Net of these widths, which is deeply supervised."""
+    return dataclasses.replace(
+        PLAN,
+        patch_shape=(side,) * 3,
+        filters=filters,
+        kernel_sizes=((3, 3, 3),) * len(filters),
+        strides=((1, 1, 1), *((2, 2, 2),) * (len(filters) - 1)),
+        num_classes=num_classes,
+        class_names=tuple(map(str, range(num_classes))),
+        deep_supervision=True,
+    )
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,15 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
-from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.errors import BadInputError
 from candy_monai.inference.tiles import Slices, TileIndex, TileLayout, WindowGrid
+from candy_monai.live_bytes import LiveBytes
 from candy_monai.network import meta_copy
 
 ScoreFunction = Callable[..., Tensor]
@@ -260,7 +257,7 @@ def network_memory(network: nn.Module, input_shape: Sequence[int]) -> NetworkMem
     """Compute what one call takes, on PyTorch's meta device and without making it; None where that cannot be done."""
     try:
         copied = meta_copy(network)
-        with torch.no_grad(), _LiveBytes() as live:
+        with torch.no_grad(), LiveBytes(besides=_held_by_onednn) as live:
             output = copied(torch.empty(*input_shape, device="meta"))
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         scores = tensors[0]
@@ -333,32 +330,8 @@ def in_units(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that are alive, and remembers the most."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = 0
-        self._now = 0
-        self._alive = WeakIdKeyDictionary()
-
-    @override
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        for storage in (tensor.untyped_storage() for tensor in made):
-            if storage not in self._alive:
-                self._alive[storage] = size = storage.nbytes()
-                self._now += size
-                weakref.finalize(storage, self._forget, size)
-        most = self._now
-        if func is torch.ops.aten.convolution.default:
-            most += _convolution_bytes(args[0], made[0])
-        self.most = max(self.most, most)
-        return result
-
-    def _forget(self, size: int) -> None:
-        self._now -= size
+def _held_by_onednn(operation: object, arguments: Sequence[Any], results: Sequence[Tensor]) -> int:
+    return _convolution_bytes(arguments[0], results[0]) if operation is torch.ops.aten.convolution.default else 0
 
 
 def _convolution_bytes(image: Tensor, result: Tensor) -> int:

@@ -187,7 +187,7 @@ class PlannedRun:
         } | {
             "num_epochs": plan.num_epochs,
             "seed": self.seed,
-            "amp": None if fit is None else fit.amp,
+            "amp": "auto" if fit is None else fit.amp,
             "early_stop_tolerance": None,
             "save_report": not self.options.no_report,
             "validate_every": plan.validate_every,

@@ -120,7 +120,8 @@ class SegmentationTrainer(Trainer, EarlierOptions):
     @override
     def build_optimizer(self, params: Params) -> optim.Optimizer:
         entries: list[Any] = list(params)
-        # One pass over the weights instead of a dozen. On CUDA, PyTorch's own choice stays.
+        # One pass over the weights instead of a dozen. On CUDA it also reads half precision's verdict on the gradients
+        # where they are, instead of making each step wait for it.
         fused = True if all(_takes_fused_steps(entry) for entry in entries) else None
         rate, decay = self.options.learning_rate, self.options.weight_decay
         return optim.AdamW(entries, lr=rate, weight_decay=decay, fused=fused)
@@ -325,4 +326,4 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
 
 def _takes_fused_steps(parameter: object) -> bool:
-    return isinstance(parameter, Tensor) and parameter.device.type == "cpu" and parameter.is_floating_point()
+    return isinstance(parameter, Tensor) and parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()

@@ -79,6 +79,7 @@ def main(out, batch_size, how="", experiment=""):
         DataLoader(training, batch_size=int(batch_size), sampler=SeededSampler(training, seed=1)),
         DataLoader(validation, batch_size=1),
         console=False,
+        device=os.environ.get("CANDY_MONAI_TEST_DEVICE", "cpu"),
     )
     trainer.how = how
     if how == "resume":

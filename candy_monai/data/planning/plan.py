@@ -230,6 +230,7 @@ class Plan:
             batch_size=self.batch_size,
             num_inputs=len(self.channel_names),
             num_outputs=self.num_classes,
+            deep_supervision=self.deep_supervision,
         )
 
     @property

@@ -27,7 +27,12 @@ from candy_monai.data.planning.grid import (
 )
 from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.planning.plan import Plan, Region, check_axes, parsed_overrides
-from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network
+from candy_monai.data.planning.sizing import (
+    LIGHT_BELOW_BYTES,
+    fit_network,
+    fit_slice_network,
+    supervises_deeply,
+)
 from candy_monai.data.values import ids_of_label
 from candy_monai.errors import SettingsError
 
@@ -117,7 +122,7 @@ def plan(
         filters=network.filters,
         kernel_sizes=network.topology.kernel_sizes,
         strides=network.topology.strides,
-        deep_supervision=len(network.filters) > 2,
+        deep_supervision=supervises_deeply(network.filters),
         mirror_axes=tuple(axis for axis, size in enumerate(network.patch_shape) if size > 1),
         iterations_per_epoch=50 if light else 250,
         num_epochs=100 if light else 200,

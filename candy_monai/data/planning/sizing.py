@@ -80,6 +80,7 @@ class _Search:
             batch_size=batch_size,
             num_inputs=self.num_inputs,
             num_outputs=self.num_outputs,
+            deep_supervision=self.overrides.get("deep_supervision", supervises_deeply(network.filters)),
         )
 
     def _topology(self, patch: Shape) -> Topology:
@@ -99,6 +100,11 @@ class _Search:
                 "halved so often: name fewer filters, or give a larger patch_shape"
             )
         return topology
+
+
+def supervises_deeply(filters: Sequence[int]) -> bool:
+    """Return whether a network of these levels is trained on the outputs of coarser levels, too."""
+    return len(filters) > 2
 
 
 def fit_network(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from candy_monai.data.planning.topology import (
     Topology,
     filters_of,
@@ -39,13 +41,26 @@ def test_filters_double_up_to_their_limit():
     assert filters_of(5, base=16, limit=100) == (16, 32, 64, 100, 100)
 
 
-def test_the_memory_model_by_hand():
+@pytest.mark.parametrize(
+    ("width", "num_outputs", "deep_supervision", "maps"),
+    [(1, 2, False, 2 * 5), (1, 2, True, 2 * 8.25), (4, 1, False, 4 * 4 + 1), (4, 1, True, 4 * 4 + 2)],
+)
+def test_the_memory_model_by_hand(width, num_outputs, deep_supervision, maps):
     topology = Topology(kernel_sizes=((1, 1), (1, 1)), strides=((1, 1), (2, 2)))
-    # Values: input 1 and output 3 x 2 channels on 4 x 4; 15 maps of 1 filter on 4 x 4; 6 maps of 2 filters on 2 x 2.
-    values = 16 * (1 + 6) + 16 * 1 * 15 + 4 * 2 * 6
-    # Weights: level one 1 + 4 and its unit stride 1; level two 2 + 4 and its stride 4 x 2.
-    weights = (1 + 4 + 1) + (2 + 4 + 8)
-    found = training_bytes((4, 4), topology, (1, 2), batch_size=3, num_inputs=1, num_outputs=2)
+    # Kept: the input and 10 maps of a width on 4 x 4, and 4 maps of 2 filters on 2 x 2. Beside these on 4 x 4, for each
+    # class 5 maps in the loss and 3.25 for the other output; or 4 maps of the width and the gradients of the outputs.
+    values = 16 * (1 + 10 * width + maps) + 4 * 2 * 4
+    # Weights: of level one from 1 channel, with its unit stride; of level two from the width, with its stride.
+    weights = (width + 4 * width * width + width) + (2 * width + 4 + 8 * width)
+    found = training_bytes(
+        (4, 4),
+        topology,
+        (width, 2),
+        batch_size=3,
+        num_inputs=1,
+        num_outputs=num_outputs,
+        deep_supervision=deep_supervision,
+    )
     assert found == values * 3 * 4 + weights * 20
 
 
