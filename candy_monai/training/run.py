@@ -111,7 +111,7 @@ class TrainingRun:
         self._equipment: Equipment | None = None
         self.experiment: Experiment | None = None
         self.reporter = Reporter(messages)
-        self.data = RunBatches(self.loaders.training)
+        self.data = RunBatches(self.loaders)
         self.stop = StopRequest()
         self.preview: Preview | None = None
         self.kept: KeptCases | None = None
