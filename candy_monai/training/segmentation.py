@@ -360,13 +360,15 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
     def _class_advice(self, found: str, num_classes: int) -> str:
         if num_classes == _WHITE + 1:  # a mask as painting programs save it
-            advice = f"BinarizedDataset(dataset, positive_ids=[{_WHITE}]) makes a mask of 0 and {_WHITE} one of 0 and 1"
+            advice = (
+                f": BinarizedDataset(dataset, positive_ids=[{_WHITE}]) makes a mask of 0 and {_WHITE} one of 0 and 1"
+            )
         else:
             advice = (
-                f"set num_classes = {num_classes} (background included), or wrap the dataset in BinarizedDataset for a "
-                "binary task"
+                f": set num_classes = {num_classes} (background included), or wrap the dataset in BinarizedDataset for "
+                "a binary task"
             )
-        return f"{found}, but {type(self).__name__}.num_classes is {self.num_classes}: {advice}"
+        return f"{found}, but {type(self).__name__}.num_classes is {self.num_classes}{advice}"
 
     @override
     def describe(self, example_shape: Shape) -> dict[str, object]:
