@@ -82,14 +82,7 @@ class Manifest:
         self._present()
 
     def add(self, case: InputCase, prediction: Prediction, path: Path, *, seconds: float) -> None:
-        """Add a case that was written.
-
-        Args:
-            case: The case.
-            prediction: What was predicted.
-            path: Its label map.
-            seconds: What the case took.
-        """
+        """Add a case that was written."""
         geometry = case.geometry()
         self._cases[case.case_id] = {
             "run": self._run["id"],

@@ -133,7 +133,7 @@ def first_case(loader: DataLoader[Any]) -> Batch | None:
     Args:
         loader: The validation loader.
     """
-    if isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader.dataset, IterableDataset) or length(loader) == 0:  # of several processes, one has no share
         return None
     own = OwnGenerators.of(loader=loader)
     before = GeneratorStates.capture(own)

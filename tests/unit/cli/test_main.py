@@ -68,6 +68,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(
+    "typed", ["crossval D", "sweep D --space s.yml --trials 2", "select F", "export E O --to onnx", "forecast F"]
+)
+def test_what_one_process_does_is_refused_where_several_were_started(typed, monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "4"})
+    assert main(typed.split()) == 2
+    said = capsys.readouterr().err
+    assert f"'candy-monai {typed.split()[0]}' is the work of one process, and 4 were started" in said
+
+
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments):
     code = (

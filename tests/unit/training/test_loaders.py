@@ -217,8 +217,9 @@ def test_a_validation_case_is_read_without_moving_generators_on():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_validation_case_is_taken_from_a_stream():
+def test_no_validation_case_is_taken_from_a_stream_or_an_empty_share():
     assert first_case(DataLoader(_Stream())) is None
+    assert first_case(DataLoader(Squares(2), sampler=SubsetRandomSampler([]))) is None
 
 
 def test_samples_of_different_sizes_are_refused_with_what_to_do():
