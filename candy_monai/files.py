@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -212,6 +212,29 @@ def check_file_writable(path: PathLike) -> None:
     if path.is_dir():
         raise BadInputError(f"{path}: is a folder, and the name of a file is needed")
     check_writable(path.parent)
+
+
+def check_results_writable(results: Mapping[str, PathLike | None], read: Iterable[PathLike]) -> None:
+    """Refuse results that could not be written, or that would replace each other or what they are made of.
+
+    Args:
+        results: The option that names a file, and the file; None where it was not given.
+        read: The files that are read.
+
+    Raises:
+        BadInputError: As for `check_file_writable`, or if two are one file or one is among those that are read.
+    """
+    inputs = {Path(path).resolve() for path in read}
+    named: dict[Path, str] = {}
+    for option, path in results.items():
+        if path is None:
+            continue
+        check_file_writable(path)
+        place = Path(path).resolve()
+        if place in inputs:
+            raise BadInputError(f"{option}: {path} is read, and would be replaced by the result; name another file")
+        if (other := named.setdefault(place, option)) != option:
+            raise BadInputError(f"{other} and {option} name one file, {path}; give each its own")
 
 
 def _umask() -> int:

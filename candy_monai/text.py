@@ -56,7 +56,10 @@ def read_json(path: PathLike) -> Any:
         ValueError: If it is no JSON, in another encoding, or gives a name twice in one object, of which Python's own
             reader would take the last.
     """
-    return json.loads(read_text(path), object_pairs_hook=_named_once)
+    try:
+        return json.loads(read_text(path), object_pairs_hook=_named_once)
+    except RecursionError as error:
+        raise ValueError("lists or objects are nested too deep") from error
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -79,11 +79,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.errors import BadInputError
     from candy_monai.evaluation.comparison import compare_evaluations
-    from candy_monai.files import check_file_writable
+    from candy_monai.evaluation.summaries import SUMMARY
+    from candy_monai.experiment.folder import VALIDATION_SCORES
+    from candy_monai.files import check_results_writable
 
-    for file in (args.out, args.plot):
-        if file is not None:
-            check_file_writable(file)
+    read = [
+        path / name if path.is_dir() else path for path in args.evaluations for name in (SUMMARY, VALIDATION_SCORES)
+    ]
+    check_results_writable({"--out": args.out, "--plot": args.plot}, read)
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise BadInputError(f"--plot: {args.plot} is no .png, which is what is drawn")
     evaluations = args.evaluations

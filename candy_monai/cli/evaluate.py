@@ -14,7 +14,7 @@ from candy_monai.cli.errors import DONE
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import as_argument, new_command
 from candy_monai.errors import SettingsError
-from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS
+from candy_monai.evaluation.class_metrics import CLASS_METRICS, METRIC_GROUPS, metrics_named
 from candy_monai.experiment.settings import whole_number
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
-        default=1.0,
         metavar="MM|CLASS=MM,...",
         help="tolerance of surface_dice, of all classes or of some by name or id (default: 1)",
     )
@@ -66,7 +65,6 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--lesions",
-        default="panoptica",
         metavar="RULE",
         help="when a lesion is found: panoptica (intersection over union of 0.5), brats (within a dilation of 3 "
         "voxels, above 50 mm3), or entries as in 'iou=0.1,connectivity=faces' or 'brats,dilation=1,least_mm3=2' "
@@ -107,22 +105,23 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.evaluation.of_dataset import dataset_evaluator
     from candy_monai.experiment.runs import refuse_run
-    from candy_monai.files import check_file_writable
+    from candy_monai.files import check_results_writable
 
     feedback: Feedback = args.feedback
     if args.json and feedback.lines is not None:
         raise SettingsError("give --json or --log-format json, not both: the one prints a summary, the other events")
     refuse_run(args.predictions)
-    for file in (args.summary, args.csv, args.page):
-        if file is not None:
-            check_file_writable(file)
+    results = {"--summary": args.summary, "--csv": args.csv, "--page": args.page}
+    check_results_writable(results, [*_files_of(args.predictions), *_files_of(args.labels)])
+    metrics = [name.strip() for name in args.metrics.split(",")]
+    _refuse_idle(args, metrics)
     description = _description_beside(args.labels)
     evaluator = dataset_evaluator(
         description,
-        *(name.strip() for name in args.metrics.split(",")),
+        *metrics,
         ignore_label=args.ignore,
-        tolerance_mm=args.tolerance,
-        lesions=args.lesions,
+        tolerance_mm=1.0 if args.tolerance is None else args.tolerance,
+        lesions=args.lesions or "panoptica",
         subvoxels=args.subvoxels,
     )
     done = itertools.count(1)
@@ -147,6 +146,35 @@ def run(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _files_of(path: Path) -> list[Path]:
+    """Return the label maps of a folder, or the one that is named, and what is read beside them."""
+    from candy_monai.data.images.formats import READABLE
+    from candy_monai.data.images.names import image_suffix
+
+    folder = path if path.is_dir() else path.parent
+    inside = [file for file in folder.iterdir() if image_suffix(file) in READABLE] if path.is_dir() else [path]
+    return [folder.resolve().parent / "dataset.json", *inside]
+
+
+def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
+    """Refuse an option that says how a metric is measured which is not asked for.
+
+    Raises:
+        SettingsError: If there is one.
+    """
+    asked = metrics_named(metrics)
+    kinds = {CLASS_METRICS[name].kind for name in asked}
+    for option, is_given, is_used, example in (
+        ("--tolerance", args.tolerance is not None, "surface_dice" in asked, "surface_dice"),
+        ("--subvoxels", args.subvoxels, "surfaces" in kinds, "surfaces"),
+        ("--lesions", args.lesions is not None, "lesions" in kinds, "lesions"),
+    ):
+        if is_given and not is_used:
+            raise SettingsError(
+                f"{option} decides nothing of --metrics {args.metrics}; leave it out, or add {example} to the metrics"
+            )
+
+
 def _write(result: EvalResult, args: argparse.Namespace, method: Method, notes: Sequence[str]) -> None:
     """Write the files that were asked for, and tell of each but beside a summary on standard output."""
     tell = (lambda _what, _where: None) if args.json else args.feedback.saved
@@ -168,6 +196,8 @@ def _write(result: EvalResult, args: argparse.Namespace, method: Method, notes: 
 
 def _tolerance(text: str) -> float | dict[int | str, float]:
     """Read ``1.5`` or ``liver=2,kidney=3``."""
+    from candy_monai.recipes.options import parsed_pairs
+
     try:
         return float(text)
     except ValueError:
@@ -177,7 +207,11 @@ def _tolerance(text: str) -> float | dict[int | str, float]:
                 f"expected a number, or CLASS=MM with commas between, got {text!r}"
             ) from None
     try:
-        return {name.strip(): float(value) for name, _, value in entries}
+        found = parsed_pairs(text.split(","), flag="--tolerance", example="liver=2")
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    try:
+        return {name: float(value) for name, value in found.items()}
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected CLASS=MM with commas between, got {text!r}") from None
 

@@ -271,8 +271,9 @@ def _judged(offer: _Offer, before: EvalResult, after: EvalResult) -> Trial:
     pairs = [(_of_case(old, index), _of_case(new, index)) for old, new in zip(before, after, strict=True)]
     better, worse = (sum(sign * (new - old) > 0 for old, new in pairs) for sign in (1, -1))
     gain = scores[1] - scores[0]
+    whose = "the mean Dice" if offer.target is None else f"the mean Dice of {offer.target.name}"
     if not gain >= LEAST_GAIN:
-        reason = "does not raise the mean Dice"
+        reason = f"does not raise {whose}"
     elif better <= worse:
         reason = "helps fewer cases than it harms, or as many"
     elif fallen := _falls(before, after):
@@ -287,7 +288,7 @@ def _judged(offer: _Offer, before: EvalResult, after: EvalResult) -> Trial:
         better=better,
         worse=worse,
         kept=not reason,
-        reason=reason or f"raises the mean Dice by {gain:.4f}: better in {better} cases, worse in {worse}",
+        reason=reason or f"raises {whose} by {gain:.4f}: better in {better} cases, worse in {worse}",
     )
 
 

@@ -139,26 +139,24 @@ def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tu
         scores_of(each.to_dict(), source=f"evaluation {place}") if isinstance(each, EvalResult) else read_scores(each)
         for place, each in enumerate(given, start=1)
     ]
-    if isinstance(evaluations, Mapping):
-        return tuple(evaluations), scores
     paths = [
         Path(f"evaluation {i}" if isinstance(e, EvalResult) else e).resolve() for i, e in enumerate(given, start=1)
     ]
-    return _names_of(paths), scores
-
-
-def _names_of(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the shortest ends of paths that tell them apart; ``summary.json`` goes by its folder."""
     parts = [path.parent if path.name in (SUMMARY, VALIDATION_SCORES) else path for path in paths]
     if len(set(parts)) < len(parts):
         twice = next(path for path in parts if parts.count(path) > 1)
         raise BadInputError(f"{twice} is given twice; an evaluation cannot be compared with itself")
+    return tuple(evaluations) if isinstance(evaluations, Mapping) else _names_of(parts), scores
+
+
+def _names_of(parts: Sequence[Path]) -> tuple[str, ...]:
+    """Return the shortest ends of paths that tell them apart."""
     shown = [path.with_suffix("") if path.suffix == ".json" else path for path in parts]
     for length in range(1, max(len(path.parts) for path in shown) + 1):
         names = tuple("/".join(path.parts[-length:]) for path in shown)
         if len(set(names)) == len(names):
             return names
-    return tuple(map(str, paths))
+    return tuple(map(str, parts))
 
 
 def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: bool) -> tuple[list[str], tuple[str, ...]]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from candy_monai.plotting.charts.comparisons import ComparedMetric
 
+_FEWEST_PAIRS = 6
+"""Of five pairs the most extreme signs have a probability of 1/16, which is above 5 %."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScore:
@@ -220,9 +223,11 @@ class Comparison:
                 lines.append(f"{each.metric}: {infinite} values are infinite; differences are of the finite pairs")
         if self.left_out:
             lines.append(f"left out, not in all: {join_names(self.left_out)}")
-        if self.num_units < 6:
-            pairs = "1 pair" if self.num_units == 1 else f"{self.num_units} pairs"
-            lines.append(f"with {pairs} the test cannot be significant at 5 %, whatever the values are")
+        few = {each.metric: each.num_cases for each in self.metrics if each.num_cases < _FEWEST_PAIRS}
+        for count in sorted(set(few.values())):
+            of_which = join_names([metric for metric, pairs in few.items() if pairs == count])
+            pairs = "1 pair" if count == 1 else f"{count} pairs"
+            lines.append(f"{of_which}: with {pairs} the test cannot be significant at 5 %, whatever the values are")
         return lines
 
     def _chart_of(self, each: MetricComparison) -> ComparedMetric:

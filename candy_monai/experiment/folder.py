@@ -117,20 +117,24 @@ class FolderLock:
     Forked children, such as the workers of a loader, do not hold it: one that outlives a killed run does not keep the
     folder. File systems without locks (some of NFS) are not locked.
 
+    Args:
+        folder: The experiment folder.
+        taken: What to say where it is held already.
+
     Raises:
         ExperimentError: If another process, or another run of this one, holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, taken: str = "this experiment is being trained at this moment; stop that run, or let it end"
+    ) -> None:
         self._path = folder / LOCK
         # Any thread may release it. A marker in place of a lock would outlive a killed process.
         self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise ExperimentError(
-                f"{folder}: this experiment is being trained at this moment; stop that run, or let it end"
-            ) from error
+            raise ExperimentError(f"{folder}: {taken}") from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -143,6 +147,25 @@ class FolderLock:
             with suppress(OSError):
                 self._path.unlink()
         self._lock.release()
+
+
+@contextmanager
+def held(folder: Path, taken: str) -> Iterator[None]:
+    """Hold a folder, which is made if need be, against other processes for the length of a block.
+
+    Args:
+        folder: The folder.
+        taken: What to say where another process holds it.
+
+    Raises:
+        ExperimentError: If one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder, taken)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def log_line(folder: Path, message: str, *, clock: Callable[[], datetime] = datetime.now) -> str:

@@ -101,6 +101,7 @@ class LesionRule:
             "least_mm3": float,
         }
         values: dict[str, object] = {}
+        given: set[str] = set()
         for place, word in enumerate(part.strip() for part in text.split(",")):
             name, separator, value = word.partition("=")
             if not separator and place == 0 and word in presets:
@@ -111,11 +112,22 @@ class LesionRule:
                 raise SettingsError(
                     f"lesions: {word!r} is no rule; expected are {', '.join(known)}.{did_you_mean(name, known)}"
                 )
+            if name in given:
+                raise SettingsError(f"lesions: {name} is given twice in {text!r}")
+            given.add(name)
             try:
                 values[name] = kinds[name](value)
             except ValueError:
                 raise SettingsError(f"lesions: {name} must be a number, got {value!r}") from None
-        return cls(**values)  # type: ignore[arg-type]  # each was made of its field's type
+        rule = cls(**values)  # type: ignore[arg-type]  # each was made of its field's type
+        idle = "iou" if rule.matching == "dilation" else "dilation"
+        if idle in given:
+            other = "brats" if idle == "dilation" else "panoptica"
+            raise SettingsError(
+                f"lesions: {idle} decides nothing in {text!r}, which matches by {rule.matching}; leave it out, or "
+                f"begin with {other}"
+            )
+        return rule
 
     def __str__(self) -> str:
         neighbours = "faces, edges and corners" if self.connectivity == "full" else "faces alone"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from candy_monai.data.inspection.fingerprint import Fingerprint
 from candy_monai.data.values import join_names
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
-from candy_monai.experiment.description import read_description
+from candy_monai.experiment.description import differences, read_description
+from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import CROSS_VALIDATION
+from candy_monai.files import atomic_write_json
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.launching import (
     Launcher,
@@ -33,16 +36,21 @@ from candy_monai.recipes.launching import (
     ended_with_us,
     share_of_cores,
 )
-from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
 from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
 from candy_monai.recipes.train import Parts
 from candy_monai.recipes.trained_on import change_in_words
 from candy_monai.report.evaluation import write_cross_validation
+from candy_monai.text import read_json
 
 Configuration = Literal["2d", "3d"]
 CONFIGURATIONS: tuple[Configuration, ...] = get_args(Configuration)
 """What a dataset may be trained in, one beside the other."""
 
+OPTIONS = "options.json"
+"""The options that the folds of a configuration have in common."""
+_MAY_CHANGE = (*OF_A_MACHINE, "trust", "save_every", "no_references", "no_report")
+"""Options that a cross-validation may go on with otherwise, since none of them decides what is learned."""
 _POLL_S = 0.2
 
 
@@ -81,8 +89,8 @@ def cross_validate(
         under the name of each.
 
     Raises:
-        BadInputError: If the dataset or an option cannot work, or folds were begun before on other cases; nothing was
-            trained.
+        BadInputError: If the dataset or an option cannot work, folds were begun before on other cases or with other
+            options, or another process trains them; nothing was trained.
         RunFailedError: If a fold failed; the others were trained all the same.
     """
     if num_parallel is not None and num_parallel < 1:
@@ -122,15 +130,19 @@ def cross_validate(
     changes = [change for of_one in runs.values() for change in _checked(of_one, folds, checked, found.digests)]
     for change in dict.fromkeys(changes):
         on_progress(change)
-    if asked is not None:  # so that the folder is known for what it is while the folds are trained
-        write_summary(folder, {"configurations": dict.fromkeys(of_each)})
-    failed = _run_all([run for of_one in runs.values() for run in of_one], num_parallel, launcher, on_progress)
-    scoring = dataclasses.replace(options, device=str(device))
-    summaries = {
-        name: _summed_up(folder / name, of_one, checked, scoring, on_progress) for name, of_one in runs.items()
-    }
-    if asked is not None:
-        write_summary(folder, {"configurations": summaries})
+    with held(folder, "this cross-validation is running at this moment; let it end, or give another folder (--out)"):
+        for name, of_one in runs.items():
+            _begun_alike(of_each[name], of_one)
+        if asked is not None:  # so that the folder is known for what it is while the folds are trained
+            write_summary(folder, {"configurations": dict.fromkeys(of_each)})
+        every = [run for of_one in runs.values() for run in of_one]
+        failed = _run_all(every, num_parallel, launcher, on_progress)
+        scoring = dataclasses.replace(options, device=str(device))
+        summaries = {
+            name: _summed_up(folder / name, of_one, checked, scoring, on_progress) for name, of_one in runs.items()
+        }
+        if asked is not None:
+            write_summary(folder, {"configurations": summaries})
     if failed:
         logs = ", ".join(str(run.log) for run in failed)
         count = sum(map(len, runs.values()))
@@ -157,6 +169,26 @@ def _checked(
             )
         if change := change_in_words(trained, dataset, digests):
             yield change
+
+
+def _begun_alike(options: TrainOptions, runs: Sequence[SeparateRun]) -> None:
+    """Write down the options that decide what one configuration's folds learn.
+
+    Raises:
+        BadInputError: If folds were begun with others, so that one table would mix both.
+    """
+    file = Path(options.out) / OPTIONS
+    chosen = {name: value for name, value in json.loads(options.to_json()).items() if name not in _MAY_CHANGE}
+    chosen = {name: value for name, value in chosen.items() if value not in (None, {}, [])}
+    begun = any(run.experiment is not None for run in runs)
+    if begun and file.is_file() and (changed := differences(read_json(file), chosen)):
+        lines = "".join(f"\n  - {line}" for line in changed)
+        raise BadInputError(
+            f"{options.out}: its folds were begun with other options (then -> now):{lines}\n"
+            "Give those again, or another folder (--out)"
+        )
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    atomic_write_json(file, chosen)
 
 
 def _summed_up(

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from candy_monai.training.segmentation import SegmentationTrainer
 
 
+OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
+"""Options that runs which are compared with each other may choose each for itself."""
+
+
 def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:
     """Return the entries of ``KEY=VALUE`` texts; what the keys mean is not looked at.
 

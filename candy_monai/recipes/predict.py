@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.planning.files import plan_of
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import WARNING, ExperimentError
 from candy_monai.experiment.description import CUSTOM, DESCRIPTION, example_shape, read_description
 from candy_monai.experiment.runs import configurations_below, folds_below, summarize, what_is_below
 from candy_monai.incoming.nnunet import NNUNetPredictor
@@ -102,7 +103,12 @@ def experiment_folders(
     Raises:
         ExperimentError: If a folder is neither, which names the runs below it.
     """
-    return [run for folder in folders for run in _runs_of(Path(folder), checkpoint, on_progress)]
+    found = [run for folder in folders for run in _runs_of(Path(folder), checkpoint, on_progress)]
+    times = Counter(run.resolve() for run in found)
+    for run, count in times.items():
+        if count > 1:
+            on_progress(f"{WARNING}{run} is given {count} times, and counts as often in the mean")
+    return found
 
 
 def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) -> list[Path]:

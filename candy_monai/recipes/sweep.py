@@ -14,8 +14,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from candy_monai.aliases import PathLike
 from candy_monai.columns import EPOCH_DURATION, SCORE
 from candy_monai.device import find_device
-from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
+from candy_monai.errors import RunFailedError, SettingsError
 from candy_monai.experiment.description import differences, read_description
-from candy_monai.experiment.folder import METRICS, FolderLock
+from candy_monai.experiment.folder import METRICS, FolderLock, held
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.time_limit import epochs_in_time
 from candy_monai.files import atomic_write_json, atomic_write_text
@@ -46,7 +45,7 @@ from candy_monai.recipes.launching import (
     ended_with_us,
     share_of_cores,
 )
-from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.options import OF_A_MACHINE, TrainOptions
 from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
 from candy_monai.recipes.sweep_space import SearchSpace
 from candy_monai.recipes.train import Parts, chosen_trainer
@@ -65,8 +64,6 @@ _EXPERIMENT = "candy_monai:experiment"
 _FAILURE = "candy_monai:failure"
 _IS_INTERRUPTED = "candy_monai:interrupted"
 _GOES_ON_WITH = "candy_monai:goes_on_with"
-_OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
-"""Options that machines which share a study may choose otherwise."""
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -160,7 +157,11 @@ def sweep_dataset(
         launcher=launcher,
         say=on_progress,
     )
-    with _held(folder):
+    with held(
+        folder,
+        "this sweep is running at this moment; for more trials at once give --jobs, on another machine another --out "
+        "and the same --storage",
+    ):
         seed = options.seed
         study = _study(
             name,
@@ -436,29 +437,8 @@ def _study(
 
 def _settings(dataset: str, digest: str, space: SearchSpace, options: TrainOptions) -> dict[str, Any]:
     """Return what trials must have in common to be compared, as plain values."""
-    chosen = json.loads(options.to_json())
-    kept = {key: value for key, value in sorted(chosen.items()) if key not in _OF_A_MACHINE}
+    kept = {key: value for key, value in sorted(json.loads(options.to_json()).items()) if key not in OF_A_MACHINE}
     return json.loads(json.dumps({"dataset": dataset, "digest": digest, "space": space.to_dict(), "options": kept}))  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder against other processes.
-
-    Raises:
-        SettingsError: If another one has it.
-    """
-    try:
-        lock = FolderLock(folder)
-    except ExperimentError as error:
-        raise SettingsError(
-            f"{folder}: this sweep is running at this moment; for more trials at once give --jobs, on another machine "
-            "another --out and the same --storage"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> list[FrozenTrial]:

@@ -26,3 +26,9 @@ def test_another_encoding_is_an_error_that_names_the_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\nM\xfcller\n")
     with pytest.raises(UnreadableTextError, match="line 2 is not UTF-8 text"):
         read_text(tmp_path / "a.txt")
+
+
+def test_json_that_is_nested_without_end_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deep"):
+        read_json(tmp_path / "a.json")

@@ -180,17 +180,30 @@ def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tup
         content = read_json(path)
         entries = [content] if isinstance(content, dict) else content
         if not isinstance(entries, list) or not entries:
-            raise ValueError("an empty list" if entries == [] else f"a {type(content).__name__}")
-        folds = tuple(Fold(train=known.ids(entry["train"]), validation=known.ids(entry["val"])) for entry in entries)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError("an empty list" if entries == [] else repr(content))
+        folds = tuple(_fold_of(entry, number, known) for number, entry in enumerate(entries))
+    except (OSError, ValueError) as error:
         raise BadInputError(
-            f"{path}: found {type(error).__name__}: {error}; expected a list of {{'train': [ids], 'val': [ids]}}"
+            f"{path}: found {error}; expected a list with {{'train': [ids], 'val': [ids]}} for each fold"
         ) from error
     for index, fold in enumerate(folds):
         both = sorted(set(fold.train) & set(fold.validation))
         if both:
             raise BadInputError(f"{path}: fold {index} has {join_reprs(both)} in both training and validation")
     return folds
+
+
+def _fold_of(entry: object, number: int, known: _KnownIds) -> Fold:
+    """Return the fold that an entry of a split file describes.
+
+    Raises:
+        ValueError: If it describes none; the text says what was found.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{entry!r} for fold {number}")
+    if missing := [side for side in ("train", "val") if side not in entry]:
+        raise ValueError(f"no {missing[0]!r} in fold {number}, which has {join_reprs(list(entry)) or 'nothing'}")
+    return Fold(train=known.ids(entry["train"]), validation=known.ids(entry["val"]))
 
 
 def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:

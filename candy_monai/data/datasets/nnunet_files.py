@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase, Split, parse_description
-from candy_monai.data.images.names import composed, split_channel
+from candy_monai.data.images.formats import READABLE
+from candy_monai.data.images.names import composed, image_suffix, split_channel, stem_of
 from candy_monai.data.images.pictures import PICTURES, TIFFS
 from candy_monai.errors import did_you_mean
 
@@ -74,9 +75,21 @@ def _find_cases(
             images = tuple(files[channel] for channel in sorted(files))
             cases.append(NNUNetCase(case_id=case_id, images=images, label=labels.get(case_id)))
     for case_id in sorted(labels.keys() - channels.keys()):
-        hint = did_you_mean(case_id, channels)
+        others = _other_files(folder / f"images{split}", case_id, ending)
+        hint = f" There is {others[0]}." if others else did_you_mean(case_id, channels.keys() - labels.keys())
         problems.append(f"{case_id}: images{split}/{case_id}_0000{ending} is missing, a label is there.{hint}")
     return tuple(cases), problems
+
+
+def _other_files(folder: Path, case_id: str, ending: str) -> list[str]:
+    """Return images that belong to a case by their names but for the ending, as of a file that is not compressed."""
+    return [
+        path.name
+        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if image_suffix(path) in READABLE
+        and not path.name.lower().endswith(ending)
+        and split_channel(composed(stem_of(path)))[0] == case_id
+    ]
 
 
 def _listing_problems(cases: tuple[NNUNetCase, ...]) -> list[str]:

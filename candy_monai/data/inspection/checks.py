@@ -153,7 +153,7 @@ def visit_dataset(
     seen = frozenset[int]().union(*ids_by_case.values())
     if findings and not problems and seen <= {0, description.ignore_label}:
         problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
-    elif findings and (absent := sorted(set(description.label_ids) - seen)):
+    elif len(measured) == len(cases) > 0 and (absent := sorted(set(description.label_ids) - seen)):
         warnings.append(f"no training case contains the label ids {absent}")
     warnings += sides_among_labels(list(description.labels))
     warnings += inconsistencies(

@@ -192,6 +192,8 @@ class Preprocessor:
                 raise
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
+                if "allocate memory" in reason:  # as PyTorch says it
+                    raise BadInputError(_too_large(where, name, before[IMAGE])) from error
                 raise BadInputError(f"{where}: {name} cannot be applied ({type(error).__name__}: {reason})") from error
             if not isinstance(data, dict) or not before.keys() <= data.keys():
                 raise BadInputError(f"{where}: {name} must leave the image, and the label where there is one")
@@ -422,6 +424,15 @@ def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Sh
             f"{(1, *shape)}"
         )
     return plain_tensor(made)
+
+
+def _too_large(where: str, name: str, image: MetaTensor) -> BadInputError:
+    voxels = " x ".join(map(str, image.shape[1:]))
+    size = " x ".join(f"{length:.4g}" for length in image.pixdim.tolist())
+    return BadInputError(
+        f"{where}: {name}: there is not enough memory, with {voxels} voxels of {size} mm; check whether the header "
+        "states the spacing and the unit that are meant"
+    )
 
 
 def finite(values: Tensor, where: str) -> Tensor:

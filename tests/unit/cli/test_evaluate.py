@@ -168,3 +168,43 @@ def test_a_row_a_case_and_class_is_written_and_intervals_are_shown(dataset, pred
     assert "by the bootstrap" in shown
     assert len(table.read_text().splitlines()) == 1 + 4 * 2
     assert json.loads(summary.read_text())["statistics"]["interval"]["method"] == "bootstrap"
+
+
+@pytest.mark.parametrize("option", ["--summary", "--csv", "--page"])
+@pytest.mark.parametrize("place", ["labels/a.nii.gz", "predictions/a.nii.gz", "dataset.json"])
+def test_no_result_takes_the_place_of_what_is_read(tmp_path, capsys, option, place):
+    (tmp_path / "dataset.json").write_text("{}")
+    for name in ("labels", "predictions"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.nii.gz").write_bytes(b"as it was")
+    before = (tmp_path / place).read_bytes()
+    assert (
+        main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels"), option, str(tmp_path / place)]) == 2
+    )
+    assert f"{option}: {tmp_path / place} is read, and would be replaced" in capsys.readouterr().err
+    assert (tmp_path / place).read_bytes() == before
+
+
+def test_two_results_are_not_written_into_one_file(tmp_path, capsys):
+    for name in ("labels", "predictions"):
+        (tmp_path / name).mkdir()
+    both = ["--summary", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.json")]
+    assert main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels"), *both]) == 2
+    assert "--summary and --csv name one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tolerance", "2"], "--tolerance decides nothing of --metrics dice,iou; leave it out, or add surface_dice"),
+        (["--metrics", "hd95", "--tolerance", "1=2"], "--tolerance decides nothing of --metrics hd95"),
+        (["--metrics", "dice,lesions", "--subvoxels"], "--subvoxels decides nothing of --metrics dice,lesions"),
+        (["--metrics", "surfaces", "--lesions", "brats"], "--lesions decides nothing of --metrics surfaces"),
+        (["--metrics", "surfaces", "--tolerance", "a=2,a=3"], "--tolerance a is given twice: '2' and '3'"),
+    ],
+)
+def test_an_option_that_decides_nothing_is_refused(tmp_path, capsys, words, said):
+    for name in ("labels", "predictions"):
+        (tmp_path / name).mkdir()
+    assert main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels"), *words]) == 2
+    assert said in capsys.readouterr().err

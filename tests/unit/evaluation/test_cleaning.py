@@ -61,7 +61,8 @@ def test_a_step_that_removes_what_belongs_to_the_reference_is_not_kept():
     found = cleaner(references, references)
     found.choose_steps()
     assert found.steps == []
-    assert {trial.reason for trial in found.trials} == {"does not raise the mean Dice"}
+    assert found.trials
+    assert all(trial.reason.startswith("does not raise the mean Dice") for trial in found.trials)
 
 
 def test_strays_of_one_class_within_the_other_leave_that_alone():
@@ -70,6 +71,9 @@ def test_strays_of_one_class_within_the_other_leave_that_alone():
     found.choose_steps()
     assert found.steps == [largest_component((2,))]
     assert found.result.mean_metrics["dice"] == 1.0
+    (trial,) = (trial for trial in found.trials if trial.kept)
+    gain = trial.after - trial.before
+    assert trial.reason == f"raises the mean Dice of core by {gain:.4f}: better in 4 cases, worse in 0"
 
 
 def test_small_components_go_by_their_volume_where_large_ones_are_several():

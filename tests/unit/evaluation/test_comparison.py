@@ -49,6 +49,22 @@ def test_the_differences_and_the_test_are_scipy_s():
     assert difference.first_better == sum(one > other for one, other in zip(first, second, strict=True))
 
 
+def test_what_is_said_of_few_pairs_goes_by_those_that_have_a_value():
+    rows = [(value, math.nan) for value in drawn(0, num_cases=8)]
+    lacking = [(value if number < 4 else math.nan, math.nan) for number, value in enumerate(drawn(1, num_cases=8))]
+    notes = compare_evaluations({"a": result(rows), "b": result(lacking)}).notes()
+    assert notes[-1] == "dice: with 4 pairs the test cannot be significant at 5 %, whatever the values are"
+    assert not any(
+        "pairs the test" in note for note in compare_evaluations({"a": result(rows), "b": result(rows)}).notes()
+    )
+
+
+def test_an_evaluation_is_not_compared_with_itself_under_two_names(tmp_path):
+    result(drawn(0)).save(tmp_path / "summary.json")
+    with pytest.raises(BadInputError, match="is given twice"):
+        compare_evaluations({"a": tmp_path, "b": tmp_path / "summary.json"})
+
+
 def test_cases_are_paired_by_their_ids_whatever_their_order():
     first, second = result(drawn(0)), result(drawn(1))
     turned = EvalResult(cases=second.cases[::-1])
@@ -129,7 +145,7 @@ def test_unequal_cases_are_refused_by_method_and_case_unless_the_common_ones_are
     assert (found.case_ids, found.left_out) == (("case_0", "case_1", "case_2"), ("case_3",))
     assert found.notes()[-2:] == [
         "left out, not in all: case_3",
-        "with 3 pairs the test cannot be significant at 5 %, whatever the values are",
+        "dice: with 3 pairs the test cannot be significant at 5 %, whatever the values are",
     ]
     stranger = EvalResult(
         cases=tuple(EvalCase(case_id="x", classes=c.classes, counts=c.counts, values={}) for c in first[:1])

@@ -12,6 +12,7 @@ from candy_monai.cli.main import main
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import FORMAT
+from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import configurations_below
 from candy_monai.recipes import launching
 from candy_monai.recipes.crossval import cross_validate
@@ -151,6 +152,45 @@ def test_folds_that_were_begun_on_other_cases_are_refused_before_any_is_trained(
     with pytest.raises(BadInputError, match=said):
         cross_validate(phantom, out=tmp_path, num_folds=2, num_epochs=1, on_progress=_quiet)
     assert len(begun) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_epochs": 2}, "num_epochs: 1 -> 2"),
+        ({"overrides": {"batch_size": "4"}}, "overrides: None -> "),
+        ({"seed": 3}, "seed: None -> 3"),
+    ],
+)
+def test_folds_that_were_begun_with_other_options_are_not_mixed_with_new_ones(
+    phantom, tmp_path, pretended, change, said
+):
+    failing, begun = pretended
+    failing.add(1)
+    with pytest.raises(RunFailedError):
+        cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
+    with pytest.raises(BadInputError, match=rf"begun with other options[\s\S]*{said}[\s\S]*another folder \(--out\)"):
+        cross_validate(phantom, out=tmp_path, on_progress=_quiet, **{"num_epochs": 1} | change)
+    assert len(begun) == 4
+    failing.clear()
+    cross_validate(phantom, out=tmp_path / "other", on_progress=_quiet, **{"num_epochs": 1} | change)
+
+
+def test_options_may_change_while_no_fold_has_begun(phantom, tmp_path, pretended):
+    _, begun = pretended
+    with pytest.raises(SettingsError, match="seed"):
+        cross_validate(phantom, out=tmp_path, seed=-1, on_progress=_quiet)
+    (tmp_path / "crossval-phantom").mkdir()
+    (tmp_path / "crossval-phantom" / "options.json").write_text('{"budget_s": 1.0}')
+    cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
+    assert len(begun) == 4
+
+
+def test_a_cross_validation_that_is_running_is_not_begun_again(phantom, tmp_path, pretended):
+    _, begun = pretended
+    with held(tmp_path / "crossval-phantom", "taken"), pytest.raises(BadInputError, match="running at this moment"):
+        cross_validate(phantom, out=tmp_path, num_epochs=1, on_progress=_quiet)
+    assert begun == []
 
 
 def test_finished_folds_of_another_state_of_the_dataset_are_told(phantom, tmp_path, pretended):

@@ -38,7 +38,11 @@ def test_a_trainer_of_the_user_s_own_builds_the_network(experiment, own_trainer)
 
 
 def test_several_experiments_are_an_ensemble(experiment, own_trainer):
-    predictor = load_experiments([experiment, experiment], trainer=own_trainer, largest_component=True)
+    said = []
+    predictor = load_experiments(
+        [experiment, experiment], trainer=own_trainer, largest_component=True, on_progress=said.append
+    )
+    assert any("is given 2 times, and counts as often" in line for line in said)
     assert isinstance(predictor, EnsemblePredictor)
     assert len(predictor.members) == 2
     assert predictor.largest_component

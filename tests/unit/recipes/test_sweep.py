@@ -257,7 +257,7 @@ def test_a_study_is_not_gone_on_with_otherwise_than_it_was_begun(phantom, space,
 def test_a_sweep_that_is_running_is_not_begun_again(phantom, space, tmp_path, pretended):
     folder = swept(phantom, space, tmp_path / "out", num_trials=1)
     lock = FolderLock(folder)
-    with pytest.raises(SettingsError, match="this sweep is running at this moment"):
+    with pytest.raises(ExperimentError, match="this sweep is running at this moment"):
         swept(phantom, space, tmp_path / "out", num_trials=2)
     lock.release()
 

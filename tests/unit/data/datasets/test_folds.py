@@ -169,6 +169,23 @@ def test_a_file_that_holds_no_splits_is_an_error_with_its_name(tmp_path, content
         read_splits(tmp_path / "s.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"train": ["a"], "test": ["b"]}]', "no 'val' in fold 0, which has 'train', 'test'"),
+        ('[{"train": ["a"], "val": ["b"]}, {}]', "no 'train' in fold 1, which has nothing"),
+        ('[["a"], ["b"]]', r"\['a'\] for fold 0"),
+        ("null", "found None"),
+    ],
+)
+def test_what_a_file_of_splits_holds_instead_is_said_in_words(tmp_path, content, said):
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(
+        BadInputError, match=rf"s\.json: found .*{said}.*; expected a list" if "found" not in said else said
+    ):
+        read_splits(tmp_path / "s.json")
+
+
 def test_a_split_with_a_case_on_both_sides_is_an_error(tmp_path):
     (tmp_path / "s.json").write_text('[{"train": ["a", "b"], "val": ["b"]}]')
     with pytest.raises(BadInputError, match="fold 0 has 'b' in both"):

@@ -142,6 +142,25 @@ def test_channels_of_different_shapes_are_a_problem(tmp_path):
         NNUNetDataset(tmp_path)[0]
 
 
+def test_no_class_is_called_absent_while_labels_cannot_be_counted(tmp_path):
+    make(tmp_path)
+    write(tmp_path / "labelsTr" / "a.nii.gz", label_of((1, 7)))
+    for case_id in "bc":
+        write(tmp_path / "labelsTr" / f"{case_id}.nii.gz", label_of((1,)))
+    assert "unknown label ids 7" in problems_of(tmp_path)
+    assert "no training case contains" not in warnings_of(tmp_path)
+
+
+def test_a_missing_image_is_looked_for_among_images_without_a_label_and_other_endings(tmp_path):
+    make(tmp_path)
+    images = tmp_path / "imagesTr"
+    (images / "a_0000.nii.gz").rename(images / "A_0000.nii.gz")
+    (images / "b_0000.nii.gz").rename(images / "b_0000.nii")
+    said = problems_of(tmp_path)
+    assert "imagesTr/b_0000.nii.gz is missing, a label is there. There is b_0000.nii." in said
+    assert "Did you mean 'c'" not in said
+
+
 def test_a_case_without_foreground_and_a_class_without_a_case_are_warnings(tmp_path):
     make(tmp_path)
     for case_id in "abc":

@@ -350,6 +350,19 @@ def test_a_step_that_spoils_a_case_is_refused(entry, message):
         Preprocessor(PLAN, own=own(entry)).apply(image, label)
 
 
+def test_a_case_that_its_header_makes_too_large_is_refused_with_its_spacing(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 36864000000 bytes.")
+
+    image, label = case()
+    preprocessor = Preprocessor(PLAN)
+    monkeypatch.setattr(type(preprocessor.preprocessing.transforms[-1]), "__call__", fail)
+    with pytest.raises(
+        BadInputError, match=r"EnsureTyped: .* not enough memory, with \d+ x \d+ x \d+ voxels of .* mm; check .* unit"
+    ):
+        preprocessor.apply(image, label)
+
+
 def test_monais_spacing_in_a_list_of_ones_own_is_monais_and_the_plans_is_ours():
     image, label = case()
     spacing = {"_target_": "Spacingd", "keys": ["image", "label"], "pixdim": [2.0, 2.0, 2.0]}
