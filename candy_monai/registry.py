@@ -7,6 +7,7 @@ imported by a name that stands in a stored file but through this list of what is
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -119,6 +120,8 @@ def carried_network(name: object) -> type[nn.Module] | None:
 def class_from_file(where: str, *, option: str) -> object:
     """Execute a Python file of the user's and return what it calls by a name.
 
+    As for a script, what lies beside the file can be imported.
+
     Args:
         where: ``FILE:Class``.
         option: The option that was given it, for messages.
@@ -134,7 +137,13 @@ def class_from_file(where: str, *, option: str) -> object:
     if spec is None or spec.loader is None:
         raise BadInputError(f"{option} {where}: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        error.add_note(f"Raised when {path} was executed ({option} {where})")
+        raise
     if not hasattr(module, name):
         raise BadInputError(f"{option} {where}: {path} has no {name!r}")
     found: object = getattr(module, name)

@@ -89,4 +89,5 @@ def _unexpected(error: BaseException) -> str:
     lines = str(error).splitlines()
     if len(lines) > _MOST_LINES:
         lines = [*lines[:_MOST_LINES], f"... {len(lines) - _MOST_LINES} more lines"]
-    return ": ".join(filter(None, [type(error).__name__, "\n".join(lines)]))
+    said = ": ".join(filter(None, [type(error).__name__, "\n".join(lines)]))
+    return "\n".join([said, *getattr(error, "__notes__", ())])

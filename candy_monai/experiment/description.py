@@ -34,6 +34,7 @@ SLURM_JOB = "slurm_job"
 
 _ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget", SLURM_JOB)
 _PLACES = ("folder", "store")
+_TRANSFORMS = "transforms"
 _LONGEST = 80
 _LARGEST_SIZE = 1 << 20  # of a network's example along an axis
 
@@ -195,7 +196,7 @@ class ExperimentDescription(_Record):
         padding: The padding module, as ``padding_to_dict`` describes it.
         score_range: The least and the largest validation score; None if it is not known.
         processes: How many processes train.
-        data: How many samples and which cases the loaders are over.
+        data: How many samples and which cases the loaders are over, and the names of their transforms.
         parts: What network, optimizer, schedule, criterion and data are; None in runs of earlier versions.
         network: How to build the network again.
         num_classes: Classes, background included, 1 for one logit; None if the trainer did not say.
@@ -290,7 +291,22 @@ class ExperimentDescription(_Record):
             kept["plan"] = {"resampling": "extent", **self.plan}  # earlier versions knew no other
         if self.dataset is not None:
             kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in _PLACES}
+        if isinstance(self.data, Mapping):
+            kept["data"] = {side: _without_transforms(loader) for side, loader in self.data.items()}
         return kept
+
+    def unknown_transforms(self) -> tuple[str, ...]:
+        """Return the names of what validation images went through in a run without a plan, which prediction lacks."""
+        validation = self.data.get("validation") if isinstance(self.data, Mapping) else None
+        names = validation.get(_TRANSFORMS) if isinstance(validation, Mapping) and self.plan is None else None
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+
+def _without_transforms(loader: object) -> object:
+    """Return what is compared of a loader: names of transforms are not, which earlier versions did not write down."""
+    if not isinstance(loader, Mapping):
+        return loader
+    return {name: value for name, value in loader.items() if name != _TRANSFORMS}
 
 
 def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentDescription:

@@ -213,15 +213,21 @@ class MetricNames:
     def of(self, column: str) -> str:
         """Return a column's name."""
         if column not in self._by_column:
-            name = wanted = _OWN_NAMES.get(column) or metric_name(
-                f"val/{column.removeprefix(VALIDATION)}" if column.startswith(VALIDATION) else f"train/{column}"
-            )
+            name = wanted = _OWN_NAMES.get(column) or metric_name("/".join(_group_of(column)))
             number = 2
             taken = {*self._by_column.values(), _BEST, _STEP, *_FORECAST}
             while name in taken:
                 name, number = f"{wanted}_{number}", number + 1
             self._by_column[column] = name
         return self._by_column[column]
+
+
+def _group_of(column: str) -> tuple[str, str]:
+    """Return the group of a column and its name there; other hosts write ``val_dice`` and ``train_loss``."""
+    for group, start in (("val", VALIDATION), ("val", "val_"), ("train", "train_")):
+        if column.startswith(start) and column != start:
+            return group, column.removeprefix(start)
+    return "train", column
 
 
 def metric_name(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,12 @@ class Predictor(NetworkPredictor):
         self.weights_file = weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint))
         self._load(network, self.weights_file)
         self.quality = QualityModel.load(self._folder, self.weights_file)
+        if names := described.unknown_transforms():
+            warnings.warn(
+                f"{self._folder}: the validation images went through {', '.join(names)} of their dataset, which this "
+                "predictor does not know: give it images that went through the same",
+                stacklevel=2,
+            )
 
     def build_network(self, example_shape: Shape) -> nn.Module:
         """Build the network that the weights belong to; by default the bundle does.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.losses import split_loss
+from candy_monai.nn.losses import apply_loss
 
 if TYPE_CHECKING:
     from candy_monai.aliases import Scalar
@@ -68,19 +68,19 @@ class DeepSupervisionLoss(nn.Module):
         """
         outputs = outputs_as_list(output, labels.ndim - 2)
         if len(outputs) == 1 and self.weights is None:
-            return split_loss(self.criterion(outputs[0], labels))
+            return apply_loss(self.criterion, outputs[0], labels)
         size = labels.shape[2:]
         if outputs[0].shape[2:] != size:
             raise ValueError(
                 f"the finest output has spatial size {tuple(outputs[0].shape[2:])}, the labels have {tuple(size)}"
             )
         first, *others = self._weights_for(len(outputs))
-        loss, parts = split_loss(self.criterion(outputs[0], labels))
+        loss, parts = apply_loss(self.criterion, outputs[0], labels)
         total = first * loss
         for logits, weight in zip(outputs[1:], others, strict=True):
             if weight > 0:
                 smaller = downsample_labels(labels, logits.shape[2:])
-                total = total + weight * split_loss(self.criterion(logits, smaller))[0]
+                total = total + weight * apply_loss(self.criterion, logits, smaller)[0]
         return total, parts
 
     def _weights_for(self, count: int) -> tuple[float, ...]:

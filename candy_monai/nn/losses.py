@@ -292,7 +292,7 @@ class _LossOnly(nn.Module):
 
     @override
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return split_loss(self.criterion(logits, labels))[0]
+        return apply_loss(self.criterion, logits, labels)[0]
 
 
 def as_loss(criterion: nn.Module) -> nn.Module:
@@ -302,6 +302,34 @@ def as_loss(criterion: nn.Module) -> nn.Module:
         criterion: Takes ``(logits, labels)``; one that already returns a bare tensor is passed through.
     """
     return _LossOnly(criterion)
+
+
+def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Scalar]]:
+    """Compute a loss, one of PyTorch's own too: these take ids without a channel, or targets of the logits' type.
+
+    Args:
+        criterion: Returns ``(loss, parts)``, or the loss alone.
+        logits: ``(B, C, *spatial)``.
+        labels: ``(B, 1, *spatial)`` ids, or what else the criterion compares logits with.
+
+    Returns:
+        The loss, one number, and its parts by name.
+
+    Raises:
+        ValueError: If the loss is not one number.
+    """
+    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        if labels.ndim == logits.ndim and labels.shape[1] == 1 and not labels.is_floating_point():
+            labels = labels[:, 0].long()
+    elif isinstance(criterion, nn.BCEWithLogitsLoss) and not labels.is_floating_point():
+        labels = labels.to(logits.dtype)
+    loss, parts = split_loss(criterion(logits, labels))
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{type(criterion).__name__} returned a tensor of shape {tuple(loss.shape)}, expected one number: "
+            "reduce it, for example by loss.mean()"
+        )
+    return loss, parts
 
 
 def split_loss(result: Tensor | tuple[Tensor, Mapping[str, Scalar]]) -> tuple[Tensor, Mapping[str, Scalar]]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from candy_monai.aliases import Scalar
 from candy_monai.label_ids import holding
 from candy_monai.metrics.overlap import is_any_of
-from candy_monai.nn.losses import split_loss
+from candy_monai.nn.losses import apply_loss
 
 
 def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_index: int | None = None) -> Tensor:
@@ -79,5 +79,5 @@ class RegionLoss(nn.Module):
             labels: Ids ``(B, 1, *spatial)``.
         """
         masks = region_masks(labels, self._regions, ignore_index=self._ignore_index)
-        loss, parts = split_loss(self.criterion(logits, masks))
+        loss, parts = apply_loss(self.criterion, logits, masks)
         return loss, dict(parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+from candy_monai.data.datasets.applied import names_of_transforms
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import ExperimentDescription, as_json, describe_trainer
@@ -103,12 +104,13 @@ def check_score_range(score_range: object) -> None:
 
 
 def describe_loader(loader: DataLoader[Any] | None) -> dict[str, object] | None:
-    """Return how many samples and which cases a loader is over."""
+    """Return how many samples and which cases a loader is over, and what their images go through."""
     if loader is None:
         return None
     case_ids = getattr(loader.dataset, "case_ids", None)
     cases = None if case_ids is None else _digest("\0".join(case_ids))
-    return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": cases}
+    transforms = names_of_transforms(loader.dataset)
+    return {"samples": num_cases(loader), "batch_size": loader.batch_size, "cases": cases, "transforms": transforms}
 
 
 def describe_network(network: nn.Module) -> str:

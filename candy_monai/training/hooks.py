@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
+from candy_monai.data.samples.batches import Batch
 from candy_monai.errors import SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.nn.ema import ExponentialMovingAverage
@@ -232,8 +233,17 @@ class Hooks(metaclass=TrainerType):
         """Return what the network sees at once of a training image ``(C, *spatial)``: here, all of it."""
         return image
 
-    def _check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
-        """Check the labels of one batch, ``(B, 1, *spatial)``, as the loader yielded them."""
+    def _check_batch(self, batch: Batch) -> None:
+        """Check images and labels of one batch, as the loader yielded them."""
+
+    def _check_first_case(self, case: Batch, image: Tensor) -> None:
+        """Check one validation case before anything is built.
+
+        Args:
+            case: The case, a batch of its own.
+            image: A training image ``(C, *spatial)``.
+        """
+        self._check_batch(case)
 
     @property
     def _label_fill(self) -> int:

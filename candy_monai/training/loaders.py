@@ -11,7 +11,7 @@ from monai.data import SmartCacheDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from candy_monai.data.samples.batches import unpack
+from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.data.samples.sharing import shared_loader
 from candy_monai.data.sampling import PositionedSampler, follows_position
 from candy_monai.errors import BadInputError
@@ -30,9 +30,18 @@ class Loaders(NamedTuple):
         """Raise if a loader yields nothing.
 
         Raises:
-            BadInputError: If the training loader is empty, or a validation loader is given and empty.
+            BadInputError: If the training loader is empty, a validation loader is given and empty, or one is no
+                ``DataLoader``.
         """
         training, validation = self
+        given: tuple[tuple[str, object], ...] = (("training", training), ("validation", validation))
+        for what, loader in given:
+            if loader is not None and not isinstance(loader, DataLoader):
+                found = type(loader).__name__
+                raise BadInputError(
+                    f"the {what} loader is a {found}, expected a torch.utils.data.DataLoader: DataLoader(dataset, "
+                    "batch_size=...) makes one of a dataset"
+                )
         if length(training) == 0:
             raise BadInputError(
                 f"the training loader yields no batch: its dataset has {length(training.dataset)} samples, batch_size "
@@ -114,6 +123,26 @@ def first_sample(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Iterator[obje
     finally:
         before.restore(own)
     return batch.images[0], batch.labels[0], None
+
+
+def first_case(loader: DataLoader[Any]) -> Batch | None:
+    """Return one validation case, or None where a loader cannot be asked for it without moving on.
+
+    It is read as `first_sample` reads a training example.
+
+    Args:
+        loader: The validation loader.
+    """
+    if isinstance(loader.dataset, IterableDataset) or length(loader) == 0:  # of several processes, one has no share
+        return None
+    own = OwnGenerators.of(loader=loader)
+    before = GeneratorStates.capture(own)
+    try:
+        return unpack(_indexed(loader))
+    except _CannotBeCopiedError:
+        return None
+    finally:
+        before.restore(own)
 
 
 class _CannotBeCopiedError(Exception):
@@ -201,13 +230,16 @@ def batches_from(
 class RunBatches:
     """The batches of a run, epoch by epoch, and the random generators that they are drawn with.
 
+    Args:
+        loaders: Training and validation.
+
     Attributes:
         own: The user's own generators.
         epoch_start: The generators as they were when the epoch began; None between two epochs.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
+    def __init__(self, loaders: Loaders) -> None:
+        self._loader, self._validation = loaders
         self._stream: Iterator[object] | None = None
         self.own = OwnGenerators()
         self.epoch_start: GeneratorStates | None = None
@@ -220,6 +252,10 @@ class RunBatches:
         """
         image, label, self._stream = first_sample(self._loader)
         return image, label
+
+    def first_case(self) -> Batch | None:
+        """Return one validation case; None without validation, or where it cannot be read by itself."""
+        return None if self._validation is None else first_case(self._validation)
 
     def of_epoch(self, epoch: int, *, first: int) -> Iterator[object]:
         """Return the batches of an epoch, counted from 0, without so many that were trained on already."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+from collections.abc import Iterator
 from types import FunctionType
 
-from candy_monai.errors import SettingsError
+from candy_monai.errors import WARNING, SettingsError
 
 _PACKAGE = "candy_monai."
+_LIBRARY = ("candy_monai.training.", "candy_monai_bundles.")
+_LOOP = ("step", "train_epoch")
+"""What a subclass may override of `Trainer` itself, whose other methods are called."""
+_SIMILAR = 0.85
 _DOCUMENTED = ("_dataloader", "_validation_dataloader")
 """What users may read, and set."""
 _OWN = "_names_of_its_own"
@@ -74,6 +80,28 @@ def check_attribute(trainer: object, name: str, value: object, *, module: str) -
         collides = not callable(value)
     if collides:
         raise SettingsError(_message(what, name, owner))
+
+
+def similar_names(trainer: object) -> Iterator[str]:
+    """Yield what the log says of a subclass's names that nothing uses, and that nearly are names to override."""
+    known, own = set(_LOOP), list(vars(trainer))
+    for base in type(trainer).__mro__:
+        if not base.__module__.startswith(_LIBRARY):
+            own += vars(base) if base.__module__ != "builtins" else ()
+        elif base.__name__ != "Trainer" and not base.__module__.endswith(".earlier"):
+            known.update(vars(base))
+    known = {name for name in known if not name.startswith("_")}
+    for name in dict.fromkeys(own):
+        if name.startswith("_") or _is_of_library(type(trainer), name):
+            continue
+        if close := difflib.get_close_matches(name, sorted(known), n=1, cutoff=_SIMILAR):
+            yield f"{WARNING}nothing of the library uses {type(trainer).__name__}.{name}. Did you mean {close[0]!r}?"
+
+
+def _is_of_library(cls: type, name: str) -> bool:
+    """Return whether a class of this package or its bundles has an attribute of this name."""
+    bases = (base for base in cls.__mro__ if base.__module__.startswith((_PACKAGE, "candy_monai_bundles.")))
+    return any(name in vars(base) or name in inspect.get_annotations(base) for base in bases)
 
 
 def _check_former(what: str, name: str, value: object) -> None:

@@ -116,7 +116,7 @@ class Reporter:
             said = ": ".join(filter(None, (type(error).__name__, str(error)))) if what is None else what
             with suppress(Exception):
                 self.log(f"Interrupted in epoch {self.experiment.progress.epoch + 1}: {said}")
-                self.log_all(hints)
+                self.log_all([*getattr(error, "__notes__", ()), *hints])
         self.notify(RunInterrupted(error))
 
 

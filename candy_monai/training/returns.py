@@ -1,9 +1,12 @@
-"""Checks of what a trainer's methods returned; each raises a `BadInputError` that names the method."""
+"""Checks of what a trainer's methods returned; each raises a `BadInputError` that names the method.
+
+What the methods themselves raise is passed on with a note of the cases that they were given.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,9 +86,7 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
     if not isinstance(value, tuple | list) or len(value) != 3:
         raise _refused(trainer, method, _shown(value), wanted, "end with `return score, {}, output`")
     score, metrics, output = value
-    if (found := why_no_number(score)) is not None:
-        raise _refused(trainer, method, f"{found} as the score", wanted, "a higher score is a better one")
-    score = score if isinstance(score, Tensor) else as_float(score)
+    score = _checked_score(trainer, method, score, wanted)
     metrics = _checked_metrics(trainer, method, metrics, wanted)
     if one_output and not isinstance(output, Tensor):
         hint = "of several outputs return the one to look at"
@@ -93,12 +94,28 @@ def score_returned(trainer: object, method: str, value: object, *, one_output: b
     return score, metrics, output
 
 
-def case_score_returned(trainer: object, value: object) -> tuple[Any, Any]:
-    """Return the score and the metrics of ``score_case``; what they are is checked with what validation returns."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return value[0], value[1]
+def case_score_returned(trainer: object, value: object) -> tuple[Any, Metrics]:
+    """Return the score and the metrics of ``score_case``: a number, and numbers by name."""
     wanted = "(score, metrics): one number, and a dictionary of numbers by name"
-    raise _refused(trainer, "score_case", _shown(value), wanted, "end with `return score, metrics`")
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise _refused(trainer, "score_case", _shown(value), wanted, "end with `return score, metrics`")
+    return _checked_score(trainer, "score_case", value[0], wanted), _checked_metrics(
+        trainer, "score_case", value[1], wanted
+    )
+
+
+@contextmanager
+def failure_located(
+    trainer: object, method: str, images: Tensor, labels: Tensor, case_ids: Sequence[str]
+) -> Iterator[None]:
+    """Add to what a method raises within a block which cases it was given, and of what shape."""
+    try:
+        yield
+    except Exception as error:
+        cases = f" of {', '.join(case_ids)}" if any(case_ids) else ""
+        shapes = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
+        error.add_note(f"Raised in {_name(trainer, method)}, which was given {shapes}{cases}")
+        raise
 
 
 class GradientWatch:
@@ -169,6 +186,12 @@ class GradientWatch:
 
     def _versions_now(self) -> int:
         return sum(weight._version for weight in self._weights)
+
+
+def _checked_score(trainer: object, method: str, score: object, wanted: str) -> Scalar:
+    if (found := why_no_number(score)) is not None:
+        raise _refused(trainer, method, f"{found} as the score", wanted, "a higher score is a better one")
+    return score if isinstance(score, Tensor) else as_float(score)
 
 
 def _checked_metrics(trainer: object, method: str, metrics: object, wanted: str) -> Metrics:

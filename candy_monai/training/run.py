@@ -117,7 +117,7 @@ class TrainingRun:
         self._sent_as: Mapping[str, Any] | None = None
         self.experiment: Experiment | None = None
         self.reporter = Reporter(messages)
-        self.data = RunBatches(self.loaders.training)
+        self.data = RunBatches(self.loaders)
         self.stop = StopRequest()
         self.preview: Preview | None = None
         self.kept: KeptCases | None = None

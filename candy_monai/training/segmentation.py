@@ -11,9 +11,10 @@ from typing_extensions import override
 
 from candy_monai.aliases import Metrics, Params, Scalar, Shape
 from candy_monai.columns import LOSS
-from candy_monai.data.pipelines.description import describe_pipelines
+from candy_monai.data.pipelines.description import PIPELINES, describe_pipelines
 from candy_monai.data.planning.normalization import denormalize
-from candy_monai.errors import BadInputError
+from candy_monai.data.samples.batches import Batch
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.forecasting.curve import ScoreRange
 from candy_monai.inference.inferer_descriptions import describe_inferer
 from candy_monai.inference.inferers import (
@@ -24,7 +25,7 @@ from candy_monai.inference.inferers import (
 from candy_monai.label_ids import highest_id
 from candy_monai.metrics.overlap import dice_per_class, dice_per_region, labels_from_logits
 from candy_monai.nn.deep_supervision import DeepSupervisionLoss, main_output
-from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, split_loss
+from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, apply_loss
 from candy_monai.nn.regions import RegionLoss, paint_regions
 from candy_monai.nn.schedules import AbsoluteLinearLR, RelativeLinearLR
 from candy_monai.training.earlier import EarlierOptions
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from candy_monai.plotting.case.views import CaseView
 
 _COLOURS = 3
+_WHITE = 255
 
 
 class SegmentationTrainer(Trainer, EarlierOptions):
@@ -78,7 +80,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
         None, which is unknown, where a subclass has another ``validate_case`` or ``score_case`` and does not say.
         """
-        if self._score_range is not None or not self._has_own_scores():
+        if self._score_range is not None or self._has_own_scores():
             return self._score_range
         return (0.0, 1.0) if self.options.score == "dice" else (None, 0.0)
 
@@ -156,7 +158,9 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         outputs = toolbox.model(images)
         if not self.options.deep_supervision:
             outputs = main_output(outputs, num_dims=images.ndim - 2)
-        loss, metrics = split_loss(toolbox.criterion(outputs, labels))
+            if not self._has_own_scores():
+                self._check_channels(outputs)
+        loss, metrics = apply_loss(toolbox.criterion, outputs, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), metrics
 
@@ -177,16 +181,25 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         Returns:
             The score, and the loss, its parts and the Dice of each class.
         """
-        loss, metrics = split_loss(toolbox.criterion(logits, label))
+        loss, metrics = apply_loss(toolbox.criterion, logits, label)
         by_class, mean_dice = self._dice(self._predicted_ids(logits), label)
         score = float(mean_dice) if self.options.score == "dice" else -float(loss)
         return score, {LOSS: loss, **metrics, "dice": mean_dice, **by_class}
 
     def _predicted_ids(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, C, *spatial)`` to label ids ``(B, 1, *spatial)``; regions are painted in their order."""
+        self._check_channels(logits)
         if self.options.regions:
             return paint_regions(logits, [region.paints for region in self.options.regions])
         return labels_from_logits(logits, num_classes=self.num_classes)
+
+    def _check_channels(self, logits: Tensor) -> None:
+        if logits.shape[1] != self.num_classes:
+            name = type(self).__name__
+            raise BadInputError(
+                f"the network of {name}.build_network returned {tuple(logits.shape)}, expected {self.num_classes} "
+                f"channels on axis 1, since {name}.num_classes is {self.num_classes}: make the two the same"
+            )
 
     def _dice(self, prediction: Tensor, label: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return the Dice of the only case by the name that it is recorded under, and the mean over the foreground."""
@@ -256,12 +269,34 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         known = getattr(self._dataloader.dataset, "num_classes", None)
         if isinstance(known, int) and known > max(self.num_classes, 2) and not self.options.regions:
             raise BadInputError(self._class_advice(f"the dataset has {known} classes", known))
-        self._check_labels(label[None], ("the first training label",))
+        self._check_batch(Batch(image[None], label[None], ("the first training label",)))
 
     @override
-    def _check_labels(self, labels: Tensor, case_ids: tuple[str, ...]) -> None:
-        if self._has_own_scores() and (labels.ndim not in (4, 5) or labels.shape[1] != 1):
-            raise BadInputError(self._shape_advice(labels, case_ids))
+    def _check_one(self, image: Tensor, label: Tensor) -> None:
+        unused = [name for name in PIPELINES if self.plan is None and getattr(self.options, name)]
+        if unused:
+            raise SettingsError(
+                f"{type(self).__name__}.options has {' and '.join(unused)}, which only a run with a plan applies "
+                "(candy-monai train, or train_dataset): in a run of your own loaders give the dataset "
+                "transform=JointTransform(...)"
+            )
+        super()._check_one(image, label)
+
+    @override
+    def _check_first_case(self, case: Batch, image: Tensor) -> None:
+        found, expected = case.images.shape[1], len(image)
+        if found != expected and case.images.ndim == image.ndim + 1 and _is_ours(self.validate_case, self.infer):
+            where = case.case_ids[0] if case.case_ids else "the first validation case"
+            raise BadInputError(
+                f"{where} has {found} channels and the first training image {expected}: one network takes both, so "
+                "bring them to the same channels"
+            )
+        self._check_batch(case if case.case_ids else case._replace(case_ids=("the first validation label",)))
+
+    @override
+    def _check_batch(self, batch: Batch) -> None:
+        images, labels, case_ids = batch
+        self._check_shapes(images, labels, case_ids)
         if labels.device.type != "cpu" or not labels.numel():
             return  # to look at labels on a GPU would make the step wait for it
         where = ", ".join(case_ids) or "a label of a batch"
@@ -275,13 +310,30 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         if highest > self._highest_id():
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
 
-    def _has_own_scores(self) -> bool:
-        """Return whether cases are scored by the library's own methods, which take ids and no masks."""
-        methods = (self.score_case, self.validate_case)
-        return all(str(getattr(method, "__module__", "")).startswith("candy_monai") for method in methods)
+    def _check_shapes(self, images: Tensor, labels: Tensor, case_ids: tuple[str, ...]) -> None:
+        """Refuse what the library's own methods cannot compare: ids on the image's grid, or for own scores masks."""
+        if self._has_own_scores() and not _is_ours(self.backward):
+            return
+        where = ", ".join(case_ids) or "a batch"
+        if images.ndim not in (4, 5):
+            raise BadInputError(
+                f"{where}: the images have the shape {tuple(images.shape)}, expected (B, C, *spatial) of 2 or 3 "
+                "dimensions: give them an axis for the channel, image[None] in the dataset, or by EnsureChannelFirstd"
+            )
+        if labels.ndim != images.ndim or (labels.shape[1] != 1 and not self._has_own_scores()):
+            raise BadInputError(self._shape_advice(labels, where))
+        if labels.shape[2:] != images.shape[2:] and not self._has_own_scores():
+            raise BadInputError(
+                f"{where}: the images have the shape {tuple(images.shape)} and the labels {tuple(labels.shape)}, "
+                "expected the same size: resample labels to the grid of their image, with nearest neighbours"
+            )
 
-    def _shape_advice(self, labels: Tensor, case_ids: tuple[str, ...]) -> str:
-        found = f"{', '.join(case_ids) or 'a batch'}: the labels have the shape {tuple(labels.shape)}"
+    def _has_own_scores(self) -> bool:
+        """Return whether a subclass scores cases by itself; the library's own methods take ids and no masks."""
+        return not _is_ours(self.score_case, self.validate_case)
+
+    def _shape_advice(self, labels: Tensor, where: str) -> str:
+        found = f"{where}: the labels have the shape {tuple(labels.shape)}"
         if labels.ndim in (4, 5) and labels.shape[1] == max(self.num_classes, 2):
             advice = "one-hot labels become ids by labels.argmax(1, keepdim=True)"
         elif labels.ndim in (4, 5):
@@ -308,10 +360,16 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         return num_epochs * steps_an_epoch
 
     def _class_advice(self, found: str, num_classes: int) -> str:
-        return (
-            f"{found}, but {type(self).__name__}.num_classes is {self.num_classes}: set num_classes = {num_classes} "
-            f"(background included), or wrap the dataset in BinarizedDataset for a binary task"
-        )
+        if num_classes == _WHITE + 1:  # a mask as painting programs save it
+            advice = (
+                f": BinarizedDataset(dataset, positive_ids=[{_WHITE}]) makes a mask of 0 and {_WHITE} one of 0 and 1"
+            )
+        else:
+            advice = (
+                f": set num_classes = {num_classes} (background included), or wrap the dataset in BinarizedDataset for "
+                "a binary task"
+            )
+        return f"{found}, but {type(self).__name__}.num_classes is {self.num_classes}{advice}"
 
     @override
     def describe(self, example_shape: Shape) -> dict[str, object]:
@@ -323,6 +381,11 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             "plan": None if self.plan is None else self.plan.to_dict(),
             "pipelines": None if self.plan is None else describe_pipelines(self.plan, own=self.options.own_transforms),
         }
+
+
+def _is_ours(*methods: object) -> bool:
+    """Return whether methods are the library's own, and none of a subclass's."""
+    return all(str(getattr(method, "__module__", "")).startswith("candy_monai") for method in methods)
 
 
 def _takes_fused_steps(parameter: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from candy_monai.columns import LOSS
 from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.device import HasDevice
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import WARNING, ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.score_prediction import predict_maximum
@@ -39,10 +40,11 @@ from candy_monai.training.gradients import clear_gradients, optimized_parameters
 from candy_monai.training.hooks import Callbacks, Hooks, copy_that_draws
 from candy_monai.training.kept_cases import KeptCases
 from candy_monai.training.loaders import Loaders, length
+from candy_monai.training.names import similar_names
 from candy_monai.training.non_finite import KeptBuffers, LossWatch
 from candy_monai.training.reporting import Message
 from candy_monai.training.resume import Continuation, SavedRun
-from candy_monai.training.returns import GradientWatch, loss_returned, score_returned
+from candy_monai.training.returns import GradientWatch, failure_located, loss_returned, score_returned
 from candy_monai.training.run import TrainingRun
 from candy_monai.training.schedule import step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox, build_toolbox
@@ -194,6 +196,10 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             with run.lasting():
                 image, label = run.data.first_sample()
                 self._check_one(image, label)
+                for said in similar_names(self):
+                    run.reporter.log(said)
+                if (case := run.data.first_case()) is not None:
+                    self._check_first_case(case, image)
                 example, log = self._network_input(image), run.reporter.log
                 equipment = build_toolbox(self, run.settings, example, device, starts=saved is None, log=log)
                 run.equip(equipment)
@@ -266,11 +272,15 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
 
     def _train_batch(self, batch: object, toolbox: TrainerToolbox) -> tuple[Scalar, Metrics, tuple[str, ...], int]:
         """Compute the gradients of one batch and return its loss, its metrics, its case ids, if known, and its size."""
-        images, labels, case_ids = unpack(batch)
-        self._check_labels(labels, case_ids)
-        equipment = self._current_run().equipment
-        images, labels = self._prepared(images, labels)
-        with equipment.scaled_backward.active(), equipment.surroundings.padded_already():
+        unpacked = unpack(batch)
+        self._check_batch(unpacked)
+        equipment, case_ids = self._current_run().equipment, unpacked.case_ids
+        images, labels = self._prepared(unpacked.images, unpacked.labels)
+        with (
+            equipment.scaled_backward.active(),
+            equipment.surroundings.padded_already(),
+            failure_located(self, "backward", images, labels, case_ids),
+        ):
             result = self.backward(images, labels, toolbox)
         loss, metrics = loss_returned(self, "backward", result)
         return loss, metrics, case_ids, len(images)
@@ -310,8 +320,11 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         for network in toolbox.networks:
             network.eval()
         with torch.no_grad(), called.watched():
-            for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_labels), share):
-                with parts.of(image if padding is None else self._network_input(image)):
+            for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_batch), share):
+                with (
+                    parts.of(image if padding is None else self._network_input(image)),
+                    failure_located(self, "validate_case", image, label, (case_id,)),
+                ):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)
@@ -326,7 +339,10 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         draw = functools.partial(drawing.save_preview, quality=run.settings.preview_quality)
         run.preview, run.padded_parts = cases.preview(draw), None
         run.note_scored(called.flags)
-        return run.mean_score(cases.scores)
+        score = run.mean_score(cases.scores)
+        if math.isnan(score):
+            run.reporter.log_once(f"{WARNING}the validation score is NaN: no validated case has one")
+        return score
 
     # Other ways to train
 

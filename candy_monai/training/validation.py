@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from candy_monai.aliases import Shape
 from candy_monai.attachment import attachment_of, map_tensors, tensors_in
-from candy_monai.data.samples.batches import unpack
+from candy_monai.data.samples.batches import Batch, unpack
 from candy_monai.experiment.events import Preview
 from candy_monai.metrics.interval import half_width, mean_of_known
 from candy_monai.network import plain_network
@@ -82,7 +82,7 @@ class ValidationCases:
 
 
 def cases_of(
-    loader: DataLoader[Any], equipment: Equipment, check_labels: Callable[[Tensor, tuple[str, ...]], None]
+    loader: DataLoader[Any], equipment: Equipment, check_batch: Callable[[Batch], None]
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield image ``(C, *spatial)`` and label ``(1, *spatial)`` of each case, on the device, and its id.
 
@@ -91,11 +91,11 @@ def cases_of(
     Args:
         loader: The validation loader.
         equipment: The device and the floating type.
-        check_labels: Checks the labels of a batch ``(B, 1, *spatial)``, given with its case ids.
+        check_batch: Checks a batch.
     """
     for batch in batches(loader):
-        images, labels, case_ids = unpack(batch)
-        check_labels(labels, case_ids)
+        images, labels, case_ids = unpacked = unpack(batch)
+        check_batch(unpacked)
         ids = case_ids if len(case_ids) == len(images) else ("",) * len(images)
         yield from zip(*equipment.on_device(images, labels), ids, strict=True)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from candy_monai.columns import LEARNING_RATE
 from candy_monai.report.comparison import write_comparison
 from candy_monai.report.evaluation import write_cross_validation, write_evaluation
+from tests import pages
 from tests.browser import Browser
 from tests.pages import box_case, made_up_run, validated
 
@@ -90,6 +92,28 @@ def test_curves_are_drawn_with_a_line_for_each_series(browser, page):
     opened(browser, page)
     assert browser.run("return document.querySelectorAll('[data-key=\"combined loss\"] polyline').length") == 2
     assert browser.run("return document.querySelector('[data-key=\"val score\"] polyline').getTotalLength()") > 200
+
+
+def test_the_numbers_of_an_axis_are_told_apart_however_small_they_are(browser, tmp_path, monkeypatch):
+    one_rate = {**pages.made_up_metrics(4, ["a", "b", "c"]), LEARNING_RATE: [1e-3] * 4}
+    monkeypatch.setattr(pages, "made_up_metrics", lambda *_, **__: one_rate)
+    made_up_run(tmp_path / "run", num_epochs=4)
+    opened(browser, tmp_path / "run" / "report.html")
+    texts = browser.run(
+        "return [...document.querySelectorAll('[data-key=\"learning rate\"] text.tick[text-anchor=end]')]"
+        ".map((text) => text.textContent)"
+    )
+    assert len(texts) > 2
+    assert len({*texts}) == len(texts)
+    assert all(float(text) == pytest.approx(1e-3, rel=0.3) for text in texts)
+
+
+def test_only_lines_of_the_log_that_tell_of_errors_are_red(browser, tmp_path):
+    folder = tmp_path / "run"
+    made_up_run(folder, num_epochs=2, note="Epoch 1: val area error 3\n[2026-01-01 10:00:02] Interrupted: KeyError")
+    opened(browser, folder / "report.html")
+    red = browser.run("return [...document.querySelectorAll('.log-line.bad span')].map((line) => line.textContent)")
+    assert red == ["Interrupted: KeyError"]
 
 
 def test_the_mouse_shows_the_values_of_an_epoch_and_dragging_zooms_all_curves(browser, page):

@@ -44,9 +44,9 @@ class ByProcesses(SmallTrainer):
     def build_criterion(self):
         return nn.MSELoss()
 
-    def _check_labels(self, labels, case_ids):
+    def _check_batch(self, batch):
         kind = "training" if self._current_model.training else "validation"
-        self.seen[kind] += case_ids
+        self.seen[kind] += batch.case_ids
 
     def train_epoch(self, toolbox):
         self._current_model = toolbox.model

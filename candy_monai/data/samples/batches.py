@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from candy_monai.data.values import plain_tensor
-from candy_monai.errors import BadInputError, did_you_mean
+from candy_monai.errors import BadInputError
 
 
 class Batch(NamedTuple):
@@ -47,9 +47,9 @@ def unpack(batch: object) -> Batch:
     if isinstance(batch, Mapping):
         missing = [key for key in ("image", "label") if key not in batch]
         if missing:
-            hint = did_you_mean(missing[0], map(str, batch))
             raise BadInputError(
-                f"the batch has the keys {sorted(map(str, batch))}, expected 'image' and 'label'.{hint}"
+                f"the batch has the keys {sorted(map(str, batch))}, expected 'image' and 'label': name them so, for "
+                "example by monai.transforms.CopyItemsd([...], names=['image', 'label']) as the last transform"
             )
         images, labels, case_ids = batch["image"], batch["label"], batch.get("case_id", ())
     elif isinstance(batch, tuple | list) and len(batch) in (2, 3):

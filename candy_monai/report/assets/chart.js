@@ -48,8 +48,10 @@ function logTicks(low, high) {
 // The texts of an axis have as many decimals as its steps need.
 function tickText(value, steps, log) {
   const step = steps.length > 1 ? Math.abs(steps[1] - steps[0]) : Math.abs(value);
-  if (log || !step || step < 1e-4 || Math.abs(value) >= 1e5) return number(value, 2);
-  return value.toFixed(clamp(-Math.floor(Math.log10(step) + 1e-9) + (/^25/.test(step.toExponential(1).replace(".", "")) ? 1 : 0), 0, 5));
+  if (log || !step || Math.abs(value) >= 1e5) return number(value, 2);
+  const decimals = -Math.floor(Math.log10(step) + 1e-9) + (/^25/.test(step.toExponential(1).replace(".", "")) ? 1 : 0);
+  if (step >= 1e-4) return value.toFixed(clamp(decimals, 0, 5));
+  return value ? value.toExponential(clamp(Math.floor(Math.log10(Math.abs(value)) + 1e-9) + decimals, 0, 5)) : "0";
 }
 
 // What the charts of a page have in common: over what they are drawn, and which part of it.

@@ -86,7 +86,7 @@ function viewerSection(content, views) {
   const look = new Look(), viewer = new Viewer(look), side = h("div", { class: "side" });
   if (!views.length) {
     return { section: content.kind === "run" ? sectionOf("viewer", "Images", h("p", { class: "note" }, content.tables.length || content.curves.epochs
-      ? "This page keeps no images: the run is of an earlier version, or its trainer's outputs are no label maps."
+      ? "This page has no images: it gets them from validations of candy_monai's own trainers whose outputs are label maps. Of a run in another host, or of an earlier version, look for pictures in its folder."
       : "Images come with the first validation.")) : null, show: () => {} };
   }
   const channels = content.channels || [];
@@ -147,7 +147,8 @@ function logSection(content) {
     const wanted = content.log.lines.filter((line) => line.toLowerCase().includes(filter.toLowerCase()));
     add(clear(list), wanted.map((line) => {
       const found = /^\[([^\]]{19})\] ([\s\S]*)$/.exec(line);
-      const kind = /warning/i.test(line) ? "warn" : /error|interrupted/i.test(line) ? "bad" : "";
+      const said = found ? found[2] : line;  // a metric of an epoch may be called an error
+      const kind = /^Epoch \d+: /.test(said) ? "" : /warning/i.test(said) ? "warn" : /error|interrupted/i.test(said) ? "bad" : "";
       return h("div", { class: `log-line ${kind}` }, found ? [h("time", {}, found[1]), h("span", {}, found[2])] : h("span", {}, line));
     }));
   };

@@ -232,6 +232,12 @@ def test_columns_are_grouped_by_what_they_are_of():
     assert [names.of(column) for column in columns] == expected
 
 
+def test_columns_that_other_hosts_name_are_grouped_too():
+    names = MetricNames()
+    columns = ["val_mean_dice", "train_loss", "val_", "lr-Adam"]
+    assert [names.of(column) for column in columns] == ["val/mean_dice", "train/loss", "train/val_", "train/lr-Adam"]
+
+
 def test_no_two_columns_share_a_name_nor_take_one_of_the_run_s_own():
     names = MetricNames()
     columns = ["val a b", "val a_b", "val a/b", "val best score", "val best_score", "val/a b", "val a b"]

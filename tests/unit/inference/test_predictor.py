@@ -4,7 +4,10 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
+from monai.transforms import ScaleIntensityd
 
+from candy_monai.data.datasets.files import DatasetFromMemory
+from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.inference.outputs import PredictionListener
 from candy_monai.inference.predictor import Predictor
@@ -195,3 +198,17 @@ def test_a_prediction_after_one_that_a_ctrl_c_ended_is_what_it_was_before(tmp_pa
 
 def test_nothing_of_a_prediction_keeps_a_graph(experiment):
     assert not _Small(experiment).logits(torch.randn(1, 9, 11, 7)).requires_grad
+
+
+def test_transforms_of_the_dataset_that_prediction_lacks_are_warned_of(tmp_path):
+    image, label = torch.rand(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.int64)
+    data = DatasetFromMemory([image] * 2, [label] * 2, transform=JointTransform(ScaleIntensityd("image")))
+    trainer = small_trainer(tmp_path, data)
+    trainer.train(1, save_preview=False, save_report=False)
+    with pytest.warns(UserWarning, match="validation images went through ScaleIntensityd of their dataset"):
+        _Small(trainer.experiment_folder())
+
+
+def test_without_transforms_there_is_no_warning(experiment, recwarn):
+    _Small(experiment)
+    assert [str(warning.message) for warning in recwarn if "went through" in str(warning.message)] == []

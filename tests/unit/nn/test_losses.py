@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from candy_monai.errors import SettingsError
-from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, as_loss, split_loss
+from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits, apply_loss, as_loss, split_loss
 
 
 def some_ids(num_classes: int, shape=(2, 1, 6, 5)) -> torch.Tensor:
@@ -362,3 +362,16 @@ def test_where_labels_cannot_be_looked_at_the_loss_is_nan():
         loss, labels = torch.ones(()), torch.zeros(1, 1, 2, 2).as_subclass(_Elsewhere)
         assert criterion._combined(loss, loss, labels).item() == 2.0
         assert criterion._combined(loss, loss, labels + 0.5).isnan(), channels
+
+
+def test_the_losses_of_pytorch_are_given_ids_as_they_take_them():
+    logits, ids = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 1, 4, 4))
+    entropy = nn.CrossEntropyLoss()
+    assert apply_loss(entropy, logits, ids) == (entropy(logits, ids[:, 0]), {})
+    mask, binary = ids > 0, nn.BCEWithLogitsLoss()
+    assert apply_loss(binary, logits[:, :1], mask.long()) == (binary(logits[:, :1], mask.float()), {})
+
+
+def test_a_loss_of_each_case_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"L1Loss returned a tensor of shape \(2, 1\), expected one number: reduce it"):
+        apply_loss(nn.L1Loss(reduction="none"), torch.zeros(2, 1), torch.zeros(2, 1))

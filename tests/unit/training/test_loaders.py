@@ -17,6 +17,7 @@ from candy_monai.training.loaders import (
     Loaders,
     batches,
     batches_from,
+    first_case,
     first_sample,
     length,
     num_cases,
@@ -195,6 +196,30 @@ def test_the_cases_are_counted_not_the_batches():
 def test_an_empty_training_set_is_refused_with_what_was_found():
     with pytest.raises(BadInputError, match="1 samples, batch_size is 2 and drop_last is True"):
         Loaders(DataLoader(Squares(1), batch_size=2, drop_last=True)).check()
+
+
+@pytest.mark.parametrize(
+    ("loaders", "message"),
+    [
+        (Loaders(Squares(2)), "the training loader is a Squares, expected a torch.utils.data.DataLoader"),
+        (Loaders(DataLoader(Squares(2)), [1]), "the validation loader is a list, expected a torch.utils.data"),
+    ],
+)
+def test_what_is_no_loader_is_refused_with_how_to_make_one(loaders, message):
+    with pytest.raises(BadInputError, match=message):
+        loaders.check()
+
+
+def test_a_validation_case_is_read_without_moving_generators_on():
+    before = torch.get_rng_state()
+    case = first_case(DataLoader(Squares(3), shuffle=True))
+    assert case.images.shape[0] == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_validation_case_is_taken_from_a_stream_or_an_empty_share():
+    assert first_case(DataLoader(_Stream())) is None
+    assert first_case(DataLoader(Squares(2), sampler=SubsetRandomSampler([]))) is None
 
 
 def test_samples_of_different_sizes_are_refused_with_what_to_do():

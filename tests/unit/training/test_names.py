@@ -1,7 +1,7 @@
 import pytest
 
 from candy_monai.errors import SettingsError
-from candy_monai.training.names import check_attribute
+from candy_monai.training.names import check_attribute, similar_names
 from candy_monai.training.planned import add_to_folder
 from tests.toys import SmallTrainer, small_trainer
 
@@ -78,3 +78,26 @@ def test_what_is_added_to_the_folder_is_in_it(tmp_path):
     trainer.train(1, save_preview=False)
     assert '"site": "north"' in (trainer.experiment_folder() / "experiment.json").read_text()
     assert (trainer.experiment_folder() / "notes.txt").read_text() == "text"
+
+
+def test_a_name_that_nearly_is_one_to_override_is_said_in_the_log(tmp_path):
+    class Mine(SmallTrainer):
+        num_class = 2
+        width = 8
+
+        def build_optimiser(self, params):
+            raise AssertionError
+
+    trainer = small_trainer(tmp_path, cls=Mine)
+    trainer.slice_axes = 1
+    assert list(similar_names(trainer)) == [
+        "Warning: nothing of the library uses Mine.slice_axes. Did you mean 'slice_axis'?",
+        "Warning: nothing of the library uses Mine.num_class. Did you mean 'num_classes'?",
+        "Warning: nothing of the library uses Mine.build_optimiser. Did you mean 'build_optimizer'?",
+    ]
+    trainer.train(1, save_preview=False, save_report=False)
+    assert "Did you mean 'build_optimizer'?" in (trainer.experiment_folder() / "logs.txt").read_text()
+
+
+def test_a_trainer_of_the_library_has_no_name_that_is_nearly_another(tmp_path):
+    assert list(similar_names(small_trainer(tmp_path))) == []

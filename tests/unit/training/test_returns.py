@@ -176,3 +176,22 @@ def test_a_backward_that_leaves_out_a_batch_or_steps_by_itself_is_none(tmp_path)
 
     for backward in (every_second, by_itself):
         assert math.isfinite(_trained(tmp_path, backward=backward).metrics()["val score"][0])
+
+
+@pytest.mark.parametrize("result", [(IMAGE, {}), (0.5, {"dice": IMAGE})])
+def test_what_score_case_returned_is_not_blamed_on_validate_case(tmp_path, result):
+    with pytest.raises(BadInputError, match=r"^Mine\.score_case returned a tensor of shape \(1, 16, 16\) as the"):
+        _trained(tmp_path, score_case=lambda *_: result)
+
+
+@pytest.mark.parametrize("method", ["backward", "validate_case"])
+def test_what_a_method_raises_names_its_cases_in_the_traceback_and_in_the_log(tmp_path, method):
+    def fail(*_):
+        raise KeyError("iou")
+
+    with pytest.raises(KeyError) as caught:
+        _trained(tmp_path, **{method: fail})
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"Raised in Mine.{method}, which was given images (")
+    (log,) = tmp_path.glob("*/*/logs.txt")
+    assert note in log.read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from candy_monai.data.planning.plan import Region
+from candy_monai.data.samples.batches import Batch
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.predictor import Predictor
@@ -183,7 +184,7 @@ def test_the_case_at_fault_is_named_among_those_of_its_batch(tmp_path):
     labels = torch.zeros(3, 1, 4, 4)
     labels[1] = 0.5
     with pytest.raises(BadInputError, match=r"^b holds fractions"):
-        trainer._check_labels(labels, ("a", "b", "c"))
+        trainer._check_batch(Batch(torch.zeros(labels.shape), labels, ("a", "b", "c")))
 
 
 def test_labels_of_minus_1_that_are_ignored_train_whatever_their_type_and_padding(tmp_path):
@@ -452,3 +453,92 @@ def test_a_run_that_began_with_numbers_goes_on_with_them(tmp_path, monkeypatch):
     trainer.resume(begun.experiment_folder(), 2, schedule="keep")
     assert [len(values) for name, values in trainer.metrics().items() if name == "val dice 1"] == [2]
     assert "val dice kidney" not in trainer.metrics()
+
+
+def _of_shapes(image, label):
+    return [{"image": torch.zeros(image), "label": torch.zeros(label, dtype=torch.int64)}] * 2
+
+
+class _OwnScore(SmallTrainer):
+    def build_criterion(self):
+        return nn.MSELoss()  # compares tensors of any shapes that can be broadcast
+
+    def score_case(self, logits, label, toolbox):
+        return 0.0, {}
+
+
+@pytest.mark.parametrize("cls", [SmallTrainer, _OwnScore])
+@pytest.mark.parametrize("side", ["training", "validation"])
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        ((1, 16, 16), (16, 16), r"shape \(1, 16, 16\), expected \(B, 1, \*spatial\) of label ids.*label\[None\]"),
+        ((16, 16), (16, 16), r"images have the shape \(1, 16, 16\), expected \(B, C, \*spatial\).*EnsureChannelFirst"),
+    ],
+)
+def test_images_and_labels_without_a_channel_are_refused_before_anything_is_written(
+    tmp_path, cls, side, image, label, message
+):
+    good, bad = DataLoader(_of_shapes((1, 16, 16), (1, 16, 16))), DataLoader(_of_shapes(image, label))
+    with pytest.raises(BadInputError, match=message):
+        cls(tmp_path, *((bad, good) if side == "training" else (good, bad)), console=False).train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_on_another_grid_than_its_image_is_refused(tmp_path):
+    data = DataLoader(_of_shapes((1, 16, 16), (1, 8, 8)))
+    with pytest.raises(BadInputError, match=r"images have the shape \(1, 1, 16, 16\) and the labels \(1, 1, 8, 8\)"):
+        SmallTrainer(tmp_path, data, None, console=False).train(1)
+
+
+def test_validation_images_with_other_channels_are_refused_before_anything_is_written(tmp_path):
+    good, other = (DataLoader(_of_shapes((channels, 16, 16), (1, 16, 16))) for channels in (1, 3))
+    with pytest.raises(BadInputError, match="the first validation case has 3 channels and the first training image 1"):
+        SmallTrainer(tmp_path, good, other, console=False).train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_of_0_and_255_is_refused_with_how_to_binarize_it(tmp_path):
+    with pytest.raises(BadInputError, match=r"label id 255.*BinarizedDataset\(dataset, positive_ids=\[255\]\)"):
+        _changed(tmp_path, lambda label: (label > 0) * 255).train(1)
+
+
+def test_a_network_of_other_channels_than_classes_is_refused(tmp_path):
+    class Two(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Conv2d(example_shape[0], 2, 1)
+
+    with pytest.raises(BadInputError, match=r"Two\.build_network returned \(2, 2, 16, 16\), expected 1 channels"):
+        small_trainer(tmp_path, cls=Two).train(1)
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "augmentation", "postprocessing"])
+def test_transforms_that_only_a_plan_applies_are_refused_without_one(tmp_path, name):
+    trainer = small_trainer(tmp_path)
+    trainer.options = SegmentationOptions(**{name: [{"_target_": "monai.transforms.RandBiasFieldd", "keys": "image"}]})
+    with pytest.raises(SettingsError, match=f"SmallTrainer.options has {name}, which only a run with a plan applies"):
+        trainer.train(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cross_entropy_of_pytorch_s_trains_and_scores_as_it_is(tmp_path):
+    class Entropy(SmallTrainer):
+        num_classes = 2
+
+        def build_criterion(self):
+            return nn.CrossEntropyLoss()
+
+    trainer = small_trainer(tmp_path, cls=Entropy)
+    trainer.train(1, save_preview=False, save_report=False)
+    assert trainer.metrics()["val score"][0] < 0
+
+
+def test_scores_that_are_all_nan_are_said_in_the_log(tmp_path):
+    class NoScore(SmallTrainer):
+        def score_case(self, logits, label, toolbox):
+            return math.nan, {}
+
+    trainer = small_trainer(tmp_path, cls=NoScore)
+    trainer.train(1, save_preview=False, save_report=False)
+    log = (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "Warning: the validation score is NaN: no validated case has one" in log

@@ -64,7 +64,7 @@ def test_metadata_are_left_behind():
     ("batch", "message"),
     [
         ({"image": IMAGES}, r"keys \['image'\], expected 'image' and 'label'"),
-        ({"image": IMAGES, "labels": LABELS}, "Did you mean 'labels'"),
+        ({"image": IMAGES, "labels": LABELS}, r"keys \['image', 'labels'\].*CopyItemsd"),
         (IMAGES, "yields a Tensor, expected"),
         ((IMAGES,), "yields a tuple of 1"),
         ("ab", "yields a str"),
