@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -280,7 +281,7 @@ def target_paths(
     written = [path.name for path in paths]
     if probabilities:
         written += [_probabilities_of(path, case.case_id).name for path, case in zip(paths, cases, strict=True)]
-    if twice := sorted({name for name in written if written.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(written).items() if count > 1):
         raise BadInputError(f"{target}: several cases would be written to {twice[0]}; give them different names")
     if image_suffix(target) in READABLE and not target.is_dir():
         raise BadInputError(
