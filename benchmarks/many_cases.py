@@ -1,9 +1,10 @@
 """Does the work of each stage grow with the number of cases alone, and does its memory? Prints one JSON line.
 
 Makes datasets of small volumes in nnU-Net's format, uncompressed, of 22 voxels along each axis: more than inspection
-samples of a case. Takes each through the stages below, each a process of its own. Of each it tells the processors' seconds without imports, and
-the peak of the process's memory (``ru_maxrss``). ``growth`` is what one more case costs between the fewest and the most
-cases, by what one of the fewest costs: 1 or less is linear. ``more_mib`` is by how much the peak has grown between them.
+samples of a case. Takes each through the stages below, each a process of its own. Of each it tells the processors'
+seconds without imports, and the peak of the process's memory (``ru_maxrss``). ``growth`` is what one more case costs
+between the fewest and the most cases, by what one of the fewest costs: 1 or less is linear. ``more_mib`` is by how much
+the peak has grown between them.
 
 The stages: listing; digest; inspect (the doctor's checks and the fingerprint); inspect_again (from what was kept);
 preprocess; folds; sampler (an epoch of as many patches' draws as cases); epoch (of 1000 patches); validation (of 200

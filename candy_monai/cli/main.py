@@ -42,7 +42,7 @@ from candy_monai.cli.errors import report as report_error
 from candy_monai.cli.feedback import feedback_of
 from candy_monai.cli.options import add_debug
 from candy_monai.cli.output import output_that_may_be_closed
-from candy_monai.errors import did_you_mean
+from candy_monai.errors import SettingsError, did_you_mean
 from candy_monai.process_age import process_age_s
 
 COMMANDS = {
@@ -69,6 +69,9 @@ COMMANDS = {
 }
 """The commands, in the order in which one would first use them."""
 
+IN_PROCESSES = ("train", "resume", "preprocess", "predict")
+"""The commands whose work several processes share."""
+
 
 @freed_memory_kept()
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +97,7 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
     except SystemExit as end:  # argparse ends so, after help and after errors
         return _code(end)
     try:
+        _refuse_processes(args.command)
         args.started = started
         with feedback_of(args) as args.feedback:
             code: int = args.run(args)
@@ -102,6 +106,23 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
     except SystemExit as end:
         return _code(end)
     return code
+
+
+def _refuse_processes(command: str) -> None:
+    """Refuse what each of several processes would do whole.
+
+    Raises:
+        SettingsError: If this is one of several processes, and the command is none that they share.
+    """
+    if command in IN_PROCESSES or not {"WORLD_SIZE", "SLURM_PROCID"} & os.environ.keys():
+        return
+    from candy_monai.processes import Processes
+
+    if (count := Processes.from_environment().world_size) > 1:
+        raise SettingsError(
+            f"{command}: {count} processes were started, and each would do the whole work: start one. Processes share "
+            f"the work of {', '.join(IN_PROCESSES)}"
+        )
 
 
 def _share_processors() -> None:

@@ -81,6 +81,9 @@ class PredictionListener:
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
         """Prediction is about to start; the largest case and what it takes, where file headers tell."""
 
+    def on_kept(self, num_cases: int, total: int) -> None:
+        """So many cases stay as they are, by the same model from the same images; the others are predicted."""
+
     def on_windows(self, case_id: str, done: int, total: int) -> None:
         """So many of a case's windows were run."""
 
@@ -245,7 +248,7 @@ def write_prediction(
         seconds: What the case took.
     """
     labels, probabilities = prediction.labels, prediction.probabilities
-    segmentation = _segmentation_of(path, case.case_id)
+    segmentation, files = _segmentation_of(path, case.case_id), [path]
     try:
         with nullcontext() if segments is None else atomic_path(segmentation, durable=False) as apart:
             if apart is not None:
@@ -255,8 +258,9 @@ def write_prediction(
                 segmentation.unlink(missing_ok=True)
             save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
             if probabilities is not None:
-                save_image(probabilities.as_tensor(), _probabilities_of(path, case.case_id), like=labels)
-        manifest.add(case, prediction, path, seconds=seconds)
+                files.append(_probabilities_of(path, case.case_id))
+                save_image(probabilities.as_tensor(), files[-1], like=labels)
+        manifest.add(case, prediction, [*files, *([] if segments is None else [segmentation])], seconds=seconds)
     except Exception as error:  # a format that cannot hold the ids, say: the other cases may be fine
         failures[case.case_id] = error
 
