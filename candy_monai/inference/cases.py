@@ -219,9 +219,9 @@ class CasePredictor(ABC):
             resume: Leave the cases as they are whose files the manifest says to be by the same versions, models and
                 settings, from images of the same content; cases of tensors are predicted in any case. By default all
                 are predicted.
-            processes: Those that call this together, see `Processes.from_environment`: each predicts its share, and
-                what one that was killed leaves, another takes up. They go by the manifest as ``resume`` does. None for
-                this one alone.
+            processes: Those that call this together, as ``Processes.from_environment()`` (``candy_monai.processes``)
+                finds them: each predicts its share, and what one that was killed leaves, another takes up. They go by
+                the manifest as with ``resume``. None for this one alone.
             listener: Informed of the progress.
 
         Returns:

@@ -13,6 +13,7 @@ from candy_monai.data.inspection import inspect as inspection
 from candy_monai.data.inspection.checks import check_dataset, visit_dataset
 from candy_monai.data.inspection.findings import has_been_used
 from candy_monai.data.inspection.inspect import inspect
+from candy_monai.processes import Processes
 from tests.folders import texture
 from tests.looks import counted_digests, counted_parses, counted_reads
 
@@ -160,6 +161,19 @@ def test_what_was_found_before_an_interruption_is_not_looked_for_again(dataset, 
     again = visit_dataset(dataset, store=tmp_path / "store", num_workers=1)
     assert names(looks) == [name for name in ALL if not name.startswith("a")]
     assert (again.report, again.fingerprint) == (whole.report, whole.fingerprint)
+
+
+def test_processes_share_what_they_look_at_by_what_is_kept(dataset, tmp_path, looks):
+    alone = visit_dataset(dataset)
+    looks.clear()
+    second, first = (
+        visit_dataset(dataset, store=tmp_path / "store", processes=Processes(rank=rank, world_size=2))
+        for rank in (1, 0)
+    )
+    assert names(looks) == ALL
+    assert first.fingerprint == second.fingerprint == alone.fingerprint
+    assert first.report == second.report == alone.report
+    assert not list((tmp_path / "store").rglob(".*"))
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"[]", b"PK", b"\xff"])
