@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from candy_monai.aliases import Shape
+from candy_monai.errors import reason_in_short
 from candy_monai.nn.padding import restore_like
 
 Precision = Literal["bf16", "fp16"] | None
@@ -227,7 +228,7 @@ class _SurroundedCall:
         except Exception as error:  # of the compiler, or of the network: then it comes again
             self.compiled = None
             outputs = self._network._call_impl(*arguments, **keywords)  # type: ignore[no-untyped-call]
-            self.attachment.compile_failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.attachment.compile_failure = reason_in_short(error)
             return outputs
 
 

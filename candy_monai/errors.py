@@ -64,3 +64,8 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest candidate, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def reason_in_short(error: Exception, longest: int = 200) -> str:
+    """Return an error's type and message in one line: PyTorch's have several, with advice on what not to do."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]

@@ -1,4 +1,4 @@
-"""Write files so that a crash leaves the old one or the new one, never half of either. Knows no file format."""
+"""Write files so that a crash leaves the old one or the new one, never half of either."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import io
+import json
 import os
 import sys
 import tempfile
@@ -62,6 +63,15 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
     """Replace the file's content by ``text`` (UTF-8) in one step."""
     with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def atomic_write_json(path: PathLike, content: object) -> None:
+    """Replace the file's content by plain values as JSON in one step.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
+    atomic_write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def digest_of_file(path: PathLike) -> str:

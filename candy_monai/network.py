@@ -56,11 +56,7 @@ def plain_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def initialize_lazy(network: nn.Module, example: Tensor) -> None:
-    """Run a network on one example if it has layers that need one to know their sizes.
-
-    Args:
-        network: On the example's device.
-        example: ``(1, C, *spatial)``.
+    """Run a network on one example ``(1, C, *spatial)`` if it has layers that need one to know their sizes.
 
     Raises:
         BadInputError: If the network cannot be called with it, or some layer does not take part.
@@ -83,11 +79,7 @@ def initialize_lazy(network: nn.Module, example: Tensor) -> None:
 
 
 def check_takes_complex(network: nn.Module, example: Tensor) -> None:
-    """Refuse complex images for a network that computes with real numbers; real ones pass without a look.
-
-    Args:
-        network: On the example's device.
-        example: ``(1, C, *spatial)``.
+    """Refuse complex images ``(1, C, *spatial)`` for a network that computes with real numbers.
 
     Raises:
         BadInputError: If the network cannot be called with it.
@@ -139,13 +131,9 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def count_macs(network: nn.Module, example_shape: tuple[int, ...]) -> float:
-    """Count the multiply-accumulate operations of one forward pass, without making one.
+    """Count the multiply-accumulate operations for one example ``(C, *spatial)``, without making a forward pass.
 
     The pass runs on PyTorch's meta device, so it costs no memory and touches neither weights nor random generators.
-
-    Args:
-        network: Any network.
-        example_shape: One example's shape without batch, ``(C, *spatial)``.
 
     Returns:
         The count; NaN for a network that cannot run on the meta device.

@@ -23,11 +23,7 @@ _LEAVES = (str, bytes, int, float, complex, type(None), Tensor, np.ndarray, type
 
 
 class OwnGenerators:
-    """Generators by the place where they were found, such as ``loader.generator`` or ``trainer.rng``.
-
-    Args:
-        found: The generators.
-    """
+    """Generators by the place where they were found, such as ``loader.generator`` or ``trainer.rng``."""
 
     def __init__(self, found: Mapping[str, Generator] | None = None) -> None:
         self._found = dict(found or {})

@@ -1,8 +1,4 @@
-"""The processes that train one run together, as ``torchrun`` starts them, and their communication.
-
-Gradients are averaged at each step rather than by ``DistributedDataParallel``: a trainer's own
-``backward`` may make several passes, another number of them in each process, and leave parameters out.
-"""
+"""The processes that train one run together, as ``torchrun`` or ``srun`` starts them, and their communication."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from candy_monai.errors import CandyError, SettingsError
+from candy_monai.launched import name_as_torchrun
 
 T = TypeVar("T")
 
@@ -39,11 +36,12 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read what ``torchrun`` says; one process where it says nothing.
+        """Read what ``torchrun`` says, or ``srun`` in its place; one process where neither says anything.
 
         Raises:
             SettingsError: If the variables contradict each other.
         """
+        name_as_torchrun()
         try:
             rank, world_size, local = (
                 int(os.environ.get(name, default))
@@ -61,10 +59,28 @@ class Processes:
         return self.rank == 0
 
     def device_of(self, device: torch.device) -> torch.device:
-        """Return this process's own device: the GPU of its number where only ``cuda`` was asked for."""
+        """Return this process's own device: the GPU of its number where only ``cuda`` was asked for.
+
+        Where a process sees a single GPU, as a task of ``srun --gpus-per-task=1`` does, that is the one.
+        """
         if self.world_size > 1 and str(device) == "cuda":
-            return torch.device("cuda", self.local_rank)
+            return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else self.local_rank)
         return device
+
+    def check_sync_batchnorm(self, device: torch.device) -> None:
+        """Check that these processes can compute the statistics of batch normalisation together.
+
+        Args:
+            device: Where they compute.
+
+        Raises:
+            SettingsError: If there are several, and not on GPUs.
+        """
+        if self.world_size > 1 and device.type != "cuda":
+            raise SettingsError(
+                f"sync_batchnorm: PyTorch's SyncBatchNorm computes on GPUs, and {self.world_size} processes train on "
+                f"{device} here: leave it out, or choose a network with instance or group normalisation"
+            )
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
@@ -127,20 +143,40 @@ class Processes:
         """Return for each flag whether it is set in any process. Waits for no GPU."""
         if self.world_size == 1:
             return list(flags)
-        together = torch.tensor(flags, dtype=torch.uint8)
-        distributed.all_reduce(together, distributed.ReduceOp.MAX, group=self._control)
-        return [bool(flag) for flag in together.tolist()]
+        return [count > 0 for count in self._counts(flags)]
 
-    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their means over all processes, in place; each process passes the same ones."""
+    def all_reduce_mean(self, tensors: Sequence[Tensor], flags: Sequence[bool] = ()) -> tuple[list[Tensor], list[int]]:
+        """Return the means of tensors over all processes, and in how many processes each flag is set.
+
+        Flags are sent with the last tensors; beside them where these are on a GPU, for which nobody waits.
+
+        Args:
+            tensors: Any, of the same shapes in each process.
+            flags: As many in each process.
+        """
         if self.world_size == 1:
-            return
-        for part in _parts(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in part])
-            distributed.all_reduce(flat)
-            flat.div_(self.world_size)
-            means = torch.split_with_sizes(flat, [tensor.numel() for tensor in part])
-            torch._foreach_copy_(part, [mean.view_as(tensor) for mean, tensor in zip(means, part, strict=True)])
+            return list(tensors), [int(flag) for flag in flags]
+        means: dict[int, Tensor] = {}
+        counts: list[int] | None = None
+        parts = list(_parts(tensors))
+        for number, part in enumerate(parts, start=1):
+            flat = [tensor.reshape(-1) for tensor in part]
+            sizes = [tensor.numel() for tensor in flat]
+            has_flags = number == len(parts) and part[0].device.type == "cpu"
+            if has_flags:
+                flat.append(torch.tensor(flags, dtype=part[0].dtype))
+            together = torch.cat(flat)
+            distributed.all_reduce(together)
+            if has_flags:
+                counts = [round(count) for count in together[sum(sizes) :].real.tolist()]
+            pieces = torch.split_with_sizes(together[: sum(sizes)].div_(self.world_size), sizes)
+            means.update((id(tensor), mean.view(tensor.shape)) for tensor, mean in zip(part, pieces, strict=True))
+        return [means[id(tensor)] for tensor in tensors], self._counts(flags) if counts is None else counts
+
+    def _counts(self, flags: Sequence[bool]) -> list[int]:
+        counts = torch.tensor(flags, dtype=torch.int32)
+        distributed.all_reduce(counts, group=self._control)
+        return counts.tolist()
 
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process, in place."""

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from candy_monai.cli.errors import PROGRAM
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import add_dataset, as_argument, chosen_options, new_command
+from candy_monai.cli.options import (
+    add_dataset,
+    add_launcher,
+    add_requeue,
+    as_argument,
+    chosen_launcher,
+    chosen_options,
+    new_command,
+)
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.experiment.settings import whole_number
@@ -31,16 +39,17 @@ def add_parser(subparsers: Subparsers) -> None:
         "'select' to choose from. The same command after an interruption leaves finished folds as they are and goes on "
         "with the others.",
         example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50\n"
-        "candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m",
+        "candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m\n"
+        "candy-monai crossval Dataset027_ACDC --launcher slurm --launcher-args time=12:00:00 --launcher-args gpus=1",
     )
     add_dataset(parser)
     parser.add_argument(
         "--jobs",
         dest="num_parallel",
         type=as_argument(whole_number(1).read),
-        default=1,
         metavar="N",
-        help="folds trained at the same time, each with its share of the processors (default: 1)",
+        help="folds trained at the same time, each with its share of the processors (default: 1, or all as jobs of "
+        "SLURM)",
     )
     parser.add_argument(
         "--configurations",
@@ -49,6 +58,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="train each of these on every fold; all: those that the dataset has (default: the one of --configuration)",
     )
     add_training(parser, but=("fold", "jobs"))
+    add_launcher(parser, "each fold as a job and wait for all; Ctrl-C cancels them")
+    add_requeue(parser)
     add_feedback(parser)
 
 
@@ -64,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         options,
         configurations=args.configurations,
         num_parallel=args.num_parallel,
+        launcher=chosen_launcher(args, feedback.say),
         on_progress=feedback.say,
     )
     scores = json.loads(file.read_text(encoding="utf-8"))

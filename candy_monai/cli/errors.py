@@ -24,12 +24,7 @@ _MOST_LINES = 8
 
 
 def report(error: BaseException, *, debug: bool) -> int:
-    """Print an error to standard error and return the exit code that belongs to it.
-
-    Args:
-        error: What ended the command.
-        debug: Print the traceback, too.
-    """
+    """Print an error to standard error and return the exit code that belongs to it."""
     if debug:
         traceback.print_exception(error)
     message, code = outcome_of(error)

@@ -84,9 +84,6 @@ def feedback_of(args: argparse.Namespace) -> Iterator[Feedback]:
     """Yield the feedback of a command; runs within the block are shown in its form.
 
     In JSON the last line is ``end``, or ``error`` where the block raises. What else is printed goes to standard error.
-
-    Args:
-        args: The command line.
     """
     is_quiet = getattr(args, "quiet", False)
     if getattr(args, "log_format", "text") == "json":

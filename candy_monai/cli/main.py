@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 from typing_extensions import override
@@ -37,12 +38,13 @@ from candy_monai.cli import (
     sweep,
     train,
 )
-from candy_monai.cli.errors import BAD_INPUT, PROGRAM
+from candy_monai.cli.errors import BAD_INPUT, PROGRAM, say
 from candy_monai.cli.errors import report as report_error
 from candy_monai.cli.feedback import feedback_of
 from candy_monai.cli.options import add_debug
 from candy_monai.cli.output import output_that_may_be_closed
-from candy_monai.errors import SettingsError, did_you_mean
+from candy_monai.errors import did_you_mean
+from candy_monai.launched import name_as_torchrun, refuse_several
 from candy_monai.process_age import process_age_s
 
 COMMANDS = {
@@ -69,8 +71,8 @@ COMMANDS = {
 }
 """The commands, in the order in which one would first use them."""
 
-IN_PROCESSES = ("train", "resume", "preprocess", "predict")
-"""The commands whose work several processes share."""
+_SHARED_OUT = ("preprocess", "train", "resume", "predict")
+"""Commands whose work several processes share; each of the others is done by one."""
 
 
 @freed_memory_kept()
@@ -97,9 +99,11 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
     except SystemExit as end:  # argparse ends so, after help and after errors
         return _code(end)
     try:
-        _refuse_processes(args.command)
         args.started = started
-        with feedback_of(args) as args.feedback:
+        name_as_torchrun()
+        if args.command not in _SHARED_OUT:
+            refuse_several(f"'{PROGRAM} {args.command}'")
+        with feedback_of(args) as args.feedback, _requeued(args):
             code: int = args.run(args)
     except (Exception, KeyboardInterrupt) as error:  # first: a run that was interrupted is a SystemExit, too
         return report_error(error, debug=args.debug)
@@ -108,21 +112,13 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
     return code
 
 
-def _refuse_processes(command: str) -> None:
-    """Refuse what each of several processes would do whole.
+def _requeued(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return what surrounds a command so that it goes on in the next start of its job, if that was asked for."""
+    if not getattr(args, "requeue", False):
+        return nullcontext()
+    from candy_monai.recipes.slurm_job import requeued_if_interrupted
 
-    Raises:
-        SettingsError: If this is one of several processes, and the command is none that they share.
-    """
-    if command in IN_PROCESSES or not {"WORLD_SIZE", "SLURM_PROCID"} & os.environ.keys():
-        return
-    from candy_monai.processes import Processes
-
-    if (count := Processes.from_environment().world_size) > 1:
-        raise SettingsError(
-            f"{command}: {count} processes were started, and each would do the whole work: start one. Processes share "
-            f"the work of {', '.join(IN_PROCESSES)}"
-        )
+    return requeued_if_interrupted(say)
 
 
 def _share_processors() -> None:

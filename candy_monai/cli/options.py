@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import FLAG
-from candy_monai.recipes.options import TrainOptions
+from candy_monai.recipes.options import TrainOptions, parsed_pairs
 
 if TYPE_CHECKING:
+    from candy_monai.recipes.jobs import JobLauncher
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
     """What ``add_parser`` of each command adds itself to."""
 
@@ -96,6 +98,54 @@ def add_options(parser: argparse._ActionsContainer, *names: str, **changes: Any)
         if facts["collected"] is not None:
             arguments |= {"action": "append", "default": [], "type": str}
         parser.add_argument(facts["flag"], **{**arguments, **changes})
+
+
+def add_requeue(parser: argparse.ArgumentParser) -> None:
+    """Add ``--requeue``."""
+    parser.add_argument(
+        "--requeue",
+        action="store_true",
+        help="in a job of SLURM: on SIGTERM or SIGUSR1, which 'sbatch --signal=USR1@120' sends before the time is up, "
+        "save and put the job back into the queue; when it starts again the same command goes on",
+    )
+
+
+def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--launcher`` and ``--launcher-args``.
+
+    Args:
+        parser: Where to add them.
+        what: What is submitted, and what happens then.
+    """
+    parser.add_argument(
+        "--launcher",
+        choices=("slurm", "local"),
+        help=f"submit {what}; local: as processes of this machine, to try it out (needs the extra 'slurm')",
+    )
+    parser.add_argument(
+        "--launcher-args",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a job asks for, by the long options of sbatch: time=12:00:00 (needed), partition=gpu, "
+        "gpus-per-node=1; may be repeated",
+    )
+
+
+def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print) -> JobLauncher | None:
+    """Return what submits jobs, as the command line says; None where no jobs are asked for.
+
+    Raises:
+        SettingsError: If jobs cannot be submitted so.
+    """
+    arguments = parsed_pairs(args.launcher_args, flag="--launcher-args", example="partition=gpu")
+    if args.launcher is None:
+        if arguments:
+            raise SettingsError("--launcher-args without --launcher: say what they are for, such as --launcher slurm")
+        return None
+    from candy_monai.recipes.jobs import JobLauncher
+
+    return JobLauncher(args.launcher, arguments, say=say)
 
 
 def add_option_file(parser: argparse.ArgumentParser) -> None:

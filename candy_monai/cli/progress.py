@@ -107,11 +107,7 @@ class PredictionProgress(PredictionListener):
 
 
 class PredictionEvents(PredictionListener):
-    """Tells a program of the cases that are predicted, and people of nothing but files that were left over.
-
-    Args:
-        feedback: How the command tells.
-    """
+    """Tells a program of the cases that are predicted, and people of nothing but files that were left over."""
 
     def __init__(self, feedback: Feedback) -> None:
         self._feedback = feedback

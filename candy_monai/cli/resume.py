@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
-from candy_monai.cli.options import add_option_file, add_options, chosen_options, new_command
+from candy_monai.cli.options import add_option_file, add_options, add_requeue, chosen_options, new_command
 from candy_monai.cli.predict import command_for
 from candy_monai.recipes.options import TrainOptions
 
@@ -48,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
     )
+    add_requeue(parser)
     add_feedback(parser)
     add_option_file(parser)
 

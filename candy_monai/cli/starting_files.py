@@ -64,10 +64,6 @@ def check_class_name(name: str) -> None:
 def check_module_name(name: str, *, bundles: list[str]) -> None:
     """Check that a name can be that of a module, and of a bundle that is not installed.
 
-    Args:
-        name: The name.
-        bundles: The names of the installed bundles.
-
     Raises:
         BadInputError: If it cannot; the message suggests one that can.
     """

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candy_monai.cli.errors import done
-from candy_monai.cli.options import add_dataset, as_argument, chosen_options, new_command
+from candy_monai.cli.options import (
+    add_dataset,
+    add_launcher,
+    add_requeue,
+    as_argument,
+    chosen_launcher,
+    chosen_options,
+    new_command,
+)
 from candy_monai.cli.predict import command_for
 from candy_monai.cli.train import add_training
 from candy_monai.experiment.settings import number, whole_number
@@ -85,6 +93,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="how sure the forecast must be that a trial will not beat the best (default: 0.9)",
     )
     add_training(parser, but=("jobs",))
+    add_launcher(parser, "each trial as a job and wait for all, --jobs at the same time; Ctrl-C cancels them")
+    add_requeue(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         options,
         num_trials=args.num_trials,
         num_parallel=args.num_parallel,
+        launcher=chosen_launcher(args),
         storage=args.storage,
         name=args.name,
         pruner=_pruner(args.pruner, args.confidence),

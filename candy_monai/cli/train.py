@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import (
     add_dataset,
+    add_launcher,
     add_option_file,
     add_options,
+    add_requeue,
     as_argument,
+    chosen_launcher,
     chosen_options,
     new_command,
 )
 from candy_monai.cli.predict import command_for
+from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import whole_number
 from candy_monai.recipes.options import TrainOptions
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+    from candy_monai.recipes.jobs import JobLauncher
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -46,6 +53,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="train with N seeds, one after the other, from --seed on (default: from 0), and sum up the mean and "
         "spread of their scores; a --budget is one run's",
     )
+    add_launcher(parser, "the training as a job and return; the same command says how it goes, or goes on with it")
+    add_requeue(parser)
     add_feedback(parser)
     add_option_file(parser)
 
@@ -66,11 +75,16 @@ def add_training(parser: argparse.ArgumentParser, *, but: Sequence[str] = ()) ->
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options = chosen_options(args)  # before the imports, which take seconds
+    ways = [args.launcher and "--launcher", args.requeue and "--requeue", args.repeat_seeds and "--repeat-seeds"]
+    if len(given := list(filter(None, ways))) > 1:
+        raise SettingsError(f"give {given[0]} or {given[1]}, not both")
+    feedback: Feedback = args.feedback
+    if (launcher := chosen_launcher(args, feedback.say)) is not None:
+        return _submit(args, options, launcher)
 
     from candy_monai.recipes.seeds import SEEDS, repeat_seeds
     from candy_monai.recipes.train import train_dataset
 
-    feedback: Feedback = args.feedback
     elapsed_s = time.monotonic() - args.started
     if args.repeat_seeds is not None:
         spread = repeat_seeds(
@@ -80,5 +94,33 @@ def run(args: argparse.Namespace) -> int:
         if feedback.shows_text:
             print(spread.table())
         return feedback.done("Seeds", spread.folder / SEEDS)
-    folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s, on_progress=feedback.say)
+    begun = _begun_by_this_job(args, options) if args.requeue else None
+    if begun is None:
+        folder = train_dataset(args.dataset, options, elapsed_s=elapsed_s, on_progress=feedback.say)
+    else:
+        from candy_monai.recipes.resume import resume_training
+
+        feedback.say(f"Going on with {begun}, which this job began")
+        as_planned = dataclasses.replace(options, num_epochs=None)
+        folder = resume_training(begun, as_planned, dataset=args.dataset, on_progress=feedback.say)
     return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+
+
+def _begun_by_this_job(args: argparse.Namespace, options: TrainOptions) -> Path | None:
+    from candy_monai.recipes.slurm_job import run_of_this_job
+
+    return run_of_this_job(args.dataset, options)
+
+
+def _submit(args: argparse.Namespace, options: TrainOptions, launcher: JobLauncher) -> int:
+    """Submit the training as a job, or name the experiment of one that is finished."""
+    from candy_monai.recipes.jobs import submit_training
+
+    run = submit_training(args.dataset, options, launcher=launcher)
+    feedback: Feedback = args.feedback
+    if run.scores is not None:
+        feedback.say(f"{run.name} is finished")
+        folder = run.scores.parent
+        return feedback.done("Experiment", folder, then=command_for(folder, options, dataset=args.dataset))
+    feedback.say(f"Its output is in {run.log}; the same command says how far it is, or goes on with it")
+    return feedback.done("Submitted", run.folder)

@@ -27,9 +27,6 @@ _PHASE_STREAM = 2
 class PositionedSampler(Sampler[int]):
     """A sampler that can be told the epoch, and where in it to start.
 
-    Args:
-        num_samples: Samples in an epoch.
-
     Raises:
         BadInputError: If an epoch would be empty.
     """

@@ -38,6 +38,8 @@ LEAST_GAIN = 1e-4
 SHARES_OF_A_COMPONENT = (0.01, 0.05, 0.2)
 """The sizes below which components are removed, as shares of the median component of the references."""
 
+_THRESHOLD = 0.5  # what a region's probability must exceed where nothing is chosen
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -126,11 +128,11 @@ class Cleaner:
         found = list(in_order((partial(self._of_case, case_id) for case_id in self.case_ids), self.jobs))
         return replace(found[0], cases=tuple(result.cases[0] for result in found))
 
-    def choose_thresholds(self, among: Sequence[float], *, default: float = 0.5) -> None:
+    def choose_thresholds(self, among: Sequence[float]) -> None:
         """Choose the probability that each region must exceed, one region after the other."""
-        current = [default] * len(self.classes)
+        current = [_THRESHOLD] * len(self.classes)
         for place, region in enumerate(self.classes):
-            tried = [(*current[:place], each, *current[place + 1 :]) for each in among if each != default]
+            tried = [(*current[:place], each, *current[place + 1 :]) for each in among if each != _THRESHOLD]
             kept = self._tried(
                 _Offer(
                     step=f"threshold {thresholds[place]:g} for {region.name}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING
 from candy_monai.aliases import PathLike
 from candy_monai.data.values import join_names
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
-from candy_monai.evaluation.results import aligned_rows
+from candy_monai.evaluation.results import aligned_rows, in_brackets
 from candy_monai.evaluation.statistics import Method, Statistics, as_json_number
-from candy_monai.files import atomic_write_text
-from candy_monai.metrics.interval import CONFIDENCE
+from candy_monai.files import atomic_write_json
+from candy_monai.metrics.interval import CONFIDENCE, number_as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,7 +167,7 @@ class Comparison:
     def save(self, path: PathLike) -> None:
         """Write `to_dict` as JSON; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        atomic_write_json(Path(path), self.to_dict())
 
     def figure(self, *, classes: bool = False) -> Figure:
         """Draw the values of each method as boxes, and the paired differences with the intervals of their means.
@@ -197,7 +196,7 @@ class Comparison:
         lines: list[str] = []
         for each in (*self.metrics, *(self.by_class if classes else ())):
             lines += [*self._lines_of(each, unit), ""]
-        ranked = ", ".join(f"{name} {_shown(rank, 2)}" for name, rank in self.ranking)
+        ranked = ", ".join(f"{name} {number_as_text(rank, 2)}" for name, rank in self.ranking)
         lines.append(f"ranking (mean rank over {len(self.metrics)} metric{'s' * (len(self.metrics) > 1)}): {ranked}")
         interval = "Student's t" if self.method == "t" else "the bootstrap (BCa)"
         lines.append(
@@ -260,27 +259,19 @@ class Comparison:
         methods = [["method", "mean", "median", "mean rank"]]
         for found in each.methods:
             stats = found.statistics
-            ends = _ends(stats.interval)
-            methods.append([found.name, _shown(stats.mean) + ends, _shown(stats.median), _shown(found.mean_rank, 2)])
+            mean = f"{number_as_text(stats.mean)} {in_brackets(stats.interval)}"
+            methods.append([found.name, mean, number_as_text(stats.median), number_as_text(found.mean_rank, 2)])
         pairs = [["difference", "mean", "median", "better / equal / worse", "p", "p (Holm)"]]
         for d in each.differences:
             counts = f"{d.first_better} / {d.equal} / {d.second_better}"
-            mean = _shown(d.statistics.mean) + _ends(d.statistics.interval)
-            row = [f"{d.first} - {d.second}", mean, _shown(d.statistics.median), counts]
+            mean = f"{number_as_text(d.statistics.mean)} {in_brackets(d.statistics.interval)}"
+            row = [f"{d.first} - {d.second}", mean, number_as_text(d.statistics.median), counts]
             pairs.append([*row, _as_p(d.p_value), _as_p(d.p_corrected)])
         title = f"{self._title_of(each)}, {each.num_cases} {unit}"
         return [title, *aligned_rows(methods), *aligned_rows(pairs)]
 
     def __str__(self) -> str:
         return self.table()
-
-
-def _shown(value: float, digits: int = 4) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _ends(interval: tuple[float, float] | None) -> str:
-    return " [-]" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _as_p(value: float) -> str:

@@ -147,7 +147,7 @@ class Evaluator:
             jobs = jobs_for([Path(file) for pair in pairs if (file := pair.files[1])]) if isinstance(pairs, list) else 1
 
         def case_of(pair: Pair) -> ComparedCase:
-            prediction, reference = (loaded(entry, is_label=True) for entry in (pair.first, pair.second))
+            prediction, reference = (loaded(entry) for entry in (pair.first, pair.second))
             return ComparedCase(case_id=pair.case_id, prediction=prediction, reference=reference, files=pair.files)
 
         cases = (partial(case_of, pair) for pair in pairs)
@@ -205,7 +205,7 @@ class Evaluator:
             return ComparedCase(
                 case_id=pair.case_id,
                 prediction=plain_tensor(prediction) if has_no_grid else prediction,
-                reference=loaded(pair.second, is_label=True),
+                reference=loaded(pair.second),
                 files=(None, pair.files[1]),
             )
 

@@ -5,7 +5,6 @@ Only predictions of models that were not trained on the case say anything about 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from candy_monai.aliases import PathLike
 from candy_monai.evaluation.results import aligned_rows
-from candy_monai.files import atomic_write_text
+from candy_monai.files import atomic_write_json
 from candy_monai.metrics.overlap import is_any_of
 
 if TYPE_CHECKING:
@@ -231,7 +230,7 @@ class LabelIssues:
     def save(self, path: PathLike) -> None:
         """Write `to_dict` as JSON; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        atomic_write_json(Path(path), self.to_dict())
 
     def name_of(self, label_id: int) -> str:
         """Return the name of a class, or its id where it has none."""

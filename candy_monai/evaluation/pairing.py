@@ -119,12 +119,12 @@ def pair_up(first: Source, second: Source, *, names: tuple[str, str], common: bo
     return Pairing(pairs=pairs, left_out=left_out, passed_over=passed_over)
 
 
-def loaded(entry: OneCase, *, is_label: bool) -> Tensor:
-    """Return an entry's tensor, from its file where it is one."""
+def loaded(entry: OneCase) -> Tensor:
+    """Return the tensor of a label map, from its file where it is one."""
     if isinstance(entry, SpatialImage):
         entry = scan_of_nibabel(entry).tensor()
     elif is_path(entry):
-        entry = load_image(entry, is_label=is_label)
+        entry = load_image(entry, is_label=True)
     if not isinstance(entry, Tensor):
         found = f"{len(entry)} of them" if isinstance(entry, list | tuple) else f"a {type(entry).__name__}"
         raise BadInputError(f"expected one file or tensor, got {found}")

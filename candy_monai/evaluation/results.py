@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
@@ -18,8 +17,8 @@ from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
 from candy_monai.evaluation.statistics import Method, Statistics, as_json_number, statistics_of
-from candy_monai.files import atomic_write_text
-from candy_monai.metrics.interval import CONFIDENCE
+from candy_monai.files import atomic_write_json, atomic_write_text
+from candy_monai.metrics.interval import CONFIDENCE, mean_of_known, number_as_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +238,7 @@ class EvalResult(Sequence[EvalCase]):
             if len(finite) < len(known):
                 lines.append(
                     f"{name}: {len(known) - len(finite)} of {len(known)} values are infinite, of classes that only one "
-                    f"of the two maps contains; the mean of the others is {_rounded(mean_of_known(finite))}"
+                    f"of the two maps contains; the mean of the others is {number_as_text(mean_of_known(finite))}"
                 )
         if self.left_out:
             lines.append(f"left out, without a partner: {join_names(self.left_out)}")
@@ -318,7 +317,7 @@ class EvalResult(Sequence[EvalCase]):
         """Write the summary of `to_dict`, whose arguments are these, as JSON; folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         summary = self.to_dict(method=method, confidence=confidence)
-        atomic_write_text(Path(path), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        atomic_write_json(Path(path), summary)
 
     def table(
         self,
@@ -341,8 +340,8 @@ class EvalResult(Sequence[EvalCase]):
 
         def cell(index: int | None, name: str, mean: float) -> str:
             found = statistics[index].get(name) if index in statistics else None
-            ends = "" if found is None else " " + _interval_as_text(found.interval)
-            return _rounded(mean) + ends
+            ends = "" if found is None else " " + in_brackets(found.interval)
+            return number_as_text(mean) + ends
 
         rows = [["class", "cases", *columns]]
         for index, means in self.class_means.items():
@@ -354,7 +353,7 @@ class EvalResult(Sequence[EvalCase]):
         if columns and intervals:
             method = "Student's t" if intervals == "t" else "the bootstrap (BCa)"
             lines.append(f"[ ]: {100 * confidence:g} % interval of the mean over cases, by {method}")
-        lines += [f"{name}: mean {_rounded(mean)} of {len(self)} cases" for name, mean in self._own_means.items()]
+        lines += [f"{name}: mean {number_as_text(mean)} of {len(self)} cases" for name, mean in self._own_means.items()]
         return "\n".join(lines)
 
     @override
@@ -374,12 +373,6 @@ class EvalResult(Sequence[EvalCase]):
             raise BadInputError(f"{metric!r} was not measured; there are {', '.join(metrics)}.{hint}")
         valued = [(value, case) for value, case in zip(metrics[metric], self.cases, strict=True) if value == value]
         return tuple(case for _, case in sorted(valued, key=lambda entry: sign * entry[0]))
-
-
-def mean_of_known(values: Iterable[float]) -> float:
-    """Return the mean of what is not NaN; NaN of nothing."""
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _means_by_class(cases: Sequence[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
@@ -407,11 +400,8 @@ def _described(statistics: Mapping[str, Statistics]) -> dict[str, object]:
     return {CLASS_METRICS[name].summary_name: found.to_dict() for name, found in statistics.items()}
 
 
-def _rounded(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _interval_as_text(interval: tuple[float, float] | None) -> str:
+def in_brackets(interval: tuple[float, float] | None) -> str:
+    """Return an interval as the tables of evaluations show it beside its mean."""
     return "[-]" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 

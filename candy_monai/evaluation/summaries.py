@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from candy_monai.evaluation.results import EvalResult
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import folds_below, what_is_below
 from candy_monai.experiment.summary import Summary, read_summary, summary_of
-from candy_monai.files import atomic_write_text
+from candy_monai.files import atomic_write_json
 
 T = TypeVar("T")
 
@@ -93,7 +92,7 @@ def save_validation(experiment: Path, result: EvalResult, *, num_validation_case
         "dice_interval_95": interval(result),
         **result.to_dict(),
     }
-    atomic_write_text(experiment / VALIDATION_SCORES, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    atomic_write_json(experiment / VALIDATION_SCORES, summary)
 
 
 def scores_of(summary: Mapping[str, Any], *, source: str) -> Scores:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import ExperimentError, reason_in_short
 from candy_monai.files import atomic_path, finish_file, flush_to_disk, new_file
 
 LATEST = "checkpoint_latest.pth"
@@ -227,11 +227,6 @@ def load_weights(path: Path) -> dict[str, Any]:
     ):
         raise ExperimentError(f"{path}: expected a state_dict (tensors by name), found {type(weights).__name__}")
     return weights
-
-
-def reason_in_short(error: Exception) -> str:
-    """Return an error's type and message in one line: PyTorch's have several, with advice on what not to do."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def digest_of(path: Path) -> str:

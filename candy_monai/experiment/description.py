@@ -29,7 +29,10 @@ InfererDescription = Literal["plan", "custom"] | dict[str, object] | None
 """The plan's inferer, one whose arguments are no plain data, one in MONAI's configuration language; None for whole
 images."""
 
-_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget")
+SLURM_JOB = "slurm_job"
+"""The entry of ``experiment.json`` with the job of SLURM that began a run, by which the job finds it again."""
+
+_ABOUT_THE_RUN = ("format", "id", "settings", "environment", "score_range", "budget", SLURM_JOB)
 _PLACES = ("folder", "store")
 _LONGEST = 80
 _LARGEST_SIZE = 1 << 20  # of a network's example along an axis
@@ -254,9 +257,6 @@ class ExperimentDescription(_Record):
         """List what is about to be trained otherwise than it was, each as ``name: saved -> present``.
 
         What is about the run alone is left out, and where the data are: what they hold is compared by its digest.
-
-        Args:
-            present: The description of a new run.
         """
         before, now = self._what_was_trained(), present._what_was_trained()
         for name in ("parts", "pipelines"):
@@ -296,10 +296,6 @@ class ExperimentDescription(_Record):
 def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentDescription:
     """Return the description of a new run.
 
-    Args:
-        trainer: The trainer's class name.
-        entries: What it says of itself.
-
     Raises:
         ExperimentError: If an entry of the user's own has the name of another and is of another type.
     """
@@ -313,10 +309,6 @@ def describe_trainer(trainer: str, entries: Mapping[str, object]) -> ExperimentD
 
 def example_shape(folder: PathLike, description: ExperimentDescription) -> Shape:
     """Return the shape ``(C, *spatial)`` that a run's network was built for.
-
-    Args:
-        folder: The experiment folder, for messages.
-        description: What ``experiment.json`` says.
 
     Raises:
         ExperimentError: If it does not say that.

@@ -394,13 +394,7 @@ class Experiment:
     def epoch_finished(
         self, score: float | None, preview: Preview | None, validated: Validated | None = None
     ) -> EpochFinished:
-        """Return the event that tells of the last finished epoch.
-
-        Args:
-            score: Its validation score; None if it was not validated.
-            preview: The case to look at.
-            validated: The cases of its validation.
-        """
+        """Return the event that tells of the last finished epoch."""
         return EpochFinished(
             epoch=self.progress.epoch,
             num_epochs=self.expected_epochs(),

@@ -94,9 +94,6 @@ def _not_made(reason: OSError, what: str) -> ExperimentError | RunFailedError:
 def disk_failures_of(folder: Path) -> Iterator[None]:
     """Raise `RunFailedError`, with the run and what is to be done, for a disk that fails while a block writes.
 
-    Args:
-        folder: The run's folder.
-
     Raises:
         RunFailedError: Instead of an ``OSError``.
     """
@@ -119,9 +116,6 @@ class FolderLock:
 
     Forked children, such as the workers of a loader, do not hold it: one that outlives a killed run does not keep the
     folder. File systems without locks (some of NFS) are not locked.
-
-    Args:
-        folder: The experiment folder.
 
     Raises:
         ExperimentError: If another process, or another run of this one, holds it.

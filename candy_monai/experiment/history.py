@@ -18,6 +18,7 @@ from candy_monai.aliases import Scalar
 from candy_monai.columns import EPOCH, EPOCH_DURATION, LEARNING_RATE, LOSS, SCORE, worth_listing
 from candy_monai.errors import BadInputError
 from candy_monai.files import atomic_write_text
+from candy_monai.metrics.interval import mean_of_known
 
 _COLUMNS_OF_A_RUN = (EPOCH, EPOCH_DURATION, LEARNING_RATE, SCORE)
 _BESIDE = " (metric)"
@@ -44,10 +45,6 @@ class History:
     def record(self, name: str, value: Scalar) -> None:
         """Add one value of the metric to the current epoch.
 
-        Args:
-            name: The metric's name, a column of ``metrics.csv``.
-            value: A number or a tensor of one element.
-
         Raises:
             BadInputError: If it is not one number.
         """
@@ -63,7 +60,7 @@ class History:
         Args:
             columns: What the run itself says of the epoch, by name.
         """
-        row = {name: _mean(values) for name, values in self.pending().items()}
+        row = {name: mean_of_known(values) for name, values in self.pending().items()}
         if LOSS not in row:  # a training loop of the user's own records its loss itself
             row = {LOSS if name == column_beside(LOSS) else name: mean for name, mean in row.items()}
         row.update(columns or {})
@@ -185,8 +182,3 @@ def read_numbers(values: Sequence[Scalar]) -> Iterator[float]:
     numbers = {device: iter(torch.stack(tensors).tolist()) for device, tensors in by_device.items()}
     for value in values:
         yield next(numbers[value.device]) if isinstance(value, Tensor) else float(value)
-
-
-def _mean(numbers: list[float]) -> float:
-    measured = [number for number in numbers if not math.isnan(number)]
-    return math.fsum(measured) / len(measured) if measured else math.nan

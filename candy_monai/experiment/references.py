@@ -115,12 +115,7 @@ def folder_of_experiments(run: PathLike) -> Path:
 
 
 def references_as_text(references: Sequence[ReferenceRun], experiments: PathLike) -> str:
-    """Return which runs the forecast learns from, for the log.
-
-    Args:
-        references: At least one.
-        experiments: The folder below which they were found.
-    """
+    """Return which runs the forecast learns from, for the log."""
     root, count = Path(experiments).resolve(), len(references)
     paths = (reference.folder.resolve() for reference in references[:_MOST_NAMED])
     names = [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]

@@ -79,12 +79,7 @@ def summarize(folder: Path) -> RunSummary:
 
 
 def resuming_call(folder: Path, description: ExperimentDescription) -> str:
-    """Return the Python by which the script of a run goes on with it, where no command can.
-
-    Args:
-        folder: The experiment folder.
-        description: What ``experiment.json`` says.
-    """
+    """Return the Python by which the script of a run goes on with it, where no command can."""
     where = str(folder.resolve())
     if description.host is None:
         return f"{description.trainer or 'Trainer'}(...).resume({where!r})"
@@ -130,9 +125,6 @@ def folds_below(folder: PathLike) -> dict[int, Path | None]:
 
 def configurations_below(folder: PathLike) -> dict[str, Path]:
     """Return the cross-validations of each configuration that ``candy-monai crossval --configurations`` made.
-
-    Args:
-        folder: Of the cross-validation.
 
     Returns:
         Their folders by the name of the configuration, in the order in which they were asked for; empty for a

@@ -114,10 +114,6 @@ class Declared:
     def check_names(cls, names: Iterable[str], *, source: str) -> None:
         """Refuse names that are no setting.
 
-        Args:
-            names: The names to check.
-            source: Where they come from, for the message.
-
         Raises:
             SettingsError: If one is unknown; the message suggests the closest known one.
         """
@@ -219,6 +215,7 @@ class TrainSettings(Declared):
     amp: Literal["bf16", "fp16", "auto"] | None = setting(one_of("bf16", "fp16", "auto"), None)
     accumulate: int = setting(whole_number(1), 1)
     compile_model: bool = setting(FLAG, False)
+    sync_batchnorm: bool = setting(FLAG, False)
     channels_last: bool | None = setting(FLAG, None)
     validate_every: int = setting(whole_number(1), 1)
     num_validation_cases: int | None = setting(whole_number(1), None)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import ExperimentError, reason_in_short
 from candy_monai.experiment.checkpoints import (
     LATEST,
     CheckpointRecord,
@@ -21,7 +21,6 @@ from candy_monai.experiment.checkpoints import (
     holds,
     load_tensors,
     load_weights,
-    reason_in_short,
     records_of,
     save_tensors,
     staged_path,

@@ -75,10 +75,6 @@ def read_summary(path: Path) -> Summary:
 def summary_of(content: Mapping[str, Any], *, source: str) -> Summary:
     """Return the summary that plain values say.
 
-    Args:
-        content: As `EvalResult.to_dict` returns it or nnU-Net writes it.
-        source: What it was read from, for messages.
-
     Raises:
         BadInputError: If it is none, has no case, or names one twice.
     """

@@ -61,10 +61,6 @@ def _noting(
 def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the definition of a network, ``{"_target_": ..., arguments}``.
 
-    Args:
-        kind: Its class.
-        arguments: Those of its constructor, by name.
-
     Raises:
         TypeError: If an argument is no plain data, with its ``repr``.
     """

@@ -127,11 +127,7 @@ class ExportedNetwork:
 
 
 class MainLogits(nn.Module):
-    """A network that returns its logits at full resolution alone, in float32.
-
-    Args:
-        network: Returns them among others.
-    """
+    """A network that returns its logits at full resolution alone, in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -150,14 +146,7 @@ def load_network(
     trainer: str | None = None,
     trust: bool = False,
 ) -> ExportedNetwork:
-    """Return the network of an experiment.
-
-    Args:
-        experiment: The experiment's folder.
-        checkpoint: ``best``, ``latest``, or the name of a weight file.
-        images: What to compare on; None for cases that the experiment was validated on.
-        trainer: ``FILE:Class``, the trainer of your own that it belongs to; None for bundles.
-        trust: Build any callable that its pipelines name.
+    """Return the network of an experiment; arguments are those of `export_experiments`.
 
     Raises:
         ExperimentError: If it cannot be loaded, or its dataset is not there and no images were named.

@@ -11,7 +11,7 @@ from torch import Tensor
 from candy_monai.errors import BadInputError
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import check, compare
-from candy_monai.export.programs import build_program, quiet
+from candy_monai.export.programs import build_program, first_line, quiet
 from candy_monai.export.usage import INPUT, OUTPUT, write_usage
 from candy_monai.optional import require
 
@@ -21,12 +21,7 @@ _LARGEST_FILE = (1 << 31) - (1 << 24)
 
 
 def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as ONNX, run it by ONNX Runtime and compare it on real cases.
-
-    Args:
-        network: The network.
-        file: Where to write it; the JSON file goes beside it.
-        on_progress: Told what is done.
+    """Write a network as ONNX and a JSON file beside it, run it by ONNX Runtime and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.
@@ -60,10 +55,9 @@ def write_onnx(network: ExportedNetwork, file: Path, *, on_progress: Callable[[s
             assert program is not None
             program.save(file, external_data=False)
         except Exception as error:  # of the converter: an operator without a counterpart, say
-            first = str(error).strip().partition("\n")[0][:200]
             raise BadInputError(
                 f"{network.predictor.folder}: the network {type(network.network).__name__} cannot be converted to ONNX "
-                f"({type(error).__name__}: {first}); monai-bundle, pt2 and torchscript do without it"
+                f"({first_line(error)}); monai-bundle, pt2 and torchscript do without it"
             ) from error
     onnx.checker.check_model(onnx.load(file), full_check=True)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -53,13 +53,7 @@ class Comparison:
 def compare(
     network: ExportedNetwork, exported: Callable[[Tensor], Tensor], samples: Iterable[Sample]
 ) -> list[Comparison]:
-    """Run both on parts of real cases.
-
-    Args:
-        network: The experiment's own.
-        exported: What was written and read again.
-        samples: Parts of real cases.
-    """
+    """Run both on parts of real cases."""
     return [_compared(sample, network.logits(sample.image), exported(sample.image), network) for sample in samples]
 
 

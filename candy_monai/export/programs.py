@@ -40,10 +40,6 @@ def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None
     Any batch and any multiples of the network's divisor are tried first, then whatever PyTorch finds out by itself,
     then any batch of a fixed size, then one image of a fixed size.
 
-    Args:
-        network: The network.
-        on_progress: Told what it had to be kept to.
-
     Raises:
         BadInputError: If it cannot be exported at all.
     """
@@ -59,11 +55,13 @@ def build_program(network: ExportedNetwork, *, on_progress: Callable[[str], None
             continue
         is_dynamic = _dynamic_axes(program)
         if not all(is_dynamic[2 + axis] for axis, extent in enumerate(size) if extent > 1):
-            on_progress(f"The network takes images of {' x '.join(map(str, size))} only: {_first_line(failure)}")
+            reason = "" if failure is None else f": {first_line(failure)}"
+            on_progress(f"The network takes images of {' x '.join(map(str, size))} only{reason}")
         return Program(program=program, example=images, is_dynamic=is_dynamic)
+    assert failure is not None
     name = type(network.network).__name__
     raise BadInputError(
-        f"{network.predictor.folder}: PyTorch cannot export the network {name} ({_first_line(failure)}); "
+        f"{network.predictor.folder}: PyTorch cannot export the network {name} ({first_line(failure)}); "
         "monai-bundle and torchscript do without torch.export"
     ) from failure
 
@@ -114,6 +112,7 @@ def _dynamic_axes(program: ExportedProgram) -> tuple[bool, ...]:
     return tuple(not isinstance(extent, int) for extent in node.meta["val"].shape)
 
 
-def _first_line(error: Exception | None) -> str:
+def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message: those of compilers have hundreds."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if error is not None and lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

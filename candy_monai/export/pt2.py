@@ -15,12 +15,7 @@ from candy_monai.export.usage import write_usage
 
 
 def write_pt2(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as an exported program, read it again and compare it on real cases.
-
-    Args:
-        network: The network.
-        file: Where to write it; the JSON file goes beside it.
-        on_progress: Told what is done.
+    """Write a network as an exported program and a JSON file beside it, read it again and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.

@@ -53,12 +53,7 @@ _TISSUE = ("SCT", "85756007", "Tissue")
 
 
 def write_slicer(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a model of MONAIAuto3DSeg, read it as its script does, and compare it on real cases.
-
-    Args:
-        network: The network.
-        file: Where to write it; ``labels.csv`` and the JSON file go beside it.
-        on_progress: Told what is done.
+    """Write a model of MONAIAuto3DSeg with its JSON file, read it as its script does, and compare it on real cases.
 
     Raises:
         BadInputError: If the script cannot do what the experiment does.

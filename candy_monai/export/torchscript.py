@@ -12,19 +12,14 @@ from torch import Tensor
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.export.networks import ExportedNetwork
 from candy_monai.export.parity import Comparison, check, compare
-from candy_monai.export.programs import quiet, write_apart
+from candy_monai.export.programs import first_line, quiet, write_apart
 from candy_monai.export.usage import write_usage
 
 _UNSUPPORTED = (3, 14)
 
 
 def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Callable[[str], None]) -> None:
-    """Write a network as TorchScript, read it again and compare it on real cases.
-
-    Args:
-        network: The network.
-        file: Where to write it; the JSON file goes beside it.
-        on_progress: Told what is done.
+    """Write a network as TorchScript and a JSON file beside it, read it again and compare it on real cases.
 
     Raises:
         BadInputError: If it cannot be exported.
@@ -40,14 +35,14 @@ def write_torchscript(network: ExportedNetwork, file: Path, *, on_progress: Call
         try:
             made, how = torch.jit.script(network.network), "scripted"
         except Exception as reason:  # of a language that is a part of Python
-            on_progress(f"The network cannot be scripted, and is traced ({_first_line(reason)})")
+            on_progress(f"The network cannot be scripted, and is traced ({first_line(reason)})")
             try:
                 made = torch.jit.trace(network.network, example, check_trace=False)  # type: ignore[no-untyped-call]
                 how = "traced"
             except Exception as error:
                 raise BadInputError(
                     f"{network.predictor.folder}: the network {type(network.network).__name__} can neither be scripted "
-                    f"({_first_line(reason)}) nor traced ({_first_line(error)}): choose another target"
+                    f"({first_line(reason)}) nor traced ({first_line(error)}): choose another target"
                 ) from error
         write_apart(file, lambda buffer: torch.jit.save(made, buffer))
         module = torch.jit.load(file)  # type: ignore[no-untyped-call]
@@ -83,11 +78,7 @@ def _comparisons(network: ExportedNetwork, run: Callable[[Tensor], Tensor]) -> t
     if not found:
         assert failure is not None
         raise RunFailedError(
-            f"torchscript: what was written cannot be run, and was not kept ({_first_line(failure)}); choose another "
+            f"torchscript: what was written cannot be run, and was not kept ({first_line(failure)}); choose another "
             "target"
         )
     return found, [batch, False, *spatial]
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -70,12 +70,7 @@ def write_usage(
 
 
 def describe_use(network: ExportedNetwork, is_dynamic: Sequence[bool]) -> dict[str, Any]:
-    """Return what the network takes and returns, and what comes before and after it.
-
-    Args:
-        network: What was exported.
-        is_dynamic: For each axis of the input, whether its size may change.
-    """
+    """Return what the network takes and returns, and what comes before and after it."""
     predictor, plan = network.predictor, network.predictor.plan
     batch, _, *spatial = is_dynamic
     size = [

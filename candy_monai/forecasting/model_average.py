@@ -96,10 +96,6 @@ class _Average:
 def draw_best(curve: SeenCurve, *, degree: int) -> tuple[Array, Array]:
     """Draw the run's best score and its epoch many times over, from the average of all quotients.
 
-    Args:
-        curve: What is known of it.
-        degree: Upper bound of the degree of both polynomials.
-
     Returns:
         The best scores, none below the best so far or above the largest that the metric can have, and their epochs;
         the present one where nothing better came.

@@ -175,11 +175,7 @@ class Dashboard(Frontend):
 
 
 class NewPreviews:
-    """The previews in a run's folder, as far as a dashboard has not shown them.
-
-    Args:
-        folder: The run's folder.
-    """
+    """The previews in a run's folder, as far as a dashboard has not shown them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -238,9 +234,6 @@ def described(run: RunStarted) -> dict[str, Any]:
     """Return what a run is made of, as nested plain values: settings, network, plan, dataset, environment.
 
     Ids of cases and paths of the data are left out, since a dashboard may be on another machine.
-
-    Args:
-        run: The run; its folder holds the rest.
     """
     description = read_description(run.folder)
     facts: dict[str, Any] = {

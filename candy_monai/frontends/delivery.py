@@ -239,9 +239,6 @@ class Delivery(BackgroundObserver):
 class Dashboards:
     """What the runs of one trainer are reported to, each part of a hybrid dashboard on its own.
 
-    Args:
-        frontend: The dashboard; None for none.
-
     Attributes:
         parts: The dashboard's parts.
         latest: The delivery of the last run to each; None before the first.

@@ -118,11 +118,6 @@ class NotionClient:
     def request(self, method: str, path: str, body: Object | None = None) -> Object:
         """Send a request that may be repeated without harm, again and again while Notion is unavailable.
 
-        Args:
-            method: The HTTP method.
-            path: Below the base URL, for example ``/v1/pages``.
-            body: What to send.
-
         Raises:
             NotionError: If Notion refuses it.
             NotionUnavailableError: If it stays unavailable.

@@ -57,11 +57,7 @@ class TrainerHandler:
 
 
 class EngineRun:
-    """The handlers of one trainer, and what they do around each of its runs.
-
-    Args:
-        engine: The trainer.
-    """
+    """The handlers of one trainer, and what they do around each of its runs."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -72,10 +68,6 @@ class EngineRun:
     @classmethod
     def of(cls, engine: Any, handler: object) -> EngineRun:
         """Return the one of a trainer.
-
-        Args:
-            engine: The trainer.
-            handler: Who asks, for messages.
 
         Raises:
             BadInputError: If it is no trainer of MONAI's.

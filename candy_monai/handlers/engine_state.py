@@ -24,12 +24,6 @@ _BEST = ("best_metric", "best_metric_epoch")
 class EngineParts:
     """The parts of a trainer's run that have a state.
 
-    Args:
-        engine: The trainer.
-        validators: Its evaluators.
-        save_dict: What the user wants saved besides, by name.
-        ema: The average of the weights.
-
     Attributes:
         own: By name what is in the user's ``save_dict``, and what the handlers of the engines work with: schedules of
             the learning rate, the best scores of MONAI's ``CheckpointSaver``, the patience of its ``EarlyStopHandler``.

@@ -65,9 +65,6 @@ class ScoreSource:
     def found(self, validators: list[Evaluator]) -> FoundScore | None:
         """Return the evaluator and its metric; None where there is none.
 
-        Args:
-            validators: The evaluators that the trainer's handlers run.
-
         Raises:
             BadInputError: If there are several evaluators, or a metric's name is misspelt.
         """

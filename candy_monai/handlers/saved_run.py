@@ -160,13 +160,6 @@ class SavedEngineRun:
     ) -> tuple[GeneratorStates | None, list[str]]:
         """Restore the experiment, and load weights and states into the engines.
 
-        Args:
-            experiment: The run, its folder held.
-            parts: What has a state.
-            network: The user's network.
-            ema: Its average.
-            processes: Those that go on with the run.
-
         Returns:
             The random generators as they were saved, None where they stay as they are; and what was not saved.
 

@@ -7,7 +7,6 @@ expressions those are computed that consist of literals, references and operator
 from __future__ import annotations
 
 import ast
-import json
 import operator
 import re
 import sys
@@ -18,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.pipelines.building import is_endless
+from candy_monai.data.pipelines.building import read_json_or_yaml
 from candy_monai.errors import BadInputError, did_you_mean
-from candy_monai.text import read_text
 
 CONFIGS = "configs"
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -243,19 +240,11 @@ def _evaluated(node: ast.AST, reference: Callable[[str], Any], *, depth: int) ->
 
 def _read(path: Path) -> dict[str, Any]:
     """Return what a JSON or YAML file holds, an object."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise BadInputError(f"{path}: is larger than a configuration is ({path.stat().st_size:,} bytes)")
-        text = read_text(path)
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BadInputError(f"{path}: is not JSON or YAML ({' '.join(str(error).split())[:200]})") from error
+    if path.stat().st_size > _MOST_BYTES:
+        raise BadInputError(f"{path}: is larger than a configuration is ({path.stat().st_size:,} bytes)")
+    found = read_json_or_yaml(path)
     if not isinstance(found, dict):
         raise BadInputError(f"{path}: found {type(found).__name__}, expected an object with entries by name")
-    if is_endless(found):
-        raise BadInputError(f"{path}: holds more values than a configuration does, or is nested without end")
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import Compose, MapTransform, Spacingd
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,8 +18,8 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import Scan
 from candy_monai.data.inspection.inspect import axis_codes
 from candy_monai.data.pipelines.building import moves_voxels
-from candy_monai.data.pipelines.description import IMAGE, PREDICTION, Entry
-from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
+from candy_monai.data.pipelines.description import IMAGE, PREDICTION, Entry, inverting
+from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor, finite
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.incoming.bundle_config import BundleConfig, class_name
 
@@ -72,7 +71,7 @@ class BundlePreprocessor(Preprocessor):
         after = _postprocessing_of(config, key)
         moves = self._swaps_pictures or any(moves_voxels(entry.get("_target_")) for entry in before)
         if moves and not any(_name(entry) == "Invertd" for entry in after):
-            after.append(_inverting())
+            after.append(inverting(ids=True))
         if num_outputs == 1:
             _check_way_from_one_channel(config, after)
         self._is_sigmoid = any(entry.get("sigmoid") is True for entry in after)
@@ -126,11 +125,7 @@ class BundlePreprocessor(Preprocessor):
                 f"{where}: has a place in space, and the bundle reads pictures, whose rows and columns MONAI swaps: "
                 f'name the reader in preprocessing of {self._file}: "reader": "NibabelReader"'
             )
-        values = image.float()
-        if not bool(torch.isfinite(values).all()):
-            count = int((~torch.isfinite(values)).sum())
-            raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
-        return values
+        return finite(image.float(), where)
 
     @override
     def _affine(self, geometry: Geometry | None) -> NDArray[np.float64]:
@@ -184,8 +179,7 @@ def _postprocessing_of(config: BundleConfig, image_key: str) -> list[Entry]:
     steps = [_for_key(entry, image_key, IMAGE) for entry in entries if _name(entry) not in LEFT_OUT]
     for step in steps:
         if _name(step) == "Invertd":
-            step["transform"] = {"_target_": "monai.transforms.Compose", "transforms": "@preprocessing"}
-            step["orig_keys"] = IMAGE
+            step |= {name: inverting(ids=True)[name] for name in ("transform", "orig_keys")}
     return steps
 
 
@@ -210,17 +204,6 @@ def _check_way_from_one_channel(config: BundleConfig, steps: Sequence[Entry]) ->
             f"{config.file}: postprocessing: no step makes label ids of the network's one channel of output: expected "
             "AsDiscreted with a threshold"
         )
-
-
-def _inverting() -> Entry:
-    transform = {"_target_": "monai.transforms.Compose", "transforms": "@preprocessing"}
-    return {
-        "_target_": "monai.transforms.Invertd",
-        "keys": PREDICTION,
-        "transform": transform,
-        "orig_keys": IMAGE,
-        "nearest_interp": True,
-    }
 
 
 def _resampling_of_ours(entry: Entry) -> Entry:

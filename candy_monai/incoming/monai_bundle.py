@@ -34,7 +34,7 @@ from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer,
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.outputs import PredictionListener, PreparedCase
 from candy_monai.network import plain_network
-from candy_monai.nn.ensemble import MeanOfNetworks
+from candy_monai.nn.ensemble import Ensemble
 from candy_monai.nn.slicewise import Slicewise
 from candy_monai.registry import carried_network
 
@@ -218,7 +218,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
         networks = [_network(config, part, f"{where}#networks") for part in entry["networks"][:_LONGEST_LIST]]
         if entry.get("of_logits") is True:
             return MeanOfFolds(networks)
-        return MeanOfNetworks(networks, sigmoid=entry.get("sigmoid") is True)
+        return Ensemble(networks, sigmoid=entry.get("sigmoid") is True)
     if str(target).startswith(NNUNET_NETWORKS):
         return _network_of_nnunet(config, entry, where)
     kind = _class_of_network(target)
@@ -257,11 +257,7 @@ def _network(config: BundleConfig, entry: Any, where: str) -> nn.Module:
 
 
 class _AtMost(TorchFunctionMode):
-    """Within a block, refuse to make tensors of more values in all than given.
-
-    Args:
-        num_values: So many.
-    """
+    """Within a block, refuse to make tensors of more values in all than given."""
 
     def __init__(self, num_values: int) -> None:
         super().__init__()

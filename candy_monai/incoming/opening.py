@@ -10,6 +10,7 @@ from torch import nn
 from candy_monai.aliases import Device, PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import DESCRIPTION
+from candy_monai.incoming.bundle_config import CONFIGS, SUFFIXES
 from candy_monai.incoming.monai_bundle import load_bundle
 from candy_monai.incoming.nnunet import NNUNetPredictor, is_nnunet_folder
 from candy_monai.inference.ensemble import EnsemblePredictor
@@ -24,7 +25,7 @@ def kind_of_model(folder: PathLike) -> ModelKind | None:
     path = Path(folder)
     if (path / DESCRIPTION).is_file():
         return "experiment"
-    if any((path / "configs" / f"inference{suffix}").is_file() for suffix in (".json", ".yaml", ".yml")):
+    if any((path / CONFIGS / f"inference{suffix}").is_file() for suffix in SUFFIXES):
         return "MONAI Bundle"
     if is_nnunet_folder(path):
         return "nnU-Net"

@@ -19,8 +19,8 @@ from torch.nn.parameter import is_lazy
 from torch.serialization import safe_globals
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import BadInputError, ExperimentError
-from candy_monai.experiment.checkpoints import BEST, EXTRA_STATE, reason_in_short
+from candy_monai.errors import BadInputError, ExperimentError, reason_in_short
+from candy_monai.experiment.checkpoints import BEST, EXTRA_STATE
 from candy_monai.experiment.description import DESCRIPTION
 from candy_monai.experiment.runs import what_is_below
 from candy_monai.experiment.state import weight_file

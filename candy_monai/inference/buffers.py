@@ -25,7 +25,6 @@ from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
-from candy_monai.deprecation import earlier_attribute
 from candy_monai.errors import BadInputError
 from candy_monai.inference.tiles import Slices, TileIndex, TileLayout, WindowGrid
 from candy_monai.network import meta_copy
@@ -228,9 +227,6 @@ class MemoryEstimate:
     output: int = 0
     all_scores: int = 0
     on_demand: int = 0
-
-    cells = earlier_attribute("cells", "buffer")
-    without_cells = earlier_attribute("without_cells", "without_buffer")
 
     @property
     def total(self) -> int:

@@ -26,7 +26,6 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
 from candy_monai.data.pipelines.preprocessing import build_postprocessing, label_map_by
 from candy_monai.data.workers import shares
-from candy_monai.deprecation import earlier_name
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.buffers import (
     MemoryEstimate,
@@ -376,8 +375,6 @@ class CasePredictor(ABC):
     def _goes_to_disk(self, case: PreparedCase, *, probabilities: bool = False) -> bool:
         """Return whether a case's unfinished scores must be kept on disk; raise if even that takes too much memory."""
         return self.memory is not None and self._needs_disk(self.estimate_prepared(case), probabilities)
-
-    goes_to_disk = earlier_name("goes_to_disk", _goes_to_disk)
 
     def _needs_disk(self, needed: MemoryEstimate | None, probabilities: bool) -> bool:
         if needed is None or self.memory is None:

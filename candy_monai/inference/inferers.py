@@ -27,7 +27,6 @@ from typing_extensions import override
 
 from candy_monai.aliases import Shape
 from candy_monai.data.values import plain_tensor
-from candy_monai.deprecation import earlier_attribute, earlier_name, renamed_arguments
 from candy_monai.errors import SettingsError
 from candy_monai.inference.buffers import BufferFactory, ScoreFunction, Tile, blended_tiles, buffer_in_memory
 from candy_monai.inference.tiles import WindowGrid, check_overlap
@@ -89,7 +88,6 @@ class WindowInferer(SlidingWindowInferer):
 
     _sums_rounded_to: torch.dtype | None = None
 
-    @renamed_arguments(window_shape="roi_size", batch_size="sw_batch_size", new_room="new_buffer")
     def __init__(
         self,
         roi_size: Sequence[int] | int,
@@ -134,9 +132,6 @@ class WindowInferer(SlidingWindowInferer):
             with_coord,
         )
         self.new_buffer = new_buffer or buffer_in_memory
-
-    window_shape = earlier_attribute("window_shape", "roi_size")
-    batch_size = earlier_attribute("batch_size", "sw_batch_size")
 
     @override
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -217,8 +212,6 @@ class WindowInferer(SlidingWindowInferer):
             rounded_to=self._sums_rounded_to,
         )
 
-    bricks = earlier_name("bricks", tiles)
-
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Return the windows over an image of this spatial size.
 
@@ -254,8 +247,6 @@ class WindowInferer(SlidingWindowInferer):
         other = copy.copy(self)
         other.new_buffer = new_buffer
         return other
-
-    with_room = earlier_name("with_room", with_buffer)
 
     def _blends_itself(self, inputs: Tensor, options: Mapping[str, object]) -> bool:
         """Return whether a call is one of those that need not run MONAI's function."""

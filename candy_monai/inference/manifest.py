@@ -108,14 +108,7 @@ class Manifest:
         )
 
     def add(self, case: InputCase, prediction: Prediction, files: Sequence[Path], *, seconds: float) -> None:
-        """Add a case that was written.
-
-        Args:
-            case: The case.
-            prediction: What was predicted.
-            files: What was written, its label map first.
-            seconds: What the case took.
-        """
+        """Add a case that was written, with what was written: its label map first."""
         geometry = case.geometry()
         self._cases[case.case_id] = {
             "run": self._run["id"],

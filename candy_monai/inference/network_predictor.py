@@ -20,7 +20,6 @@ from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import OwnTransforms
 from candy_monai.data.pipelines.preprocessing import Preprocessor
 from candy_monai.data.values import plain_tensor
-from candy_monai.deprecation import earlier_name
 from candy_monai.device import HasDevice
 from candy_monai.errors import SettingsError
 from candy_monai.inference.buffers import (
@@ -45,7 +44,6 @@ from candy_monai.inference.overlap import ExpectedOverlap
 from candy_monai.inference.quality import QualityModel, judge
 from candy_monai.network import choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output
-from candy_monai.transforms.painting import LabelPainter
 
 if TYPE_CHECKING:
     from candy_monai.data.planning.plan import Plan
@@ -164,8 +162,6 @@ class NetworkPredictor(CasePredictor, HasDevice):
         quality = judge(overlap, prediction.labels, [self.quality], [case.cases[0].image])
         return dataclasses.replace(prediction, quality=quality)
 
-    run_within = earlier_name("run_within", run)
-
     def tiles(
         self, case: PreparedCase, *, on_disk: bool = False, listener: PredictionListener | None = None
     ) -> Iterator[Tile]:
@@ -194,8 +190,6 @@ class NetworkPredictor(CasePredictor, HasDevice):
 
         yield from inferer.tiles(self._on_device(image), counted, in_layers=case.cases[0].is_resampled)
 
-    bricks = earlier_name("bricks", tiles)
-
     def logits(self, image: Tensor) -> Tensor:
         """Run the network on one preprocessed image ``(C, *spatial)`` and return its logits ``(classes, *spatial)``."""
         images, inferer = self._on_device(image)[None], self._inferer
@@ -223,11 +217,6 @@ class NetworkPredictor(CasePredictor, HasDevice):
     def slowest_axis(self, size: Sequence[int]) -> int:
         """Return the axis of a preprocessed image along which its logits become final."""
         return 0 if self._window_inferer is None else self._window_inferer.slowest_axis(size)
-
-    def _plain_painter(self, shape: Shape) -> LabelPainter:
-        return LabelPainter(shape, shape, paints=self.paints, are_probabilities=True)
-
-    plain_painter = earlier_name("plain_painter", _plain_painter)
 
     def describe_windows(self) -> dict[str, object] | None:
         """Return the window inferer's arguments as plain values; None where images are not predicted tile by tile."""

@@ -236,17 +236,7 @@ def write_prediction(
     *,
     seconds: float,
 ) -> None:
-    """Write a prediction like its image, with what else is asked for; what goes wrong is added to the failures.
-
-    Args:
-        prediction: What was predicted.
-        case: The case.
-        path: Where the label map goes.
-        failures: What went wrong, by case.
-        manifest: Told of the case once it is written.
-        segments: Those of a DICOM SEG; None for none.
-        seconds: What the case took.
-    """
+    """Write a prediction like its image, with what else is asked for; what goes wrong is added to the failures."""
     labels, probabilities = prediction.labels, prediction.probabilities
     segmentation, files = _segmentation_of(path, case.case_id), [path]
     try:

@@ -221,12 +221,7 @@ def experiment_predictor(
 ) -> Predictor:
     """Return the predictor of an experiment: its bundle's where it belongs to one, else a plain `Predictor`.
 
-    Args:
-        experiment: The experiment folder.
-        network: The network to load the weights into, for trainers that belong to no bundle.
-        checkpoint: ``best``, ``latest``, or the name of a weight file in the folder.
-        device: Where to predict.
-        options: Further keywords of `Predictor`, such as ``mirror`` and ``memory``.
+    Arguments are those of `Predictor`.
 
     Raises:
         ExperimentError: If the folder is no experiment, or its network cannot be built again.

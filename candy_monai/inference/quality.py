@@ -173,10 +173,6 @@ class QualityModel:
     def load(cls, experiment: Path, weights: Path) -> QualityModel | None:
         """Read it from an experiment's folder; None where there is none, or only one of other weights.
 
-        Args:
-            experiment: The folder.
-            weights: The file of the weights that predict.
-
         Raises:
             ExperimentError: If the file cannot be read.
         """

@@ -90,11 +90,6 @@ def planned_epochs(trainer: Trainer) -> int | None:
 def scored_value(trainer: Trainer, monitor: str, *, by: str) -> float:
     """Return the monitored metric.
 
-    Args:
-        trainer: The Trainer.
-        monitor: The metric's name.
-        by: The callback, for messages.
-
     Raises:
         SettingsError: If it was not logged.
     """

@@ -1,11 +1,17 @@
-"""How far a mean over a few cases can be off: a confidence interval instead of the bare standard error."""
+"""Means over a few cases, and how far they can be off: a confidence interval instead of the bare standard error."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 CONFIDENCE = 0.95
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Return the mean of what is not NaN; NaN of nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def half_width(standard_error: float, num_cases: float, *, confidence: float = CONFIDENCE) -> float:
@@ -24,6 +30,11 @@ def half_width(standard_error: float, num_cases: float, *, confidence: float = C
     from scipy.special import stdtrit
 
     return float(stdtrit(num_cases - 1, 0.5 + confidence / 2)) * standard_error
+
+
+def number_as_text(value: float, digits: int = 4) -> str:
+    """Return a number as tables show it; a dash for NaN."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def interval_as_text(ends: Sequence[float] | None) -> str:

@@ -40,9 +40,6 @@ class _PadToMultiple(nn.Module):
     def widths(self, size: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Return how many voxels are added before and after on each axis; an odd one goes to the end.
 
-        Args:
-            size: The spatial size, one number an axis.
-
         Raises:
             ValueError: If ``size`` has another number of axes.
         """

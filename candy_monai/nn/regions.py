@@ -31,26 +31,25 @@ def region_masks(labels: Tensor, regions: Sequence[Sequence[int]], *, ignore_ind
     return result if ignore_index is None else torch.where(plain == ignore_index, plain, result)
 
 
-def paint_regions(logits: Tensor, paints: Sequence[int], *, channel_dim: int = 1) -> Tensor:
+def paint_regions(logits: Tensor, paints: Sequence[int]) -> Tensor:
     """Convert logits to label ids: each region paints its id where its probability exceeds 1/2, later ones on top.
 
     Args:
-        logits: ``(B, regions, *spatial)``; with ``channel_dim=0`` a single case ``(regions, *spatial)``.
+        logits: ``(B, regions, *spatial)``.
         paints: The id of each region, in the order of painting.
-        channel_dim: Which axis holds the regions.
 
     Returns:
-        Ids of the same shape with one channel, int16.
+        Ids ``(B, 1, *spatial)``, int16.
 
     Raises:
         ValueError: If the logits have another number of channels.
     """
-    if logits.shape[channel_dim] != len(paints):
-        raise ValueError(f"expected {len(paints)} regions on axis {channel_dim}, got logits of {tuple(logits.shape)}")
+    if logits.shape[1] != len(paints):
+        raise ValueError(f"expected {len(paints)} regions on axis 1, got logits of {tuple(logits.shape)}")
     plain = logits.detach().as_subclass(Tensor)
-    painted = torch.zeros_like(plain.narrow(channel_dim, 0, 1), dtype=torch.int16)
-    for channel, paint in enumerate(paints):
-        painted.masked_fill_(plain.narrow(channel_dim, channel, 1) > 0, paint)
+    painted = torch.zeros_like(plain[:, :1], dtype=torch.int16)
+    for scores, paint in zip(torch.split(plain, 1, dim=1), paints, strict=True):
+        painted.masked_fill_(scores > 0, paint)
     return painted
 
 

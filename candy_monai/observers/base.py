@@ -85,10 +85,6 @@ class ObserverGroup(Observer):
 
     An observer that raises anything but a Ctrl-C is reported once for each kind of error and tried again at the next
     event; after five failures in a row it is detached.
-
-    Args:
-        observers: Who watches, in the order in which they are told.
-        report: Takes the message about a failure.
     """
 
     def __init__(self, observers: Iterable[Observer], report: Callable[[str], None]) -> None:

@@ -41,12 +41,7 @@ class Screen(Console):
 
 
 class ConsoleObserver(Observer):
-    """Prints a run on the terminal. The progress bar appears only where it can move.
-
-    Args:
-        console: Where to print; None for standard output.
-        clock: Tells seconds.
-    """
+    """Prints a run on the terminal. The progress bar appears only where it can move."""
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Screen()

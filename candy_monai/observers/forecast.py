@@ -32,12 +32,7 @@ class Log(Protocol):
 
 
 class ForecastObserver(Observer):
-    """Logs the forecast of the best validation score, or once why there is none.
-
-    Args:
-        log: Writes one message.
-        clock: Tells the time.
-    """
+    """Logs the forecast of the best validation score, or once why there is none."""
 
     name = "forecasting the best score"
 

@@ -13,11 +13,7 @@ _LEAST_S = 0.05
 
 
 class Pace:
-    """Follows the steps and epochs of a run.
-
-    Args:
-        clock: Tells seconds.
-    """
+    """Follows the steps and epochs of a run."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -29,10 +29,6 @@ class ThrottledObserver(Observer):
 
     What takes long is done less often: drawing takes at most one fiftieth of the time, since on a small machine it
     takes it from the training.
-
-    Args:
-        interval_s: Seconds between two calls at least, and before the first.
-        clock: Tells seconds.
     """
 
     def __init__(self, *, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -150,12 +146,7 @@ def _compared(stem: str) -> str:
 
 
 class PreviewObserver(ThrottledObserver):
-    """Has the preview of the newest validated epoch drawn.
-
-    Args:
-        save: Draws and writes one preview.
-        interval_s: Seconds between two previews at least.
-    """
+    """Has the preview of the newest validated epoch drawn."""
 
     name = "drawing the preview"
 

@@ -19,11 +19,7 @@ _chosen: ContextVar[Observer | None] = ContextVar("chosen screen", default=None)
 
 
 class WarningsObserver(Observer):
-    """Passes on the warnings of a run, and nothing else.
-
-    Args:
-        warn: Takes the text of each.
-    """
+    """Passes on the warnings of a run, and nothing else."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn

@@ -22,11 +22,6 @@ def study_page(study: Study, *, title: str, value_name: str) -> str:
 
     A plot that the trials so far are too few for is replaced by a sentence that says so.
 
-    Args:
-        study: The study, of one objective.
-        title: The page's title.
-        value_name: What the value of a trial is, for axes.
-
     Raises:
         MissingExtraError: If Optuna or Plotly is not installed.
     """

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from candy_monai.attachment import Precision
@@ -125,12 +126,8 @@ def allowances(seconds: float) -> Iterator[float]:
 
 
 def typical(durations: Sequence[float]) -> float:
-    """Return the lower quartile of durations, interpolated; the only one of one."""
-    ordered = sorted(durations)
-    position = 0.25 * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+    """Return the lower quartile of durations."""
+    return float(np.percentile(durations, 25))
 
 
 def fit_to_time(

@@ -255,10 +255,6 @@ def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
     """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network, or None.
 
     The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
-
-    Args:
-        plan: The plan.
-        fixed: Entries that stay, besides those that the user chose.
     """
     fixed = (*fixed, *plan.chosen)
     if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,18 +12,17 @@ from typing import Any
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.device import find_device
-from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.of_dataset import scored_classes
-from candy_monai.evaluation.results import EvalCase, EvalResult, mean_of_known
+from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import CROSS_VALIDATION
-from candy_monai.files import atomic_write_text
-from candy_monai.inference.inputs import CaseFiles
+from candy_monai.files import atomic_write_json
 from candy_monai.inference.predictor import Predictor
+from candy_monai.metrics.interval import mean_of_known
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.quality import Judged, in_words
@@ -39,14 +37,7 @@ def score_the_rest(
     *,
     on_progress: Callable[[str], None],
 ) -> None:
-    """Score all validation cases of a finished fold, where its budget left time for some of them alone.
-
-    Args:
-        experiment: The fold's; None where it has none.
-        dataset: What it was trained on.
-        options: How: ``device``, ``trainer`` and ``trust``.
-        on_progress: Told of it.
-    """
+    """Score all validation cases of a finished fold, where its budget left time for some of them alone."""
     number = len(_scored(experiment))
     if experiment is None or not number:
         return
@@ -66,23 +57,15 @@ def score_the_rest(
         on_progress=lambda _: None,
     )
     assert isinstance(predictor, Predictor)
-    cases = [case for case in dataset.cases if case.case_id in left_out and case.label is not None]
-    images = {case.case_id: CaseFiles(case.images) for case in cases}
     judged = Judged(predictor)
-    result = Evaluator().predict_and_evaluate(
-        images, {case.case_id: case.label for case in cases}, predictor, on_prediction=judged.note
-    )
+    result = judged.score(case for case in dataset.cases if case.case_id in left_out)
     save_validation(experiment, result, num_validation_cases=len(left_out))
     if (calibration := judged.save(experiment, result)) is not None:
         on_progress(f"{experiment}: {in_words(calibration)}")
 
 
 def summary_of_folds(folds: Mapping[int | str, Path | None], description: DatasetDescription) -> dict[str, Any]:
-    """Return what the scores of folds say together.
-
-    Args:
-        folds: The experiment of each; None where there is none.
-        description: The dataset's.
+    """Return what the scores of folds say together, given the experiment of each that has one.
 
     Returns:
         The Dice of each fold and class, their means over the folds, ``std`` of the folds' Dice, and under ``cases`` the
@@ -109,7 +92,7 @@ def summary_of_folds(folds: Mapping[int | str, Path | None], description: Datase
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary of a cross-validation into its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / CROSS_VALIDATION, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    atomic_write_json(folder / CROSS_VALIDATION, summary)
 
 
 def _scored(experiment: Path | None) -> EvalResult:

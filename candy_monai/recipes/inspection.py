@@ -24,11 +24,6 @@ def save_inspection(dataset: NNUNetDataset, fingerprint: Fingerprint, folder: Pa
 
     Cases are loaded one at a time.
 
-    Args:
-        dataset: The dataset.
-        fingerprint: What was found in it.
-        folder: Where the picture goes; made when missing.
-
     Raises:
         SettingsError: If the folder lies inside the dataset.
     """

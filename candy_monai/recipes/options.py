@@ -40,11 +40,6 @@ if TYPE_CHECKING:
 def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:
     """Return the entries of ``KEY=VALUE`` texts; what the keys mean is not looked at.
 
-    Args:
-        items: The texts.
-        flag: The option that they were given to, for messages.
-        example: One that is right.
-
     Raises:
         SettingsError: If one has no key or no ``=``, or a key comes with two different values.
     """
@@ -254,6 +249,12 @@ class TrainOptions(Declared):
         whole_number(0),
         "steps over which the learning rate rises (default: a twentieth of the run, 250 at most, with --init-from, "
         "else none)",
+    )
+    sync_batchnorm: bool = option(
+        "--sync-batchnorm",
+        FLAG,
+        "under torchrun on GPUs: compute the statistics of batch normalisation over the batches of all processes",
+        default=False,
     )
     no_references: bool = option(
         "--no-references",

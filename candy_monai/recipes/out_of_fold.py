@@ -161,12 +161,7 @@ class OutOfFold:
     ) -> None:
         """Predict what is not predicted yet by these weights from these files; each network is run once for all.
 
-        Args:
-            device: Where to predict.
-            trainer: As for `load_experiments`, like the rest.
-            trust: See there.
-            memory: See there.
-            on_progress: Told of each fold.
+        Arguments are those of `load_experiments`.
         """
         cases, digests = self.crossval.cases, self.crossval.digests.cases
         for number, experiments in self.crossval.experiments.items():

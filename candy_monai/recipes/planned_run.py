@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from candy_monai.attachment import Precision
 from candy_monai.data.datasets.folds import splits_as_text
-from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.inspection.checks import SPLITS
 from candy_monai.data.pipelines.description import PIPELINES, OwnTransforms, augmentation
 from candy_monai.data.planning.explanation import explain
@@ -25,7 +24,6 @@ from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.errors import BadInputError, RunFailedError
-from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.evaluation.summaries import save_validation
@@ -34,9 +32,7 @@ from candy_monai.experiment.events import Event, RunScored
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.frontends.base import Frontend
-from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.outputs import Prediction
-from candy_monai.inference.predictor import Predictor, experiment_predictor
+from candy_monai.inference.predictor import experiment_predictor
 from candy_monai.metrics.interval import interval_as_text
 from candy_monai.nn.slicewise import build_for_slices
 from candy_monai.processes import Processes
@@ -56,6 +52,7 @@ from candy_monai.recipes.candidates import choose
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import Prepared, device_memory, evenly_spaced
 from candy_monai.recipes.quality import Judged, in_words, uncalibrated
+from candy_monai.recipes.slurm_job import job_facts
 from candy_monai.report.facts import FINDINGS, facts_of_data, findings_as_text
 from candy_monai.report.observer import write_report_safely
 from candy_monai.training.options import SegmentationOptions
@@ -63,6 +60,7 @@ from candy_monai.training.planned import add_to_folder, forget_earlier_runs, obs
 from candy_monai.training.resume import Continuation
 from candy_monai.training.schedule import default_warm_up
 from candy_monai.training.segmentation import SegmentationTrainer
+from candy_monai.training.signals import outlive_signals
 
 TRAINER_ARGS = "trainer_args"
 """The entry of ``experiment.json`` with the trainer's attributes that the user set."""
@@ -227,7 +225,7 @@ class PlannedRun:
         predictor = experiment_predictor(folder, network=network, device=self.device, trust=self.own.trust)
         predictor.quality = uncalibrated(self.prepared, predictor.classes)
         judged = Judged(predictor)
-        result, num_cases = self._evaluated(predictor, judged.note), len(self.prepared.validation)
+        result, num_cases = self._evaluated(judged), len(self.prepared.validation)
         ends = interval(result)
         save_validation(folder, result, num_validation_cases=num_cases)
         if (calibration := judged.save(folder, result)) is not None:
@@ -244,7 +242,7 @@ class PlannedRun:
             write_report_safely(folder, trainer.log)  # once more, with these scores
         return RunScored(scores=result.named_means, num_cases=len(result), file=folder / VALIDATION_SCORES)
 
-    def _evaluated(self, predictor: Predictor, on_prediction: Callable[[str, Prediction], None]) -> EvalResult:
+    def _evaluated(self, judged: Judged) -> EvalResult:
         """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
         prepared = self.prepared
         order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
@@ -256,7 +254,7 @@ class PlannedRun:
             started = time.monotonic()
             chosen = evenly_spaced(prepared.validation, len(done) + number)
             added = [case for case in prepared.dataset.cases if case.case_id in set(chosen) - set(done)]
-            results.append(_scored_together(added, predictor, on_prediction))
+            results.append(judged.score(added))
             done, case_s = chosen, (time.monotonic() - started) / len(added)
         cases = sorted(itertools.chain.from_iterable(results), key=lambda case: order[case.case_id])
         return dataclasses.replace(results[0], cases=tuple(cases))
@@ -279,6 +277,7 @@ class PlannedRun:
     def _ready_trainer(self) -> SegmentationTrainer:
         trainer, folds = self._trainer(self.prepared.plan), self.prepared.folds
         facts: dict[str, Any] = {"dataset": self._record().to_dict()}
+        facts |= job_facts(self.prepared.dataset.folder, self.options)
         if self.options.trainer_args:
             facts[TRAINER_ARGS] = dict(self.options.trainer_args)
         if self.budget is not None:
@@ -335,14 +334,6 @@ class PlannedRun:
         )
 
 
-def _scored_together(
-    cases: Sequence[NNUNetCase], predictor: Predictor, on_prediction: Callable[[str, Prediction], None]
-) -> EvalResult:
-    images = {case.case_id: CaseFiles(case.images) for case in cases}  # in the order of the dataset
-    references = {case.case_id: case.label for case in cases if case.label is not None}
-    return Evaluator().predict_and_evaluate(images, references, predictor, on_prediction=on_prediction)
-
-
 def num_workers(device: torch.device) -> int:
     """Return how many processes prepare batches: none beside a CPU, where they would only take the network's cores."""
     return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
@@ -371,6 +362,7 @@ def patch_loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=outlive_signals,
     )
 
 
@@ -379,4 +371,10 @@ def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.devi
     if not case_ids:
         return None
     workers = min(2, num_workers(device))
-    return DataLoader(StoredCases(store, case_ids), batch_size=1, num_workers=workers, pin_memory=device.type == "cuda")
+    return DataLoader(
+        StoredCases(store, case_ids),
+        batch_size=1,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=outlive_signals,
+    )

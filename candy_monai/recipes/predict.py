@@ -99,11 +99,6 @@ def experiment_folders(
 ) -> list[Path]:
     """Return the experiments that folders stand for: themselves, the folds of a cross-validation, or its chosen ones.
 
-    Args:
-        folders: Of experiments and of cross-validations.
-        checkpoint: The weights that are meant, for what is told.
-        on_progress: Told which folds are taken, and which runs have not come to their end.
-
     Raises:
         ExperimentError: If a folder is neither, which names the runs below it.
     """

@@ -286,10 +286,11 @@ def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:
     Raises:
         BadInputError: If the trainer's network cannot be built for it.
     """
+    if (chooser := choice_of_network(trainer)) is not None:
+        adapted_plan: Plan = chooser.adapt_plan(plan)  # which checks it, too
+        return adapted_plan
     trainer.check_plan(plan)
-    chooser = choice_of_network(trainer)
-    adapted_plan: Plan = plan if chooser is None else chooser.adapt_plan(plan)
-    return adapted_plan
+    return plan
 
 
 def memory_for(trainer: type[SegmentationTrainer] | None, device: torch.device) -> int | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from candy_monai.data.datasets.nnunet_description import NNUNetCase
+from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.results import EvalResult
+from candy_monai.inference.inputs import CaseFiles
 from candy_monai.inference.outputs import Prediction
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import FEWEST_CASES, Calibration, CaseQuality, QualityModel
@@ -18,12 +21,7 @@ _MOST_IMAGES = 64
 
 
 def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]]) -> QualityModel:
-    """Return what judges predictions before any was scored.
-
-    Args:
-        prepared: The dataset.
-        classes: The name and the ids of each foreground class or region.
-    """
+    """Return what judges predictions before any was scored."""
     training = set(prepared.training)
     images = (prepared.store.load(case_id).image for case_id in evenly_spaced(prepared.training, _MOST_IMAGES))
     inputs = TypicalInputs.of(
@@ -37,7 +35,7 @@ def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]
 
 
 class Judged:
-    """Collects what a predictor says of cases that are scored, and learns from their scores what that is worth.
+    """Scores cases, collects what a predictor says of them, and learns from their scores what that is worth.
 
     Args:
         predictor: What predicts; without its ``quality`` nothing is said.
@@ -47,18 +45,19 @@ class Judged:
         self._predictor = predictor
         self._said: dict[str, CaseQuality] = {}
 
-    def note(self, case_id: str, prediction: Prediction) -> None:
-        """Read what is said of a case, for `save`."""
+    def score(self, cases: Iterable[NNUNetCase]) -> EvalResult:
+        """Predict cases and score them by their labels; what is said of them is collected for `save`."""
+        cases = list(cases)
+        images = {case.case_id: CaseFiles(case.images) for case in cases}
+        references = {case.case_id: case.label for case in cases if case.label is not None}
+        return Evaluator().predict_and_evaluate(images, references, self._predictor, on_prediction=self._note)
+
+    def _note(self, case_id: str, prediction: Prediction) -> None:
         if prediction.quality is not None:
             self._said[case_id] = prediction.quality
 
     def save(self, experiment: Path, result: EvalResult) -> Calibration | None:
-        """Write what judges further predictions into the experiment's folder; None where nothing was said.
-
-        Args:
-            experiment: The folder.
-            result: The scores of the cases.
-        """
+        """Write what judges further predictions into the experiment's folder; None where nothing was said."""
         if self._predictor.quality is None or not self._said:
             return None
         learned = calibrated(self._predictor.quality.inputs, self._said, result)

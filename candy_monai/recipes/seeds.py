@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from candy_monai.errors import SettingsError
 from candy_monai.evaluation.results import aligned_rows
 from candy_monai.evaluation.statistics import Statistics, as_json_number, statistics_of
 from candy_monai.experiment.folder import VALIDATION_SCORES
-from candy_monai.files import atomic_write_text
-from candy_monai.metrics.interval import interval_as_text
-from candy_monai.processes import Processes
+from candy_monai.files import atomic_write_json
+from candy_monai.launched import name_as_torchrun, refuse_several
+from candy_monai.metrics.interval import interval_as_text, number_as_text
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import store_of
 from candy_monai.recipes.train import train_dataset
@@ -73,9 +72,9 @@ class SeedSpread:
         names = [self.class_names.get(name, f"class {name}") for name in statistics if name != FOREGROUND]
         rows = [
             ["seed", "Dice", *names],
-            *([str(seed), *map(_shown, scores.values())] for seed, scores in self.dice.items()),
-            ["mean", *(_shown(found.mean) for found in statistics.values())],
-            ["standard deviation", *(_shown(found.std) for found in statistics.values())],
+            *([str(seed), *map(number_as_text, scores.values())] for seed, scores in self.dice.items()),
+            ["mean", *(number_as_text(found.mean) for found in statistics.values())],
+            ["standard deviation", *(number_as_text(found.std) for found in statistics.values())],
             ["95 % interval", *(interval_as_text(found.interval) for found in statistics.values())],
         ]
         return "\n".join(aligned_rows(rows))
@@ -111,8 +110,8 @@ def repeat_seeds(
         raise SettingsError(f"the number of seeds must be at least 2, got {num_seeds}: one run has no spread")
     if options.fold == "all":
         raise SettingsError("fold 'all' leaves no case to score: repeat a fold with several seeds")
-    if Processes.from_environment().world_size > 1:
-        raise SettingsError("seeds are repeated by one process: start it without torchrun")
+    name_as_torchrun()
+    refuse_several("training with several seeds")
     folder = Path(options.out) / f"seeds-{Path(dataset).resolve().name}"
     first = options.seed or 0
     experiments: dict[int, Path] = {}
@@ -135,13 +134,9 @@ def repeat_seeds(
         dice[seed] = {FOREGROUND: _number(scores[FOREGROUND]["Dice"])}
         dice[seed] |= {name: _number(mean["Dice"]) for name, mean in scores["mean"].items()}
         spread = SeedSpread(folder=folder, experiments=experiments, dice=dice, class_names=names)
-        atomic_write_text(folder / SEEDS, json.dumps(spread.to_dict(), indent=2, allow_nan=False) + "\n")
+        atomic_write_json(folder / SEEDS, spread.to_dict())
     return spread
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"

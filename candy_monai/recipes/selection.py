@@ -5,7 +5,6 @@ The file is data: what it names is compared with what `select` can write, and no
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import BEST
 from candy_monai.experiment.description import DESCRIPTION, installed_versions, read_description
 from candy_monai.experiment.state import weight_file
-from candy_monai.files import atomic_write_text, digest_of_file
+from candy_monai.files import atomic_write_json, digest_of_file
 from candy_monai.text import read_json
 
 INFERENCE = "inference.json"
@@ -96,7 +95,7 @@ class Selection:
     def save(self) -> Path:
         """Write ``inference.json`` into the folder of the cross-validation, and return it."""
         file = self.folder / INFERENCE
-        atomic_write_text(file, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        atomic_write_json(file, self.to_dict())
         return file
 
     @classmethod

@@ -72,11 +72,6 @@ class StartingExperiment:
     def followed(self, made: Plan, replan: Replan, options: TrainOptions) -> tuple[Plan, list[str]]:
         """Return a plan whose network is the experiment's, so that its weights fit, and what was taken over.
 
-        Args:
-            made: The plan for the dataset.
-            replan: Plans anew.
-            options: What the user fixed, which stays.
-
         Raises:
             SettingsError: If the dataset cannot be planned for with that network.
         """
@@ -116,13 +111,7 @@ class StartingExperiment:
         return followed, notes
 
     def warnings(self, made: Plan, validation: Sequence[str], *, digest: str) -> list[str]:
-        """Return what is suspicious about a run that starts from this experiment.
-
-        Args:
-            made: The run's plan.
-            validation: Its validation cases.
-            digest: Of its dataset.
-        """
+        """Return what is suspicious about a run that starts from this experiment."""
         found, trained = [], self.description.dataset
         if trained is not None and (trained.digest == digest or trained.name == made.dataset_name):
             seen = sorted(set(trained.training or ()) & set(validation))

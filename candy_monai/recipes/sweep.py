@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,11 +34,18 @@ from candy_monai.experiment.description import differences, read_description
 from candy_monai.experiment.folder import METRICS, FolderLock
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.time_limit import epochs_in_time
-from candy_monai.files import atomic_write_text
+from candy_monai.files import atomic_write_json, atomic_write_text
 from candy_monai.optional import require
 from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner
 from candy_monai.optuna.study_page import study_page
-from candy_monai.recipes.crossval import FoldRun, ended_with_us, environment_of, share_of_cores, start_run
+from candy_monai.recipes.launching import (
+    Launcher,
+    LauncherHere,
+    RunningProcess,
+    SeparateRun,
+    ended_with_us,
+    share_of_cores,
+)
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.recipes.prepare import adapted, checked_dataset, chosen_folds, memory_for, plan_for, store_of
 from candy_monai.recipes.sweep_space import SearchSpace
@@ -71,6 +77,7 @@ def sweep_dataset(
     *,
     num_trials: int,
     num_parallel: int = 1,
+    launcher: Launcher | None = None,
     storage: str | None = None,
     name: str | None = None,
     pruner: BasePruner | None = None,
@@ -90,6 +97,8 @@ def sweep_dataset(
         num_trials: Trials of the study in all, finished and failed ones of earlier calls and other machines included.
         num_parallel: Trials at the same time; each gets its share of the CPU's cores and, where there are several, a
             GPU of its own.
+        launcher: What starts the trials, such as a `JobLauncher` of ``candy_monai.recipes.jobs``; None for processes of
+            this machine.
         storage: The URL of a database for Optuna, such as ``postgresql://...``, which several machines may share; None
             for a file in the sweep's folder.
         name: Of the study and of its folder; None for ``sweep-<dataset>``.
@@ -115,7 +124,8 @@ def sweep_dataset(
     if options.fold == "all":
         raise SettingsError("a sweep goes by validation scores, and --fold all holds out no case: choose a fold")
     searched = SearchSpace.read(space, options)
-    device = find_device(options.device)
+    launcher = launcher or LauncherHere(num_parallel, options.device)
+    device = find_device("auto" if launcher.is_elsewhere else options.device)
     Parts.of(options)  # what is wrong with them is better said once than by every trial
     options.to_json()  # refuses what only this process has
     store = store_of(options)
@@ -138,7 +148,7 @@ def sweep_dataset(
     folder = Path(options.out) / name
     folder.mkdir(parents=True, exist_ok=True)
     jobs = options.jobs
-    if jobs is None and num_parallel > 1:
+    if jobs is None and num_parallel > 1 and not launcher.is_elsewhere:
         jobs = share_of_cores(num_parallel)
     sweep = _Sweep(
         dataset=Path(dataset),
@@ -147,6 +157,7 @@ def sweep_dataset(
         options=dataclasses.replace(options, store=store.resolve(), jobs=jobs),
         num_trials=num_trials,
         num_parallel=num_parallel,
+        launcher=launcher,
         say=on_progress,
     )
     with _held(folder):
@@ -175,7 +186,7 @@ class _Running:
     """A trial that is trained at this moment."""
 
     trial: Trial
-    run: FoldRun
+    run: SeparateRun
     reported: int = 0
     read_at: int = 0
     horizon: int | None = None
@@ -193,6 +204,7 @@ class _Sweep:
         options: Of each run, those settings aside.
         num_trials: Of the whole study.
         num_parallel: At the same time.
+        launcher: What starts them.
         say: Takes a line of text.
     """
 
@@ -202,8 +214,9 @@ class _Sweep:
     options: TrainOptions
     num_trials: int
     num_parallel: int
+    launcher: Launcher
     say: Callable[[str], None]
-    _running: dict[int, tuple[_Running, subprocess.Popen[bytes]]] = field(default_factory=dict)
+    _running: dict[int, tuple[_Running, RunningProcess]] = field(default_factory=dict)
 
     def run(self, study: optuna.Study) -> None:
         """Run trials until the study has as many as are wanted.
@@ -211,12 +224,13 @@ class _Sweep:
         Raises:
             Interrupted: If Ctrl-C or SIGTERM asked for it; the runs are saved, and the study knows what to go on with.
         """
-        for trial in self._left_running(study):  # by an earlier call, which was killed
-            self._refuse_running(self._run_of(trial))
+        if not self.launcher.is_elsewhere:  # there, a job that is left is waited for
+            for trial in self._left_running(study):  # by an earlier call, which was killed
+                self._refuse_running(self._run_of(trial))
         self._give_back(study)
         is_another_wanted = True  # once all are begun they stay so, and the storage need not be asked again
         try:
-            with ended_with_us(self._running) as asked:
+            with ended_with_us(self._running, self.launcher) as asked:
                 while True:
                     while is_another_wanted and len(self._running) < self.num_parallel:
                         if is_another_wanted := self._is_another_wanted(study):
@@ -254,7 +268,8 @@ class _Sweep:
             self.say(f"Trial {trial.number} was interrupted; the same command goes on with its run")
 
     def _place(self, trial: Trial | FrozenTrial) -> str:
-        return f"{platform.node()}:{self._folder_of(trial)}"
+        machine = "" if self.launcher.is_elsewhere else platform.node()
+        return f"{machine}:{self._folder_of(trial)}"
 
     def _folder_of(self, trial: Trial | FrozenTrial) -> Path:
         return self.folder / f"trial_{_first_of(trial):03d}"
@@ -269,13 +284,14 @@ class _Sweep:
         trial.set_user_attr(_PLACE, self._place(trial))
         return trial
 
-    def _run_of(self, trial: Trial) -> FoldRun:
+    def _run_of(self, trial: Trial) -> SeparateRun:
         own = self._folder_of(trial)
         options = self.space.applied(self.options, trial.params)
         note = options.note or f"trial {_first_of(trial)} of {self.folder.name}"
-        return FoldRun(dataset=self.dataset, options=dataclasses.replace(options, out=own, note=note))
+        options = dataclasses.replace(options, out=own, note=note)
+        return SeparateRun(dataset=self.dataset, options=options, name=f"Trial {_first_of(trial)}")
 
-    def _refuse_running(self, run: FoldRun) -> None:
+    def _refuse_running(self, run: SeparateRun) -> None:
         """Refuse to go on with a run that a process of an earlier call, which was killed, still trains.
 
         Raises:
@@ -299,8 +315,7 @@ class _Sweep:
             return
         self.say(f"Trial {trial.number} {'resumed' if run.experiment else 'begun'}: {what}")
         slot = next(slot for slot in range(self.num_parallel) if slot not in self._running)
-        environment = environment_of(slot, self.num_parallel, self.options.device)
-        self._running[slot] = running, start_run(run, environment)
+        self._running[slot] = running, self.launcher.start(run, slot)
 
     def _look_at(self, slot: int, study: optuna.Study) -> None:
         """Write what a run has reached since to the study, and end the run if its trial is pruned."""
@@ -457,7 +472,7 @@ def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> l
         "best": None if best is None else _as_dict(best),
         "trials": [_as_dict(trial) for trial in trials if trial.state != TrialState.WAITING],
     }
-    atomic_write_text(folder / SWEEP, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    atomic_write_json(folder / SWEEP, summary)
     if page and ended:
         atomic_write_text(folder / PAGE, study_page(study, title=study.study_name, value_name="Dice"))
     return ended

@@ -114,10 +114,6 @@ class SearchSpace:
     def check_with(self, options: TrainOptions, check: Callable[[TrainOptions], None]) -> None:
         """Check each setting's extreme values, one at a time, in a run of these options.
 
-        Args:
-            options: Those of each run.
-            check: Raises a `BadInputError` for options that cannot work.
-
         Raises:
             SettingsError: With every entry that it refuses.
         """
@@ -209,10 +205,6 @@ def _takes_fractions(name: str, kind: str, options: TrainOptions) -> bool:
 
 def _distribution(value: object, *, fractions: bool) -> BaseDistribution:
     """Return the values that an entry of the file describes.
-
-    Args:
-        value: The entry.
-        fractions: Whether numbers between whole bounds may be fractions.
 
     Raises:
         ValueError: If it describes none.

@@ -68,6 +68,8 @@ def train_dataset(
     parts = Parts.of(options)
     processes = Processes.from_environment()
     device = processes.device_of(find_device(options.device))
+    if options.sync_batchnorm:
+        processes.check_sync_batchnorm(device)
     say = on_progress if processes.is_main else _in_silence
     if options.budget_s is not None and options.budget_s < SHORTEST_KEPT_S:
         say("Note: a run with a budget below one minute may end a few seconds late: scoring opens its weights anew")

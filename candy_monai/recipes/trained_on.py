@@ -16,10 +16,6 @@ from candy_monai.experiment.description import DatasetRecord
 def folder_of_dataset(trained: DatasetRecord, given: PathLike | None = None) -> Path:
     """Return the folder of a run's dataset.
 
-    Args:
-        trained: What the run says of it.
-        given: The folder that the user names; None for where it was.
-
     Raises:
         BadInputError: If it is not there.
     """
@@ -32,10 +28,6 @@ def folder_of_dataset(trained: DatasetRecord, given: PathLike | None = None) -> 
 def dataset_again(trained: Sequence[DatasetRecord], given: PathLike | None = None) -> NNUNetDataset:
     """Return the dataset of runs.
 
-    Args:
-        trained: What each of them says of it, at least one.
-        given: The folder that the user names; None for where it was.
-
     Raises:
         BadInputError: If it is not there, or lacks a case that a run was trained or validated on.
     """
@@ -47,13 +39,7 @@ def dataset_again(trained: Sequence[DatasetRecord], given: PathLike | None = Non
 
 
 def change_in_words(trained: DatasetRecord, dataset: NNUNetDataset, digests: Digests) -> str | None:
-    """Return a warning that a dataset is not what a run was trained on; None where it is, or nobody knows.
-
-    Args:
-        trained: What the run says of its dataset.
-        dataset: The dataset as it is now.
-        digests: Its digests.
-    """
+    """Return a warning that a dataset is not what a run was trained on; None where it is, or nobody knows."""
     if trained.digest in (None, digests.whole):
         return None
     return (

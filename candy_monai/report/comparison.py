@@ -17,7 +17,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json
 from candy_monai.experiment.score_prediction import duration_as_text
 from candy_monai.experiment.summary import Summary
-from candy_monai.metrics.interval import half_width
+from candy_monai.metrics.interval import half_width, mean_of_known
 from candy_monai.report.curves import Figure, better_of, figures, hex_color
 from candy_monai.report.document import (
     REPORT,
@@ -67,11 +67,7 @@ class ComparedRun:
     damaged: str = ""
 
     def cases(self, *, final: bool) -> tuple[list[ScoredCase], Mapping[int, str]]:
-        """Return its scored cases and the names of their classes.
-
-        Args:
-            final: Whether those of the best weights, or of the last validation.
-        """
+        """Return its scored cases, of the best weights or of the last validation, and the names of their classes."""
         cases, names, _ = cases_of_run(self.facts, self.kept, self.final if final else None)
         return cases, names
 
@@ -114,12 +110,7 @@ def compared_runs(folders: Sequence[PathLike], *, names: Sequence[str] | None = 
 
 
 def document_of_comparison(runs: Sequence[ComparedRun], *, now: datetime) -> Document:
-    """Return what the page that compares runs says.
-
-    Args:
-        runs: The runs; differences are to the first.
-        now: The time.
-    """
+    """Return what the page that compares runs says."""
     final = all(run.final is not None for run in runs)
     scored = [run.cases(final=final) for run in runs]
     views, note = _views(runs)
@@ -198,12 +189,7 @@ def overlaid(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 def tables_of_comparison(
     names: Sequence[str], scored: Sequence[tuple[Sequence[ScoredCase], Mapping[int, str]]]
 ) -> list[Table]:
-    """Return tables of the runs' scores: on the whole, by class and by case, as far as cases are common to all.
-
-    Args:
-        names: The runs' names.
-        scored: Of each run its cases and the names of its classes.
-    """
+    """Return tables of the runs' scores: on the whole, by class and by case, as far as cases are common to all."""
     by_case = [{case.case_id: case for case in cases} for cases, _ in scored]
     common = [case_id for case_id in by_case[0] if all(case_id in one for one in by_case[1:])]
     known = [i for i in common if all(math.isfinite(one[i].score) for one in by_case)]
@@ -218,12 +204,7 @@ def tables_of_comparison(
 
 
 def paired(first: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of the differences of pairs, and half of its 95 % interval; NaN for fewer than two pairs.
-
-    Args:
-        first: Scores of the cases in one run.
-        other: Of the same cases in another.
-    """
+    """Return the mean of the differences of pairs, and half of its 95 % interval; NaN for fewer than two pairs."""
     apart = [b - a for a, b in zip(first, other, strict=True)]
     if len(apart) < 2:
         return statistics.fmean(apart), math.nan
@@ -292,10 +273,7 @@ def _table_of_classes(
     columns.append(Column(name="apart"))
     rows: list[list[Cell]] = []
     for i in ids:
-        means = []
-        for own in cases:
-            values = [v for case in own if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))]
-            means.append(statistics.fmean(values) if values else math.nan)
+        means = [mean_of_known(case.classes.get(metric, {}).get(i, math.nan) for case in own) for own in cases]
         known = [mean for mean in means if not math.isnan(mean)]
         name = next((labels[i] for _, labels in scored if i in labels), f"class {i}")
         rows.append([name, *map(as_cell, means), as_cell(max(known) - min(known)) if known else None])

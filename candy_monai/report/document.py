@@ -104,15 +104,7 @@ class RunFacts:
 def document_of_run(
     facts: RunFacts, progress: RunProgress, kept: Mapping[str, Any], views: str, *, now: datetime
 ) -> Document:
-    """Return what the page of a run says.
-
-    Args:
-        facts: What its folder says.
-        progress: How far it has come.
-        kept: The cases of its last validation.
-        views: Those of them to look at, as `as_script` writes them.
-        now: The time.
-    """
+    """Return what the page of a run says."""
     description, folder = facts.description, facts.folder
     final, is_damaged = read_final(folder) if progress.state == "finished" else (None, "")
     name = description.dataset.name if description.dataset is not None else None

@@ -46,13 +46,7 @@ class Command:
 
 
 def findings_as_text(warnings: Sequence[str], choices: Sequence[Any], facts: Sequence[tuple[str, str]]) -> str:
-    """Return the content of ``findings.json``.
-
-    Args:
-        warnings: What the check of the dataset found unusual.
-        choices: The plan's, as `explain` returns them.
-        facts: About the dataset, each a name and a text.
-    """
+    """Return the content of ``findings.json``."""
     content = {
         "warnings": list(warnings),
         "facts": [list(fact) for fact in facts],
@@ -219,14 +213,7 @@ def log_of(folder: Path) -> dict[str, Any]:
 def commands_of(
     folder: Path, description: ExperimentDescription, *, is_complete: bool, can_go_on: bool = True
 ) -> list[Command]:
-    """Return how to go on with a run.
-
-    Args:
-        folder: The experiment folder.
-        description: What ``experiment.json`` says.
-        is_complete: Whether the training is over.
-        can_go_on: Whether there is a state to continue it from.
-    """
+    """Return how to go on with a run."""
     run = shlex.quote(os.fspath(folder.resolve()))
     own = (
         "" if description.bundle is not None else " --trainer FILE.py:" + shlex.quote(description.trainer or "Trainer")

@@ -28,9 +28,6 @@ class ReportObserver(Observer):
 
     Each epoch's numbers are written at once. The images of the viewer take longer to pack, and are packed as often as
     takes a fiftieth of the time.
-
-    Args:
-        clock: Tells seconds.
     """
 
     name = "writing the report"

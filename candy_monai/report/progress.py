@@ -35,7 +35,7 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 _END = re.compile(r"\] Interrupted in epoch \d+(?:: (.*))?$")
 _BEGIN = re.compile(r"\] Experiment .+ in .+$")
-_SIGNALS = ("SIGINT", "SIGTERM", "KeyboardInterrupt", "SystemExit")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "KeyboardInterrupt", "SystemExit")
 _CONCLUSION = re.compile(r"\] (Best validation score|Early stopping triggered|The time is up)")
 _TAIL = 65_536
 _STALE_AFTER_S, _STALE_AFTER_EPOCHS = 600.0, 3.0
@@ -95,12 +95,7 @@ def progress_of_event(event: EpochFinished) -> RunProgress:
 
 
 def progress_of_folder(folder: Path, description: ExperimentDescription) -> RunProgress:
-    """Return the progress that the files of a run tell of, of whichever version they are.
-
-    Args:
-        folder: The experiment folder.
-        description: What ``experiment.json`` says.
-    """
+    """Return the progress that the files of a run tell of, of whichever version they are."""
     planned = description.setting("num_epochs")
     try:
         state = load_state(folder, verify=False)
@@ -165,13 +160,7 @@ def with_kept(progress: RunProgress, kept: Mapping[str, Any]) -> RunProgress:
 
 
 def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> list[dict[str, Any]]:
-    """Return what a page says first, each a label, a value and a sentence.
-
-    Args:
-        progress: How far the run has come.
-        final: The scores of the best weights; None while there are none.
-        now: The time.
-    """
+    """Return what a page says first, each a label, a value and a sentence."""
     tiles = [_final_tile(final)] if final is not None else []
     best = {"label": "Best score", "value": "none yet", "detail": ""}
     if progress.best_score is not None:

@@ -20,10 +20,6 @@ def as_script(content: object) -> str:
 def read_script(page: str, element: str) -> Any:
     """Return the value that `as_script` wrote into an element of a page.
 
-    Args:
-        page: The text of the page.
-        element: The element's id.
-
     Raises:
         LookupError: If there is no such element.
         ValueError: If it is no JSON.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.summary import Summary
+from candy_monai.metrics.interval import mean_of_known
 from candy_monai.report.curves import better_of
 
 MOST_CLASS_COLUMNS = 12
@@ -80,7 +80,7 @@ def scored_cases(summary: Summary) -> list[ScoredCase]:
                 raise BadInputError(f"the case {case.case_id} has scores of the class {label!r}, expected its id")
             for name, value in values.items():
                 classes.setdefault(name, {})[int(label)] = value
-        means = {name: _mean(v for i, v in by_class.items() if i != 0) for name, by_class in classes.items()}
+        means = {name: mean_of_known(v for i, v in by_class.items() if i != 0) for name, by_class in classes.items()}
         metrics = {**means, **case.values}
         score = means.get("Dice", next(iter(metrics.values()), math.nan))
         cases.append(ScoredCase(case_id=case.case_id, score=score, metrics=metrics, classes=classes))
@@ -135,7 +135,9 @@ def table_of_classes(cases: Sequence[ScoredCase], class_names: Mapping[int, str]
         known = {
             case.case_id: v for case in cases if not math.isnan(v := case.classes.get(metric, {}).get(i, math.nan))
         }
-        means = [as_cell(_mean(case.classes.get(name, {}).get(i, math.nan) for case in cases)) for name in metrics]
+        means = [
+            as_cell(mean_of_known(case.classes.get(name, {}).get(i, math.nan) for case in cases)) for name in metrics
+        ]
         worst = (max if better == "lower" else min)(known, key=lambda case_id: known[case_id], default=None)
         ends: list[Cell] = [None, None] if worst is None else [as_cell(known[worst]), worst]
         rows.append([class_names.get(i, f"class {i}"), float(len(known)), *means, *ends])
@@ -174,8 +176,3 @@ def as_cell(value: float) -> Cell:
     if math.isnan(value):
         return None
     return float(f"{value:.5g}") if math.isfinite(value) else ("∞" if value > 0 else "-∞")
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan

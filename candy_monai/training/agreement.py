@@ -6,12 +6,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
-
 from candy_monai.experiment.settings import SaveInterval
-from candy_monai.processes import Processes
-from candy_monai.training.gradients import trained_parameters
-from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.averaging import GradientAverage
 
 
 class Agreement(NamedTuple):
@@ -30,25 +26,17 @@ class Agreement(NamedTuple):
     cut: bool
 
 
-def agree(own: Agreement, toolbox: TrainerToolbox, processes: Processes) -> Agreement:
+def agree(own: Agreement, gradients: GradientAverage | None) -> Agreement:
     """Return what all processes do, and average the gradients over them.
 
     Args:
         own: What this process would do by itself.
-        toolbox: Model and optimizer, whose parameters are the same in each process.
-        processes: Those that train together.
+        gradients: Averages them; None where one process trains alone.
     """
-    if processes.world_size == 1:
+    if gradients is None:
         return own
-    parameters = trained_parameters(toolbox)
-    # One exchange for all of it: a parameter may have a gradient in some processes only.
-    found = processes.all_reduce_any([not own.usable, *own[1:], *(each.grad is not None for each in parameters)])
-    taking_part = [parameter for parameter, has in zip(parameters, found[len(own) :], strict=True) if has]
-    for parameter in taking_part:
-        if parameter.grad is None:  # without a part in this process's passes only
-            parameter.grad = torch.zeros_like(parameter)
-    processes.all_reduce_mean([parameter.grad for parameter in taking_part if parameter.grad is not None])
-    return Agreement(usable=not found[0], save=found[1], stop=found[2], cut=found[3])
+    unusable, *others = gradients.average([not own.usable, *own[1:]])
+    return Agreement(not unusable, *others)
 
 
 class SaveTimer:

@@ -31,13 +31,6 @@ def describe_run(
 ) -> ExperimentDescription:
     """Return what ``experiment.json`` says of a run besides its settings.
 
-    Args:
-        trainer: Describes its own part.
-        equipment: Before the first step.
-        loaders: Those that the user gave, of all samples.
-        processes: Those that train.
-        facts: More plain values, by name.
-
     Raises:
         ExperimentError: If an entry of the trainer's own has the name of another and is of another type.
         SettingsError: If its ``score_range`` is none.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 from abc import ABCMeta
 from collections.abc import Iterable
 from typing import Any, Self
@@ -10,10 +12,12 @@ from typing import Any, Self
 from typing_extensions import deprecated, override
 
 from candy_monai.aliases import PathLike
-from candy_monai.deprecation import warn_user
 from candy_monai.errors import ExperimentError, SettingsError
 from candy_monai.registry import bundle_name
 from candy_monai.training.options import SegmentationOptions
+
+_PASSED_OVER = ("candy_monai", "candy_monai_bundles", "abc")
+"""Packages whose frames are not the user's; ``abc`` has those that make a class."""
 
 
 class TrainerType(ABCMeta):
@@ -40,11 +44,19 @@ def is_deprecated(cls: type, name: str) -> bool:
     return hasattr(inspect.getattr_static(cls, name, None), "__deprecated__")
 
 
+def _warn_user(text: str) -> None:
+    """Warn of what the nearest code outside of this package does: Python shows a warning of one's own script alone."""
+    frame, stacklevel = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
+
+
 class _BundleName:
     __deprecated__ = "a trainer's bundle is in experiment.json"
 
     def __get__(self, trainer: object, owner: type) -> str | None:
-        warn_user(f"{owner.__name__}.bundle: {self.__deprecated__}")
+        _warn_user(f"{owner.__name__}.bundle: {self.__deprecated__}")
         return next(filter(None, map(bundle_name, owner.__mro__)), None)
 
 
@@ -103,7 +115,7 @@ class EarlierOption:
         cls.options = self._options(value, where=cls.__name__)
 
     def _warn(self, cls: type) -> None:
-        warn_user(f"{cls.__name__}.{self._name} will be removed in the next release: {self._advice()}")
+        _warn_user(f"{cls.__name__}.{self._name} will be removed in the next release: {self._advice()}")
 
     def _options(self, value: Any, *, where: str) -> SegmentationOptions:
         if callable(value) or hasattr(value, "__get__"):

@@ -50,12 +50,15 @@ class Hooks(metaclass=TrainerType):
             out; None for 0, the background's. Override it where labels have an id that counts nowhere.
         slice_axis: The spatial axis across the slices of volumes for a 2-D network, 0 to 2; None for a network with as
             many axes as the images. Override it to train a 2-D network on volumes, slice by slice.
+        one_pass: Whether `backward` may be taken for one pass where its first one is, so that several processes send
+            gradients while they are computed. Override it, False, where later ones change gradients themselves.
     """
 
     max_grad_norm: float | None = None
     score_range: ScoreRange | None = None
     ignore_index: int | None = None
     slice_axis: int | None = None
+    one_pass: bool = True
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
@@ -239,12 +242,7 @@ class Hooks(metaclass=TrainerType):
 
 
 def copy_that_draws(trainer: Trainer, *, title: str = "") -> Trainer:
-    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run.
-
-    Args:
-        trainer: The trainer.
-        title: Says which case is drawn.
-    """
+    """Return a copy of a trainer as it is now, which draws a preview later, perhaps in the trainer's next run."""
     copied = copy.copy(trainer)
     vars(copied).update({_ORIGINAL: trainer, "_preview_title": title})
     return copied
@@ -256,6 +254,7 @@ class Callbacks:
 
     Attributes:
         name: The trainer's name.
+        one_pass: Whether ``backward`` may be taken for one pass.
         build_scheduler: Builds the schedule for a number of epochs.
         get_extra_state: Returns what else is to be saved.
         set_extra_state: Restores what `get_extra_state` returned.
@@ -266,6 +265,7 @@ class Callbacks:
 
     name: str
     build_scheduler: Callable[[optim.Optimizer, int], optim.lr_scheduler.LRScheduler]
+    one_pass: bool = True
     get_extra_state: Callable[[], dict[str, Any]] = dict
     set_extra_state: Callable[[dict[str, Any]], None] = lambda _: None
     attributes: Callable[[], Mapping[str, object]] = dict
@@ -282,6 +282,7 @@ class Callbacks:
         """
         return cls(
             name=type(trainer).__name__,
+            one_pass=trainer.one_pass,
             build_scheduler=trainer.build_scheduler,
             get_extra_state=trainer.get_extra_state,
             set_extra_state=trainer.set_extra_state,

@@ -201,9 +201,6 @@ def batches_from(
 class RunBatches:
     """The batches of a run, epoch by epoch, and the random generators that they are drawn with.
 
-    Args:
-        loader: The training loader.
-
     Attributes:
         own: The user's own generators.
         epoch_start: The generators as they were when the epoch began; None between two epochs.

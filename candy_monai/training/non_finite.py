@@ -34,11 +34,6 @@ class LossWatch:
     def admits(self, loss: Scalar, *, step: int, case_ids: tuple[str, ...]) -> bool:
         """Return whether the optimizer may step.
 
-        Args:
-            loss: The step's loss.
-            step: The step within the epoch, counted from 1.
-            case_ids: The cases of the batch, as far as they are known.
-
         Raises:
             NonFiniteLossError: If the loss is not finite and the policy is to stop.
         """
@@ -81,11 +76,7 @@ _ADVICE = (
 
 
 class KeptBuffers:
-    """Copies of all buffers of some modules, such as the running statistics of BatchNorm. Waits for no GPU.
-
-    Args:
-        modules: The modules, their submodules included.
-    """
+    """Copies of all buffers of some modules, such as the running statistics of BatchNorm. Waits for no GPU."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._kept: list[tuple[nn.Module, str, Tensor]] = [

@@ -127,11 +127,6 @@ def take_up(cls: Any, name: str, member: object) -> None:
     """Set by a member of a class what the body of the class, or of one beside the trainers, gave by its name.
 
     Such a value hides the member that takes it.
-
-    Args:
-        cls: The class.
-        name: The member's name.
-        member: A member with ``set_on_class``.
     """
     given = inspect.getattr_static(cls, name)
     if not isinstance(given, type(member)):

@@ -12,13 +12,7 @@ from candy_monai.training.trainer import Trainer
 def add_to_folder(
     trainer: Trainer, *, facts: Mapping[str, object] | None = None, files: Mapping[str, str] | None = None
 ) -> None:
-    """Add facts and files to the experiment folders of a trainer's next runs.
-
-    Args:
-        trainer: The trainer.
-        facts: More plain values for ``experiment.json``, by name.
-        files: Texts of more files to write into a new folder, by file name.
-    """
+    """Add facts and files to the experiment folders of a trainer's next runs."""
     trainer._facts.update(facts or {})
     trainer._files.update(files or {})
 

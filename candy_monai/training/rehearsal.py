@@ -34,12 +34,7 @@ class Rehearsal:
 
     @contextmanager
     def begun(self, settings: TrainSettings, image: Tensor) -> Iterator[TrainerToolbox]:
-        """Build the toolbox for a ``with`` block, and free its memory afterwards.
-
-        Args:
-            settings: The keywords of ``train``.
-            image: One training image ``(C, *spatial)``.
-        """
+        """Build the toolbox for a ``with`` block, and free its memory afterwards."""
         trainer = self._trainer
         run = trainer._new_run(settings, self.device, rehearses=True)
         with run.lasting():

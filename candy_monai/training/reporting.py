@@ -26,9 +26,6 @@ Message = tuple[str, bool]
 class Reporter:
     """A run's log and its observers.
 
-    Args:
-        messages: Messages that were logged before the run.
-
     Attributes:
         experiment: The run whose log is written; while it is None, messages wait.
         unreported: The last epoch, until the observers are notified of it.
@@ -124,14 +121,7 @@ class Reporter:
 
 
 def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves: bool = True) -> list[Observer]:
-    """Return the library's observers: the console, the forecast, and the pictures, which are drawn on a thread.
-
-    Args:
-        settings: What ``train`` was told.
-        report: Takes the messages of observers.
-        console: Whether to report on the screen.
-        curves: Whether to draw the metrics into the experiment folder.
-    """
+    """Return the library's observers: the console, the forecast, and the pictures, which are drawn on a thread."""
     from candy_monai.observers.pictures import CurvesObserver, PreviewObserver
 
     observers: list[Observer] = []
@@ -155,15 +145,7 @@ def own_observers(settings: TrainSettings, report: Log, *, console: bool, curves
 def words_at_start(
     experiment: Experiment, trainer: str, device: torch.device, processes: Processes, *, is_resumed: bool
 ) -> Iterator[str]:
-    """Yield what the log says of a run that begins or goes on.
-
-    Args:
-        experiment: The run.
-        trainer: The trainer's name.
-        device: Where this process trains.
-        processes: Those that train.
-        is_resumed: Whether the run goes on.
-    """
+    """Yield what the log says of a run that begins or goes on."""
     where, count = f"{device}", processes.world_size
     if count > 1:
         where = f"{count} processes, the first on {where}"

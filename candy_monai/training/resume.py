@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from candy_monai.attachment import tensors_in
-from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError
+from candy_monai.errors import BadInputError, ExperimentError, RunFailedError, SettingsError, reason_in_short
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription, read_description
 from candy_monai.experiment.experiment import Experiment
@@ -94,9 +94,6 @@ class SavedRun:
     def refuse_differences(self, present: ExperimentDescription) -> None:
         """Compare what is about to be trained with what was saved.
 
-        Args:
-            present: What would stand in ``experiment.json`` of a new run.
-
         Raises:
             ExperimentError: If anything differs; every difference is listed.
         """
@@ -136,6 +133,7 @@ class SavedRun:
                     extra=restored(parts.extra),
                     generators=GeneratorStates(**own["generators"]),
                     epoch_generators=None if epoch_start is None else GeneratorStates(**epoch_start),
+                    gradients=own.get("gradients"),
                 )
 
     def _schedule(
@@ -184,6 +182,7 @@ class ReopenedRun:
         extra: What the trainer said besides.
         generators: The random generators as they were saved; restore them last.
         epoch_generators: As they were when the interrupted epoch began; None between two epochs.
+        gradients: How those of several processes were averaged; None where one trained alone, or no step was made.
     """
 
     run: Experiment
@@ -193,6 +192,7 @@ class ReopenedRun:
     extra: dict[str, Any]
     generators: GeneratorStates
     epoch_generators: GeneratorStates | None
+    gradients: Mapping[str, Any] | None
 
 
 def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunState:
@@ -221,19 +221,14 @@ def restored_in_all(run: Experiment, processes: Processes, what: str) -> RunStat
 
 @contextmanager
 def refusing_what_does_not_fit(folder: Path, what: str) -> Iterator[None]:
-    """Raise `ExperimentError` for whatever a state raises in a block that is of something else.
-
-    Args:
-        folder: The experiment folder, for the message.
-        what: What the state is put into, for the message.
-    """
+    """Raise `ExperimentError` for whatever a state raises in a block that is of something else."""
     try:
         yield
     except (ExperimentError, RunFailedError, torch.OutOfMemoryError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ExperimentError(f"{folder}: what was saved does not fit {what}: {first}") from error
+        reason = reason_in_short(error, longest=300)
+        raise ExperimentError(f"{folder}: what was saved does not fit {what}: {reason}") from error
 
 
 def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str, Any] | None) -> None:
@@ -245,11 +240,7 @@ def _load_weights(toolbox: TrainerToolbox, weights: RunWeights, ema: Mapping[str
 
 
 def weights_of(toolbox: TrainerToolbox, scored: WeightsKind) -> RunWeights:
-    """Return the weights of a run as they are now.
-
-    Args:
-        toolbox: Model and average.
-        scored: Which of the two are scored; those of the model where there is no average.
+    """Return the weights of a run as they are now; those of the model are scored where there is no average.
 
     Raises:
         BadInputError: If an extra state of the network cannot be saved.
@@ -328,12 +319,6 @@ def unsaved_parts(
     """Return the names and kinds of a trainer's attributes that have a ``state_dict`` which is not saved.
 
     A state is saved if its tensors are, or if the trainer adds a dictionary with the same names.
-
-    Args:
-        attributes: The trainer's attributes by name, some of them in lists and dictionaries.
-        toolbox: What is saved of every run, as the loaders.
-        loaders: The loaders.
-        state: What is saved.
     """
     networks = [plain_network(network).state_dict() for network in toolbox.networks]
     memory = {_place(tensor) for tensor in tensors_in([vars(state), networks])}

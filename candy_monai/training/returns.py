@@ -105,10 +105,6 @@ class GradientWatch:
     """Notices a ``backward`` that runs the network and leaves no gradient. Waits for no GPU.
 
     Once gradients were seen, or weights that the method changed by itself, it looks no more.
-
-    Args:
-        trainer: The trainer.
-        toolbox: Its network and optimizer.
     """
 
     def __init__(self, trainer: object, toolbox: TrainerToolbox) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
 from candy_monai.seeding import GeneratorStates, draw_seed, set_seed
 from candy_monai.training.agreement import Agreement, SaveTimer, agree
+from candy_monai.training.averaging import GradientAverage
 from candy_monai.training.description import run_started
 from candy_monai.training.hooks import Callbacks
 from candy_monai.training.kept_cases import KeptCases
@@ -82,6 +83,7 @@ class TrainingRun:
 
     Raises:
         BadInputError: If a loader yields nothing or cannot be split among processes.
+        SettingsError: If batch normalisation cannot be synchronised.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class TrainingRun:
     ) -> None:
         loaders.check()
         self.processes = processes or Processes()
+        if settings.sync_batchnorm:
+            self.processes.check_sync_batchnorm(device)
         self.loaders = loaders.shared(self.processes)
         self.device = device
         self.callbacks = callbacks
@@ -109,6 +113,8 @@ class TrainingRun:
         precision = choose_precision(settings.amp, device)
         self.settings = dataclasses.replace(settings, seed=seed, amp=precision, warm_up=warm_up)
         self._equipment: Equipment | None = None
+        self._gradients: GradientAverage | None = None
+        self._sent_as: Mapping[str, Any] | None = None
         self.experiment: Experiment | None = None
         self.reporter = Reporter(messages)
         self.data = RunBatches(self.loaders.training)
@@ -189,6 +195,8 @@ class TrainingRun:
         self.reporter.log_all(caveats(self.settings, self.loaders))
         if knows is not None:
             self.reporter.log(knows, on_screen=False)
+        if self.processes.world_size > 1:
+            self._average_gradients()
         self.reporter.class_names = names = description.class_names()
         self.reporter.notify(run_started(experiment, self.callbacks.name, self.equipment, class_names=names))
         # The last before the first step: what a process imports for the first time may draw, too.
@@ -198,6 +206,14 @@ class TrainingRun:
             experiment.describe(description)
         self._save_timer.restart(experiment.progress.batch)
         self._has_begun = True
+
+    def _average_gradients(self) -> None:
+        """Prepare to average the gradients of all processes, in a resumed run as it was when it was saved."""
+        why_not = None if self.callbacks.one_pass else f"{self.callbacks.name} has one_pass = False"
+        self._gradients = GradientAverage(self.toolbox, self.processes, why_not=why_not, log=self.reporter.log)
+        self._closing.callback(self._gradients.close)
+        if self._sent_as is not None:
+            self._gradients.load_state_dict(self._sent_as)
 
     def conclude(self) -> None:
         """Log how the run ended, and notify the observers."""
@@ -260,6 +276,7 @@ class TrainingRun:
         self.experiment = self.reporter.experiment = reopened.run
         self.settings = reopened.run.settings
         self.scored, self._schedule_epochs = reopened.scored, reopened.schedule_epochs
+        self._sent_as = reopened.gradients
         self.data.resume(reopened.epoch_generators)
         with reopened.run.closed_on_failure():
             self.equipment.scaler.load_state_dict(dict(reopened.scaler))
@@ -322,6 +339,14 @@ class TrainingRun:
                 "read only once; let __iter__ begin anew each time it is called"
             )
 
+    def passing(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Surround one call of ``backward``.
+
+        Args:
+            is_last: Whether the optimizer steps after it.
+        """
+        return nullcontext() if self._gradients is None else self._gradients.passing(is_last=is_last)
+
     def agree(self, num_batches: int, *, usable: bool) -> Agreement:
         """Decide with all processes what follows a step's batches, and average the gradients over the processes.
 
@@ -333,7 +358,7 @@ class TrainingRun:
         experiment.step_done(num_batches=num_batches)
         save = self._save_timer.is_over(experiment.progress.batch)
         own = Agreement(usable=usable, save=save, stop=self.stop.is_pending, cut=experiment.left_s <= 0)
-        return agree(own, self.toolbox, self.processes)
+        return agree(own, self._gradients)
 
     def finish_step(self, agreed: Agreement) -> None:
         """Fit the schedule to the time that is left, then save the run and stop it, if this was agreed."""
@@ -473,6 +498,7 @@ class TrainingRun:
             "generators": self.data.captured().state_dict(),
             "epoch_generators": None if epoch_start is None else epoch_start.state_dict(),
             "pending": {} if experiment is None else experiment.history.pending(),
+            "gradients": None if self._gradients is None else self._gradients.state_dict(),
         }
         state = state_of(
             self.toolbox,

@@ -51,6 +51,7 @@ class SlidingTrainer(Trainer):
         sliding_window_batch_size: Windows in one pass at most.
     """
 
+    one_pass: bool = False
     inferer: Inferer | None = None
     sliding_window_overlap: float = 0.5
     sliding_window_batch_size: int = 4
@@ -257,12 +258,7 @@ class _WeightedMeans:
         self._values: dict[str, list[tuple[Scalar, int]]] = {}
 
     def add(self, metrics: Metrics, *, weight: int) -> None:
-        """Add the numbers of one part.
-
-        Args:
-            metrics: Numbers by name.
-            weight: What they stand for, for example a number of windows.
-        """
+        """Add the numbers of one part."""
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(
                 (value.detach().clone() if isinstance(value, Tensor) else value, weight)

@@ -71,10 +71,6 @@ class Frozen:
 def freeze(network: nn.Module, patterns: str | Sequence[str]) -> Frozen:
     """Keep the parameters that match as they are, and the statistics of normalisation layers that do.
 
-    Args:
-        network: The network, with its lazy layers initialized.
-        patterns: As ``freeze`` of ``Trainer.train``.
-
     Raises:
         SettingsError: If a pattern matches nothing, or nothing would be left to train.
     """

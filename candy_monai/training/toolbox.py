@@ -158,6 +158,8 @@ def build_toolbox(
     ).to(device)
     initialize_lazy(network, example)
     check_takes_complex(network, example)
+    if settings.sync_batchnorm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     if starts and settings.init_from is not None:
         start_from(plain_network(network), settings.init_from, num_channels=example_shape[0], log=log)
     frozen = freeze(plain_network(network), settings.freeze)

@@ -109,6 +109,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         amp: Literal["bf16", "fp16", "auto"] | None = None,
         accumulate: int = 1,
         compile_model: bool = False,
+        sync_batchnorm: bool = False,
         channels_last: bool | None = None,
         validate_every: int = 1,
         num_validation_cases: int | None = None,
@@ -144,6 +145,8 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             accumulate: Batches to an optimizer step, whose gradients are averaged as in one larger batch. The schedule
                 advances by as many batches.
             compile_model: Compile the network; where that fails it runs as it is, and the log says why.
+            sync_batchnorm: Compute the statistics of batch normalisation over the batches of all processes, by
+                ``torch.nn.SyncBatchNorm``, which takes the layers' places in the network. Several processes need GPUs.
             channels_last: Use the memory format ``torch.channels_last``; None for where it is faster.
             validate_every: Validate each so many epochs, and after the last.
             num_validation_cases: Validate on the first so many cases; None for all.
@@ -233,7 +236,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 group = settings.accumulate if total is None else min(settings.accumulate, total - first)
                 usable = True
             before = KeptBuffers((toolbox.model, toolbox.criterion)) if settings.non_finite == "skip" else None
-            with gradients.watching():
+            with gradients.watching(), run.passing(is_last=progress.batch + 1 == first + group):
                 loss, metrics, case_ids, num_samples = self._train_batch(batch, toolbox)
             progress.batch += 1
             if watch.admits(loss, step=progress.batch, case_ids=case_ids):

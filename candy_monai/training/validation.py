@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from candy_monai.aliases import Shape
 from candy_monai.attachment import attachment_of, map_tensors, tensors_in
 from candy_monai.data.samples.batches import unpack
 from candy_monai.experiment.events import Preview
-from candy_monai.metrics.interval import half_width
+from candy_monai.metrics.interval import half_width, mean_of_known
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import restore_like
 from candy_monai.training.loaders import batches
@@ -101,8 +102,7 @@ def cases_of(
 
 def mean_score(parts: Sequence[Sequence[float]]) -> float:
     """Return the mean over all cases of all parts that have a score; NaN if none has."""
-    known = [score for part in parts for score in part if not math.isnan(score)]
-    return math.fsum(known) / len(known) if known else math.nan
+    return mean_of_known(chain.from_iterable(parts))
 
 
 def certainty(parts: Sequence[Sequence[float]]) -> tuple[int, float]:
@@ -122,12 +122,7 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
 
 
 def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
-    """Return what the log says of a validation that does not score the average alone.
-
-    Args:
-        raw: Whether the model was called.
-        averaged: Whether its average was.
-    """
+    """Return what the log says of a validation that does not score the average alone."""
     if raw == averaged:
         what = "both toolbox.model and toolbox.ema" if raw else "neither toolbox.model nor toolbox.ema"
         return f"validate_case called {what}: checkpoint_best.pth holds the average (toolbox.ema)"
@@ -135,11 +130,7 @@ def what_is_scored(*, raw: bool, averaged: bool) -> str | None:
 
 
 class CalledNetworks:
-    """Whether model and average are called, as a whole or by their submodules.
-
-    Args:
-        toolbox: Holds the two.
-    """
+    """Whether model and average are called, as a whole or by their submodules."""
 
     def __init__(self, toolbox: TrainerToolbox) -> None:
         self._networks = toolbox.networks

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from candy_monai import Trainer
 from candy_monai.cli.main import _parsed
@@ -22,7 +23,8 @@ from candy_monai.cli.main import _parsed
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(
-    r"^(?:    |\$ )?(?:[A-Z_]+=\S+ )*(?:candy-monai|(?:srun )?torchrun .*-m candy_monai) +(.+)$", flags=re.MULTILINE
+    r"^(?:    |\$ )?(?:[A-Z_]+=\S+ )*(?:srun (?:-\S+ )*)?(?:candy-monai|torchrun .*-m candy_monai) +(.+)$",
+    flags=re.MULTILINE,
 )
 BLOCK = re.compile(r"^(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
@@ -80,10 +82,37 @@ def test_commands_are_found_in_blocks_after_variables_and_in_front_of_torchrun()
         "A=1 candy-monai predict \\",
         "    R I O > log",
         "torchrun -m candy_monai resume R",
+        "srun --kill-on-bad-exit=1 candy-monai train D --requeue",
     ]
     text = "\n".join(lines)
-    assert commands_of(text) == [["train", "D"], ["predict", "R", "I", "O"], ["resume", "R"]]
+    assert commands_of(text) == [
+        ["train", "D"],
+        ["predict", "R", "I", "O"],
+        ["resume", "R"],
+        ["train", "D", "--requeue"],
+    ]
     assert not is_taken(["train", "D", "--no-such-option"])
+
+
+def test_the_manifest_on_the_page_of_clusters_is_a_pytorchjob_whose_command_line_is_taken():
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    (manifest,) = [
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    spec = manifest["spec"]
+    assert spec.keys() == {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs"}
+    assert isinstance(spec["nprocPerNode"], str)  # the operator takes no number
+    assert spec["pytorchReplicaSpecs"].keys() == {"Master", "Worker"}
+    for replica in spec["pytorchReplicaSpecs"].values():
+        assert replica.keys() == {"replicas", "restartPolicy", "template"}
+        pod = replica["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["name"] == "pytorch"  # the one that the operator gives its variables to
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        commands = re.findall(r"set -- (.+?)(?:;|$)", container["args"][0], flags=re.MULTILINE)
+        assert [command.split()[0] for command in commands] == ["resume", "train"]
+        assert all(is_taken(shlex.split(command)) for command in commands)
 
 
 def test_every_message_on_the_page_of_errors_is_one_of_the_code():

@@ -19,16 +19,16 @@ from candy_monai.experiment.state import load_state
 SCRIPT = Path(__file__).with_name("trained_by_processes.py")
 
 
-def _start(*arguments, count):
+def _start(*arguments, count, script=SCRIPT):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command = command if count > 1 else [sys.executable]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*command, str(SCRIPT), *map(str, arguments)], env=environment, **pipes)
+    return subprocess.Popen([*command, str(script), *map(str, arguments)], env=environment, **pipes)
 
 
-def _run(*arguments, count):
-    process = _start(*arguments, count=count)
+def _run(*arguments, count, script=SCRIPT):
+    process = _start(*arguments, count=count, script=script)
     output, _ = process.communicate(timeout=240)
     return process.returncode, output
 
@@ -96,3 +96,22 @@ def test_a_request_to_end_is_agreed_on_and_saved(tmp_path):
     folder = _folder(tmp_path)
     assert "SIGTERM" in (folder / "logs.txt").read_text(), output
     assert load_state(folder).progress.epoch >= 1
+
+
+@pytest.mark.slow
+def test_gradients_sent_while_they_are_computed_are_those_averaged_afterwards_whatever_backward_does(tmp_path):
+    code, output = _run(tmp_path, count=2, script=SCRIPT.with_name("averaged_by_processes.py"))
+    assert code == 0, output
+    of_ranks = [json.loads((tmp_path / f"found {rank}.json").read_text()) for rank in (0, 1)]
+    assert all(each["same"] for found in of_ranks for each in found), of_ranks
+    plain, accumulated, half, left_out, twice, clipped, not_finite = of_ranks[0]
+    for each in (plain, accumulated, half, not_finite):
+        assert "averaged by DistributedDataParallel while they are computed, in 3 messages" in each["said"][0]
+    # Between two steps nothing is sent but the three parts of the gradients; the first two make ready.
+    assert plain["sent"][2:4] == [["all_reduce"] * 3] * 2
+    assert accumulated["sent"][3] == ["all_reduce"] * 3
+    assert "left side.weight without its gradient" in left_out["said"][1]
+    assert "backward makes several passes" in twice["said"][1]
+    assert "backward changes gradients after its pass" in clipped["said"][1]
+    assert left_out["sent"][6] == ["all_reduce"]
+    assert "steps left out" in not_finite["said"][1]

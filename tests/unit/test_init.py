@@ -43,7 +43,7 @@ def test_importing_the_package_takes_less_than_a_fifth_of_a_second():
     assert min(float(python(code)) for _ in range(3)) < 0.2
 
 
-def test_the_stub_says_the_same_as_the_package():
+def test_the_public_names_are_those_that_type_checkers_see():
     assert stub_names() == candy_monai._MODULE_OF
 
 

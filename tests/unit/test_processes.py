@@ -27,7 +27,9 @@ def test_without_torchrun_there_is_one_process_that_tells_nobody():
     assert (processes.rank, processes.world_size, processes.is_main) == (0, 1, True)
     tensor = torch.ones(2)
     with processes.connected(torch.device("cpu")):
-        processes.all_reduce_mean([tensor])
+        means, counts = processes.all_reduce_mean([tensor], [True, False])
+        assert means[0] is tensor
+        assert counts == [1, 0]
         processes.broadcast_tensors([tensor])
         assert processes.broadcast("x") == "x"
         assert processes.all_gather(3) == [3]
@@ -41,6 +43,14 @@ def test_each_process_takes_the_gpu_of_its_number_unless_one_is_named():
     assert processes.device_of(torch.device("cuda", 3)) == torch.device("cuda", 3)
     assert processes.device_of(torch.device("cpu")) == torch.device("cpu")
     assert Processes().device_of(torch.device("cuda")) == torch.device("cuda")
+
+
+def test_batch_normalisation_over_several_processes_needs_gpus():
+    processes = Processes(rank=0, world_size=2)
+    processes.check_sync_batchnorm(torch.device("cuda", 0))
+    Processes().check_sync_batchnorm(torch.device("cpu"))
+    with pytest.raises(SettingsError, match="2 processes train on cpu here: leave it out"):
+        processes.check_sync_batchnorm(torch.device("cpu"))
 
 
 def test_tensors_are_sent_in_parts_of_one_type_and_each_once():

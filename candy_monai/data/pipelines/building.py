@@ -84,13 +84,7 @@ _READERS = (
 
 
 class Pipeline(Compose):
-    """MONAI's ``Compose`` that knows the plain data it was built from, and prints them.
-
-    Args:
-        transforms: The steps.
-        entries: One entry of MONAI's config language for each of them.
-        name: What messages call it.
-    """
+    """MONAI's ``Compose`` that knows the plain data it was built from, and prints them."""
 
     def __init__(
         self, transforms: Sequence[Callable[[Any], Any]], entries: Sequence[Entry], name: str = "pipeline"
@@ -173,20 +167,8 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     Raises:
         SettingsError: If the file cannot be read or holds neither, or as `check_own_transforms` does.
     """
-    path = Path(path)
-    try:
-        text = read_text(path)
-        found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
+    found = read_json_or_yaml(path)
     lists = {"augmentation": found} if isinstance(found, list) else found
-    if is_endless(found):
-        raise SettingsError(
-            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
-        )
     if not isinstance(lists, dict) or not any(lists.values()):
         raise SettingsError(
             f"{path}: expected a list of transforms, each like "
@@ -204,13 +186,36 @@ def read_own_transforms(path: PathLike, *, trust: bool = False) -> OwnTransforms
     return own
 
 
+def read_json_or_yaml(path: PathLike) -> Any:
+    """Read a JSON or YAML file, which may come from a stranger.
+
+    Raises:
+        SettingsError: If it cannot be read, or holds more values than anybody writes, as anchors of YAML can make.
+    """
+    path = Path(path)
+    try:
+        text = read_text(path)
+        found = json.loads(text) if path.suffix.casefold() == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a JSON or YAML file") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path}: is not JSON or YAML ({reason})") from error
+    waiting, count = [found], 0
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping | list):
+            waiting += value.values() if isinstance(value, Mapping) else value
+    if count > _MOST_VALUES:
+        raise SettingsError(
+            f"{path}: holds more than {_MOST_VALUES:,} values, or is nested without end by an anchor of YAML"
+        )
+    return found
+
+
 def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = False) -> OwnTransforms:
     """Return what gives the pipelines of an ``experiment.json`` again, checked that they can be built.
-
-    Args:
-        pipelines: What stands in the file; None for one of a version that kept none.
-        where: The file, for messages.
-        trust: Build any callable that they name, instead of known transforms only.
 
     Raises:
         SettingsError: If they are damaged, or as `check_own_transforms` does.
@@ -222,10 +227,6 @@ def read_saved_transforms(pipelines: object, where: PathLike, *, trust: bool = F
 
 def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
     """Refuse lists of a user's own that cannot be built, or that cannot stand in their pipeline.
-
-    Args:
-        own: The lists.
-        where: What messages begin with.
 
     Raises:
         SettingsError: With the position of the entry. Preprocessing may not draw random numbers, nor need the label,
@@ -249,13 +250,7 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
 
 
 def misfit(error: Exception, name: str, what: str) -> BadInputError:
-    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one.
-
-    Args:
-        error: What the step raised.
-        name: The pipeline's, where none was noted.
-        what: The input.
-    """
+    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one."""
     reason = " ".join(str(error.args[0] if error.args else error).split())
     step = "; ".join(getattr(error, "__notes__", ())) or name
     return BadInputError(f"{step}: cannot be applied to {what} ({type(error).__name__}: {reason})")
@@ -273,17 +268,6 @@ def moves_voxels(target: object) -> bool:
     except SettingsError:
         return False
     return _class_moves(kind)
-
-
-def is_endless(found: object) -> bool:
-    """Return whether there are more values than anybody writes, as a few anchors of YAML can make."""
-    waiting, count = [found], 0
-    while waiting and count <= _MOST_VALUES:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, Mapping | list):
-            waiting += value.values() if isinstance(value, Mapping) else value
-    return count > _MOST_VALUES
 
 
 def _checked_entry(entry: object, where: str) -> Mapping[str, Any]:
@@ -421,10 +405,6 @@ class _Builder:
 
 def transform_class(target: object, where: str) -> type[Transform]:
     """Return the class that a target names, which may be built without trust.
-
-    Args:
-        target: ``monai.transforms.RandFlipd``, for example, or its name alone.
-        where: What messages begin with.
 
     Raises:
         SettingsError: If it is no transform of MONAI's or ours, or one that may write files or call others by name.

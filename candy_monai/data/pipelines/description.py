@@ -59,11 +59,6 @@ class OwnTransforms:
     def from_saved(cls, pipelines: object, *, where: PathLike = "experiment.json", trust: bool = False) -> Self:
         """Return what gives the pipelines of an ``experiment.json`` again, or the plan's if its version kept none.
 
-        Args:
-            pipelines: What stands in the file.
-            where: The file, for messages.
-            trust: Whether to build any callable that they name.
-
         Raises:
             SettingsError: If what was kept is damaged.
         """
@@ -89,10 +84,6 @@ class OwnTransforms:
 
 def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[str, list[Entry]]:
     """Return the pipelines of a plan: ``preprocessing``, ``augmentation`` and ``postprocessing``.
-
-    Args:
-        plan: The plan.
-        own: Lists of the user's own.
 
     MONAI alone builds them as they stand wherever no transform of ours is needed; with MONAI's ``ConfigParser``
     ``@preprocessing`` means the transforms that were built of that list.
@@ -255,11 +246,11 @@ def _label_steps(plan: Plan) -> list[Entry]:
     paints = [region.paints for region in plan.regions]
     tracked = _monai("EnsureTyped", keys=PREDICTION, track_meta=True)  # without metadata Invertd inverts nothing
     if plan.resampling != "stock" and (paints or plan.num_classes >= MANY_CLASSES):
-        return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, _inverting(ids=True)]
+        return [_ours("PaintLabelsd", keys=PREDICTION, orig_keys=IMAGE, paints=paints), tracked, inverting(ids=True)]
     if plan.num_classes > 1 and not paints:
-        return [tracked, _inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]
+        return [tracked, inverting(ids=False), _monai("AsDiscreted", keys=PREDICTION, argmax=True)]
     # What was cropped away comes back as 0, which is no probability and a logit of a half.
-    probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), _inverting(ids=False)]
+    probabilities = [tracked, _monai("Activationsd", keys=PREDICTION, sigmoid=True), inverting(ids=False)]
     if paints:
         return [*probabilities, _ours("PaintLabelsd", keys=PREDICTION, paints=paints, are_probabilities=True)]
     return [*probabilities, _monai("AsDiscreted", keys=PREDICTION, threshold=0.5)]
@@ -347,7 +338,8 @@ def resampling(plan: Plan) -> Entry:
     return _monai("Spacingd", mode=["bilinear", "nearest"], scale_extent=True, dtype="float32", **shared)
 
 
-def _inverting(*, ids: bool) -> Entry:
+def inverting(*, ids: bool) -> Entry:
+    """Return the step that undoes preprocessing: of label ids, or of scores, which are interpolated."""
     transform = {"_target_": _MONAI + "Compose", "transforms": "@preprocessing"}
     return _monai("Invertd", keys=PREDICTION, transform=transform, orig_keys=IMAGE, nearest_interp=ids)
 

@@ -362,11 +362,7 @@ class Preprocessor:
             raise BadInputError(
                 f"{where}: the label has shape {tuple(label.shape[1:])}, the image {tuple(image.shape[1:])}"
             )
-        values = image.float()
-        if not bool(torch.isfinite(values).all()):
-            count = int((~torch.isfinite(values)).sum())
-            raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
-        return values
+        return finite(image.float(), where)
 
     def _affine(self, geometry: Geometry | None) -> NDArray[np.float64]:
         """Return the affine that preprocessing goes by; a plain tensor's, None, is that of the plan's own grid."""
@@ -395,11 +391,6 @@ def build_postprocessing(
     entries: Sequence[Entry], *, preprocessing: Sequence[Callable[[Any], Any]] = (), trust: bool = False
 ) -> Pipeline:
     """Build postprocessing, or the steps that follow it.
-
-    Args:
-        entries: Its description.
-        preprocessing: What ``@preprocessing`` means in it.
-        trust: Build any callable that it names, instead of known transforms only.
 
     Raises:
         SettingsError: With the position of the entry that cannot be built.
@@ -431,6 +422,18 @@ def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Sh
             f"{(1, *shape)}"
         )
     return plain_tensor(made)
+
+
+def finite(values: Tensor, where: str) -> Tensor:
+    """Return intensities as they are.
+
+    Raises:
+        BadInputError: If some are NaN or infinite.
+    """
+    if not bool(torch.isfinite(values).all()):
+        count = int((~torch.isfinite(values)).sum())
+        raise BadInputError(f"{where}: {count} intensities are NaN or infinite; replace them, for example by 0")
+    return values
 
 
 def _grid(values: Tensor) -> tuple[object, ...]:

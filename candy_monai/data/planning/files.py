@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -58,10 +59,6 @@ def read_plan(path: PathLike) -> Plan:
 
 def plan_of(values: Mapping[str, object], where: PathLike) -> Plan:
     """Return the plan of what `Plan.to_dict` wrote.
-
-    Args:
-        values: Its entries.
-        where: The file that they stand in, for messages.
 
     Raises:
         BadInputError: If it is not a plan of this version, or holds a value that no plan may have.
@@ -139,7 +136,9 @@ def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[obj
     stem = f"{quote(plan.dataset_name, safe=' ')}.plan-{wish}"
     path = Path(folder) / f"{stem}-{digest}.json"
     is_known = path.exists()
-    earlier = sorted(set(Path(folder).glob(f"{_literal(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime)
+    earlier = sorted(
+        set(Path(folder).glob(f"{glob.escape(stem)}-*.json")) - {path}, key=lambda file: file.stat().st_mtime
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps({"plan": plan.to_dict()}, indent=1), durable=False)
     if is_known or not earlier:
@@ -149,10 +148,6 @@ def keep_plan(folder: PathLike, plan: Plan, *, digest: str, wishes: Sequence[obj
     except BadInputError:  # damaged, or of another version
         return None
     return (changes, earlier[-1]) if changes else None
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _shown(value: object) -> str:

@@ -21,12 +21,7 @@ _ANISOTROPIC = 3.0
 
 
 def anisotropic_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int | None:
-    """Return the one axis of a volume across thick slices, if there is one.
-
-    Args:
-        spacing_mm: Distance of voxels along each axis.
-        shape: Voxels along each axis.
-    """
+    """Return the one axis of a volume across thick slices, if there is one."""
     if len(spacing_mm) < 3:
         return None
     for axis in range(3):
@@ -79,13 +74,7 @@ def pixdim(spacing_mm: Sequence[float] | None, slice_axis: int | None) -> tuple[
 
 
 def planned_shape(case: CaseFingerprint, orientation: Orientation | None, spacing_mm: Sequence[float] | None) -> Shape:
-    """Return a case's shape after reorientation, cropping to non-zero voxels and resampling.
-
-    Args:
-        case: The case.
-        orientation: The plan's.
-        spacing_mm: The plan's `pixdim`.
-    """
+    """Return a case's shape after reorientation, cropping to non-zero voxels and resampling."""
     shape, spacing = _turned(case, orientation)
     return shape if spacing_mm is None else resampled_shape(shape, spacing, spacing_mm)
 

@@ -40,7 +40,6 @@ from candy_monai.data.planning.grid import (
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
 from candy_monai.data.values import frozen, is_of_kind
-from candy_monai.deprecation import earlier_attribute
 from candy_monai.errors import BadInputError, SettingsError, did_you_mean
 from candy_monai.transforms.normalization import SCHEMES as SCHEME_NAMES
 
@@ -244,8 +243,6 @@ class Plan:
         if self.slice_axis is not None:
             return self.slice_axis
         return anisotropic_axis(self.spacing_mm or (1.0,) * self.num_dims, self.patch_shape)
-
-    coarse_axis = earlier_attribute("coarse_axis", "anisotropic_axis")
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values that JSON stores and ``from_dict`` reads."""

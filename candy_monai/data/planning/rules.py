@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -89,7 +90,8 @@ def plan(
     as_stored = [planned_shape(case, orientation, None) for case in fingerprint.cases]
     is_resampled = any(shape != other for shape, other in zip(shapes, as_stored, strict=True))
     class_names, num_classes, regions = _classes(fingerprint, fixed)
-    network = (fit_network if slice_axis is None else fit_slice_network(slice_axis))(
+    fit = fit_network if slice_axis is None else partial(fit_slice_network, slice_axis)
+    network = fit(
         shapes,
         spacing or (1.0,) * fingerprint.num_dims,
         num_inputs=len(fingerprint.channels),

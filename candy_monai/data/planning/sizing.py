@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,37 +150,34 @@ def fit_network(
     return dataclasses.replace(network, batch_size=fitting[0] if fitting else least)
 
 
-def fit_slice_network(axis: int) -> Callable[..., FittedNetwork]:
-    """Return `fit_network` for a 2-D network on slices of volumes across ``axis``.
+def fit_slice_network(
+    axis: int,
+    shapes: Sequence[Shape],
+    spacing_mm: Sequence[float],
+    *,
+    memory_bytes: int,
+    overrides: Overrides,
+    **options: int,
+) -> FittedNetwork:
+    """Return what `fit_network` does, for a 2-D network on slices of volumes across ``axis``.
 
     Shapes, spacing and overrides have three axes, and so has the network, which is flat along that of the slices.
     """
-
-    def fit(
-        shapes: Sequence[Shape],
-        spacing_mm: Sequence[float],
-        *,
-        memory_bytes: int,
-        overrides: Overrides,
-        **options: int,
-    ) -> FittedNetwork:
-        flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
-        slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
-        network = fit_network(
-            slices,
-            _without(spacing_mm, axis),
-            memory_bytes=memory_bytes,
-            overrides=flat,
-            most_voxels=_LIGHT_VOXELS_PER_SLICE if memory_bytes < LIGHT_BELOW_BYTES else math.inf,
-            **options,
-        )
-        return dataclasses.replace(
-            network,
-            patch_shape=(*network.patch_shape[:axis], 1, *network.patch_shape[axis:]),
-            topology=network.topology.with_flat_axis(axis),
-        )
-
-    return fit
+    flat = {name: _without(value, axis) if name in _ALONG_AXES else value for name, value in overrides.items()}
+    slices = [_without(shape, axis) for shape in shapes for _ in range(shape[axis])]
+    network = fit_network(
+        slices,
+        _without(spacing_mm, axis),
+        memory_bytes=memory_bytes,
+        overrides=flat,
+        most_voxels=_LIGHT_VOXELS_PER_SLICE if memory_bytes < LIGHT_BELOW_BYTES else math.inf,
+        **options,
+    )
+    return dataclasses.replace(
+        network,
+        patch_shape=(*network.patch_shape[:axis], 1, *network.patch_shape[axis:]),
+        topology=network.topology.with_flat_axis(axis),
+    )
 
 
 def _without(value: Sequence[Any], axis: int) -> tuple[Any, ...]:

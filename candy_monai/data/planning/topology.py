@@ -114,14 +114,6 @@ def training_bytes(
     between); the lowest keeps 6. Input, output and its gradient come on top, and 20 bytes for each weight: value,
     gradient, two optimizer moments, average. MONAI's DynUNet needed within 15 % of it on a CPU, for steps of 0.5 to
     1 GiB. Mixed precision needs about half.
-
-    Args:
-        patch_shape: Voxels along each axis.
-        topology: Kernels and strides.
-        filters: Width of each level.
-        batch_size: Patches in a step.
-        num_inputs: Image channels.
-        num_outputs: Channels of the network's output.
     """
     size = patch_shape
     values = math.prod(size) * (num_inputs + 3 * num_outputs)

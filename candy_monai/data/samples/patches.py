@@ -167,10 +167,6 @@ class PatchDataset(Dataset[Sample]):
 class StoredCases(Dataset[Sample]):
     """Whole preprocessed cases, for validation.
 
-    Args:
-        store: The preprocessed cases.
-        case_ids: Those to use.
-
     Raises:
         BadInputError: If a case is not in the store, or there is none.
     """

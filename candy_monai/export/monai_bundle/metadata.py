@@ -18,12 +18,7 @@ _STANDARDIZED = [-5, 5]
 
 
 def bundle_metadata(source: BundleSource, *, uses_scripts: bool) -> dict[str, Any]:
-    """Return the content of ``metadata.json``.
-
-    Args:
-        source: What the bundle is made of.
-        uses_scripts: Whether the bundle has modules of its own.
-    """
+    """Return the content of ``metadata.json``."""
     plan, num_members = source.plan, source.network.num_members
     whose = "nnU-Net" if source.origin.of_nnunet else "candy_monai"
     found = ", ".join(name for name in plan.class_names if name != "background") or "foreground"

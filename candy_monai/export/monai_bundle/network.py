@@ -72,9 +72,6 @@ class BundleNetwork:
 def describe_network(predictor: Predictor) -> BundleNetwork:
     """Describe an experiment's network by its class, MONAI's or a bundle's, without outputs for training alone.
 
-    Args:
-        predictor: The experiment's predictor.
-
     Raises:
         ExperimentError: If a MONAI Bundle cannot have its class, or what is built of its description computes something
             else.
@@ -146,12 +143,6 @@ def _arguments_of(kind: type[nn.Module], predictor: Predictor) -> dict[str, Any]
 
 def checked_sizes(built: nn.Module, trained: nn.Module, predictor: NetworkPredictor, where: str) -> list[str | int]:
     """Check that two networks compute the same, and return the sizes that they take.
-
-    Args:
-        built: What a bundle's configuration builds, with the weights that it has.
-        trained: The trained network.
-        predictor: The trained model's predictor.
-        where: Which network that is, for messages.
 
     Raises:
         ExperimentError: If they differ, or return more than one tensor.

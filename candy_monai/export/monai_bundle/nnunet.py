@@ -30,9 +30,6 @@ from candy_monai.nn.slicewise import Slicewise
 def describe_nnunet(predictor: NNUNetPredictor) -> BundleNetwork:
     """Describe the network of a trained nnU-Net, of several folds their mean.
 
-    Args:
-        predictor: The model's predictor.
-
     Raises:
         ExperimentError: If what is described computes something else.
     """

@@ -38,16 +38,7 @@ def write_readme(
     scripts: Sequence[str],
     checkpoint: str = "best",
 ) -> None:
-    """Write ``README.md`` and its pictures.
-
-    Args:
-        folder: The bundle's ``docs``.
-        source: What the bundle is made of.
-        experiments: The experiments' folders.
-        parity: How the bundle compares with the experiment.
-        scripts: The modules that the bundle has in ``scripts``.
-        checkpoint: The weights of the experiment that it has.
-    """
+    """Write ``README.md`` and its pictures."""
     plan, origin = source.plan, source.origin
     classes = classes_by_id(source)
     channels = ", ".join(f"{index} {name}".strip() for index, name in enumerate(plan.channel_names))

@@ -128,11 +128,7 @@ class BundleSource:
         return padded != plan.divisor and math.prod(padded) <= WHOLE_IMAGE_LIMIT * math.prod(plan.patch_shape)
 
     def postprocessing(self, preprocessing: str) -> list[Entry]:
-        """Return the steps from logits to label ids on the file's grid.
-
-        Args:
-            preprocessing: A reference to the preprocessing that is undone.
-        """
+        """Return the steps from logits to label ids on the file's grid."""
         entries: Sequence[Entry] = self.predictor.preprocessor.pipelines["postprocessing"]
         own = self.predictor.preprocessor.own_postprocessing
         if self.portable and own is not None:

@@ -15,7 +15,9 @@ from candy_monai.errors import ExperimentError
 from candy_monai.registry import SCRIPTS
 
 _OURS = "candy_monai.transforms"
-_CARRIED = "candy_monai.export.monai_bundle.carried"
+_CARRIED = ("candy_monai.export.monai_bundle.carried", _OURS, "candy_monai.nn")
+"""The packages whose modules bundles carry, which import nothing else of ours."""
+
 _INSTEAD = {"monai.transforms.KeepLargestConnectedComponentd": f"{_OURS}.KeepLargestComponentd"}
 """What prediction builds in place of MONAI's, since it needs no further package."""
 
@@ -94,8 +96,8 @@ def scripts_in(configs: object, networks: Mapping[str, str]) -> dict[str, str]:
 
 def script(module: str) -> str:
     """Return the text of a module of this library's for ``scripts``."""
-    carried = files(_CARRIED).joinpath(f"{module}.py")
-    source = carried if carried.is_file() else files(_OURS).joinpath(f"{module}.py")
+    sources = (files(package).joinpath(f"{module}.py") for package in _CARRIED)
+    source = next(source for source in sources if source.is_file())
     return source.read_text(encoding="utf-8").replace(f"from {_OURS}.", f"from {SCRIPTS}.")
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import BadInputError, ExperimentError, did_you_mean
-from candy_monai.experiment.checkpoints import reason_in_short
+from candy_monai.errors import BadInputError, ExperimentError, did_you_mean, reason_in_short
 from candy_monai.incoming.weights import NUMPY_NUMBERS, check_archive, problem_of_weights
 from candy_monai.text import read_json
 
@@ -145,11 +144,6 @@ def find_nnunet_folder(path: PathLike) -> NNUNetFolder:
 
 def resolved_configuration(plans: Mapping[str, Any], name: str, where: PathLike) -> dict[str, Any]:
     """Return a configuration of the plans, with what it inherits from others.
-
-    Args:
-        plans: The content of ``plans.json``.
-        name: The configuration.
-        where: The file, for messages.
 
     Raises:
         ExperimentError: If there is no such configuration, or it inherits from itself.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import PathLike
-from candy_monai.errors import ExperimentError
+from candy_monai.errors import ExperimentError, reason_in_short
 from candy_monai.incoming.nnunet.folder import NNUNetCheckpoint
 from candy_monai.optional import require
 
@@ -36,11 +36,6 @@ _OLD = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_pe
 
 def described_architecture(configuration: Mapping[str, Any], num_dims: int, where: PathLike) -> dict[str, Any]:
     """Return the entry ``architecture`` of a configuration; plans of versions before 2.3 have it in other words.
-
-    Args:
-        configuration: One configuration of the plans.
-        num_dims: Spatial axes of the network.
-        where: The file, for messages.
 
     Raises:
         ExperimentError: If there is none.
@@ -152,8 +147,8 @@ def build_network(
         with torch.device("meta"):
             network = getattr(unet, kind)(input_channels=num_inputs, num_classes=num_outputs, **arguments)
     except Exception as error:  # each class has its own for arguments that do not fit
-        first = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ExperimentError(f"{where}: {kind} cannot be built of architecture.arch_kwargs ({first})") from error
+        reason = reason_in_short(error)
+        raise ExperimentError(f"{where}: {kind} cannot be built of architecture.arch_kwargs ({reason})") from error
     assert isinstance(network, nn.Module)
     return network
 
@@ -180,11 +175,7 @@ def load_weights_into(network: nn.Module, checkpoint: NNUNetCheckpoint, order: S
 
 
 class MeanOfFolds(nn.Module):
-    """The networks of several folds, which return the mean of their logits, as nnU-Net averages folds.
-
-    Args:
-        networks: Each takes ``(B, C, *spatial)``.
-    """
+    """The networks of several folds, of which it returns the mean of the logits of images ``(B, C, *spatial)``."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()

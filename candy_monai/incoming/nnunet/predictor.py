@@ -132,11 +132,6 @@ def mean_of_rounded_folds(network: ScoreFunction, num_folds: int, window: Shape)
 
     nnU-Net sums each fold's weighted logits in half precision. Towards the corners of a window weights are so small
     that this leaves steps of up to 1 between logits, and the mean of rounded folds is not the rounded mean.
-
-    Args:
-        network: Takes windows and the number of a fold.
-        num_folds: How many there are.
-        window: The windows' shape.
     """
 
     def mean_of_rounded(windows: Tensor) -> Tensor:

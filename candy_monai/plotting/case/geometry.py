@@ -125,10 +125,6 @@ def telling_slices(shape: Shape3d, labels: Sequence[Ids]) -> Shape3d:
     changes from epoch to epoch. Within it, each class votes for a slice with the share that the slice has of the
     class's largest cross-section: a small lesion counts as much as the organ around it. Without any foreground, the
     middle of the volume is chosen.
-
-    Args:
-        shape: Of the volume.
-        labels: Label ids of that shape, the most trusted first.
     """
     for label in labels:
         places = np.nonzero(label)

@@ -31,9 +31,6 @@ def fingerprint_figure(fingerprint: Fingerprint) -> Figure:
     """Draw class frequencies, and beside them the spacings and the shapes of the cases along each axis.
 
     Axes are those of the patient where the files know them. Of many classes the most frequent thirty are drawn.
-
-    Args:
-        fingerprint: From ``inspect``.
     """
     rows = _class_rows(fingerprint)
     height = max(3.4, 0.9 + 0.24 * len(rows))

@@ -271,26 +271,6 @@ def test_label_maps_are_made_with_coordinates_and_conditions_too(options, keywor
     assert torch.equal(_ours(options).labels(images, network, **keywords), expected.to(torch.uint8))
 
 
-def test_the_earlier_names_of_the_arguments_work_and_warn():
-    with pytest.warns(DeprecationWarning, match="window_shape is now called roi_size"):
-        inferer = WindowInferer(window_shape=(8, 8))
-    with pytest.warns(DeprecationWarning, match="batch_size is now called sw_batch_size"):
-        inferer = WindowInferer((8, 8), batch_size=3)
-    assert (inferer.roi_size, inferer.sw_batch_size) == ((8, 8), 3)
-    with pytest.warns(DeprecationWarning, match="sw_batch_size"):
-        assert inferer.batch_size == 3
-    with pytest.warns(DeprecationWarning, match="roi_size"):
-        assert inferer.window_shape == (8, 8)
-    with pytest.warns(DeprecationWarning, match="new_room is now called new_buffer"):
-        WindowInferer((8, 8), new_room=torch.empty)
-    with pytest.warns(DeprecationWarning, match="bricks is now called tiles"):
-        assert len(list(inferer.bricks(torch.zeros(1, 8, 8), torch.nn.Identity()))) == 1
-    with pytest.warns(DeprecationWarning, match="with_room is now called with_buffer"):
-        assert isinstance(inferer.with_room(torch.empty), WindowInferer)
-    with pytest.raises(TypeError, match="give sw_batch_size alone"):
-        WindowInferer((8, 8), batch_size=3, sw_batch_size=3)
-
-
 def test_it_stands_in_a_configuration_of_monai_s():
     config = ConfigParser({"inferer": {"_target_": "candy_monai.WindowInferer", "roi_size": [16, 16], "overlap": 0.25}})
     inferer = config.get_parsed_content("inferer")

@@ -284,17 +284,3 @@ def test_a_step_that_cannot_be_applied_is_named(experiment, tmp_path, step, way)
     folder = _with_postprocessing(experiment, tmp_path / "run", lambda steps: [*first, *steps, step])
     with pytest.raises(BadInputError, match=r"postprocessing.*cannot be applied to what was predicted \(KeyError"):
         Predictor(folder, network=_network()).predict(_loaded(_scan()))
-
-
-def test_earlier_names_of_methods_warn_and_do_what_they_did(predictor):
-    case = predictor.prepare("a", _loaded(_scan()))
-    with pytest.warns(DeprecationWarning, match="bricks is now called tiles; .* will be removed"):
-        parts = list(predictor.bricks(case))
-    assert sum(part.sums[0].numel() for part in parts) == case.cases[0].image.numel()
-    with pytest.warns(DeprecationWarning, match="run_within is now called run; .* will be removed"):
-        prediction = predictor.run_within(case, on_disk=False)
-    assert torch.equal(prediction.labels.as_tensor(), predictor.run(case).labels.as_tensor())
-    with pytest.warns(DeprecationWarning, match="goes_to_disk .* will be removed"):
-        assert predictor.goes_to_disk(case) is False
-    with pytest.warns(DeprecationWarning, match="plain_painter .* will be removed"):
-        assert predictor.plain_painter((2, 2)).resamples is False

@@ -23,7 +23,6 @@ def test_ignored_voxels_keep_their_id_in_every_mask():
 def test_later_regions_are_painted_over_earlier_ones():
     logits = torch.tensor([[[[1.0, 1.0, -1.0, -1.0]], [[-1.0, 1.0, 1.0, -1.0]]]])
     assert paint_regions(logits, (5, 7)).tolist() == [[[[5, 7, 7, 0]]]]
-    assert paint_regions(logits[0], (5, 7), channel_dim=0).tolist() == [[[5, 7, 7, 0]]]
 
 
 def test_as_many_channels_as_regions_are_needed():

@@ -13,7 +13,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError
 from candy_monai.experiment.description import FORMAT
 from candy_monai.experiment.runs import configurations_below
-from candy_monai.recipes import crossval
+from candy_monai.recipes import launching
 from candy_monai.recipes.crossval import cross_validate
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import Interrupted
@@ -39,23 +39,28 @@ def pretended(monkeypatch):
 
     def command(run):
         _, _, _, *words = run.command()
-        begun.append((run.number, words[0], TrainOptions.from_json(Path(words[-1]).read_text())))
-        target = run.folder / "T" / f"2026{run.number}"
-        case = {"case": f"case_{run.number}", "metrics": {"1": {"Dice": run.number / 10}, "2": {"Dice": None}}}
+        begun.append((run.options.fold, words[0], TrainOptions.from_json(Path(words[-1]).read_text())))
+        target = run.folder / "T" / f"2026{run.options.fold}"
+        case = {
+            "case": f"case_{run.options.fold}",
+            "metrics": {"1": {"Dice": run.options.fold / 10}, "2": {"Dice": None}},
+        }
         script = (
             "import json, pathlib, sys\n"
             f"folder = pathlib.Path({str(target)!r}); folder.mkdir(parents=True, exist_ok=True)\n"
             f"(folder / 'experiment.json').write_text('{{\"format\": {FORMAT}}}')\n"
-            f"if {run.number in failing}: sys.exit(1)\n"
-            f"mean = {{'1': {{'Dice': {run.number} / 10}}, '2': {{'Dice': None}}}}\n"
-            f"scores = {{'foreground_mean': {{'Dice': {run.number} / 10}}, 'mean': mean}}\n"
+            f"if {run.options.fold in failing}: sys.exit(1)\n"
+            f"mean = {{'1': {{'Dice': {run.options.fold} / 10}}, '2': {{'Dice': None}}}}\n"
+            f"scores = {{'foreground_mean': {{'Dice': {run.options.fold} / 10}}, 'mean': mean}}\n"
             f"scores['metric_per_case'] = [{case!r}]\n"
             "(folder / 'validation.json').write_text(json.dumps(scores))\n"
         )
         return [sys.executable, "-c", script]
 
-    started = crossval.subprocess.Popen
-    monkeypatch.setattr(crossval, "start_run", lambda run, environment: _popen(started, run, command(run), environment))
+    started = launching.subprocess.Popen
+    monkeypatch.setattr(
+        launching, "start_run", lambda run, environment: _popen(started, run, command(run), environment)
+    )
     return failing, begun
 
 
@@ -170,16 +175,52 @@ def test_sigterm_ends_the_folds_that_are_being_trained(phantom, tmp_path, monkey
             os.kill(os.getpid(), signal.SIGTERM)
         return started[-1]
 
-    monkeypatch.setattr(crossval, "start_run", start)
+    monkeypatch.setattr(launching, "start_run", start)
     with pytest.raises(Interrupted, match="SIGTERM"):
         cross_validate(phantom, num_parallel=2, out=tmp_path, on_progress=_quiet)
     assert [process.poll() for process in started] == [-signal.SIGTERM] * 2
 
 
+class Elsewhere:
+    """Starts folds that go on by themselves, as jobs of a cluster do, until they are told to end."""
+
+    is_elsewhere, num_parallel = True, 100
+
+    def __init__(self):
+        self.started, self.ended = [], []
+
+    def start(self, run, slot):
+        self.started.append(run)
+        if len(self.started) == 4:
+            os.kill(os.getpid(), self.number)
+        return self
+
+    def poll(self):
+        return None
+
+    def terminate(self):
+        self.ended.append(1)
+
+    def wait(self, timeout=None):
+        return 0
+
+
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 4)])
+def test_folds_elsewhere_all_begin_at_once_and_ctrl_c_alone_ends_them(phantom, tmp_path, number, ended):
+    launcher = Elsewhere()
+    launcher.number = number
+    options = TrainOptions(out=tmp_path, device="cuda")  # that this machine need not have
+    with pytest.raises(Interrupted, match=number.name):
+        cross_validate(phantom, options, launcher=launcher, on_progress=_quiet)
+    assert [run.name for run in launcher.started] == ["Fold 0", "Fold 1", "Fold 2", "Fold 3"]
+    assert {run.options.jobs for run in launcher.started} == {None}  # not shares of this machine
+    assert len(launcher.ended) == ended
+
+
 def test_folds_at_the_same_time_share_the_cores(phantom, tmp_path, pretended, monkeypatch):
-    monkeypatch.setattr(crossval.os, "cpu_count", lambda: 8)
-    assert crossval.environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
-    assert crossval.environment_of(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr(launching.os, "cpu_count", lambda: 8)
+    assert launching.environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
+    assert launching.environment_of(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
     _, begun = pretended
     cross_validate(phantom, num_parallel=3, out=tmp_path, on_progress=_quiet)
     assert {options.jobs for _, _, options in begun} == {2}

@@ -14,7 +14,7 @@ from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import ExperimentError, RunFailedError, SettingsError
 from candy_monai.experiment.folder import FolderLock
 from candy_monai.optuna import HORIZON
-from candy_monai.recipes import sweep
+from candy_monai.recipes import launching, sweep
 from candy_monai.recipes.sweep import sweep_dataset
 from candy_monai.training.signals import Interrupted
 
@@ -78,7 +78,7 @@ class Pretended:
 @pytest.fixture
 def pretended(monkeypatch):
     runs = Pretended()
-    monkeypatch.setattr(sweep, "start_run", runs.start)
+    monkeypatch.setattr(launching, "start_run", runs.start)
     return runs
 
 

@@ -484,3 +484,19 @@ def test_what_a_trainer_keeps_and_does_not_save_is_said_once(tmp_path):
 
 def test_a_trainer_that_keeps_nothing_else_hears_nothing_about_it(tmp_path):
     assert "Not saved" not in _log(_trained(tmp_path, SmallTrainer, 1, settings={"amp": "fp16"}))
+
+
+def test_batch_normalisation_is_synchronised_on_request_and_its_weights_keep_their_names(tmp_path):
+    class Normalised(SmallTrainer):
+        def build_network(self, example_shape):
+            self.built = nn.Sequential(nn.Conv2d(example_shape[0], 1, 3, padding=1), nn.BatchNorm2d(1))
+            return self.built
+
+    weights = []
+    for asked in (False, True):
+        trainer = small_trainer(tmp_path, cls=Normalised)
+        trainer.train(1, **QUIET, save_report=False, sync_batchnorm=asked)
+        assert isinstance(trainer.built[1], nn.SyncBatchNorm) == asked
+        weights.append(torch.load(trainer.experiment_folder() / "checkpoint_latest.pth", weights_only=True))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -1,10 +1,13 @@
+import os
+import signal
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from candy_monai.training.signals import Interrupted, how_to_resume
+from candy_monai.training.signals import Interrupted, PromptStop, StopRequest, how_to_resume, is_ctrl_c, outlive_signals
 from tests.toys import SmallTrainer, small_trainer
 
 SCRIPT = """
@@ -32,7 +35,7 @@ def _script(tmp_path, *, number="SIGINT", console=True, train=TRAIN, after=""):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_script_that_is_interrupted_ends_with_130_without_a_traceback_and_says_how_to_go_on(tmp_path, number):
     result = _script(tmp_path, number=number)
     (folder,) = (tmp_path / "Halting").iterdir()
@@ -89,3 +92,54 @@ def test_what_resumes_the_run_is_in_its_log(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         trainer.train(2, save_preview=False)
     assert "trainer.resume(" in (trainer.experiment_folder() / "logs.txt").read_text()
+
+
+def test_sigusr1_asks_for_an_end_where_nobody_else_receives_it():
+    asked = StopRequest()
+    with asked.listening():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked.is_pending
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+    try:
+        with asked.listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert not asked.is_pending
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_run_remembers_a_request_that_would_end_what_surrounds_it_at_once():
+    asked = StopRequest()
+    with PromptStop().listening():
+        with asked.listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert asked.is_pending
+        with pytest.raises(Interrupted, match="SIGUSR1"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_only_a_user_s_own_end_is_ctrl_c():
+    errors = (KeyboardInterrupt(), Interrupted("SIGINT"), Interrupted("SIGTERM"), Interrupted("SIGUSR1"), ValueError())
+    assert list(map(is_ctrl_c, errors)) == [True, True, False, False, False]
+
+
+class _Processes(Dataset):
+    """Yields the process that makes each sample."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return os.getpid()
+
+
+def test_the_workers_of_a_loader_outlive_signals_to_every_process_of_a_job():
+    batches = iter(DataLoader(_Processes(), batch_size=1, num_workers=1, worker_init_fn=outlive_signals))
+    worker = int(next(batches))
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR1):
+        os.kill(worker, number)
+    assert [int(batch) for batch in batches] == [worker] * 11

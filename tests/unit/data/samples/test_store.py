@@ -23,6 +23,7 @@ from candy_monai.data.planning.rules import plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError
+from candy_monai.processes import Processes
 
 
 @pytest.fixture(scope="module")

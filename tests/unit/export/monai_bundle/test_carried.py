@@ -2,7 +2,6 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from candy_monai.export.monai_bundle.carried.ensemble import Ensemble
 from candy_monai.export.monai_bundle.carried.inferers import SlicesInferer as CarriedSlicesInferer
 from candy_monai.export.monai_bundle.carried.inferers import WholeOrWindowsInferer as CarriedInferer
 from candy_monai.export.monai_bundle.carried.losses import DiceEntropyLoss
@@ -52,17 +51,6 @@ def test_half_precision_is_that_of_the_experiment():
     assert run["bfloat16"].dtype == torch.float32
     assert 0 < float((run["bfloat16"] - run[None]).abs().max()) < 0.1
     assert torch.equal(CarriedInferer((8,) * 3, (4,) * 3, "float16", **_BLEND)(images, network), run[None])
-
-
-@pytest.mark.parametrize("sigmoid", [False, True])
-def test_an_ensemble_is_the_mean_of_probabilities(sigmoid):
-    networks = [torch.nn.Conv2d(1, 3, 1) for _ in range(3)]
-    images = _random(2, 1, 6, 6)
-    activation = torch.sigmoid if sigmoid else torch.nn.Softmax(1)
-    ensemble = Ensemble(networks, sigmoid=sigmoid)
-    expected = torch.stack([activation(network(images)) for network in networks]).mean(0)
-    assert torch.allclose(activation(ensemble(images)), expected, atol=1e-6)
-    assert torch.allclose(torch.jit.script(ensemble)(images), ensemble(images), atol=1e-6)
 
 
 @pytest.mark.parametrize(

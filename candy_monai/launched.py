@@ -1,0 +1,84 @@
+"""What started this process: one of several by ``torchrun`` or by SLURM's ``srun``, or one by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from candy_monai.errors import SettingsError
+
+_FIRST_PORT, _NUM_PORTS = 15_000, 15_000
+"""Below the ports that Linux gives to connections of other programs."""
+
+
+def name_as_torchrun() -> None:
+    """Set the variables that ``torchrun`` would have set, in a process that ``srun`` started as one of several tasks.
+
+    These are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from which PyTorch connects the processes. A
+    process that torchrun started, also below ``srun``, is left as it is. So is one that SLURM runs by itself: the body
+    of a batch script and the shell of ``salloc`` know the number of tasks of their job, but are no tasks of a step.
+
+    Raises:
+        SettingsError: If SLURM's variables contradict each other, or the tasks are those of a terminal.
+    """
+    variables = os.environ
+    if "RANK" in variables or "WORLD_SIZE" in variables or "SLURM_STEP_ID" not in variables:
+        return
+    count, rank, local = (
+        _number(variables, *names)
+        for names in (("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), ("SLURM_PROCID",), ("SLURM_LOCALID",))
+    )
+    if count == 1:
+        return
+    if not 0 <= rank < count:
+        raise SettingsError(f"SLURM_PROCID is {rank} of {count} tasks: start the processes with srun")
+    if "SLURM_PTY_PORT" in variables:
+        raise SettingsError(
+            f"srun --pty began {count} tasks, of which this terminal is one: the run would wait for the others. Begin "
+            "the shell with --ntasks=1, or start the command itself by srun, without --pty"
+        )
+    variables["RANK"], variables["WORLD_SIZE"], variables["LOCAL_RANK"] = str(rank), str(count), str(local)
+    nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+    variables.setdefault("MASTER_ADDR", first_host(nodes))
+    variables.setdefault("MASTER_PORT", str(_port(variables)))
+
+
+def refuse_several(command: str) -> None:
+    """Raise a `SettingsError` if this process is one of several, each of which would do all of a command's work.
+
+    Args:
+        command: What cannot be shared out, for the message.
+    """
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise SettingsError(
+            f"{command} is the work of one process, and {count} were started, each of which would do all of it: start "
+            "it without torchrun, or by srun --ntasks=1"
+        )
+
+
+def first_host(node_list: str) -> str:
+    """Return the first of the hosts that a list of SLURM's names, such as ``gpu[03-05,9],login``.
+
+    Args:
+        node_list: Names of hosts, separated by commas; numbers in brackets, as ranges or one by one.
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list.strip())
+    assert first is not None  # it matches nothing, too
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
+def _port(variables: Mapping[str, str]) -> int:
+    """Return a port that all tasks of a step derive alike, another one for each of the jobs and steps of a machine."""
+    job, step = (_number(variables, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return _FIRST_PORT + (7 * job + step) % _NUM_PORTS
+
+
+def _number(variables: Mapping[str, str], *names: str) -> int:
+    """Return the first of some variables that is set, as a number."""
+    name = next((name for name in names if name in variables), names[-1])
+    try:
+        return int(variables[name])
+    except (KeyError, ValueError):
+        found = repr(variables[name]) if name in variables else "nothing"
+        raise SettingsError(f"srun sets {' or '.join(names)} to a number, and it holds {found}") from None

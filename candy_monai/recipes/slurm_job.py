@@ -1,0 +1,126 @@
+"""A job of SLURM that goes back into the queue before its time is up, and the run that goes on when it starts again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from candy_monai.aliases import PathLike
+from candy_monai.errors import SettingsError
+from candy_monai.experiment.description import DESCRIPTION, SLURM_JOB
+from candy_monai.recipes.options import TrainOptions
+from candy_monai.text import read_json
+from candy_monai.training.signals import Interrupted, PromptStop, is_ctrl_c
+
+_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
+    """Put this job back into SLURM's queue if SIGTERM or SIGUSR1 ends a block, once its runs are saved.
+
+    A job that is being cancelled stays so: it has SIGTERM from ``scancel``, as from the end of its time. Of several
+    processes the first puts the job back.
+
+    Args:
+        say: Told what came of it.
+
+    Raises:
+        SettingsError: If this is no job of SLURM, or ``scontrol`` is not there.
+    """
+    if (job := job_id()) is None:
+        raise SettingsError("--requeue: this is no job of SLURM, SLURM_JOB_ID is not set; leave it out, or use sbatch")
+    if shutil.which("scontrol") is None:
+        raise SettingsError("--requeue: scontrol is not found, which puts a job back into the queue; add it to PATH")
+    try:
+        with PromptStop().listening():
+            yield
+    except Interrupted as error:
+        if not is_ctrl_c(error) and os.environ.get("RANK", "0") == "0":
+            with _undisturbed():
+                say(_requeued(job))
+        raise
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore the signals within a block by which SLURM ends what is left of a job that goes back."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _requeued(job: str) -> str:
+    """Put a job back into the queue, and return what came of it."""
+    shown = _scontrol("show", "job", "--oneliner", job).stdout
+    state, reason = (found[1] if (found := re.search(rf"\b{name}=(\w+)", shown)) else "" for name in _FACTS)
+    if state in ("CANCELLED", "COMPLETING") and reason != "TimeLimit":
+        return f"job {job} is being cancelled and is not put back into the queue"
+    done = _scontrol("requeue", job)
+    if done.returncode:
+        return f"job {job} could not be put back into the queue: {done.stderr.strip() or done.returncode}"
+    return f"job {job} is back in the queue; the same command goes on when it starts again"
+
+
+_FACTS = ("JobState", "Reason")
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["scontrol", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def job_id() -> str | None:
+    """Return the id of the job that this process is of, ``JOB_TASK`` for one of an array; None outside of SLURM."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return os.environ.get("SLURM_JOB_ID") if array is None or task is None else f"{array}_{task}"
+
+
+def job_facts(dataset: PathLike, options: TrainOptions) -> dict[str, Any]:
+    """Return what ``experiment.json`` says of the job that begins a run: its id and the digest of what was asked for.
+
+    Args:
+        dataset: The dataset's folder.
+        options: What decides the run.
+
+    Returns:
+        One entry, or none outside of SLURM.
+    """
+    if (job := job_id()) is None:
+        return {}
+    asked = json.dumps([str(Path(dataset).resolve()), vars(options)], default=str, sort_keys=True)
+    return {SLURM_JOB: {"id": job, "asked": hashlib.sha256(asked.encode()).hexdigest()[:16]}}
+
+
+def run_of_this_job(dataset: PathLike, options: TrainOptions) -> Path | None:
+    """Return the run that an earlier start of this job began for the same dataset with the same options.
+
+    Args:
+        dataset: The dataset's folder.
+        options: What decides the run; it is looked for below ``out``.
+    """
+    facts = job_facts(dataset, options)
+    found = sorted(Path(options.out).glob(f"*/[0-9]*/{DESCRIPTION}"), key=lambda path: path.stat().st_mtime)
+    return next((path.parent for path in reversed(found) if facts and _job_of(path) == facts[SLURM_JOB]), None)
+
+
+def _job_of(path: Path) -> object:
+    try:
+        return read_json(path).get(SLURM_JOB)
+    except (ValueError, AttributeError, OSError):  # not of a run of this job, then
+        return None

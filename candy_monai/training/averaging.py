@@ -1,0 +1,204 @@
+"""How the gradients of a run's processes become their mean: while they are computed, or after a step's passes.
+
+Where ``backward`` makes one pass, ``DistributedDataParallel`` says when a part of the gradients is complete, which is
+then sent while the rest is computed. Whether it makes one is found out in the first step and checked in each later one.
+Each process keeps its own gradients until all of them know that they can be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from candy_monai.errors import BadInputError
+from candy_monai.network import plain_network
+from candy_monai.processes import Processes
+from candy_monai.training.early_gradients import Departure, EarlyGradients, PassWatch
+from candy_monai.training.gradients import trained_parameters
+from candy_monai.training.toolbox import TrainerToolbox
+
+_MOST_CHANGES = 5
+_OTHERS_ARE_TRAINED = "other parameters are trained than before"
+_FROM_NOW_ON = "Gradients are averaged after the passes of each step: {reason}"
+
+
+class GradientAverage:
+    """Averages the gradients of each step over the processes of a run, and tells their flags to each other.
+
+    Nothing else is sent in a step: flags travel with gradients. In the first step, which is averaged after its passes,
+    each process notes whether its last ``backward`` gives each parameter its gradient once and leaves it at that. If
+    that is so in all of them, gradients are sent while they are computed, until a step departs from it in any process.
+
+    Args:
+        toolbox: Model and optimizer, whose parameters are the same in each process.
+        processes: Those that train together.
+        why_not: Why gradients are not to be sent while they are computed; None where that is to be found out.
+        log: Told how gradients are averaged, and why.
+    """
+
+    def __init__(
+        self,
+        toolbox: TrainerToolbox,
+        processes: Processes,
+        *,
+        why_not: str | None = None,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._toolbox, self._processes, self._log = toolbox, processes, log
+        self._early: EarlyGradients | None = None
+        self._watch: PassWatch | None = None
+        self._why_not = why_not
+        self._num_changes = 0
+        if why_not is None:
+            self._watch = PassWatch(trained_parameters(toolbox))
+        else:
+            log(_FROM_NOW_ON.format(reason=why_not))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs in order to send the same parts: the bits of a sum depend on them."""
+        if self._early is None:
+            return {"order": None, "why_not": self._why_not}
+        places = {id(parameter): place for place, parameter in enumerate(trained_parameters(self._toolbox))}
+        return {"order": [places[id(parameter)] for parameter in self._early.order], "why_not": None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the run that returned this from `state_dict`; all processes call it together."""
+        if self._why_not is not None:
+            return
+        if state["why_not"] is not None:
+            self._send_late(state["why_not"])
+        elif state["order"] is not None:
+            self._send_early([trained_parameters(self._toolbox)[place] for place in state["order"]])
+
+    def close(self) -> None:
+        """Give the parameters back without hooks."""
+        for part in (self._watch, self._early):
+            if part is not None:
+                part.close()
+        self._watch = self._early = None
+
+    @contextmanager
+    def passing(self, *, is_last: bool) -> Iterator[None]:
+        """Surround one call of ``backward``.
+
+        Args:
+            is_last: Whether it is the last one before the optimizer steps. Before that nothing is sent.
+
+        Raises:
+            BadInputError: If it reaches a parameter twice while the gradients are being sent.
+        """
+        if is_last and self._watch is not None:
+            self._watch.begin(compares=self._early is None)
+            if self._early is not None:
+                self._early.begin()
+        try:
+            yield
+        except RuntimeError as error:
+            if self._early is not None and "ready only once" in str(error):
+                raise BadInputError(
+                    "backward reached a parameter in two passes, after steps with one pass each: gradients are sent "
+                    "while they are computed then; set one_pass = False on the trainer, which averages them afterwards"
+                ) from error
+            raise
+
+    def average(self, flags: Sequence[bool]) -> list[bool]:
+        """Replace the gradients by their means over all processes, and return which flags are set in any of them.
+
+        A parameter that some processes have no gradient of counts zero there; one that none has a gradient of keeps
+        none.
+
+        Args:
+            flags: What this process has to say; as many in each process.
+        """
+        if self._early is None or self._watch is None:
+            return self._average_late(flags)
+        found = self._watch.departure(self._early.order)
+        departure = self._departure(self._early.departure() if found is None else found)
+        counts = self._early.send_rest([departure is not None, *flags])
+        if counts[0] == 0:
+            self._early.take_means()
+            return [count > 0 for count in counts[1:]]
+        self._early.close()
+        self._early = None
+        self._settle(self._processes.all_gather(departure))
+        return self._average_late(flags)
+
+    def _average_late(self, flags: Sequence[bool]) -> list[bool]:
+        watch = self._watch if self._early is None and self._why_not is None else None
+        departure = self._departure(watch.departure()) if watch is not None and watch.has_begun else None
+        parameters = trained_parameters(self._toolbox)
+        own = [parameter.grad is not None for parameter in parameters]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        means, counts = self._processes.all_reduce_mean(gradients, [departure is not None, *flags, *own])
+        num_departed, having = counts[0], counts[1 + len(flags) :]
+        torch._foreach_copy_(gradients, means)
+        for parameter, gradient, count in zip(parameters, gradients, having, strict=True):
+            parameter.grad = gradient if count else None
+        if watch is not None and watch.has_begun:
+            self._decide(watch, departure, num_departed, parameters, having)
+        return [count > 0 for count in counts[1 : 1 + len(flags)]]
+
+    def _decide(
+        self,
+        watch: PassWatch,
+        departure: str | None,
+        num_departed: int,
+        parameters: Sequence[nn.Parameter],
+        having: Sequence[int],
+    ) -> None:
+        """Choose by the first step how the gradients of the next ones are averaged."""
+        if num_departed:
+            self._settle(self._processes.all_gather(departure))
+            return
+        for parameter, count in zip(parameters, having, strict=True):
+            if 0 < count < self._processes.world_size:
+                name = self._name(parameter)
+                self._send_late(f"{name} has a gradient in {count} of {self._processes.world_size} processes only")
+                return
+        if any(having):
+            self._send_early(watch.order)
+
+    def _settle(self, departures: Sequence[str | None]) -> None:
+        """Go on after a step that departed from one pass, for the reason that the first such process has."""
+        reasons = [departure for departure in departures if departure is not None]
+        self._num_changes += 1
+        if self._num_changes > _MOST_CHANGES or any(reason != _OTHERS_ARE_TRAINED for reason in reasons):
+            self._send_late(next((reason for reason in reasons if reason != _OTHERS_ARE_TRAINED), reasons[0]))
+            return
+        assert self._watch is not None
+        self._watch.close()
+        self._watch = PassWatch(trained_parameters(self._toolbox))
+        self._log(_FROM_NOW_ON.format(reason=f"{_OTHERS_ARE_TRAINED}; the next step decides anew"))
+
+    def _send_late(self, reason: str) -> None:
+        self.close()
+        self._why_not = reason
+        self._log(_FROM_NOW_ON.format(reason=reason))
+
+    def _send_early(self, order: Sequence[nn.Parameter]) -> None:
+        assert self._watch is not None
+        order = list(order)
+        self._watch.begin(compares=False)
+        self._early = EarlyGradients(order, self._processes)
+        self._log(
+            f"Gradients are averaged by DistributedDataParallel while they are computed, "
+            f"in {self._early.num_messages} messages a step"
+        )
+
+    def _departure(self, found: Departure) -> str | None:
+        """Return in words in what this process's step departs from one pass; None if in nothing."""
+        assert self._watch is not None
+        trained = trained_parameters(self._toolbox)
+        if [id(parameter) for parameter in trained] != [id(parameter) for parameter in self._watch.parameters]:
+            return _OTHERS_ARE_TRAINED
+        if isinstance(found, str) or found is None:
+            return found
+        return f"one step's last backward left {self._name(found)} without its gradient, or with that of other passes"
+
+    def _name(self, parameter: nn.Parameter) -> str:
+        named = plain_network(self._toolbox.model).named_parameters()
+        return next((name for name, own in named if own is parameter), "a parameter outside of the network")
