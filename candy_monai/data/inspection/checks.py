@@ -139,7 +139,7 @@ def visit_dataset(
     digests = _digests(description, cases)
     visit = _Visit(
         description=description,
-        cache=None if store is None or places_per_class else CaseCache(store, description),
+        cache=CaseCache(store, description) if store is not None and cases and not places_per_class else None,
         num_places=places_per_class,
         num_samples=samples_per_case(len(cases), description.num_channels),
     )
