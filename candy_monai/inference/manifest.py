@@ -132,7 +132,10 @@ class Manifest:
 
     def finish(self) -> None:
         """Merge what was added, if anything was, into the files, for the last time or until the next; see `save`."""
-        if self._cases:
+        lacks_table = (
+            self._statistics and (self._folder / MANIFEST).exists() and not (self._folder / STATISTICS).exists()
+        )
+        if self._cases or lacks_table:
             self.save(removes_lock=True)
 
     def save(self, *, removes_lock: bool = False) -> None:
@@ -152,7 +155,7 @@ class Manifest:
             cases = {case_id: case for case_id, case in cases.items() if (self._folder / case["file"]).exists()}
             used = {entry["run"] for entry in cases.values()} | {self._run["id"]}
             runs = [run for run in content["runs"] if run["id"] in used - {self._run["id"]}]
-            made = {"format": FORMAT, "runs": [*runs, self._run], "cases": cases}
+            made = {"format": FORMAT, "runs": [*runs, *([self._run] if self._cases else [])], "cases": cases}
             atomic_write_text(self._folder / MANIFEST, json.dumps(as_json(made), indent=1) + "\n", durable=False)
             if self._statistics or (self._folder / STATISTICS).exists():
                 atomic_write_text(self._folder / STATISTICS, _table(cases), durable=False)

@@ -198,8 +198,11 @@ def test_a_prediction_goes_on_with_the_cases_that_are_not_there(half_done, predi
     before = {name: (half_done / "out" / f"{name}.nii.gz").stat().st_mtime_ns for name in "abc"}
     assert _resumed(predictor, half_done) == (3, ["d"])
     assert {name: (half_done / "out" / f"{name}.nii.gz").stat().st_mtime_ns for name in "abc"} == before
-    assert [run["id"] for run in _manifest(half_done / "out")["runs"]] != []
-    assert _resumed(predictor, half_done) == (4, [])
+    runs = _manifest(half_done / "out")["runs"]
+    assert len(runs) == 2
+    assert _resumed(predictor, half_done, statistics=True) == (4, [])
+    assert _manifest(half_done / "out")["runs"] == runs
+    assert len((half_done / "out" / "statistics.csv").read_text().splitlines()) == 5
 
 
 def test_without_being_asked_to_go_on_all_cases_are_predicted(half_done, predictor):
