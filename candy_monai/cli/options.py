@@ -105,7 +105,7 @@ def add_requeue(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requeue",
         action="store_true",
-        help="in a job of SLURM: on SIGTERM or SIGUSR1, which 'sbatch --signal=USR1@120' sends before the time is up, "
+        help="in a job of SLURM: on SIGTERM or SIGUSR1, which 'sbatch --signal USR1@120' sends before the time is up, "
         "save and put the job back into the queue; when it starts again the same command goes on",
     )
 

@@ -18,7 +18,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.network import plain_network
 from candy_monai.processes import Processes
 from candy_monai.training.early_gradients import Departure, EarlyGradients, PassWatch
-from candy_monai.training.gradients import trained_parameters
+from candy_monai.training.gradients import optimized_parameters, trained_parameters
 from candy_monai.training.toolbox import TrainerToolbox
 
 _MOST_CHANGES = 5
@@ -62,7 +62,7 @@ class GradientAverage:
         """Return what a resumed run needs in order to send the same parts: the bits of a sum depend on them."""
         if self._early is None:
             return {"order": None, "why_not": self._why_not}
-        places = {id(parameter): place for place, parameter in enumerate(trained_parameters(self._toolbox))}
+        places = {id(parameter): place for place, parameter in enumerate(self._parameters())}
         return {"order": [places[id(parameter)] for parameter in self._early.order], "why_not": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -72,7 +72,10 @@ class GradientAverage:
         if state["why_not"] is not None:
             self._send_late(state["why_not"])
         elif state["order"] is not None:
-            self._send_early([trained_parameters(self._toolbox)[place] for place in state["order"]])
+            parameters = self._parameters()
+            order = [parameters[place] for place in state["order"] if place < len(parameters)]
+            if all(parameter.requires_grad for parameter in order):  # else the first step decides anew
+                self._send_early(order)
 
     def close(self) -> None:
         """Give the parameters back without hooks."""
@@ -101,7 +104,7 @@ class GradientAverage:
             if self._early is not None and "ready only once" in str(error):
                 raise BadInputError(
                     "backward reached a parameter in two passes, after steps with one pass each: gradients are sent "
-                    "while they are computed then; set one_pass = False on the trainer, which averages them afterwards"
+                    "while they are computed then; set _one_pass = False on the trainer, which averages them afterwards"
                 ) from error
             raise
 
@@ -184,10 +187,8 @@ class GradientAverage:
         order = list(order)
         self._watch.begin(compares=False)
         self._early = EarlyGradients(order, self._processes)
-        self._log(
-            f"Gradients are averaged by DistributedDataParallel while they are computed, "
-            f"in {self._early.num_messages} messages a step"
-        )
+        parts = "1 message" if self._early.num_messages == 1 else f"{self._early.num_messages} messages"
+        self._log(f"Gradients are averaged by DistributedDataParallel while they are computed, in {parts} a step")
 
     def _departure(self, found: Departure) -> str | None:
         """Return in words in what this process's step departs from one pass; None if in nothing."""
@@ -198,6 +199,10 @@ class GradientAverage:
         if isinstance(found, str) or found is None:
             return found
         return f"one step's last backward left {self._name(found)} without its gradient, or with that of other passes"
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Return the network's and the optimizer's parameters, whether they are trained at this moment or not."""
+        return [*self._toolbox.model.parameters(), *optimized_parameters(self._toolbox.optimizer)]
 
     def _name(self, parameter: nn.Parameter) -> str:
         named = plain_network(self._toolbox.model).named_parameters()

@@ -50,15 +50,12 @@ class Hooks(metaclass=TrainerType):
             out; None for 0, the background's. Override it where labels have an id that counts nowhere.
         slice_axis: The spatial axis across the slices of volumes for a 2-D network, 0 to 2; None for a network with as
             many axes as the images. Override it to train a 2-D network on volumes, slice by slice.
-        one_pass: Whether `backward` may be taken for one pass where its first one is, so that several processes send
-            gradients while they are computed. Override it, False, where later ones change gradients themselves.
     """
 
     max_grad_norm: float | None = None
     score_range: ScoreRange | None = None
     ignore_index: int | None = None
     slice_axis: int | None = None
-    one_pass: bool = True
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
@@ -215,6 +212,9 @@ class Hooks(metaclass=TrainerType):
 
     # What trainers of this package override or read
 
+    _one_pass = True
+    """Whether `backward` may be taken for one pass where its first one is. Docs tell users when to set it to False."""
+
     _preview_title = ""
     """Of a copy that draws a preview: which case that is."""
 
@@ -282,7 +282,7 @@ class Callbacks:
         """
         return cls(
             name=type(trainer).__name__,
-            one_pass=trainer.one_pass,
+            one_pass=trainer._one_pass,
             build_scheduler=trainer.build_scheduler,
             get_extra_state=trainer.get_extra_state,
             set_extra_state=trainer.set_extra_state,

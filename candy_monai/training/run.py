@@ -209,7 +209,7 @@ class TrainingRun:
 
     def _average_gradients(self) -> None:
         """Prepare to average the gradients of all processes, in a resumed run as it was when it was saved."""
-        why_not = None if self.callbacks.one_pass else f"{self.callbacks.name} has one_pass = False"
+        why_not = None if self.callbacks.one_pass else f"{self.callbacks.name} has _one_pass = False"
         self._gradients = GradientAverage(self.toolbox, self.processes, why_not=why_not, log=self.reporter.log)
         self._closing.callback(self._gradients.close)
         if self._sent_as is not None:

@@ -51,7 +51,7 @@ class SlidingTrainer(Trainer):
         sliding_window_batch_size: Windows in one pass at most.
     """
 
-    one_pass: bool = False
+    _one_pass = False
     inferer: Inferer | None = None
     sliding_window_overlap: float = 0.5
     sliding_window_batch_size: int = 4

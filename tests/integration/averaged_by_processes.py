@@ -36,7 +36,8 @@ class Averaged(SmallTrainer):
     """One pass, with all parameters."""
 
     def build_network(self, example_shape):
-        return Branched(example_shape[0])
+        self.trained = Branched(example_shape[0])
+        return self.trained
 
     def build_criterion(self):
         return nn.MSELoss()
@@ -107,12 +108,10 @@ def train(kind, out, *, one_pass, keywords):
     data = Squares(16)
     training = DataLoader(data, batch_size=2, sampler=SeededSampler(data, seed=1))
     trainer = kind(out, training, DataLoader(Squares(1), batch_size=1), console=False)
-    trainer.one_pass = one_pass
+    trainer._one_pass = one_pass
     trainer.train(2, seed=4, save_preview=False, save_report=False, early_stop_tolerance=None, **keywords)
-    folder = trainer.experiment_folder()
-    weights = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
-    lines = (folder / "logs.txt").read_text().splitlines()
-    return weights, [line for line in lines if "Gradients" in line or "left out" in line]
+    lines = (trainer.experiment_folder() / "logs.txt").read_text().splitlines()
+    return trainer.trained.state_dict(), [line for line in lines if "Gradients" in line or "left out" in line]
 
 
 def counted(sent):

@@ -128,7 +128,7 @@ def test_a_parameter_that_is_reached_twice_while_gradients_are_sent_is_an_error_
         steps.loss(side=False).backward()
         steps.loss(side=False).backward()
 
-    with pytest.raises(BadInputError, match="set one_pass = False"):
+    with pytest.raises(BadInputError, match="set _one_pass = False"):
         steps.once(partly_twice)
 
 
@@ -163,6 +163,12 @@ def test_a_resumed_run_sends_the_same_parts_from_its_first_step_on(group):
     group.clear()
     again.once()
     assert group == parts
+    steps.first.requires_grad_(False)
+    again = _Steps()
+    again.first.requires_grad_(False)
+    again.gradients.load_state_dict(steps.gradients.state_dict())
+    assert not again.said  # the first step decides anew
+    steps.first.requires_grad_(True)
     steps.once(lambda: _twice(steps))
     resumed = _Steps()
     resumed.gradients.load_state_dict(steps.gradients.state_dict())
@@ -170,7 +176,7 @@ def test_a_resumed_run_sends_the_same_parts_from_its_first_step_on(group):
 
 
 def test_gradients_are_never_sent_early_where_that_is_ruled_out(group):
-    steps = _Steps(why_not="Mine has one_pass = False")
+    steps = _Steps(why_not="Mine has _one_pass = False")
     steps.once()
     steps.once()
-    assert steps.said == ["Gradients are averaged after the passes of each step: Mine has one_pass = False"]
+    assert steps.said == ["Gradients are averaged after the passes of each step: Mine has _one_pass = False"]
