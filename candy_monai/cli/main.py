@@ -71,7 +71,7 @@ COMMANDS = {
 }
 """The commands, in the order in which one would first use them."""
 
-_SHARED_OUT = ("inspect", "preprocess", "train", "resume", "predict", "evaluate")
+_SHARED_OUT = ("preprocess", "train", "resume", "predict")
 """Commands whose work several processes share; each of the others is done by one."""
 
 

@@ -33,11 +33,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "distrust. Several experiments predict together, by the mean of their probabilities; the folder of a "
         "cross-validation stands for its folds. Images must have the run's channels, as files that end in _0000, "
         "_0001 and so on or in one file; anything else is refused, and --channels says which ones are meant. A case "
-        "that cannot be predicted is named and does not stop the others; the command then ends with 1.",
+        "that cannot be predicted is named and does not stop the others; the command then ends with 1. Processes that "
+        "torchrun starts share the cases.",
         example="candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 imagesTs predictions\n"
         "candy-monai predict experiments/crossval-Dataset004_Hippocampus imagesTs predictions --probabilities\n"
         "candy-monai predict RUN patient_0001.nii.gz predictions --channels 1,2\n"
         "candy-monai predict runs/fold0 runs/fold1 runs/fold2 imagesTs predictions --mirror --memory 4G\n"
+        "candy-monai predict RUN imagesTs predictions --continue\n"
+        "torchrun --nproc-per-node 2 -m candy_monai predict RUN imagesTs predictions\n"
         "candy-monai predict spleen_ct_segmentation imagesTs predictions --statistics\n"
         "candy-monai predict RUN series predictions --to-dicom-seg",
     )
@@ -91,6 +94,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="also write statistics.csv: the voxels and millilitres of each class in each case",
     )
     parser.add_argument(
+        "--continue",
+        dest="resume",
+        action="store_true",
+        help="leave the label maps as they are that manifest.json says to be by the same model and settings, from the "
+        "same images (default: predict all; several processes go on always)",
+    )
+    parser.add_argument(
         "--to-dicom-seg",
         action="store_true",
         help="also write CASE_seg.dcm, a DICOM SEG that references the images of the series; INPUT must be DICOM",
@@ -135,16 +145,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.cli.progress import prediction_progress
     from candy_monai.device import find_device
+    from candy_monai.processes import Processes
     from candy_monai.recipes.predict import load_experiments
 
-    feedback: Feedback = args.feedback
+    processes = Processes.from_environment()
+    feedback: Feedback = args.feedback if processes.is_main else Feedback(is_quiet=True)
     if args.segments is not None and not args.to_dicom_seg:
         raise SettingsError("--segments describes the segments of a DICOM SEG; give --to-dicom-seg, too")
     predictor = load_experiments(
         args.experiments,
         trainer=args.trainer,
         checkpoint=args.checkpoint,
-        device=str(find_device(args.device)),
+        device=str(processes.device_of(find_device(args.device))),
         mirror=args.mirror,
         largest_component=args.largest_component,
         memory=args.memory,
@@ -160,8 +172,12 @@ def run(args: argparse.Namespace) -> int:
             statistics=args.statistics,
             dicom_seg=args.to_dicom_seg,
             segments=args.segments,
+            resume=args.resume,
+            processes=processes,
             listener=progress,
         )
+    if not processes.is_main:
+        return DONE
     if feedback.lines is not None:
         return feedback.done("Predictions", args.output)
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import done
+from candy_monai.cli.errors import DONE, done
 from candy_monai.cli.options import add_dataset, add_options, chosen_options, new_command
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ def add_parser(subparsers: Subparsers) -> None:
         text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
         "finds them, given the same --out or --store, --bundle, --trainer or --network with its --network-args, "
         "--configuration, --set, --plan, --transforms and --device. Cases that were stored before are left "
-        "as they are.",
-        example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1",
+        "as they are. Processes that torchrun starts share the cases.",
+        example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1\n"
+        "torchrun --nproc-per-node 2 -m candy_monai preprocess Dataset004_Hippocampus --jobs 1",
     )
     add_dataset(parser)
     add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "plan", "jobs")
@@ -41,12 +42,23 @@ def run(args: argparse.Namespace) -> int:
     from candy_monai.cli.tables import plan_table
     from candy_monai.data.pipelines.building import read_own_transforms
     from candy_monai.device import find_device
+    from candy_monai.processes import Processes
     from candy_monai.recipes.prepare import prepare_dataset
     from candy_monai.recipes.train import chosen_trainer
 
     trainer = chosen_trainer(options)
     own = None if options.transforms is None else read_own_transforms(options.transforms, trust=options.trust)
-    device = find_device(options.device)
-    prepared = prepare_dataset(args.dataset, options, own=own, trainer=trainer, device=device, on_progress=print)
+    processes = Processes.from_environment()
+    prepared = prepare_dataset(
+        args.dataset,
+        options,
+        own=own,
+        trainer=trainer,
+        device=processes.device_of(find_device(options.device)),
+        processes=processes,
+        on_progress=print if processes.is_main else lambda _: None,
+    )
+    if not processes.is_main:
+        return DONE
     Console().print(plan_table(prepared.plan))
     return done("Store", prepared.store_folder)

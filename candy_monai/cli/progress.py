@@ -63,6 +63,12 @@ class PredictionProgress(PredictionListener):
         self._folder = self._bars.add_task("cases", total=num_cases)
 
     @override
+    def on_kept(self, num_cases: int, total: int) -> None:
+        self._print(f"{num_cases} of {total} cases stay as they are: by the same model, from the same images")
+        if self._folder is not None:
+            self._bars.update(self._folder, completed=num_cases)
+
+    @override
     def on_windows(self, case_id: str, done: int, total: int) -> None:
         if total < MANY_WINDOWS:
             return
@@ -109,6 +115,10 @@ class PredictionEvents(PredictionListener):
     @override
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
         self._tell("start", num_cases=num_cases, largest=largest, bytes=None if needed is None else needed.total)
+
+    @override
+    def on_kept(self, num_cases: int, total: int) -> None:
+        self._tell("kept", num_cases=num_cases, total=total)
 
     @override
     def on_case(self, done: int, total: int, case_id: str, error: Exception | None) -> None:

@@ -1,43 +1,91 @@
-"""Thread pools for cases: as many threads as processors, if the free memory holds their cases."""
+"""Work on many cases, in bounded memory: by threads of one process, and by processes that share the cases."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from filelock import FileLock
 
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
 
 if TYPE_CHECKING:
     from candy_monai.data.datasets.nnunet_description import NNUNetCase
+    from candy_monai.processes import Processes
+
+T = TypeVar("T")
 
 _BYTES_PER_VOXEL = 48
 """Peak of decoding, normalising and resampling one channel with its label: a few copies in 4 and 8 bytes."""
 
 _USABLE_SHARE = 0.6
 
+AHEAD = 32
+"""Results that may wait behind a case that takes long, where they are small: no thread is idle meanwhile."""
 
-@contextmanager
-def case_pool(cases: Sequence[NNUNetCase], jobs: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Yield threads to work on cases, which share the threads that PyTorch computes with.
 
-    Decoding and resampling release Python's lock, and threads cost no start-up. What has not begun when the block
-    raises is not begun any more. How many there are is up to `case_workers`.
+def in_order(tasks: Iterable[Callable[[], T]], jobs: int, *, ahead: int = 0) -> Iterator[T]:
+    """Yield what tasks return, in their order; ``jobs`` of them at once, each in a thread.
+
+    Decoding, resampling, distances and counting release Python's lock, and threads cost no start-up; they share those
+    that PyTorch computes with. A task is taken from ``tasks`` when there is a thread for it and no more than ``jobs``
+    results wait, so that no more cases than these are in memory. What has not begun when one raises is not begun.
+
+    Args:
+        tasks: Called without arguments.
+        jobs: Threads; 1 for this one.
+        ahead: So many more tasks may be begun before the first result is taken, where results are small.
     """
-    workers = case_workers(cases, jobs)
+    if jobs == 1:
+        for task in tasks:
+            yield task()
+        return
     at_once = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, at_once // workers),))
+    pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, at_once // jobs),))
+    waiting: deque[Future[T]] = deque()
     try:
-        yield pool
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) >= jobs + ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(at_once)  # what a thread sets holds for threads that are started later, too
+
+
+def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Iterator[Sequence[T]]:
+    """Yield the items that a process works on: its own share, then the others', each once its process has ended.
+
+    A share is locked while it is worked on, and a system unlocks what a killed process had locked. So each item is done
+    by one process, and what a process leaves undone is done by another, if whoever works on a share passes over what is
+    done. One process has all items in its share, and locks nothing.
+
+    Args:
+        items: The same in all processes.
+        processes: Those that work on them; None for this one alone.
+        folder: Where the locks are, on a file system that all processes see; made when missing.
+    """
+    if processes is None or processes.world_size == 1:
+        yield items
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in range(processes.world_size):
+        number = (processes.rank + step) % processes.world_size
+        lock = folder / f".share-{number + 1}-of-{processes.world_size}.lock"
+        with FileLock(lock):
+            yield items[number :: processes.world_size]
+            with suppress(OSError):  # whoever waits for it finds everything done
+                lock.unlink()
 
 
 def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:

@@ -26,9 +26,9 @@ from candy_monai.data.pipelines.description import (
 )
 from candy_monai.data.pipelines.preprocessing import build_postprocessing, label_map_by
 from candy_monai.data.values import plain_tensor
+from candy_monai.data.workers import in_order
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.of_dataset import ScoredClass
-from candy_monai.evaluation.parallel import in_order
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.metrics.overlap import is_any_of
 

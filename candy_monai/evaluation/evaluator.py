@@ -14,11 +14,12 @@ from torch import Tensor
 
 from candy_monai.data.datasets.bases import SupervisedDataset
 from candy_monai.data.values import label_id_of, plain_tensor
+from candy_monai.data.workers import in_order
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, ClassCounts, definitions_of, metrics_named
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
-from candy_monai.evaluation.parallel import in_order, jobs_for
+from candy_monai.evaluation.parallel import jobs_for
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.inference.inputs import find_inputs, is_path
 from candy_monai.inference.network_predictor import NetworkPredictor

@@ -25,6 +25,7 @@ from candy_monai.allocation import freed_memory_kept, give_back_freed_memory
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransforms, largest_components
 from candy_monai.data.pipelines.preprocessing import build_postprocessing, label_map_by
+from candy_monai.data.workers import shares
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.inference.buffers import (
     MemoryEstimate,
@@ -53,6 +54,7 @@ from candy_monai.inference.outputs import (
 
 if TYPE_CHECKING:
     from candy_monai.data.pipelines.building import Pipeline
+    from candy_monai.processes import Processes
 
 READ_AHEAD_VOXELS = 1 << 25
 """A case of more voxels than this is read when it is its turn: two such cases at once would take too much memory."""
@@ -196,6 +198,8 @@ class CasePredictor(ABC):
         statistics: bool = False,
         dicom_seg: bool = False,
         segments: PathLike | Mapping[str, Any] | None = None,
+        resume: bool = False,
+        processes: Processes | None = None,
         listener: PredictionListener | None = None,
     ) -> list[Path]:
         """Predict cases and write each label map in its image's geometry and format, and ``manifest.json`` beside them.
@@ -211,10 +215,16 @@ class CasePredictor(ABC):
             dicom_seg: Also write ``{case}_seg.dcm``, a DICOM SEG with a segment for each class or region, which
                 references the images of the series; every case must be one.
             segments: Codes and colours of the segments, in a JSON file or as it holds them; see `read_segments`.
+            resume: Leave the cases as they are whose files the manifest says to be by the same versions, models and
+                settings, from images of the same content; cases of tensors are predicted in any case. By default all
+                are predicted.
+            processes: Those that call this together, as ``Processes.from_environment()`` (``candy_monai.processes``)
+                finds them: each predicts its share, and what one that was killed leaves, another takes up. They go by
+                the manifest as with ``resume``. None for this one alone.
             listener: Informed of the progress.
 
         Returns:
-            The label maps written.
+            The label maps of all cases that did not fail.
 
         Raises:
             BadInputError: If there is nothing to predict, the only case cannot be read, a DICOM SEG is asked for of
@@ -247,8 +257,15 @@ class CasePredictor(ABC):
         listener.on_started(len(cases), *self._largest(cases, probabilities))
         failures: dict[str, Exception] = {}
         write = partial(write_prediction, failures=failures, manifest=manifest, segments=described)
+        told = _Told(listener, failures, len(cases))
         try:
-            self._write_all(cases, paths, write, failures, listener, probabilities=probabilities)
+            for number, share in enumerate(shares(cases, processes, Path(target))):
+                made = manifest.made_already(share) if resume or share is not cases else set()
+                told.keep(len(made), by_earlier_command=number == 0)
+                left = [case for case in share if case.case_id not in made]
+                self._write_all(left, paths, write, told, probabilities=probabilities)
+                if share is not cases:
+                    manifest.finish()  # before another process looks whether this share is done
         except BaseException:  # interrupted: what was written until now belongs in the manifest, too
             with suppress(Exception):
                 manifest.finish()
@@ -270,39 +287,32 @@ class CasePredictor(ABC):
         cases: Sequence[InputCase],
         paths: Mapping[str, Path],
         write: Callable[..., None],
-        failures: dict[str, Exception],
-        listener: PredictionListener,
+        told: _Told,
         *,
         probabilities: bool,
     ) -> None:
         """Predict all cases, and write each while the next one is predicted; what fails is added to the failures."""
-        numbers, began = itertools.count(1), time.perf_counter()
-
-        def end(case: InputCase, writing: Future[None] | None = None) -> None:
-            if writing is not None:
-                writing.result()  # raises what is no failure of the case, such as an interruption of its thread
-            listener.on_case(next(numbers), len(cases), case.case_id, failures.get(case.case_id))
-
+        began = time.perf_counter()
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             before: tuple[InputCase, Future[None]] | None = None
-            for case, outcome in self._outcomes(cases, probabilities, listener):
+            for case, outcome in self._outcomes(cases, probabilities, told.listener):
                 seconds, began = time.perf_counter() - began, time.perf_counter()
                 if before is not None:  # one prediction at most is held that is not written
-                    end(*before)
+                    told.end(*before)
                     before = None
                 if isinstance(outcome, Exception):
-                    failures[case.case_id] = outcome
-                    end(case)
+                    told.failures[case.case_id] = outcome
+                    told.end(case)
                     continue
                 if outcome.quality is not None:
-                    listener.on_quality(case.case_id, outcome.quality)
+                    told.listener.on_quality(case.case_id, outcome.quality)
                 before = case, writer.submit(write, outcome, case, paths[case.case_id], seconds=seconds)
                 del outcome
                 if self.memory is not None:
-                    end(*before)
+                    told.end(*before)
                     before = None
             if before is not None:
-                end(*before)
+                told.end(*before)
 
     def _segments(self, cases: Sequence[InputCase], codes: PathLike | Mapping[str, Any] | None) -> tuple[Segment, ...]:
         """Return the segments of a DICOM SEG of each case, once it is known that all can be written."""
@@ -387,6 +397,33 @@ class CasePredictor(ABC):
             return None, None  # to work it out takes a second, which such a folder may be done in
         needed = self.estimate(geometry)
         return case_id, needed.with_probabilities() if needed is not None and probabilities else needed
+
+
+class _Told:
+    """Tells a listener of the cases of a prediction.
+
+    Args:
+        listener: Who is told.
+        failures: What went wrong, by case.
+        total: Cases in all.
+    """
+
+    def __init__(self, listener: PredictionListener, failures: dict[str, Exception], total: int) -> None:
+        self.listener, self.failures = listener, failures
+        self._total, self._done = total, 0
+
+    def keep(self, count: int, *, by_earlier_command: bool) -> None:
+        """Count cases that need not be predicted."""
+        self._done += count
+        if count and by_earlier_command:
+            self.listener.on_kept(count, self._total)
+
+    def end(self, case: InputCase, writing: Future[None] | None = None) -> None:
+        """Wait until a case is written, if anything is, and tell of it."""
+        if writing is not None:
+            writing.result()  # raises what is no failure of the case, such as an interruption of its thread
+        self._done += 1
+        self.listener.on_case(self._done, self._total, case.case_id, self.failures.get(case.case_id))
 
 
 def _reshaped(image: MetaTensor, spatial_shape: Shape) -> MetaTensor:

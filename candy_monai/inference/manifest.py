@@ -11,7 +11,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -81,13 +81,40 @@ class Manifest:
         self._next_s = 0.0
         self._present()
 
-    def add(self, case: InputCase, prediction: Prediction, path: Path, *, seconds: float) -> None:
-        """Add a case that was written."""
+    def made_already(self, cases: Iterable[InputCase]) -> set[str]:
+        """Return the cases whose files are in the folder, written by the same models with the same settings.
+
+        That is so where the manifest names a run of the same versions, models and settings, and the images that it read
+        and the files that it wrote are what they were. Where it ran and how much memory it had do not matter.
+        """
+        content = self._present()
+        what = _what_predicts(self._run)
+        runs = {run["id"] for run in content["runs"] if _what_predicts(run) == what}
+        return {
+            case.case_id
+            for case in cases
+            if (entry := content["cases"].get(case.case_id)) is not None
+            and entry["run"] in runs
+            and self._holds(entry, case)
+        }
+
+    def _holds(self, entry: Mapping[str, Any], case: InputCase) -> bool:
+        """Return whether what an entry says of the files that were read and written is still so."""
+        written, read = entry.get("written", []), entry["inputs"]
+        there = [self._folder / file["file"] for file in written]
+        return all(
+            len(known) == len(files) > 0 and all(map(_is_still, known, files))
+            for known, files in ((written, there), (read, case.files))
+        )
+
+    def add(self, case: InputCase, prediction: Prediction, files: Sequence[Path], *, seconds: float) -> None:
+        """Add a case that was written, with what was written: its label map first."""
         geometry = case.geometry()
         self._cases[case.case_id] = {
             "run": self._run["id"],
-            "file": path.name,
+            "file": files[0].name,
             "inputs": [_described_file(file) for file in case.files],
+            "written": [{**_described_file(file), "file": file.name} for file in files],
             "seconds": round(seconds, 3),
             "shape": list(prediction.labels.shape[1:]),
             "spacing_mm": None if geometry is None or geometry.is_picture else geometry.spacing_mm,
@@ -104,8 +131,11 @@ class Manifest:
         self._cases.pop(case_id, None)
 
     def finish(self) -> None:
-        """Merge what was added, if anything was, into the files for the last time; see `save`."""
-        if self._cases:
+        """Merge what was added, if anything was, into the files, for the last time or until the next; see `save`."""
+        lacks_table = (
+            self._statistics and (self._folder / MANIFEST).exists() and not (self._folder / STATISTICS).exists()
+        )
+        if self._cases or lacks_table:
             self.save(removes_lock=True)
 
     def save(self, *, removes_lock: bool = False) -> None:
@@ -125,7 +155,7 @@ class Manifest:
             cases = {case_id: case for case_id, case in cases.items() if (self._folder / case["file"]).exists()}
             used = {entry["run"] for entry in cases.values()} | {self._run["id"]}
             runs = [run for run in content["runs"] if run["id"] in used - {self._run["id"]}]
-            made = {"format": FORMAT, "runs": [*runs, self._run], "cases": cases}
+            made = {"format": FORMAT, "runs": [*runs, *([self._run] if self._cases else [])], "cases": cases}
             atomic_write_text(self._folder / MANIFEST, json.dumps(as_json(made), indent=1) + "\n", durable=False)
             if self._statistics or (self._folder / STATISTICS).exists():
                 atomic_write_text(self._folder / STATISTICS, _table(cases), durable=False)
@@ -167,6 +197,20 @@ class Manifest:
         return found
 
 
+def _what_predicts(run: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what decides the label maps of a run, as JSON holds it."""
+    models = [
+        {**{key: value for key, value in model.items() if key != "folder"}, "device": _kind_of_device(model)}
+        for model in run.get("models") or ()
+    ]
+    settings = {key: value for key, value in (run.get("settings") or {}).items() if key != "memory"}
+    return tuple(json.loads(json.dumps([models, settings, run.get("versions")])))
+
+
+def _kind_of_device(model: Mapping[str, Any]) -> str:
+    return str(model.get("device")).partition(":")[0]
+
+
 def _is_whole(content: Mapping[str, Any]) -> bool:
     runs, cases = content.get("runs"), content.get("cases")
     return (
@@ -181,6 +225,8 @@ def _is_case(case: object) -> bool:
     return (
         isinstance(case, dict)
         and all(isinstance(case.get(name), str) for name in ("run", "file"))
+        and _are_described(case.get("inputs"))
+        and _are_described(case.get("written", []))  # earlier versions did not say
         and isinstance(case.get("classes"), list)
         and all(
             isinstance(found, dict) and {"name", "voxels", "ml"} <= found.keys() and isinstance(found.get("ids"), list)
@@ -189,15 +235,43 @@ def _is_case(case: object) -> bool:
     )
 
 
+def _are_described(files: object) -> bool:
+    return isinstance(files, list) and all(
+        isinstance(file, dict) and isinstance(file.get("file"), str) and {"bytes", "sha256"} <= file.keys()
+        for file in files
+    )
+
+
 def _described_file(file: Path) -> dict[str, Any]:
+    """Return a file's size, modification time and digest, of a DICOM series the digest of its files' digests."""
     try:
-        if file.is_dir():  # a DICOM series: the digest is that of its files' digests, in the order of their names
-            files = sorted(entry for entry in file.iterdir() if entry.is_file())
-            digest = sha256("".join(map(digest_of_file, files)).encode()).hexdigest()
-            return {"file": str(file), "bytes": sum(entry.stat().st_size for entry in files), "sha256": digest}
-        return {"file": str(file), "bytes": file.stat().st_size, "sha256": digest_of_file(file)}
+        size, modified_ns = _stamp(file)
+        digests = [digest_of_file(part) for part in _parts(file)]
+        digest = sha256("".join(digests).encode()).hexdigest() if file.is_dir() else digests[0]
     except OSError:  # it is gone meanwhile
-        return {"file": str(file), "bytes": None, "sha256": None}
+        return {"file": str(file), "bytes": None, "modified_ns": None, "sha256": None}
+    return {"file": str(file), "bytes": size, "modified_ns": modified_ns, "sha256": digest}
+
+
+def _is_still(known: Mapping[str, Any], file: Path) -> bool:
+    """Return whether a file is what it was: not written to since, or of the same content all the same."""
+    try:
+        size, modified_ns = _stamp(file)
+    except OSError:
+        return False
+    if known["sha256"] is None or known["bytes"] != size:
+        return False
+    return bool(known.get("modified_ns") == modified_ns or known["sha256"] == _described_file(file)["sha256"])
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return the size of a file, or of a series' files together, and when they were last written to."""
+    found = [part.stat() for part in _parts(file)]
+    return sum(part.st_size for part in found), max((part.st_mtime_ns for part in found), default=0)
+
+
+def _parts(file: Path) -> list[Path]:
+    return sorted(entry for entry in file.iterdir() if entry.is_file()) if file.is_dir() else [file]
 
 
 def _ml_of_a_voxel(geometry: Geometry | None, prediction: Prediction) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -79,6 +80,9 @@ class PredictionListener:
 
     def on_started(self, num_cases: int, largest: str | None, needed: MemoryEstimate | None) -> None:
         """Prediction is about to start; the largest case and what it takes, where file headers tell."""
+
+    def on_kept(self, num_cases: int, total: int) -> None:
+        """So many cases stay as they are, by the same model from the same images; the others are predicted."""
 
     def on_windows(self, case_id: str, done: int, total: int) -> None:
         """So many of a case's windows were run."""
@@ -234,7 +238,7 @@ def write_prediction(
 ) -> None:
     """Write a prediction like its image, with what else is asked for; what goes wrong is added to the failures."""
     labels, probabilities = prediction.labels, prediction.probabilities
-    segmentation = _segmentation_of(path, case.case_id)
+    segmentation, files = _segmentation_of(path, case.case_id), [path]
     try:
         with nullcontext() if segments is None else atomic_path(segmentation, durable=False) as apart:
             if apart is not None:
@@ -244,8 +248,9 @@ def write_prediction(
                 segmentation.unlink(missing_ok=True)
             save_image(labels.as_tensor(), path, like=case.files[0] if case.files else labels)
             if probabilities is not None:
-                save_image(probabilities.as_tensor(), _probabilities_of(path, case.case_id), like=labels)
-        manifest.add(case, prediction, path, seconds=seconds)
+                files.append(_probabilities_of(path, case.case_id))
+                save_image(probabilities.as_tensor(), files[-1], like=labels)
+        manifest.add(case, prediction, [*files, *([] if segments is None else [segmentation])], seconds=seconds)
     except Exception as error:  # a format that cannot hold the ids, say: the other cases may be fine
         failures[case.case_id] = error
 
@@ -270,7 +275,7 @@ def target_paths(
     written = [path.name for path in paths]
     if probabilities:
         written += [_probabilities_of(path, case.case_id).name for path, case in zip(paths, cases, strict=True)]
-    if twice := sorted({name for name in written if written.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(written).items() if count > 1):
         raise BadInputError(f"{target}: several cases would be written to {twice[0]}; give them different names")
     if image_suffix(target) in READABLE and not target.is_dir():
         raise BadInputError(

@@ -69,7 +69,8 @@ def find_label_issues(
     refuse_inside(folder, source.folder)
     check_writable(folder)
     trained_on = [set(record.training or ()) for record in records]
-    unseen = [case_id for case_id in source.case_ids if any(case_id not in seen for seen in trained_on)]
+    is_unseen = [any(case_id not in seen for seen in trained_on) for case_id in source.case_ids]
+    unseen = [index for index, chosen in enumerate(is_unseen) if chosen]
     if not unseen:
         raise BadInputError(
             f"{', '.join(map(str, runs))}: every case of {source.folder} was trained on, and what was trained on a "
@@ -81,8 +82,8 @@ def find_label_issues(
     pictures = _Pictures(most_pictures)
     found: list[LabelIssue] = []
     is_flat = False
-    for done, case_id in enumerate(unseen, start=1):
-        index = source.case_ids.index(case_id)
+    for done, index in enumerate(unseen, start=1):
+        case_id = source.case_ids[index]
         image, label = source.read(index)
         is_flat = label.geometry.is_picture or len(label.geometry.spatial_shape) != 3
         chosen = [m for m, seen in zip(members, trained_on, strict=True) if case_id not in seen]
@@ -95,7 +96,7 @@ def find_label_issues(
     result = LabelIssues(
         issues=tuple(sorted(found, key=lambda issue: -issue.score)),
         num_cases=len(unseen),
-        left_out=tuple(case_id for case_id in source.case_ids if case_id not in set(unseen)),
+        left_out=tuple(case_id for case_id, chosen in zip(source.case_ids, is_unseen, strict=True) if not chosen),
         class_names={0: "background"} | names_by_id(source.description.labels),
         unit="pixels" if is_flat else "ml",
     )

@@ -33,6 +33,7 @@ from candy_monai.recipes.starting import StartingExperiment
 from candy_monai.registry import choice_of_network
 
 if TYPE_CHECKING:
+    from candy_monai.processes import Processes
     from candy_monai.training.segmentation import SegmentationTrainer
 
 USABLE_SHARE = 0.7
@@ -81,6 +82,7 @@ def prepare_dataset(
     device: torch.device,
     own: OwnTransforms | None = None,
     trainer: type[SegmentationTrainer] | None = None,
+    processes: Processes | None = None,
     on_progress: Callable[[str], None],
 ) -> Prepared:
     """Check a dataset whole, choose its folds, plan for it, and store what training reads.
@@ -91,6 +93,7 @@ def prepare_dataset(
         device: Where the training will be; its memory bounds the patch.
         own: The user's own transforms, whose preprocessing extends or replaces the plan's.
         trainer: What will train, for the memory that a step takes; None for any that takes what a U-Net takes.
+        processes: Those that call this together and share the cases; None for this one alone.
         on_progress: Told what is being done, and what is suspicious.
 
     Raises:
@@ -103,7 +106,7 @@ def prepare_dataset(
     store_folder = store_of(options)
     _check_fold_options(dataset, options)
     on_progress(f"Checking {dataset}")
-    checked = checked_dataset(dataset, store_folder, jobs=options.jobs)
+    checked = checked_dataset(dataset, store_folder, jobs=options.jobs, processes=processes)
     raw, fingerprint, digests = checked.dataset, checked.fingerprint, checked.digests
     assert fingerprint is not None  # a dataset without problems has both
     assert digests is not None
@@ -128,7 +131,8 @@ def prepare_dataset(
     left = unstored_cases(digests, made, store_folder, precision=options.store_precision, own=own)
     needed = store_bytes(fingerprint, made, precision=options.store_precision, case_ids=left)
     _check_space(store_folder, needed)
-    if given is None:
+    is_main = processes is None or processes.is_main
+    if given is None and is_main:
         moved = keep_plan(store_folder, planned, digest=digests.whole, wishes=_wishes(options, bound, start))
         if moved is not None:
             changes, earlier = moved
@@ -142,9 +146,16 @@ def prepare_dataset(
     else:
         on_progress(f"All {len(raw)} cases are preprocessed already, in {store_folder}")
     store = CaseStore.build(
-        raw, made, store_folder, precision=options.store_precision, own=own, digests=digests, num_workers=options.jobs
+        raw,
+        made,
+        store_folder,
+        precision=options.store_precision,
+        own=own,
+        digests=digests,
+        num_workers=options.jobs,
+        processes=processes,
     )
-    if folds:
+    if folds and is_main:
         write_splits(store.folder / SPLITS, folds)
     if options.num_epochs is not None:
         made = dataclasses.replace(made, num_epochs=options.num_epochs)
@@ -300,7 +311,9 @@ def store_of(options: TrainOptions) -> Path:
     return Path(options.out) / ".store" if options.store is None else Path(options.store)
 
 
-def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -> CheckedDataset:
+def checked_dataset(
+    folder: PathLike, store: Path, *, jobs: int | None = None, processes: Processes | None = None
+) -> CheckedDataset:
     """Check a dataset whole; of cases that were found sound before and have not changed no file is decoded.
 
     Raises:
@@ -310,7 +323,7 @@ def checked_dataset(folder: PathLike, store: Path, *, jobs: int | None = None) -
     """
     refuse_inside(store, folder)
     check_writable(store)
-    checked = visit_dataset(folder, store=store, num_workers=jobs)
+    checked = visit_dataset(folder, store=store, num_workers=jobs, processes=processes)
     if checked.report.problems:
         raise DatasetError(folder, checked.report.problems)
     if checked.fingerprint is None:

@@ -7,9 +7,8 @@ measured for the dataset's fingerprint by the way. The dataset's own folder is n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import repeat
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +33,14 @@ from candy_monai.data.inspection.digest import Digests, case_stamp, file_digests
 from candy_monai.data.inspection.findings import CaseCache, CaseFindings
 from candy_monai.data.inspection.inspect import measure_case, mixed_axes, pooled_fingerprint, samples_per_case
 from candy_monai.data.values import join_names, join_reprs
-from candy_monai.data.workers import case_pool
+from candy_monai.data.workers import AHEAD, case_workers, in_order, shares
 from candy_monai.errors import CandyError
 from candy_monai.label_ids import ids_in
 
 if TYPE_CHECKING:
     from candy_monai.data.datasets.nnunet import NNUNetDataset
     from candy_monai.data.inspection.fingerprint import Fingerprint
+    from candy_monai.processes import Processes
 
 SPLITS = "splits_final.json"
 """The folds of a dataset or a run, in nnU-Net's format: in the dataset, the experiment folder and the store."""
@@ -103,15 +103,23 @@ def check_dataset(folder: PathLike, *, num_workers: int | None = None) -> Datase
 
 
 def visit_dataset(
-    folder: PathLike, *, store: PathLike | None = None, num_workers: int | None = None, places_per_class: int = 0
+    folder: PathLike,
+    *,
+    store: PathLike | None = None,
+    num_workers: int | None = None,
+    places_per_class: int = 0,
+    processes: Processes | None = None,
 ) -> CheckedDataset:
     """Check a dataset as `check_dataset` does and measure it as `inspect` does, in one decoding.
 
     Args:
         folder: The dataset's folder.
-        store: Where findings of cases are kept, so that only new and changed cases are decoded; None keeps none.
+        store: Where findings of sound cases are kept as they are found, so that only new and changed cases are decoded;
+            None keeps none.
         num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
         places_per_class: Voxels of each foreground id to keep for each case, which are looked for anew each time.
+        processes: Those that call this together and share the cases by what is kept in ``store``; None for this one
+            alone.
     """
     listing = list_dataset(Path(folder), "Tr", "Ts")
     description, problems, warnings = listing.description, [*listing.description_problems], list[str]()
@@ -131,15 +139,19 @@ def visit_dataset(
     digests = _digests(description, cases)
     visit = _Visit(
         description=description,
-        cache=None if store is None or places_per_class else CaseCache(store, description),
+        cache=CaseCache(store, description) if store is not None and cases and not places_per_class else None,
         num_places=places_per_class,
         num_samples=samples_per_case(len(cases), description.num_channels),
     )
     contents = [None if digests is None else digests.cases[case.case_id] for case in cases]
-    with case_pool((*cases, *test_cases), num_workers) as pool:
-        in_training = pool.map(visit.findings, cases, contents)
-        in_test = pool.map(visit.findings, test_cases, repeat(None))
-        findings, test_findings = list(in_training), list(in_test)
+    tasks = [partial(visit.findings, case, content) for case, content in zip(cases, contents, strict=True)]
+    tasks += [partial(visit.findings, case, None) for case in test_cases]
+    jobs, found_of = case_workers((*cases, *test_cases), num_workers), dict[int, CaseFindings]()
+    order = range(len(tasks))
+    for share in (order,) if visit.cache is None else shares(order, processes, visit.cache.folder):
+        found_of.update(zip(share, in_order((tasks[index] for index in share), jobs, ahead=AHEAD), strict=True))
+    everything = [found_of[index] for index in order]
+    findings, test_findings = everything[: len(cases)], everything[len(cases) :]
     measured, test_measured = (
         [finding.measured for finding in found if finding.measured is not None] for found in (findings, test_findings)
     )
@@ -161,7 +173,6 @@ def visit_dataset(
     )
     if not problems:  # otherwise a label may be missing because its case is
         warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
-        visit.keep()
     warnings += patients_on_both_sides(folds)
     is_sound = digests is not None and bool(cases) and not problems
     return CheckedDataset(
@@ -175,13 +186,12 @@ def visit_dataset(
 
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
-    """Read cases, from what is kept where that is possible, and collect what is to be kept."""
+    """Read cases, from what is kept where that is possible, and keep what is found in others."""
 
     description: DatasetDescription
     cache: CaseCache | None
     num_places: int
     num_samples: int
-    new: dict[str, CaseFindings] = field(default_factory=dict)
 
     def findings(self, case: NNUNetCase, content: str | None) -> CaseFindings:
         key = None if self.cache is None else self.cache.key(case, content)
@@ -189,14 +199,9 @@ class _Visit:
         if found is None or not found.has_samples(self.num_samples):
             stamp = _stamp(case)
             found = _check_case(case, self.description, self.num_places).thinned(self.num_samples)
-            if key is not None and _stamp(case) == stamp:  # otherwise somebody is writing to the case
-                self.new[key] = found
+            if self.cache is not None and key is not None and _stamp(case) == stamp:
+                self.cache.save(key, found)  # at other times somebody is writing to the case
         return found.thinned(self.num_samples)
-
-    def keep(self) -> None:
-        for key, found in self.new.items():
-            if self.cache is not None:
-                self.cache.save(key, found)
 
 
 def _stamp(case: NNUNetCase) -> str | None:

@@ -64,10 +64,15 @@ once (python/cpython#106905)."""
 
 
 class CaseCache:
-    """The findings of a dataset's cases, one file each, in a folder for derived data that the first `save` makes."""
+    """The findings of a dataset's cases, one file each, in ``folder``, which the first `save` makes.
+
+    Args:
+        folder: Where such folders lie.
+        description: The dataset's.
+    """
 
     def __init__(self, folder: PathLike, description: DatasetDescription) -> None:
-        self._folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"
+        self.folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"
         self._context = repr((_FORMAT, description_key(description)))
 
     def key(self, case: NNUNetCase, content: str | None = None) -> str | None:
@@ -85,7 +90,7 @@ class CaseCache:
     def load(self, key: str) -> CaseFindings | None:
         """Return what was found in a case; None where nothing is kept, or it is damaged."""
         try:
-            with _PARSING, np.load(self._folder / f"{key}.npz", allow_pickle=False) as arrays:
+            with _PARSING, np.load(self.folder / f"{key}.npz", allow_pickle=False) as arrays:
                 about: Mapping[str, Any] = json.loads(bytes(arrays["about"]))
                 samples = {name: arrays[name] for name in ("foreground", "whole") if name in arrays}
             return CaseFindings(
@@ -104,8 +109,8 @@ class CaseCache:
         samples = {} if measured is None else {name: measured.pop(name) for name in ("foreground", "whole")}
         about = {"warnings": findings.warnings, "without_spacing": findings.without_spacing, "measured": measured}
         encoded = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._folder / f"{key}.npz", durable=False) as temporary, temporary.open("wb") as file:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / f"{key}.npz", durable=False) as temporary, temporary.open("wb") as file:
             np.savez(file, about=encoded, **samples)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import nibabel
@@ -21,7 +22,7 @@ from candy_monai.data.inspection.fingerprint import (
     Orientation,
 )
 from candy_monai.data.values import frozen
-from candy_monai.data.workers import case_pool
+from candy_monai.data.workers import AHEAD, case_workers, in_order
 from candy_monai.errors import BadInputError, CandyError, DatasetError
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def inspect(
         except CandyError as error:
             return f"{case_id}: {error}"
 
-    with case_pool(cases, num_workers) as pool:
-        results = list(pool.map(measured, range(len(cases))))
+    tasks = (partial(measured, index) for index in range(len(cases)))
+    results = list(in_order(tasks, case_workers(cases, num_workers), ahead=AHEAD))
     problems = [result for result in results if isinstance(result, str)]
     seen = [result for result in results if not isinstance(result, str)]
     problems += mixed_axes(seen)

@@ -11,9 +11,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -27,7 +27,7 @@ from candy_monai.data.pipelines.description import OwnTransforms, preprocessing
 from candy_monai.data.pipelines.preprocessing import PreprocessedCase, Preprocessor
 from candy_monai.data.planning.grid import planned_shape
 from candy_monai.data.planning.plan import Plan, as_applied
-from candy_monai.data.workers import case_pool
+from candy_monai.data.workers import AHEAD, case_workers, in_order, shares
 from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError, did_you_mean
 from candy_monai.files import atomic_path, atomic_write_text
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from candy_monai.data.inspection.fingerprint import Fingerprint
+    from candy_monai.processes import Processes
 
 StoredPrecision = Literal["float32", "float16"]
 
@@ -104,6 +105,7 @@ class CaseStore:
         precision: StoredPrecision = "float32",
         digests: Digests | None = None,
         own: OwnTransforms | None = None,
+        processes: Processes | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
@@ -119,6 +121,7 @@ class CaseStore:
                 float32.
             digests: The dataset's digests, where they are known already.
             own: The user's own transforms, whose preprocessing extends or replaces the plan's.
+            processes: Those that call this together and share the cases; None for this one alone.
             on_progress: Called with the number of cases done and of all cases, in this thread.
 
         Raises:
@@ -153,10 +156,10 @@ class CaseStore:
                 _write(preprocessed, paths[case.case_id], plan, precision)
             return None
 
-        with case_pool(dataset.cases, num_workers) as pool:
-            futures = [pool.submit(prepare, index) for index in range(len(paths))]
-            for future in as_completed(futures):
-                if problem := future.result():
+        jobs = case_workers(dataset.cases, num_workers)
+        for share in shares(range(len(paths)), processes, target):
+            for problem in in_order((partial(prepare, index) for index in share), jobs, ahead=AHEAD):
+                if problem:
                     problems.append(problem)
                 done += 1
                 if on_progress is not None:

@@ -32,9 +32,8 @@ def calls(monkeypatch):
         return Path("candy_demo/demo.png")
 
     class Predictor:
-        def predict_to_files(self, source, target, *, probabilities, statistics, dicom_seg, segments, listener):
-            seen.predict |= {"source": source, "target": target, "probabilities": probabilities}
-            seen.predict |= {"statistics": statistics, "dicom_seg": dicom_seg, "segments": segments}
+        def predict_to_files(self, source, target, *, listener, **options):
+            seen.predict |= {"source": source, "target": target, **options}
             listener.on_started(1, None, None)
             listener.on_case(1, 1, "case_001", None)
             return [target / "case_001.nii.gz"]
@@ -69,7 +68,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "typed", ["crossval D", "sweep D --space s.yml --trials 2", "select F", "export E O --to onnx", "forecast F"]
+    "typed",
+    [
+        "crossval D",
+        "sweep D --space s.yml --trials 2",
+        "inspect D",
+        "evaluate A B",
+        "export E O --to onnx",
+        "forecast F",
+    ],
 )
 def test_what_one_process_does_is_refused_where_several_were_started(typed, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "4"})
@@ -263,10 +270,11 @@ def test_demo_takes_two_minutes_by_default(calls):
 def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
     options = (
         "--device cpu --checkpoint latest --memory 1.5G --mirror --largest-component --probabilities --trainer m.py:M "
-        "--channels 2,1 --trust --statistics --to-dicom-seg --segments codes.json"
+        "--channels 2,1 --trust --statistics --to-dicom-seg --segments codes.json --continue"
     )
     assert main(["predict", "fold0", "fold1", "in", "out", *options.split()]) == 0
     assert callable(calls.predict.pop("on_progress"))
+    assert calls.predict.pop("processes").world_size == 1
     assert calls.predict == {
         "folders": [Path("fold0"), Path("fold1")],
         "trainer": "m.py:M",
@@ -283,8 +291,17 @@ def test_predict_passes_on_its_options_and_counts_what_it_wrote(calls, capsys):
         "statistics": True,
         "dicom_seg": True,
         "segments": Path("codes.json"),
+        "resume": True,
     }
     assert capsys.readouterr().out == "[1/1] case_001\n1 label map in out\n"
+
+
+def test_of_several_processes_only_the_first_one_tells_of_a_prediction(calls, capsys, monkeypatch):
+    for rank, said in ((1, ""), (0, "[1/1] case_001\n1 label map in out\n")):
+        monkeypatch.setattr(os, "environ", {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"})
+        assert main(["predict", "run", "in", "out", "--device", "cpu"]) == 0
+        assert calls.predict["processes"].rank == rank
+        assert capsys.readouterr().out == said
 
 
 def test_predict_has_defaults_for_all_but_experiment_input_and_output(calls):

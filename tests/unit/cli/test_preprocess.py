@@ -33,6 +33,7 @@ def test_the_plan_and_the_store_are_shown_and_every_option_is_passed_on(tmp_path
     options += ["--transforms", str(tmp_path / "own.json")]
     assert main(["preprocess", "data", *options]) == 0
     given = {"overrides": {"a": "1"}, "network_args": {}, "store": Path("s"), "out": Path("o")}
+    assert seen.pop("processes").world_size == 1
     assert seen == {
         "dataset": Path("data"),
         "options": TrainOptions(

@@ -1,43 +1,4 @@
-import threading
-import time
-
-import pytest
-import torch
-
-from candy_monai.evaluation.parallel import in_order, jobs_for
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_results_come_in_the_order_of_the_tasks(jobs):
-    def task(index):
-        time.sleep(0.01 * (index % 3))
-        return index
-
-    assert list(in_order(((lambda index=index: task(index)) for index in range(10)), jobs)) == list(range(10))
-
-
-def test_no_more_cases_than_jobs_are_taken_before_their_results_are():
-    taken = []
-
-    def tasks():
-        for index in range(12):
-            taken.append(index)
-            yield lambda: None
-
-    for number, _ in enumerate(in_order(tasks(), 3), start=1):
-        assert len(taken) - number < 3
-
-
-def test_as_many_tasks_run_at_once_as_there_are_jobs():
-    together = threading.Barrier(2, timeout=30)
-    assert len(list(in_order([together.wait, together.wait], 2))) == 2
-
-
-def test_an_error_reaches_the_caller_and_the_threads_of_pytorch_are_as_they_were():
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError):
-        list(in_order([lambda: 1, lambda: 1 / 0, lambda: 2], 2))
-    assert torch.get_num_threads() == before
+from candy_monai.evaluation.parallel import jobs_for
 
 
 def test_memory_bounds_how_many_cases_are_measured_at_once(tmp_path, monkeypatch):

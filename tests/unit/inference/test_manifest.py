@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -17,6 +18,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.outputs import PredictionError, PredictionListener
 from candy_monai.inference.predictor import Predictor
+from candy_monai.processes import Processes
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 SPACING = (2.0, 1.5, 3.0)
@@ -75,6 +77,7 @@ def test_a_case_has_its_files_model_time_and_volumes(predictor, tmp_path):
         {
             "file": str(scan),
             "bytes": scan.stat().st_size,
+            "modified_ns": scan.stat().st_mtime_ns,
             "sha256": hashlib.sha256(scan.read_bytes()).hexdigest(),
         }
     ]
@@ -82,6 +85,10 @@ def test_a_case_has_its_files_model_time_and_volumes(predictor, tmp_path):
         {"name": "1", "ids": [1], "voxels": 10, "ml": pytest.approx(10 * np.prod(SPACING) / 1000)}
     ]
     assert (case["file"], case["shape"], case["spacing_mm"]) == ("a.nii.gz", [6, 5, 4], pytest.approx(SPACING))
+    made = (out / "a.nii.gz").read_bytes()
+    assert [(file["file"], file["sha256"]) for file in case["written"]] == [
+        ("a.nii.gz", hashlib.sha256(made).hexdigest())
+    ]
     assert case["seconds"] > 0
     (model,) = run["models"]
     weights = predictor.folder / model["weights"]
@@ -158,6 +165,118 @@ def test_what_was_predicted_until_an_interruption_is_in_the_manifest(predictor, 
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert made == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "manifest.json", "statistics.csv"]
     assert list(_manifest(tmp_path / "out")["cases"]) == ["a", "b", "c"]
+
+
+class _Counting(PredictionListener):
+    def __init__(self):
+        self.kept, self.predicted = 0, []
+
+    def on_kept(self, num_cases, total):
+        self.kept = num_cases
+
+    def on_case(self, done, total, case_id, error):
+        self.predicted.append(case_id)
+
+
+def _resumed(predictor, tmp_path, **options):
+    """Go on with the prediction of a folder, and return which cases were kept and which predicted."""
+    told = _Counting()
+    predictor.predict_to_files(tmp_path / "in", tmp_path / "out", resume=True, listener=told, **options)
+    return told.kept, told.predicted
+
+
+@pytest.fixture
+def half_done(predictor, tmp_path):
+    """Return a folder with the predictions of three cases of four."""
+    for index, name in enumerate("abcd"):
+        _scan(tmp_path / "in" / f"{name}.nii.gz", 10 + index)
+    predictor.predict_to_files([tmp_path / "in" / f"{name}.nii.gz" for name in "abc"], tmp_path / "out")
+    return tmp_path
+
+
+def test_a_prediction_goes_on_with_the_cases_that_are_not_there(half_done, predictor):
+    before = {name: (half_done / "out" / f"{name}.nii.gz").stat().st_mtime_ns for name in "abc"}
+    assert _resumed(predictor, half_done) == (3, ["d"])
+    assert {name: (half_done / "out" / f"{name}.nii.gz").stat().st_mtime_ns for name in "abc"} == before
+    runs = _manifest(half_done / "out")["runs"]
+    assert len(runs) == 2
+    assert _resumed(predictor, half_done, statistics=True) == (4, [])
+    assert _manifest(half_done / "out")["runs"] == runs
+    assert len((half_done / "out" / "statistics.csv").read_text().splitlines()) == 5
+
+
+def test_without_being_asked_to_go_on_all_cases_are_predicted(half_done, predictor):
+    told = _Counting()
+    predictor.predict_to_files(half_done / "in", half_done / "out", listener=told)
+    assert (told.kept, told.predicted) == (0, ["a", "b", "c", "d"])
+
+
+def _changed_image(folder):
+    _scan(folder / "in" / "b.nii.gz", 40)
+
+
+def _label_map_of_another(folder):
+    (folder / "out" / "b.nii.gz").write_bytes((folder / "out" / "a.nii.gz").read_bytes())
+
+
+def _no_label_map(folder):
+    (folder / "out" / "b.nii.gz").unlink()
+
+
+def _unknown_to_the_manifest(folder):
+    content = _manifest(folder / "out")
+    del content["cases"]["b"]
+    (folder / "out" / "manifest.json").write_text(json.dumps(content))
+
+
+def _of_an_earlier_version(folder):
+    content = _manifest(folder / "out")
+    del content["cases"]["b"]["written"]
+    (folder / "out" / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_changed_image, _label_map_of_another, _no_label_map, _unknown_to_the_manifest, _of_an_earlier_version],
+)
+def test_a_case_whose_files_are_not_what_was_read_and_written_is_predicted_again(half_done, predictor, change):
+    change(half_done)
+    assert _resumed(predictor, half_done) == (2, ["b", "d"])
+
+
+def test_files_that_were_copied_elsewhere_are_still_the_same(half_done, predictor):
+    for folder in ("in", "out"):
+        (half_done / folder).rename(half_done / f"{folder} before")
+        shutil.copytree(half_done / f"{folder} before", half_done / folder, copy_function=shutil.copyfile)
+    assert _resumed(predictor, half_done) == (3, ["d"])
+
+
+def test_another_model_other_settings_and_another_version_predict_all_cases_again(half_done, predictor, monkeypatch):
+    assert _resumed(EnsemblePredictor([predictor, predictor]), half_done)[0] == 0
+    predictor.predict_to_files(half_done / "in", half_done / "out")
+    assert _resumed(predictor, half_done, probabilities=True)[0] == 0
+    assert _resumed(predictor, half_done, probabilities=True)[0] == 4
+    (half_done / "out" / "c_probabilities.nii.gz").unlink()
+    assert _resumed(predictor, half_done, probabilities=True) == (3, ["c"])
+    monkeypatch.setattr("candy_monai.inference.manifest.installed_versions", lambda *_: {"candy-monai": "another"})
+    assert _resumed(predictor, half_done, probabilities=True)[0] == 0
+
+
+def test_processes_share_the_cases_and_end_with_one_manifest(half_done, predictor):
+    shutil.rmtree(half_done / "out")
+    told = [_Counting(), _Counting()]
+    for rank in (1, 0):
+        written = predictor.predict_to_files(
+            half_done / "in",
+            half_done / "out",
+            processes=Processes(rank=rank, world_size=2),
+            listener=told[rank],
+        )
+        assert len(written) == 4
+    assert told[1].predicted == ["b", "d", "a", "c"]  # the first process had not come, as one that was killed
+    assert (told[0].predicted, told[0].kept) == ([], 2)
+    assert list(_manifest(half_done / "out")["cases"]) == ["a", "b", "c", "d"]
+    assert not list((half_done / "out").glob(".*"))
 
 
 def test_a_label_map_that_was_removed_leaves_the_manifest_and_the_statistics(predictor, tmp_path):

@@ -13,6 +13,7 @@ from candy_monai.data.inspection import inspect as inspection
 from candy_monai.data.inspection.checks import check_dataset, visit_dataset
 from candy_monai.data.inspection.findings import has_been_used
 from candy_monai.data.inspection.inspect import inspect
+from candy_monai.processes import Processes
 from tests.folders import texture
 from tests.looks import counted_digests, counted_parses, counted_reads
 
@@ -129,15 +130,50 @@ def test_what_has_changed_is_looked_at_again_and_nothing_else(dataset, tmp_path,
         assert found.fingerprint == inspect(dataset)
 
 
-def test_nothing_is_kept_of_a_dataset_with_problems(dataset, tmp_path, looks):
+def test_of_a_dataset_with_problems_only_the_cases_with_problems_are_looked_at_again(dataset, tmp_path, looks):
     write(dataset / "labelsTr" / "b.nii", np.full(SHAPE, 9, np.uint8))
-    first, again = (visit_dataset(dataset, store=tmp_path / "store") for _ in range(2))
+    first = visit_dataset(dataset, store=tmp_path / "store")
+    assert names(looks) == ALL
+    looks.clear()
+    again = visit_dataset(dataset, store=tmp_path / "store")
+    assert names(looks) == ["b.nii", "b_0000.nii"]
     assert first.report == again.report
     assert first.report.problems != ()
     assert first.fingerprint is None
-    assert len(looks) == 2 * len(ALL)
-    assert visit_dataset(tmp_path / "none", store=tmp_path / "store").report.problems
-    assert not (tmp_path / "store").exists()
+    assert visit_dataset(tmp_path / "none", store=tmp_path / "none_kept").report.problems
+    assert not (tmp_path / "none_kept").exists()
+
+
+def test_what_was_found_before_an_interruption_is_not_looked_for_again(dataset, tmp_path, looks, monkeypatch):
+    whole = visit_dataset(dataset)
+    read = checks.read_scan
+
+    def interrupted(path, **keywords):
+        if path.name == "b_0000.nii":
+            raise KeyboardInterrupt
+        return read(path, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checks, "read_scan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            visit_dataset(dataset, store=tmp_path / "store", num_workers=1)
+    looks.clear()
+    again = visit_dataset(dataset, store=tmp_path / "store", num_workers=1)
+    assert names(looks) == [name for name in ALL if not name.startswith("a")]
+    assert (again.report, again.fingerprint) == (whole.report, whole.fingerprint)
+
+
+def test_processes_share_what_they_look_at_by_what_is_kept(dataset, tmp_path, looks):
+    alone = visit_dataset(dataset)
+    looks.clear()
+    second, first = (
+        visit_dataset(dataset, store=tmp_path / "store", processes=Processes(rank=rank, world_size=2))
+        for rank in (1, 0)
+    )
+    assert names(looks) == ALL
+    assert first.fingerprint == second.fingerprint == alone.fingerprint
+    assert first.report == second.report == alone.report
+    assert not list((tmp_path / "store").rglob(".*"))
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"[]", b"PK", b"\xff"])

@@ -23,6 +23,7 @@ from candy_monai.data.planning.rules import plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError
+from candy_monai.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,19 @@ def test_a_finished_store_is_not_built_again(dataset, made_plan, tmp_path):
     again = CountingDataset(dataset)
     CaseStore.build(again, made_plan, tmp_path)
     assert again.loaded == []
+
+
+def test_what_a_process_does_not_store_the_next_one_does_and_nothing_is_stored_twice(dataset, made_plan, tmp_path):
+    alone = CaseStore.build(dataset, made_plan, tmp_path / "alone")
+    counted = [CountingDataset(dataset), CountingDataset(dataset)]
+    for rank in (1, 0):
+        store = CaseStore.build(
+            counted[rank], made_plan, tmp_path / "shared", processes=Processes(rank=rank, world_size=2)
+        )
+        assert store.case_ids == alone.case_ids
+    assert sorted(counted[1].loaded) == sorted(case.case_id for case in dataset.cases)
+    assert counted[0].loaded == []
+    assert not list((tmp_path / "shared").rglob(".*"))
 
 
 def test_an_interrupted_build_resumes_where_it_stopped(dataset, made_plan, tmp_path):
