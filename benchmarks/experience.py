@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from plain_loops import DATA, score, split
 
 import candy_monai.data.planning.experience as experience
 from candy_monai import NNUNetDataset
+from candy_monai.data.workers import usable_cores
 from candy_monai.experiment.state import load_state
 
 TABLE = Path(experience.__file__).with_name(experience.TABLE)
@@ -65,7 +65,7 @@ def row_of(dataset: Path, scratch: Path, tested: list[str], arguments: argparse.
 
 
 def cpu_seconds(budget_s: float, arguments: argparse.Namespace) -> float:
-    return budget_s * (CPU_SECONDS if arguments.cpu_time else (os.cpu_count() or 1))
+    return budget_s * (CPU_SECONDS if arguments.cpu_time else usable_cores())
 
 
 def short_name(dataset: str) -> str:

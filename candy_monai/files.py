@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _BYTES_ON_THE_WAY = 16 << 20
 _UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.ESPIPE)
 """What file systems and sandboxes say that do not know a request."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+"""What file systems say that have no locks."""
 _SYNC_WHOLE = 7  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER
 
 

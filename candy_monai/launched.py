@@ -44,6 +44,11 @@ def name_as_torchrun() -> None:
     variables.setdefault("MASTER_PORT", str(_port(variables)))
 
 
+def is_first() -> bool:
+    """Return whether this process is alone, or the first of those that were started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def refuse_several(command: str) -> None:
     """Raise a `SettingsError` if this process is one of several, each of which would do all of a command's work.
 

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from candy_monai.launched import name_as_torchrun
 T = TypeVar("T")
 
 _BYTES_AT_ONCE = 32 << 20
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for what one does alone, such as preprocessing a dataset; by default half an hour."""
 
 
 class Processes:
@@ -97,7 +100,7 @@ class Processes:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        self._control = distributed.new_group(backend="gloo")
+        self._control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         try:
             yield
         finally:

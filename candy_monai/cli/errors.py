@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from candy_monai.errors import BadInputError, CandyError
+from candy_monai.launched import is_first
 
 PROGRAM = "candy-monai"
 
@@ -55,7 +56,7 @@ def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
         where: Its folder or file.
         then: The command that one would use next.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"{what}: {where}")
         if then:
             print(f"Next: {shlex.join(then)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from candy_monai.cli.errors import DONE, done, outcome_of, say
 from candy_monai.errors import WARNING
+from candy_monai.launched import is_first
 
 if TYPE_CHECKING:
     from candy_monai.observers.json_lines import JsonLines
@@ -104,8 +104,7 @@ def _as_json(is_quiet: bool) -> Iterator[Feedback]:
     from candy_monai.observers.screen import shown_by
 
     started = time.monotonic()
-    is_first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started
-    lines = JsonLines(sys.stdout if is_first else None, is_quiet=is_quiet)
+    lines = JsonLines(sys.stdout if is_first() else None, is_quiet=is_quiet)
     feedback = Feedback(lines, is_quiet=is_quiet)
     try:
         with redirect_stdout(sys.stderr), shown_by(lines):

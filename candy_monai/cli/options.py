@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import FLAG
+from candy_monai.launched import refuse_several
 from candy_monai.recipes.options import TrainOptions, parsed_pairs
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print
         if arguments:
             raise SettingsError("--launcher-args without --launcher: say what they are for, such as --launcher slurm")
         return None
+    refuse_several(f"--launcher {args.launcher}")
     from candy_monai.recipes.jobs import JobLauncher
 
     return JobLauncher(args.launcher, arguments, say=say)

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
+from candy_monai.files import NO_LOCKS
 
 if TYPE_CHECKING:
     from candy_monai.data.datasets.nnunet_description import NNUNetCase
@@ -68,7 +69,8 @@ def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Ite
 
     A share is locked while it is worked on, and a system unlocks what a killed process had locked. So each item is done
     by one process, and what a process leaves undone is done by another, if whoever works on a share passes over what is
-    done. One process has all items in its share, and locks nothing.
+    done. On a file system without locks nobody waits, and some items are done twice. One process has all items in its
+    share, and locks nothing.
 
     Args:
         items: The same in all processes.
@@ -82,22 +84,55 @@ def shares(items: Sequence[T], processes: Processes | None, folder: Path) -> Ite
     for step in range(processes.world_size):
         number = (processes.rank + step) % processes.world_size
         lock = folder / f".share-{number + 1}-of-{processes.world_size}.lock"
-        with FileLock(lock):
+        with _locked(lock):
             yield items[number :: processes.world_size]
             with suppress(OSError):  # whoever waits for it finds everything done
                 lock.unlink()
 
 
-def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
-    """Return how many threads may each hold a case: at least 1, at most ``jobs``, by default one a processor.
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock within a block, if the file system has any."""
+    lock = FileLock(path, fallback_to_soft=False)  # a marker in place of a lock would outlive a killed process
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
-    The largest file stands for the largest case; where its header cannot be read, processors alone decide.
+
+def usable_cores() -> int:
+    """Return how many cores this process may compute on: of a machine's those of its job, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
+    """Return how many threads may each hold a case: at least 1, at most ``jobs``, by default one a core.
+
+    The largest file stands for the largest case; where its header cannot be read, cores alone decide.
     """
-    most = max(1, min(jobs or os.cpu_count() or 1, len(cases)))
+    return threads_for(len(cases), lambda: _largest_bytes(cases), jobs=jobs)
+
+
+def threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: int | None = None) -> int:
+    """Return how many threads may each hold a case: at least 1, at most ``jobs``, fewer where memory is short.
+
+    Args:
+        num_cases: Cases in all.
+        largest_bytes: Returns what the largest one takes; called only where it matters.
+        jobs: The most threads; None for one a core.
+    """
+    most = max(1, min(jobs or usable_cores(), num_cases))
     free = free_memory_bytes()
     if most == 1 or free is None:
         return most
-    return max(1, min(most, int(_USABLE_SHARE * free / max(1, _largest_bytes(cases)))))
+    return max(1, min(most, int(_USABLE_SHARE * free / max(1, largest_bytes()))))
 
 
 def free_memory_bytes() -> int | None:

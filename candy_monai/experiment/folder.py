@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from candy_monai.aliases import PathLike
 from candy_monai.errors import ExperimentError, RunFailedError
+from candy_monai.files import NO_LOCKS
 
 LOCK = ".lock"
 """The file in a run's folder that is locked while it is trained; a killed run leaves it, unlocked."""
@@ -27,7 +28,6 @@ VALIDATION_SCORES = "validation.json"
 """The scores of the best weights on whole cases, written last, when a planned run has come to its end."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 def publish_folder(
@@ -136,7 +136,7 @@ class FolderLock:
         except Timeout as error:
             raise ExperimentError(f"{folder}: {taken}") from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
 
     def release(self) -> None:

@@ -73,8 +73,6 @@ class RunInJob:
             RunFailedError: If it failed.
         """
         run = self._run
-        if run.options.jobs is None and hasattr(os, "sched_getaffinity"):  # of a node the cores that the job has
-            run = dataclasses.replace(run, options=dataclasses.replace(run.options, jobs=len(os.sched_getaffinity(0))))
         # SLURM signals every process of a job; that the time is up is for this one, which then asks the run to save.
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         try:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from candy_monai.data.workers import usable_cores
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.files import atomic_write_text
 from candy_monai.recipes.options import TrainOptions
@@ -164,7 +165,7 @@ def ended_with_us(running: Mapping[int, tuple[Any, RunningProcess]], launcher: L
 
 def share_of_cores(num_parallel: int) -> int:
     """Return how many cores each of several processes gets, 1 at least."""
-    return max(1, (os.cpu_count() or 1) // num_parallel)
+    return max(1, usable_cores() // num_parallel)
 
 
 def environment_of(slot: int, num_parallel: int, device: str) -> dict[str, str]:

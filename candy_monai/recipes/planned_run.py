@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from candy_monai.data.planning.explanation import explain
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredCases
 from candy_monai.data.samples.store import CaseStore
+from candy_monai.data.workers import usable_cores
 from candy_monai.errors import BadInputError, RunFailedError
 from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.results import EvalResult
@@ -336,7 +336,7 @@ class PlannedRun:
 
 def num_workers(device: torch.device) -> int:
     """Return how many processes prepare batches: none beside a CPU, where they would only take the network's cores."""
-    return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+    return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, usable_cores() - 1))
 
 
 def patch_loader(

@@ -17,6 +17,7 @@ from typing import Any
 from candy_monai.aliases import PathLike
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import DESCRIPTION, SLURM_JOB
+from candy_monai.launched import is_first
 from candy_monai.recipes.options import TrainOptions
 from candy_monai.text import read_json
 from candy_monai.training.signals import Interrupted, PromptStop, is_ctrl_c
@@ -45,7 +46,7 @@ def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
         with PromptStop().listening():
             yield
     except Interrupted as error:
-        if not is_ctrl_c(error) and os.environ.get("RANK", "0") == "0":
+        if not is_ctrl_c(error) and is_first():
             with _undisturbed():
                 say(_requeued(job))
         raise

@@ -62,8 +62,7 @@ class GradientAverage:
         """Return what a resumed run needs in order to send the same parts: the bits of a sum depend on them."""
         if self._early is None:
             return {"order": None, "why_not": self._why_not}
-        places = {id(parameter): place for place, parameter in enumerate(self._parameters())}
-        return {"order": [places[id(parameter)] for parameter in self._early.order], "why_not": None}
+        return {"order": self._places(self._early.order), "why_not": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the run that returned this from `state_dict`; all processes call it together."""
@@ -71,11 +70,11 @@ class GradientAverage:
             return
         if state["why_not"] is not None:
             self._send_late(state["why_not"])
-        elif state["order"] is not None:
+        elif (places := state["order"]) is not None:
             parameters = self._parameters()
-            order = [parameters[place] for place in state["order"] if place < len(parameters)]
-            if all(parameter.requires_grad for parameter in order):  # else the first step decides anew
-                self._send_early(order)
+            # Else the first step decides anew.
+            if all(place < len(parameters) and parameters[place].requires_grad for place in places):
+                self._send_early(places)
 
     def close(self) -> None:
         """Give the parameters back without hooks."""
@@ -163,7 +162,8 @@ class GradientAverage:
                 self._send_late(f"{name} has a gradient in {count} of {self._processes.world_size} processes only")
                 return
         if any(having):
-            self._send_early(watch.order)
+            # A network may be passed through in another order elsewhere; parts have to be of the same parameters.
+            self._send_early(self._processes.broadcast(self._places(watch.order)))
 
     def _settle(self, departures: Sequence[str | None]) -> None:
         """Go on after a step that departed from one pass, for the reason that the first such process has."""
@@ -182,11 +182,11 @@ class GradientAverage:
         self._why_not = reason
         self._log(_FROM_NOW_ON.format(reason=reason))
 
-    def _send_early(self, order: Sequence[nn.Parameter]) -> None:
+    def _send_early(self, places: Sequence[int]) -> None:
         assert self._watch is not None
-        order = list(order)
+        parameters = self._parameters()
         self._watch.begin(compares=False)
-        self._early = EarlyGradients(order, self._processes)
+        self._early = EarlyGradients([parameters[place] for place in places], self._processes)
         parts = "1 message" if self._early.num_messages == 1 else f"{self._early.num_messages} messages"
         self._log(f"Gradients are averaged by DistributedDataParallel while they are computed, in {parts} a step")
 
@@ -203,6 +203,11 @@ class GradientAverage:
     def _parameters(self) -> list[nn.Parameter]:
         """Return the network's and the optimizer's parameters, whether they are trained at this moment or not."""
         return [*self._toolbox.model.parameters(), *optimized_parameters(self._toolbox.optimizer)]
+
+    def _places(self, order: Sequence[nn.Parameter]) -> list[int]:
+        """Return where parameters are among `_parameters`."""
+        places = {id(parameter): place for place, parameter in enumerate(self._parameters())}
+        return [places[id(parameter)] for parameter in order]
 
     def _name(self, parameter: nn.Parameter) -> str:
         named = plain_network(self._toolbox.model).named_parameters()

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Scalar
 from candy_monai.attachment import attachment_of, tensors_in
-from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.errors import WARNING, BadInputError, ExperimentError
 from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription
 from candy_monai.experiment.events import Preview
@@ -434,6 +434,11 @@ class TrainingRun:
             score: Its validation score; None if it was not validated.
         """
         experiment, processes = self.current(), self.processes
+        if processes.world_size > 1 and not experiment.progress.batch:
+            self.reporter.log_once(
+                f"{WARNING}{self.callbacks.name}.train_epoch does not call super().train_epoch(), which averages the "
+                f"gradients: unless it does so itself, each of the {processes.world_size} processes trains by itself"
+            )
         self.reporter.report_saved_epoch(wait=True)
         experiment.history.absorb(processes.all_gather(experiment.history.pending()))
         improved = experiment.finish_epoch(score)

@@ -266,6 +266,11 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 break
         gradients.settle()
         watch.settle()
+        if (rest := progress.batch % settings.accumulate) and progress.batch != total:
+            run.reporter.log_once(
+                f"{WARNING}the last batches of each epoch are left out where they are fewer than accumulate="
+                f"{settings.accumulate}, here {rest}: the training loader does not say how many it has"
+            )
         run.finish_training()
         if watch.num_skipped:
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")

@@ -15,6 +15,7 @@ from candy_monai.training import early_gradients
 from tests.toys import SmallTrainer, Squares
 
 RANK = int(os.environ["RANK"])
+SAID = "Gradients", "averages the gradients", "left out"
 FROM_STEP = 3
 """From which the trainers are what they are called."""
 
@@ -27,9 +28,11 @@ class Branched(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, padding=1))
         self.head, self.side = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 1, 1)
 
-    def forward(self, images, side=True):
+    def forward(self, images, side=True, head_first=True):
         features = self.body(images)
-        return self.head(features) + (self.side(features) if side else 0)
+        before = self.side(features).tanh() if side and not head_first else 0
+        head = self.head(features)
+        return head + (self.side(features).tanh() if side and head_first else before)
 
 
 class Averaged(SmallTrainer):
@@ -45,8 +48,8 @@ class Averaged(SmallTrainer):
     def backward(self, images, labels, toolbox):
         return self.one(images, labels, toolbox)
 
-    def one(self, images, labels, toolbox, *, side=True, factor=1.0):
-        loss = factor * toolbox.criterion(toolbox.model(images, side), labels.float())
+    def one(self, images, labels, toolbox, *, side=True, head_first=True, factor=1.0):
+        loss = factor * toolbox.criterion(toolbox.model(images, side, head_first), labels.float())
         loss.backward()
         return loss.detach(), {}
 
@@ -56,6 +59,13 @@ class Averaged(SmallTrainer):
     def validate_case(self, image, label, toolbox):
         output = toolbox.ema(image[None])
         return -float(toolbox.criterion(output, label[None].float())), {}, output[0]
+
+
+class Reordered(Averaged):
+    """Calls parts of the network in another order in one process, which reaches parameters of one shape otherwise."""
+
+    def backward(self, images, labels, toolbox):
+        return self.one(images, labels, toolbox, head_first=RANK == 0)
 
 
 class LeftOut(Averaged):
@@ -93,14 +103,23 @@ class NotFinite(Averaged):
         return self.one(images, labels, toolbox, factor=float("nan") if bad else 1.0)
 
 
+class OwnLoop(Averaged):
+    """Has a loop that does not know of other processes."""
+
+    def train_epoch(self, toolbox):
+        pass
+
+
 KINDS = (
     (Averaged, {}),
     (Averaged, {"accumulate": 2}),
     (Averaged, {"amp": "fp16"}),
+    (Reordered, {}),
     (LeftOut, {}),
     (Twice, {}),
     (Clipped, {}),
     (NotFinite, {"non_finite": "skip"}),
+    (OwnLoop, {}),
 )
 
 
@@ -111,7 +130,7 @@ def train(kind, out, *, one_pass, keywords):
     trainer._one_pass = one_pass
     trainer.train(2, seed=4, save_preview=False, save_report=False, early_stop_tolerance=None, **keywords)
     lines = (trainer.experiment_folder() / "logs.txt").read_text().splitlines()
-    return trainer.trained.state_dict(), [line for line in lines if "Gradients" in line or "left out" in line]
+    return trainer.trained.state_dict(), [line for line in lines if any(said in line for said in SAID)]
 
 
 def counted(sent):

@@ -104,8 +104,8 @@ def test_gradients_sent_while_they_are_computed_are_those_averaged_afterwards_wh
     assert code == 0, output
     of_ranks = [json.loads((tmp_path / f"found {rank}.json").read_text()) for rank in (0, 1)]
     assert all(each["same"] for found in of_ranks for each in found), of_ranks
-    plain, accumulated, half, left_out, twice, clipped, not_finite = of_ranks[0]
-    for each in (plain, accumulated, half, not_finite):
+    plain, accumulated, half, reordered, left_out, twice, clipped, not_finite, own_loop = of_ranks[0]
+    for each in (plain, accumulated, half, reordered, not_finite):
         assert "averaged by DistributedDataParallel while they are computed, in 3 messages" in each["said"][0]
     # Between two steps nothing is sent but the three parts of the gradients; the first two make ready.
     assert plain["sent"][2:4] == [["all_reduce"] * 3] * 2
@@ -114,4 +114,5 @@ def test_gradients_sent_while_they_are_computed_are_those_averaged_afterwards_wh
     assert "backward makes several passes" in twice["said"][1]
     assert "backward changes gradients after its pass" in clipped["said"][1]
     assert left_out["sent"][6] == ["all_reduce"]
+    assert "OwnLoop.train_epoch does not call super().train_epoch()" in own_loop["said"][0]
     assert len(not_finite["sent"]) == len(plain["sent"]) - 2  # a step of each epoch is left out

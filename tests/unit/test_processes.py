@@ -1,5 +1,8 @@
+from datetime import timedelta
+
 import pytest
 import torch
+from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 
 from candy_monai.data.samples.sharing import shared_loader
@@ -35,6 +38,15 @@ def test_without_torchrun_there_is_one_process_that_tells_nobody():
         assert processes.all_gather(3) == [3]
         assert processes.all_reduce_any([True, False]) == [True, False]
     assert tensor.tolist() == [1, 1]
+
+
+def test_processes_wait_for_days_for_what_the_first_does_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "new_group", lambda **keywords: asked.append(keywords))
+    with Processes(rank=1, world_size=2).connected(torch.device("cpu")):
+        pass
+    assert asked[0]["timeout"] > timedelta(days=1)
 
 
 def test_each_process_takes_the_gpu_of_its_number_unless_one_is_named():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -27,18 +28,26 @@ def cases(tmp_path_factory):
 
 @pytest.mark.parametrize(("room_for", "expected"), [(100, 4), (3, 3), (1, 1), (0.5, 1)])
 def test_so_many_cases_are_worked_on_as_fit_into_the_free_memory(cases, monkeypatch, room_for, expected):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 4)
     monkeypatch.setattr(workers, "free_memory_bytes", lambda: int(room_for * BYTES_PER_CASE / 0.6) + 8)
     assert workers.case_workers(cases) == expected
 
 
 def test_neither_processors_nor_cases_nor_the_limit_are_exceeded(cases, monkeypatch):
     monkeypatch.setattr(workers, "free_memory_bytes", lambda: None)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 64)
     assert workers.case_workers(cases) == 6
     assert workers.case_workers(cases, 2) == 2
+
+
+def test_the_cores_of_a_job_count_and_those_of_the_machine_where_no_share_is_known(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4}, raising=False)
+    assert workers.usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert workers.usable_cores() == 64
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert workers.case_workers(cases) == 1
+    assert workers.usable_cores() == 1
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -124,6 +133,17 @@ def test_each_process_begins_with_its_share_and_goes_through_those_of_the_others
 def test_one_process_has_everything_and_locks_nothing(tmp_path, processes):
     assert list(workers.shares("abc", processes, tmp_path / "locks")) == ["abc"]
     assert not (tmp_path / "locks").exists()
+
+
+def test_on_a_file_system_without_locks_no_marker_is_waited_for(tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    both = Processes(rank=0, world_size=2), Processes(rank=1, world_size=2)
+    working, others = (workers.shares(range(4), processes, tmp_path) for processes in both)
+    assert next(working) == range(0, 4, 2)
+    assert list(others) == [range(1, 4, 2), range(0, 4, 2)]
 
 
 def test_the_share_of_another_process_is_waited_for_and_taken_up_when_that_one_is_killed(tmp_path):

@@ -113,6 +113,14 @@ def test_without_slurm_it_is_refused_before_anything_is_read(tmp_path, monkeypat
     assert "--launcher-args without --launcher" in capsys.readouterr().err
 
 
+def test_several_processes_do_not_submit_a_job_each(slurm, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(["train", str(tmp_path), "--launcher", "slurm", "--launcher-args", "time=1h"]) == 2
+    assert "--launcher slurm is the work of one process, and 4 were started" in capsys.readouterr().err
+    assert slurm.calls("sbatch") == []
+
+
 def test_what_sbatch_says_to_a_job_that_it_does_not_take_is_passed_on(slurm, run):
     slurm.add("sbatch", fails="sbatch: error: invalid partition specified: gpuu")
     with pytest.raises(RunFailedError, match="Fold 0: the job was not taken.*invalid partition specified: gpuu"):
@@ -259,7 +267,7 @@ def test_a_job_whose_time_is_up_lets_its_run_save_and_goes_on_with_it_later(run,
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert job._process.returncode == 130
-    assert started[0].options.jobs == len(os.sched_getaffinity(0))
+    assert started == [run]
     assert isinstance(again[0].function, RunInJob)
 
 

@@ -70,7 +70,7 @@ def test_a_smaller_choice_of_cases_is_part_of_every_larger_one_in_the_same_order
 
 
 def test_a_cpu_prepares_batches_itself_and_a_gpu_has_them_prepared(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    monkeypatch.setattr("candy_monai.recipes.planned_run.usable_cores", lambda: 32)
     assert num_workers(CPU) == 0
     assert num_workers(torch.device("cuda")) == 8
 

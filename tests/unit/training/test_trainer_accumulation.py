@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.toys import SmallTrainer, Squares, loaders
 
@@ -58,6 +59,23 @@ def test_the_schedule_ends_with_the_run_however_many_batches_share_a_step(tmp_pa
     trainer, _ = _trained(tmp_path, batch_size=2, accumulate=3)  # 4 batches: steps after 3 and 4
     assert trainer.metrics()["learning rate"] == pytest.approx([0.02, 0.01])
     assert trainer._current().progress.step == 4
+
+
+def test_batches_at_the_end_of_a_stream_that_make_no_whole_step_are_named(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from Squares(8)
+
+    class Constant(_MeanSquares):
+        def build_scheduler(self, optimizer, num_epochs):
+            return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+    _, validation = loaders()
+    trainer = Constant(tmp_path, DataLoader(Stream(), batch_size=2), validation, console=False)
+    trainer.train(1, accumulate=3, save_preview=False)  # 4 batches
+    assert trainer._current().progress.step == 1
+    log = (trainer.experiment_folder() / "logs.txt").read_text()
+    assert "are left out where they are fewer than accumulate=3, here 1" in log
 
 
 def test_a_step_with_one_bad_batch_in_it_is_left_out_whole(tmp_path):
