@@ -115,7 +115,7 @@ def visit_dataset(
     Args:
         folder: The dataset's folder.
         store: Where findings of sound cases are kept as they are found, so that only new and changed cases are decoded;
-            None keeps none.
+            None keeps none. It is removed again if it was made for a dataset with problems.
         num_workers: Threads that decode; ``None`` takes one a processor. Fewer where cases would not fit into memory.
         places_per_class: Voxels of each foreground id to keep for each case, which are looked for anew each time.
         processes: Those that call this together and share the cases by what is kept in ``store``; None for this one
@@ -175,6 +175,8 @@ def visit_dataset(
         warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
     warnings += patients_on_both_sides(folds)
     is_sound = digests is not None and bool(cases) and not problems
+    if problems and visit.cache is not None and processes is None:
+        visit.cache.remove_if_new()  # a dataset that is refused leaves nothing in a folder that was made for it
     return CheckedDataset(
         listing=listing,
         report=DatasetReport(problems=tuple(problems), warnings=tuple(warnings)),

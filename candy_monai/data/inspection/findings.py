@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import threading
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,7 @@ class CaseCache:
     def __init__(self, folder: PathLike, description: DatasetDescription) -> None:
         self.folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"
         self._context = repr((_FORMAT, description_key(description)))
+        self._new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
 
     def key(self, case: NNUNetCase, content: str | None = None) -> str | None:
         """Return what a case's findings are kept under; None where its files cannot be read.
@@ -112,6 +115,15 @@ class CaseCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / f"{key}.npz", durable=False) as temporary, temporary.open("wb") as file:
             np.savez(file, about=encoded, **samples)
+
+
+    def remove_if_new(self) -> None:
+        """Remove the folder, and those above it, if they were not there when this was made."""
+        if self.folder in self._new:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self._new[1:]:
+            with suppress(OSError):  # something else is in it by now, or it was never made
+                folder.rmdir()
 
 
 def has_been_used(folder: PathLike) -> bool:

@@ -130,18 +130,26 @@ def test_what_has_changed_is_looked_at_again_and_nothing_else(dataset, tmp_path,
         assert found.fingerprint == inspect(dataset)
 
 
-def test_of_a_dataset_with_problems_only_the_cases_with_problems_are_looked_at_again(dataset, tmp_path, looks):
+def test_nothing_is_kept_of_a_dataset_with_problems_where_nothing_was_kept_before(dataset, tmp_path):
+    write(dataset / "labelsTr" / "b.nii", np.full(SHAPE, 9, np.uint8))
+    (tmp_path / "store").mkdir()
+    assert visit_dataset(dataset, store=tmp_path / "store").report.problems != ()
+    assert list((tmp_path / "store").iterdir()) == []
+    assert visit_dataset(dataset, store=tmp_path / "out" / ".store").report.problems != ()
+    assert visit_dataset(tmp_path / "none", store=tmp_path / "out" / ".store").report.problems != ()
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_a_known_dataset_with_problems_only_the_cases_with_problems_are_looked_at_again(dataset, tmp_path, looks):
+    visit_dataset(dataset, store=tmp_path / "store")
     write(dataset / "labelsTr" / "b.nii", np.full(SHAPE, 9, np.uint8))
     first = visit_dataset(dataset, store=tmp_path / "store")
-    assert names(looks) == ALL
     looks.clear()
     again = visit_dataset(dataset, store=tmp_path / "store")
     assert names(looks) == ["b.nii", "b_0000.nii"]
     assert first.report == again.report
     assert first.report.problems != ()
     assert first.fingerprint is None
-    assert visit_dataset(tmp_path / "none", store=tmp_path / "none_kept").report.problems
-    assert not (tmp_path / "none_kept").exists()
 
 
 def test_what_was_found_before_an_interruption_is_not_looked_for_again(dataset, tmp_path, looks, monkeypatch):
