@@ -344,7 +344,12 @@ class CasePredictor(ABC):
                 yield case, outcome
                 prepared = outcome = None  # type: ignore[assignment]  # not to be held while the next one is predicted
 
+    def _warn_of_files(self) -> None:
+        """Warn, once, of what files of scans lack for this predictor; images in memory may have been given it."""
+
     def _read(self, case: InputCase, probabilities: bool) -> PreparedCase:
+        if case.files:
+            self._warn_of_files()
         geometry = case.geometry() if self.memory is not None else None
         if geometry is not None:
             self._needs_disk(self.estimate(geometry), probabilities)  # raises before anything is decoded

@@ -80,6 +80,11 @@ class EnsemblePredictor(CasePredictor):
                     "thresholds were given"
                 )
 
+    @override
+    def _warn_of_files(self) -> None:
+        for member in self.members:
+            member._warn_of_files()
+
     @property
     @override
     def num_channels(self) -> int:

@@ -113,10 +113,15 @@ class Predictor(NetworkPredictor):
         self.weights_file = weight_file(self._folder, CHECKPOINTS.get(checkpoint, checkpoint))
         self._load(network, self.weights_file)
         self.quality = QualityModel.load(self._folder, self.weights_file)
-        if names := described.unknown_transforms():
+        self._unknown_transforms = described.unknown_transforms()
+
+    @override
+    def _warn_of_files(self) -> None:
+        if self._unknown_transforms:
+            names, self._unknown_transforms = ", ".join(self._unknown_transforms), ()
             warnings.warn(
-                f"{self._folder}: the validation images went through {', '.join(names)} of their dataset, which this "
-                "predictor does not know: give it images that went through the same",
+                f"{self._folder}: the validation images went through {names} of their dataset, which this predictor "
+                "does not know and files have not been through: give it images that went through the same",
                 stacklevel=2,
             )
 

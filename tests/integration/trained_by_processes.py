@@ -37,6 +37,7 @@ class ByProcesses(SmallTrainer):
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)
         self.seen = {"training": [], "validation": []}
+        self._model = None
 
     def build_optimizer(self, params):
         return torch.optim.SGD(params, lr=0.1, momentum=0.9)
@@ -45,11 +46,11 @@ class ByProcesses(SmallTrainer):
         return nn.MSELoss()
 
     def _check_batch(self, batch):
-        kind = "training" if self._current_model.training else "validation"
-        self.seen[kind] += batch.case_ids
+        if self._model is not None:  # what is checked before the run is not seen by its loops
+            self.seen["training" if self._model.training else "validation"] += batch.case_ids
 
     def train_epoch(self, toolbox):
-        self._current_model = toolbox.model
+        self._model = toolbox.model
         super().train_epoch(toolbox)
 
     def check_sample(self, image, label):

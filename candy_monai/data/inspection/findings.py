@@ -116,7 +116,6 @@ class CaseCache:
         with atomic_path(self.folder / f"{key}.npz", durable=False) as temporary, temporary.open("wb") as file:
             np.savez(file, about=encoded, **samples)
 
-
     def remove_if_new(self) -> None:
         """Remove the folder, and those above it, if they were not there when this was made."""
         if self.folder in self._new:

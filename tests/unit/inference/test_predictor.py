@@ -9,6 +9,7 @@ from monai.transforms import ScaleIntensityd
 from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.errors import BadInputError, ExperimentError
+from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.outputs import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_weights
@@ -200,15 +201,27 @@ def test_nothing_of_a_prediction_keeps_a_graph(experiment):
     assert not _Small(experiment).logits(torch.randn(1, 9, 11, 7)).requires_grad
 
 
-def test_transforms_of_the_dataset_that_prediction_lacks_are_warned_of(tmp_path):
+def _warnings_of_transforms(recwarn):
+    return [str(warning.message) for warning in recwarn if "went through" in str(warning.message)]
+
+
+def test_transforms_of_the_dataset_that_prediction_lacks_are_warned_of_where_files_are_predicted(tmp_path, recwarn):
     image, label = torch.rand(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.int64)
     data = DatasetFromMemory([image] * 2, [label] * 2, transform=JointTransform(ScaleIntensityd("image")))
     trainer = small_trainer(tmp_path, data)
     trainer.train(1, save_preview=False, save_report=False)
-    with pytest.warns(UserWarning, match="validation images went through ScaleIntensityd of their dataset"):
-        _Small(trainer.experiment_folder())
+    _scan(tmp_path / "scan.nii.gz", shape=(16, 16))
+    predictor = _Small(trainer.experiment_folder())
+    predictor.predict(ScaleIntensityd("image")({"image": image})["image"])
+    assert _warnings_of_transforms(recwarn) == []
+    for by in (predictor, EnsemblePredictor([_Small(trainer.experiment_folder()) for _ in range(2)])):
+        for _ in range(2):
+            by.predict(tmp_path / "scan.nii.gz")
+        (warning,) = _warnings_of_transforms(recwarn)
+        assert "went through ScaleIntensityd of their dataset" in warning
+        recwarn.clear()
 
 
-def test_without_transforms_there_is_no_warning(experiment, recwarn):
-    _Small(experiment)
-    assert [str(warning.message) for warning in recwarn if "went through" in str(warning.message)] == []
+def test_without_transforms_there_is_no_warning(experiment, tmp_path, recwarn):
+    _Small(experiment).predict(_scan(tmp_path / "scan.nii.gz")[0])
+    assert _warnings_of_transforms(recwarn) == []
