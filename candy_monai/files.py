@@ -68,7 +68,7 @@ def atomic_write_text(path: PathLike, text: str, *, durable: bool = True) -> Non
 
 
 def atomic_write_json(path: PathLike, content: object) -> None:
-    """Replace the file's content by plain values as JSON in one step.
+    """Write plain values as JSON in place of the file's content, in one step.
 
     Raises:
         ValueError: If a number is NaN or infinite.
@@ -217,7 +217,7 @@ def check_file_writable(path: PathLike) -> None:
 
 
 def check_results_writable(results: Mapping[str, PathLike | None], read: Iterable[PathLike]) -> None:
-    """Refuse results that could not be written, or that would replace each other or what they are made of.
+    """Check that results can be written, and replace neither each other nor what they are made of.
 
     Args:
         results: The option that names a file, and the file; None where it was not given.

@@ -157,7 +157,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
-    """Refuse an option that says how a metric is measured which is not asked for.
+    """Check that each option is about a metric that is asked for.
 
     Raises:
         SettingsError: If there is one.
@@ -171,7 +171,7 @@ def _refuse_idle(args: argparse.Namespace, metrics: Sequence[str]) -> None:
     ):
         if is_given and not is_used:
             raise SettingsError(
-                f"{option} decides nothing of --metrics {args.metrics}; leave it out, or add {example} to the metrics"
+                f"{option} has no effect on --metrics {args.metrics}; leave it out, or add {example} to the metrics"
             )
 
 

@@ -25,7 +25,7 @@ from candy_monai.evaluation.statistics import (
     check_method,
     statistics_of,
 )
-from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of
+from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of, summary_in
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.metrics.interval import CONFIDENCE
 
@@ -142,21 +142,23 @@ def _named(evaluations: Sequence[Compared] | Mapping[str, Compared]) -> tuple[tu
     paths = [
         Path(f"evaluation {i}" if isinstance(e, EvalResult) else e).resolve() for i, e in enumerate(given, start=1)
     ]
-    parts = [path.parent if path.name in (SUMMARY, VALIDATION_SCORES) else path for path in paths]
-    if len(set(parts)) < len(parts):
-        twice = next(path for path in parts if parts.count(path) > 1)
+    files = [summary_in(path) or path for path in paths]
+    if len(set(files)) < len(files):
+        twice = next(file for file in files if files.count(file) > 1)
         raise BadInputError(f"{twice} is given twice; an evaluation cannot be compared with itself")
-    return tuple(evaluations) if isinstance(evaluations, Mapping) else _names_of(parts), scores
+    return tuple(evaluations) if isinstance(evaluations, Mapping) else _names_of(files), scores
 
 
-def _names_of(parts: Sequence[Path]) -> tuple[str, ...]:
-    """Return the shortest ends of paths that tell them apart."""
-    shown = [path.with_suffix("") if path.suffix == ".json" else path for path in parts]
+def _names_of(files: Sequence[Path]) -> tuple[str, ...]:
+    """Return the shortest ends of paths that tell them apart; ``summary.json`` goes by its folder, if it can."""
+    folders = [file.parent if file.name in (SUMMARY, VALIDATION_SCORES) else file for file in files]
+    paths = folders if len(set(folders)) == len(folders) else files
+    shown = [path.with_suffix("") if path.suffix == ".json" else path for path in paths]
     for length in range(1, max(len(path.parts) for path in shown) + 1):
         names = tuple("/".join(path.parts[-length:]) for path in shown)
         if len(set(names)) == len(names):
             return names
-    return tuple(map(str, parts))
+    return tuple(map(str, paths))
 
 
 def _shared_cases(names: Sequence[str], scores: Sequence[Scores], *, common: bool) -> tuple[list[str], tuple[str, ...]]:

@@ -56,6 +56,11 @@ class Scores:
         return tuple(sorted(found, key=lambda index: (not index.isdecimal(), index.zfill(9))))
 
 
+def summary_in(folder: Path) -> Path | None:
+    """Return the file whose scores stand for a folder; None for the folder of a cross-validation, or another."""
+    return next((folder / name for name in (SUMMARY, VALIDATION_SCORES) if (folder / name).is_file()), None)
+
+
 def read_scores(source: PathLike) -> Scores:
     """Read the scores of a method.
 
@@ -72,9 +77,8 @@ def read_scores(source: PathLike) -> Scores:
         return _scores_of(read_summary(path), str(path))
     if not path.is_dir():
         raise BadInputError(f"{path}: no such file or folder; expected an evaluation's summary, or a folder with one")
-    for name in (SUMMARY, VALIDATION_SCORES):
-        if (path / name).is_file():
-            return _scores_of(read_summary(path / name), str(path / name))
+    if (found := summary_in(path)) is not None:
+        return _scores_of(read_summary(found), str(found))
     if folds := folds_below(path):
         return _scores_of_folds(path, folds)
     below = what_is_below(path, call="candy-monai compare {run} ...", takes_folds=True)

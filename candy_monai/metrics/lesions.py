@@ -124,7 +124,7 @@ class LesionRule:
         if idle in given:
             other = "brats" if idle == "dilation" else "panoptica"
             raise SettingsError(
-                f"lesions: {idle} decides nothing in {text!r}, which matches by {rule.matching}; leave it out, or "
+                f"lesions: {idle} has no effect in {text!r}, which matches by {rule.matching}; leave it out, or "
                 f"begin with {other}"
             )
         return rule

@@ -184,7 +184,7 @@ def _first_of(sampler: Any, dataset: object) -> Any:
         raise _CannotBeCopiedError from error
     for first in copied:
         return first
-    raise BadInputError(f"the training loader yields no batch: its {type(sampler).__name__} yields no index")
+    raise BadInputError(f"a loader yields no batch: its {type(sampler).__name__} yields no index")
 
 
 def batches_from(

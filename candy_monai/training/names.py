@@ -94,8 +94,14 @@ def similar_names(trainer: object) -> Iterator[str]:
     for name in dict.fromkeys(own):
         if name.startswith("_") or _is_of_library(type(trainer), name):
             continue
-        if close := difflib.get_close_matches(name, sorted(known), n=1, cutoff=_SIMILAR):
+        is_method = _is_method(trainer, name)
+        alike = sorted(other for other in known if _is_method(trainer, other) == is_method)
+        if close := difflib.get_close_matches(name, alike, n=1, cutoff=_SIMILAR):
             yield f"{WARNING}nothing of the library uses {type(trainer).__name__}.{name}. Did you mean {close[0]!r}?"
+
+
+def _is_method(trainer: object, name: str) -> bool:
+    return callable(inspect.getattr_static(trainer, name))
 
 
 def _is_of_library(cls: type, name: str) -> bool:

@@ -33,6 +33,7 @@ from candy_monai.training.toolbox import TrainerToolbox
 Rebuild = Callable[[int], optim.lr_scheduler.LRScheduler]
 Continuation = Literal["keep", "stretch", "restart"]
 
+_WAYS_TO_STEP = ("foreach", "fused")
 _DEPTH = 3  # of lists and dictionaries in each other, where parts with a state are looked for
 
 
@@ -145,7 +146,7 @@ class SavedRun:
     ) -> int:
         """Restore the schedule, or step it to where a longer run has it; return the epochs that it is made for."""
         made_for = state.schedule_epochs
-        optimizer = restored(state.optimizer, toolbox.optimizer.state_dict())
+        optimizer = _stepping_as_built(restored(state.optimizer, toolbox.optimizer.state_dict()), toolbox.optimizer)
         has_no_end = self.schedule == "stretch" and needs_a_metric(toolbox.scheduler)
         if self.schedule in (None, "keep") or has_no_end:
             if made_for != self.settings.num_epochs:
@@ -168,6 +169,17 @@ class SavedRun:
             warnings.simplefilter("ignore")  # stepping a schedule without its optimizer is the point here
             step_after_batches(toolbox.scheduler, steps)
         return made_for
+
+
+def _stepping_as_built(state: dict[str, Any], optimizer: optim.Optimizer) -> dict[str, Any]:
+    """Return the state of a saved optimizer with the way of computing a step that the present one was built for.
+
+    A gradient scaler leaves it to an optimizer that was built for fused steps to pass over infinite gradients, which
+    steps of another kind refuse to do; and on a GPU fused steps want the number of steps there.
+    """
+    for group, built in zip(state.get("param_groups", ()), optimizer.param_groups, strict=False):
+        group.update({name: built[name] for name in _WAYS_TO_STEP if name in group and name in built})
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -311,8 +311,9 @@ class SegmentationTrainer(Trainer, EarlierOptions):
             raise BadInputError(self._class_advice(f"{where} holds the label id {highest}", highest + 1))
 
     def _check_shapes(self, images: Tensor, labels: Tensor, case_ids: tuple[str, ...]) -> None:
-        """Refuse what the library's own methods cannot compare: ids on the image's grid, or for own scores masks."""
-        if self._has_own_scores() and not _is_ours(self.backward):
+        """Check what the library's methods compare: ids on the image's grid; where scores are a subclass's, masks."""
+        own_scores = self._has_own_scores()
+        if own_scores and not _is_ours(self.backward):
             return
         where = ", ".join(case_ids) or "a batch"
         if images.ndim not in (4, 5):
@@ -320,12 +321,16 @@ class SegmentationTrainer(Trainer, EarlierOptions):
                 f"{where}: the images have the shape {tuple(images.shape)}, expected (B, C, *spatial) of 2 or 3 "
                 "dimensions: give them an axis for the channel, image[None] in the dataset, or by EnsureChannelFirstd"
             )
-        if labels.ndim != images.ndim or (labels.shape[1] != 1 and not self._has_own_scores()):
+        has_own_loss, has_no_channel = not _is_ours(self.build_criterion), labels.ndim == images.ndim - 1
+        if own_scores and has_own_loss and has_no_channel and self.num_classes > 1:
+            return  # losses over classes take ids so
+        if labels.ndim != images.ndim or (labels.shape[1] != 1 and not own_scores):
             raise BadInputError(self._shape_advice(labels, where))
-        if labels.shape[2:] != images.shape[2:] and not self._has_own_scores():
+        if labels.shape[2:] != images.shape[2:] and not own_scores and _is_ours(self.infer):
             raise BadInputError(
                 f"{where}: the images have the shape {tuple(images.shape)} and the labels {tuple(labels.shape)}, "
-                "expected the same size: resample labels to the grid of their image, with nearest neighbours"
+                "expected the same size: resample labels to the grid of their image, with nearest neighbours, or "
+                "override infer if the network returns logits of the labels' size"
             )
 
     def _has_own_scores(self) -> bool:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def read_splits(path: PathLike, *, case_ids: Sequence[str] | None = None) -> tup
         content = read_json(path)
         entries = [content] if isinstance(content, dict) else content
         if not isinstance(entries, list) or not entries:
-            raise ValueError("an empty list" if entries == [] else repr(content))
+            raise ValueError("an empty list" if entries == [] else reprlib.repr(content))
         folds = tuple(_fold_of(entry, number, known) for number, entry in enumerate(entries))
     except (OSError, ValueError) as error:
         raise BadInputError(
@@ -200,7 +201,7 @@ def _fold_of(entry: object, number: int, known: _KnownIds) -> Fold:
         ValueError: If it describes none; the text says what was found.
     """
     if not isinstance(entry, dict):
-        raise ValueError(f"{entry!r} for fold {number}")
+        raise ValueError(f"{reprlib.repr(entry)} for fold {number}")
     if missing := [side for side in ("train", "val") if side not in entry]:
         raise ValueError(f"no {missing[0]!r} in fold {number}, which has {join_reprs(list(entry)) or 'nothing'}")
     return Fold(train=known.ids(entry["train"]), validation=known.ids(entry["val"]))

@@ -202,7 +202,7 @@ def strides(plan: Plan, _fingerprint: Fingerprint) -> str:
 
 def deep_supervision(plan: Plan, _fingerprint: Fingerprint) -> str:
     if plan.deep_supervision:
-        return "Coarser levels are trained on coarser labels, which helps networks of more than two levels."
+        return "Coarser levels are trained with outputs of their own, which helps networks of more than two levels."
     return "Two levels or fewer have no coarser output to supervise."
 
 

@@ -196,10 +196,10 @@ def test_two_results_are_not_written_into_one_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tolerance", "2"], "--tolerance decides nothing of --metrics dice,iou; leave it out, or add surface_dice"),
-        (["--metrics", "hd95", "--tolerance", "1=2"], "--tolerance decides nothing of --metrics hd95"),
-        (["--metrics", "dice,lesions", "--subvoxels"], "--subvoxels decides nothing of --metrics dice,lesions"),
-        (["--metrics", "surfaces", "--lesions", "brats"], "--lesions decides nothing of --metrics surfaces"),
+        (["--tolerance", "2"], "--tolerance has no effect on --metrics dice,iou; leave it out, or add surface_dice"),
+        (["--metrics", "hd95", "--tolerance", "1=2"], "--tolerance has no effect on --metrics hd95"),
+        (["--metrics", "dice,lesions", "--subvoxels"], "--subvoxels has no effect on --metrics dice,lesions"),
+        (["--metrics", "surfaces", "--lesions", "brats"], "--lesions has no effect on --metrics surfaces"),
         (["--metrics", "surfaces", "--tolerance", "a=2,a=3"], "--tolerance a is given twice: '2' and '3'"),
     ],
 )

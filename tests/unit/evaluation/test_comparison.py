@@ -195,6 +195,13 @@ def test_fewer_than_two_or_the_same_twice_are_refused(tmp_path):
         compare_evaluations([tmp_path, tmp_path / "summary.json"])
 
 
+def test_two_summaries_in_one_folder_are_two_evaluations(tmp_path):
+    for seed, name in enumerate(("summary", "validation")):
+        result(drawn(seed)).save(tmp_path / f"{name}.json")
+    found = compare_evaluations([tmp_path / "summary.json", tmp_path / "validation.json"])
+    assert found.names == ("summary", "validation")
+
+
 def test_evaluations_are_named_by_the_shortest_ends_of_their_paths(tmp_path):
     for name in ("one/x", "two/x", "two/y"):
         result([0.5]).save(tmp_path / name / "summary.json")

@@ -191,8 +191,8 @@ def test_a_rule_is_read_from_text_and_says_what_it_is():
         ("least_mm3=-1", "0 or more"),
         ("iou=0.1,brats", "'brats' is no rule"),
         ("iou=0.1,iou=0.2", "iou is given twice"),
-        ("brats,iou=0.1", "iou decides nothing in 'brats,iou=0.1', which matches by dilation; .*begin with panoptica"),
-        ("dilation=2", "dilation decides nothing in 'dilation=2', which matches by iou; .*begin with brats"),
+        ("brats,iou=0.1", "iou has no effect in 'brats,iou=0.1', which matches by dilation; .*begin with panoptica"),
+        ("dilation=2", "dilation has no effect in 'dilation=2', which matches by iou; .*begin with brats"),
     ],
 )
 def test_a_rule_that_is_none_is_refused(text, message):

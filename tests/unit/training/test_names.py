@@ -84,6 +84,7 @@ def test_a_name_that_nearly_is_one_to_override_is_said_in_the_log(tmp_path):
     class Mine(SmallTrainer):
         num_class = 2
         width = 8
+        steps = 0  # a number, where step is a method
 
         def build_optimiser(self, params):
             raise AssertionError

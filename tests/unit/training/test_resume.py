@@ -26,6 +26,18 @@ from tests.crashes import QUIET, Crash, assert_same_run, crashing
 from tests.toys import SmallTrainer, Squares, small_trainer
 
 
+def test_a_run_in_half_precision_begun_without_fused_steps_goes_on_with_them(tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr("candy_monai.training.segmentation._takes_fused_steps", lambda _: False)
+        halted = crashing(small_trainer(tmp_path), step=3)
+        with pytest.raises(Crash):
+            halted.train(2, amp="fp16", save_every=1, **QUIET)
+    resumed = small_trainer(tmp_path)
+    resumed.resume(halted.experiment_folder())
+    (group,) = load_state(halted.experiment_folder()).trainer.optimizer["param_groups"]
+    assert group["fused"] is True
+
+
 class WithDropout(SmallTrainer):
     """Draws random numbers in every step."""
 

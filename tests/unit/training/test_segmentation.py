@@ -491,6 +491,36 @@ def test_a_label_on_another_grid_than_its_image_is_refused(tmp_path):
         SmallTrainer(tmp_path, data, None, console=False).train(1)
 
 
+def test_labels_on_another_grid_are_taken_where_infer_is_a_subclass_s(tmp_path):
+    class Coarse(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Conv2d(example_shape[0], 1, 2, stride=2)
+
+        def infer(self, images, toolbox):
+            return toolbox.model(images)
+
+    data = DataLoader(_of_shapes((1, 16, 16), (1, 8, 8)))
+    trainer = Coarse(tmp_path, data, data, console=False)
+    trainer.train(1, save_preview=False, save_report=False)
+    assert trainer.metrics()["val score"][0] < 0
+
+
+def test_labels_without_a_channel_are_taken_where_loss_and_score_are_a_subclass_s(tmp_path):
+    class Entropy(_OwnScore):
+        num_classes = 2
+
+        def build_criterion(self):
+            return nn.CrossEntropyLoss()
+
+        def score_case(self, logits, label, toolbox):
+            return -float(toolbox.criterion(logits, label)), {}
+
+    data = DataLoader(_of_shapes((1, 16, 16), (16, 16)))
+    trainer = Entropy(tmp_path, data, data, console=False)
+    trainer.train(1, save_preview=False, save_report=False)
+    assert trainer.metrics()["val score"][0] < 0
+
+
 def test_validation_images_with_other_channels_are_refused_before_anything_is_written(tmp_path):
     good, other = (DataLoader(_of_shapes((channels, 16, 16), (1, 16, 16))) for channels in (1, 3))
     with pytest.raises(BadInputError, match="the first validation case has 3 channels and the first training image 1"):

@@ -175,6 +175,7 @@ def test_a_file_that_holds_no_splits_is_an_error_with_its_name(tmp_path, content
         ('[{"train": ["a"], "test": ["b"]}]', "no 'val' in fold 0, which has 'train', 'test'"),
         ('[{"train": ["a"], "val": ["b"]}, {}]', "no 'train' in fold 1, which has nothing"),
         ('[["a"], ["b"]]', r"\['a'\] for fold 0"),
+        (str([named(200)]).replace("'", '"'), r"found \['case_00', .*, \.\.\.\] for fold 0; expected"),
         ("null", "found None"),
     ],
 )
