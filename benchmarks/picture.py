@@ -1,6 +1,6 @@
 """Draws the picture of the README: cases of a real dataset that were never seen. Prints one JSON line.
 
-    python benchmarks/picture.py --budget 10m
+    python benchmarks/picture.py --budget 4m
 
 A fifth of the patients are given away, on the others ``candy-monai train --fold all --budget`` is run, and the cases
 given away are predicted from the command line. Of these the picture shows the ones in the middle of each third by Dice:

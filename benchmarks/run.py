@@ -78,7 +78,7 @@ def jobs() -> Iterator[Job]:
         yield Job(name=name, script=f"{name}.py", quick=None if quick is None else tuple(quick.split()))
     smallest = "Dataset134_MSDLungPatches2D"
     quick_picture = ("--budget", "15s", "--cases", "1", "--out", str(RESULTS / "quick" / "picture.png"), smallest)
-    yield Job(name="picture", script="picture.py", arguments=("--budget", "10m"), quick=quick_picture)
+    yield Job(name="picture", script="picture.py", arguments=("--budget", "4m"), quick=quick_picture)
     for budget_s in BUDGETS_S:
         for dataset in sorted(path.name for path in DATA.glob("Dataset*") if _has_two_cases(path)):
             yield Job(
