@@ -2,7 +2,7 @@
 
     python benchmarks/experience.py Dataset027_ACDC --budgets 180,600 --seeds 0,1,2 --cpu-time --append
 
-A fifth of the patients are given away, always the same ones; on the others ``candy-monai train --fold all`` is run with
+A fifth of the patients are held out, always the same ones; on the others ``candy-monai train --fold all`` is run with
 each configuration, budget and seed. Each run prints a row as one line of JSON, and with ``--append`` adds it to the
 table that is shipped (or to ``--table FILE``) at once, so that nothing is lost if the next run fails. A row that is
 there already is not made again. With ``--cpu-time`` budgets count the CPU time of the process (``cpu_clock.py``), so

@@ -2,8 +2,8 @@
 
     python benchmarks/picture.py --budget 4m
 
-A fifth of the patients are given away, on the others ``candy-monai train --fold all --budget`` is run, and the cases
-given away are predicted from the command line. Of these the picture shows the ones in the middle of each third by Dice:
+A fifth of the patients are held out, on the others ``candy-monai train --fold all --budget`` is run, and the cases
+held out are predicted from the command line. Of these the picture shows the ones in the middle of each third by Dice:
 a bad, a usual and a good one. The Sunnybrook Cardiac Data are in the public domain (CC0 1.0), so that a picture of them
 may be shown. ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
