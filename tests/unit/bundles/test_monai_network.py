@@ -149,6 +149,7 @@ def test_it_trains_from_python_without_a_plan(tmp_path):
     assert load_predictor(trainer.experiment_folder()).logits(torch.randn(1, 14, 19)).shape == (1, 14, 19)
 
 
+@pytest.mark.slow
 def test_a_network_that_takes_one_size_alone_predicts_in_windows_of_it(tmp_path):
     small = {"hidden_size": 12, "mlp_dim": 12, "num_heads": 1, "feature_size": 4}
     cls = MONAITrainer.with_network({"network": "UNETR", "network_args": small})

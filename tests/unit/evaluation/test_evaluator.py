@@ -251,6 +251,7 @@ def test_images_without_reference_are_listed(tmp_path):
         Evaluator().predict_and_evaluate(images, references, Thresholding())
 
 
+@pytest.mark.slow
 def test_no_case_stays_in_memory():
     import gc
     import weakref

@@ -76,6 +76,7 @@ def test_a_run_that_gets_better_goes_on():
     assert script.trainer.state.epoch == 30
 
 
+@pytest.mark.slow
 def test_the_events_of_a_completed_run_are_fired_when_it_ends_early():
     script = scripted(FLAT, ForecastStopHandler())
     fired = []

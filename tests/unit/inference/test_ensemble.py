@@ -53,6 +53,7 @@ def test_members_with_other_windows_are_averaged_on_the_file_s_grid(tmp_path):
     assert torch.equal(prediction.labels.as_tensor(), mean.argmax(0, keepdim=True).to(torch.uint8))
 
 
+@pytest.mark.slow
 def test_all_classes_of_members_with_other_windows_count_towards_the_memory(tmp_path, monkeypatch):
     members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6))]
     image = torch.randn(1, 170, 130, generator=torch.Generator().manual_seed(0))
@@ -95,6 +96,7 @@ def test_groups_of_members_predict_what_an_ensemble_of_each_does(tmp_path):
         assert torch.allclose(found[index].probabilities, expected.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_groups_of_members_keep_to_the_memory_of_the_whole(tmp_path, monkeypatch):
     members = [_member(tmp_path, cls=_Multi, inferer=WindowInferer(window)) for window in ((8, 8), (12, 6))]
     image = MetaTensor(torch.randn(1, 170, 130, generator=torch.Generator().manual_seed(0)))

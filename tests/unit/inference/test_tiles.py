@@ -160,6 +160,7 @@ def test_the_longest_axis_is_the_one_along_which_the_image_is_worked_off():
     assert [place[2].start for place in order] == sorted(place[2].start for place in order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_layers", [False, True])
 @given(size=st.lists(st.integers(1, 40), min_size=2, max_size=3), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 @settings(max_examples=40)

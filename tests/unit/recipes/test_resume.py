@@ -62,6 +62,7 @@ def crashed(phantom, tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_planned_run_goes_on_from_its_folder_alone_to_the_same_result(phantom, crashed, tmp_path):
     whole = _train(phantom, tmp_path / "whole")
     assert resume_training(crashed, device="cpu", on_progress=_quiet) == crashed
@@ -140,6 +141,7 @@ def test_a_run_whose_store_is_of_an_earlier_version_goes_on(crashed):
     assert load_state(crashed).progress.epoch == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_half_precision_goes_on_with_its_own_store(phantom, tmp_path):
     options = {"num_epochs": 1, "seed": 3, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
     folder = train_dataset(phantom, store_precision="float16", **options)

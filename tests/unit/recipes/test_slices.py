@@ -75,6 +75,7 @@ def test_the_inferer_gives_each_slice_what_the_window_inferer_gives_the_picture(
     assert torch.equal(inferer.labels(volume, predictor.model), together.argmax(1, keepdim=True))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was(phantom, experiment, tmp_path):
     whole = _trained(phantom, tmp_path / "whole", num_epochs=2)
     half = _trained(phantom, tmp_path / "half", num_epochs=1)
@@ -91,6 +92,7 @@ def test_a_2d_and_a_3d_network_predict_together(phantom, experiment, tmp_path):
     assert both.predict(file).shape == load_image(file).shape
 
 
+@pytest.mark.slow
 def test_a_bundle_for_pictures_trains_on_slices_of_volumes(phantom, tmp_path):
     overrides = {name: value for name, value in TINY.items() if name != "filters"}
     folder = _trained(phantom, tmp_path, bundle="cmunext", configuration="2d", num_epochs=1, overrides=overrides)

@@ -115,6 +115,7 @@ def test_a_trainers_attribute_that_cannot_be_built_is_refused_with_its_position(
         train_dataset(tmp_path / "nowhere", trainer=f"{tmp_path / 'mine.py'}:Mine", out=tmp_path, on_progress=_quiet)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_that_kept_no_pipelines_goes_on_and_predicts(phantom, tmp_path):
     options = {"num_epochs": 1, "overrides": TINY, "device": "cpu", "out": tmp_path, "on_progress": _quiet}
     folder = train_dataset(phantom, **options)
@@ -535,6 +536,7 @@ def test_a_run_that_is_told_to_write_no_page_writes_none_when_it_is_scored_or_re
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_later_run_and_a_resumed_one_say_which_earlier_runs_their_forecasts_know_unless_told_not_to(
     phantom, tmp_path
 ):
