@@ -65,7 +65,7 @@ class GradientAverage:
         return {"order": self._places(self._early.order), "why_not": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the run that returned this from `state_dict`; all processes call it together."""
+        """Read what a run returned from `state_dict`, to go on as it did; all processes call it together."""
         if self._why_not is not None:
             return
         if state["why_not"] is not None:
@@ -77,7 +77,7 @@ class GradientAverage:
                 self._send_early(places)
 
     def close(self) -> None:
-        """Give the parameters back without hooks."""
+        """Return the parameters without hooks."""
         for part in (self._watch, self._early):
             if part is not None:
                 part.close()
@@ -85,7 +85,7 @@ class GradientAverage:
 
     @contextmanager
     def passing(self, *, is_last: bool) -> Iterator[None]:
-        """Surround one call of ``backward``.
+        """Yield to one call of ``backward``.
 
         Args:
             is_last: Whether it is the last one before the optimizer steps. Before that nothing is sent.
@@ -108,7 +108,7 @@ class GradientAverage:
             raise
 
     def average(self, flags: Sequence[bool]) -> list[bool]:
-        """Replace the gradients by their means over all processes, and return which flags are set in any of them.
+        """Compute the gradients' means over all processes in place, and return which flags are set in any of them.
 
         A parameter that some processes have no gradient of counts zero there; one that none has a gradient of keeps
         none.

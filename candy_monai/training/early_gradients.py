@@ -45,7 +45,7 @@ class PassWatch:
         ]
 
     def begin(self, *, compares: bool) -> None:
-        """Forget the step before.
+        """Return to the state before any pass.
 
         Args:
             compares: Whether to keep copies of the gradients, so that any later change of them is seen.
@@ -76,7 +76,7 @@ class PassWatch:
         return None
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Return the parameters without hooks."""
         self._copies.clear()
         while self._handles:
             self._handles.pop().remove()
@@ -122,7 +122,7 @@ class EarlyGradients:
         return len(self._layout)
 
     def begin(self) -> None:
-        """Expect a pass. Without it, passes are as under ``DistributedDataParallel.no_sync``."""
+        """Return after expecting a pass. Without it, passes are as under ``DistributedDataParallel.no_sync``."""
         self._parts.clear()
         self._module()
 
@@ -131,7 +131,7 @@ class EarlyGradients:
         return None if all(part.is_unchanged() for part in self._parts) else CHANGED
 
     def send_rest(self, flags: Sequence[bool]) -> list[int]:
-        """Send what was not sent yet, and return in how many processes each flag is set.
+        """Compute the means that were not sent yet, and return in how many processes each flag is set.
 
         Other processes wait for each part of a pass that left out a parameter in this one: they get zeros.
         """
@@ -146,13 +146,13 @@ class EarlyGradients:
         return counts
 
     def take_means(self) -> None:
-        """Replace the gradients by the means that were sent."""
+        """Write the means that were sent over the gradients."""
         for part in self._parts:
             part.take_means()
         torch._foreach_copy_(*self._last)
 
     def close(self) -> None:
-        """Expect no more passes."""
+        """Return after releasing what was wrapped; no pass is expected any more."""
         self._parts.clear()
         del self._module  # which refers to this object in a way that Python's collector does not see
 

@@ -108,7 +108,7 @@ def case_score_returned(trainer: object, value: object) -> tuple[Any, Metrics]:
 def failure_located(
     trainer: object, method: str, images: Tensor, labels: Tensor, case_ids: Sequence[str]
 ) -> Iterator[None]:
-    """Add to what a method raises within a block which cases it was given, and of what shape."""
+    """Yield, and add to what a method raises in the block which cases it was given, and of what shape."""
     try:
         yield
     except Exception as error:

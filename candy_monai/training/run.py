@@ -24,14 +24,11 @@ from typing import Any
 
 import torch
 from monai.data import SmartCacheDataset
-from torch.utils.data import DataLoader
 
 from candy_monai.aliases import Scalar
 from candy_monai.attachment import attachment_of, tensors_in
 from candy_monai.errors import WARNING, BadInputError, ExperimentError
-from candy_monai.experiment.checkpoints import WeightsKind
 from candy_monai.experiment.description import ExperimentDescription
-from candy_monai.experiment.events import Preview
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.history import column_beside
 from candy_monai.experiment.references import learn_from_earlier_runs
@@ -47,14 +44,13 @@ from candy_monai.training.agreement import Agreement, SaveTimer, agree
 from candy_monai.training.averaging import GradientAverage
 from candy_monai.training.description import run_started
 from candy_monai.training.hooks import Callbacks
-from candy_monai.training.kept_cases import KeptCases
-from candy_monai.training.loaders import Loaders, RunBatches, length, num_cases
+from candy_monai.training.loaders import Loaders, RunBatches, length
 from candy_monai.training.reporting import Message, Reporter, caveats, own_observers, words_at_end, words_at_start
 from candy_monai.training.resume import SavedRun, state_of, unsaved_parts, weights_of
+from candy_monai.training.run_validations import RunValidations
 from candy_monai.training.schedule import default_warm_up, end_in_time, step_after_epoch, warmed_up
 from candy_monai.training.signals import Interrupted, StopRequest
 from candy_monai.training.toolbox import Equipment, TrainerToolbox
-from candy_monai.training.validation import PaddedParts, certainty, mean_score, what_is_scored
 
 
 class TrainingRun:
@@ -75,10 +71,7 @@ class TrainingRun:
         experiment: The run on disk; None before `begin`.
         data: The training batches and the random generators.
         stop: Whether a signal asked the run to end.
-        preview: The worst case of the last validation.
-        kept: The cases of the last validation; None where no page is written.
-        padded_parts: Pads what ``validate_case`` calls; None outside of a validation.
-        scored: Which weights validation scores, ``"ema"`` or ``"raw"``.
+        validations: What validations find out.
         is_over: Whether the run has ended, in whatever way.
 
     Raises:
@@ -119,10 +112,7 @@ class TrainingRun:
         self.reporter = Reporter(messages)
         self.data = RunBatches(self.loaders)
         self.stop = StopRequest()
-        self.preview: Preview | None = None
-        self.kept: KeptCases | None = None
-        self.padded_parts: PaddedParts | None = None
-        self.scored: WeightsKind = "raw"
+        self.validations = RunValidations(self.processes, self.reporter)
         self.is_over = False
         self._rehearses = rehearses
         self._has_begun = False
@@ -138,7 +128,7 @@ class TrainingRun:
         self._equipment = equipment
         self._closing.callback(equipment.close)
         toolbox = equipment.toolbox
-        self.scored = "raw" if toolbox.ema is None else "ema"
+        self.validations.scored = "raw" if toolbox.ema is None else "ema"
         self.data.own = OwnGenerators.of(
             loader=self.loaders.training,
             validation_loader=self.loaders.validation,
@@ -236,7 +226,8 @@ class TrainingRun:
                         self._report_failure(error)
                     raise
         finally:
-            self._equipment = self.reporter.unreported = self.preview = self.kept = None
+            self._equipment = self.reporter.unreported = None
+            self.validations.close()
             self.data.close()
             self.is_over = True
 
@@ -275,7 +266,7 @@ class TrainingRun:
         )
         self.experiment = self.reporter.experiment = reopened.run
         self.settings = reopened.run.settings
-        self.scored, self._schedule_epochs = reopened.scored, reopened.schedule_epochs
+        self.validations.scored, self._schedule_epochs = reopened.scored, reopened.schedule_epochs
         self._sent_as = reopened.gradients
         self.data.resume(reopened.epoch_generators)
         with reopened.run.closed_on_failure():
@@ -340,7 +331,7 @@ class TrainingRun:
             )
 
     def passing(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Surround one call of ``backward``.
+        """Return the ``with`` block of one call of ``backward``.
 
         Args:
             is_last: Whether the optimizer steps after it.
@@ -366,9 +357,15 @@ class TrainingRun:
         self._save_and_stop(save=agreed.save, stop=agreed.stop)
 
     def finish_training(self) -> None:
-        """Copy the first process's buffers, such as BatchNorm's statistics, so that all validate one network."""
+        """Copy the first process's buffers, so that all validate one network, and log what the epoch left out."""
         for network in self.toolbox.networks:
             self.processes.broadcast_tensors(plain_network(network).buffers())
+        batch, accumulate = self.current().progress.batch, self.settings.accumulate
+        if (rest := batch % accumulate) and batch != length(self.loaders.training):
+            self.reporter.log_once(
+                f"{WARNING}the last batches of each epoch are left out where they are fewer than accumulate="
+                f"{accumulate}, here {rest}: the training loader does not say how many it has"
+            )
         attachment = attachment_of(self.toolbox.model)
         if attachment is not None and attachment.compile_failure is not None:
             self.reporter.log(f"The network could not be compiled and runs as it is: {attachment.compile_failure}")
@@ -401,32 +398,6 @@ class TrainingRun:
 
         return stop_if_asked
 
-    def cases_to_validate(self, loader: DataLoader[Any]) -> tuple[int | None, int | None]:
-        """Return how many cases this process validates, if that is known, and of a limit its share; None without."""
-        limit = self.settings.num_validation_cases
-        share = None if limit is None else len(range(self.processes.rank, limit, self.processes.world_size))
-        known = [count for count in (num_cases(loader), share) if count is not None]
-        return min(known, default=None), share
-
-    def mean_score(self, scores: Sequence[float]) -> float:
-        """Return the mean of the scores of all processes, and note what it rests on."""
-        parts = self.processes.all_gather(scores)
-        self.current().score_rests_on(*certainty(parts))
-        return mean_score(parts)
-
-    def note_scored(self, called: Sequence[bool]) -> None:
-        """Note which weights the validation scored: those are saved as the best.
-
-        Args:
-            called: Whether the model was called in this process, and whether the average was.
-        """
-        raw, averaged = self.processes.all_reduce_any(called)
-        if self.toolbox.ema is None:
-            return
-        self.scored = "raw" if raw and not averaged else "ema"
-        if warning := what_is_scored(raw=raw, averaged=averaged):
-            self.reporter.log_once(warning)
-
     def finish_epoch(self, score: float | None) -> None:
         """Start to save the epoch. The observers are notified once it is on disk, while the next epoch is trained.
 
@@ -456,8 +427,8 @@ class TrainingRun:
         is_best = improved or experiment.progress.best_epoch == 0  # until there is a score: the newest
         experiment.save_epoch(self._weights(), self._state(), score=score, is_best=is_best)
         self._save_timer.restart(0)
-        validated = None if score is None or self.kept is None else self.kept.gathered(processes)
-        self.reporter.unreported, self.kept = experiment.epoch_finished(score, self.preview, validated), None
+        validated = None if score is None else self.validations.gathered()
+        self.reporter.unreported = experiment.epoch_finished(score, self.validations.preview, validated)
         (stop,) = processes.all_reduce_any([self.stop.is_pending])
         if stop and not experiment.is_complete:
             self.reporter.report_saved_epoch(wait=True)
@@ -485,7 +456,7 @@ class TrainingRun:
         return self.experiment
 
     def _weights(self) -> RunWeights:
-        return weights_of(self.toolbox, self.scored)
+        return weights_of(self.toolbox, self.validations.scored)
 
     def _save_point(self) -> None:
         self.current().save_point(self._weights(), self._state())
@@ -507,7 +478,7 @@ class TrainingRun:
         }
         state = state_of(
             self.toolbox,
-            scored=self.scored,
+            scored=self.validations.scored,
             schedule_epochs=self._schedule_epochs,
             scaler=self.equipment.scaler.state_dict(),
             extra=self.callbacks.get_extra_state(),

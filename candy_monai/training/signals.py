@@ -62,7 +62,7 @@ def _signals() -> list[signal.Signals]:
 
 
 def outlive_signals(_worker: int = 0) -> None:
-    """Let a loader's worker go on when SLURM signals every process of a job: the run needs it to finish its step.
+    """Return with a loader's worker outliving what SLURM sends to every process: the run needs it to finish its step.
 
     Called in the worker, as ``worker_init_fn``. A worker that is still there when its run ends is sent SIGTERM twice,
     by the loader and by Python, and the second ends it.

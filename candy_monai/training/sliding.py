@@ -154,7 +154,7 @@ class SlidingTrainer(Trainer):
             result = self.validate_case_windowed(*windows, toolbox, metadata)
             score, parts, output = score_returned(self, "validate_case_windowed", result, one_output=False)
             output = main_output(output, num_dims=metadata.ndim)
-            parts_padded = self._current_run().padded_parts
+            parts_padded = self._current_run().validations.padded_parts
             blender.add(output if parts_padded is None else parts_padded.cropped(output), numbers)
             scores.add({"score": score}, weight=len(numbers))
             metrics.add(parts, weight=len(numbers))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from candy_monai.columns import LOSS
 from candy_monai.config import load_secrets, load_settings
 from candy_monai.data.samples.batches import unpack
 from candy_monai.device import HasDevice
-from candy_monai.errors import WARNING, ExperimentError
+from candy_monai.errors import ExperimentError
 from candy_monai.experiment.events import StepFinished
 from candy_monai.experiment.experiment import Experiment
 from candy_monai.experiment.score_prediction import predict_maximum
@@ -38,7 +37,6 @@ from candy_monai.training.description import describe_run
 from candy_monai.training.earlier import EarlierMembers
 from candy_monai.training.gradients import clear_gradients, optimized_parameters, scale_gradients, trained_parameters
 from candy_monai.training.hooks import Callbacks, Hooks, copy_that_draws
-from candy_monai.training.kept_cases import KeptCases
 from candy_monai.training.loaders import Loaders, length
 from candy_monai.training.names import similar_names
 from candy_monai.training.non_finite import KeptBuffers, LossWatch
@@ -48,7 +46,7 @@ from candy_monai.training.returns import GradientWatch, failure_located, loss_re
 from candy_monai.training.run import TrainingRun
 from candy_monai.training.schedule import step_after_batches
 from candy_monai.training.toolbox import TrainerToolbox, build_toolbox
-from candy_monai.training.validation import CalledNetworks, PaddedParts, ValidationCases, cases_of
+from candy_monai.training.validation import CalledNetworks, ValidationCases, cases_of
 
 
 class Trainer(EarlierMembers, Hooks, HasDevice):
@@ -196,8 +194,7 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
             with run.lasting():
                 image, label = run.data.first_sample()
                 self._check_one(image, label)
-                for said in similar_names(self):
-                    run.reporter.log(said)
+                run.reporter.log_all(similar_names(self))
                 if (case := run.data.first_case()) is not None:
                     self._check_first_case(case, image)
                 example, log = self._network_input(image), run.reporter.log
@@ -266,11 +263,6 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
                 break
         gradients.settle()
         watch.settle()
-        if (rest := progress.batch % settings.accumulate) and progress.batch != total:
-            run.reporter.log_once(
-                f"{WARNING}the last batches of each epoch are left out where they are fewer than accumulate="
-                f"{settings.accumulate}, here {rest}: the training loader does not say how many it has"
-            )
         run.finish_training()
         if watch.num_skipped:
             self.log(f"{watch.num_skipped} steps left out: first, {watch.first_skipped}")
@@ -317,37 +309,30 @@ class Trainer(EarlierMembers, Hooks, HasDevice):
         """Score the validation cases, each exactly once, record the averages, and return the mean score."""
         run, loader = self._current_run(), self._validation_dataloader
         assert loader is not None
-        epoch, (total, share) = self._current().progress.epoch + 1, run.cases_to_validate(loader)
-        padding, stop_if_asked = run.equipment.padding, run.stopping_validation()
-        run.kept = KeptCases() if run.settings.save_report else None
+        validation, experiment, padding = run.validations, run.current(), run.equipment.padding
+        total, share = validation.share_of(loader, run.settings.num_validation_cases)
+        epoch, stop_if_asked = experiment.progress.epoch + 1, run.stopping_validation()
         cases, called = ValidationCases(), CalledNetworks(toolbox)
-        run.padded_parts = parts = PaddedParts(toolbox, padding)
+        parts = validation.begin(toolbox, padding, keeps_cases=run.settings.save_report)
         for network in toolbox.networks:
             network.eval()
         with torch.no_grad(), called.watched():
             for image, label, case_id in itertools.islice(cases_of(loader, run.equipment, self._check_batch), share):
-                with (
-                    parts.of(image if padding is None else self._network_input(image)),
-                    failure_located(self, "validate_case", image, label, (case_id,)),
-                ):
+                seen = image if padding is None else self._network_input(image)
+                with parts.of(seen), failure_located(self, "validate_case", image, label, (case_id,)):
                     result = self.validate_case(image, label, toolbox)
                 score, metrics, output = score_returned(self, "validate_case", result)
                 output = parts.cropped(output)
                 cases.add(float(score), image, label, output, case_id=case_id)
-                if run.kept is not None:
+                if validation.kept is not None:
                     look = functools.partial(self._case_view, image, label, output)
-                    run.kept.add(case_id, float(score), metrics, look)
+                    validation.kept.add(case_id, float(score), metrics, look)
                 self.record_all({f"val {name}": value for name, value in metrics.items()})
                 run.reporter.notify(StepFinished(epoch, "validation", len(cases), total, run.processes.world_size))
                 stop_if_asked()
         drawing = copy_that_draws(self, title=cases.title(epoch))
         draw = functools.partial(drawing.save_preview, quality=run.settings.preview_quality)
-        run.preview, run.padded_parts = cases.preview(draw), None
-        run.note_scored(called.flags)
-        score = run.mean_score(cases.scores)
-        if math.isnan(score):
-            run.reporter.log_once(f"{WARNING}the validation score is NaN: no validated case has one")
-        return score
+        return validation.finish(cases, called, draw, experiment=experiment, averages=toolbox.ema is not None)
 
     # Other ways to train
 

@@ -16,7 +16,6 @@ from candy_monai.experiment.description import describe_trainer
 from candy_monai.experiment.events import EpochFinished, RunFinished, RunInterrupted, RunStarted
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.observers.base import Observer
-from candy_monai.processes import Processes
 from candy_monai.training.gradients import ScaledBackward
 from candy_monai.training.loaders import Loaders
 from candy_monai.training.resume import SavedRun
@@ -107,12 +106,6 @@ def test_a_run_leaves_its_folder_and_tells_those_who_watch_in_order(tmp_path):
     assert (folder / "checkpoint_best.pth").is_file()
     kinds = [type(event) for event in watching.events if isinstance(event, RunStarted | EpochFinished | RunFinished)]
     assert kinds == [RunStarted, EpochFinished, EpochFinished, RunFinished]
-
-
-def test_of_a_limit_of_validation_cases_each_process_has_its_share():
-    run = _run({"num_validation_cases": 5})
-    run.processes = Processes(rank=1, world_size=2)
-    assert run.cases_to_validate(run.loaders.validation) == (2, 2)
 
 
 def test_it_gives_the_network_back_and_keeps_no_part_of_the_toolbox(tmp_path):

@@ -1,0 +1,115 @@
+"""What the validations of a run find out: the mean score, which weights it is of, and cases to look at.
+
+How one case is padded and scored is in ``validation.py``, and the loop over the cases in ``trainer.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from candy_monai.errors import WARNING
+from candy_monai.experiment.checkpoints import WeightsKind
+from candy_monai.experiment.events import Preview, Validated
+from candy_monai.experiment.experiment import Experiment
+from candy_monai.processes import Processes
+from candy_monai.training.kept_cases import KeptCases
+from candy_monai.training.loaders import num_cases
+from candy_monai.training.reporting import Reporter
+from candy_monai.training.toolbox import TrainerToolbox
+from candy_monai.training.validation import (
+    CalledNetworks,
+    PaddedParts,
+    ValidationCases,
+    certainty,
+    mean_score,
+    what_is_scored,
+)
+
+
+class RunValidations:
+    """The validations of one run, one at a time.
+
+    Args:
+        processes: Those that train together, each of which validates its share of the cases.
+        reporter: Told what a user has to know of a score.
+
+    Attributes:
+        scored: Which weights are scored, ``"ema"`` or ``"raw"``: those are saved as the best.
+        preview: The worst case of the last validation.
+        kept: The cases of the last validation until `gathered` takes them; None where no page is written.
+        padded_parts: Pads what ``validate_case`` calls; None outside of a validation.
+    """
+
+    def __init__(self, processes: Processes, reporter: Reporter) -> None:
+        self._processes, self._reporter = processes, reporter
+        self.scored: WeightsKind = "raw"
+        self.preview: Preview | None = None
+        self.kept: KeptCases | None = None
+        self.padded_parts: PaddedParts | None = None
+
+    def share_of(self, loader: DataLoader[Any], limit: int | None) -> tuple[int | None, int | None]:
+        """Return how many cases this process validates, if that is known, and of a limit its share; None without."""
+        share = None if limit is None else len(range(self._processes.rank, limit, self._processes.world_size))
+        known = [count for count in (num_cases(loader), share) if count is not None]
+        return min(known, default=None), share
+
+    def begin(self, toolbox: TrainerToolbox, padding: nn.Module | None, *, keeps_cases: bool) -> PaddedParts:
+        """Start a validation, and return what pads the parts of a network that are called by themselves.
+
+        Args:
+            toolbox: Model, average and criterion.
+            padding: The trainer's padding module; None to do nothing.
+            keeps_cases: Whether the scores of all cases, and images of few, are kept for the run's page.
+        """
+        self.kept = KeptCases() if keeps_cases else None
+        self.padded_parts = PaddedParts(toolbox, padding)
+        return self.padded_parts
+
+    def finish(
+        self,
+        cases: ValidationCases,
+        called: CalledNetworks,
+        draw: Callable[[Tensor, Tensor, Tensor], None],
+        *,
+        experiment: Experiment,
+        averages: bool,
+    ) -> float:
+        """Return the mean score over the cases of all processes, and note what it rests on.
+
+        Args:
+            cases: Those of this process.
+            called: Which networks were called for them.
+            draw: Draws the preview from image, label and output.
+            experiment: The run on disk.
+            averages: Whether the run has a moving average.
+        """
+        self.preview, self.padded_parts = cases.preview(draw), None
+        self._note_scored(called.flags, averages=averages)
+        parts = self._processes.all_gather(cases.scores)
+        experiment.score_rests_on(*certainty(parts))
+        score = mean_score(parts)
+        if math.isnan(score):
+            self._reporter.log_once(f"{WARNING}the validation score is NaN: no validated case has one")
+        return score
+
+    def gathered(self) -> Validated | None:
+        """Return the cases of the last validation from all processes, once; None where none are kept."""
+        kept, self.kept = self.kept, None
+        return None if kept is None else kept.gathered(self._processes)
+
+    def close(self) -> None:
+        """Release the tensors of the last validation."""
+        self.preview = self.kept = self.padded_parts = None
+
+    def _note_scored(self, called: Sequence[bool], *, averages: bool) -> None:
+        raw, averaged = self._processes.all_reduce_any(called)
+        if not averages:
+            return
+        self.scored = "raw" if raw and not averaged else "ema"
+        if warning := what_is_scored(raw=raw, averaged=averaged):
+            self._reporter.log_once(warning)
