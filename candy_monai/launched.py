@@ -13,7 +13,7 @@ _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
 
 
 def name_as_torchrun() -> None:
-    """Set the variables that ``torchrun`` would have set, in a process that ``srun`` started as one of several tasks.
+    """Write the variables that ``torchrun`` would have set, in a process that ``srun`` started as one of several tasks.
 
     These are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from which PyTorch connects the processes. A
     process that torchrun started, also below ``srun``, is left as it is. So is one that SLURM runs by itself: the body

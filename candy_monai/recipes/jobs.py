@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any, Literal, get_args
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError, RunFailedError, SettingsError, did_you_mean
 from candy_monai.experiment.durations import seconds_of
-from candy_monai.files import atomic_write_text
+from candy_monai.files import atomic_write_json
 from candy_monai.optional import require
 from candy_monai.recipes.launching import PATIENCE_S, SeparateRun, start_run
 from candy_monai.recipes.options import TrainOptions
@@ -91,7 +90,7 @@ class RunInJob:
             raise RunFailedError(f"{run.name}: exit code {code}, see {run.log}")
 
     def checkpoint(self) -> Any:
-        """Let the run finish its step and save, and return for submitit what the job does when it starts again."""
+        """Return for submitit what the job does when it starts again, once the run has finished its step and saved."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
@@ -166,7 +165,7 @@ class JobProcess:
         return 1 if self._code is None else self._code
 
     def kill(self) -> None:
-        """Leave it to the cluster, which kills cancelled jobs that do not end."""
+        """Return at once: the cluster kills cancelled jobs that do not end."""
 
 
 class JobLauncher:
@@ -217,7 +216,7 @@ class JobLauncher:
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise RunFailedError(f"{run.name}: the job was not taken: {' '.join(str(error).split())}") from error
         record = {"launcher": self.name, "id": job.job_id, "num_tasks": job.num_tasks}
-        atomic_write_text(run.folder / JOB, json.dumps(record) + "\n")
+        atomic_write_json(run.folder / JOB, record)
         self._say(f"{run.name} is job {job.job_id}")
         return self._process(job, run)
 
@@ -277,7 +276,7 @@ def submit_training(
 
 @contextmanager
 def _outside_of_this_job() -> Iterator[None]:
-    """Hide within a block what SLURM and torchrun set in a job, which a job that is submitted from it would inherit."""
+    """Yield without what SLURM and torchrun set in this job, which a job that is submitted from it would inherit."""
     set_in_it = [name for name in os.environ if _OF_A_JOB.match(name)] if "SLURM_JOB_ID" in os.environ else []
     hidden = {name: os.environ.pop(name) for name in set_in_it}
     try:

@@ -81,13 +81,13 @@ class RunningProcess(Protocol):
         """Return the exit code; None while it runs."""
 
     def terminate(self) -> None:
-        """Let it finish its step, save and end."""
+        """Return at once; it finishes its step, saves and ends."""
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code when it has ended; raise ``subprocess.TimeoutExpired`` after so many seconds."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Return at once; it ends without saving."""
 
 
 class Launcher(Protocol):

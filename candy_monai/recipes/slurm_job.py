@@ -23,11 +23,12 @@ from candy_monai.text import read_json
 from candy_monai.training.signals import Interrupted, PromptStop, is_ctrl_c
 
 _TIMEOUT_S = 60.0
+_FACTS = ("JobState", "Reason")
 
 
 @contextmanager
 def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
-    """Put this job back into SLURM's queue if SIGTERM or SIGUSR1 ends a block, once its runs are saved.
+    """Yield, and put this job back into SLURM's queue if SIGTERM or SIGUSR1 ends the block, once its runs are saved.
 
     A job that is being cancelled stays so: it has SIGTERM from ``scancel``, as from the end of its time. Of several
     processes the first puts the job back.
@@ -54,7 +55,7 @@ def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ignore the signals within a block by which SLURM ends what is left of a job that goes back."""
+    """Yield without being disturbed by the signals that end what is left of a job that goes back."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
@@ -64,7 +65,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _requeued(job: str) -> str:
-    """Put a job back into the queue, and return what came of it."""
+    """Return what came of putting a job back into the queue."""
     shown = _scontrol("show", "job", "--oneliner", job).stdout
     state, reason = (found[1] if (found := re.search(rf"\b{name}=(\w+)", shown)) else "" for name in _FACTS)
     if state in ("CANCELLED", "COMPLETING") and reason != "TimeLimit":
@@ -73,9 +74,6 @@ def _requeued(job: str) -> str:
     if done.returncode:
         return f"job {job} could not be put back into the queue: {done.stderr.strip() or done.returncode}"
     return f"job {job} is back in the queue; the same command goes on when it starts again"
-
-
-_FACTS = ("JobState", "Reason")
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
