@@ -56,7 +56,7 @@ def dice(results: Sequence[Result]) -> str:
 
 
 def picture(results: Sequence[Result]) -> str:
-    """Return how good the predictions are that the picture of the README shows some of, or how it was made."""
+    """Return how good the predictions are that the picture of the README shows some of."""
     texts = []
     for result in (result for result in results if result["job"] == "picture"):
         (line,) = result["lines"]
@@ -66,7 +66,7 @@ def picture(results: Sequence[Result]) -> str:
             f"Mean Dice on all {line['num_tested']} slices of the held-out patients: {line['ours']:.3f}, after "
             f"training on {line['num_trained']} slices of others for {time}. Measured on {_origins([result])}.\n"
         )
-    return "".join(texts) or PICTURE_BY_HAND
+    return "".join(texts)
 
 
 def costs(results: Sequence[Result]) -> str:
@@ -170,9 +170,6 @@ COSTS: dict[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
     "trainer_overhead": ("`Trainer` over a bare PyTorch loop", _trainer),
 }
 """By job: what it measures, and its lines in words."""
-
-PICTURE_BY_HAND = "After a very short training: the CPU time of one minute of two cores, on 130 slices.\n"
-"""Of the picture that is stored as long as there is no result of `picture.py`, which draws another one."""
 
 TABLES = {"dice": dice, "costs": costs, "picture": picture}
 

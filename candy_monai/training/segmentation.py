@@ -158,7 +158,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         outputs = toolbox.model(images)
         if not self.options.deep_supervision:
             outputs = main_output(outputs, num_dims=images.ndim - 2)
-            if not self._has_own_scores():
+            if not self._has_own_scores() and _is_ours(self.build_criterion):
                 self._check_channels(outputs)
         loss, metrics = apply_loss(toolbox.criterion, outputs, labels)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ from candy_monai.nn.deep_supervision import DeepSupervisionLoss
 from candy_monai.nn.losses import DiceBCELossWithLogits, DiceCELossWithLogits
 from candy_monai.nn.padding import Pad2d
 from candy_monai.training.options import SegmentationOptions
-from tests.toys import SmallTrainer, Squares, small_trainer
+from tests.toys import SmallTrainer, Squares, loaders, small_trainer
 
 
 def _three_classes(folder, cls=SmallTrainer):
@@ -540,6 +540,21 @@ def test_a_network_of_other_channels_than_classes_is_refused(tmp_path):
 
     with pytest.raises(BadInputError, match=r"Two\.build_network returned \(2, 2, 16, 16\), expected 1 channels"):
         small_trainer(tmp_path, cls=Two).train(1)
+
+
+def test_a_loss_of_a_subclass_s_takes_other_channels_than_classes_where_nothing_is_validated(tmp_path):
+    class OfFirst(nn.Module):
+        def forward(self, logits, label):
+            return (logits[:, :1] - label).square().mean()
+
+    class Two(SmallTrainer):
+        def build_network(self, example_shape):
+            return nn.Conv2d(example_shape[0], 2, 1)
+
+        def build_criterion(self):
+            return OfFirst()
+
+    Two(tmp_path, loaders()[0], None, console=False).train(1, save_report=False)
 
 
 @pytest.mark.parametrize("name", ["preprocessing", "augmentation", "postprocessing"])
