@@ -39,8 +39,11 @@ JOB = "job.json"
 """In a run's folder: the job that was submitted for it last."""
 
 _MOST_AT_ONCE = 1000
+"""More jobs than folds or trials: the queue decides how many run."""
 _MOST_RESTARTS = 1000
+"""So often a job may go back into the queue: practically always."""
 _ASK_EVERY_S = 30.0
+"""Between two questions to the queue, which all users of a cluster share."""
 _SETTLE_S = 60.0
 """How long a shared file system may take to show here what a job wrote elsewhere."""
 _INTERRUPTED = 130

@@ -22,6 +22,7 @@ from candy_monai.training.gradients import optimized_parameters, trained_paramet
 from candy_monai.training.toolbox import TrainerToolbox
 
 _MOST_CHANGES = 5
+"""So often other parameters may be trained than before; a trainer that changes them each epoch gains nothing."""
 _OTHERS_ARE_TRAINED = "other parameters are trained than before"
 _FROM_NOW_ON = "Gradients are averaged after the passes of each step: {reason}"
 

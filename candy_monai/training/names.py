@@ -14,6 +14,7 @@ _LIBRARY = ("candy_monai.training.", "candy_monai_bundles.")
 _LOOP = ("step", "train_epoch")
 """What a subclass may override of `Trainer` itself, whose other methods are called."""
 _SIMILAR = 0.85
+"""Of `difflib`: finds one or two letters that are wrong, and leaves names alone that are merely related."""
 _DOCUMENTED = ("_dataloader", "_validation_dataloader")
 """What users may read, and set."""
 _OWN = "_names_of_its_own"
