@@ -49,7 +49,7 @@ RESERVE_SHARE = 0.03
 RESERVE_S = 14.0
 """Kept back besides, for building the run, drawing the last pictures, opening the predictor and ending the process, on
 a machine that is three times slower by then; of a short time less."""
-_MOST_RESERVED = 0.24
+_MOST_RESERVED = 0.32
 ENDING_S = 4.0
 """Of these what is kept back once the predictor is open."""
 SHORTEST_KEPT_S = 60.0
