@@ -7,6 +7,9 @@ plain 3-D loop. A plain loop is what a user of MONAI writes in an afternoon: Dyn
 lie on the foreground. All three are scored on the test set by the mean Dice of the foreground classes, in the images'
 own geometry; a class that is neither in reference nor prediction of a case does not count.
 
+With ``--cpu-time`` the time is CPU time of one thread, in seconds of two quiet cores (see ``cpu_clock.py``): other work
+on the machine takes none of it, so that Dice can be compared on a machine that is in use.
+
 ``CANDY_MONAI_DATA`` names the folder of the datasets.
 """
 
@@ -21,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import cpu_clock
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
@@ -66,12 +71,16 @@ def split(source: Path, target: Path, seed: int) -> list[str]:
     return tested
 
 
-def ours(dataset: Path, scratch: Path, predictions: Path, budget_s: float, seed: int) -> float:
-    """Train and predict from the command line; return the seconds that training took."""
+def ours(dataset: Path, scratch: Path, predictions: Path, budget_s: float, seed: int, *, cpu_time: bool) -> float:
+    """Train and predict from the command line; return the seconds that training took, on the wall."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "candy_monai"]
     options = ["--budget", f"{budget_s:.0f}s", "--fold", "all", "--seed", str(seed), "--out", str(scratch / "ours")]
-    subprocess.run([*command, "train", str(dataset), *options], check=True, stdout=sys.stderr)
+    timed = command
+    if cpu_time:  # of one process: what others take would not be counted
+        timed = [sys.executable, str(Path(__file__).with_name("cpu_clock.py"))]
+        options += ["--device", "cpu", "--jobs", "1"]
+    subprocess.run([*timed, "train", str(dataset), *options], check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - started
     (experiment,) = (path.parent for path in (scratch / "ours").glob("*/*/experiment.json"))
     images = str(dataset / "imagesTs")
@@ -140,13 +149,13 @@ class Plain:
         noise = self.rng.normal(0, 0.1 * self.rng.random(), image.shape)
         return (image * self.rng.uniform(0.8, 1.2) + noise).astype(np.float32), label.copy()
 
-    def train(self, budget_s: float) -> None:
+    def train(self, budget_s: float, clock: Callable[[], float]) -> None:
         """Train until the time is up."""
-        started = time.perf_counter()
+        started = clock()
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=3e-3, weight_decay=1e-2)
         criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
         average = copy.deepcopy(self.network)
-        while (share := (time.perf_counter() - started) / budget_s) < 1:
+        while (share := (clock() - started) / budget_s) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = 3e-3 * (1 - share) ** 0.9
             pairs = [self.sample() for _ in range(self.batch_size)]
@@ -185,11 +194,14 @@ class Plain:
         return self.network(windows.squeeze(2 + self.axis)).unsqueeze(2 + self.axis)
 
 
-def plain(dataset: Path, predictions: Path, num_dims: int, budget_s: float, seed: int) -> float:
-    """Train and predict by a plain loop; return the seconds that training took, reading included."""
-    started = time.perf_counter()
+def plain(dataset: Path, predictions: Path, num_dims: int, budget_s: float, seed: int, *, cpu_time: bool) -> float:
+    """Train and predict by a plain loop; return the seconds that training took on the wall, reading included."""
+    clock = cpu_clock.clock if cpu_time else time.perf_counter
+    if cpu_time:
+        torch.set_num_threads(1)
+    started, since = time.perf_counter(), clock()
     loop = Plain(dataset, num_dims, seed)
-    loop.train(budget_s - (time.perf_counter() - started))
+    loop.train(budget_s - (clock() - since), clock)
     seconds = time.perf_counter() - started
     loop.predict(predictions)
     return seconds
@@ -205,19 +217,24 @@ def score(predictions: Path, labels: Path, case_ids: list[str], num_classes: int
     return float(result.mean_metrics["dice"])
 
 
-def compared(name: str, budget_s: float, seed: int) -> dict[str, object]:
+def compared(name: str, budget_s: float, seed: int, *, cpu_time: bool) -> dict[str, object]:
     """Return the Dice and the training times of ours and of the plain loops on one dataset."""
     with tempfile.TemporaryDirectory() as folder:
         scratch, dataset = Path(folder), Path(folder) / name
         tested = split(DATA / name, dataset, seed)
         training = candy_monai.NNUNetDataset(dataset)
-        line: dict[str, object] = {"benchmark": "plain_loops", "dataset": name, "budget_s": budget_s}
+        line: dict[str, object] = {
+            "benchmark": "plain_loops",
+            "dataset": name,
+            "budget_s": budget_s,
+            "cpu_time": cpu_time,
+        }
         line["num_tested"] = len(tested)
         for way in ("ours", "plain_2d", "plain_3d")[: training[0][1].ndim - 1]:  # no 3-D loop for pictures
             if way == "ours":
-                seconds = ours(dataset, scratch, scratch / way, budget_s, seed)
+                seconds = ours(dataset, scratch, scratch / way, budget_s, seed, cpu_time=cpu_time)
             else:
-                seconds = plain(dataset, scratch / way, int(way[-2]), budget_s, seed)
+                seconds = plain(dataset, scratch / way, int(way[-2]), budget_s, seed, cpu_time=cpu_time)
             dice = score(scratch / way, dataset / "labelsTs", tested, training.description.num_classes)
             line |= {way: round(dice, 4), f"{way}_s": round(seconds, 1)}
         return line
@@ -228,11 +245,12 @@ def main() -> None:
     parser.add_argument("datasets", nargs="*", help="names of folders; all by default")
     parser.add_argument("--budgets", default="180,600", metavar="SECONDS[,SECONDS...]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time instead of the time on the wall")
     arguments = parser.parse_args()
     for name in arguments.datasets or sorted(path.name for path in DATA.glob("Dataset*")):
         if len(candy_monai.NNUNetDataset(DATA / name)) > 1:
             for budget_s in map(float, arguments.budgets.split(",")):
-                print(json.dumps(compared(name, budget_s, arguments.seed)), flush=True)
+                print(json.dumps(compared(name, budget_s, arguments.seed, cpu_time=arguments.cpu_time)), flush=True)
 
 
 if __name__ == "__main__":

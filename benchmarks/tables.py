@@ -52,7 +52,9 @@ def dice(results: Sequence[Result]) -> str:
         ]
         for line in lines
     ]
-    return _table(["dataset", "unseen cases", "minutes", "candy_monai", "plain 2-D loop", "plain 3-D loop"], rows, used)
+    return _table(
+        ["dataset", "unseen cases", "CPU minutes", "candy_monai", "plain 2-D loop", "plain 3-D loop"], rows, used
+    )
 
 
 def picture(results: Sequence[Result]) -> str:
