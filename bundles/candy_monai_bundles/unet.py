@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from monai.networks.nets import DynUNet
-from torch import nn
+from monai.networks import nets
+from torch import Tensor, nn
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
@@ -31,6 +31,24 @@ LEVELS = 5
 MIN_LEVELS = 3
 SMALLEST_AXIS = 4
 """No axis is halved below this many voxels: instance normalisation needs something to average over."""
+
+
+class DynUNet(nets.DynUNet):
+    """MONAI's DynUNet, whose coarser logits come at their own resolution in training mode.
+
+    MONAI brings them to the full one, so that each costs the loss as much time and memory as the finest. Here the
+    labels are brought down instead, as in nnU-Net. Name, arguments, weights and logits are those of MONAI's.
+    """
+
+    exported_as = nets.DynUNet
+
+    @override
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return the logits; in training mode with deep supervision a list of them, the finest first."""
+        logits: Tensor = self.output_block(self.skip_layers(x))
+        if self.training and self.deep_supervision:
+            return [logits] + self.heads  # noqa: RUF005  # TorchScript knows no other way to join lists
+        return logits
 
 
 def build_unet(
@@ -53,7 +71,7 @@ def build_unet(
         filters: Feature maps of each level, the finest first.
         kernel_sizes: Kernel of each level, one number an axis.
         strides: Stride into each level, one number an axis; the first is all ones.
-        deep_supervision: In training mode also return the lower levels' logits, stacked in axis 1.
+        deep_supervision: In training mode return a list, whose others are the lower levels' logits.
         residual: Whether the encoder's blocks add their input to their output.
 
     Returns:

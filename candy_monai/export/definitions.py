@@ -48,7 +48,7 @@ def _noting(
     @functools.wraps(original)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if type(self) is kind:  # not a base class's part of a subclass
+        if exported_as(type(self)) is kind:  # not a base class's part of a subclass
             _, *given = signature.bind(self, *args, **kwargs).arguments.items()
             noted[self] = {}
             for name, value in given:
@@ -56,6 +56,16 @@ def _noting(
                 noted[self] |= value if is_rest else {name: value}
 
     return init
+
+
+def exported_as(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a network of this class is exported as.
+
+    It is that of MONAI which the class itself names in an attribute ``exported_as``, as one does that differs from it
+    in training alone; else its own.
+    """
+    named: type[nn.Module] = vars(kind).get("exported_as", kind)
+    return named
 
 
 def define(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.values import plain_tensor
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import example_shape
-from candy_monai.export.definitions import define, noted_arguments
+from candy_monai.export.definitions import define, exported_as, noted_arguments
 from candy_monai.inference.inputs import InputCase, input_cases
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
@@ -184,7 +184,7 @@ def load_network(
 
 def _definition(network: nn.Module, arguments: dict[str, Any] | None) -> dict[str, Any] | None:
     try:
-        return None if arguments is None else define(type(network), arguments)
+        return None if arguments is None else define(exported_as(type(network)), arguments)
     except TypeError:
         return None
 

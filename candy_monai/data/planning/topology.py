@@ -26,8 +26,8 @@ _EVEN = 2.0
 _KEPT_BOTH_WAYS = 10
 _KEPT_AT_BOTTOM = 4
 _PASSED_BACK = 4
-_OF_OUTPUT = 5.0
-_OF_FURTHER_OUTPUT = 3.25
+_OF_OUTPUT = 5
+_OF_COARSE_OUTPUT = 2
 _BYTES_PER_WEIGHT = 20
 _BYTES_PER_VALUE = 4
 
@@ -115,16 +115,17 @@ def training_bytes(
 
     The model: float32 throughout. For the backward pass a level that is passed on the way down and up keeps 10 maps of
     its own width: the results of convolution and activation in two blocks each way, and the two joined maps between.
-    The lowest level keeps 4. On top comes the larger of two moments: in the loss, 5 maps a class for the finest output
-    and 3.25 for each further one, since DynUNet brings all of them to the patch's size; or, when the finest level is
-    passed back, 4 maps of its width and the gradients of the outputs. A weight takes 20 bytes: value, gradient, two
-    moments of the optimizer, average.
+    The lowest level keeps 4. An output of a coarser level takes 2 maps a class of that level's size: its logits and
+    their gradients. On top comes the larger of two moments: in the loss, 5 maps a class of the finest output; or, when
+    the finest level is passed back, 4 maps of its width and the gradients of its output. A weight takes 20 bytes:
+    value, gradient, two moments of the optimizer, average.
 
     ``benchmarks/training_memory.py`` compares it with the tensors that are alive in a step: they differ by less than
     1.3 % in U-Nets of 3 to 6 levels and 1 to 118 classes. What libraries take for themselves comes on top: on a CPU
     next to nothing, on a GPU the workspaces of cuDNN. Mixed precision needs less.
     """
     size, num_voxels = patch_shape, math.prod(patch_shape)
+    num_coarse = max(1, len(filters) - 2) if deep_supervision else 0
     kept = num_voxels * num_inputs
     weights = 0
     previous = num_inputs
@@ -132,13 +133,13 @@ def training_bytes(
         size = tuple(-(-side // step) for side, step in zip(size, stride, strict=True))
         is_bottom = level == len(filters) - 1
         kept += math.prod(size) * width * (_KEPT_AT_BOTTOM if is_bottom else _KEPT_BOTH_WAYS)
+        if 0 < level <= num_coarse:
+            kept += math.prod(size) * num_outputs * _OF_COARSE_OUTPUT
         weights += math.prod(kernel) * (previous * width + width * width * (1 if is_bottom else 4))
         weights += math.prod(stride) * previous * width
         previous = width
-    num_further = max(1, len(filters) - 2) if deep_supervision else 0
-    in_loss = num_outputs * (_OF_OUTPUT + _OF_FURTHER_OUTPUT * num_further)
-    passed_back = _PASSED_BACK * filters[0] + num_outputs * (1 + num_further)
-    values = kept + math.ceil(num_voxels * max(in_loss, passed_back))
+    passed_back = _PASSED_BACK * filters[0] + num_outputs
+    values = kept + num_voxels * max(num_outputs * _OF_OUTPUT, passed_back)
     return values * batch_size * _BYTES_PER_VALUE + weights * _BYTES_PER_WEIGHT
 
 

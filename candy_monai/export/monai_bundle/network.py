@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.experiment.description import DESCRIPTION
-from candy_monai.export.definitions import TARGET, define, noted_arguments
+from candy_monai.export.definitions import TARGET, define, exported_as, noted_arguments
 from candy_monai.inference.network_predictor import NetworkPredictor
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_network
@@ -78,7 +78,7 @@ def describe_network(predictor: Predictor) -> BundleNetwork:
     """
     trained = plain_network(predictor.model)
     trained = trained.network if isinstance(trained, Slicewise) else trained
-    kind = type(trained)
+    kind = exported_as(type(trained))
     where = f"{predictor.folder}: the network is a {kind.__module__}.{kind.__qualname__}"
     bundle = predictor.description.bundle
     is_carried = bundle is not None and kind in find_bundle(bundle).networks

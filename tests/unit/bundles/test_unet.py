@@ -2,11 +2,15 @@ import json
 
 import pytest
 import torch
+from monai.networks import nets
+from torch.nn.functional import interpolate
 
 from candy_monai.errors import BadInputError, ExperimentError, SettingsError
 from candy_monai.incoming.opening import load_predictor
+from candy_monai.training.description import describe_network
 from candy_monai.training.options import NAMES, SegmentationOptions
-from candy_monai_bundles.unet import UNetPredictor, UNetTrainer, default_strides
+from candy_monai_bundles import unet
+from candy_monai_bundles.unet import UNetPredictor, UNetTrainer, build_unet, default_strides
 from tests.contracts.trainer_contract import TrainerContract
 from tests.plans import PLAN
 from tests.toys import Squares, small_trainer
@@ -46,6 +50,24 @@ def test_the_default_network_trains_on_small_and_large_examples(tmp_path, num_di
     trainer.num_dims, trainer.num_classes = num_dims, 3
     network = trainer.build_network((2, *size)).train()
     assert network(torch.randn(1, 2, *size)).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_coarser_logits_are_monai_s_at_their_own_resolution_and_all_else_is_monai_s(monkeypatch, residual):
+    levels = {"kernel_sizes": [(3, 3)] * 4, "strides": [(1, 1), (2, 2), (2, 1), (2, 2)], "filters": (4, 6, 8, 8)}
+    options = {"num_dims": 2, "in_channels": 1, "out_channels": 3, "residual": residual, "deep_supervision": True}
+    ours = build_unet(**options, **levels)
+    monkeypatch.setattr(unet, "DynUNet", nets.DynUNet)
+    monais = build_unet(**options, **levels)
+    assert describe_network(monais) == describe_network(ours)  # so that earlier runs can be resumed
+    monais.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 1, 32, 16)
+    outputs = ours(images)
+    assert [tuple(output.shape[2:]) for output in outputs] == [(32, 16), (16, 8), (8, 8)]
+    stacked = monais(images).unbind(1)
+    for own, at_full_resolution in zip(outputs, stacked, strict=True):
+        assert torch.equal(interpolate(own, (32, 16)), at_full_resolution)
+    assert torch.equal(ours.eval()(images), monais.eval()(images))
 
 
 def test_an_axis_is_halved_only_while_it_stays_large_enough():

@@ -5,11 +5,21 @@ from monai.bundle import ConfigParser
 from monai.networks import nets
 from torch import nn
 
-from candy_monai.export.definitions import define, noted_arguments
+from candy_monai.export.definitions import define, exported_as, noted_arguments
 
 
 class Mine(nets.UNet):
     """A network of one's own."""
+
+
+class OtherwiseInTraining(nets.UNet):
+    """A network of one's own that leaves as MONAI's."""
+
+    exported_as = nets.UNet
+
+
+class FurtherOff(OtherwiseInTraining):
+    """A subclass, of which nobody said so."""
 
 
 class WithRest(nn.Module):
@@ -40,6 +50,14 @@ def test_a_class_that_inherits_its_constructor_is_left_as_it_was():
     assert noted[mine] == {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
     assert noted[rest] == {"width": 3, "depth": 2}
     assert "__init__" not in vars(Mine)
+
+
+def test_a_class_is_exported_as_the_one_that_it_names_itself():
+    with noted_arguments() as noted:
+        named, further = (kind(2, 1, 2, channels=(4, 8), strides=(2,)) for kind in (OtherwiseInTraining, FurtherOff))
+    assert define(exported_as(type(named)), noted[named])["_target_"] == "monai.networks.nets.UNet"
+    assert exported_as(type(further)) is FurtherOff
+    assert further not in noted
 
 
 def test_a_layer_of_pytorchs_is_named_and_any_other_object_is_refused():

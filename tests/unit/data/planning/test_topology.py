@@ -42,14 +42,14 @@ def test_filters_double_up_to_their_limit():
 
 
 @pytest.mark.parametrize(
-    ("width", "num_outputs", "deep_supervision", "maps"),
-    [(1, 2, False, 2 * 5), (1, 2, True, 2 * 8.25), (4, 1, False, 4 * 4 + 1), (4, 1, True, 4 * 4 + 2)],
+    ("width", "num_outputs", "deep_supervision", "maps", "of_coarse_outputs"),
+    [(1, 2, False, 2 * 5, 0), (1, 2, True, 2 * 5, 2 * 2), (4, 1, False, 4 * 4 + 1, 0), (4, 1, True, 4 * 4 + 1, 2)],
 )
-def test_the_memory_model_by_hand(width, num_outputs, deep_supervision, maps):
+def test_the_memory_model_by_hand(width, num_outputs, deep_supervision, maps, of_coarse_outputs):
     topology = Topology(kernel_sizes=((1, 1), (1, 1)), strides=((1, 1), (2, 2)))
-    # Kept: the input and 10 maps of a width on 4 x 4, and 4 maps of 2 filters on 2 x 2. Beside these on 4 x 4, for each
-    # class 5 maps in the loss and 3.25 for the other output; or 4 maps of the width and the gradients of the outputs.
-    values = 16 * (1 + 10 * width + maps) + 4 * 2 * 4
+    # Kept: the input and 10 maps of a width on 4 x 4; on 2 x 2 4 of 2 filters and 2 a class of the other output.
+    # Beside these on 4 x 4, for each class 5 maps in the loss; or 4 maps of the width and the gradients of the output.
+    values = 16 * (1 + 10 * width + maps) + 4 * (2 * 4 + of_coarse_outputs)
     # Weights: of level one from 1 channel, with its unit stride; of level two from the width, with its stride.
     weights = (width + 4 * width * width + width) + (2 * width + 4 + 8 * width)
     found = training_bytes(
