@@ -21,8 +21,8 @@ from candy_monai.nn.padding import restore_like
 
 Precision = Literal["bf16", "fp16"] | None
 
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_HALF = tuple(_TYPES.values())
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF = tuple(HALF_TYPES.values())
 _LEAST_AXES = 3  # of an image with its batch and channels
 
 
@@ -165,7 +165,8 @@ class _Call:
             arguments, keywords = map_tensors(self._prepared, (arguments, keywords))
         if around.amp is not None and tensors:
             # None is not autocast(enabled=False): that would switch off the caller's own.
-            self._autocast = torch.autocast((tensors[0] if image is None else image).device.type, _TYPES[around.amp])
+            device = (tensors[0] if image is None else image).device
+            self._autocast = torch.autocast(device.type, HALF_TYPES[around.amp])
             self._autocast.__enter__()  # type: ignore[no-untyped-call]
         return arguments, keywords
 

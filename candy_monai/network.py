@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from candy_monai.attachment import Precision
-from candy_monai.errors import BadInputError
+from candy_monai.attachment import HALF_TYPES, Precision
+from candy_monai.errors import BadInputError, SettingsError, reason_in_short
 
 
 def choose_precision(amp: str | None, device: torch.device) -> Precision:
@@ -29,6 +30,29 @@ def choose_precision(amp: str | None, device: torch.device) -> Precision:
             return None
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return amp  # type: ignore[return-value]  # the settings have seen to it
+
+
+def check_precision(amp: str | None, device: torch.device) -> None:
+    """Check that PyTorch computes on a device in the half precision that was asked for.
+
+    Args:
+        amp: As for `choose_precision`; what is none of half precision, such as ``"auto"``, there is everywhere.
+        device: Where the network is to run.
+
+    Raises:
+        SettingsError: If it does not.
+    """
+    if amp not in HALF_TYPES:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PyTorch would go on in float32
+            torch.autocast(device.type, HALF_TYPES[amp])
+    except (RuntimeError, UserWarning) as error:
+        raise SettingsError(
+            f"amp: PyTorch cannot compute in {amp} on {device} ({reason_in_short(error)}): choose another precision, "
+            "or auto"
+        ) from error
 
 
 def channels_last_pays(network_dims: int, amp: Precision, device: torch.device) -> bool:

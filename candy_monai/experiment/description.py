@@ -152,7 +152,7 @@ class BudgetRecord(_Record):
     Attributes:
         budget_s: The budget in seconds.
         usable_s: Of these, what was left for training and the validation on the way.
-        amp: The precision that was measured to be faster; None for float32.
+        amp: The precision that was measured to be faster, or asked for; None for float32.
         candidates: What was weighed, the chosen one first: ``configuration``, ``patch_shape``, ``batch_size``,
             ``filters`` (None where the network is not as wide as its plan says), ``step_s``, ``num_steps`` in the time,
             whether the step ``is_measured`` or predicted, whether it ``is_chosen``, and the ``verdict``.

@@ -98,7 +98,7 @@ def measure_speed(
     training, validation = rehearsal.loaders
     image = unpack(next(iter(training))).images[0]
     cases = [unpack(batch) for batch in itertools.islice(validation or (), MOST_CASES)]
-    timing = list(precisions or _precisions_at_hand(rehearsal.device))
+    timing = list(precisions or precisions_at_hand(rehearsal.device))
     steps: dict[Precision, list[float]] = {amp: [] for amp in timing}
     scored: dict[Precision, list[float]] = {amp: [] for amp in timing}
     started = time.perf_counter()
@@ -252,7 +252,7 @@ def _case_s(durations: Sequence[float], cases: Sequence[Batch]) -> float:
     return statistics.median(by_voxel) * statistics.fmean(sizes)
 
 
-def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
+def precisions_at_hand(device: torch.device) -> Sequence[Precision]:
     """Return what is worth timing: bf16 on a CPU without hardware for it is emulated, and slow to find out."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()

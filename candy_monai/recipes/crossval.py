@@ -27,6 +27,7 @@ from candy_monai.experiment.description import differences, read_description
 from candy_monai.experiment.folder import held
 from candy_monai.experiment.runs import CROSS_VALIDATION
 from candy_monai.files import atomic_write_json
+from candy_monai.network import check_precision
 from candy_monai.recipes.fold_scores import score_the_rest, summary_of_folds, write_summary
 from candy_monai.recipes.launching import (
     Launcher,
@@ -100,6 +101,7 @@ def cross_validate(
     launcher = launcher or LauncherHere(num_parallel or 1, options.device)
     num_parallel = num_parallel or launcher.num_parallel
     device = find_device("auto" if launcher.is_elsewhere else options.device)
+    check_precision("auto" if launcher.is_elsewhere else options.amp, device)
     trainer = Parts.of(options).trainer  # what is wrong with them is better said once than by every fold
     store = store_of(options)
     on_progress(f"Checking {dataset}")

@@ -32,6 +32,7 @@ from candy_monai.frontends import FRONTENDS
 
 if TYPE_CHECKING:
     from candy_monai.aliases import PathLike
+    from candy_monai.attachment import Precision
     from candy_monai.data.samples.store import StoredPrecision
     from candy_monai.frontends.base import Frontend
     from candy_monai.training.segmentation import SegmentationTrainer
@@ -254,6 +255,13 @@ class TrainOptions(Declared):
         "steps over which the learning rate rises (default: a twentieth of the run, 250 at most, with --init-from, "
         "else none)",
     )
+    amp: Literal["auto", "bf16", "fp16", "off"] = option(
+        "--amp auto|bf16|fp16|off",
+        one_of("auto", "bf16", "fp16", "off"),
+        "train in half precision of this kind, or in float32 (off); auto takes half precision on a GPU, and with a "
+        "budget what was measured to be the fastest (default: auto)",
+        default="auto",
+    )
     sync_batchnorm: bool = option(
         "--sync-batchnorm",
         FLAG,
@@ -312,6 +320,13 @@ class TrainOptions(Declared):
             if resumes and field.name in keywords and not field.metadata["resumes"]:
                 raise SettingsError(f"{field.name} is the run's own, and cannot be chosen anew when it is resumed")
         return dataclasses.replace(options or cls(), **keywords)
+
+    @property
+    def fixed_precisions(self) -> Sequence[Precision] | None:
+        """The one precision that was asked for; None where it is measured, or follows from the device."""
+        if self.amp == "auto":
+            return None
+        return (None if self.amp == "off" else self.amp,)
 
     def to_json(self) -> str:
         """Return the options that are not their defaults, as text that `from_json` reads.

@@ -119,7 +119,8 @@ class PlannedRun:
             plan = dataclasses.replace(plan, chosen=tuple(sorted({*plan.chosen, "filters"})))
 
         def measure(plan: Plan, precisions: Sequence[Precision] | None) -> Speed:
-            return measure_speed(self._trainer(plan), precisions=precisions, seconds=next(allowed_s))
+            timed = self.options.fixed_precisions or precisions
+            return measure_speed(self._trainer(plan), precisions=timed, seconds=next(allowed_s))
 
         weighed = choose(
             plan,
@@ -187,7 +188,7 @@ class PlannedRun:
         } | {
             "num_epochs": plan.num_epochs,
             "seed": self.seed,
-            "amp": "auto" if fit is None else fit.amp,
+            "amp": (self.options.fixed_precisions or ("auto",))[0] if fit is None else fit.amp,
             "early_stop_tolerance": None,
             "save_report": not self.options.no_report,
             "validate_every": plan.validate_every,

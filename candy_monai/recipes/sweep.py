@@ -34,6 +34,7 @@ from candy_monai.experiment.folder import METRICS, FolderLock, held
 from candy_monai.experiment.history import load_metrics
 from candy_monai.experiment.time_limit import epochs_in_time
 from candy_monai.files import atomic_write_json, atomic_write_text
+from candy_monai.network import check_precision
 from candy_monai.optional import require
 from candy_monai.optuna.forecast_pruner import HORIZON, ForecastPruner
 from candy_monai.optuna.study_page import study_page
@@ -123,6 +124,7 @@ def sweep_dataset(
     searched = SearchSpace.read(space, options)
     launcher = launcher or LauncherHere(num_parallel, options.device)
     device = find_device("auto" if launcher.is_elsewhere else options.device)
+    check_precision("auto" if launcher.is_elsewhere else options.amp, device)
     Parts.of(options)  # what is wrong with them is better said once than by every trial
     options.to_json()  # refuses what only this process has
     store = store_of(options)

@@ -22,8 +22,9 @@ from candy_monai.files import check_writable
 from candy_monai.frontends.base import Frontend
 from candy_monai.frontends.choice import choose_frontend
 from candy_monai.incoming.weights import read_weights
+from candy_monai.network import check_precision
 from candy_monai.processes import Processes
-from candy_monai.recipes.budget import SHORTEST_KEPT_S
+from candy_monai.recipes.budget import SHORTEST_KEPT_S, precisions_at_hand
 from candy_monai.recipes.options import MONAI_BUNDLE, TrainOptions
 from candy_monai.recipes.planned_run import PlannedRun
 from candy_monai.recipes.prepare import prepare_dataset
@@ -71,6 +72,9 @@ def train_dataset(
     if options.sync_batchnorm:
         processes.check_sync_batchnorm(device)
     say = on_progress if processes.is_main else _in_silence
+    check_precision(options.amp, device)
+    if options.amp not in ("auto", "off") and device.type == "cpu" and options.amp not in precisions_at_hand(device):
+        say(f"Warning: this processor emulates {options.amp}, which takes many times as long as float32 (--amp off)")
     if options.budget_s is not None and options.budget_s < SHORTEST_KEPT_S:
         say("Note: a run with a budget below one minute may end a few seconds late: scoring opens its weights anew")
     with processes.connected(device):

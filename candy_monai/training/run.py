@@ -35,7 +35,7 @@ from candy_monai.experiment.references import learn_from_earlier_runs
 from candy_monai.experiment.settings import TrainSettings
 from candy_monai.experiment.state import RunWeights, TrainerState
 from candy_monai.forecasting.curve import ScoreRange
-from candy_monai.network import choose_precision, plain_network
+from candy_monai.network import check_precision, choose_precision, plain_network
 from candy_monai.observers.base import Observer
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes
@@ -94,6 +94,7 @@ class TrainingRun:
         self.processes = processes or Processes()
         if settings.sync_batchnorm:
             self.processes.check_sync_batchnorm(device)
+        check_precision(settings.amp, device)
         self.loaders = loaders.shared(self.processes)
         self.device = device
         self.callbacks = callbacks

@@ -1,12 +1,14 @@
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from candy_monai.attachment import Surroundings, attach
-from candy_monai.errors import BadInputError
+from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.network import (
+    check_precision,
     check_takes_complex,
     choose_precision,
     copyable,
@@ -114,6 +116,18 @@ def test_only_trainable_parameters_are_counted():
 @pytest.mark.parametrize(("amp", "expected"), [(None, None), ("bf16", "bf16"), ("fp16", "fp16"), ("auto", None)])
 def test_on_a_cpu_the_automatic_precision_is_that_of_the_weights(amp, expected):
     assert choose_precision(amp, torch.device("cpu")) == expected
+
+
+def test_a_precision_that_a_device_has_not_is_refused_instead_of_computed_in_float32(monkeypatch):
+    for amp in (None, "auto", "off", "bf16", "fp16"):
+        check_precision(amp, torch.device("cpu"))
+    for amp in (None, "auto", "off"):
+        check_precision(amp, torch.device("meta"))
+    with pytest.raises(SettingsError, match="PyTorch cannot compute in bf16 on meta .*choose another precision"):
+        check_precision("bf16", torch.device("meta"))
+    monkeypatch.setattr(torch, "autocast", lambda *_: warnings.warn("unsupported: disabling autocast", stacklevel=1))
+    with pytest.raises(SettingsError, match=r"fp16 on cpu .*disabling autocast"):
+        check_precision("fp16", torch.device("cpu"))
 
 
 def test_a_network_that_takes_complex_images_is_given_them():

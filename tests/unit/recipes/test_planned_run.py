@@ -84,12 +84,18 @@ def phantom(tmp_path_factory):
 def fitted(phantom, tmp_path, monkeypatch):
     """Return what fits a run with some options into an hour, on a machine that takes so long for a step and a case."""
 
-    def fit(step_s, case_s=0.01, **keywords):
+    def fit(step_s, case_s=0.01, measured=None, **keywords):
         options = TrainOptions(out=tmp_path, device="cpu", budget_s=3600.0, **keywords)
         trainer, messages = chosen_trainer(options), []
         prepared = prepare_dataset(phantom, options, device=CPU, trainer=trainer, on_progress=messages.append)
         speed = Speed(amp=None, step_s=step_s, case_s=case_s)
-        monkeypatch.setattr(planned_run, "measure_speed", lambda *_, **__: speed)
+
+        def measure(_trainer, *, seconds, precisions):
+            if measured is not None:
+                measured.append(precisions)
+            return speed
+
+        monkeypatch.setattr(planned_run, "measure_speed", measure)
         run = PlannedRun(
             prepared=prepared,
             options=options,
@@ -114,6 +120,15 @@ def test_a_budget_says_in_two_lines_what_was_weighed_and_chosen(fitted):
     assert chosen.endswith(f" of {plan.iterations_per_epoch} steps fit into the budget")
     assert all(candidate["verdict"] in weighed for candidate in run.budget.candidates[1:])
     assert not any(text.startswith("Warning: only") for text in messages)
+
+
+@pytest.mark.parametrize(("amp", "first"), [("auto", None), ("off", (None,)), ("bf16", ("bf16",))])
+def test_a_budget_measures_in_the_precision_alone_that_was_asked_for(fitted, amp, first):
+    measured = []
+    fitted(20.0, measured=measured, amp=amp)
+    assert measured[0] == first
+    assert len(measured) > 1
+    assert all(precisions == (first or [None]) for precisions in measured[1:])
 
 
 def test_a_network_whose_weights_come_from_elsewhere_keeps_its_width(fitted, tmp_path):

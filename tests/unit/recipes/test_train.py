@@ -475,6 +475,25 @@ def test_a_file_that_vanishes_during_training_is_a_failed_run_that_resume_ends(t
     assert (folder / "validation.json").exists()
 
 
+@pytest.mark.parametrize(("amp", "expected"), [("auto", "auto"), ("off", None), ("fp16", "fp16")])
+def test_a_run_trains_in_the_precision_that_was_asked_for_and_says_where_it_is_emulated(
+    phantom, tmp_path, monkeypatch, amp, expected
+):
+    asked, messages = [], []
+
+    def train(_trainer, *_, **settings):
+        asked.append(settings["amp"])
+        raise InterruptedError
+
+    monkeypatch.setattr(UNetTrainer, "train", train)
+    for at_hand in ((None,), ("fp16", None)):
+        monkeypatch.setattr("candy_monai.recipes.train.precisions_at_hand", lambda _, found=at_hand: found)
+        with pytest.raises(InterruptedError):
+            train_dataset(phantom, amp=amp, device="cpu", out=tmp_path, on_progress=messages.append)
+    assert asked == [expected] * 2
+    assert sum("this processor emulates fp16" in text for text in messages) == (amp == "fp16")
+
+
 def test_a_class_can_stand_for_a_file_with_a_trainer(phantom, tmp_path):
     class Mine(UNetTrainer):
         options = SegmentationOptions(weight_decay=0.5)
