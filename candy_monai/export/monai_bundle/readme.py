@@ -186,11 +186,12 @@ def _how_trained(source: BundleSource) -> list[str]:
 def _others(source: BundleSource) -> list[str]:
     """Return how ``train.json`` differs from the experiment's training."""
     origin, kind = source.origin, source.origin.optimizer.get("kind", "AdamW")
-    is_supervised = source.network.supervision is not None
+    supervision = source.network.supervision
     differs = {
         f"this average instead of a {origin.average}": origin.average not in (None, OUR_AVERAGE),
         "AdamW instead of nnU-Net's SGD": origin.of_nnunet,
-        "no deep supervision": not is_supervised and (source.plan.deep_supervision or origin.of_nnunet),
+        "no deep supervision": supervision is None and (source.plan.deep_supervision or origin.of_nnunet),
+        "lower resolutions supervised at the full one": supervision is not None and supervision.is_stacked,
         f"AdamW with its defaults instead of the experiment's {kind}": not source.keeps_optimizer,
         f"float32 on a CPU instead of {source.amp_dtype}, in which it computes on a GPU": source.amp_dtype is not None,
     }
