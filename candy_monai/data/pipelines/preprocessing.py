@@ -24,7 +24,7 @@ from candy_monai.aliases import Shape
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import Scan, read_channels
 from candy_monai.data.inspection.inspect import axis_codes
-from candy_monai.data.pipelines.building import Pipeline, build_pipeline, keeps_track, misfit
+from candy_monai.data.pipelines.building import MISFITS, Pipeline, build_pipeline, keeps_track
 from candy_monai.data.pipelines.description import (
     IMAGE,
     LABEL,
@@ -190,7 +190,7 @@ class Preprocessor:
                 data = step(before)
             except CandyError:
                 raise
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            except MISFITS as error:
                 reason = " ".join(str(error).split())
                 if "allocate memory" in reason:  # as PyTorch says it
                     raise BadInputError(_too_large(where, name, before[IMAGE])) from error
@@ -412,12 +412,8 @@ def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Sh
     Raises:
         BadInputError: If a step cannot be applied, or what was made is no map of label ids of that shape.
     """
-    try:
+    with postprocessing.applied_to("what was predicted"):
         made = postprocessing(data)[PREDICTION]
-    except (CandyError, torch.OutOfMemoryError):
-        raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise misfit(error, postprocessing.name, "what was predicted") from error
     if tuple(made.shape) != (1, *shape) or not holds_whole_numbers(made):
         raise BadInputError(
             f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "
