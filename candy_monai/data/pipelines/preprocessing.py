@@ -63,14 +63,9 @@ class PreprocessedCase:
     label: Tensor | None
 
     @property
-    def shape_before_resampling(self) -> Shape:
-        """The spatial shape after reorientation and cropping."""
-        return resampled_from(self.image)[0]
-
-    @property
     def is_resampled(self) -> bool:
         """Whether resampling changed the shape."""
-        return self.shape_before_resampling != tuple(self.image.shape[1:])
+        return resampled_from(self.image)[0] != tuple(self.image.shape[1:])
 
 
 class LoadCased(MapTransform):
@@ -260,7 +255,9 @@ class Preprocessor:
         Raises:
             BadInputError: If the shape is not that of the preprocessed case.
         """
-        self._check_scores(scores, case)
+        expected = (self._plan.num_classes, *case.image.shape[1:])
+        if tuple(scores.shape) != expected:
+            raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
         if not self.paints_in_parts:
             return self.restore_whole(scores, case, are_probabilities=probabilities)[0]
         painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
@@ -382,11 +379,6 @@ class Preprocessor:
             affine[:3, :3] = 0.0
             affine[rows.astype(int), range(3)] = lengths * signs
         return affine
-
-    def _check_scores(self, scores: Tensor, case: PreprocessedCase) -> None:
-        expected = (self._plan.num_classes, *case.image.shape[1:])
-        if tuple(scores.shape) != expected:
-            raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
 
 
 def build_postprocessing(
