@@ -282,12 +282,6 @@ def test_half_precision_halves_the_images(dataset, made_plan, tmp_path):
     assert store.load(store.case_ids[0]).image.dtype == np.float16
 
 
-def test_progress_counts_every_case(dataset, made_plan, tmp_path):
-    seen = []
-    CaseStore.build(dataset, made_plan, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
 def test_the_datasets_folder_is_never_written_to(dataset, made_plan, tmp_path):
     before = digest_of(dataset.folder)
     CaseStore.build(dataset, made_plan, tmp_path)
