@@ -42,15 +42,8 @@ from candy_monai.inference.inputs import (
     input_cases,
 )
 from candy_monai.inference.manifest import Manifest
-from candy_monai.inference.outputs import (
-    Prediction,
-    PredictionListener,
-    PreparedCase,
-    left_over,
-    prediction_error,
-    target_paths,
-    write_prediction,
-)
+from candy_monai.inference.outputs import left_over, prediction_error, target_paths, write_prediction
+from candy_monai.inference.prediction import Prediction, PredictionListener, PreparedCase
 
 if TYPE_CHECKING:
     from candy_monai.data.pipelines.building import Pipeline

@@ -30,7 +30,7 @@ from candy_monai.text import read_json
 
 if TYPE_CHECKING:
     from candy_monai.inference.inputs import InputCase
-    from candy_monai.inference.outputs import Prediction
+    from candy_monai.inference.prediction import Prediction
 
 MANIFEST, STATISTICS = "manifest.json", "statistics.csv"
 FORMAT = 1

@@ -31,7 +31,7 @@ from candy_monai.text import read_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from candy_monai.inference.overlap import ExpectedOverlap
+    from candy_monai.inference.expected_overlap import ExpectedOverlap
 
 FORMAT = 1
 
