@@ -69,11 +69,7 @@ class PositionedSampler(Sampler[int]):
 
 
 class SeededIndex(int):
-    """An index that brings its sample's seed along, to workers too.
-
-    Attributes:
-        seed: 0 to 2**32 - 1.
-    """
+    """An index that brings its sample's seed along, 0 to 2**32 - 1, to workers too."""
 
     seed: int
 
@@ -123,12 +119,7 @@ def at(index: int, like: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchDraw:
-    """What a sample's index stands for.
-
-    Attributes:
-        case_id: The case that it is cut from.
-        on_foreground: Whether it is centred on a labelled voxel.
-    """
+    """What a sample's index stands for: the case that it is cut from, and whether around a labelled voxel."""
 
     case_id: str
     on_foreground: bool

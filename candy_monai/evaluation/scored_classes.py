@@ -12,13 +12,7 @@ from candy_monai.evaluation.evaluator import Evaluator
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredClass:
-    """A class or region.
-
-    Attributes:
-        index: Its number in evaluations.
-        name: Its name.
-        ids: Its ids in a label map.
-    """
+    """A class or region: its number in evaluations, its name, and its ids in a label map."""
 
     index: int
     name: str

@@ -398,13 +398,7 @@ class CasePredictor(ABC):
 
 
 class _Told:
-    """Tells a listener of the cases of a prediction.
-
-    Args:
-        listener: Who is told.
-        failures: What went wrong, by case.
-        total: Cases in all.
-    """
+    """Tells a listener of the cases of a prediction, of ``total``; ``failures`` is what went wrong, by case."""
 
     def __init__(self, listener: PredictionListener, failures: dict[str, Exception], total: int) -> None:
         self.listener, self.failures = listener, failures

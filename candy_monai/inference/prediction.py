@@ -95,14 +95,8 @@ def build_prediction(
     The label map is the same with and without them, and is that of the greatest probability (the first of equals; of
     independent channels and of regions, of those above 0.5).
 
-    Args:
-        case: The case.
-        tiles: Its scores, on the grid of its first preprocessed case; in layers along ``axis`` where this is resampled.
-        preprocessor: What preprocessed it.
-        axis: The axis along which the tiles come.
-        are_probabilities: Whether the scores are probabilities instead of logits.
-        with_probabilities: Whether to return every class's probability.
-        device: Where the scores are.
+    The tiles hold its logits, or its probabilities, on the grid of its first preprocessed case; in layers along
+    ``axis`` where this is resampled.
     """
     preprocessed = case.cases[0]
     if preprocessor.paints_in_parts:
@@ -143,11 +137,7 @@ def _put_together(tiles: Iterable[Tile], size: Shape) -> Tensor:
 
 
 class NoPreprocessing(Preprocessor):
-    """Leaves cases of runs without a plan as they are, and their results.
-
-    Args:
-        paints: The id that each channel paints where classes are overlapping regions; empty where they are not.
-    """
+    """Leaves cases of runs without a plan as they are, and their results."""
 
     paints: tuple[int, ...] = ()
     paints_in_parts = True

@@ -213,9 +213,7 @@ class ComposeDataset(_Wrapper):
 class DerivedDataset(_Wrapper):
     """Items made from those of one other dataset, whose transforms apply first and whose folds these are.
 
-    Args:
-        base: The other dataset; its tensors stay as they are.
-        transform: Applied to image and label in step, after what the subclass does.
+    ``transform`` is applied to image and label in step, after what the subclass does.
     """
 
     def __init__(self, base: SupervisedDataset, *, transform: PairTransform | None = None) -> None:

@@ -35,12 +35,7 @@ Strata = Mapping[str, Hashable] | Callable[[str], Hashable]
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One way to divide the cases.
-
-    Attributes:
-        train: Ids of the cases to learn from, sorted.
-        validation: Ids of the cases held back, sorted.
-    """
+    """One way to divide the cases: the ids of those to learn from, and of those held back, both sorted."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
