@@ -18,13 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
-from candy_monai.data.datasets.bases import (
-    PairTransform,
-    SupervisedDataset,
-    Transform,
-    UnsupervisedDataset,
-    ids_of,
-)
+from candy_monai.data.datasets.bases import PairTransform, SupervisedDataset, Transform, UnsupervisedDataset, ids_of
 from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.formats import CODECS, KNOWN
 from candy_monai.data.images.names import composed, image_suffix, stem_of
