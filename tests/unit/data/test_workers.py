@@ -8,6 +8,8 @@ import threading
 import time
 from functools import partial
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +40,19 @@ def test_neither_processors_nor_cases_nor_the_limit_are_exceeded(cases, monkeypa
     monkeypatch.setattr(workers, "usable_cores", lambda: 64)
     assert workers.case_workers(cases) == 6
     assert workers.case_workers(cases, 2) == 2
+
+
+def test_memory_bounds_how_many_cases_are_measured_at_once(tmp_path, monkeypatch):
+    files = [tmp_path / f"{index}.nii.gz" for index in range(8)]
+    for file in files:
+        nibabel.save(nibabel.Nifti1Image(np.zeros((10, 10, 10), np.uint8), np.eye(4)), file)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 6)
+    for free, expected in ((10**9, 6), (250_000, 2), (1000, 1), (None, 6)):
+        monkeypatch.setattr(workers, "free_memory_bytes", lambda free=free: free)
+        assert workers.measuring_workers(files) == expected
+    monkeypatch.setattr(workers, "free_memory_bytes", lambda: 10**9)
+    files[0].unlink()
+    assert workers.measuring_workers(files) == 1
 
 
 def test_the_cores_of_a_job_count_and_those_of_the_machine_where_no_share_is_known(monkeypatch):
