@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from filelock import FileLock
 
+from candy_monai import launched
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
 from candy_monai.files import NO_LOCKS
@@ -109,10 +110,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may compute on: of a machine's those of its job, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may compute on: those of its job, where the system tells.
+
+    Processes that were started together on a machine, and bound to no cores of their own, share all of them.
+    """
+    cores = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return own if own < cores else max(1, cores // launched.local_world_size())
 
 
 def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
@@ -144,7 +148,10 @@ def measuring_workers(references: Sequence[Path]) -> int:
 
 
 def _threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: int | None, unknown_bytes: float) -> int:
-    """Return how many threads may each hold a case; what the largest one takes is asked only where it matters."""
+    """Return how many threads may each hold a case; what the largest one takes is asked only where it matters.
+
+    Processes that were started together on a machine share its free memory.
+    """
     most = max(1, min(jobs or usable_cores(), num_cases))
     free = free_memory_bytes()
     if most == 1 or free is None:
@@ -153,7 +160,8 @@ def _threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: in
         needed = largest_bytes()
     except (OSError, CandyError, IndexError):
         needed = unknown_bytes
-    return max(1, min(most, int(_USABLE_SHARE * free / max(1, needed))))
+    usable = _USABLE_SHARE * free / launched.local_world_size()
+    return max(1, min(most, int(usable / max(1, needed))))
 
 
 def free_memory_bytes() -> int | None:

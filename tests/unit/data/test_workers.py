@@ -65,6 +65,18 @@ def test_the_cores_of_a_job_count_and_those_of_the_machine_where_no_share_is_kno
     assert workers.usable_cores() == 1
 
 
+def test_processes_of_one_machine_share_its_memory_and_its_cores(cases, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(workers, "free_memory_bytes", lambda: int(6 * BYTES_PER_CASE / 0.6) + 8)
+    assert workers.case_workers(cases) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers.usable_cores() == 8
+    assert workers.case_workers(cases) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert workers.usable_cores() == 2  # bound to cores of its own
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_results_come_in_the_order_of_the_tasks(jobs):
     def task(index):
