@@ -321,7 +321,7 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
         raise BadInputError(f"{name}: a case without label cannot be trained on")
     label = case.label.cpu().numpy()
     label = label.astype(_label_type(int(label.max())))
-    places = _places(label[0], plan.ignore_label, paths.seed)
+    places = sampled_places(label[0], plan.ignore_label, paths.seed)
     flat = np.concatenate([np.empty(0, dtype=np.int32), *places.values()])
     arrays = (_stored_image(case.image.cpu().numpy(), precision), label, flat)
     for path, array in zip(paths.arrays, arrays, strict=True):
@@ -341,7 +341,7 @@ def _stored_image(image: NDArray[np.floating], precision: StoredPrecision) -> ND
     return image.astype(precision if fits else np.float32)
 
 
-def _places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
+def sampled_places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
     """Sample where each foreground id is, in one pass over the label whatever the number of classes."""
     rng = np.random.default_rng(seed)
     flat = label.ravel()
