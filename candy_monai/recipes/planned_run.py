@@ -24,8 +24,7 @@ from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredC
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.data.workers import usable_cores
 from candy_monai.errors import BadInputError, RunFailedError
-from candy_monai.evaluation.interval import interval
-from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.evaluation.summaries import save_validation
 from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.events import Event, RunScored

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.folds import Fold, resolve_groups, write_splits
+from candy_monai.data.datasets.folds import Fold, pick_fold, resolve_groups, write_splits
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.checks import SPLITS, CheckedDataset, visit_dataset
@@ -382,13 +382,15 @@ def _sides(
     dataset: NNUNetDataset, folds: tuple[Fold, ...], options: TrainOptions
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the ids of the cases to train and to validate on, unless there are none."""
-    fold = options.fold
-    sides = dataset.fold(fold=fold) if fold == "all" else dataset.sides(folds, fold)
-    training, validation = (side.case_ids for side in sides)
+    training = validation = dataset.case_ids
+    if options.fold != "all":
+        chosen = pick_fold(folds, options.fold)
+        training, validation = chosen.train, chosen.validation
     if not training or (not validation and len(dataset) > 1):
         raise BadInputError(
-            f"fold {fold} has {len(training)} training and {len(validation)} validation cases of {len(dataset)}: each "
-            "side needs one at least; choose other splits or groups, or --fold all to train on everything"
+            f"fold {options.fold} has {len(training)} training and {len(validation)} validation cases of "
+            f"{len(dataset)}: each side needs one at least; choose other splits or groups, or --fold all to train on "
+            "everything"
         )
     return training, validation
 

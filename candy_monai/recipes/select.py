@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.workers import measuring_workers
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.cleaning import Cleaner, Trial
-from candy_monai.evaluation.interval import interval
 from candy_monai.evaluation.of_dataset import dataset_evaluator, scored_classes
-from candy_monai.evaluation.parallel import jobs_for
-from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import SUMMARY
 from candy_monai.experiment.checkpoints import BEST
@@ -76,7 +75,7 @@ def select(
     out_of_fold.predict(device=chosen_device, trainer=trainer, trust=trust, memory=memory, on_progress=on_progress)
     description = found.dataset.description
     labels = [case.label for case in found.cases.values() if case.label is not None]
-    at_once = jobs_for(labels) if jobs is None else jobs
+    at_once = measuring_workers(labels) if jobs is None else jobs
 
     def cleaner_of(candidate: str) -> Cleaner:
         return Cleaner(

@@ -207,12 +207,12 @@ def _fold_of(entry: object, number: int, known: _KnownIds) -> Fold:
     return Fold(train=known.ids(entry["train"]), validation=known.ids(entry["val"]))
 
 
-def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
-    """Return what is wrong with a split file, given the cases that exist."""
+def checked_splits(path: Path, case_ids: Sequence[str]) -> tuple[tuple[Fold, ...], list[str]]:
+    """Read a split file as `read_splits` does, and return what is wrong with it, given the cases that exist."""
     try:
         folds = read_splits(path, case_ids=case_ids)
     except BadInputError as error:
-        return [str(error)]
+        return (), [str(error)]
     known, problems = set(case_ids), []
     for index, fold in enumerate(folds):
         where = f"{path.name}: fold {index}"
@@ -228,7 +228,7 @@ def split_problems(path: Path, case_ids: Sequence[str]) -> list[str]:
             problems.append(f"{where} names cases that do not exist: {', '.join(unknown)}")
         if twice := sorted(case_id for case_id, count in named.items() if count > 1):
             problems.append(f"{where} names cases twice: {', '.join(twice)}")
-    return problems
+    return folds, problems
 
 
 class _KnownIds:

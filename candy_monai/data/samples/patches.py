@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from candy_monai.data.datasets.joint import JointTransform
-from candy_monai.data.pipelines.building import Pipeline, build_pipeline, misfit
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline
 from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.sampling import DrawOrder, PatchDraw, PositionedSampler
-from candy_monai.errors import BadInputError, CandyError
+from candy_monai.errors import BadInputError
 from candy_monai.label_ids import holds_whole_numbers
 
 if TYPE_CHECKING:
@@ -108,13 +108,8 @@ class PatchDataset(Dataset[Sample]):
         state = np.random.RandomState(np.random.PCG64(rng.integers(1 << 32, size=4)))
         for part in self._random:
             part.R = state
-        with untracked():
-            try:
-                changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
-            except (CandyError, torch.OutOfMemoryError):
-                raise
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise misfit(error, "augmentation", "a patch") from error
+        with untracked(), self.augmentation.applied_to("a patch"):
+            changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
             raise BadInputError(
