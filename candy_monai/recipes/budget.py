@@ -209,8 +209,7 @@ def final_validation_s(speed: Speed, seconds: float, num_cases: int) -> float:
 
 
 def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
-    """Return the number of validation cases scored at the end: all, unless that would take more than its share of the
-    time."""
+    """Return how many validation cases are scored at the end: all, unless that would take too long."""
     most = FINAL_SHARE * max(0.0, seconds)
     if FROM_FILES * num_cases * speed.case_s <= most:
         return num_cases
@@ -246,8 +245,7 @@ def _timed_cases(rehearsal: Rehearsal, toolbox: TrainerToolbox, cases: Sequence[
 
 
 def _case_s(durations: Sequence[float], cases: Sequence[Batch]) -> float:
-    """Return the seconds for a case of mean size, from the median of the seconds per voxel, which is robust to
-    outliers."""
+    """Return the seconds for a case of mean size, from the median of the seconds per voxel."""
     if not durations:
         return 0.0
     sizes = [case.images[0].numel() for case in cases]
@@ -256,8 +254,7 @@ def _case_s(durations: Sequence[float], cases: Sequence[Batch]) -> float:
 
 
 def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
-    """Return the precisions worth timing; without hardware support, bf16 on a CPU is emulated and slow even to
-    measure."""
+    """Return the precisions worth timing; without hardware support, bf16 on a CPU is emulated and very slow."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
     else:

@@ -224,11 +224,11 @@ class _Weighing:
 
 
 def work(plan: Plan) -> float:
-    """Return the cost of a step in arbitrary units:
+    """Return the cost of a step in arbitrary units: the geometric mean of memory traffic and multiplications.
 
-    the geometric mean of its memory traffic and its multiplications. A narrow network is limited by memory, a wide one
-    by computation. By this measure a network of twice the width takes 2.8 times as long, and kernels of 3 x 3 x 3 take
-    1.7 times as long as kernels of 3 x 3 on as many voxels, which is close to measurements on CPUs.
+    A narrow network is limited by memory, a wide one by computation. By this measure a network of twice the width takes
+    2.8 times as long, and kernels of 3 x 3 x 3 take 1.7 times as long as kernels of 3 x 3 on as many voxels, which is
+    close to measurements on CPUs.
     """
     size, values, products, previous = plan.patch_shape, 0.0, 0.0, len(plan.channel_names)
     for kernel, stride, width in zip(plan.kernel_sizes, plan.strides, plan.filters, strict=True):
@@ -254,9 +254,9 @@ def without_margin(plan: Plan) -> Plan:
 
 
 def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
-    """Return the plan with cheaper steps:
+    """Return the plan with cheaper steps: fewer patches, else smaller ones, else a narrower network; or None.
 
-    with fewer patches, else smaller ones, else a narrower network; or None. The depth of the network is kept, and the
+    The depth of the network is kept, and the
     lowest level still has four voxels along each axis of a patch.
     """
     fixed = (*fixed, *plan.chosen)
@@ -271,8 +271,7 @@ def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
 
 
 def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
-    """Return the plan with a network of twice the width; None if it is wider than nnU-Net's or needs too much
-    memory."""
+    """Return the plan with a network of twice the width; None if it is too wide or needs too much memory."""
     if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
         return None
     filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)

@@ -93,8 +93,7 @@ class RunInJob:
             raise RunFailedError(f"{run.name}: exit code {code}, see {run.log}")
 
     def checkpoint(self) -> Any:
-        """Return, for submitit, the work of the job after it is requeued; called once the run has finished its step and
-        saved."""
+        """Return, for submitit, the work of the requeued job, once the run has finished its step and saved."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:

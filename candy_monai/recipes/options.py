@@ -1,4 +1,4 @@
-"""What decides a planned run, each choice declared once: in Python, on the command line, and in a fold's file.
+"""The options of a planned run, declared once for Python, the command line, and the files of folds.
 
 Imports nothing heavy: the command line's ``--help`` is made from these declarations.
 """
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
-"""Options that runs which are compared with each other may choose each for itself."""
+"""Options that may differ between runs that are compared with each other."""
 
 
 def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:
-    """Return the entries of ``KEY=VALUE`` texts; what the keys mean is not looked at.
+    """Return the entries of ``KEY=VALUE`` texts, without checking the keys.
 
     Raises:
         SettingsError: If one has no key or no ``=``, or a key comes with two different values.
@@ -60,7 +60,7 @@ def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "b
 def parsed_literals(
     items: Iterable[str], *, flag: str = "--network-args", example: str = "init_filters=16"
 ) -> dict[str, Any]:
-    """Return the entries of ``KEY=VALUE`` texts, each value read as Python reads a literal, else as text.
+    """Return the entries of ``KEY=VALUE`` texts, with each value parsed as a Python literal if possible, else as text.
 
     Raises:
         SettingsError: As `parsed_pairs`.
@@ -76,7 +76,7 @@ def _literal(text: str) -> Any:
 
 
 MONAI_BUNDLE = "monai"
-"""The bundle that trains the networks of MONAI by their names."""
+"""The bundle that trains a network of MONAI given by its name."""
 
 PATH = SettingKind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
 DURATION = number("above 0, of seconds", lambda value: value > 0, seconds_of)
@@ -99,15 +99,15 @@ def option(
     collected: Callable[[list[str]], Any] | None = None,
     resumes: bool = False,
 ) -> Any:
-    """Declare a choice.
+    """Declare an option.
 
     Args:
-        usage: The command line's option, and what stands for its value.
-        kind: What values it takes.
-        text: What it is, for the command line's help and for Python.
+        usage: The option of the command line, and the placeholder for its value.
+        kind: The kind of value that it accepts.
+        text: Its description, for the help of the command line and for Python.
         default: Its default.
-        collected: What makes one value of the texts of an option that may be repeated.
-        resumes: Whether it can be chosen anew for a run that is resumed.
+        collected: Combines the texts of an option that may be repeated into one value.
+        resumes: Whether it can be changed when a run is resumed.
     """
     flag, _, metavar = usage.partition(" ")
     return setting(kind, default, flag=flag, metavar=metavar, help=text, collected=collected, resumes=resumes)
@@ -115,7 +115,7 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Declared):
-    """What decides a planned run: for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
+    """Options of a planned run, for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
 
     bundle: str = option(
         "--bundle NAME",
@@ -304,11 +304,12 @@ class TrainOptions(Declared):
 
         Args:
             options: The options; None for the defaults.
-            keywords: What to replace, by name.
-            resumes: Whether they are for a run that is resumed.
+            keywords: The options to replace, by name.
+            resumes: Whether they are for resuming a run.
 
         Raises:
-            SettingsError: If a name is none of an option, a value is out of range, or one contradicts another.
+            SettingsError: If a name is not that of an option, a value is out of range, or options contradict each
+                other.
         """
         cls.check_names(keywords, source="options")
         for field in dataclasses.fields(cls):
@@ -317,10 +318,10 @@ class TrainOptions(Declared):
         return dataclasses.replace(options or cls(), **keywords)
 
     def to_json(self) -> str:
-        """Return the options that are not their defaults, as text that `from_json` reads.
+        """Return the options that differ from their defaults, as JSON for `from_json`.
 
         Raises:
-            SettingsError: If one of them is a class, which only this process has.
+            SettingsError: If one of them is a class, which only exists in this process.
         """
         chosen = {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
         return json.dumps(chosen, default=_path_as_text, indent=2)
@@ -330,7 +331,7 @@ class TrainOptions(Declared):
         """Return the options of a text that `to_json` returned.
 
         Raises:
-            SettingsError: If it is none.
+            SettingsError: If the text is not valid.
         """
         try:
             values = json.loads(text)

@@ -159,10 +159,9 @@ class OutOfFold:
         memory: int | None = None,
         on_progress: Callable[[str], None],
     ) -> None:
-        """Predict the cases that are not yet predicted with these weights from these files; each network is run once
-        per case.
+        """Predict the cases that are not yet predicted with these weights from these files.
 
-        Arguments are those of `load_experiments`.
+        Each network is run once per case. Arguments are those of `load_experiments`.
         """
         cases, digests = self.crossval.cases, self.crossval.digests.cases
         for number, experiments in self.crossval.experiments.items():
