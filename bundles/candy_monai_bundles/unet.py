@@ -47,7 +47,8 @@ class DynUNet(nets.DynUNet):
         """Return the logits; in training mode with deep supervision a list of them, the finest first."""
         logits: Tensor = self.output_block(self.skip_layers(x))
         if self.training and self.deep_supervision:
-            return [logits] + self.heads  # noqa: RUF005  # TorchScript knows no other way to join lists
+            outputs: list[Tensor] = [logits] + self.heads  # noqa: RUF005  # TorchScript knows no other way to join lists
+            return outputs
         return logits
 
 
