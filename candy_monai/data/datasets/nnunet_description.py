@@ -138,7 +138,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
         regions_class_order=order,
         ignore_label=ignore,
         file_ending=ending,
-        num_training=content["numTraining"] if isinstance(content.get("numTraining"), int) else None,
+        num_training=_num_training(content, problems),
         listed=_listed_cases(content, folder, problems),
     ), problems
 
@@ -156,6 +156,13 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
         problems.append(f"{key!r} has the numbers {sorted(names)}, expected 0 to {len(names) - 1}")
         return ()
     return tuple(str(names[number]) for number in numbers)
+
+
+def _num_training(content: Mapping[str, Any], problems: list[str]) -> int | None:
+    stated = content.get("numTraining")
+    if stated is not None and label_id_of(stated) is None:
+        problems.append(f"dataset.json: numTraining is {stated!r}, expected the number of training cases")
+    return label_id_of(stated)
 
 
 def _lack_of(content: Mapping[str, Any], key: str, name: str, example: str) -> str:
@@ -234,7 +241,23 @@ def _label_problems(
         problems.append(f"'regions_class_order' has {len(order)} ids, expected {foreground}: one a foreground label")
     elif set(order) - set(ids):
         problems.append(f"'regions_class_order' holds {sorted(set(order) - set(ids))}, expected ids among {ids}")
+    elif has_regions and (changed := _changed_by_painting(labels, order)):
+        problems.append(
+            f"'regions_class_order' {list(order)} makes other ids of a perfect prediction: {', '.join(changed)}; list "
+            "the regions in 'labels' from the outermost inwards, and for each an id of its own that no later region holds"
+        )
     return problems
+
+
+def _changed_by_painting(labels: Mapping[str, int | tuple[int, ...]], order: Sequence[int]) -> list[str]:
+    """Return the ids that come back as ids of other regions when the regions are painted one over the other."""
+    regions = [ids_of_label(label) for label in labels.values() if label != 0]
+    changed = []
+    for label_id in sorted({label_id for region in regions for label_id in region}):
+        painted = [number for region, number in zip(regions, order, strict=True) if label_id in region][-1]
+        if any((label_id in region) != (painted in region) for region in regions):
+            changed.append(f"{label_id} -> {painted}")
+    return changed
 
 
 def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) -> str:

@@ -27,6 +27,7 @@ from candy_monai.data.inspection.consistency import (
     inconsistencies,
     labels_absent_from_folds,
     names_by_id,
+    shared_labels,
     sides_among_labels,
 )
 from candy_monai.data.inspection.digest import Digests, case_stamp, file_digests
@@ -167,6 +168,7 @@ def visit_dataset(
         problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
     elif len(measured) == len(cases) > 0 and (absent := sorted(set(description.label_ids) - seen)):
         warnings.append(f"no training case contains the label ids {absent}")
+    warnings += shared_labels(cases)
     warnings += sides_among_labels(list(description.labels))
     warnings += inconsistencies(
         measured, test_measured, channel_names=description.channel_names, ignore_label=description.ignore_label

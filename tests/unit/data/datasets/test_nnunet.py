@@ -76,6 +76,11 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
             {"labels": {"background": 0, "a": [1, 2], "b": 2, "ignore": 3}, "regions_class_order": [1, 3]},
             "ignore label 3; leave it out",
         ),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [2, 1]}, "1 -> 2, 2 -> 1; list"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, 1]}, "prediction: 2 -> 1; list"),
+        ({"labels": {"background": 0, "b": 2, "a": [1, 2]}, "regions_class_order": [2, 1]}, "prediction: 2 -> 1; list"),
+        ({"numTraining": "many"}, "numTraining is 'many', expected the number"),
+        ({"numTraining": True}, "numTraining is True, expected the number"),
         ({"labels": None}, "'labels' is missing"),
         ({"labels": ["a", "b"]}, r"'labels' is \['a', 'b'\], expected for example"),
         ({"channel_names": "CT"}, "'channel_names' is 'CT', expected for example"),
@@ -94,6 +99,23 @@ def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, c
     with pytest.raises(DatasetError, match=message):
         NNUNetDataset(tmp_path)
     assert check_dataset(tmp_path).problems
+
+
+@pytest.mark.parametrize(
+    ("regions", "order"),
+    [
+        ({"whole": [1, 2, 3], "core": [3]}, [1, 3]),  # no region tells 1 from 2
+        ({"kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, [1, 3, 2]),
+        ({"left": 1, "right": 2, "both again": [1, 2]}, [1, 2, 2]),
+    ],
+)
+def test_an_order_of_regions_is_right_where_painting_keeps_what_they_tell_apart(tmp_path, regions, order):
+    make(tmp_path, labels={"background": 0, **regions}, regions_class_order=order)
+    if "left" in regions:  # the last region hides the first
+        with pytest.raises(DatasetError, match="prediction: 1 -> 2; list"):
+            read_dataset_description(tmp_path)
+    else:
+        assert read_dataset_description(tmp_path).regions_class_order == tuple(order)
 
 
 def test_a_missing_folder_a_missing_file_and_broken_json_are_told_apart(tmp_path):
@@ -501,6 +523,13 @@ def test_a_list_of_paths_is_read_as_any_system_writes_them(tmp_path, template):
 def test_a_list_of_images_alone_is_a_problem_of_the_list(tmp_path, training):
     assert "dataset.json: the list of training cases names no label for a, b; expected image" in problems_of(
         decathlon(tmp_path, training)
+    )
+
+
+def test_a_case_whose_label_is_listed_as_its_image_is_a_problem(tmp_path):
+    listed = [{"image": f"./labelsTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"} for case_id in "abc"]
+    assert "a.nii.gz is listed in dataset.json as its image and as its label" in problems_of(
+        decathlon(tmp_path, listed)
     )
 
 

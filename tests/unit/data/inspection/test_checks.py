@@ -289,6 +289,13 @@ def test_test_cases_without_labels_and_no_test_cases_at_all_are_fine(tmp_path):
     assert (report.problems, report.warnings) == ((), ())
 
 
+def test_one_label_of_several_listed_cases_is_a_warning_that_names_them(tmp_path):
+    make(tmp_path)
+    listed = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": "labelsTr/a.nii.gz"} for case in "abc"}
+    describe(tmp_path, dataset=listed)
+    assert "labelsTr/a.nii.gz: is the label of a, b, c" in warnings_of(tmp_path)
+
+
 def test_a_listed_path_with_a_variable_that_is_not_set_names_the_variable(tmp_path):
     make(tmp_path)
     describe(tmp_path, dataset={"a": {"images": ["$NO_SUCH_SCANS/a.nii.gz"], "label": "labelsTr/a.nii.gz"}})
