@@ -138,7 +138,7 @@ def parse_description(folder: Path) -> tuple[DatasetDescription | None, list[str
         regions_class_order=order,
         ignore_label=ignore,
         file_ending=ending,
-        num_training=_num_training(content, problems),
+        num_training=label_id_of(content.get("numTraining")),
         listed=_listed_cases(content, folder, problems),
     ), problems
 
@@ -156,13 +156,6 @@ def _channel_names(content: Mapping[str, Any], problems: list[str]) -> tuple[str
         problems.append(f"{key!r} has the numbers {sorted(names)}, expected 0 to {len(names) - 1}")
         return ()
     return tuple(str(names[number]) for number in numbers)
-
-
-def _num_training(content: Mapping[str, Any], problems: list[str]) -> int | None:
-    stated = content.get("numTraining")
-    if stated is not None and label_id_of(stated) is None:
-        problems.append(f"dataset.json: numTraining is {stated!r}, expected the number of training cases")
-    return label_id_of(stated)
 
 
 def _lack_of(content: Mapping[str, Any], key: str, name: str, example: str) -> str:
@@ -241,23 +234,31 @@ def _label_problems(
         problems.append(f"'regions_class_order' has {len(order)} ids, expected {foreground}: one a foreground label")
     elif set(order) - set(ids):
         problems.append(f"'regions_class_order' holds {sorted(set(order) - set(ids))}, expected ids among {ids}")
-    elif has_regions and (changed := _changed_by_painting(labels, order)):
-        problems.append(
-            f"'regions_class_order' {list(order)} makes other ids of a perfect prediction: {', '.join(changed)}; list "
-            "the regions in 'labels' from the outermost inwards, and for each an id of its own that no later region holds"
-        )
     return problems
 
 
-def _changed_by_painting(labels: Mapping[str, int | tuple[int, ...]], order: Sequence[int]) -> list[str]:
-    """Return the ids that come back as ids of other regions when the regions are painted one over the other."""
-    regions = [ids_of_label(label) for label in labels.values() if label != 0]
+def region_order_problem(description: DatasetDescription) -> str | None:
+    """Return the problem of an order of regions by which a perfect prediction comes back with other ids.
+
+    An id may come back as another one that no region tells from it. Models and predictions that have such an order
+    already are taken as they are.
+    """
+    order = description.regions_class_order
+    if order is None or not description.has_regions:
+        return None
+    regions = [ids_of_label(label) for label in description.labels.values() if label != 0]
     changed = []
     for label_id in sorted({label_id for region in regions for label_id in region}):
         painted = [number for region, number in zip(regions, order, strict=True) if label_id in region][-1]
         if any((label_id in region) != (painted in region) for region in regions):
             changed.append(f"{label_id} -> {painted}")
-    return changed
+    if not changed:
+        return None
+    return (
+        f"dataset.json: 'regions_class_order' {list(order)} makes other ids of a perfect prediction: "
+        f"{', '.join(changed)}; list the regions in 'labels' from the outermost inwards, and for each an id that no "
+        "later region holds"
+    )
 
 
 def _file_ending(content: Mapping[str, Any], folder: Path, problems: list[str]) -> str:

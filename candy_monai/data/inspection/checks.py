@@ -16,7 +16,7 @@ import numpy as np
 
 from candy_monai.aliases import PathLike
 from candy_monai.data.datasets.folds import Fold, choose_folds, read_splits, split_problems
-from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase
+from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase, region_order_problem
 from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.images.alignment import displacement, misalignment, misfit, mismatch
@@ -127,6 +127,8 @@ def visit_dataset(
     if description is None:
         return CheckedDataset(listing=listing, report=DatasetReport(problems=tuple(problems), warnings=()))
     cases, test_cases, listing_problems = listing.cases["Tr"], listing.cases["Ts"], listing.problems["Tr"]
+    if not problems and (problem := region_order_problem(description)):
+        problems.append(problem)
     problems += listing_problems
     if description.num_training not in (None, len(cases)) and not listing_problems:
         problems.append(

@@ -76,11 +76,6 @@ def test_regions_keep_their_ids_and_their_order(tmp_path):
             {"labels": {"background": 0, "a": [1, 2], "b": 2, "ignore": 3}, "regions_class_order": [1, 3]},
             "ignore label 3; leave it out",
         ),
-        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [2, 1]}, "1 -> 2, 2 -> 1; list"),
-        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1, 1]}, "prediction: 2 -> 1; list"),
-        ({"labels": {"background": 0, "b": 2, "a": [1, 2]}, "regions_class_order": [2, 1]}, "prediction: 2 -> 1; list"),
-        ({"numTraining": "many"}, "numTraining is 'many', expected the number"),
-        ({"numTraining": True}, "numTraining is True, expected the number"),
         ({"labels": None}, "'labels' is missing"),
         ({"labels": ["a", "b"]}, r"'labels' is \['a', 'b'\], expected for example"),
         ({"channel_names": "CT"}, "'channel_names' is 'CT', expected for example"),
@@ -99,23 +94,6 @@ def test_a_description_that_makes_no_sense_is_an_error_that_says_why(tmp_path, c
     with pytest.raises(DatasetError, match=message):
         NNUNetDataset(tmp_path)
     assert check_dataset(tmp_path).problems
-
-
-@pytest.mark.parametrize(
-    ("regions", "order"),
-    [
-        ({"whole": [1, 2, 3], "core": [3]}, [1, 3]),  # no region tells 1 from 2
-        ({"kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, [1, 3, 2]),
-        ({"left": 1, "right": 2, "both again": [1, 2]}, [1, 2, 2]),
-    ],
-)
-def test_an_order_of_regions_is_right_where_painting_keeps_what_they_tell_apart(tmp_path, regions, order):
-    make(tmp_path, labels={"background": 0, **regions}, regions_class_order=order)
-    if "left" in regions:  # the last region hides the first
-        with pytest.raises(DatasetError, match="prediction: 1 -> 2; list"):
-            read_dataset_description(tmp_path)
-    else:
-        assert read_dataset_description(tmp_path).regions_class_order == tuple(order)
 
 
 def test_a_missing_folder_a_missing_file_and_broken_json_are_told_apart(tmp_path):
