@@ -57,7 +57,7 @@ def read(path: Path, *, is_label: bool) -> tuple[NDArray[np.generic], Geometry]:
         if is_label and picture.format == "JPEG":
             raise UnusableFileError(
                 "JPEG changes the values that it stores, label ids among them; export the labels from their original, "
-                "as PNG"
+                "as PNG, and in an nnU-Net folder the images, too"
             )
         geometry = _geometry_of(picture)
         samples = _samples_of(picture, path, is_label=is_label)
