@@ -27,7 +27,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("name", metavar="NAME", help="the class's name, such as MyTrainer")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the file to write (default: the name in small letters, here)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the file to write (default: here, the name in snake case: my_trainer.py)",
     )
 
 
