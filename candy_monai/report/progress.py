@@ -167,7 +167,7 @@ def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> 
         rests = ""
         if progress.num_validated:
             half = half_width(progress.standard_error, progress.num_validated)
-            within = f" (± {number_as_text(half)})" if math.isfinite(half) else ""
+            within = f" (±\u00a0{number_as_text(half)})" if math.isfinite(half) else ""
             rests = f", mean of {progress.num_validated} cases{within}"
         best |= {"value": number_as_text(progress.best_score), "detail": f"at epoch {progress.best_epoch}{rests}"}
     tiles.append(best)

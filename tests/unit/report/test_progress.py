@@ -96,7 +96,7 @@ def test_the_first_words_of_a_run_that_goes_on_are_score_epochs_time_and_forecas
         standard_error=0.01,
     )
     shown = tiles(progress_of_event(event))
-    assert shown["Best score"] == ("0.8000", "at epoch 4, mean of 9 cases (± 0.0231)")
+    assert shown["Best score"] == ("0.8000", "at epoch 4, mean of 9 cases (±\u00a00.0231)")
     assert shown["Epochs"][0] == "4 of 10"
     assert shown["Time left"] == ("6 min", "ends about Thu 12:06, 4 min so far")
     assert shown["Forecast"][0] == "0.9000"
