@@ -26,10 +26,10 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m "(slow or realdata) and not alone" --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
-# The tests of `quick` with another Python and other versions of what we depend on, in an environment made by uv:
+# The tests of `quick` with another Python and other versions of the dependencies, in an environment made by uv:
 #     make test-python PYTHON=3.13 VERSIONS=pinned|lowest|newest|weekly
-# pinned: those of constraints.txt; lowest and newest: of our own dependencies, as pyproject.toml allows them; weekly: the
-# newest, with MONAI's build of this week. What is installed is told first.
+# PYTHON is a version that uv finds or downloads. pinned: the versions of constraints.txt; lowest and newest: of our direct
+# dependencies, as pyproject.toml allows them; weekly: the newest, with MONAI's build of this week.
 VERSIONS ?= pinned
 OTHER := $(VENV)-$(PYTHON)-$(VERSIONS)
 UV := $(BIN)/uv
@@ -85,8 +85,9 @@ golden: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build *.egg-info candy_demo docs/_build docs/reference docs/tutorials
 
+# A bare version, as test-python takes it, is no command: the environment that holds uv is then one of python3.
 $(VENV)/.venv-made:
-	$(PYTHON) -m venv $(VENV)
+	$(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON)) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.venv-made pyproject.toml constraints.txt

@@ -15,7 +15,8 @@ _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
 def name_as_torchrun() -> None:
     """Write the variables that ``torchrun`` would have set, in a process that ``srun`` started as one of several tasks.
 
-    These are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from which PyTorch connects the processes. A
+    These are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, from which PyTorch connects the processes, and
+    LOCAL_WORLD_SIZE. A
     process that torchrun started, also below ``srun``, is left as it is. So is one that SLURM runs by itself: the body
     of a batch script and the shell of ``salloc`` know the number of tasks of their job, but are no tasks of a step.
 
@@ -42,6 +43,16 @@ def name_as_torchrun() -> None:
     nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST") or "127.0.0.1"
     variables.setdefault("MASTER_ADDR", first_host(nodes))
     variables.setdefault("MASTER_PORT", str(_port(variables)))
+    tasks = _tasks_by_node(variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = variables.get("SLURM_NODEID", "0")
+    if node.isdecimal() and int(node) < len(tasks):
+        variables.setdefault("LOCAL_WORLD_SIZE", str(tasks[int(node)]))
+
+
+def local_world_size() -> int:
+    """Return how many processes were started together on this machine, which share its cores and its memory."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
 def is_first() -> bool:
@@ -71,6 +82,14 @@ def first_host(node_list: str) -> str:
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list.strip())
     assert first is not None  # it matches nothing, too
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
+def _tasks_by_node(counts: str) -> list[int]:
+    """Return the number of tasks on each node that SLURM writes as ``4(x2),3``; none where it is written otherwise."""
+    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", counts):
+        return []
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    return [int(tasks) for tasks, repeated in found for _ in range(int(repeated or 1))]
 
 
 def _port(variables: Mapping[str, str]) -> int:

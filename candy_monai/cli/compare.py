@@ -23,9 +23,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "compare",
         run,
         summary="compare evaluations case by case: differences, tests, ranking",
-        text="Compare two methods or more on the same cases: means with intervals, paired differences with intervals, "
-        "Wilcoxon's signed-rank test with Holm's correction, and a ranking (rank in each case and class, then average)."
-        " Exits with 2 where cases, classes, references or the meaning of a metric differ.",
+        text="Compare two or more methods on the same cases: means with confidence intervals, paired differences with "
+        "confidence intervals, Wilcoxon's signed-rank test with Holm's correction, and a ranking (rank for each "
+        "case and class, then average). The exit code is 2 if cases, classes, references or the definition of a "
+        "metric differ.",
         example="candy-monai compare ours/summary.json nnunet/summary.json\n"
         "candy-monai compare experiments/crossval-a experiments/crossval-b --groups 'patient(\\d+)'\n"
         "candy-monai compare a.json b.json c.json --metrics dice,hd95 --out comparison.json --plot comparison.png",
@@ -38,9 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="a summary (of 'evaluate --summary' or nnU-Net), a folder with a summary.json, an experiment with a "
         "validation.json, or a cross-validation",
     )
-    parser.add_argument(
-        "--names", metavar="NAMES", help="what to call them, with commas between (default: their paths)"
-    )
+    parser.add_argument("--names", metavar="NAMES", help="their names, separated by commas (default: their paths)")
     parser.add_argument(
         "--metrics",
         metavar="NAMES",
@@ -50,13 +49,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--groups",
         metavar="REGEX|FILE.csv",
-        help="average the cases of a patient and count them once: what the expression finds in the case's id, or what "
-        "a CSV file of case ids and groups says",
+        help="average the cases of a patient and count them once; the patient is what the expression matches in the "
+        "case id, or is given by a CSV file of case ids and groups",
     )
     parser.add_argument(
         "--common",
         action="store_true",
-        help="compare the cases that all have, and name the others (default: such a case is an error)",
+        help="compare the cases that all evaluations have, and name the others (default: these are an error)",
     )
     parser.add_argument(
         "--intervals",
@@ -64,15 +63,16 @@ def add_parser(subparsers: Subparsers) -> None:
         default="t",
         help="95 %% confidence intervals of means by Student's t or the bootstrap (default: t)",
     )
-    parser.add_argument("--classes", action="store_true", help="show each class, too")
+    parser.add_argument("--classes", action="store_true", help="also show each class")
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.png",
-        help="draw the values of each as a box, and the paired differences with the intervals of their means",
+        help="draw the values of each method as a box plot, and the paired differences with the intervals of their "
+        "means",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, the classes among it")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of the tables")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all results, including those by class, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all results as JSON instead of the tables")
 
 
 def run(args: argparse.Namespace) -> int:

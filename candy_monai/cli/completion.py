@@ -34,9 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "completion",
         run,
-        summary="write a script by which your shell completes commands and options",
-        text="Write to standard output a script by which a shell completes the commands, their options and those "
-        "values of which there are few. File names complete as usual. bash and fish find the files of the examples by "
+        summary="write a completion script for your shell",
+        text="Write to standard output a script with which a shell completes the commands, their options, and values "
+        "from a fixed list. File names are completed as usual. bash and fish find the files of the examples by "
         "themselves; ~/.zshrc needs the line 'source ~/.candy-monai.zsh'.",
         example="candy-monai completion bash > ~/.local/share/bash-completion/completions/candy-monai\n"
         "candy-monai completion zsh > ~/.candy-monai.zsh\n"

@@ -23,8 +23,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "config",
         run,
         summary="store secrets, and show settings and where they are",
-        text="Store a secret for a dashboard, in a file that only you can read; list the secrets by name; show the "
-        "settings that are in force. No value of a secret is ever shown or taken on the command line.",
+        text="Store a secret for a dashboard, in a file that only you can read; list the names of the secrets; show "
+        "the settings in effect. The value of a secret is never shown, and never accepted on the command line.",
         example="candy-monai config set-secret notion_api_key\n"
         "candy-monai config list-secrets\n"
         "candy-monai config show",

@@ -32,12 +32,12 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "crossval",
         run,
-        summary="train every fold, side by side, and sum up",
-        text="Train each fold of a dataset in a process of its own, score every case by the model of the fold that "
-        "left it out, and write what these scores say together. Every option of 'train' holds for each fold; a "
-        "--budget is one fold's. With --configurations, 2-D and 3-D networks are trained on the same folds, for "
-        "'select' to choose from. The same command after an interruption leaves finished folds as they are and goes on "
-        "with the others.",
+        summary="train every fold and summarise the scores",
+        text="Train each fold of a dataset in a separate process, score every case with the model of the fold that "
+        "left it out, and summarise these scores. All options of 'train' apply to each fold; --budget is the "
+        "time for one fold. With --configurations, 2-D and 3-D networks are trained on the same folds, for "
+        "'select' to choose from. After an interruption, the same command skips finished folds and continues the "
+        "others.",
         example="candy-monai crossval Dataset004_Hippocampus --jobs 2 --epochs 50\n"
         "candy-monai crossval Dataset027_ACDC --configurations 2d,3d --budget 30m\n"
         "candy-monai crossval Dataset027_ACDC --launcher slurm --launcher-args time=12:00:00 --launcher-args gpus=1",
@@ -48,14 +48,15 @@ def add_parser(subparsers: Subparsers) -> None:
         dest="num_parallel",
         type=as_argument(whole_number(1).read),
         metavar="N",
-        help="folds trained at the same time, each with its share of the processors (default: 1, or all as jobs of "
-        "SLURM)",
+        help="number of folds trained at the same time, each with its share of the processors (default: 1, or all as "
+        "SLURM jobs)",
     )
     parser.add_argument(
         "--configurations",
         type=_names,
         metavar="2d,3d|all",
-        help="train each of these on every fold; all: those that the dataset has (default: the one of --configuration)",
+        help="train each of these configurations on every fold; all: those that suit the dataset (default: the one of "
+        "--configuration)",
     )
     add_training(parser, but=("fold", "jobs"))
     add_launcher(parser, "each fold as a job and wait for all; Ctrl-C cancels them")

@@ -19,17 +19,17 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "demo",
         run,
-        summary="try everything on a made-up dataset",
-        text="Write a small made-up dataset, train on it for a few minutes, predict cases that were not trained "
-        "on, and show the result in one picture. Needs no data and no GPU.",
+        summary="try candy_monai on a synthetic dataset",
+        text="Write a small synthetic dataset, train on it for a few minutes, predict cases that were not trained on, "
+        "and show the result in one picture. Needs neither data nor a GPU.",
         example="candy-monai demo --out candy_demo --budget 2m",
     )
-    add_options(parser, "out", default=Path("candy_demo"), help="folder for everything (default: candy_demo)")
+    add_options(parser, "out", default=Path("candy_demo"), help="folder for all files (default: candy_demo)")
     add_options(
-        parser, "budget_s", default=120.0, help="time for preparing and training: 90s, 10m, 1h30m (default: 2m)"
+        parser, "budget_s", default=120.0, help="time for preparation and training: 90s, 10m, 1h30m (default: 2m)"
     )
     add_options(parser, "device")
-    add_options(parser, "seed", default=0, help="seeds the data and the run (default: 0)")
+    add_options(parser, "seed", default=0, help="random seed of the data and the run (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,22 +19,22 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "ensemble",
         run,
-        summary="fuse label maps of several tools or annotators",
-        text="Fuse the label maps of each case in two folders or more: by majority vote, or by STAPLE, which estimates "
-        "how far each folder can be trusted in each class. The folders must hold the same names on the same grids; "
-        "anything else is refused by name before it is read. Trained experiments need none of this: 'predict' averages "
-        "the probabilities of several, which is better.",
+        summary="fuse the label maps of several tools or annotators",
+        text="Fuse the label maps of each case in two or more folders: by majority vote, or by STAPLE, which "
+        "estimates the reliability of each folder for each class. The folders must contain the same names on the "
+        "same grids; anything else is refused before the images are read. For trained experiments use 'predict', "
+        "which averages their probabilities and gives better results.",
         example="candy-monai ensemble annotator1 annotator2 annotator3 fused --method staple\n"
         "candy-monai ensemble ours nnunet totalsegmentator fused",
     )
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="folders of label maps, two or more")
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="two or more folders of label maps")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the fused label maps")
     parser.add_argument(
         "--method",
         choices=("majority", "staple"),
         default="majority",
-        help="majority: the id that most have, the lowest of equals; staple: SimpleITK's MultiLabelSTAPLE, which needs "
-        "the extra staple (default: majority)",
+        help="majority: the most frequent id (the lowest if there are several); staple: SimpleITK's MultiLabelSTAPLE, "
+        "which needs the extra staple (default: majority)",
     )
 
 

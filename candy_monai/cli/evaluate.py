@@ -34,16 +34,21 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="compare label maps with references",
         text="Compare the label maps of a folder with the references of the same names, and print the mean of each "
-        "metric by class. Classes, regions and the ignore label come from the dataset.json beside LABELS, where there "
-        "is one; an id that it does not know is an error. Label maps whose axes run another way are turned to their "
-        "references. Probabilities beside label maps are left out. Exits with 2 when names, grids or ids do not match.",
+        "metric by class. Classes, regions and the ignore label are taken from the dataset.json next to LABELS, "
+        "if there is one; an id that it does not name is an error. Label maps with differently oriented axes are "
+        "brought to the axes of their references. Probabilities next to label maps are ignored. The exit code is "
+        "2 if names, grids or ids do not match.",
         example="candy-monai evaluate predictions Dataset004_Hippocampus/labelsTs\n"
         "candy-monai evaluate predictions labelsTs --metrics dice,hd95 --summary summary.json\n"
         "candy-monai evaluate predictions labelsTs --metrics all --csv cases.csv --intervals t\n"
         "candy-monai evaluate ten_predictions labelsTs --common",
     )
-    parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="a folder of label maps, or one")
-    parser.add_argument("labels", metavar="LABELS", type=Path, help="the folder of the references, or one")
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", type=Path, help="a folder of label maps, or a single label map"
+    )
+    parser.add_argument(
+        "labels", metavar="LABELS", type=Path, help="the folder of the references, or a single reference"
+    )
     parser.add_argument(
         "--metrics",
         default="dice,iou",
@@ -55,47 +60,53 @@ def add_parser(subparsers: Subparsers) -> None:
         "--tolerance",
         type=_tolerance,
         metavar="MM|CLASS=MM,...",
-        help="tolerance of surface_dice, of all classes or of some by name or id (default: 1)",
+        help="tolerance of surface_dice, for all classes or for some given by name or id (default: 1)",
     )
     parser.add_argument(
         "--subvoxels",
         action="store_true",
-        help="surfaces between voxels, as DeepMind's surface-distance has them (default: the outermost voxels, as "
-        "MONAI's)",
+        help="measure surfaces between voxels, as DeepMind's surface-distance does (default: the outermost voxels, as "
+        "in MONAI)",
     )
     parser.add_argument(
         "--lesions",
         metavar="RULE",
-        help="when a lesion is found: panoptica (intersection over union of 0.5), brats (within a dilation of 3 "
-        "voxels, above 50 mm3), or entries as in 'iou=0.1,connectivity=faces' or 'brats,dilation=1,least_mm3=2' "
-        "(default: panoptica)",
+        help="when a lesion counts as detected: panoptica (intersection over union of 0.5), brats (within a dilation "
+        "of 3 voxels, above 50 mm3), or entries as in 'iou=0.1,connectivity=faces' or "
+        "'brats,dilation=1,least_mm3=2' (default: panoptica)",
     )
     parser.add_argument(
-        "--ignore", type=int, metavar="ID", help="label id whose voxels do not count (default: dataset.json's, if any)"
+        "--ignore",
+        type=int,
+        metavar="ID",
+        help="label id whose voxels are ignored (default: that of dataset.json, if any)",
     )
     parser.add_argument(
         "--common",
         action="store_true",
-        help="compare the cases that both folders have, and name the others (default: such a case is an error)",
+        help="compare the cases that are in both folders, and name the others (default: these are an error)",
     )
     parser.add_argument(
-        "--summary", type=Path, metavar="FILE", help="write everything in the form of nnU-Net's summary"
+        "--summary", type=Path, metavar="FILE", help="write all results in the format of nnU-Net's summary.json"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row of CSV for each case and class")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV file with a row for each case and class")
     parser.add_argument(
         "--intervals",
         choices=("t", "bootstrap"),
         help="show the 95 %% confidence intervals of the means over cases, by Student's t or the bootstrap; the "
-        "summary has them in any case (by t, if not said)",
+        "summary always contains them (by default, by t)",
     )
     parser.add_argument(
         "--jobs",
         type=as_argument(whole_number(1).read),
         metavar="N",
-        help="cases measured at once (default: one a processor; fewer where memory is short)",
+        help="number of cases measured at the same time (default: one per processor, fewer if memory is short)",
     )
     parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="write an HTML page of the cases and classes, which sorts and filters"
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="write an HTML page of the cases and classes, which can be sorted and filtered",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
     add_feedback(parser)
@@ -103,7 +114,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.evaluation.of_dataset import dataset_evaluator
+    from candy_monai.evaluation.scored_classes import dataset_evaluator
     from candy_monai.experiment.runs import refuse_run
     from candy_monai.files import check_results_writable
 

@@ -22,10 +22,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "export",
         run,
         summary="write a trained experiment for other software",
-        text="Write a trained experiment in a format that runs where candy_monai is not installed. Every target but "
-        "monai-bundle is the network in one file, with a JSON file beside it that says what it takes to use it: "
-        "spacing, orientation, normalisation, window, classes. What was written is compared with the experiment on "
-        "real cases, and is not kept if it differs.",
+        text="Write a trained experiment in a format that can be used without candy_monai. Every target except "
+        "monai-bundle is the network in one file, with a JSON file next to it that describes how to use it: "
+        "spacing, orientation, normalisation, window, classes. The result is compared with the experiment on "
+        "real cases, and is discarded if it differs.",
         example="candy-monai export experiments/UNetTrainer/20251101-14-a3f2 hippocampus --to monai-bundle\n"
         "candy-monai export experiments/crossval-Dataset004_Hippocampus hippocampus --to monai-bundle\n"
         "candy-monai export experiments/UNetTrainer/20251101-14-a3f2 hippocampus.onnx --to onnx\n"
@@ -36,31 +36,30 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="EXPERIMENT",
         nargs="+",
         type=Path,
-        help="an experiment's folder, that of a cross-validation, or of a trained nnU-Net; several become "
-        "an ensemble, where the target is monai-bundle",
+        help="the folder of an experiment, of a cross-validation, or of a trained nnU-Net; with monai-bundle, several "
+        "are exported as an ensemble",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write, or the file")
     parser.add_argument("--to", metavar="TARGET", required=True, help=targets)
     parser.add_argument(
         "--portable",
         action="store_true",
-        help="monai-bundle: name MONAI's transforms alone, of which some only come near those of the experiment; by "
-        "default the bundle carries ours",
+        help="monai-bundle: use only MONAI's transforms, some of which only approximate those of the experiment; by "
+        "default the bundle includes candy_monai's",
     )
     add_checkpoint(parser)
     parser.add_argument(
         "--images",
         type=Path,
         metavar="PATH",
-        help="an image or a folder of images to compare on (default: two cases that the experiment was validated on, "
-        "from its dataset; with monai-bundle up to ten)",
+        help="an image or a folder of images for the comparison (default: two validation cases of the experiment, "
+        "with monai-bundle up to ten)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file, or the bundle, that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file or bundle")
     add_options(
         parser,
         "trainer",
-        help="the trainer of your own that trained it, needed for any that is none of the bundles'; "
-        "the file is executed",
+        help="your own trainer that trained the experiment, if it was not that of a bundle; the file is executed",
     )
     add_options(parser, "trust")
 

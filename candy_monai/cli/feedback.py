@@ -24,12 +24,10 @@ def add_feedback(parser: argparse.ArgumentParser) -> None:
         "--log-format",
         choices=("text", "json"),
         default="text",
-        help="json: write one JSON object a line to standard output for each event, and everything else to standard "
+        help="json: write one JSON object per line to standard output for each event, and everything else to standard "
         "error (default: text)",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="say only where the result is, and what is to be warned of"
-    )
+    parser.add_argument("--quiet", action="store_true", help="print only warnings and the place of the result")
 
 
 class Feedback:

@@ -29,8 +29,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "forecast",
         run,
         summary="forecast the best score of a run",
-        text="Read the validation scores of a run so far and say which best score to expect, when, with an 80 % "
-        "interval, and what stopping now would cost; or why that cannot be said. Also draws it.",
+        text="Predict the best score of a run, its epoch, an 80 % interval and the cost of stopping now, from the "
+        "validation scores so far, or say why no forecast is possible. Also draws a figure.",
         example="candy-monai forecast experiments/UNetTrainer/20251101-14-a3f2\n"
         "candy-monai forecast lightning_logs/version_0/metrics.csv --column val_dice --epochs 200\n"
         "candy-monai forecast nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0 --json",
@@ -41,11 +41,11 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         help="an experiment's folder, a metrics.csv, a training_log of nnU-Net or the folder of one",
     )
-    add_options(parser, "num_epochs", help="epochs planned (default: what the run says)")
+    add_options(parser, "num_epochs", help="number of planned epochs (default: that of the run)")
     parser.add_argument(
         "--column",
         metavar="NAME",
-        help="the column of the score (default: 'val score', or 'Pseudo dice' for nnU-Net); a loss is negated",
+        help="the column with the score (default: 'val score', or 'Pseudo dice' for nnU-Net); a loss is negated",
     )
     parser.add_argument(
         "--picture",

@@ -33,10 +33,11 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "inspect",
         run,
-        summary="check a dataset and show what would be planned for it, or show what a MONAI Bundle names",
-        text="Read every case of a dataset, report what is wrong or unusual, and show its fingerprint and the "
-        "suggested plan. Writes nothing without --out. Exits with 2 when a problem would stop training. Of the folder "
-        "of a MONAI Bundle, show what it names, and whether it opens without running its Python.",
+        summary="check a dataset and show its plan, or show the contents of a MONAI Bundle",
+        text="Read every case of a dataset, report problems and unusual findings, and show its fingerprint and the "
+        "plan. Without --out, nothing is written. The exit code is 2 if a problem would stop training. For the "
+        "folder of a MONAI Bundle, show its contents, and whether it can be opened without running its Python "
+        "code.",
         example="candy-monai inspect Dataset004_Hippocampus --explain\n"
         "candy-monai inspect Dataset004_Hippocampus --out hippocampus\n"
         "candy-monai inspect Dataset004_Hippocampus --json > inspection.json\n"
@@ -46,11 +47,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "dataset",
         metavar="DATASET",
         type=Path,
-        help="a dataset folder in nnU-Net format, or the folder of a MONAI Bundle; only read",
+        help="a dataset folder in nnU-Net format, or the folder of a MONAI Bundle; it is never written to",
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument(
-        "--explain", action="store_true", help="say why each entry of the plan is what it is, and how to change it"
+        "--explain", action="store_true", help="give the reason for each entry of the plan, and how to change it"
     )
     parser.add_argument(
         "--out",
@@ -60,7 +61,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="write inspection.png (class frequencies, spacings, shapes, cases) and inspection.json to this folder",
     )
     add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "jobs")
-    add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
+    add_options(
+        parser, "device", help="the device to plan for: cpu, cuda, cuda:1, mps (default: auto, the best available)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,11 +22,11 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "label-issues",
         run,
-        summary="find labels that look wrong",
+        summary="find suspicious labels",
         text="Predict each case of a dataset with the runs that were not trained on it, usually the fold of a "
-        "cross-validation that held it back, and list the regions whose label every one of them contradicts, the most "
-        "doubtful first. Writes label_issues.json and a picture of each of the first regions. What is listed may as "
-        "well be an error of the models: look at it.",
+        "cross-validation that left it out, and list the regions where all of them contradict the label, the "
+        "most doubtful first. Writes label_issues.json and a picture of each of the first regions. A listed "
+        "region may also be an error of the models, so check it.",
         example="candy-monai label-issues experiments/crossval-Dataset004_Hippocampus issues\n"
         "candy-monai label-issues experiments/crossval-a experiments/crossval-b issues --mirror --pictures 50",
     )
@@ -35,24 +35,26 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="EXPERIMENT",
         nargs="+",
         type=Path,
-        help="the folder of a cross-validation or of a run on one fold; several must be of one dataset",
+        help="the folder of a cross-validation or of a run on one fold; several must belong to the same dataset",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the folder for the list and the pictures")
     parser.add_argument(
-        "--dataset", type=Path, metavar="FOLDER", help="where the dataset is now (default: where it was trained on)"
+        "--dataset", type=Path, metavar="FOLDER", help="the current path of the dataset (default: its original path)"
     )
     add_options(parser, "device")
     add_checkpoint(parser)
-    parser.add_argument("--mirror", action="store_true", help="average over mirror images along the plan's axes")
+    parser.add_argument(
+        "--mirror", action="store_true", help="average over mirrored images along the mirror axes of the plan"
+    )
     parser.add_argument(
         "--pictures",
         type=as_argument(whole_number(0).read),
         default=20,
         metavar="N",
-        help="draw so many regions (default: 20)",
+        help="number of regions to draw (default: 20)",
     )
     parser.add_argument("--json", action="store_true", help="print the list as JSON instead of the table")
-    add_options(parser, "trainer", help="the trainer of your own that trained the runs; the file is executed")
+    add_options(parser, "trainer", help="your own trainer that trained the runs; the file is executed")
     add_options(parser, "trust")
 
 

@@ -163,7 +163,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         prog=PROGRAM,
         description="From a folder of labelled medical images to a trained, checked and deployable MONAI model.",
         epilog=f"'{PROGRAM} COMMAND --help' shows a command's options and an example. "
-        f"To see everything work on made-up data: {PROGRAM} demo",
+        f"To try candy_monai on made-up data: {PROGRAM} demo",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="show the version")

@@ -21,14 +21,18 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "new-bundle",
         run,
-        summary="write a package with a bundle of your own, to change",
-        text="Write a Python package with a bundle that runs as it is: a module with a network and its trainer, a "
-        "pyproject.toml by which candy_monai finds it once it is installed, and a test. Nothing is written over.",
+        summary="write a package with a bundle to start from",
+        text="Write a Python package with a working bundle: a module with a network and its trainer, a pyproject.toml "
+        "through which candy_monai finds it once it is installed, and a test. Existing files are not "
+        "overwritten.",
         example="candy-monai new-bundle my_network\ncandy-monai new-bundle my_network --out packages/my-network",
     )
-    parser.add_argument("name", metavar="NAME", help="the bundle's name, such as my_network")
+    parser.add_argument("name", metavar="NAME", help="the name of the bundle, such as my_network")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the folder to write, new or empty (default: the name, here)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the folder to write, new or empty (default: the name, in the current folder)",
     )
 
 

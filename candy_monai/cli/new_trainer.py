@@ -20,17 +20,17 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "new-trainer",
         run,
-        summary="write a file with a trainer of your own, to change",
-        text="Write a commented Python file with a trainer that runs as it is: a small network and the methods that "
-        "one changes first. Nothing is written over.",
+        summary="write a file with a trainer to start from",
+        text="Write a commented Python file with a working trainer: a small network and the methods that are most "
+        "often changed. Existing files are not overwritten.",
         example="candy-monai new-trainer MyTrainer\ncandy-monai new-trainer MyTrainer --out ideas/first.py",
     )
-    parser.add_argument("name", metavar="NAME", help="the class's name, such as MyTrainer")
+    parser.add_argument("name", metavar="NAME", help="the name of the class, such as MyTrainer")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="the file to write (default: here, the name in snake case: my_trainer.py)",
+        help="the file to write (default: the name in snake case, such as my_trainer.py, in the current folder)",
     )
 
 

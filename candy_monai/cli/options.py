@@ -107,7 +107,9 @@ def add_debug(parser: argparse.ArgumentParser, *, default: bool | str) -> None:
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
     """Add the dataset's folder."""
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset folder in nnU-Net format; only read")
+    parser.add_argument(
+        "dataset", metavar="DATASET", type=Path, help="a dataset folder in nnU-Net format; it is never written to"
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -145,8 +147,8 @@ def add_requeue(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requeue",
         action="store_true",
-        help="in a job of SLURM: on SIGTERM or SIGUSR1, which 'sbatch --signal USR1@120' sends before the time is up, "
-        "save and put the job back into the queue; when it starts again the same command goes on",
+        help="in a SLURM job: on SIGTERM or SIGUSR1, which 'sbatch --signal USR1@120' sends before the time limit, "
+        "save and requeue the job; when it starts again, the same command continues",
     )
 
 
@@ -167,7 +169,7 @@ def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what a job asks for, by the long options of sbatch: time=12:00:00 (needed), partition=gpu, "
+        help="a resource of a job, as a long option of sbatch: time=12:00:00 (required), partition=gpu, "
         "gpus-per-node=1; may be repeated",
     )
 

@@ -29,14 +29,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "predict",
         run,
         summary="predict with a trained experiment",
-        text="Predict the label maps of an image, of a DICOM series (its folder) or of a folder of these. Each is "
-        "written with the shape and the position in space of its image; manifest.json beside them says what made "
-        "them, how large each class is and, for planned runs, how good each probably is; warnings name those to "
-        "distrust. Several experiments predict together, by the mean of their probabilities; the folder of a "
-        "cross-validation stands for its folds. Images must have the run's channels, as files that end in _0000, "
-        "_0001 and so on or in one file; anything else is refused, and --channels says which ones are meant. A case "
-        "that cannot be predicted is named and does not stop the others; the command then ends with 1. Processes that "
-        "torchrun starts share the cases.",
+        text="Predict the label maps of an image, of a DICOM series (its folder) or of a folder of these. Each label "
+        "map has the shape and the position in space of its image. manifest.json next to them records how they "
+        "were made, the volume of each class and, for planned runs, an estimate of their quality; warnings name "
+        "doubtful cases. Several experiments are combined by the mean of their probabilities; the folder of a "
+        "cross-validation stands for its folds. Images must have the channels of the run, as files that end in "
+        "_0000, _0001 and so on or in one file; anything else is refused, and --channels selects the channels. A "
+        "case that cannot be predicted is named and does not stop the others; the exit code is then 1. Processes "
+        "started by torchrun share the cases.",
         example="candy-monai predict experiments/UNetTrainer/20251101-14-a3f2 imagesTs predictions\n"
         "candy-monai predict experiments/crossval-Dataset004_Hippocampus imagesTs predictions --probabilities\n"
         "candy-monai predict RUN patient_0001.nii.gz predictions --channels 1,2\n"
@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="+",
         type=Path,
         help="the folder of an experiment, of a cross-validation, of a MONAI Bundle or of a trained nnU-Net v2 "
-        "(TRAINER__PLANS__CONFIGURATION); several are averaged",
+        "(TRAINER__PLANS__CONFIGURATION); several are combined",
     )
     parser.add_argument(
         "input",
@@ -68,27 +68,30 @@ def add_parser(subparsers: Subparsers) -> None:
         "--channels",
         type=as_argument(parse_channels),
         metavar="N,N",
-        help="which channels are the run's, in its order: 1,2 takes files that end in _0001 and _0002, or these "
-        "channels of a file that holds more; none: such numbers belong to the names of the cases (default: 0,1,... and "
-        "nothing else may be there)",
+        help="the channels to use, in the order of the run: 1,2 selects files that end in _0001 and _0002, or these "
+        "channels of a file that holds more; none: such numbers are part of the case names (default: 0,1,... and "
+        "no others are allowed)",
     )
     parser.add_argument(
         "--memory",
         type=as_argument(parse_memory),
         metavar="SIZE",
-        help="memory that a case may take beside the network and the libraries: 1G, 500M; what does not fit goes "
-        "to temporary files (default: no limit)",
+        help="memory limit for a case, in addition to the network and the libraries: 1G, 500M; scores that do not fit "
+        "are kept in temporary files (default: no limit)",
     )
     parser.add_argument(
-        "--mirror", action="store_true", help="average over mirror images along the plan's axes: better and slower"
+        "--mirror",
+        action="store_true",
+        help="average over mirrored images along the mirror axes of the plan: better, but slower",
     )
     parser.add_argument(
-        "--largest-component", action="store_true", help="keep only the largest connected part of each class"
+        "--largest-component", action="store_true", help="keep only the largest connected component of each class"
     )
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="also write CASE_probabilities.nii.gz, a channel a class; the label map is where each is the greatest",
+        help="also write CASE_probabilities.nii.gz, with one channel per class; the label map is the class with the "
+        "highest one",
     )
     parser.add_argument(
         "--statistics",
@@ -99,8 +102,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--continue",
         dest="resume",
         action="store_true",
-        help="leave the label maps as they are that manifest.json says to be by the same model and settings, from the "
-        "same images (default: predict all; several processes go on always)",
+        help="skip cases that, according to manifest.json, were predicted by the same model and settings from the "
+        "same images (default: predict all; several processes always skip them)",
     )
     parser.add_argument(
         "--to-dicom-seg",
@@ -111,20 +114,19 @@ def add_parser(subparsers: Subparsers) -> None:
         "--segments",
         type=Path,
         metavar="FILE",
-        help="codes and colours of the segments of --to-dicom-seg by the names of the classes, JSON: "
-        '{"liver": {"type": ["10200004", "SCT", "Liver"], "color": [221, 130, 101]}}',
+        help='a JSON file with codes and colours of the segments of --to-dicom-seg by class name: {"liver": {"type": '
+        '["10200004", "SCT", "Liver"], "color": [221, 130, 101]}}',
     )
     add_options(
         parser,
         "trainer",
-        help="the trainer of your own that trained it, needed for any that is none of the bundles'; "
-        "the file is executed",
+        help="your own trainer that trained the experiment, if it was not that of a bundle; the file is executed",
     )
     add_options(
         parser,
         "trust",
-        help="build whatever the transforms of an experiment name, and run the Python of a MONAI Bundle, not only what "
-        "is known: it may run any code, so trust its author",
+        help="also build unknown transforms of an experiment, and run the Python code of a MONAI Bundle: they may run "
+        "any code, so use this only if you trust the author",
     )
     add_feedback(parser)
 

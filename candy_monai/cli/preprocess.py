@@ -20,17 +20,19 @@ def add_parser(subparsers: Subparsers) -> None:
         "preprocess",
         run,
         summary="plan for a dataset and preprocess it",
-        text="Check a dataset, plan for it, and store the preprocessed cases, as 'train' does first. 'train' then "
-        "finds them, given the same --out or --store, --bundle, --trainer or --network with its --network-args, "
-        "--configuration, --set, --plan, --transforms and --device. Cases that were stored before are left "
-        "as they are. Processes that torchrun starts share the cases.",
+        text="Check a dataset, make a plan for it, and store the preprocessed cases, which is also the first part of "
+        "'train'. 'train' then uses them, if it is given the same --out or --store, --bundle, --trainer or "
+        "--network with its --network-args, --configuration, --set, --plan, --transforms and --device. Cases "
+        "that are already stored are skipped. Processes started by torchrun share the cases.",
         example="candy-monai preprocess Dataset004_Hippocampus --set spacing_mm=1,1,1\n"
         "torchrun --nproc-per-node 2 -m candy_monai preprocess Dataset004_Hippocampus --jobs 1",
     )
     add_dataset(parser)
     add_options(parser, "bundle", "trainer", "network", "network_args", "configuration", "overrides", "plan", "jobs")
     add_options(parser, "out", "store", "store_precision", "transforms", "trust")
-    add_options(parser, "device", help="what to plan for: cpu, cuda, cuda:1, mps (default: auto, the best there is)")
+    add_options(
+        parser, "device", help="the device to plan for: cpu, cuda, cuda:1, mps (default: auto, the best available)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

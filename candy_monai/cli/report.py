@@ -20,17 +20,21 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         run,
-        summary="write the page of a run, or compare runs",
-        text="Write report.html of a run again, from what is in its folder: curves, scores of cases and classes, "
-        "images, plan, settings and log in one file, which opens without a server. Runs of earlier versions have one, "
-        "too. Of several runs, write a page that compares them: what differs in settings, plan and data, their curves, "
-        "and their scores case by case. Of the folder of a cross-validation, write crossval.html, with the cases of "
-        "all folds.",
+        summary="write the report page of a run, or compare runs",
+        text="Write the report.html of a run again, from the files in its folder: curves, scores of cases and "
+        "classes, images, plan, settings and log in one file, which opens without a server. This also works for "
+        "runs of earlier versions. For several runs, write a page that compares them: differences in settings, "
+        "plan and data, their curves, and their scores case by case. For the folder of a cross-validation, write "
+        "crossval.html, with the cases of all folds.",
         example="candy-monai report experiments/UNetTrainer/20251101-14-a3f2\n"
         "candy-monai report experiments/UNetTrainer/* --out comparison.html",
     )
     parser.add_argument(
-        "experiments", metavar="EXPERIMENT", nargs="+", type=Path, help="an experiment's folder; several are compared"
+        "experiments",
+        metavar="EXPERIMENT",
+        nargs="+",
+        type=Path,
+        help="the folder of an experiment; several are compared",
     )
     parser.add_argument(
         "--out",

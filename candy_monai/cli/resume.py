@@ -1,4 +1,4 @@
-"""``candy-monai resume``: go on with an interrupted training."""
+"""``candy-monai resume``: continue an interrupted training."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "resume",
         run,
-        summary="go on with an interrupted training",
-        text="Continue a run from where it was last saved; on a CPU the result is that of a run that was never "
-        "interrupted, to the bit. A run that is finished is left as it is, unless --epochs asks for more.",
+        summary="continue an interrupted training",
+        text="Continue a run from its last saved state; on a CPU the result is bit-identical to that of an "
+        "uninterrupted run. A finished run is not changed, unless --epochs is larger than before.",
         example="candy-monai resume experiments/UNetTrainer/20251101-14-a3f2\n"
         "candy-monai resume experiments/UNetTrainer/20251101-14-a3f2 --epochs 200 --schedule restart",
     )
@@ -41,12 +41,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--schedule",
         choices=("keep", "stretch", "restart"),
-        help="what the learning rate does when --epochs makes the run longer: keep it at its end value; stretch the "
-        "schedule of an unfinished run; restart it for the added epochs of a finished one",
+        help="the learning rate if --epochs extends the run: keep it at its final value; stretch the schedule of an "
+        "unfinished run; restart the schedule for the added epochs of a finished run",
     )
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="the dataset (default: where it was)")
     parser.add_argument(
-        "--force", action="store_true", help="go on even if the data, the network or the trainer are other ones"
+        "--dataset", type=Path, metavar="DIR", help="the current path of the dataset (default: its original path)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="continue even if the data, the network or the trainer differ"
     )
     add_requeue(parser)
     add_feedback(parser)

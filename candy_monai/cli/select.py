@@ -25,41 +25,40 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "select",
         run,
-        summary="choose the model of a cross-validation that should be shipped",
-        text="Predict every case by the models of the fold that left it out, and choose the configuration, or the "
-        "ensemble of configurations, with the greatest mean Dice; then, where classes are regions, the probability "
-        "that each must exceed, and postprocessing (the largest component of the foreground or of single classes, "
-        "removal of small components, filling of holes), each kept only where it helps. The choice and its reasons are "
-        "written to inference.json in CROSSVAL, which 'predict CROSSVAL' and 'export CROSSVAL' follow. The same "
-        "command after an interruption goes on.",
+        summary="choose the best model of a cross-validation",
+        text="Predict every case with the models of the fold that left it out, and choose the configuration, or the "
+        "ensemble of configurations, with the highest mean Dice. Then choose the threshold of each region, if "
+        "classes are regions, and the postprocessing (keep the largest component of the foreground or of single "
+        "classes, remove small components, fill holes); a step is kept only if it helps. The choice and its "
+        "reasons are written to inference.json in CROSSVAL, which 'predict CROSSVAL' and 'export CROSSVAL' "
+        "follow. After an interruption, the same command continues.",
         example="candy-monai select experiments/crossval-Dataset027_ACDC\n"
         "candy-monai select experiments/crossval-Dataset027_ACDC --memory 4G --json",
     )
-    parser.add_argument("crossval", metavar="CROSSVAL", type=Path, help="the folder that 'crossval' made")
+    parser.add_argument("crossval", metavar="CROSSVAL", type=Path, help="the folder of a cross-validation")
     parser.add_argument(
-        "--dataset", metavar="DATASET", type=Path, help="where the dataset is now (default: where it was)"
+        "--dataset", metavar="DATASET", type=Path, help="the current path of the dataset (default: its original path)"
     )
     add_options(parser, "device")
     parser.add_argument(
         "--memory",
         type=as_argument(parse_memory),
         metavar="SIZE",
-        help="memory that predicting a case may take, as for 'predict' (default: no limit)",
+        help="memory limit for predicting a case, as for 'predict' (default: no limit)",
     )
     parser.add_argument(
         "--jobs",
         type=as_argument(whole_number(1).read),
         metavar="N",
-        help="cases scored at once (default: one a processor; fewer where memory is short)",
+        help="number of cases scored at the same time (default: one per processor, fewer if memory is short)",
     )
     add_options(
         parser,
         "trainer",
-        help="the trainer of your own that trained the folds, needed for any that is none of the bundles'; "
-        "the file is executed",
+        help="your own trainer that trained the folds, if it was not that of a bundle; the file is executed",
     )
     add_options(parser, "trust")
-    parser.add_argument("--json", action="store_true", help="print what inference.json holds instead of the table")
+    parser.add_argument("--json", action="store_true", help="print the content of inference.json instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -38,10 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "sweep",
         run,
-        summary="search settings by training with many of them",
-        text="Train a dataset with settings that Optuna proposes, each trial a run as 'train' makes it, and end those "
-        "early that will not beat the best. Every option of 'train' holds for each trial; a --budget is one trial's. "
-        "The same command goes on with a sweep that was interrupted, and with more --trials makes it longer.",
+        summary="search for good settings",
+        text="Search settings with Optuna. Each trial is a run as with 'train'; trials that are not expected to "
+        "exceed the best one are ended early. All options of 'train' apply to each trial; --budget is the time "
+        "for one trial. The same command continues an interrupted sweep, and with a larger --trials extends it.",
         example="candy-monai sweep Dataset004_Hippocampus --space space.yml --trials 20 --epochs 50\n"
         "with space.yml:\n"
         "  learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -53,13 +53,18 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a YAML or JSON file of what to search: entries of the plan, as --set knows them, attributes of the "
-        "trainer, bundle, network, configuration or warm_up; each as {low: A, high: B}, with log: true or a step, or "
-        "as {choices: [A, B]}",
+        help="a YAML or JSON file with the search space: entries of the plan (as for --set), attributes of the "
+        "trainer, bundle, network, configuration or warm_up; each as {low: A, high: B}, optionally with log: "
+        "true or a step, or as {choices: [A, B]}",
     )
     whole = as_argument(whole_number(1).read)
     parser.add_argument(
-        "--trials", dest="num_trials", type=whole, required=True, metavar="N", help="trials of the sweep in all"
+        "--trials",
+        dest="num_trials",
+        type=whole,
+        required=True,
+        metavar="N",
+        help="total number of trials of the sweep",
     )
     parser.add_argument(
         "--jobs",
@@ -67,7 +72,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=whole,
         default=1,
         metavar="N",
-        help="trials at the same time, each with its share of the processors (default: 1)",
+        help="number of trials at the same time, each with its share of the processors (default: 1)",
     )
     parser.add_argument(
         "--storage",

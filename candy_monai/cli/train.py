@@ -38,8 +38,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "train",
         run,
         summary="train on a dataset",
-        text="Check a dataset, plan for it, preprocess it, and train on one fold of it. Ends by naming the "
-        "experiment's folder, and the command that predicts with it.",
+        text="Check a dataset, make a plan for it, preprocess it, and train on one fold of it. At the end, the folder "
+        "of the experiment and the command for predicting with it are printed.",
         example="candy-monai train Dataset004_Hippocampus --budget 10m\n"
         "candy-monai train Dataset004_Hippocampus --fold 1 --epochs 50 --set batch_size=4 --seed 42\n"
         "candy-monai train Dataset004_Hippocampus --epochs 50 --repeat-seeds 5",
@@ -50,8 +50,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--repeat-seeds",
         type=as_argument(whole_number(2).read),
         metavar="N",
-        help="train with N seeds, one after the other, from --seed on (default: from 0), and sum up the mean and "
-        "spread of their scores; a --budget is one run's",
+        help="train with N consecutive seeds, starting at --seed (default: 0), and report the mean and the standard "
+        "deviation of the scores; --budget is the time for one run",
     )
     add_launcher(parser, "the training as a job and return; the same command says how it goes, or goes on with it")
     add_requeue(parser)

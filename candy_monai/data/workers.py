@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from filelock import FileLock
 
+from candy_monai import launched
 from candy_monai.data.images.reading import read_geometry
 from candy_monai.errors import CandyError
 from candy_monai.files import NO_LOCKS
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 _BYTES_PER_VOXEL = 48
 """Peak of decoding, normalising and resampling one channel with its label: a few copies in 4 and 8 bytes."""
+
+_BYTES_PER_MEASURED_VOXEL = 64
+"""Peak of reading and measuring a pair of label maps: both in 8 bytes, masks, and components of lesions."""
 
 _USABLE_SHARE = 0.6
 
@@ -106,10 +110,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may compute on: of a machine's those of its job, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may compute on: those of its job, where the system tells.
+
+    Processes that were started together on a machine, and bound to no cores of their own, share all of them.
+    """
+    cores = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return own if own < cores else max(1, cores // launched.local_world_size())
 
 
 def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
@@ -117,22 +124,44 @@ def case_workers(cases: Sequence[NNUNetCase], jobs: int | None = None) -> int:
 
     The largest file stands for the largest case; where its header cannot be read, cores alone decide.
     """
-    return threads_for(len(cases), lambda: _largest_bytes(cases), jobs=jobs)
+
+    def largest_bytes() -> float:
+        largest = max(cases, key=lambda case: case.images[0].stat().st_size)
+        geometry = read_geometry(largest.images[0])
+        channels = max(len(largest.images), geometry.num_channels)
+        return _BYTES_PER_VOXEL * math.prod(geometry.spatial_shape) * (channels + 1) / 2
+
+    return _threads_for(len(cases), largest_bytes, jobs=jobs, unknown_bytes=0)
 
 
-def threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: int | None = None) -> int:
-    """Return how many threads may each hold a case: at least 1, at most ``jobs``, fewer where memory is short.
+def measuring_workers(references: Sequence[Path]) -> int:
+    """Return how many threads may each measure a prediction: one a core, fewer where memory is short.
 
-    Args:
-        num_cases: Cases in all.
-        largest_bytes: Returns what the largest one takes; called only where it matters.
-        jobs: The most threads; None for one a core.
+    The largest file stands for the largest case; where its header cannot be read, there is one at a time.
+    """
+
+    def largest_bytes() -> float:
+        largest = max(references, key=lambda path: path.stat().st_size)
+        return _BYTES_PER_MEASURED_VOXEL * math.prod(read_geometry(largest).spatial_shape)
+
+    return _threads_for(len(references), largest_bytes, jobs=None, unknown_bytes=math.inf)
+
+
+def _threads_for(num_cases: int, largest_bytes: Callable[[], float], *, jobs: int | None, unknown_bytes: float) -> int:
+    """Return how many threads may each hold a case; what the largest one takes is asked only where it matters.
+
+    Processes that were started together on a machine share its free memory.
     """
     most = max(1, min(jobs or usable_cores(), num_cases))
     free = free_memory_bytes()
     if most == 1 or free is None:
         return most
-    return max(1, min(most, int(_USABLE_SHARE * free / max(1, largest_bytes()))))
+    try:
+        needed = largest_bytes()
+    except (OSError, CandyError, IndexError):
+        needed = unknown_bytes
+    usable = _USABLE_SHARE * free / launched.local_world_size()
+    return max(1, min(most, int(usable / max(1, needed))))
 
 
 def free_memory_bytes() -> int | None:
@@ -145,13 +174,3 @@ def free_memory_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
-
-
-def _largest_bytes(cases: Sequence[NNUNetCase]) -> int:
-    try:
-        largest = max(cases, key=lambda case: case.images[0].stat().st_size)
-        geometry = read_geometry(largest.images[0])
-    except (OSError, CandyError, IndexError):
-        return 0
-    channels = max(len(largest.images), geometry.num_channels)
-    return _BYTES_PER_VOXEL * math.prod(geometry.spatial_shape) * (channels + 1) // 2

@@ -20,11 +20,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, metrics_named
 from candy_monai.evaluation.comparison_results import Comparison, Difference, MethodScore, MetricComparison
 from candy_monai.evaluation.results import EvalResult
-from candy_monai.evaluation.statistics import (
-    Method,
-    check_method,
-    statistics_of,
-)
+from candy_monai.evaluation.statistics import Method, check_method, statistics_of
 from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of, summary_in
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.metrics.interval import CONFIDENCE
@@ -98,16 +94,19 @@ def compare_evaluations(
         rank = _mean_ranks(grouped, metric)
         ranks.append(rank)
         compared = partial(_compared, metric=metric, names=names, method=method, confidence=confidence)
-        found = compared(_mean_of_known(grouped, axis=2), class_index=None, undefined=int(partly.sum()))
-        overall += _corrected([_with_ranks(found, rank)])
-        of_classes = [
-            _with_ranks(
-                compared(grouped[:, :, i], class_index=index, undefined=int(partly[:, i].sum())),
-                _mean_ranks(grouped[:, :, [i]], metric),
-            )
-            for i, index in enumerate(classes)
-        ]
-        by_class += _corrected(of_classes)
+        means = _mean_of_known(grouped, axis=2)
+        overall += _corrected([compared(means, rank, class_index=None, undefined=int(partly.sum()))])
+        by_class += _corrected(
+            [
+                compared(
+                    grouped[:, :, i],
+                    _mean_ranks(grouped[:, :, [i]], metric),
+                    class_index=index,
+                    undefined=int(partly[:, i].sum()),
+                )
+                for i, index in enumerate(classes)
+            ]
+        )
     mean_ranks = _mean_of_known(np.array(ranks), axis=0).tolist()
     order = sorted(zip(names, mean_ranks, strict=True), key=lambda entry: (math.isnan(entry[1]), entry[1]))
     return Comparison(
@@ -290,6 +289,7 @@ def _mean_ranks(values: _Floats, metric: str) -> _Floats:
 
 def _compared(
     values: _Floats,
+    ranks: _Floats,
     *,
     metric: str,
     class_index: str | None,
@@ -298,17 +298,17 @@ def _compared(
     method: Method,
     confidence: float,
 ) -> MetricComparison:
-    """Compare values ``(methods, cases)``, which lack the same cases."""
+    """Compare values ``(methods, cases)``, which lack the same cases, of methods with these mean ranks."""
     known = values[:, ~np.isnan(values).any(0)]
     facts = CLASS_METRICS[metric]
     methods = tuple(
         MethodScore(
             name=name,
             statistics=statistics_of(row, method=method, confidence=confidence, bounds=facts.bounds),
-            mean_rank=math.nan,
+            mean_rank=float(rank),
             values=tuple(row.tolist()),
         )
-        for name, row in zip(names, known, strict=True)
+        for name, row, rank in zip(names, known, ranks, strict=True)
     )
     differences = []
     for one, other in itertools.combinations(range(len(names)), 2):
@@ -374,8 +374,3 @@ def _corrected(compared: Sequence[MetricComparison]) -> list[MetricComparison]:
         replace(each, differences=tuple(replace(d, p_corrected=next(corrected)) for d in each.differences))
         for each in compared
     ]
-
-
-def _with_ranks(compared: MetricComparison, ranks: _Floats) -> MetricComparison:
-    methods = (replace(m, mean_rank=float(rank)) for m, rank in zip(compared.methods, ranks, strict=True))
-    return replace(compared, methods=tuple(methods))

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from candy_monai.data.datasets.bases import SupervisedDataset
 from candy_monai.data.values import label_id_of, plain_tensor
-from candy_monai.data.workers import in_order
+from candy_monai.data.workers import in_order, measuring_workers
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, ClassCounts, definitions_of, metrics_named
 from candy_monai.evaluation.measuring import ComparedCase, Measure, Metric, UnknownIdsError, confusion
 from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
-from candy_monai.evaluation.parallel import jobs_for
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.inference.inputs import find_inputs, is_path
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.metrics.lesions import LesionRule
 
 _DEFAULT_TOLERANCE_MM = 1.0
@@ -144,7 +143,11 @@ class Evaluator:
         pairs: Iterable[Pair] = found.pairs
         if jobs is None:
             pairs = list(pairs) if is_path(references) else pairs
-            jobs = jobs_for([Path(file) for pair in pairs if (file := pair.files[1])]) if isinstance(pairs, list) else 1
+            jobs = (
+                measuring_workers([Path(file) for pair in pairs if (file := pair.files[1])])
+                if isinstance(pairs, list)
+                else 1
+            )
 
         def case_of(pair: Pair) -> ComparedCase:
             prediction, reference = (loaded(entry) for entry in (pair.first, pair.second))

@@ -16,7 +16,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
-from candy_monai.evaluation.statistics import Method, Statistics, as_json_number, statistics_of
+from candy_monai.evaluation.statistics import Method, Statistics, as_json_number, interval_over_classes, statistics_of
 from candy_monai.files import atomic_write_json, atomic_write_text
 from candy_monai.metrics.interval import CONFIDENCE, mean_of_known, number_as_text
 
@@ -145,8 +145,6 @@ class EvalResult(Sequence[EvalCase]):
         return dict(self._statistics[method, confidence])
 
     def _computed_statistics(self, method: Method, confidence: float) -> dict[int | None, dict[str, Statistics]]:
-        from candy_monai.evaluation.interval import interval
-
         found: dict[int | None, dict[str, Statistics]] = {}
         for index in self.cases[0].classes if self.cases else ():
             found[index] = {
@@ -164,10 +162,7 @@ class EvalResult(Sequence[EvalCase]):
                 mean_of_known(metrics[name] for index, metrics in case.classes.items() if index != 0)
                 for case in self.cases
             ]
-            bounds = CLASS_METRICS[name].bounds
-            ends = None
-            if math.isfinite(mean):
-                ends = interval(self, name, confidence=confidence, bounds=bounds, method=method)
+            ends = interval(self, name, method=method, confidence=confidence) if math.isfinite(mean) else None
             overall[name] = replace(statistics_of(of_cases), mean=mean, interval=ends)
         return found | ({None: overall} if overall else {})
 
@@ -373,6 +368,18 @@ class EvalResult(Sequence[EvalCase]):
             raise BadInputError(f"{metric!r} was not measured; there are {', '.join(metrics)}.{hint}")
         valued = [(value, case) for value, case in zip(metrics[metric], self.cases, strict=True) if value == value]
         return tuple(case for _, case in sorted(valued, key=lambda entry: sign * entry[0]))
+
+
+def interval(
+    result: EvalResult, metric: str = "dice", *, method: Method = "t", confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Return the confidence interval of a metric's mean over the foreground classes' means; None where there is none.
+
+    See `interval_over_classes`.
+    """
+    classes = [index for index in (result.cases[0].classes if result.cases else ()) if index != 0]
+    values = [[case.classes[index][metric] for index in classes] for case in result.cases]
+    return interval_over_classes(values, method=method, confidence=confidence, bounds=CLASS_METRICS[metric].bounds)
 
 
 def _means_by_class(cases: Sequence[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:

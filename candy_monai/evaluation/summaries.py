@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from candy_monai.aliases import PathLike
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
-from candy_monai.evaluation.interval import interval
-from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.experiment.runs import folds_below, what_is_below
 from candy_monai.experiment.summary import Summary, read_summary, summary_of

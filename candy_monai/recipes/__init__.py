@@ -1,5 +1,5 @@
-"""Whole tasks in one call, as the command line offers them: train, resume, cross-validate, predict, inspect.
+"""Complete tasks in one call, as on the command line: train, resume, cross-validate, predict, inspect.
 
-A dataset's folder, a bundle's name and a budget enter; a trained experiment, or a folder of predictions, leaves. The
-parts are of the packages below; here they are put together.
+The inputs are the folder of a dataset, the name of a bundle and a budget; the outputs are trained experiments and
+folders of predictions. This package combines the components of the packages below it.
 """

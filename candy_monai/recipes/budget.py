@@ -1,6 +1,6 @@
-"""How fast this machine trains a plan, and how a time is divided into epochs, validation and the scores at the end.
+"""Measure how fast this machine trains a plan, and divide a time budget into epochs, validation and final scores.
 
-Which plan the time is spent on is decided in ``candidates.py``.
+The choice among several plans is made in ``candidates.py``.
 """
 
 from __future__ import annotations
@@ -26,43 +26,44 @@ from candy_monai.training.segmentation import SegmentationTrainer
 from candy_monai.training.toolbox import TrainerToolbox
 
 MEASURING_SHARE = 0.06
-"""Share of the time that measuring may take, but for the first step of each plan that is measured, which is needed."""
+"""Share of the time that measuring may take, without the first step of each measured plan, which cannot be avoided."""
 SHARE_OF_A_PLAN = 0.5
-"""Share of this that measuring the first plan may take, in every precision, and each further one of what is left."""
+"""Share of the measuring time for the first plan, in all precisions; each further plan gets this share of the rest."""
 ROUNDS = 3
-"""Each precision is timed so often, by turns: what else the machine does for a moment must not decide between them."""
+"""Number of rounds in which the precisions are timed in turn, so that a temporary load does not decide between them."""
 MOST_STEPS = 40
-"""Steps that are timed at most in a round: more say hardly more."""
+"""Maximum number of timed steps in a round; more hardly improve the estimate."""
 MOST_CASES = 3
 CLEARLY_SLOWER = 1.5
-"""A precision is not timed again if its first round took so many times as long as the fastest one's."""
+"""A precision is not timed again if its first round took this many times as long as that of the fastest."""
 TARGET_EPOCHS = 25
 SHORTEST_EPOCH_S = 4.0
 VALIDATION_SHARE = 0.05
 """Share of the time that validation during training may take."""
 TIMES_FASTER = 4
-"""A plan has epochs for a machine so much faster than a few steps suggested. It is the time that ends the run."""
+"""A plan has enough epochs for a machine this many times faster than measured; the time limit ends the run."""
 FINAL_SHARE = 0.25
-"""Share of the time that scoring the validation cases at the end may take; where all would take more, some are."""
+"""Maximum share of the time for scoring the validation cases at the end; if all would take longer, only some are
+scored."""
 RESERVE_SHARE = 0.03
-"""Share of the time that is kept back, for pictures and what else surrounds the epochs."""
+"""Share of the time that is reserved for pictures and other work around the epochs."""
 RESERVE_S = 14.0
-"""Kept back besides, for building the run, drawing the last pictures, opening the predictor and ending the process, on
-a machine that is three times slower by then; of a short time less."""
+"""Further reserve for building the run, drawing the last pictures, opening the predictor and ending the process, on a
+machine that has become three times slower; a short budget reserves less."""
 _MOST_RESERVED = 0.32
 ENDING_S = 4.0
-"""Of these what is kept back once the predictor is open."""
+"""The part of this reserve that remains once the predictor is open."""
 SHORTEST_KEPT_S = 60.0
-"""A shorter budget may be overrun, by what opening the trained weights takes: it cannot keep `RESERVE_S` back."""
+"""A shorter budget cannot reserve `RESERVE_S`, and may be exceeded by the time for opening the trained weights."""
 EPOCH_OVERHEAD_S = 0.3
 FEWEST_CASES = 10
-"""Cases that a validation score is the mean of, if there are so many: of fewer it says little."""
+"""Minimum number of cases for a validation score, if there are that many; fewer give an unreliable mean."""
 DEAREST_VALIDATION = 0.1
-"""Share of the time that one validation may take, and all of those of `FEWEST_CASES` together."""
+"""Maximum share of the time for one validation, and for all validations of `FEWEST_CASES` cases together."""
 FROM_FILES = 2
-"""Scoring a case from its file takes so many times what scoring a preprocessed one does."""
+"""Scoring a case from its file takes this many times as long as scoring a preprocessed case."""
 PASSES_TO_MIRROR = 200
-"""How often each case must be seen before mirroring pays."""
+"""Number of passes over the training cases from which on mirroring is worthwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Speed:
     """Measured seconds.
 
     Attributes:
-        amp: The precision that was faster.
+        amp: The fastest precision.
         step_s: One optimizer step, data included.
         case_s: One validation case, scored.
     """
@@ -83,16 +84,16 @@ class Speed:
 def measure_speed(
     trainer: SegmentationTrainer, *, seconds: float, precisions: Sequence[Precision] | None = None
 ) -> Speed:
-    """Time some steps of this trainer, and a few cases.
+    """Measure the time of some steps of this trainer, and of a few cases.
 
-    Of the steps the lower quartile counts: the machine's own speed, whatever else it does in three quarters of the time
-    or less. If that goes on the run is shortened for it. The weights that are trained here are thrown away; the run
-    draws its own from its seed.
+    The lower quartile of the step times is used: it is the speed of the machine without other load, if this is present
+    in at most three quarters of the time. If the load persists, the run is shortened accordingly. The weights trained
+    here are discarded; the run draws its own from its seed.
 
     Args:
         trainer: A trainer with its plan and its loaders.
-        seconds: How long to go on measuring; one step and one case are measured in any case.
-        precisions: Those to time, of which the fastest is taken; None for all that the device has.
+        seconds: The time for measuring; at least one step and one case are measured.
+        precisions: The precisions to compare; None for all that the device supports.
     """
     rehearsal = Rehearsal(trainer)
     training, validation = rehearsal.loaders
@@ -118,7 +119,7 @@ def measure_speed(
 
 
 def allowances(seconds: float) -> Iterator[float]:
-    """Yield the seconds that measuring each plan may take, `MEASURING_SHARE` of a time in all."""
+    """Yield the seconds for measuring each plan, in total `MEASURING_SHARE` of a time."""
     left_s = MEASURING_SHARE * seconds
     while True:
         yield SHARE_OF_A_PLAN * left_s
@@ -139,22 +140,22 @@ def fit_to_time(
     num_training_cases: int,
     spent_s: float = 0.0,
 ) -> Plan:
-    """Return the plan with an epoch, and validation, that a time holds about `TARGET_EPOCHS` of.
+    """Return the plan with epochs and validation sized so that about `TARGET_EPOCHS` epochs fit into a time.
 
-    The epochs planned are more, `TIMES_FASTER` as many: a time limit ends the run, and the schedule with it, so that a
-    machine that was busy while it was measured is made use of later.
+    `TIMES_FASTER` times as many epochs are planned, and a time limit ends the run and the schedule, so that a machine
+    that was busy during the measurement is fully used later.
 
-    A run so short that it sees each case only a few times does not mirror: to learn every anatomy in all its mirror
-    images takes longer than that, and its own is what will be asked. How to validate and whether to mirror is left as
-    it is where the user chose it.
+    A run so short that it sees each case only a few times does not mirror: learning the mirrored anatomies as well
+    would take longer, and only the original ones are evaluated. A validation or mirroring that the user chose is kept.
 
     Args:
         plan: The plan.
         speed: What was measured.
-        seconds: What is left for training and validation, the final one included.
-        num_cases: Validation cases; those that `num_scored` allows are scored once more at the end, from their files.
-        num_training_cases: Training cases.
-        spent_s: What preparing and measuring have taken, for messages.
+        seconds: The time left for training and validation, including the final one.
+        num_cases: Number of validation cases; those that `num_scored` allows are scored again at the end, from their
+            files.
+        num_training_cases: Number of training cases.
+        spent_s: The time that preparation and measuring have taken, for messages.
 
     Raises:
         SettingsError: If the time is too short for a single step, or for a step and a validation that the user chose.
@@ -197,7 +198,7 @@ def fit_to_time(
 
 
 def usable_s(speed: Speed, seconds: float, num_cases: int) -> float:
-    """Return the seconds that are left for training and the validation on the way."""
+    """Return the seconds that are left for training and for validation during training."""
     reserve_s = RESERVE_SHARE * seconds + min(RESERVE_S, _MOST_RESERVED * seconds)
     return seconds - reserve_s - final_validation_s(speed, seconds, num_cases)
 
@@ -208,7 +209,7 @@ def final_validation_s(speed: Speed, seconds: float, num_cases: int) -> float:
 
 
 def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
-    """Return how many of the validation cases are scored at the end: all, unless that took more than its share."""
+    """Return how many validation cases are scored at the end: all, unless that would take too long."""
     most = FINAL_SHARE * max(0.0, seconds)
     if FROM_FILES * num_cases * speed.case_s <= most:
         return num_cases
@@ -216,7 +217,7 @@ def num_scored(speed: Speed, seconds: float, num_cases: int) -> int:
 
 
 def _timed_steps(rehearsal: Rehearsal, toolbox: TrainerToolbox, seconds: float) -> list[float]:
-    """Return the seconds of steps; those of the first, a warm-up, only where it took all the time."""
+    """Return the durations of steps; that of the first, a warm-up step, only if it took all the time."""
     toolbox.model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(rehearsal.loaders.training))
     durations: list[float] = []
@@ -229,7 +230,7 @@ def _timed_steps(rehearsal: Rehearsal, toolbox: TrainerToolbox, seconds: float) 
 
 
 def _timed_cases(rehearsal: Rehearsal, toolbox: TrainerToolbox, cases: Sequence[Batch], seconds: float) -> list[float]:
-    """Return the seconds that scoring each of some cases took, as many as there is time for."""
+    """Return the seconds for scoring each of some cases, as many as there is time for."""
     for network in toolbox.networks:
         network.eval()
     durations: list[float] = []
@@ -244,7 +245,7 @@ def _timed_cases(rehearsal: Rehearsal, toolbox: TrainerToolbox, cases: Sequence[
 
 
 def _case_s(durations: Sequence[float], cases: Sequence[Batch]) -> float:
-    """Return the seconds of a case of mean size, by the median of seconds a voxel, which one slow moment leaves."""
+    """Return the seconds for a case of mean size, from the median of the seconds per voxel."""
     if not durations:
         return 0.0
     sizes = [case.images[0].numel() for case in cases]
@@ -253,7 +254,7 @@ def _case_s(durations: Sequence[float], cases: Sequence[Batch]) -> float:
 
 
 def _precisions_at_hand(device: torch.device) -> Sequence[Precision]:
-    """Return what is worth timing: bf16 on a CPU without hardware for it is emulated, and slow to find out."""
+    """Return the precisions worth timing; without hardware support, bf16 on a CPU is emulated and very slow."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
     else:

@@ -1,9 +1,10 @@
-"""Which plan to spend a time on: the candidates, the steps that the time holds of each, and the one that is chosen.
+"""Choose the plan to spend a time budget on, from candidates and the number of steps of each that fit into the time.
 
-A step that is cheap can be made often; a wide network learns more from each. The candidates are the plan that follows
-from the data, its relatives with lighter steps, those with a wider network, and the plan of the other configuration.
-Steps are measured where it matters, by `candy_monai.recipes.budget.measure_speed`, and predicted from a measured
-relative elsewhere. Between configurations experience decides: `candy_monai.data.planning.experience`.
+Many cheap steps fit into a time, but a wide network learns more from each step. The candidates are the plan that
+follows from the data, variants with cheaper steps, variants with a wider network, and the plan of the other
+configuration. The steps of variants that may be chosen are measured by `candy_monai.recipes.budget.measure_speed`;
+those of the others are predicted from a measured variant. The configuration is chosen according to earlier runs:
+`candy_monai.data.planning.experience`.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from candy_monai.data.planning.rules import DEFAULT_MEMORY_BYTES
 from candy_monai.recipes.budget import Speed
 
 FEWEST_STEPS = 400
-"""With fewer steps than this, cheaper ones are better."""
+"""With fewer steps than this, cheaper steps are preferred."""
 
 STEPS_TO_WIDEN = 3000
 """With more steps than this, a wider network is measured ..."""
 
 STEPS_WHEN_WIDE = 1500
-"""... and taken if it still gets so many."""
+"""... and chosen if it still gets this many steps."""
 
 MOST_MEASURED = 5
-"""Plans that are measured at most."""
+"""Maximum number of measured plans."""
 
 _WORTHWHILE = 0.75
-"""A relative must cut a step's time to this share to be worth what it gives up."""
+"""A variant is considered only if it reduces the time of a step to this share."""
 
 _CLEARLY = 1.3
-"""By so much a measurement must contradict a prediction to count."""
+"""A measurement overrides a prediction only if they differ by this factor."""
 
 _SMALLEST_BATCH = 2
 _NARROWEST, _WIDEST, _WIDEST_LEVEL = 8, 32, 320
@@ -46,14 +47,14 @@ _SHORTER = 0.7  # of each axis: half the voxels of a picture, a third of a volum
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A plan that the time could be spent on.
+    """A plan on which the time could be spent.
 
     Attributes:
         plan: The plan.
         step_s: Seconds of a step.
-        num_steps: Steps that the time holds.
+        num_steps: Number of steps that fit into the time.
         is_measured: Whether the step was measured, or predicted from that of another plan.
-        verdict: Why it is chosen, or is not.
+        verdict: The reason why it was chosen or not.
         is_chosen: Whether it is.
         follows_filters: Whether the network is as wide as the plan says.
     """
@@ -71,7 +72,7 @@ class Candidate:
         return f"{self.in_words()}: {about}{self.num_steps:.0f} steps ({self.verdict})"
 
     def in_words(self) -> str:
-        """Return in words what a step trains: the choices that a budget makes."""
+        """Return in words what a step trains on: the choices that a budget makes."""
         plan, patch = self.plan, " x ".join(map(str, self.plan.patch_shape))
         patches = "1 patch" if plan.batch_size == 1 else f"{plan.batch_size} patches"
         widths = f", network of {plan.filters[0]} to {max(plan.filters)} filters" if self.follows_filters else ""
@@ -94,12 +95,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighed:
-    """What was weighed, and chosen.
+    """The candidates, and the chosen one.
 
     Attributes:
         plan: The plan that is chosen.
         speed: Its speed.
-        candidates: All that were weighed, the chosen one first.
+        candidates: All candidates, the chosen one first.
     """
 
     plan: Plan
@@ -107,7 +108,7 @@ class Weighed:
     candidates: tuple[Candidate, ...]
 
     def in_words(self) -> str:
-        """Return in one line what was weighed besides what is chosen."""
+        """Return one line about the candidates that were not chosen."""
         others = [str(candidate) for candidate in self.candidates if not candidate.is_chosen]
         if not others:
             return "Weighed: nothing, since what was chosen leaves one plan"
@@ -123,15 +124,15 @@ def choose(
     may_resize: bool = True,
     other: tuple[Plan, str] | None = None,
 ) -> Weighed:
-    """Return the plan, or the relative of it, that makes best use of a time, with its speed and the other candidates.
+    """Return the plan, or the variant of it, that makes best use of a time, with its speed and the other candidates.
 
     Args:
         plan: The plan that follows from the data.
         measure: Returns the speed of a plan on this machine, in one of these precisions or the fastest of all.
-        num_steps: How many steps fit at a speed, now.
+        num_steps: Returns the number of steps that fit into the remaining time at a speed.
         memory_bytes: Memory that a wider network may use; None for what a plan assumes.
-        may_resize: Whether the network is as wide as the plan says, so that another width is another network.
-        other: The plan of the other configuration, and why it is not the one; None where there is none.
+        may_resize: Whether the plan sets the width of the network, so that other widths can be tried.
+        other: The plan of the other configuration, and why it was not chosen; None if there is none.
     """
     begun_with = plan if "patch_shape" in plan.chosen else without_margin(plan)
     weighing = _Weighing(begun_with, measure, num_steps, follows_filters=may_resize)
@@ -150,7 +151,7 @@ def choose(
 
 
 class _Weighing:
-    """The plan that is the best so far, and those that are not."""
+    """The best plan so far, and the rejected ones."""
 
     def __init__(
         self,
@@ -166,7 +167,7 @@ class _Weighing:
         self._num_measured = 1
 
     def lighten(self, lightened: Callable[[Plan], Plan | None]) -> None:
-        """Go on to lighter steps until there are enough of them."""
+        """Try cheaper steps until enough of them fit."""
         while self._num_steps(self.speed) < FEWEST_STEPS and (relative := lightened(self.plan)) is not None:
             # To measure one that is bound to be too slow would only cost time.
             while self._num_steps(self._predicted(relative)) < FEWEST_STEPS and (further := lightened(relative)):
@@ -181,7 +182,7 @@ class _Weighing:
                 return  # the prediction was right: what a few steps more or less say does not count
 
     def widen(self, widened: Callable[[Plan], Plan | None]) -> None:
-        """Go on to wider networks while enough steps of them are left."""
+        """Try wider networks as long as enough steps of them fit."""
         while self._num_steps(self.speed) > STEPS_TO_WIDEN and (relative := widened(self.plan)) is not None:
             if (measured := self._measured(relative)) is None:
                 return
@@ -191,12 +192,12 @@ class _Weighing:
             self._go_on_to(relative, measured, "there is time for a wider network")
 
     def reject(self, plan: Plan | None, verdict: str, measured: Speed | None = None) -> None:
-        """Record a plan that is not taken, if it is one."""
+        """Record a plan that is not chosen, unless it is None."""
         if plan is not None:
             self.rejected.append(self.candidate(plan, verdict, measured))
 
     def candidate(self, plan: Plan, verdict: str, measured: Speed | None) -> Candidate:
-        """Return a plan with its steps, of measured or else of predicted length."""
+        """Return a plan with its number of steps, from a measured or else a predicted duration."""
         speed = measured or self._predicted(plan)
         return Candidate(
             plan=plan,
@@ -214,7 +215,7 @@ class _Weighing:
         self.reject(before, verdict, its_speed)
 
     def _measured(self, plan: Plan) -> Speed | None:
-        """Return the speed of a plan, in the precision that was the fastest; None where enough were measured."""
+        """Return the speed of a plan in the fastest precision; None if enough plans were measured already."""
         self._num_measured += 1
         return None if self._num_measured > MOST_MEASURED else self._measure(plan, [self.speed.amp])
 
@@ -223,10 +224,11 @@ class _Weighing:
 
 
 def work(plan: Plan) -> float:
-    """Return what a step takes, in a unit of its own: the geometric mean of its memory traffic and its multiplications.
+    """Return the cost of a step in arbitrary units: the geometric mean of memory traffic and multiplications.
 
-    A narrow network waits for memory, a wide one computes. By this one of twice the width takes 2.8 times as long, and
-    kernels of 3 x 3 x 3 take 1.7 times as long as of 3 x 3 on as many voxels, near what CPUs were measured to need.
+    A narrow network is limited by memory, a wide one by computation. By this measure a network of twice the width takes
+    2.8 times as long, and kernels of 3 x 3 x 3 take 1.7 times as long as kernels of 3 x 3 on as many voxels, which is
+    close to measurements on CPUs.
     """
     size, values, products, previous = plan.patch_shape, 0.0, 0.0, len(plan.channel_names)
     for kernel, stride, width in zip(plan.kernel_sizes, plan.strides, plan.filters, strict=True):
@@ -241,8 +243,8 @@ def work(plan: Plan) -> float:
 def without_margin(plan: Plan) -> Plan:
     """Return the plan with a patch that is no larger than the median case.
 
-    A planned patch is rounded up to what the network divides it by. Where whole cases fit into one, up to half of it is
-    padding; the next smaller patch sees nearly as much and is trained on that much more often.
+    A planned patch is rounded up to a multiple of the network's divisor. If whole cases fit into it, up to half of it
+    is padding; the next smaller patch covers nearly as much, and allows correspondingly more steps.
     """
     patch = tuple(
         size if size <= typical else max(typical // divisor, _VOXELS_AT_BOTTOM) * divisor
@@ -252,9 +254,10 @@ def without_margin(plan: Plan) -> Plan:
 
 
 def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
-    """Return the plan with cheaper steps: of fewer patches, else of smaller ones, else by a narrower network, or None.
+    """Return the plan with cheaper steps: fewer patches, else smaller ones, else a narrower network; or None.
 
-    The network's depth stays, and a patch still leaves its lowest level four voxels along each axis.
+    The depth of the network is kept, and the
+    lowest level still has four voxels along each axis of a patch.
     """
     fixed = (*fixed, *plan.chosen)
     if "batch_size" not in fixed and plan.batch_size > _SMALLEST_BATCH:
@@ -268,7 +271,7 @@ def lighter(plan: Plan, *, fixed: Sequence[str] = ()) -> Plan | None:
 
 
 def wider(plan: Plan, *, memory_bytes: int | None = None) -> Plan | None:
-    """Return the plan with a network of twice the width; None if that is wider than nnU-Net's, or needs more memory."""
+    """Return the plan with a network of twice the width; None if it is too wide or needs too much memory."""
     if "filters" in plan.chosen or 2 * plan.filters[0] > _WIDEST:
         return None
     filters = tuple(max(width, min(2 * width, _WIDEST_LEVEL)) for width in plan.filters)

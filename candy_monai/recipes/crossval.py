@@ -1,7 +1,7 @@
-"""Every fold of a dataset trained as a process of its own, several side by side, and summed up. Trains nothing itself.
+"""Train every fold of a dataset in a separate process, several at a time, and summarise the scores.
 
-A fold that was interrupted is resumed, one that is finished is left as it is: the same call goes on where it was. What
-the scores of the folds say together is in `fold_scores`.
+An interrupted fold is resumed and a finished one skipped, so the same call continues after an interruption. The summary
+of the scores is computed in `fold_scores`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from candy_monai.text import read_json
 
 Configuration = Literal["2d", "3d"]
 CONFIGURATIONS: tuple[Configuration, ...] = get_args(Configuration)
-"""What a dataset may be trained in, one beside the other."""
+"""The configurations that can be trained on the same folds."""
 
 OPTIONS = "options.json"
 """The options that the folds of a configuration have in common."""
 _MAY_CHANGE = (*OF_A_MACHINE, "trust", "save_every", "no_references", "no_report")
-"""Options that a cross-validation may go on with otherwise, since none of them decides what is learned."""
+"""Options that may be changed when a cross-validation is continued, since they do not affect what is learned."""
 _POLL_S = 0.2
 
 
@@ -64,34 +64,34 @@ def cross_validate(
     on_progress: Callable[[str], None] = print,
     **keywords: Any,
 ) -> Path:
-    """Train every fold of a dataset in a process of its own, and write what their scores say together.
+    """Train every fold of a dataset in a separate process, and write a summary of their scores.
 
-    Each fold's experiment and log lie in ``<out>/crossval-<dataset>/fold_<n>/``; with ``configurations``, in
+    The experiment and the log of each fold are in ``<out>/crossval-<dataset>/fold_<n>/``; with ``configurations``, in
     ``<out>/crossval-<dataset>/<configuration>/fold_<n>/``. Every case is scored by the model of the fold that left it
-    out: also those that the budget of a fold left no time for.
+    out, including the cases for which the budget of a fold left no time.
 
     Args:
         dataset: The dataset's folder, nnU-Net format.
-        options: What decides each fold's run, its ``fold`` aside; ``budget_s`` is one fold's. Trainers and frontends of
-            your own are named as ``FILE:Class``. None for the defaults.
-        configurations: Of ``2d`` and ``3d`` those to train, each on the same folds; ``all`` for those that the dataset
-            has. None for the one of ``options``.
-        num_parallel: Folds trained at the same time; each gets its share of the CPU's cores, for preprocessing too,
-            and, where there are several, a GPU of its own. None for one, or as many as the launcher takes.
-        launcher: What starts the folds, such as a `JobLauncher` of ``candy_monai.recipes.jobs``; None for processes of
-            this machine.
-        on_progress: Told what is being done, a line at a time.
+        options: The options of each fold's run, except ``fold``; ``budget_s`` is the budget of one fold. Your own
+            trainers and frontends are given as ``FILE:Class``. None for the defaults.
+        configurations: The configurations to train on the same folds, ``2d`` and ``3d``; ``all`` for those that suit
+            the dataset; None for the one of ``options``.
+        num_parallel: Number of folds trained at the same time; each gets its share of the CPU cores, also for
+            preprocessing, and its own GPU if there are several. None for one, or as many as the launcher allows.
+        launcher: Starts the folds, such as a `JobLauncher` of ``candy_monai.recipes.jobs``; None for processes on this
+            machine.
+        on_progress: Called with a line of text for each stage.
         **keywords: Fields of `TrainOptions`, in place of those of ``options``.
 
     Returns:
-        The summary's file, ``crossval.json``: Dice (0 to 1) of each fold and class, their means and spread over the
-        folds, and the interval of the mean over all cases; null where there is none. With ``configurations``, this
-        under the name of each.
+        The file with the summary, ``crossval.json``: the Dice (0 to 1) of each fold and class, their means and standard
+        deviations over the folds, and the confidence interval of the mean over all cases; null for undefined values.
+        With ``configurations``, it holds this under the name of each configuration.
 
     Raises:
-        BadInputError: If the dataset or an option cannot work, folds were begun before on other cases or with other
+        BadInputError: If the dataset or an option is invalid, existing folds were started on other cases or with other
             options, or another process trains them; nothing was trained.
-        RunFailedError: If a fold failed; the others were trained all the same.
+        RunFailedError: If a fold failed; the others were trained nevertheless.
     """
     if num_parallel is not None and num_parallel < 1:
         raise SettingsError(f"the number of folds at the same time must be at least 1, got {num_parallel}")
@@ -153,10 +153,10 @@ def cross_validate(
 def _checked(
     runs: Sequence[SeparateRun], folds: Sequence[Fold], dataset: NNUNetDataset, digests: Digests
 ) -> Iterator[str]:
-    """Yield a warning for each fold that was begun on another state of the dataset.
+    """Yield a warning for each fold that was started on another state of the dataset.
 
     Raises:
-        BadInputError: If one was begun on other cases, some of which would be scored twice.
+        BadInputError: If one was started on other cases, some of which would be scored twice.
     """
     for run, fold in zip(runs, folds, strict=True):
         if run.experiment is None or (trained := read_description(run.experiment).dataset) is None:
@@ -172,10 +172,10 @@ def _checked(
 
 
 def _begun_alike(options: TrainOptions, runs: Sequence[SeparateRun]) -> None:
-    """Write down the options that decide what one configuration's folds learn.
+    """Write the options that affect the training of a configuration's folds.
 
     Raises:
-        BadInputError: If folds were begun with others, so that one table would mix both.
+        BadInputError: If existing folds were started with other options, so that one table would mix both.
     """
     file = Path(options.out) / OPTIONS
     chosen = {name: value for name, value in json.loads(options.to_json()).items() if name not in _MAY_CHANGE}

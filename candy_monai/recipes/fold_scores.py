@@ -1,4 +1,4 @@
-"""The scores of a cross-validation's folds: completed where a budget ended first, and what they say together."""
+"""Complete and summarise the scores of the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.device import find_device
-from candy_monai.evaluation.interval import interval
-from candy_monai.evaluation.of_dataset import scored_classes
-from candy_monai.evaluation.results import EvalCase, EvalResult
+from candy_monai.evaluation.results import EvalCase, EvalResult, interval
+from candy_monai.evaluation.scored_classes import scored_classes
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description
@@ -37,7 +36,7 @@ def score_the_rest(
     *,
     on_progress: Callable[[str], None],
 ) -> None:
-    """Score all validation cases of a finished fold, where its budget left time for some of them alone."""
+    """Score all validation cases of a finished fold, if its budget left time for only some of them."""
     number = len(_scored(experiment))
     if experiment is None or not number:
         return
@@ -65,11 +64,12 @@ def score_the_rest(
 
 
 def summary_of_folds(folds: Mapping[int | str, Path | None], description: DatasetDescription) -> dict[str, Any]:
-    """Return what the scores of folds say together, given the experiment of each that has one.
+    """Return the summary of the scores of folds, given the experiment of each fold that has one.
 
     Returns:
         The Dice of each fold and class, their means over the folds, ``std`` of the folds' Dice, and under ``cases`` the
-        means over all cases, each scored once, with the 95 % interval of the foreground's; None where there is none.
+        means over all cases, each scored once, with the 95 % confidence interval of the foreground mean; None for
+        undefined values.
     """
     results = {number: _scored(experiment) for number, experiment in folds.items()}
     found: list[dict[str, Any]] = [
@@ -96,7 +96,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _scored(experiment: Path | None) -> EvalResult:
-    """Return the scores of a fold's cases; without any cases where it has none."""
+    """Return the scores of a fold's cases, which are empty if it has none."""
     file = None if experiment is None else experiment / VALIDATION_SCORES
     if file is None or not file.is_file():
         return EvalResult(cases=())
@@ -114,7 +114,7 @@ def _scored(experiment: Path | None) -> EvalResult:
 
 
 def _dice(result: EvalResult) -> dict[str, Any]:
-    """Return the mean Dice over the classes and of each class as plain values, null where there is none."""
+    """Return the mean Dice over the classes and that of each class as plain values; None if undefined."""
     return {
         "foreground_mean": as_json_number(result.mean_metrics.get(METRIC, math.nan)),
         "classes": {str(index): as_json_number(metrics[METRIC]) for index, metrics in result.class_means.items()},

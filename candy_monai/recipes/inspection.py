@@ -1,4 +1,4 @@
-"""A dataset in one picture: charts of its fingerprint above a sheet of some of its cases. Never writes into it."""
+"""Draw a dataset in one picture: charts of its fingerprint above a sheet of some of its cases. Never writes into it."""
 
 from __future__ import annotations
 

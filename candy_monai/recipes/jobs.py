@@ -1,8 +1,8 @@
-"""Runs as jobs of a cluster, submitted by ``submitit``: a queue decides when, and what takes longer goes on by itself.
+"""Runs as jobs of a cluster, submitted by ``submitit`` and requeued at their time limit.
 
-A job begins its run or goes on with it, in a process below its own. Before its time is up SLURM signals it: the run
-finishes its step and saves, and the job goes back into the queue. What is known of a job lies in its run's folder, so
-that the command that submitted it finds it again.
+A job starts or resumes its run in a child process. SLURM signals the job before its time limit: the run finishes its
+step and saves, and the job is requeued. The information about a job is in the folder of its run, so that the command
+that submitted it finds it again.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ LauncherName = Literal["slurm", "local"]
 LAUNCHERS: tuple[LauncherName, ...] = get_args(LauncherName)
 
 JOB = "job.json"
-"""In a run's folder: the job that was submitted for it last."""
+"""The file in a run's folder with the last job that was submitted for it."""
 
 _MOST_AT_ONCE = 1000
-"""More jobs than folds or trials: the queue decides how many run."""
+"""Maximum number of submitted jobs, more than there are folds or trials: the queue decides how many run."""
 _MOST_RESTARTS = 1000
-"""So often a job may go back into the queue: practically always."""
+"""Maximum number of times that a job is requeued: practically unlimited."""
 _ASK_EVERY_S = 30.0
-"""Between two questions to the queue, which all users of a cluster share."""
+"""Interval between two queries of the queue, which all users of a cluster share."""
 _SETTLE_S = 60.0
 """How long a shared file system may take to show here what a job wrote elsewhere."""
 _INTERRUPTED = 130
 _DAYS_OF_LOCAL_JOBS = 365
 
 _OURS = ("ntasks", "array", "output", "error", "signal", "open_mode")
-"""Options of sbatch that follow from the job itself."""
+"""Options of sbatch that are derived from the job itself."""
 _WHOLE = ("nodes", "ntasks_per_node", "signal_delay_s")
 _OF_LOCAL = ("time", "gpus_per_node")
 _OF_A_JOB = re.compile(r"SLURM_(?!CONF$)|SLURMD_|SRUN_|SUBMITIT_|MASTER_|((LOCAL_)?(RANK|WORLD_SIZE)$)")
@@ -58,7 +58,7 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 class RunInJob:
-    """What a job does: it begins a run, or goes on with it.
+    """The work of a job: it starts or resumes a run.
 
     Args:
         run: The run.
@@ -93,7 +93,7 @@ class RunInJob:
             raise RunFailedError(f"{run.name}: exit code {code}, see {run.log}")
 
     def checkpoint(self) -> Any:
-        """Return for submitit what the job does when it starts again, once the run has finished its step and saved."""
+        """Return, for submitit, the work of the requeued job, once the run has finished its step and saved."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
@@ -106,13 +106,13 @@ class RunInJob:
 
 
 class JobProcess:
-    """A job, as the process of a run that is waited for.
+    """A job, with the interface of the process of a run.
 
     Args:
-        job: Of submitit's.
+        job: The submitit job.
         run: Its run.
-        is_queued: Whether the job waits or runs.
-        say: Told of what is cancelled.
+        is_queued: Whether the job is pending or running.
+        say: Called with messages about cancelled jobs.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class JobProcess:
         self._ask_every_s = _ASK_EVERY_S
 
     def poll(self) -> int | None:
-        """Return 0 where the run came to its end and 1 where it failed; None while the job waits or runs."""
+        """Return 0 if the run was finished and 1 if it failed; None while the job is pending or running."""
         if self._code is None:
             self._code = self._found()
         return self._code
@@ -176,17 +176,17 @@ class JobLauncher:
 
     Args:
         name: ``"slurm"``, or ``"local"`` for jobs as processes of this machine, to try things out.
-        arguments: What the jobs ask for: for SLURM the long options of sbatch without their dashes, such as
+        arguments: The resources of the jobs: for SLURM the long options of sbatch without their dashes, such as
             ``{"partition": "gpu", "time": "12:00:00", "gpus-per-node": "1"}``, and ``setup``, shell commands to run
-            before; for ``"local"`` of these ``time`` and ``gpus-per-node``.
-        say: Told of what is submitted, found and cancelled.
+            first; for ``"local"`` only ``time`` and ``gpus-per-node``.
+        say: Called with messages about submitted, found and cancelled jobs.
 
     Attributes:
-        is_elsewhere: Whether the jobs run on other machines, and go on when the command that submitted them ends.
-        num_parallel: How many jobs are submitted at once where the user does not say.
+        is_elsewhere: Whether the jobs run on other machines, and continue when the command that submitted them ends.
+        num_parallel: Number of jobs that are submitted at once by default.
 
     Raises:
-        SettingsError: If an argument cannot work, or SLURM is not there.
+        SettingsError: If an argument is invalid, or SLURM is not available.
         MissingExtraError: If submitit is not installed.
     """
 
@@ -199,7 +199,7 @@ class JobLauncher:
         self._parameters = _parameters_of(name, arguments or {})
 
     def start(self, run: SeparateRun, slot: int = 0) -> JobProcess:
-        """Submit a job that begins a run or goes on with it, or find the one that was submitted for it before.
+        """Submit a job that starts or resumes a run, or find the one that was already submitted for it.
 
         Raises:
             RunFailedError: If the cluster does not take the job.
@@ -224,7 +224,7 @@ class JobLauncher:
         return self._process(job, run)
 
     def found(self, run: SeparateRun) -> JobProcess | None:
-        """Return the job that was submitted for a run before and waits or runs on the cluster; None without one."""
+        """Return the pending or running job of a run on the cluster; None if there is none."""
         import submitit
 
         try:
@@ -244,19 +244,19 @@ class JobLauncher:
 def submit_training(
     dataset: PathLike, options: TrainOptions | None = None, *, launcher: JobLauncher, **keywords: Any
 ) -> SeparateRun:
-    """Submit a job that trains as `train_dataset` does, and return at once; the same call later goes on with its run.
+    """Submit a job that trains as `train_dataset` does, and return at once; the same call later continues its run.
 
-    Nothing of the dataset is read before the job begins.
+    The dataset is not read before the job begins.
 
     Args:
         dataset: As for `train_dataset`.
         options: The same; None for the defaults.
-        launcher: What submits the job.
+        launcher: Submits the job.
         **keywords: Fields of `TrainOptions`, in place of those of ``options``.
 
     Returns:
-        The run, in a folder of its own below ``out`` that follows from dataset and options. Its ``scores`` are those of
-        a run that is finished, for which no job is submitted.
+        The run, in a separate folder in ``out`` whose name is derived from dataset and options. If the run is finished
+        already, it has ``scores``, and no job is submitted.
 
     Raises:
         BadInputError: If there is no such dataset, or an option cannot work.
@@ -279,7 +279,7 @@ def submit_training(
 
 @contextmanager
 def _outside_of_this_job() -> Iterator[None]:
-    """Yield without what SLURM and torchrun set in this job, which a job that is submitted from it would inherit."""
+    """Yield without the variables that SLURM and torchrun set in this job, which a submitted job would inherit."""
     set_in_it = [name for name in os.environ if _OF_A_JOB.match(name)] if "SLURM_JOB_ID" in os.environ else []
     hidden = {name: os.environ.pop(name) for name in set_in_it}
     try:
@@ -289,10 +289,10 @@ def _outside_of_this_job() -> Iterator[None]:
 
 
 def _parameters_of(name: LauncherName, arguments: Mapping[str, str]) -> dict[str, Any]:
-    """Return the parameters of submitit's executor that follow from what jobs are to ask for.
+    """Return the parameters of submitit's executor for the resources of the jobs.
 
     Raises:
-        SettingsError: If one cannot be set, or has a value that it cannot have.
+        SettingsError: If one cannot be set, or has an invalid value.
     """
     found = {key.strip("-").replace("-", "_"): value for key, value in arguments.items()}
     known = _OF_LOCAL if name == "local" else ()
@@ -352,7 +352,7 @@ def _minutes(text: str) -> int:
 
 
 def _is_queued(job_id: str) -> bool:
-    """Return whether a job waits or runs; also where SLURM does not answer."""
+    """Return whether a job is pending or running; True if SLURM does not answer."""
     command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=_SETTLE_S, check=False)

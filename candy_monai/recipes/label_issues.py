@@ -1,4 +1,4 @@
-"""Look for errors in the labels of a dataset, by what models predict that were not trained on the case."""
+"""Find possible errors in the labels of a dataset, with predictions of models that were not trained on the case."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def find_label_issues(
     on_progress: Callable[[str], None] = print,
     **options: Any,
 ) -> LabelIssues:
-    """Return the regions of a dataset's labels that every model contradicts which was not trained on the case.
+    """Return the regions of a dataset's labels that are contradicted by all models that were not trained on the case.
 
     Cases are predicted again, from their files, one after the other.
 
     Args:
         experiments: Folders of planned runs on one dataset, or of cross-validations, which stand for their folds.
-        folder: Where ``label_issues.json`` and the pictures go; made when missing.
+        folder: The folder for ``label_issues.json`` and the pictures; created if missing.
         dataset: The dataset's folder; None for the one that the runs name.
-        most_pictures: Of how many regions, those of the highest scores, a picture is drawn.
-        on_progress: Told what is being done, a line at a time.
+        most_pictures: Maximum number of regions that are drawn, those with the highest scores.
+        on_progress: Called with a line of text for each stage.
         **options: Keywords of `load_experiments`, such as ``device`` and ``mirror``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Runs that each have a folder of their own and a process of their own: begun, gone on with, and ended together."""
+"""Start, resume and end runs that each have their own folder and process."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from candy_monai.recipes.options import TrainOptions
 from candy_monai.training.signals import StopRequest, is_ctrl_c
 
 PATIENCE_S = 60.0
-"""How long runs that were asked to end may take to finish their step and save."""
+"""Time for runs that were asked to end to finish their step and save."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeparateRun:
-    """A run, such as that of a fold or of a trial, and where it lies.
+    """A run with its own process, such as that of a fold or a trial, and its folder.
 
     Attributes:
         dataset: The dataset's folder.
-        options: What decides it; ``out`` is its own folder.
-        name: What messages call it.
+        options: The options of the run; ``out`` is its own folder.
+        name: The name used in messages.
     """
 
     dataset: Path
@@ -51,7 +51,7 @@ class SeparateRun:
 
     @property
     def experiment(self) -> Path | None:
-        """Its newest experiment; None before it has one."""
+        """The newest experiment of the run; None before it has one."""
         found = sorted(self.folder.glob("*/[0-9]*/experiment.json"), key=lambda path: path.stat().st_mtime)
         return found[-1].parent if found else None
 
@@ -62,7 +62,7 @@ class SeparateRun:
         return path if path is not None and path.is_file() else None
 
     def command(self) -> list[str]:
-        """Write the options to a file, and return the command that begins the run or goes on with it."""
+        """Write the options to a file, and return the command that starts or resumes the run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file, options = self.folder / "options.json", self.options
         if self.experiment is None:
@@ -75,19 +75,19 @@ class SeparateRun:
 
 
 class RunningProcess(Protocol):
-    """The process of a run, as ``subprocess.Popen`` or a job of a cluster has it."""
+    """The interface of the process of a run, implemented by ``subprocess.Popen`` and by jobs of a cluster."""
 
     def poll(self) -> int | None:
         """Return the exit code; None while it runs."""
 
     def terminate(self) -> None:
-        """Return at once; it finishes its step, saves and ends."""
+        """Ask the process to finish its step, save and end; return at once."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code when it has ended; raise ``subprocess.TimeoutExpired`` after so many seconds."""
+        """Return the exit code once it has ended; raise ``subprocess.TimeoutExpired`` after a time-out in seconds."""
 
     def kill(self) -> None:
-        """Return at once; it ends without saving."""
+        """End the process without saving; return at once."""
 
 
 class Launcher(Protocol):
@@ -95,11 +95,11 @@ class Launcher(Protocol):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the runs are on other machines, and go on when a signal other than Ctrl-C ends this program."""
+        """Whether the runs are on other machines, and continue when a signal other than Ctrl-C ends this program."""
 
     @property
     def num_parallel(self) -> int:
-        """How many run at the same time where the user does not say."""
+        """Default number of runs at the same time."""
 
     def start(self, run: SeparateRun, slot: int) -> RunningProcess:
         """Start the process that begins a run or goes on with it.
@@ -112,11 +112,11 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True)
 class LauncherHere:
-    """Starts runs as processes of this machine, each with its share of the cores, and of several GPUs one.
+    """Starts runs as processes on this machine, each with its share of the cores and one of the GPUs.
 
     Args:
         num_parallel: How many run at the same time.
-        device: Where they compute, as ``--device`` says.
+        device: The device for the runs, as for ``--device``.
     """
 
     num_parallel: int
@@ -129,7 +129,7 @@ class LauncherHere:
 
 
 def start_run(run: SeparateRun, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the process that begins a run or goes on with it; its output goes to the run's log."""
+    """Start the process that starts or resumes a run; its output goes to the run's log."""
     command = run.command()
     with run.log.open("ab") as output:
         return subprocess.Popen(
@@ -139,11 +139,11 @@ def start_run(run: SeparateRun, environment: Mapping[str, str]) -> subprocess.Po
 
 @contextmanager
 def ended_with_us(running: Mapping[int, tuple[Any, RunningProcess]], launcher: Launcher) -> Iterator[StopRequest]:
-    """Yield what remembers Ctrl-C and signals; if a block raises, let the processes in it finish their step and save.
+    """Yield the record of Ctrl-C and signals; if the block raises, let the processes finish their step and save.
 
     Args:
         running: The processes, by their slots.
-        launcher: What started them, which may have them go on after a signal.
+        launcher: The launcher that started them, which may let them continue after a signal.
     """
     asked = StopRequest()
     with asked.listening():
@@ -164,12 +164,12 @@ def ended_with_us(running: Mapping[int, tuple[Any, RunningProcess]], launcher: L
 
 
 def share_of_cores(num_parallel: int) -> int:
-    """Return how many cores each of several processes gets, 1 at least."""
+    """Return the number of cores for each of several processes, at least 1."""
     return max(1, usable_cores() // num_parallel)
 
 
 def environment_of(slot: int, num_parallel: int, device: str) -> dict[str, str]:
-    """Return a process's environment variables: its share of the cores, and of several GPUs one."""
+    """Return the environment variables of a process: its share of the cores, and one of the GPUs."""
     environment = dict(os.environ)
     if num_parallel > 1:
         environment["OMP_NUM_THREADS"] = str(share_of_cores(num_parallel))

@@ -1,4 +1,4 @@
-"""What decides a planned run, each choice declared once: in Python, on the command line, and in a fold's file.
+"""The options of a planned run, declared once for Python, the command line, and the files of folds.
 
 Imports nothing heavy: the command line's ``--help`` is made from these declarations.
 """
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 OF_A_MACHINE = ("out", "store", "device", "jobs", "frontends", "plan", "splits", "note")
-"""Options that runs which are compared with each other may choose each for itself."""
+"""Options that may differ between runs that are compared with each other."""
 
 
 def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "batch_size=4") -> dict[str, str]:
-    """Return the entries of ``KEY=VALUE`` texts; what the keys mean is not looked at.
+    """Return the entries of ``KEY=VALUE`` texts, without checking the keys.
 
     Raises:
         SettingsError: If one has no key or no ``=``, or a key comes with two different values.
@@ -60,7 +60,7 @@ def parsed_pairs(items: Iterable[str], *, flag: str = "--set", example: str = "b
 def parsed_literals(
     items: Iterable[str], *, flag: str = "--network-args", example: str = "init_filters=16"
 ) -> dict[str, Any]:
-    """Return the entries of ``KEY=VALUE`` texts, each value read as Python reads a literal, else as text.
+    """Return the entries of ``KEY=VALUE`` texts, with each value parsed as a Python literal if possible, else as text.
 
     Raises:
         SettingsError: As `parsed_pairs`.
@@ -76,7 +76,7 @@ def _literal(text: str) -> Any:
 
 
 MONAI_BUNDLE = "monai"
-"""The bundle that trains the networks of MONAI by their names."""
+"""The bundle that trains a network of MONAI given by its name."""
 
 PATH = SettingKind("a path", lambda value: isinstance(value, str | os.PathLike), Path)
 DURATION = number("above 0, of seconds", lambda value: value > 0, seconds_of)
@@ -99,15 +99,15 @@ def option(
     collected: Callable[[list[str]], Any] | None = None,
     resumes: bool = False,
 ) -> Any:
-    """Declare a choice.
+    """Declare an option.
 
     Args:
-        usage: The command line's option, and what stands for its value.
-        kind: What values it takes.
-        text: What it is, for the command line's help and for Python.
+        usage: The option of the command line, and the placeholder for its value.
+        kind: The kind of value that it accepts.
+        text: Its description, for the help of the command line and for Python.
         default: Its default.
-        collected: What makes one value of the texts of an option that may be repeated.
-        resumes: Whether it can be chosen anew for a run that is resumed.
+        collected: Combines the texts of an option that may be repeated into one value.
+        resumes: Whether it can be changed when a run is resumed.
     """
     flag, _, metavar = usage.partition(" ")
     return setting(kind, default, flag=flag, metavar=metavar, help=text, collected=collected, resumes=resumes)
@@ -115,42 +115,43 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Declared):
-    """What decides a planned run: for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
+    """Options of a planned run, for `train_dataset`, `resume_training`, `cross_validate` and the command line."""
 
     bundle: str = option(
         "--bundle NAME",
         TEXT,
         "the architecture: unet, dynunet, attention_unet, segresnet, mednext, swin_unetr, unetr, unetpp, vnet, "
-        "cmunext, or one that another package brings (default: unet)",
+        "cmunext, or one provided by another package (default: unet)",
         default="unet",
     )
     network: str | None = option(
         "--network NAME",
         TEXT,
-        "any network of monai.networks.nets by its class's name, such as SegResNet, in place of a bundle",
+        "any network of monai.networks.nets, given by its class name, such as SegResNet, instead of a bundle",
     )
     network_args: Mapping[str, Any] | None = option(
         "--network-args KEY=VALUE",
         PAIRS,
-        "an argument of the network: of the class that --network names, such as init_filters=16, or what the bundle "
-        "has a choice of, such as size=L; may be repeated",
+        "an argument of the network: of the class given by --network, such as init_filters=16, or an option of the "
+        "bundle, such as size=L; may be repeated",
         collected=parsed_literals,
     )
     fold: int | Literal["all"] = option(
         "--fold N|all", FOLD, "the fold to validate on; 'all' trains on every case (default: 0)", default=0
     )
     num_epochs: int | None = option(
-        "--epochs N", whole_number(1), "epochs to train (default: the plan's)", resumes=True
+        "--epochs N", whole_number(1), "number of epochs (default: that of the plan)", resumes=True
     )
     budget_s: float | None = option(
-        "--budget TIME", DURATION, "train for as long as fits into this time, preparing included: 90s, 10m, 1h30m"
+        "--budget TIME", DURATION, "time limit for the whole command, including preparation: 90s, 10m, 1h30m"
     )
     save_every: int | str | None = option(
         "--save-every STEPS|TIME",
         SAVE_EVERY,
-        "save within epochs, too: after so many steps, or as often as 10m or 90s says (default: at their ends)",
+        "also save within epochs: after this number of steps, or at this interval, such as 10m or 90s (default: only "
+        "at the end of each epoch)",
     )
-    seed: int | None = option("--seed N", SEED, "seeds the run (default: drawn, and recorded)")
+    seed: int | None = option("--seed N", SEED, "random seed of the run (default: drawn and recorded)")
     overrides: Mapping[str, str] | None = option(
         "--set KEY=VALUE",
         PAIRS,
@@ -160,19 +161,20 @@ class TrainOptions(Declared):
     configuration: Literal["auto", "2d", "3d"] = option(
         "--configuration 2d|3d|auto",
         one_of("auto", "2d", "3d"),
-        "train a 2-D network on the slices of volumes, or a 3-D network (default: auto, which takes slices where they "
+        "train a 2-D network on the slices of volumes, or a 3-D network (default: auto, which chooses slices if they "
         "are thick and the machine is small)",
         default="auto",
     )
     plan: PathLike | None = option(
         "--plan FILE",
         PATH,
-        "keep an earlier plan, though the dataset has grown: an experiment's folder, or a file that holds a plan",
+        "use an existing plan, even if the dataset has changed: the folder of an experiment, or a file that contains "
+        "a plan",
     )
     device: str = option(
         "--device NAME",
         TEXT,
-        "where to compute: cpu, cuda, cuda:1, mps (default: auto, the best there is)",
+        "device: cpu, cuda, cuda:1, mps (default: auto, the best available)",
         default="auto",
         resumes=True,
     )
@@ -183,46 +185,47 @@ class TrainOptions(Declared):
     store_precision: StoredPrecision = option(
         "--store-precision float32|float16",
         one_of("float32", "float16"),
-        "type of the preprocessed images; float16 takes half the space (default: float32)",
+        "data type of the preprocessed images; float16 needs half the disk space (default: float32)",
         default="float32",
     )
     splits: PathLike | None = option(
-        "--splits FILE", PATH, "a splits_final.json (default: the dataset's own, else 5 folds)"
+        "--splits FILE", PATH, "a splits_final.json (default: that of the dataset, otherwise 5 folds)"
     )
     num_folds: int | None = option(
-        "--num-folds N", whole_number(2), "how many folds to make (default: 5, or one a case)"
+        "--num-folds N", whole_number(2), "number of folds (default: 5, or one per case if there are fewer cases)"
     )
     groups: str | None = option(
         "--groups REGEX|FILE.csv",
         TEXT,
-        "keep cases on one side of a fold that share a group: what the expression finds in the id, or what a CSV "
-        "file of case ids and groups says",
+        "keep the cases of a group on the same side of a fold; the group is what the expression matches in the case "
+        "id, or is given by a CSV file of case ids and groups",
     )
     stratify: str | None = option(
         "--stratify REGEX|FILE.csv",
         TEXT,
-        "give every fold its share of each kind of case; the kinds are said as for --groups",
+        "distribute the kinds of cases evenly over the folds; kinds are given as for --groups",
     )
     trainer: str | type[SegmentationTrainer] | None = option(
-        "--trainer FILE:Class", CLASS, "a SegmentationTrainer of your own; the file is executed", resumes=True
+        "--trainer FILE:Class", CLASS, "your own subclass of SegmentationTrainer; the file is executed", resumes=True
     )
     trainer_args: Mapping[str, Any] | None = option(
         "--trainer-args KEY=VALUE",
         PAIRS,
-        "an attribute of the trainer, such as max_grad_norm=1, or one that a trainer of your own has; may be repeated",
+        "an attribute of the trainer, such as max_grad_norm=1, or one of your own trainer; may be repeated",
         collected=lambda items: parsed_literals(items, flag="--trainer-args", example="max_grad_norm=1"),
     )
     transforms: PathLike | None = option(
         "--transforms FILE",
         PATH,
         "a JSON or YAML file of MONAI transforms: a list for training patches, or lists under preprocessing, "
-        "augmentation and postprocessing; they extend the plan's, or replace them where they load files (LoadImaged), "
-        "cut the patch (RandWarpd) or undo preprocessing (Invertd) themselves",
+        "augmentation and postprocessing; they extend those of the plan, or replace them if they load files "
+        "(LoadImaged), cut the patch (RandWarpd) or invert preprocessing (Invertd) themselves",
     )
     trust: bool = option(
         "--trust",
         FLAG,
-        "build whatever a list of transforms names, not only known ones: it may run any code, so trust its author",
+        "also build transforms that are neither MONAI's nor candy_monai's: they may run any code, so use this only if "
+        "you trust the author of the list",
         default=False,
         resumes=True,
     )
@@ -237,22 +240,22 @@ class TrainOptions(Declared):
     init_from: PathLike | None = option(
         "--init-from WEIGHTS",
         PATH,
-        "start from weights instead of random ones: an experiment's folder, whose network's topology is taken over, a "
-        "file of weights (.pth, .pt, .safetensors), or the folder of a MONAI Bundle or an nnU-Net model; the log says "
-        "what fitted",
+        "start from existing weights: the folder of an experiment (whose network topology is adopted), a weight file "
+        "(.pth, .pt, .safetensors), or the folder of a MONAI Bundle or an nnU-Net model; the log says which weights "
+        "were loaded",
     )
     freeze: Sequence[str] = option(
         "--freeze PATTERN",
         NAMES,
-        "parameters that are not trained, by a pattern of their names: 'input_block.*'; may be repeated",
+        "name pattern of parameters that are not trained, such as 'input_block.*'; may be repeated",
         default=(),
         collected=tuple,
     )
     warm_up: int | None = option(
         "--warm-up STEPS",
         whole_number(0),
-        "steps over which the learning rate rises (default: a twentieth of the run, 250 at most, with --init-from, "
-        "else none)",
+        "number of steps over which the learning rate rises (default: with --init-from a twentieth of the run, at "
+        "most 250; otherwise 0)",
     )
     sync_batchnorm: bool = option(
         "--sync-batchnorm",
@@ -263,16 +266,16 @@ class TrainOptions(Declared):
     no_references: bool = option(
         "--no-references",
         FLAG,
-        "forecast the best score from this run's scores alone, not from earlier runs of the dataset as well",
+        "forecast the best score only from the scores of this run, without earlier runs on the same dataset",
         default=False,
         resumes=True,
     )
-    no_report: bool = option(
-        "--no-report", FLAG, "write no report.html, the page of the run, into its folder", default=False
-    )
-    note: str = option("--note TEXT", TEXT, "your words about this run, kept with it", default="")
+    no_report: bool = option("--no-report", FLAG, "do not write report.html, the report page of the run", default=False)
+    note: str = option("--note TEXT", TEXT, "a note that is stored with the run", default="")
     jobs: int | None = option(
-        "--jobs N", whole_number(1), "cases worked on at once (default: one a processor; fewer where memory is short)"
+        "--jobs N",
+        whole_number(1),
+        "number of cases processed at the same time (default: one per processor, fewer if memory is short)",
     )
 
     def __post_init__(self) -> None:
@@ -301,11 +304,12 @@ class TrainOptions(Declared):
 
         Args:
             options: The options; None for the defaults.
-            keywords: What to replace, by name.
-            resumes: Whether they are for a run that is resumed.
+            keywords: The options to replace, by name.
+            resumes: Whether they are for resuming a run.
 
         Raises:
-            SettingsError: If a name is none of an option, a value is out of range, or one contradicts another.
+            SettingsError: If a name is not that of an option, a value is out of range, or options contradict each
+                other.
         """
         cls.check_names(keywords, source="options")
         for field in dataclasses.fields(cls):
@@ -314,10 +318,10 @@ class TrainOptions(Declared):
         return dataclasses.replace(options or cls(), **keywords)
 
     def to_json(self) -> str:
-        """Return the options that are not their defaults, as text that `from_json` reads.
+        """Return the options that differ from their defaults, as JSON for `from_json`.
 
         Raises:
-            SettingsError: If one of them is a class, which only this process has.
+            SettingsError: If one of them is a class, which only exists in this process.
         """
         chosen = {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
         return json.dumps(chosen, default=_path_as_text, indent=2)
@@ -327,7 +331,7 @@ class TrainOptions(Declared):
         """Return the options of a text that `to_json` returned.
 
         Raises:
-            SettingsError: If it is none.
+            SettingsError: If the text is not valid.
         """
         try:
             values = json.loads(text)

@@ -1,4 +1,4 @@
-"""Predictions of a cross-validation's cases, each by the models that did not see it, kept compactly on the disk.
+"""Predictions of the cases of a cross-validation by the models that were not trained on them, stored compactly on disk.
 
 `CrossValidation` reads which models these are and refuses folds that do not belong together; `OutOfFold` predicts, and
 reads what was predicted.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.inspection.digest import Digests, file_digests
 from candy_monai.data.planning.files import plan_of
-from candy_monai.data.values import join_names
+from candy_monai.data.values import join_names, repeated
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.evaluation.measuring import ComparedCase
 from candy_monai.experiment.checkpoints import BEST
@@ -36,13 +35,13 @@ from candy_monai.files import atomic_path, digest_of_file
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import CaseFiles, input_case
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.trained_on import change_in_words, dataset_again
 from candy_monai.transforms.painting import label_ids
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""The probabilities that regions are tried with. Which of them a voxel exceeds is all that is kept of a probability."""
+"""The thresholds that are tried for regions. For each voxel, only the number of exceeded thresholds is stored."""
 
 PLACE = "out_of_fold"
 """The folder of predictions in that of a cross-validation."""
@@ -52,17 +51,17 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation:
-    """The models of a cross-validation that came to its end, and the cases that each left out.
+    """The models of a finished cross-validation, and the cases that each fold left out.
 
     Attributes:
         folder: Its folder.
-        configurations: What was trained on each fold.
+        configurations: The configurations that were trained on each fold.
         experiments: Of each fold by its number: the experiment of each configuration, in their order.
-        left_out: Of each fold the cases that its models did not see.
+        left_out: For each fold the cases that its models were not trained on.
         dataset: The dataset.
-        digests: Of its content now.
-        change: A warning where that is not what the models were trained on; None where it is.
-        paints: The id that each overlapping region paints, in the order of painting; empty where there are none.
+        digests: The digests of its present content.
+        change: A warning if this is not the content that the models were trained on; otherwise None.
+        paints: The id that each overlapping region paints, in the order of painting; empty without regions.
     """
 
     folder: Path
@@ -79,12 +78,12 @@ class CrossValidation:
         """Read a cross-validation, and check that its folds belong together.
 
         Args:
-            folder: What ``candy-monai crossval`` made.
-            dataset: The dataset's folder; None for where it was.
+            folder: The folder written by ``candy-monai crossval``.
+            dataset: The dataset's folder; None for its original path.
 
         Raises:
-            ExperimentError: If it is none, a fold has no finished run, or folds are of different datasets, classes or
-                cases.
+            ExperimentError: If the folder is not a cross-validation, a fold has no finished run, or folds have
+                different datasets, classes or cases.
             BadInputError: If the dataset is not there, or lacks a case.
         """
         folder = Path(folder)
@@ -138,9 +137,9 @@ class CrossValidation:
 
 @dataclass(frozen=True, kw_only=True)
 class OutOfFold:
-    """Predictions on the disk, a compressed file a candidate and case.
+    """Predictions on disk, in one compressed file for each candidate and case.
 
-    A file holds label ids, and of regions also how many of `THRESHOLDS` each probability exceeds.
+    A file holds label ids, and for regions also how many of `THRESHOLDS` each probability exceeds.
 
     Attributes:
         crossval: Whose models predict.
@@ -159,9 +158,9 @@ class OutOfFold:
         memory: int | None = None,
         on_progress: Callable[[str], None],
     ) -> None:
-        """Predict what is not predicted yet by these weights from these files; each network is run once for all.
+        """Predict the cases that are not yet predicted with these weights from these files.
 
-        Arguments are those of `load_experiments`.
+        Each network is run once per case. Arguments are those of `load_experiments`.
         """
         cases, digests = self.crossval.cases, self.crossval.digests.cases
         for number, experiments in self.crossval.experiments.items():
@@ -192,7 +191,7 @@ class OutOfFold:
         Args:
             candidate: Which.
             case_id: The case.
-            thresholds: Of `THRESHOLDS` the one that each region must exceed; empty for the map as it was predicted.
+            thresholds: The threshold of each region, one of `THRESHOLDS`; empty for the label map as it was predicted.
 
         Raises:
             BadInputError: If its file cannot be read.
@@ -264,7 +263,7 @@ def _on_grid_of(prediction: MetaTensor, reference: Tensor, case_id: str) -> Meta
 
 
 def _made_by(file: Path) -> str | None:
-    """Return the digests of the weights and the case that a file was made of; None where it is missing or damaged."""
+    """Return the digests of the weights and the case from which a file was made; None if it is missing or damaged."""
     try:
         with np.load(file) as found:
             return str(found["made_by"])
@@ -287,7 +286,7 @@ def _finished_folds(folder: Path) -> dict[int, Path]:
 
 
 def _check_same_task(described: Mapping[Path, ExperimentDescription]) -> None:
-    """Raise ExperimentError where experiments are of different datasets, or have other classes."""
+    """Raise ExperimentError if experiments have different datasets or classes."""
     (first, one), *others = described.items()
     for run, other in described.items():
         if other.dataset is None or other.plan is None:
@@ -326,6 +325,5 @@ def _configuration_of(described: Mapping[Path, ExperimentDescription]) -> str:
 
 
 def _check_left_out_once(left_out: Mapping[int, Sequence[str]]) -> None:
-    counts = Counter(case_id for cases in left_out.values() for case_id in cases)
-    if twice := sorted(case_id for case_id, count in counts.items() if count > 1):
+    if twice := repeated(case_id for cases in left_out.values() for case_id in cases):
         raise ExperimentError(f"{join_names(twice)} is left out by several folds: its score would count twice")

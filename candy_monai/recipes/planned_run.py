@@ -1,4 +1,4 @@
-"""A run that follows a plan, with its loaders, from its first step to the scores of its best weights."""
+"""A run that follows a plan, from its loaders to the scores of its best weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from candy_monai.data.samples.patches import EpochSampler, PatchDataset, StoredC
 from candy_monai.data.samples.store import CaseStore
 from candy_monai.data.workers import usable_cores
 from candy_monai.errors import BadInputError, RunFailedError
-from candy_monai.evaluation.interval import interval
-from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.results import EvalResult, interval
 from candy_monai.evaluation.summaries import save_validation
 from candy_monai.experiment.description import BudgetRecord, DatasetRecord, example_shape, read_description
 from candy_monai.experiment.events import Event, RunScored
@@ -69,24 +68,24 @@ FEWEST_USEFUL_STEPS = 50
 """With fewer steps in its budget a run says that it will have learned little."""
 
 FEWEST_USEFUL_SHARE = 0.5
-"""Where less of the time is left to train in, a run says that validating takes the rest."""
+"""If less than this share of the time is left for training, a run warns that validation takes the rest."""
 
 MAX_WORKERS = 8
 
 _SLOWEST = 1 / 3
-"""The speed of a machine, as a share of what was measured, on which a budget is kept."""
+"""The lowest speed of the machine, as a share of the measured speed, at which a budget is still met."""
 
 _SURELY = 0.25
-"""Where scoring takes no more than this share of what is left, there is time for it on a machine three times slower."""
+"""If scoring takes at most this share of the time left, there is time for it even on a machine three times slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What fits into a budget.
+    """The time budget of a run, and the measured speed.
 
     Attributes:
         seconds_left: Returns the seconds of the budget that are left.
-        speed: What was measured.
+        speed: The measured speed.
         amp: The precision to train in.
         decided: Names of the plan's entries that it has decided.
     """
@@ -99,7 +98,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """Everything that decides a run, before its first step."""
+    """Everything that determines a run, before its first step."""
 
     prepared: Prepared
     options: TrainOptions
@@ -162,7 +161,7 @@ class PlannedRun:
                 f"Note: to score a single case at the end takes about {case_s:.0f} s: if the machine becomes slower "
                 "meanwhile, the run may end later than its budget says"
             )
-        # Each process has measured by itself; the first one's word counts for all.
+        # Each process has measured by itself; the result of the first one is used by all.
         plan, amp, scored = self.processes.broadcast((plan, speed.amp, num_scored(speed, seconds, num_cases)))
         decided = tuple(name for name in ENTRIES if getattr(plan, name) != getattr(self.prepared.plan, name))
         fit = Fit(seconds_left=seconds_left, speed=speed, amp=amp, decided=(*decided, "num_epochs"))
@@ -180,9 +179,9 @@ class PlannedRun:
         trainer, plan, fit = self._ready_trainer(), self.prepared.plan, self.fit
         limit_s = None
         if fit is not None:
-            # What was decided meanwhile has taken time, too.
+            # The decisions since then have taken time, too.
             left_s = usable_s(fit.speed, fit.seconds_left(), len(self.prepared.validation))
-            if plan.validate_every >= plan.num_epochs // TIMES_FASTER:  # of what is done once, nobody learns how long
+            if plan.validate_every >= plan.num_epochs // TIMES_FASTER:  # work done once has no known duration
                 left_s -= (plan.num_validation_cases or len(self.prepared.validation)) * fit.speed.case_s
             limit_s = max(fit.speed.step_s, left_s)
         settings: dict[str, Any] = {
@@ -203,7 +202,7 @@ class PlannedRun:
             return self._scored(trainer, tell)
 
     def resume(self, folder: Path, num_epochs: int | None, schedule: Continuation | None, *, force: bool) -> Path:
-        """Continue this run from where it was last saved, and end as `train` does."""
+        """Continue this run from its last saved state, and end as `train` does."""
         trainer = self._ready_trainer()
         with observed_beyond_the_run(trainer) as tell:
             trainer.resume(folder, num_epochs, schedule=schedule, force=force)
@@ -215,7 +214,7 @@ class PlannedRun:
             return folder
         try:
             tell(self._score(trainer, folder))
-        except BadInputError as error:  # a file that was there at the start: nobody gave bad input
+        except BadInputError as error:  # a file that existed at the start: this is not bad input
             raise RunFailedError(
                 f"{folder}: is trained, but its best weights could not be scored; once this is mended, 'candy-monai "
                 f"resume {folder}' scores them: {error}"
@@ -246,7 +245,7 @@ class PlannedRun:
         return RunScored(scores=result.named_means, num_cases=len(result), file=folder / VALIDATION_SCORES)
 
     def _evaluated(self, judged: Judged) -> EvalResult:
-        """Score validation cases at the end: all, or as many as the budget has time for at the machine's pace now."""
+        """Score validation cases at the end: all, or as many as fit into the budget."""
         prepared = self.prepared
         order = {case.case_id: place for place, case in enumerate(prepared.dataset.cases)}
         count = len(prepared.validation) if self.num_scored is None else self.num_scored
@@ -263,18 +262,18 @@ class PlannedRun:
         return dataclasses.replace(results[0], cases=tuple(cases))
 
     def _affordable(self, most: int, case_s: float | None) -> int:
-        """Return how many cases to score next.
+        """Return the number of cases to score next.
 
         Args:
-            most: Cases that are left.
-            case_s: Seconds that each of the last ones took; None before the first.
+            most: Number of cases that are left.
+            case_s: Seconds for each of the last cases; None before the first.
         """
         if self.fit is None or not most:
             return most
         left_s = self.fit.seconds_left() - ENDING_S
         if case_s is not None:
             return min(most, math.floor(max(0.0, 0.5 * left_s) / max(case_s, 1e-9)))
-        # The machine may be slower by now: where time is short one case says how slow.
+        # The machine may be slower by now: if time is short, one case is scored to find out.
         return most if most * FROM_FILES * self.fit.speed.case_s <= _SURELY * left_s else 1
 
     def _ready_trainer(self) -> SegmentationTrainer:
@@ -340,7 +339,7 @@ class PlannedRun:
 
 
 def num_workers(device: torch.device) -> int:
-    """Return how many processes prepare batches: none beside a CPU, where they would only take the network's cores."""
+    """Return the number of processes that prepare batches: none on a CPU, where they would compete with the network."""
     return 0 if device.type == "cpu" else min(MAX_WORKERS, max(0, usable_cores() - 1))
 
 
@@ -356,7 +355,7 @@ def patch_loader(
 ) -> DataLoader[Any]:
     """Return a loader of augmented patches, ``plan.iterations_per_epoch`` batches an epoch for each process.
 
-    Every patch is a function of the seed, the epoch and its position; those of an epoch are shared out among processes.
+    Every patch is a function of the seed, the epoch and its position; the processes share the patches of an epoch.
     """
     workers, own = num_workers(device), own or OwnTransforms()
     changes = augmentation(plan, own.augmentation)
@@ -372,7 +371,7 @@ def patch_loader(
 
 
 def case_loader(store: CaseStore, case_ids: Sequence[str], *, device: torch.device) -> DataLoader[Any] | None:
-    """Return a loader of whole preprocessed cases, one at a time; None for no case."""
+    """Return a loader of whole preprocessed cases, one at a time; None if there is no case."""
     if not case_ids:
         return None
     workers = min(2, num_workers(device))

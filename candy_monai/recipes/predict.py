@@ -1,4 +1,4 @@
-"""From experiment folders to a predictor: what the command line's ``predict`` does before it predicts."""
+"""Load the predictor of experiment folders, as ``candy-monai predict`` does."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def load_experiments(
     Args:
         experiments: The experiment folders; the folder of a cross-validation stands for the experiments of its folds,
             or for what `select` chose in it. MONAI Bundles and nnU-Net's model folders are taken as well.
-        trainer: ``FILE:Class``, the trainer of your own that the experiments belong to; None for bundles.
+        trainer: ``FILE:Class``, your own trainer that trained the experiments; None for bundles.
         checkpoint: ``best``, ``latest``, or the name of a weight file.
         device: Where to predict.
-        mirror: Average over the mirror images along the plan's axes.
-        largest_component: Keep only the largest connected part of each class.
-        memory: Bytes that a case may take; None for as many as it needs.
-        channels: Which channels of the files are the run's; see `Predictor`.
-        trust: Build any callable that the experiments' pipelines name, instead of known transforms only.
-        on_progress: Told which folds are taken, and which runs have not come to their end.
+        mirror: Average over mirrored images along the mirror axes of the plan.
+        largest_component: Keep only the largest connected component of each class.
+        memory: Memory limit for a case, in bytes; None for no limit.
+        channels: The channels of the files to use; see `Predictor`.
+        trust: Build any callable that the pipelines of the experiments name, instead of only known transforms.
+        on_progress: Called with a line of text that names the folds used, and runs that are not finished.
 
     Raises:
-        BadInputError: If a folder is no experiment, which names the runs below it; or an experiment cannot be loaded,
-            or the experiments do not fit together.
+        BadInputError: If a folder is not an experiment (the message lists the runs in it), an experiment cannot be
+            loaded, or the experiments do not fit together.
     """
     selection = selection_in(experiments)
     folders = experiment_folders(experiments, checkpoint=checkpoint, on_progress=on_progress)
@@ -98,10 +98,10 @@ def _predictor(
 def experiment_folders(
     folders: Sequence[PathLike], *, checkpoint: str = "best", on_progress: Callable[[str], None] = print
 ) -> list[Path]:
-    """Return the experiments that folders stand for: themselves, the folds of a cross-validation, or its chosen ones.
+    """Return the experiments of folders: the folders themselves, or the folds or selected models of a cross-validation.
 
     Raises:
-        ExperimentError: If a folder is neither, which names the runs below it.
+        ExperimentError: If a folder is neither; the message lists the runs in it.
     """
     found = [run for folder in folders for run in _runs_of(Path(folder), checkpoint, on_progress)]
     times = Counter(run.resolve() for run in found)
@@ -145,7 +145,7 @@ def _runs_of(folder: Path, checkpoint: str, on_progress: Callable[[str], None]) 
 def _finished_of(
     folder: Path, folds: Mapping[int, Path | None], checkpoint: str, on_progress: Callable[[str], None]
 ) -> list[Path]:
-    """Return the experiments of the finished folds of a cross-validation, or of all where none is finished."""
+    """Return the experiments of the finished folds of a cross-validation, or of all if none is finished."""
     runs = {number: summarize(run) for number, run in folds.items() if run is not None}
     finished = [number for number, run in runs.items() if run.is_finished is not False]
     for number in folds:
@@ -174,7 +174,7 @@ def _tell_of_unfinished(folder: Path, checkpoint: str, on_progress: Callable[[st
 
 
 def _member(folder: Path, trainer_class: type[SegmentationTrainer] | None, options: dict[str, Any]) -> Predictor:
-    """Return the predictor of one experiment: of its bundle, or with the network of a trainer of the user's own."""
+    """Return the predictor of one experiment: that of its bundle, or one with the network of the user's own trainer."""
     description = read_description(folder)
     if trainer_class is None:
         if description.bundle is None:

@@ -1,4 +1,4 @@
-"""From a dataset folder to a plan and the cases that training reads. Writes only to the store, never to the dataset."""
+"""Plan for a dataset folder and preprocess its cases. Writes only to the store, never to the dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.folds import Fold, resolve_groups, write_splits
+from candy_monai.data.datasets.folds import Fold, pick_fold, resolve_groups, write_splits
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
 from candy_monai.data.inspection.checks import SPLITS, CheckedDataset, visit_dataset
@@ -47,15 +47,15 @@ class Prepared:
 
     Attributes:
         dataset: The dataset as it is on disk.
-        fingerprint: What was found in it.
-        plan: What follows from that.
+        fingerprint: Its fingerprint.
+        plan: The plan that follows from it.
         store: The preprocessed cases.
-        folds: The folds; none where all cases are trained on.
+        folds: The folds; empty if all cases are trained on.
         training: Ids of the cases to train on.
         validation: Ids of the cases to validate on.
-        notes: What the run's log is to say of the preparation.
-        warnings: What the check of the dataset found unusual.
-        other: The plan of the other configuration, and why it is not the one; None where there is none.
+        notes: Messages about the preparation for the log of the run.
+        warnings: Unusual findings of the check of the dataset.
+        other: The plan of the other configuration, and why it was not chosen; None if there is none.
     """
 
     dataset: NNUNetDataset
@@ -85,21 +85,21 @@ def prepare_dataset(
     processes: Processes | None = None,
     on_progress: Callable[[str], None],
 ) -> Prepared:
-    """Check a dataset whole, choose its folds, plan for it, and store what training reads.
+    """Check a whole dataset, choose its folds, plan for it, and store the preprocessed cases.
 
     Args:
         dataset: The dataset's folder, nnU-Net format.
-        options: What decides the folds, the plan and the store.
-        device: Where the training will be; its memory bounds the patch.
-        own: The user's own transforms, whose preprocessing extends or replaces the plan's.
-        trainer: What will train, for the memory that a step takes; None for any that takes what a U-Net takes.
-        processes: Those that call this together and share the cases; None for this one alone.
-        on_progress: Told what is being done, and what is suspicious.
+        options: The options for the folds, the plan and the store.
+        device: The device for training, whose memory limits the patch.
+        own: The user's own transforms; their preprocessing extends or replaces that of the plan.
+        trainer: The trainer, for the memory of a step; None for one that needs as much as a U-Net.
+        processes: The processes that call this together and share the cases; None for a single process.
+        on_progress: Called with a line of text for each stage and each warning.
 
     Raises:
-        DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
-        SettingsError: If an option is unknown or does not fit.
-        BadInputError: If a side of the fold has no case, the preprocessed cases would not fit on the disk, or there is
+        DatasetError: If anything about the dataset would stop or impair training; every problem is listed.
+        SettingsError: If an option is unknown or does not fit. BadInputError: If a side of the fold has no case, the
+        preprocessed cases would not fit on the disk, or there is
             no plan to keep.
     """
     given = None if options.plan is None else read_plan(options.plan)  # what is wrong with it is better said at once
@@ -175,7 +175,7 @@ def prepare_dataset(
 
 
 def _wishes(options: TrainOptions, bound: int | None, start: StartingExperiment | None) -> tuple[object, ...]:
-    """Return what a plan depends on besides the dataset."""
+    """Return the options that a plan depends on, besides the dataset."""
     wishes = (sorted((options.overrides or {}).items()), options.configuration, bound)
     return wishes if start is None else (*wishes, str(start.folder))
 
@@ -187,7 +187,7 @@ def _other_configuration(
     memory_bytes: int | None,
     trainer: type[SegmentationTrainer] | None,
 ) -> tuple[Plan, str] | None:
-    """Return the plan of the configuration that was not taken, and why not; None where there was no choice."""
+    """Return the plan of the configuration that was not chosen, with the reason; None if there was no choice."""
     was_given = options.plan is not None or "slice_axis" in made.chosen
     if (
         was_given
@@ -202,14 +202,14 @@ def _other_configuration(
     configuration: Literal["2d", "3d"] = "2d" if made.slice_axis is None else "3d"
     try:
         other = plan(fingerprint, memory_bytes=memory_bytes, overrides=options.overrides, configuration=configuration)
-    except SettingsError:  # what the user fixed is for the other
+    except SettingsError:  # the entries that the user fixed are for the other configuration
         return None
     learned = expected(made.spacing_mm, len(fingerprint.cases), cpu_s=_cpu_s(options))
     return other, f"{learned}{', in the time of a CPU' if learned.configuration == configuration else ''}"
 
 
 def _cpu_s(options: TrainOptions) -> float | None:
-    """Return the CPU-seconds of a budget, as which experience counts it."""
+    """Return the CPU-seconds of a budget, the unit in the table of earlier runs."""
     return None if options.budget_s is None else options.budget_s * torch.get_num_threads()
 
 
@@ -222,7 +222,7 @@ def _planned(
     start: StartingExperiment | None,
     validation: Sequence[str],
 ) -> tuple[Plan, list[str]]:
-    """Return the plan that follows from a dataset and the options, or the one that was given, and what to say of it."""
+    """Return the plan that follows from a dataset and the options, or the given plan, and messages about it."""
     overrides = options.overrides or {}
     if given is None or options.plan is None:
 
@@ -258,11 +258,11 @@ def plan_for(
 
     Args:
         fingerprint: What was found in the dataset.
-        options: What the user chose.
-        memory_bytes: What a step of a U-Net may take; None for what a plan assumes.
-        trainer: What will train; None if that is not known.
-        more: Entries that are chosen besides the user's.
-        configuration: What is asked for in place of the user's, unless it is ``auto``.
+        options: The options of the user.
+        memory_bytes: Memory for a step of a U-Net; None for the default of a plan.
+        trainer: The trainer; None if it is not known.
+        more: Further fixed entries, in addition to the user's.
+        configuration: The configuration to use instead of the user's, unless that is not ``auto``.
 
     Raises:
         SettingsError: If an option does not fit.
@@ -282,7 +282,7 @@ def plan_for(
 
 
 def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:
-    """Return a plan as a trainer follows it; what it cannot follow is refused before cases are preprocessed for it.
+    """Return a plan adapted to a trainer; entries that the trainer cannot follow are refused before preprocessing.
 
     Raises:
         BadInputError: If the trainer's network cannot be built for it.
@@ -295,10 +295,10 @@ def adapted(plan: Plan, trainer: type[SegmentationTrainer]) -> Plan:
 
 
 def memory_for(trainer: type[SegmentationTrainer] | None, device: torch.device) -> int | None:
-    """Return the bytes that the step of a U-Net may take where one of this trainer's network fills the device's memory.
+    """Return the bytes for a step of a U-Net such that a step of this trainer's network fills the device's memory.
 
-    A small plan's U-Net is half as wide as others, and a network whose width is its own is not: it takes twice as many
-    times what the U-Net takes.
+    In a small plan the U-Net has half the usual width, but a network with a fixed width does not: its ratio to the
+    U-Net is then twice as large.
     """
     memory = device_memory(device)
     if memory is None or trainer is None:
@@ -308,14 +308,14 @@ def memory_for(trainer: type[SegmentationTrainer] | None, device: torch.device) 
 
 
 def store_of(options: TrainOptions) -> Path:
-    """Return the folder for what is derived from datasets: the one asked for, or ``.store`` beside the experiments."""
+    """Return the folder of the store: the given one, or ``.store`` in the experiments folder."""
     return Path(options.out) / ".store" if options.store is None else Path(options.store)
 
 
 def checked_dataset(
     folder: PathLike, store: Path, *, jobs: int | None = None, processes: Processes | None = None
 ) -> CheckedDataset:
-    """Check a dataset whole; of cases that were found sound before and have not changed no file is decoded.
+    """Check a whole dataset; files of unchanged cases that were already checked without problems are not read again.
 
     Raises:
         DatasetError: If anything about the dataset would stop or spoil training; every problem is listed.
@@ -333,7 +333,7 @@ def checked_dataset(
 
 
 def refuse_inside(path: PathLike, dataset: PathLike) -> None:
-    """Refuse a place to write to that lies inside a dataset.
+    """Refuse an output path that lies inside a dataset.
 
     Raises:
         SettingsError: If it does.
@@ -343,11 +343,11 @@ def refuse_inside(path: PathLike, dataset: PathLike) -> None:
 
 
 def chosen_folds(dataset: NNUNetDataset, options: TrainOptions) -> tuple[Fold, ...]:
-    """Return the folds that a user chose; by default the dataset's own, or nnU-Net's.
+    """Return the folds that a user chose; by default those of the dataset, or nnU-Net's.
 
     Raises:
         SettingsError: If the options contradict each other or do not fit the cases.
-        DatasetError: If the split file names unknown cases or has a case on both sides.
+        DatasetError: If the split file names unknown cases, or has a case on both sides of a fold.
     """
     strata = None
     if options.stratify is not None:
@@ -358,12 +358,12 @@ def chosen_folds(dataset: NNUNetDataset, options: TrainOptions) -> tuple[Fold, .
 def evenly_spaced(case_ids: Sequence[str], count: int | None) -> tuple[str, ...]:
     """Return ``count`` of the cases, spread over their order, since neighbours often come from one site.
 
-    A smaller choice is part of every larger one, so that scores on both are of the same cases as far as possible.
+    A smaller selection is part of every larger one, so that scores on both use the same cases as far as possible.
     """
     if count is None or count >= len(case_ids):
         return tuple(case_ids)
     digits = len(case_ids).bit_length()
-    # The bits of the positions read backwards: first the halves, then the quarters, then what lies between.
+    # Bit-reversed positions: first the halves, then the quarters, and so on.
     spread = sorted(range(len(case_ids)), key=lambda index: int(f"{index:0{digits}b}"[::-1], 2))
     return tuple(case_ids[index] for index in sorted(spread[:count]))
 
@@ -382,14 +382,16 @@ def _check_fold_options(folder: PathLike, options: TrainOptions) -> None:
 def _sides(
     dataset: NNUNetDataset, folds: tuple[Fold, ...], options: TrainOptions
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the ids of the cases to train and to validate on, unless there are none."""
-    fold = options.fold
-    sides = dataset.fold(fold=fold) if fold == "all" else dataset.sides(folds, fold)
-    training, validation = (side.case_ids for side in sides)
+    """Return the ids of the training and the validation cases; refuse an empty side."""
+    training = validation = dataset.case_ids
+    if options.fold != "all":
+        chosen = pick_fold(folds, options.fold)
+        training, validation = chosen.train, chosen.validation
     if not training or (not validation and len(dataset) > 1):
         raise BadInputError(
-            f"fold {fold} has {len(training)} training and {len(validation)} validation cases of {len(dataset)}: each "
-            "side needs one at least; choose other splits or groups, or --fold all to train on everything"
+            f"fold {options.fold} has {len(training)} training and {len(validation)} validation cases of "
+            f"{len(dataset)}: each side needs one at least; choose other splits or groups, or --fold all to train on "
+            "everything"
         )
     return training, validation
 
@@ -397,7 +399,7 @@ def _sides(
 def _about_the_fold(
     dataset: NNUNetDataset, folds: tuple[Fold, ...], options: TrainOptions, fingerprint: Fingerprint
 ) -> list[str]:
-    """Return what is suspicious about the fold; of missing labels in the usual folds the check has told."""
+    """Return warnings about the fold; missing labels in the default folds were already reported by the check."""
     if options.fold == "all":
         return []
     chosen = folds[options.fold]
@@ -409,7 +411,7 @@ def _about_the_fold(
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold."""
+    """Refuse to start if the disk has not enough space."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -427,7 +429,7 @@ def _size(num_bytes: int) -> str:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Return the bytes that a plan may fill on a CUDA device; None for any other, where the plan has its own figure.
+    """Return the bytes that a plan may use on a CUDA device; None for other devices, for which the plan has a default.
 
     That is a share of the device's total memory: the rest is for CUDA's own context, cuDNN's workspaces and the error
     of the plan's estimate.

@@ -1,4 +1,4 @@
-"""What the quality of a run's predictions is judged by: its training images, and estimates against true scores."""
+"""Learn to estimate the quality of a run's predictions, from its training images and its validation scores."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import FEWEST_CASES, Calibration, CaseQuality, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs
 from candy_monai.recipes.prepare import Prepared, evenly_spaced
 
 _MOST_IMAGES = 64
-"""So many preprocessed training images are looked at."""
+"""Maximum number of preprocessed training images that are used."""
 
 
 def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]]) -> QualityModel:
-    """Return what judges predictions before any was scored."""
+    """Return the quality estimator before any prediction was scored."""
     training = set(prepared.training)
     images = (prepared.store.load(case_id).image for case_id in evenly_spaced(prepared.training, _MOST_IMAGES))
     inputs = TypicalInputs.of(
@@ -35,10 +35,10 @@ def uncalibrated(prepared: Prepared, classes: Sequence[tuple[str, Sequence[int]]
 
 
 class Judged:
-    """Scores cases, collects what a predictor says of them, and learns from their scores what that is worth.
+    """Scores cases, collects the indicators of their predictions, and calibrates these with the scores.
 
     Args:
-        predictor: What predicts; without its ``quality`` nothing is said.
+        predictor: The predictor; if it has no ``quality``, nothing is collected.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -46,7 +46,7 @@ class Judged:
         self._said: dict[str, CaseQuality] = {}
 
     def score(self, cases: Iterable[NNUNetCase]) -> EvalResult:
-        """Predict cases and score them by their labels; what is said of them is collected for `save`."""
+        """Predict cases and score them with their labels; the indicators are collected for `save`."""
         cases = list(cases)
         images = {case.case_id: CaseFiles(case.images) for case in cases}
         references = {case.case_id: case.label for case in cases if case.label is not None}
@@ -57,7 +57,7 @@ class Judged:
             self._said[case_id] = prediction.quality
 
     def save(self, experiment: Path, result: EvalResult) -> Calibration | None:
-        """Write what judges further predictions into the experiment's folder; None where nothing was said."""
+        """Write the quality estimator into the experiment's folder, and return it; None if nothing was collected."""
         if self._predictor.quality is None or not self._said:
             return None
         learned = calibrated(self._predictor.quality.inputs, self._said, result)
@@ -66,12 +66,12 @@ class Judged:
 
 
 def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result: EvalResult) -> QualityModel:
-    """Return what judges predictions after some were scored.
+    """Return the quality estimator calibrated with scored predictions.
 
     Args:
-        inputs: What the training images are like.
-        judged: What `uncalibrated` says of each case.
-        result: The cases' scores; those without a Dice tell nothing, nor those with NaN in the network's output.
+        inputs: The properties of the training images.
+        judged: The indicators of each case, from `uncalibrated`.
+        result: The scores of the cases; cases without a Dice, or with NaN in the network's output, are not used.
     """
     pairs = [(judged[case.case_id].signs, case.metrics["dice"]) for case in result if case.case_id in judged]
     known = [(signs, dice) for signs, dice in pairs if all(map(math.isfinite, (*signs, dice)))]
@@ -80,7 +80,7 @@ def calibrated(inputs: TypicalInputs, judged: Mapping[str, CaseQuality], result:
 
 
 def in_words(calibration: Calibration) -> str:
-    """Return how good estimates are, for a run's log."""
+    """Return the accuracy of the estimates in words, for a run's log."""
     if not calibration.is_enough:
         return (
             f"Predictions get no estimate of their Dice without a reference: {calibration.num_cases} scored validation "

@@ -1,4 +1,4 @@
-"""Continue a planned run from its folder alone: what the command line's ``resume`` does."""
+"""Continue a planned run from its folder, as ``candy-monai resume`` does."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def resume_training(
     on_progress: Callable[[str], None] = print,
     **keywords: Any,
 ) -> Path:
-    """Continue an interrupted run that was begun by `train_dataset`, or make a finished one longer.
+    """Continue an interrupted run that was started by `train_dataset`, or extend a finished one.
 
-    On a CPU the result is that of a run that was never interrupted, to the bit.
+    On a CPU the result is bit-identical to that of an uninterrupted run.
 
     Args:
         experiment: The experiment folder.
-        options: Of these ``num_epochs`` (epochs in all; None for as many as planned), ``device``, ``store`` (None for
-            where it was), ``trainer``, ``trust``, ``frontends`` and ``no_references`` hold; everything else
-            is the run's own.
-        dataset: The dataset's folder; None for where it was.
-        schedule: What the learning rate does when the number of epochs changes; see ``Trainer.resume``.
-        force: Go on even if data, network or trainer are not those that the run was saved with.
-        on_progress: Told what is being done, a line at a time.
-        **keywords: Any of these fields of `TrainOptions`, in place of those of ``options``.
+        options: Only ``num_epochs`` (total number of epochs; None for the planned number), ``device``, ``store`` (None
+            for its original path), ``trainer``, ``trust``, ``frontends`` and ``no_references`` are used; all other
+            options are those of the run.
+        dataset: The dataset's folder; None for its original path.
+        schedule: The learning rate if the number of epochs changes; see ``Trainer.resume``.
+        force: Continue even if data, network or trainer differ from those of the saved run.
+        on_progress: Called with a line of text for each stage.
+        **keywords: These fields of `TrainOptions`, in place of those of ``options``.
 
     Returns:
         The experiment folder.
 
     Raises:
-        BadInputError: If the run was not begun by a plan, or its dataset or its store is not where it was.
+        BadInputError: If the run has no plan, or its dataset or its store is not found.
         ExperimentError: If the folder is no experiment, is being trained elsewhere, or differs.
-        RunFailedError: If it failed after it went on, such as at a full disk.
+        RunFailedError: If it failed after it was resumed, for example because the disk was full.
     """
     options = TrainOptions.of(options, keywords, resumes=True)
-    frontend = ready_frontend(options)  # a missing secret is better said before anything is read
+    frontend = ready_frontend(options)  # report a missing secret before anything is read
     folder = Path(experiment)
     saved = SavedRun.load(folder)
     trained, plan = saved.description.dataset, saved.description.plan
@@ -112,7 +112,7 @@ def resume_training(
 
 
 def _trainer_args(trainer: type[SegmentationTrainer], saved: SavedRun) -> dict[str, Any] | None:
-    """Return the attributes of the trainer that were set when the run was begun."""
+    """Return the attributes of the trainer that were set when the run was started."""
     attributes = saved.description.more.get(TRAINER_ARGS)
     if attributes is None:
         return None
@@ -155,7 +155,7 @@ def _prepared_again(
 
 
 def _store_that_was(trained: DatasetRecord, folder: Path) -> Path:
-    """Return where the store is that was used, or the one beside the experiments: no file says where else to write."""
+    """Return the store that was used, or the one in the experiments folder: no other path in a file is written to."""
     store, beside = Path(str(trained.store)), folder.resolve().parent.parent / ".store"
     if store == beside or has_been_used(store):
         return store

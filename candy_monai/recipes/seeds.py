@@ -1,4 +1,4 @@
-"""One training repeated with several seeds: how far its scores are a matter of chance."""
+"""Repeat a training with several seeds, to measure the variation of its scores."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ FOREGROUND = "foreground_mean"
 
 @dataclass(frozen=True, kw_only=True)
 class SeedSpread:
-    """The Dice of runs that differ in their seeds alone.
+    """The Dice of runs that differ only in their seeds.
 
     Attributes:
-        folder: Where they lie, and ``seeds.json``.
+        folder: The folder with the runs and ``seeds.json``.
         experiments: The experiment folder of each seed.
         dice: Seed to the mean Dice of the validation cases: of each class, and under ``foreground_mean`` over the
             classes; NaN where there is none.
@@ -45,14 +45,14 @@ class SeedSpread:
 
     @property
     def statistics(self) -> dict[str, Statistics]:
-        """Mean with its 95 % interval, standard deviation and range over the seeds, by what `dice` has."""
+        """Mean with 95 % confidence interval, standard deviation and range over the seeds, for each entry of `dice`."""
         first = next(iter(self.dice.values()), {})
         return {
             name: statistics_of([scores[name] for scores in self.dice.values()], bounds=(0.0, 1.0)) for name in first
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as values that JSON can hold."""
         return {
             "runs": [
                 {
@@ -89,15 +89,15 @@ def repeat_seeds(
     on_progress: Callable[[str], None] = print,
     **keywords: Any,
 ) -> SeedSpread:
-    """Train on the same fold with several seeds, one run after the other, and sum up their validation scores.
+    """Train on the same fold with several seeds, one run after the other, and summarise their validation scores.
 
-    Each run lies in ``<out>/seeds-<dataset>/seed_<n>/``; ``seeds.json`` beside them is written after each.
+    Each run is in ``<out>/seeds-<dataset>/seed_<n>/``; ``seeds.json`` next to them is written after each run.
 
     Args:
         dataset: As for `train_dataset`.
-        options: The same; ``seed`` is the first of the seeds, 0 without one, and a budget is one run's.
-        num_seeds: How many seeds; each is one more than the last.
-        elapsed_s: As for `train_dataset`, of the first run.
+        options: As for `train_dataset`; ``seed`` is the first seed (default 0), and a budget is that of one run.
+        num_seeds: Number of consecutive seeds.
+        elapsed_s: As for `train_dataset`, for the first run.
         on_progress: Called with a line of text for each stage.
         **keywords: Fields of `TrainOptions`, in place of those of ``options``.
 

@@ -1,4 +1,4 @@
-"""From a cross-validation to the model that should be shipped, chosen by predictions out of fold.
+"""Select the best model of a cross-validation by out-of-fold predictions.
 
 The configuration or the ensemble of configurations with the greatest mean Dice, then thresholds of regions and steps of
 postprocessing as far as they help.
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from candy_monai.aliases import PathLike
+from candy_monai.data.workers import measuring_workers
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.cleaning import Cleaner, Trial
-from candy_monai.evaluation.interval import interval
-from candy_monai.evaluation.of_dataset import dataset_evaluator, scored_classes
-from candy_monai.evaluation.parallel import jobs_for
-from candy_monai.evaluation.results import EvalResult
+from candy_monai.evaluation.results import EvalResult, interval
+from candy_monai.evaluation.scored_classes import dataset_evaluator, scored_classes
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import SUMMARY
 from candy_monai.experiment.checkpoints import BEST
@@ -49,17 +48,17 @@ def select(
     ``inference.json`` there, which ``load_experiments``, ``candy-monai predict`` and ``export`` follow.
 
     Args:
-        crossval: What ``candy-monai crossval`` made, with all folds finished.
-        dataset: The dataset's folder; None for where it was.
+        crossval: The folder written by ``candy-monai crossval``, with all folds finished.
+        dataset: The dataset's folder; None for its original path.
         device: Where to predict.
-        memory: Bytes that predicting a case may take; None for as many as it needs. See `Predictor`.
-        jobs: Cases scored at once; None for one a processor, fewer where memory is short.
-        trainer: ``FILE:Class``, the trainer of your own that the folds belong to; None for bundles.
-        trust: Build any callable that the experiments' pipelines name, instead of known transforms only.
-        on_progress: Told what is being done, a line at a time.
+        memory: Memory limit for predicting a case, in bytes; None for no limit. See `Predictor`.
+        jobs: Number of cases scored at the same time; None for one per processor, fewer if memory is short.
+        trainer: ``FILE:Class``, your own trainer that trained the folds; None for bundles.
+        trust: Build any callable that the pipelines of the experiments name, instead of only known transforms.
+        on_progress: Called with a line of text for each stage.
 
     Returns:
-        What was chosen, with the scores of all candidates and of every step that was tried.
+        The selection, with the scores of all candidates and of every step that was tried.
 
     Raises:
         BadInputError: If folds are missing or do not belong together, the dataset is not there, or no case has a class.
@@ -76,7 +75,7 @@ def select(
     out_of_fold.predict(device=chosen_device, trainer=trainer, trust=trust, memory=memory, on_progress=on_progress)
     description = found.dataset.description
     labels = [case.label for case in found.cases.values() if case.label is not None]
-    at_once = jobs_for(labels) if jobs is None else jobs
+    at_once = measuring_workers(labels) if jobs is None else jobs
 
     def cleaner_of(candidate: str) -> Cleaner:
         return Cleaner(
@@ -141,7 +140,7 @@ def _described(
 
 
 def _best(scores: dict[str, dict[str, Any]], folder: Path) -> str:
-    """Return the candidate with the greatest mean Dice; of equal ones that of the fewest configurations."""
+    """Return the candidate with the highest mean Dice; among equal ones that with the fewest configurations."""
     known = {name: found for name, found in scores.items() if found["dice"] is not None}
     if not known:
         raise BadInputError(

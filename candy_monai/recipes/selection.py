@@ -1,4 +1,4 @@
-"""What `select` chose for a cross-validation: ``inference.json``, which prediction and export follow.
+"""The choice of `select` for a cross-validation: ``inference.json``, which prediction and export follow.
 
 The file is data: what it names is compared with what `select` can write, and nothing in it is executed.
 """
@@ -37,8 +37,8 @@ class Member:
     """One of the experiments that predict together.
 
     Attributes:
-        experiment: Its folder below that of the cross-validation, with slashes.
-        weights_sha256: The digest of its best weights, by which the choice was made.
+        experiment: Its folder relative to that of the cross-validation, with slashes.
+        weights_sha256: The digest of the best weights with which the choice was made.
     """
 
     experiment: str
@@ -47,19 +47,20 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What was chosen out of fold, and why.
+    """The choice made by out-of-fold predictions, with its reasons.
 
     Attributes:
-        folder: The cross-validation's.
-        configurations: Whose models are averaged.
+        folder: The folder of the cross-validation.
+        configurations: The configurations whose models are averaged.
         members: These models.
         thresholds: The probability that each region must exceed; empty for 0.5.
         postprocessing: Steps on the label map, in MONAI's configuration language.
-        reasons: Why, in words, a line each.
+        reasons: The reasons in words, one line each.
         candidates: The scores of each configuration and ensemble: ``name``, ``configurations``, ``num_cases``,
             ``dice``, ``interval_95``, ``std`` over the folds, and ``classes``.
-        trials: What every threshold and step that was tried did; see `Trial`.
-        scores: Of what was chosen, as for a candidate. On the cases that it was chosen by, and so a little too high.
+        trials: The effect of every threshold and step that was tried; see `Trial`.
+        scores: The scores of the choice, as for a candidate; computed on the cases used for choosing, and so slightly
+            too high.
     """
 
     folder: Path
@@ -78,7 +79,7 @@ class Selection:
         return [self.folder / member.experiment for member in self.members]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the folder as plain values, as they stand in the file."""
+        """Return everything except the folder as plain values, as in the file."""
         return {
             "format": FORMAT,
             "versions": installed_versions("candy-monai", "torch", "monai"),
@@ -103,8 +104,8 @@ class Selection:
         """Read and check the ``inference.json`` of a cross-validation.
 
         Raises:
-            BadInputError: If it is missing or damaged, names experiments outside the folder or that are not there, or
-                asks for a step that none of `select`'s is.
+            BadInputError: If it is missing or damaged, names experiments that are outside the folder or missing, or
+                contains a step that `select` cannot choose.
         """
         folder = Path(folder)
         file = folder / INFERENCE
@@ -130,7 +131,7 @@ class Selection:
         )
 
     def check_weights(self) -> None:
-        """Raise ExperimentError if a member's best weights are not those by which the choice was made."""
+        """Raise ExperimentError if the best weights of a member are not those with which the choice was made."""
         for member, experiment in zip(self.members, self.experiments, strict=True):
             if digest_of_file(weight_file(experiment, BEST)) != member.weights_sha256:
                 raise ExperimentError(
@@ -140,7 +141,7 @@ class Selection:
 
 
 def selection_in(folders: Sequence[PathLike]) -> Selection | None:
-    """Return the choice that folders to predict with stand for; None where none of them holds one.
+    """Return the selection in the folders to predict with; None if none of them holds one.
 
     Raises:
         BadInputError: If one of several does, or as `Selection.read`.
@@ -204,7 +205,7 @@ def _label_ids(experiment: Path) -> set[int]:
 
 
 def _step(entry: Entry, file: Path, label_ids: set[int]) -> Entry:
-    """Return a step that is one of those which `select` chooses from."""
+    """Return a postprocessing step after checking that `select` can choose it."""
     ids, least = entry.get("applied_labels"), entry.get("min_size")
     known: list[Entry] = []
     if isinstance(ids, list) and ids and all(is_of_kind(each, int) and each in label_ids for each in ids):

@@ -1,4 +1,4 @@
-"""A job of SLURM that goes back into the queue before its time is up, and the run that goes on when it starts again."""
+"""Requeue a SLURM job before its time limit, and find the run to continue when it starts again."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _FACTS = ("JobState", "Reason")
 
 @contextmanager
 def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
-    """Yield, and put this job back into SLURM's queue if SIGTERM or SIGUSR1 ends the block, once its runs are saved.
+    """Yield, and requeue this SLURM job if SIGTERM or SIGUSR1 ends the block, once its runs are saved.
 
-    A job that is being cancelled stays so: it has SIGTERM from ``scancel``, as from the end of its time. Of several
-    processes the first puts the job back.
+    A cancelled job is not requeued: ``scancel`` sends SIGTERM just as the time limit does. With several processes, the
+    first one requeues the job.
 
     Args:
-        say: Told what came of it.
+        say: Called with a message about the result.
 
     Raises:
-        SettingsError: If this is no job of SLURM, or ``scontrol`` is not there.
+        SettingsError: If this is not a SLURM job, or ``scontrol`` is not available.
     """
     if (job := job_id()) is None:
         raise SettingsError("--requeue: this is no job of SLURM, SLURM_JOB_ID is not set; leave it out, or use sbatch")
@@ -55,7 +55,7 @@ def requeued_if_interrupted(say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Yield without being disturbed by the signals that end what is left of a job that goes back."""
+    """Yield while ignoring the signals that end the remaining processes of a requeued job."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
@@ -65,7 +65,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _requeued(job: str) -> str:
-    """Return what came of putting a job back into the queue."""
+    """Requeue a job and return a message about the result."""
     shown = _scontrol("show", "job", "--oneliner", job).stdout
     state, reason = (found[1] if (found := re.search(rf"\b{name}=(\w+)", shown)) else "" for name in _FACTS)
     if state in ("CANCELLED", "COMPLETING") and reason != "TimeLimit":
@@ -85,13 +85,13 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def job_id() -> str | None:
-    """Return the id of the job that this process is of, ``JOB_TASK`` for one of an array; None outside of SLURM."""
+    """Return the id of this process's SLURM job, ``JOB_TASK`` for one of an array; None outside of SLURM."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return os.environ.get("SLURM_JOB_ID") if array is None or task is None else f"{array}_{task}"
 
 
 def job_facts(dataset: PathLike, options: TrainOptions) -> dict[str, Any]:
-    """Return what ``experiment.json`` says of the job that begins a run: its id and the digest of what was asked for.
+    """Return the entry of ``experiment.json`` about the job that starts a run: its id and the digest of the options.
 
     Args:
         dataset: The dataset's folder.
@@ -107,7 +107,7 @@ def job_facts(dataset: PathLike, options: TrainOptions) -> dict[str, Any]:
 
 
 def run_of_this_job(dataset: PathLike, options: TrainOptions) -> Path | None:
-    """Return the run that an earlier start of this job began for the same dataset with the same options.
+    """Return the run that this job started before it was requeued, for the same dataset and options.
 
     Args:
         dataset: The dataset's folder.

@@ -1,4 +1,4 @@
-"""What a planned run takes over from the experiment whose weights it starts from, and what may be wrong with that."""
+"""Adapt the plan of a run to the experiment whose weights it starts from, and warn about differences."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from candy_monai.training.segmentation import SegmentationTrainer
 
 Replan = Callable[[Mapping[str, object], Configuration], Plan]
-"""Plans anew, with more entries fixed and a configuration."""
+"""Makes a new plan, with further fixed entries and a configuration."""
 
 
 _LEAST_OTHER = 1.1
-"""How many times the spacing of the weights another one is."""
+"""Ratio of the spacings from which on there is a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class StartingExperiment:
 
     @classmethod
     def of(cls, options: TrainOptions, trainer: type[SegmentationTrainer] | None) -> Self | None:
-        """Return the experiment that a run is to start from; None for weights of another kind.
+        """Return the experiment that a run starts from; None for weights of another kind.
 
         Raises:
-            BadInputError: If its network is another architecture than the one that is to be trained.
+            BadInputError: If its network has another architecture than the one to be trained.
         """
         if options.init_from is None:
             return None
@@ -70,7 +70,7 @@ class StartingExperiment:
         return cls(folder=folder, description=description, plan=plan_of(description.plan, folder / DESCRIPTION))
 
     def followed(self, made: Plan, replan: Replan, options: TrainOptions) -> tuple[Plan, list[str]]:
-        """Return a plan whose network is the experiment's, so that its weights fit, and what was taken over.
+        """Return a plan with the network of the experiment, so that its weights fit, and the entries that were adopted.
 
         Raises:
             SettingsError: If the dataset cannot be planned for with that network.
@@ -111,7 +111,7 @@ class StartingExperiment:
         return followed, notes
 
     def warnings(self, made: Plan, validation: Sequence[str], *, digest: str) -> list[str]:
-        """Return what is suspicious about a run that starts from this experiment."""
+        """Return warnings about a run that starts from this experiment."""
         found, trained = [], self.description.dataset
         if trained is not None and (trained.digest == digest or trained.name == made.dataset_name):
             seen = sorted(set(trained.training or ()) & set(validation))
@@ -152,7 +152,7 @@ class StartingExperiment:
         return found
 
     def _other_spacing(self, made: Plan) -> tuple[str, str] | None:
-        """Return both spacings along the network's axes where they differ; pictures have none."""
+        """Return both spacings along the network's axes if they differ; pictures have none."""
         theirs, mine = (_seen_spacing(plan) for plan in (self.plan, made))
         if not theirs or not mine or len(theirs) != len(mine):
             return None

@@ -1,8 +1,9 @@
-"""Settings of planned runs searched by Optuna: each trial is a run in a process of its own, in its own folder.
+"""Search the settings of planned runs with Optuna.
 
-Optuna proposes settings, keeps what came of them, and decides which trials to prune. This module starts the runs, tells
-Optuna their validation scores while they train, and ends those that are pruned. A trial whose run was interrupted has
-failed, and another one with its settings waits in the study, which goes on with the run.
+Each trial is a run in a separate process, in its own folder. Optuna proposes settings, stores the results, and decides
+which trials to prune. This module starts the runs, reports their validation scores to Optuna during training, and ends
+the pruned ones. A trial whose run was interrupted is marked as failed, and a new trial with its settings is enqueued,
+which continues the run.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ from candy_monai.recipes.sweep_space import SearchSpace
 from candy_monai.recipes.train import Parts, chosen_trainer
 
 SWEEP = "sweep.json"
-"""In a sweep's folder: what its trials came to."""
+"""The file in a sweep's folder with the results of its trials."""
 PAGE = "sweep.html"
-"""In a sweep's folder: Optuna's plots of the study."""
+"""The file in a sweep's folder with Optuna's plots of the study."""
 JOURNAL = "study.journal"
-"""In a sweep's folder: the study, where no other storage is named."""
+"""The file in a sweep's folder with the study, if no other storage is given."""
 
 _POLL_S = 0.2
 _SETTINGS = "candy_monai:sweep"
@@ -83,23 +84,25 @@ def sweep_dataset(
 ) -> Path:
     """Search settings of a dataset's runs for the best Dice of the validation cases.
 
-    Each trial is a run as `train_dataset` makes it, in a process of its own, in ``<out>/<name>/trial_<n>/``. Its value
-    is the mean Dice of its best weights on the whole validation cases, and what it reports for pruning the validation
-    score after each validated epoch. A trial that fails is recorded as failed, and the sweep goes on.
+    Each trial is a run as with `train_dataset`, in a separate process, in ``<out>/<name>/trial_<n>/``. Its value is the
+    mean Dice of its best weights on the whole validation cases; for pruning it reports the validation score after each
+    validated epoch. A trial that fails is recorded as failed, and the sweep continues.
 
     Args:
         dataset: The dataset's folder, nnU-Net format.
         space: A YAML or JSON file of the settings to search, see `SearchSpace.read`.
-        options: What decides each run, those settings aside; ``budget_s`` is one trial's. None for the defaults.
-        num_trials: Trials of the study in all, finished and failed ones of earlier calls and other machines included.
-        num_parallel: Trials at the same time; each gets its share of the CPU's cores and, where there are several, a
-            GPU of its own.
-        launcher: What starts the trials, such as a `JobLauncher` of ``candy_monai.recipes.jobs``; None for processes of
-            this machine.
+        options: The options of each run, except these settings; ``budget_s`` is the budget of one trial. None for the
+            defaults.
+        num_trials: Total number of trials of the study, including finished and failed ones of earlier calls and other
+            machines.
+        num_parallel: Number of trials at the same time; each gets its share of the CPU cores, and its own GPU if there
+            are several.
+        launcher: Starts the trials, such as a `JobLauncher` of ``candy_monai.recipes.jobs``; None for processes on this
+            machine.
         storage: The URL of a database for Optuna, such as ``postgresql://...``, which several machines may share; None
             for a file in the sweep's folder.
-        name: Of the study and of its folder; None for ``sweep-<dataset>``.
-        pruner: One of Optuna's; None for a `ForecastPruner`.
+        name: The name of the study and of its folder; None for ``sweep-<dataset>``.
+        pruner: An Optuna pruner; None for a `ForecastPruner`.
         on_progress: Called with a line of text for each stage.
         **keywords: Fields of `TrainOptions`, in place of those of ``options``.
 
@@ -107,10 +110,10 @@ def sweep_dataset(
         The sweep's folder, which holds ``sweep.json`` (trials and the best of them) and ``sweep.html`` (plots).
 
     Raises:
-        BadInputError: If dataset, settings or options cannot work, or the study is of another sweep; nothing was
-            trained.
-        Interrupted: If Ctrl-C or SIGTERM asked for an end, once the runs have finished their step and are saved; the
-            same call goes on with them.
+        BadInputError: If the dataset, the settings or the options are invalid, or the study belongs to another sweep;
+            nothing was trained.
+        Interrupted: After Ctrl-C or SIGTERM, once the runs have finished their step and are saved; the same call
+            continues them.
         RunFailedError: If no trial was completed.
     """
     for what, number in (("trials", num_trials), ("trials at the same time", num_parallel)):
@@ -184,7 +187,7 @@ def sweep_dataset(
 
 @dataclass
 class _Running:
-    """A trial that is trained at this moment."""
+    """A trial that is being trained."""
 
     trial: Trial
     run: SeparateRun
@@ -200,12 +203,12 @@ class _Sweep:
 
     Attributes:
         dataset: The dataset's folder.
-        folder: The sweep's own.
-        space: What is searched.
-        options: Of each run, those settings aside.
-        num_trials: Of the whole study.
-        num_parallel: At the same time.
-        launcher: What starts them.
+        folder: The folder of the sweep.
+        space: The search space.
+        options: The options of each run, except the searched settings.
+        num_trials: Number of trials of the whole study.
+        num_parallel: Number of trials at the same time.
+        launcher: Starts the trials.
         say: Takes a line of text.
     """
 
@@ -220,10 +223,10 @@ class _Sweep:
     _running: dict[int, tuple[_Running, RunningProcess]] = field(default_factory=dict)
 
     def run(self, study: optuna.Study) -> None:
-        """Run trials until the study has as many as are wanted.
+        """Run trials until the study has the requested number.
 
         Raises:
-            Interrupted: If Ctrl-C or SIGTERM asked for it; the runs are saved, and the study knows what to go on with.
+            Interrupted: After Ctrl-C or SIGTERM; the runs are saved, and the study records which to continue.
         """
         if not self.launcher.is_elsewhere:  # there, a job that is left is waited for
             for trial in self._left_running(study):  # by an earlier call, which was killed
@@ -248,14 +251,14 @@ class _Sweep:
             raise
 
     def _left_running(self, study: optuna.Study) -> list[Trial]:
-        """Return the trials of this sweep on this machine that the study takes for running."""
+        """Return the trials of this sweep on this machine that are marked as running in the study."""
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [
             Trial(study, trial._trial_id) for trial in running if trial.user_attrs.get(_PLACE) == self._place(trial)
         ]
 
     def _give_back(self, study: optuna.Study) -> None:
-        """End the trials that are running in the study, and let those wait in it whose runs can go on."""
+        """End the trials that are marked as running in the study, and enqueue those whose runs can be continued."""
         for running, process in self._running.values():
             if running.is_pruned or running.run.scores is not None:
                 self._finish(running, study, code=process.poll() or 0)
@@ -280,7 +283,7 @@ class _Sweep:
         return sum(not _is_interrupted(trial) for trial in begun) < self.num_trials
 
     def _asked(self, study: optuna.Study) -> Trial:
-        """Return a new trial, one that waits first."""
+        """Return a new trial, enqueued ones first."""
         trial = study.ask(self.space.distributions())
         trial.set_user_attr(_PLACE, self._place(trial))
         return trial
@@ -293,7 +296,7 @@ class _Sweep:
         return SeparateRun(dataset=self.dataset, options=options, name=f"Trial {_first_of(trial)}")
 
     def _refuse_running(self, run: SeparateRun) -> None:
-        """Refuse to go on with a run that a process of an earlier call, which was killed, still trains.
+        """Refuse to continue a run that a process of an earlier, killed call still trains.
 
         Raises:
             ExperimentError: If one does.
@@ -319,7 +322,7 @@ class _Sweep:
         self._running[slot] = running, self.launcher.start(run, slot)
 
     def _look_at(self, slot: int, study: optuna.Study) -> None:
-        """Write what a run has reached since to the study, and end the run if its trial is pruned."""
+        """Report the progress of a run to the study, and end the run if its trial is pruned."""
         running, process = self._running[slot]
         code = process.poll()
         if not running.is_pruned and _report(running) and code is None:
@@ -331,7 +334,7 @@ class _Sweep:
             self._finish(running, study, code=code)
 
     def _finish(self, running: _Running, study: optuna.Study, *, code: int) -> None:
-        """Write what came of a trial to the study."""
+        """Write the result of a trial to the study."""
         trial, run = running.trial, running.run
         _report(running)
         if run.experiment is not None:
@@ -351,7 +354,7 @@ class _Sweep:
 
 
 def _report(running: _Running) -> bool:
-    """Report the validation scores of epochs that ended since, and return whether the trial is to be pruned."""
+    """Report the validation scores of newly finished epochs, and return whether the trial is to be pruned."""
     experiment = running.run.experiment
     if experiment is None or not (path := experiment / METRICS).is_file():
         return False
@@ -372,7 +375,7 @@ def _report(running: _Running) -> bool:
 
 
 def _horizon(experiment: Path, metrics: Mapping[str, list[float]]) -> int:
-    """Return how many epochs a run will have, as its settings and its time limit say."""
+    """Return the number of epochs of a run according to its settings and its time limit."""
     description = read_description(experiment)
     durations = metrics.get(EPOCH_DURATION, [])
     return epochs_in_time(
@@ -384,7 +387,7 @@ def _horizon(experiment: Path, metrics: Mapping[str, list[float]]) -> int:
 
 
 def _first_of(trial: Trial | FrozenTrial) -> int:
-    """Return the number of the trial that began a trial's run: its own, unless it goes on with an interrupted one."""
+    """Return the number of the trial that started a trial's run: its own, unless it continues an interrupted one."""
     return int(trial.user_attrs.get(_GOES_ON_WITH, trial.number))
 
 
@@ -406,10 +409,10 @@ def _journal(folder: Path) -> BaseStorage:
 def _study(
     name: str, *, storage: str | BaseStorage, pruner: BasePruner, settings: Mapping[str, Any], seed: int | None
 ) -> optuna.Study:
-    """Return the study of this name: a new one, or the one that is there if it is of the same sweep.
+    """Return the study of this name: a new one, or the existing one if it belongs to the same sweep.
 
     Raises:
-        SettingsError: If it is of another, or the storage cannot be opened.
+        SettingsError: If it belongs to another sweep, or the storage cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -436,13 +439,13 @@ def _study(
 
 
 def _settings(dataset: str, digest: str, space: SearchSpace, options: TrainOptions) -> dict[str, Any]:
-    """Return what trials must have in common to be compared, as plain values."""
+    """Return the settings that trials must have in common to be comparable, as plain values."""
     kept = {key: value for key, value in sorted(json.loads(options.to_json()).items()) if key not in OF_A_MACHINE}
     return json.loads(json.dumps({"dataset": dataset, "digest": digest, "space": space.to_dict(), "options": kept}))  # type: ignore[no-any-return]
 
 
 def _write_results(study: optuna.Study, folder: Path, *, page: bool = True) -> list[FrozenTrial]:
-    """Write what the trials came to, and the plots, and return the trials that have ended."""
+    """Write the results of the trials and the plots, and return the trials that have ended."""
     trials = study.get_trials(deepcopy=False)
     ended = [trial for trial in trials if trial.state not in _UNFINISHED]
     completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]

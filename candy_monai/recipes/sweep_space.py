@@ -1,4 +1,4 @@
-"""The settings that a sweep searches: read from a file, checked as a whole, and turned into a run's options."""
+"""The search space of a sweep: read from a file, checked as a whole, and converted to the options of a run."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _NUMBERS = ("low", "high", "log", "step")
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """One setting that is searched.
+    """A searched setting.
 
     Attributes:
         name: Its name.
         kind: Whether it is an entry of the plan, an attribute of the trainer, or an option of a run.
-        distribution: Its values, as Optuna has them.
+        distribution: Its values, as an Optuna distribution.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Searched:
     distribution: BaseDistribution
 
     def extremes(self) -> Sequence[Any]:
-        """Return the values that are checked before any work: all choices, or the least and the largest number."""
+        """Return the values that are checked in advance: all choices, or the smallest and the largest number."""
         values = self.distribution
         if isinstance(values, CategoricalDistribution):
             return tuple(values.choices)
@@ -73,12 +73,12 @@ class SearchSpace:
         """Read a YAML or JSON file: ``name: {low, high, log, step}`` or ``name: {choices: [...]}``.
 
         Args:
-            path: The file. A name is an entry of the plan, as ``--set`` knows it, an attribute of the trainer, as
-                ``--trainer-args`` does, or one of `OPTIONS`.
-            options: Those of each run, which none of the names may contradict.
+            path: The file. A name is an entry of the plan, as for ``--set``, an attribute of the trainer, as for
+                ``--trainer-args``, or one of `OPTIONS`.
+            options: The options of each run, which the names must not contradict.
 
         Raises:
-            SettingsError: If the file cannot be read; or with every entry that is wrong.
+            SettingsError: If the file cannot be read, or with all invalid entries.
         """
         path = Path(path)
         try:
@@ -115,7 +115,7 @@ class SearchSpace:
         """Check each setting's extreme values, one at a time, in a run of these options.
 
         Raises:
-            SettingsError: With every entry that it refuses.
+            SettingsError: With all invalid entries.
         """
         problems = []
         for entry in self.entries:
@@ -128,7 +128,7 @@ class SearchSpace:
         self._refuse(problems)
 
     def applied(self, options: TrainOptions, values: Mapping[str, Any]) -> TrainOptions:
-        """Return options with values of these settings in them.
+        """Return options with values for these settings.
 
         Raises:
             SettingsError: If they contradict the other options.
@@ -155,10 +155,10 @@ class SearchSpace:
 
     @staticmethod
     def check_run(options: TrainOptions) -> None:
-        """Check what can be checked of a run's options without its dataset.
+        """Check the options of a run as far as possible without its dataset.
 
         Raises:
-            BadInputError: If its plan's entries, trainer or network cannot be.
+            BadInputError: If the entries of the plan, the trainer or the network are invalid.
         """
         parsed_overrides(options.overrides or {})
         check_trainer_args(chosen_trainer(options), options.trainer_args or {})
@@ -171,10 +171,10 @@ class SearchSpace:
 
 
 def _kind_of(name: str, options: TrainOptions) -> Literal["plan", "trainer", "option"]:
-    """Return what a name names.
+    """Return the kind of setting that a name refers to.
 
     Raises:
-        SettingsError: If it is none of them, or fixed by the options.
+        SettingsError: If it is unknown, or fixed by the options.
     """
     if name in SETTABLE:
         if name in (options.overrides or {}):
@@ -230,10 +230,10 @@ def _distribution(value: object, *, fractions: bool) -> BaseDistribution:
 
 
 def _check_numbers(numbers: Mapping[str, Any], *, log: bool) -> None:
-    """Refuse bounds and a step that are none.
+    """Refuse invalid bounds and steps.
 
     Raises:
-        ValueError: With what is wrong.
+        ValueError: With the reason.
     """
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -263,7 +263,7 @@ def _categories(choices: object) -> CategoricalDistribution:
 
 
 def _plain(choice: object) -> CategoricalChoiceType:
-    """Return a choice as a value that Optuna keeps; a list becomes the text that ``--set`` reads."""
+    """Return a choice as a value that Optuna can store; a list becomes the text that ``--set`` reads."""
     if isinstance(choice, list):
         return as_text(tuple(tuple(part) if isinstance(part, list) else part for part in choice))
     if choice is None or isinstance(choice, bool | int | float | str):
@@ -272,5 +272,5 @@ def _plain(choice: object) -> CategoricalChoiceType:
 
 
 def _as_text(value: object) -> str:
-    """Return a value as ``--set`` reads it, to its last digit."""
+    """Return a value as text for ``--set``, with all digits."""
     return repr(value) if isinstance(value, float) else as_text(value)

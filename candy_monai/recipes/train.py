@@ -1,4 +1,4 @@
-"""From a dataset folder to a trained experiment, in one call: what the command line's ``train`` does."""
+"""Train on a dataset folder in one call, as ``candy-monai train`` does."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def train_dataset(
 ) -> Path:
     """Prepare a dataset, train on one fold of it, and score the best weights on the other cases.
 
-    The dataset is checked whole, a plan is made for it, and its cases are preprocessed into the store. The best weights
+    The whole dataset is checked, a plan is made for it, and its cases are preprocessed into the store. The best weights
     are scored on whole cases from their files, in their own geometry: ``validation.json`` in the experiment folder.
 
     Args:
         dataset: The dataset's folder, nnU-Net format: images of any of the formats that it names, each ``(*spatial)``
-            with a label of the same grid. It is only read.
-        options: What decides the run; None for the defaults.
-        elapsed_s: Seconds of the budget that are used already, for example by the program's start.
+            with a label on the same grid. It is never written to.
+        options: The options of the run; None for the defaults.
+        elapsed_s: Seconds of the budget that are already used, for example by the start of the program.
         on_progress: Called with a line of text for each stage.
         **keywords: Fields of `TrainOptions`, such as ``budget_s=600`` (seconds) or ``num_epochs=100``, in place of
             those of ``options``.

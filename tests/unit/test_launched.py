@@ -3,7 +3,7 @@ import os
 import pytest
 
 from candy_monai.errors import SettingsError
-from candy_monai.launched import first_host, name_as_torchrun, refuse_several
+from candy_monai.launched import first_host, local_world_size, name_as_torchrun, refuse_several
 from candy_monai.processes import Processes
 
 TASK = {
@@ -37,6 +37,24 @@ def test_a_task_of_srun_has_the_variables_that_torchrun_sets(started_with):
     assert (processes.rank, processes.world_size, processes.local_rank) == (3, 4, 1)
     assert variables["MASTER_ADDR"] == "gpu07"
     assert 1024 < int(variables["MASTER_PORT"]) < 32768  # below the ports that Linux gives to others
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"LOCAL_WORLD_SIZE": "many"}, 1),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "1,3", "SLURM_NODEID": "1"}, 3),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "1"}, 2),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2 each", "SLURM_NODEID": "1"}, 1),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "1"}, 1),
+    ],
+)
+def test_processes_know_how_many_share_their_machine(started_with, variables, expected):
+    started_with(**variables)
+    name_as_torchrun()
+    assert local_world_size() == expected
 
 
 def test_steps_and_jobs_beside_each_other_have_ports_of_their_own_and_tasks_of_one_step_the_same(started_with):

@@ -14,15 +14,7 @@ from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
 from candy_monai.data.datasets.bases import PairTransform, SupervisedDataset, Transform
-from candy_monai.data.datasets.folds import (
-    DEFAULT_SEED,
-    Fold,
-    Grouping,
-    Strata,
-    choose_folds,
-    read_splits,
-    split_problems,
-)
+from candy_monai.data.datasets.folds import DEFAULT_SEED, Fold, Grouping, Strata, checked_splits, choose_folds
 from candy_monai.data.datasets.nnunet_description import NNUNetCase, Split
 from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
 from candy_monai.data.images.names import composed
@@ -227,10 +219,10 @@ class NNUNetDataset(SupervisedDataset):
         path = None if makes_own or self._split != "Tr" else self._splits_file(splits)
         if path is None:
             return choose_folds(self._case_ids, k=k, seed=seed, groups=groups, stratify_by=stratify_by)
-        problems = split_problems(path, self._all_ids)
+        folds, problems = checked_splits(path, self._all_ids)
         if problems:
             raise DatasetError(self._folder, problems)
-        return read_splits(path, case_ids=self._all_ids)
+        return folds
 
     @override
     def _transformed(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

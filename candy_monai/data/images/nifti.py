@@ -108,7 +108,7 @@ def _nifti_kind(start: bytes) -> Any:  # a class of nibabel's, which has no type
 def _in_mm(image: SpatialImage, stated: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Return an image's affine in millimetres; ``stated`` is what its file says, in the header's unit."""
     affine = np.array(image.affine if stated is None else stated, dtype=np.float64)
-    if problem := affine_problem(affine, min(len(image.shape), 3)):
+    if stated is None and (problem := affine_problem(affine, min(len(image.shape), 3))):
         raise UnusableFileError(f"the affine {problem}: {affine.tolist()}; give the image a right one")
     header = image.header
     if "xyzt_units" in getattr(header, "keys", tuple)():  # NIfTI's own; "unknown" counts as millimetres

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from candy_monai.aliases import PathLike
-from candy_monai.data.datasets.folds import Fold, choose_folds, read_splits, split_problems
+from candy_monai.data.datasets.folds import Fold, checked_splits, choose_folds
 from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.datasets.nnunet_files import Listing, list_dataset
 from candy_monai.data.datasets.patients import patients_on_both_sides
@@ -31,7 +31,13 @@ from candy_monai.data.inspection.consistency import (
 )
 from candy_monai.data.inspection.digest import Digests, case_stamp, file_digests
 from candy_monai.data.inspection.findings import CaseCache, CaseFindings
-from candy_monai.data.inspection.inspect import measure_case, mixed_axes, pooled_fingerprint, samples_per_case
+from candy_monai.data.inspection.inspect import (
+    MeasuredCase,
+    measure_case,
+    mixed_axes,
+    pooled_fingerprint,
+    samples_per_case,
+)
 from candy_monai.data.values import join_names, join_reprs
 from candy_monai.data.workers import AHEAD, case_workers, in_order, shares
 from candy_monai.errors import CandyError
@@ -49,12 +55,7 @@ _TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What a check found.
-
-    Attributes:
-        problems: What would stop training or make it wrong.
-        warnings: What is unusual and may be intended.
-    """
+    """What a check found: what would stop training or make it wrong, and what is unusual and may be intended."""
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -122,7 +123,7 @@ def visit_dataset(
             alone.
     """
     listing = list_dataset(Path(folder), "Tr", "Ts")
-    description, problems, warnings = listing.description, [*listing.description_problems], list[str]()
+    description, problems = listing.description, [*listing.description_problems]
     if description is None:
         return CheckedDataset(listing=listing, report=DatasetReport(problems=tuple(problems), warnings=()))
     cases, test_cases, listing_problems = listing.cases["Tr"], listing.cases["Ts"], listing.problems["Tr"]
@@ -133,77 +134,89 @@ def visit_dataset(
             f'or write "numTraining": {len(cases)}'
         )
     case_ids, splits = [case.case_id for case in cases], listing.folder / SPLITS
-    split_file_problems = split_problems(splits, case_ids) if splits.is_file() else []
-    problems += split_file_problems
-    folds = () if listing_problems or split_file_problems else _usual_folds(splits, case_ids)
+    folds, split_problems = checked_splits(splits, case_ids) if splits.is_file() else ((), [])
+    problems += split_problems
+    if listing_problems or split_problems:
+        folds = ()
+    elif cases and not folds:
+        folds = choose_folds(case_ids)
     digests = _digests(description, cases)
-    visit = _Visit(
+    cache = CaseCache(store, description) if store is not None and cases and not places_per_class else None
+    look = partial(
+        _findings,
         description=description,
-        cache=CaseCache(store, description) if store is not None and cases and not places_per_class else None,
+        cache=cache,
         num_places=places_per_class,
         num_samples=samples_per_case(len(cases), description.num_channels),
     )
-    contents = [None if digests is None else digests.cases[case.case_id] for case in cases]
-    tasks = [partial(visit.findings, case, content) for case, content in zip(cases, contents, strict=True)]
-    tasks += [partial(visit.findings, case, None) for case in test_cases]
+    tasks = [partial(look, case, None if digests is None else digests.cases[case.case_id]) for case in cases]
+    tasks += [partial(look, case, None) for case in test_cases]
     jobs, found_of = case_workers((*cases, *test_cases), num_workers), dict[int, CaseFindings]()
     order = range(len(tasks))
-    for share in (order,) if visit.cache is None else shares(order, processes, visit.cache.folder):
+    for share in (order,) if cache is None else shares(order, processes, cache.folder):
         found_of.update(zip(share, in_order((tasks[index] for index in share), jobs, ahead=AHEAD), strict=True))
     everything = [found_of[index] for index in order]
     findings, test_findings = everything[: len(cases)], everything[len(cases) :]
-    measured, test_measured = (
-        [finding.measured for finding in found if finding.measured is not None] for found in (findings, test_findings)
-    )
+    measured = _measured(findings)
     problems += [problem for finding in findings for problem in finding.problems]
     problems += [] if problems else mixed_axes(measured)
-    warnings += [warning for finding in findings for warning in finding.warnings]
-    warnings += _spacing_warnings([name for finding in findings for name in finding.without_spacing])
-    warnings += listing.problems["Ts"]  # no training reads the test cases
-    warnings += [text for finding in test_findings for text in (*finding.problems, *finding.warnings)]
-    ids_by_case = {case.case_id: frozenset(case.fingerprint.class_voxels) for case in measured}
-    seen = frozenset[int]().union(*ids_by_case.values())
+    seen = frozenset[int]().union(*(case.fingerprint.class_voxels for case in measured))
+    absent = sorted(set(description.label_ids) - seen) if len(measured) == len(cases) > 0 else []
     if findings and not problems and seen <= {0, description.ignore_label}:
         problems.append("labelsTr: no training case has any foreground, so there is nothing to learn; check the labels")
-    elif len(measured) == len(cases) > 0 and (absent := sorted(set(description.label_ids) - seen)):
-        warnings.append(f"no training case contains the label ids {absent}")
-    warnings += sides_among_labels(list(description.labels))
-    warnings += inconsistencies(
-        measured, test_measured, channel_names=description.channel_names, ignore_label=description.ignore_label
-    )
-    if not problems:  # otherwise a label may be missing because its case is
-        warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
-    warnings += patients_on_both_sides(folds)
+        absent = []
+    if problems and cache is not None and processes is None:
+        cache.remove_if_new()  # a dataset that is refused leaves nothing in a folder that was made for it
     is_sound = digests is not None and bool(cases) and not problems
-    if problems and visit.cache is not None and processes is None:
-        visit.cache.remove_if_new()  # a dataset that is refused leaves nothing in a folder that was made for it
+    fingerprint = pooled_fingerprint(description, digests.whole, measured) if digests and is_sound else None
+    warnings = [
+        *(warning for finding in findings for warning in finding.warnings),
+        *_spacing_warnings([name for finding in findings for name in finding.without_spacing]),
+        *listing.problems["Ts"],  # no training reads the test cases
+        *(text for finding in test_findings for text in (*finding.problems, *finding.warnings)),
+        *([f"no training case contains the label ids {absent}"] if absent else []),
+        *sides_among_labels(list(description.labels)),
+        *inconsistencies(
+            measured,
+            _measured(test_findings),
+            channel_names=description.channel_names,
+            ignore_label=description.ignore_label,
+        ),
+    ]
+    if not problems:  # otherwise a label may be missing because its case is
+        ids_by_case = {case.case_id: frozenset(case.fingerprint.class_voxels) for case in measured}
+        warnings += labels_absent_from_folds(folds, ids_by_case, names_by_id(description.labels))
     return CheckedDataset(
         listing=listing,
-        report=DatasetReport(problems=tuple(problems), warnings=tuple(warnings)),
+        report=DatasetReport(problems=tuple(problems), warnings=(*warnings, *patients_on_both_sides(folds))),
         folds=folds,
         digests=digests if is_sound else None,
-        fingerprint=pooled_fingerprint(description, digests.whole, measured) if digests and is_sound else None,
+        fingerprint=fingerprint,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Visit:
-    """Read cases, from what is kept where that is possible, and keep what is found in others."""
+def _findings(
+    case: NNUNetCase,
+    content: str | None,
+    *,
+    description: DatasetDescription,
+    cache: CaseCache | None,
+    num_places: int,
+    num_samples: int,
+) -> CaseFindings:
+    """Return what is found in a case: what is kept of it, where that is enough, else by decoding it."""
+    key = None if cache is None else cache.key(case, content)
+    found = None if cache is None or key is None else cache.load(key)
+    if found is None or not found.has_samples(num_samples):
+        stamp = _stamp(case)
+        found = _check_case(case, description, num_places).thinned(num_samples)
+        if cache is not None and key is not None and _stamp(case) == stamp:
+            cache.save(key, found)  # at other times somebody is writing to the case
+    return found.thinned(num_samples)
 
-    description: DatasetDescription
-    cache: CaseCache | None
-    num_places: int
-    num_samples: int
 
-    def findings(self, case: NNUNetCase, content: str | None) -> CaseFindings:
-        key = None if self.cache is None else self.cache.key(case, content)
-        found = None if self.cache is None or key is None else self.cache.load(key)
-        if found is None or not found.has_samples(self.num_samples):
-            stamp = _stamp(case)
-            found = _check_case(case, self.description, self.num_places).thinned(self.num_samples)
-            if self.cache is not None and key is not None and _stamp(case) == stamp:
-                self.cache.save(key, found)  # at other times somebody is writing to the case
-        return found.thinned(self.num_samples)
+def _measured(findings: Sequence[CaseFindings]) -> list[MeasuredCase]:
+    return [finding.measured for finding in findings if finding.measured is not None]
 
 
 def _stamp(case: NNUNetCase) -> str | None:
@@ -219,13 +232,6 @@ def _digests(description: DatasetDescription, cases: Sequence[NNUNetCase]) -> Di
         return file_digests(description, cases)
     except OSError:
         return None
-
-
-def _usual_folds(splits: Path, case_ids: Sequence[str]) -> tuple[Fold, ...]:
-    """Return the folds of the folder's own split file, or else nnU-Net's."""
-    if splits.is_file():
-        return read_splits(splits, case_ids=case_ids)
-    return choose_folds(case_ids) if case_ids else ()
 
 
 def _check_case(case: NNUNetCase, description: DatasetDescription, num_places: int) -> CaseFindings:

@@ -8,7 +8,8 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ _STILL = (
     "RandSmoothFieldAdjustIntensityd",
 )
 _MOST_VALUES = 100_000
+MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What transforms raise whose arguments do not fit their input."""
 _LOADING = {
     "keys",
     "allow_missing_keys",
@@ -119,6 +122,18 @@ class Pipeline(Compose):
             if cause is error:
                 raise
             raise cause from None
+
+    @contextmanager
+    def applied_to(self, what: str) -> Iterator[None]:
+        """Raise BadInputError, with the step, where in this block it does not fit what it is applied to."""
+        try:
+            yield
+        except (CandyError, torch.OutOfMemoryError):
+            raise
+        except MISFITS as error:
+            reason = " ".join(str(error.args[0] if error.args else error).split())
+            step = "; ".join(getattr(error, "__notes__", ())) or self.name
+            raise BadInputError(f"{step}: cannot be applied to {what} ({type(error).__name__}: {reason})") from error
 
     def __repr__(self) -> str:
         return "\n".join(f"{index}: {_as_call(entry)}" for index, entry in enumerate(self.entries))
@@ -249,13 +264,6 @@ def check_own_transforms(own: OwnTransforms, where: str = "") -> None:
             _check_in_step(pipeline.transforms, f"{where}{name}")
 
 
-def misfit(error: Exception, name: str, what: str) -> BadInputError:
-    """Return an error of a step whose arguments do not fit its input; the pipeline noted which one."""
-    reason = " ".join(str(error.args[0] if error.args else error).split())
-    step = "; ".join(getattr(error, "__notes__", ())) or name
-    return BadInputError(f"{step}: cannot be applied to {what} ({type(error).__name__}: {reason})")
-
-
 def keeps_track(step: object) -> bool:
     """Return whether a transform that moves an image records how to undo it."""
     return isinstance(step, InvertibleTransform) and not isinstance(step, Lambdad)  # whose inverse does nothing
@@ -267,7 +275,7 @@ def moves_voxels(target: object) -> bool:
         kind = transform_class(target, "")
     except SettingsError:
         return False
-    return _class_moves(kind)
+    return _moves(kind)
 
 
 def _checked_entry(entry: object, where: str) -> Mapping[str, Any]:
@@ -288,7 +296,7 @@ def _check_place(step: object, entry: Mapping[str, Any], pipeline: str, where: s
         )
     if pipeline != "preprocessing":
         return
-    if (_moves(step) and not keeps_track(step)) or kind == "FromMetaTensord":
+    if (_moves(type(step)) and not keeps_track(step)) or kind == "FromMetaTensord":
         raise SettingsError(f"{where}: {kind} cannot be undone, so that no result could be brought back to its file")
     needing = [key for key, value in entry.items() if key != "keys" and value == LABEL]
     if needing:
@@ -297,7 +305,7 @@ def _check_place(step: object, entry: Mapping[str, Any], pipeline: str, where: s
 
 def _check_in_step(steps: Sequence[object], where: str) -> None:
     """Refuse what moves the image and leaves the label where it was, or the other way round."""
-    moving = [(index, part) for index, step in enumerate(steps) for part in _parts(step) if _moves(part)]
+    moving = [(index, part) for index, step in enumerate(steps) for part in _parts(step) if _moves(type(part))]
     for index, part in moving:
         moved = {IMAGE, LABEL} & set(part.keys)
         left = {IMAGE, LABEL} - moved
@@ -317,12 +325,7 @@ def _parts(step: object) -> list[Any]:
     return [step] if isinstance(step, MapTransform) else []
 
 
-def _moves(step: object) -> bool:
-    """Return whether a transform moves voxels."""
-    return _class_moves(type(step))
-
-
-def _class_moves(kind: type[object]) -> bool:
+def _moves(kind: type[object]) -> bool:
     """Return whether a class moves voxels, by its module and those of the classes that it inherits from."""
     return kind.__name__ not in _STILL and any(base.__module__.startswith(_MOVING) for base in kind.__mro__)
 

@@ -24,7 +24,7 @@ from candy_monai.aliases import Shape
 from candy_monai.data.images.geometry import Geometry
 from candy_monai.data.images.reading import Scan, read_channels
 from candy_monai.data.inspection.inspect import axis_codes
-from candy_monai.data.pipelines.building import Pipeline, build_pipeline, keeps_track, misfit
+from candy_monai.data.pipelines.building import MISFITS, Pipeline, build_pipeline, keeps_track
 from candy_monai.data.pipelines.description import (
     IMAGE,
     LABEL,
@@ -63,14 +63,9 @@ class PreprocessedCase:
     label: Tensor | None
 
     @property
-    def shape_before_resampling(self) -> Shape:
-        """The spatial shape after reorientation and cropping."""
-        return resampled_from(self.image)[0]
-
-    @property
     def is_resampled(self) -> bool:
         """Whether resampling changed the shape."""
-        return self.shape_before_resampling != tuple(self.image.shape[1:])
+        return resampled_from(self.image)[0] != tuple(self.image.shape[1:])
 
 
 class LoadCased(MapTransform):
@@ -190,7 +185,7 @@ class Preprocessor:
                 data = step(before)
             except CandyError:
                 raise
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            except MISFITS as error:
                 reason = " ".join(str(error).split())
                 if "allocate memory" in reason:  # as PyTorch says it
                     raise BadInputError(_too_large(where, name, before[IMAGE])) from error
@@ -260,7 +255,9 @@ class Preprocessor:
         Raises:
             BadInputError: If the shape is not that of the preprocessed case.
         """
-        self._check_scores(scores, case)
+        expected = (self._plan.num_classes, *case.image.shape[1:])
+        if tuple(scores.shape) != expected:
+            raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
         if not self.paints_in_parts:
             return self.restore_whole(scores, case, are_probabilities=probabilities)[0]
         painter = self.label_painter(case, probabilities=probabilities, device=scores.device)
@@ -383,11 +380,6 @@ class Preprocessor:
             affine[rows.astype(int), range(3)] = lengths * signs
         return affine
 
-    def _check_scores(self, scores: Tensor, case: PreprocessedCase) -> None:
-        expected = (self._plan.num_classes, *case.image.shape[1:])
-        if tuple(scores.shape) != expected:
-            raise BadInputError(f"found scores of shape {tuple(scores.shape)}, expected {expected} for this case")
-
 
 def build_postprocessing(
     entries: Sequence[Entry], *, preprocessing: Sequence[Callable[[Any], Any]] = (), trust: bool = False
@@ -412,12 +404,8 @@ def label_map_by(postprocessing: Pipeline, data: Mapping[str, Tensor], shape: Sh
     Raises:
         BadInputError: If a step cannot be applied, or what was made is no map of label ids of that shape.
     """
-    try:
+    with postprocessing.applied_to("what was predicted"):
         made = postprocessing(data)[PREDICTION]
-    except (CandyError, torch.OutOfMemoryError):
-        raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise misfit(error, postprocessing.name, "what was predicted") from error
     if tuple(made.shape) != (1, *shape) or not holds_whole_numbers(made):
         raise BadInputError(
             f"postprocessing made values of shape {tuple(made.shape)}, expected label ids, whole numbers of shape "

@@ -20,13 +20,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from candy_monai.data.datasets.joint import JointTransform
-from candy_monai.data.pipelines.building import Pipeline, build_pipeline, misfit
+from candy_monai.data.pipelines.building import Pipeline, build_pipeline
 from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
 from candy_monai.data.planning.plan import Plan
 from candy_monai.data.samples.store import ANNOTATED, CaseStore, StoredCase
 from candy_monai.data.sampling import DrawOrder, PatchDraw, PositionedSampler
-from candy_monai.errors import BadInputError, CandyError
+from candy_monai.errors import BadInputError
 from candy_monai.label_ids import holds_whole_numbers
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ class PatchDataset(Dataset[Sample]):
         seed: Seed of all random numbers.
         augmentation: Transforms that cut a patch out of a case and change it, in MONAI's config language or built;
             ``None`` for those of the plan, an empty list to cut only.
-        transform: Applied last, seeded for each sample.
         trust: Build any callable that the augmentation names, instead of known transforms only.
 
     Raises:
@@ -77,7 +75,6 @@ class PatchDataset(Dataset[Sample]):
         *,
         seed: int,
         augmentation: Sequence[Entry] | Pipeline | None = None,
-        transform: JointTransform | None = None,
         trust: bool = False,
     ) -> None:
         self._cases = _CaseCache(store, case_ids)
@@ -86,7 +83,6 @@ class PatchDataset(Dataset[Sample]):
         self._seed = seed
         self.augmentation = _pipeline(augmentation, plan, trust=trust)
         self._random = _random_transforms(self.augmentation)
-        self._transform = transform
         self._order = DrawOrder(
             case_ids,
             [bool(store.classes_of(case_id)) for case_id in case_ids],
@@ -108,13 +104,8 @@ class PatchDataset(Dataset[Sample]):
         state = np.random.RandomState(np.random.PCG64(rng.integers(1 << 32, size=4)))
         for part in self._random:
             part.R = state
-        with untracked():
-            try:
-                changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
-            except (CandyError, torch.OutOfMemoryError):
-                raise
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise misfit(error, "augmentation", "a patch") from error
+        with untracked(), self.augmentation.applied_to("a patch"):
+            changed = self.augmentation({IMAGE: case.image, LABEL: case.label, CENTER: center})
         if not isinstance(changed, Mapping) or not {IMAGE, LABEL} <= set(changed):
             found = f"the keys {', '.join(map(str, changed))}" if isinstance(changed, Mapping) else "several samples"
             raise BadInputError(
@@ -122,9 +113,6 @@ class PatchDataset(Dataset[Sample]):
                 "removes these, and crops, since RandWarpd cuts the patch"
             )
         image, label = changed[IMAGE], changed[LABEL]
-        if self._transform is not None:
-            self._transform.set_random_state(int(rng.integers(1 << 32)))
-            image, label = self._transform(image, label)
         self._check(image, label)
         return {"image": image.float(), "label": label.long(), "case_id": drawn.case_id}
 

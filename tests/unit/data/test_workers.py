@@ -8,6 +8,8 @@ import threading
 import time
 from functools import partial
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +42,19 @@ def test_neither_processors_nor_cases_nor_the_limit_are_exceeded(cases, monkeypa
     assert workers.case_workers(cases, 2) == 2
 
 
+def test_memory_bounds_how_many_cases_are_measured_at_once(tmp_path, monkeypatch):
+    files = [tmp_path / f"{index}.nii.gz" for index in range(8)]
+    for file in files:
+        nibabel.save(nibabel.Nifti1Image(np.zeros((10, 10, 10), np.uint8), np.eye(4)), file)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 6)
+    for free, expected in ((10**9, 6), (250_000, 2), (1000, 1), (None, 6)):
+        monkeypatch.setattr(workers, "free_memory_bytes", lambda free=free: free)
+        assert workers.measuring_workers(files) == expected
+    monkeypatch.setattr(workers, "free_memory_bytes", lambda: 10**9)
+    files[0].unlink()
+    assert workers.measuring_workers(files) == 1
+
+
 def test_the_cores_of_a_job_count_and_those_of_the_machine_where_no_share_is_known(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4}, raising=False)
@@ -48,6 +63,18 @@ def test_the_cores_of_a_job_count_and_those_of_the_machine_where_no_share_is_kno
     assert workers.usable_cores() == 64
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert workers.usable_cores() == 1
+
+
+def test_processes_of_one_machine_share_its_memory_and_its_cores(cases, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(workers, "free_memory_bytes", lambda: int(6 * BYTES_PER_CASE / 0.6) + 8)
+    assert workers.case_workers(cases) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers.usable_cores() == 8
+    assert workers.case_workers(cases) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert workers.usable_cores() == 2  # bound to cores of its own
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from candy_monai.errors import BadInputError
-from candy_monai.evaluation.results import EvalCase, EvalResult
+from candy_monai.evaluation.results import EvalCase, EvalResult, interval
 
 NAN = math.nan
 
@@ -36,6 +36,7 @@ def test_a_case_s_metric_is_the_mean_of_the_classes_that_it_has():
 
 def test_no_case_has_no_mean():
     assert result().mean_metrics == {}
+    assert interval(result()) is None
     assert len(result()) == 0
 
 
@@ -124,6 +125,14 @@ def test_a_ratio_of_nothing_of_a_class_that_is_there_is_noted():
     ]
 
 
+def test_an_interval_leaves_out_the_background_and_ends_where_there_can_be_no_score():
+    cases = [
+        replace(case(name, dice), classes={0: {"dice": 1.0}, 1: {"dice": dice}})
+        for name, dice in (("a", 0.2), ("b", 0.9))
+    ]
+    assert interval(result(*cases)) == (0.0, 1.0)
+
+
 def test_the_statistics_hold_each_class_and_the_mean_over_classes_with_their_cases():
     found = result(case("a", 1.0, NAN), case("b", 0.5, 0.2), case("c", 0.6, 0.4))
     statistics = found.statistics()
@@ -132,6 +141,7 @@ def test_the_statistics_hold_each_class_and_the_mean_over_classes_with_their_cas
     overall = statistics[None]["dice"]
     assert overall.mean == found.mean_metrics["dice"]
     assert overall.interval[0] < overall.mean < overall.interval[1]
+    assert interval(found) == overall.interval
     drawn = found.statistics(method="bootstrap")[None]["dice"].interval
     assert drawn[0] < overall.mean < drawn[1]
     entry = found.to_dict()["statistics"]

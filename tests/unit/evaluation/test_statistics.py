@@ -1,12 +1,14 @@
 import json
 import math
+import statistics
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from candy_monai.errors import SettingsError
-from candy_monai.evaluation.statistics import statistics_of
+from candy_monai.evaluation.statistics import interval_over_classes, statistics_of
+from candy_monai.metrics.interval import half_width
 
 VALUES = np.random.default_rng(3).beta(8, 2, 30)
 
@@ -66,3 +68,50 @@ def test_an_interval_ends_where_values_do():
 def test_other_methods_and_confidences_are_refused(options):
     with pytest.raises(SettingsError):
         statistics_of(VALUES, **options)
+
+
+def test_the_interval_over_classes_is_that_of_the_cases_means_where_every_case_has_every_class():
+    means = [0.75, 0.75, 0.75, 0.65]
+    half = half_width(statistics.stdev(means) / 2, 4)
+    ends = interval_over_classes([(0.7, 0.8), (0.6, 0.9), (0.8, 0.7), (0.5, 0.8)])
+    assert ends == pytest.approx((statistics.fmean(means) - half, statistics.fmean(means) + half))
+
+
+def test_the_interval_over_classes_lies_around_the_mean_of_their_means_where_some_cases_lack_one():
+    low, high = interval_over_classes([(0.7, math.nan), (0.6, 0.9), (0.65, 0.85), (math.nan, math.nan)])
+    assert (low + high) / 2 == pytest.approx((0.65 + 0.875) / 2)
+
+
+def test_an_interval_over_classes_ends_where_there_can_be_no_score():
+    assert interval_over_classes([(0.2,), (0.9,)], bounds=(0, 1)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_a_class_that_few_cases_have_makes_the_interval_as_wide_as_it_must_be(num_classes):
+    rng, held, runs = np.random.default_rng(0), 0, 1000
+    for _ in range(runs):  # the first class is in 3 of 20 cases
+        scores = 0.5 + 0.05 * rng.standard_normal((20, num_classes + 1))
+        scores[3:, 0] = math.nan
+        low, high = interval_over_classes(scores)
+        held += low < 0.5 < high
+    assert 0.905 < held / runs < 0.98
+
+
+@pytest.mark.parametrize(
+    "by_case",
+    [
+        [],
+        [(0.8,)],
+        [(0.8,), (math.nan,)],
+        [(math.nan,), (math.nan,)],
+        [(0.8, 0.5), (0.7, math.nan), (0.9, math.nan)],  # nothing tells the spread of the second class
+        [(0.0,), (0.0,)],
+    ],
+)
+def test_cases_that_show_no_spread_have_no_interval_over_classes(by_case):
+    assert interval_over_classes(by_case) is None
+
+
+def test_a_class_that_no_case_has_is_left_out_of_the_interval():
+    with_it, without = [(0.8, math.nan), (0.7, math.nan)], [(0.8,), (0.7,)]
+    assert interval_over_classes(with_it) == pytest.approx(interval_over_classes(without))
