@@ -30,10 +30,11 @@ def commands(folder, **more):
 
 
 def test_settings_say_which_are_the_defaults(tmp_path):
-    rows = {name: (value, is_default) for name, value, is_default in settings_of(described(tmp_path / "run"))}
+    description = described(tmp_path / "run", settings={"freeze": []})
+    rows = {name: (value, is_default) for name, value, is_default in settings_of(description)}
+    assert rows["freeze"] == ("none", True)
     assert rows["seed"] == ("3", False)
     assert rows["accumulate"] == ("1", True)
-    assert rows["freeze"] == ("none", True)
 
 
 def test_a_plan_has_its_reasons_and_without_them_its_values(tmp_path):
