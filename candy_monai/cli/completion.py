@@ -36,9 +36,10 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         summary="write a completion script for your shell",
         text="Write to standard output a script with which a shell completes the commands, their options, and values "
-        "from a fixed list. File names are completed as usual.",
+        "from a fixed list. File names are completed as usual. bash and fish find the files below by "
+        "themselves; ~/.zshrc needs the line 'source ~/.candy-monai.zsh'.",
         example="candy-monai completion bash > ~/.local/share/bash-completion/completions/candy-monai\n"
-        "candy-monai completion zsh > ~/.candy-monai.zsh    # in ~/.zshrc: source ~/.candy-monai.zsh\n"
+        "candy-monai completion zsh > ~/.candy-monai.zsh\n"
         "candy-monai completion fish > ~/.config/fish/completions/candy-monai.fish",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell: bash, zsh or fish")

@@ -106,7 +106,7 @@ def as_text(summary: dict[str, Any]) -> str:
         scores = [fold["foreground_mean"], *(fold["classes"].get(label) for label in summary["classes"])]
         rows.append([str(fold["fold"]), *map(_number, scores)])
     cases, within = summary["cases"], interval_as_text(summary["cases"]["interval_95"])
-    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} ({within})"
+    over_cases = f"over {cases['num_cases']} cases: Dice {_number(cases['foreground_mean'])} (95 % interval {within})"
     return "\n".join([*aligned_rows(rows), f"{over_cases}; spread over folds {_number(summary['std'])}"])
 
 

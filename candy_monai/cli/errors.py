@@ -58,9 +58,14 @@ def done(what: str, where: object, *, then: Sequence[str] = ()) -> int:
     """
     if is_first():
         print(f"{what}: {where}")
-        if then:
-            print(f"Next: {shlex.join(then)}")
+        tell_next(then)
     return DONE
+
+
+def tell_next(then: Sequence[str]) -> None:
+    """Print the command that one would use next, if there is one."""
+    if then:
+        print(f"Next: {shlex.join(then)}")
 
 
 def say(message: str) -> None:

@@ -99,7 +99,7 @@ def _run(argv: Sequence[str] | None, started: float) -> int:
     except SystemExit as end:  # argparse ends so, after help and after errors
         return _code(end)
     try:
-        args.started = started
+        args.started, args.words = started, arguments
         name_as_torchrun()
         if args.command not in _SHARED_OUT:
             refuse_several(f"'{PROGRAM} {args.command}'")

@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the file to write (default: the name in lower case, in the current folder)",
+        help="the file to write (default: the name in snake case, such as my_trainer.py, in the current folder)",
     )
 
 

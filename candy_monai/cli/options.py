@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from typing_extensions import override
+
+from candy_monai.cli.errors import PROGRAM
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.settings import FLAG
 from candy_monai.launched import refuse_several
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     """What ``add_parser`` of each command adds itself to."""
 
 T = TypeVar("T")
+_WIDTH = 79
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainOptions)}
 
 
@@ -49,16 +55,49 @@ def new_command(
     parser = subparsers.add_parser(
         name,
         help=summary,
-        description=textwrap.fill(text, 79),
+        description=textwrap.fill(text, _WIDTH, break_on_hyphens=False),
         epilog="\n".join(
-            ["examples:" if "\n" in example else "example:", *(f"  {line}" for line in example.split("\n"))]
+            ["examples:" if "\n" in example else "example:", *(_as_shell(line) for line in example.split("\n"))]
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     add_debug(parser, default=argparse.SUPPRESS)  # keeps a --debug that stands before the command
     parser.set_defaults(run=run)
     return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Breaks lines between words alone: an option that is broken at a hyphen cannot be copied."""
+
+    @override
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def _as_shell(command: str) -> str:
+    """Return a command line of an example, continued as a shell reads it where it is longer than the help."""
+    kept = re.sub(r"(?<= )(--\S+|>) (?=[^-\s])", "\\1\0", command)  # an option and its value stay on one line
+    lines = textwrap.wrap(kept, _WIDTH - 2, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    return " \\\n".join(lines).replace("\0", " ")
+
+
+def as_train(args: argparse.Namespace, *, but: Mapping[str, bool] = MappingProxyType({})) -> list[str]:
+    """Return the words of the training with the options of a command that prepares it.
+
+    Args:
+        args: The parsed command, whose options `train` has as well.
+        but: Options that it has not, each with whether a value follows it.
+    """
+    given = iter(args.words)
+    words = []
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name not in but:
+            words.append("train" if word == args.command else word)
+        elif not equals and but[name]:
+            next(given, None)
+    return [PROGRAM, *words]
 
 
 def add_debug(parser: argparse.ArgumentParser, *, default: bool | str) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from candy_monai.cli.errors import DONE, PROGRAM
+from candy_monai.cli.errors import DONE, PROGRAM, tell_next
 from candy_monai.cli.feedback import Feedback, add_feedback
 from candy_monai.cli.options import add_checkpoint, add_options, as_argument, new_command
 from candy_monai.errors import SettingsError
 
 if TYPE_CHECKING:
     from candy_monai.cli.options import Subparsers
+    from candy_monai.experiment.description import ExperimentDescription
     from candy_monai.recipes.options import TrainOptions
 
 _MEMORY = re.compile(r"(?P<number>[0-9.]+) ?(?P<unit>[KMGT])B?", re.ASCII)
@@ -143,6 +145,20 @@ def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> li
     return [PROGRAM, "predict", str(run), source, "predictions", *trainer, *(["--trust"] if options.trust else [])]
 
 
+def as_recorded(
+    description: ExperimentDescription, options: TrainOptions, dataset: Path | None
+) -> tuple[TrainOptions, Path | None]:
+    """Return options and dataset for the next command, with what was not given and a run knows of itself.
+
+    The file of a trainer is not recorded, and a run that was finished needs none.
+    """
+    if options.trainer is None and description.bundle is None:
+        options = dataclasses.replace(options, trainer=f"FILE.py:{description.trainer}")
+    if dataset is None and description.dataset is not None and description.dataset.folder is not None:
+        dataset = Path(description.dataset.folder)
+    return options, dataset
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from candy_monai.cli.progress import prediction_progress
@@ -180,10 +196,20 @@ def run(args: argparse.Namespace) -> int:
         )
     if not processes.is_main:
         return DONE
+    then = _evaluation_of(args.output, args.input)
     if feedback.lines is not None:
-        return feedback.done("Predictions", args.output)
+        return feedback.done("Predictions", args.output, then=then)
     print(f"{len(written)} label {'map' if len(written) == 1 else 'maps'} in {args.output}")
+    tell_next(() if feedback.is_quiet else then)
     return DONE
+
+
+def _evaluation_of(predictions: Path, images: Path) -> list[str]:
+    """Return the words of the command that scores predictions, where the images' references lie beside them."""
+    references = images.parent / images.name.replace("images", "labels")
+    if references == images or not references.is_dir() or not any(references.iterdir()):
+        return []
+    return [PROGRAM, "evaluate", str(predictions), str(references)]
 
 
 def parse_channels(text: str) -> tuple[int, ...]:

@@ -236,7 +236,8 @@ def commands_of(
         found.append(
             Command(
                 title="Export for other software",
-                command=f"candy-monai export {run} OUT --to monai-bundle{own}",
+                # A MONAI Bundle cannot carry a network of the user's own.
+                command=f"candy-monai export {run} {'model.onnx --to onnx' if own else 'OUT --to monai-bundle'}{own}",
             )
         )
     found.append(Command(title="See how far it will get", command=f"candy-monai forecast {run}"))
@@ -255,7 +256,11 @@ def shown(value: object) -> str:
         return ", ".join(f"{name}: {shown(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple) and any(isinstance(entry, Mapping | str) for entry in value):
         return "; ".join(map(shown, value))
-    return as_text(value)
+    return as_text(_as_tuples(value))
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: object) -> object:

@@ -167,7 +167,8 @@ def tiles_of(progress: RunProgress, final: Summary | None, *, now: datetime) -> 
         rests = ""
         if progress.num_validated:
             half = half_width(progress.standard_error, progress.num_validated)
-            rests = f", mean of {progress.num_validated} cases" + (f" (± {half:.3f})" if math.isfinite(half) else "")
+            within = f" (±\u00a0{number_as_text(half)})" if math.isfinite(half) else ""
+            rests = f", mean of {progress.num_validated} cases{within}"
         best |= {"value": number_as_text(progress.best_score), "detail": f"at epoch {progress.best_epoch}{rests}"}
     tiles.append(best)
     total, about = progress.num_epochs, "about " if progress.is_estimate and progress.state == "running" else ""
@@ -230,10 +231,10 @@ def forecast_of(progress: RunProgress) -> dict[str, Any] | None:
 
 def _final_tile(final: Summary) -> dict[str, Any]:
     ends, count, of = (final.content.get(name) for name in ("dice_interval_95", "num_cases", "num_validation_cases"))
-    value = "none" if final.dice is None else f"{final.dice:.4f}"
+    value = "none" if final.dice is None else number_as_text(final.dice)
     detail = f"Dice of the best weights on {count} of {of} cases" if count is not None else "Dice of the best weights"
     if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
-        detail += f"; 95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
+        detail += f"; 95 % interval {number_as_text(ends[0])} to {number_as_text(ends[1])}"
     return {"label": "Final score", "value": value, "detail": detail}
 
 

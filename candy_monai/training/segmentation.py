@@ -388,6 +388,11 @@ class SegmentationTrainer(Trainer, EarlierOptions):
         }
 
 
+def own_criterion(trainer: type[SegmentationTrainer]) -> str | None:
+    """Return the name of a trainer that builds a loss of its own; None for one that has the library's."""
+    return None if _is_ours(trainer.build_criterion) else trainer.__name__
+
+
 def _is_ours(*methods: object) -> bool:
     """Return whether methods are the library's own, and none of a subclass's."""
     return all(str(getattr(method, "__module__", "")).startswith("candy_monai") for method in methods)

@@ -124,7 +124,7 @@ def mean_of_cases(num_cases: int, standard_error: float) -> str:
     if num_cases == 1:
         return "of one case only"
     half = half_width(standard_error, num_cases)
-    return f"the mean of {num_cases} cases{f' (± {half:.4f} in 95 %)' if math.isfinite(half) else ''}"
+    return f"the mean of {num_cases} cases{f' (95 % interval ± {half:.4f})' if math.isfinite(half) else ''}"
 
 
 def what_is_scored(*, raw: bool, averaged: bool) -> str | None:

@@ -137,7 +137,7 @@ def test_prediction_follows_the_choice(chosen, crossval, phantom):
     predictor = load_experiments([crossval], on_progress=said.append)
     assert [member.folder for member in predictor.members] == edited.experiments
     assert len(edited.experiments) == 2 * len(edited.configurations)
-    assert said == [f"{crossval / 'inference.json'}: {reason}" for reason in edited.reasons]
+    assert said == [f"As chosen in {crossval / 'inference.json'}:", *(f"- {reason}" for reason in edited.reasons)]
     prediction = predictor.predict_image(image, probabilities=True)
     whole, core = prediction.probabilities.as_tensor()
     plain = torch.where(core > 0.6, 2, (whole > 0.3).long())[None]
