@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from candy_monai import Evaluator, NNUNetDataset
 from candy_monai.data.datasets.patients import patients_by_name
 from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.inference.quality import FAILED_SHARE
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.train import train_dataset

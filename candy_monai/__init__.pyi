@@ -91,9 +91,9 @@ from candy_monai.inference.inferers import WindowInferer as WindowInferer
 from candy_monai.inference.label_fusion import fuse_folders as fuse_folders
 from candy_monai.inference.label_fusion import fuse_label_maps as fuse_label_maps
 from candy_monai.inference.network_predictor import NetworkPredictor as NetworkPredictor
-from candy_monai.inference.outputs import Prediction as Prediction
 from candy_monai.inference.outputs import PredictionError as PredictionError
-from candy_monai.inference.outputs import PredictionListener as PredictionListener
+from candy_monai.inference.prediction import Prediction as Prediction
+from candy_monai.inference.prediction import PredictionListener as PredictionListener
 from candy_monai.inference.predictor import Predictor as Predictor
 from candy_monai.inference.quality import CaseQuality as CaseQuality
 from candy_monai.inference.tiles import SWMetadata as SWMetadata

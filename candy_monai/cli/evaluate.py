@@ -114,7 +114,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from candy_monai.evaluation.of_dataset import dataset_evaluator
+    from candy_monai.evaluation.scored_classes import dataset_evaluator
     from candy_monai.experiment.runs import refuse_run
     from candy_monai.files import check_results_writable
 

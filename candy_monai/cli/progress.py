@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from candy_monai.cli.feedback import Feedback
 from candy_monai.inference.buffers import MemoryEstimate, in_units
-from candy_monai.inference.outputs import PredictionListener
+from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.quality import CaseQuality
 
 MANY_WINDOWS = 16

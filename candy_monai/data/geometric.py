@@ -1,28 +1,12 @@
-"""Bounding boxes, crops and leading axes of arrays in memory."""
+"""Crops and leading axes of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from candy_monai.errors import BadInputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Return the smallest box around the true voxels of a spatial mask; ``None`` when there is none."""
-    box = []
-    for axis in range(mask.ndim):
-        hits = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if not len(hits):
-            return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(box)
 
 
 def crop(x: Tensor, bbox: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """The order of samples, and of the cases that they are cut from, as functions of seed, epoch and position.
 
-With them a run gives the same samples for any number of workers, and an interrupted one goes on where it was.
+With them a run gives the same samples for any number of workers, an interrupted one goes on where it was, and several
+processes take shares of one order.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from typing_extensions import override
 
 from candy_monai.errors import BadInputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from candy_monai.processes import Processes
 
 _ORDER_STREAM = 1  # keeps the order of cases apart from the samples' own numbers
 _PHASE_STREAM = 2
@@ -69,11 +72,7 @@ class PositionedSampler(Sampler[int]):
 
 
 class SeededIndex(int):
-    """An index that brings its sample's seed along, to workers too.
-
-    Attributes:
-        seed: 0 to 2**32 - 1.
-    """
+    """An index that brings its sample's seed along, 0 to 2**32 - 1, to workers too."""
 
     seed: int
 
@@ -111,6 +110,73 @@ class SeededSampler(PositionedSampler):
         return [SeededIndex(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)]
 
 
+def shared_loader(loader: DataLoader[Any], processes: Processes, *, evenly: bool) -> DataLoader[Any]:
+    """Return a loader of this process's share of the samples; the very same loader for one process.
+
+    Shares are disjoint: each process takes every n-th sample of the order that the first one's sampler gives.
+
+    Args:
+        loader: The loader of all samples; its batch size is that of one process.
+        processes: The processes.
+        evenly: Leave out the last few samples where not every process would get as many, for training; without, for
+            validation, each sample is in some share.
+
+    Raises:
+        BadInputError: If the loader cannot be shared out, or there are fewer samples than processes.
+    """
+    if processes.world_size == 1:
+        return loader
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        raise BadInputError(
+            "a loader over a stream, or with a batch sampler of its own, cannot be shared out among processes: pass a "
+            "dataset with a length, batch_size and, if need be, sampler"
+        )
+    sampler = loader.sampler
+    if evenly and isinstance(sampler, Sized) and len(sampler) < processes.world_size:
+        raise BadInputError(
+            f"{len(sampler)} training samples cannot be shared out among {processes.world_size} processes"
+        )
+    share: Sampler[int] = _Share(sampler, processes, evenly=evenly)
+    if evenly and isinstance(sampler, PositionedSampler):
+        share = sampler.shared(processes.rank, processes.world_size)
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=share,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+class _Share(Sampler[int]):
+    """Every n-th index of another sampler's order, which the first process draws."""
+
+    def __init__(self, whole: Any, processes: Processes, *, evenly: bool) -> None:
+        self._whole = whole
+        self._processes = processes
+        self._evenly = evenly
+
+    def __len__(self) -> int:
+        count, total = self._processes.world_size, len(self._whole)
+        return total // count if self._evenly else len(range(self._processes.rank, total, count))
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        processes = self._processes
+        order = processes.broadcast(list(self._whole) if processes.is_main else None)
+        assert order is not None
+        stop = len(order) // processes.world_size * processes.world_size if self._evenly else len(order)
+        return iter(order[processes.rank : stop : processes.world_size])
+
+
 def follows_position(dataset: object) -> bool:
     """Return whether a dataset's samples are functions of the index alone, the index's seed included."""
     return bool(getattr(dataset, "follows_position", False))
@@ -123,12 +189,7 @@ def at(index: int, like: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchDraw:
-    """What a sample's index stands for.
-
-    Attributes:
-        case_id: The case that it is cut from.
-        on_foreground: Whether it is centred on a labelled voxel.
-    """
+    """What a sample's index stands for: the case that it is cut from, and whether around a labelled voxel."""
 
     case_id: str
     on_foreground: bool

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
+
+T = TypeVar("T", str, Path)
 
 
 def plain_tensor(tensor: Tensor) -> Tensor:
@@ -52,6 +56,11 @@ def is_of_kind(value: object, kind: Any) -> bool:
         hints = get_type_hints(kind).items()
         return isinstance(value, kind) and all(is_of_kind(getattr(value, name), hint) for name, hint in hints)
     return isinstance(value, kind)
+
+
+def repeated(values: Iterable[T]) -> list[T]:
+    """Return the values that occur more than once, sorted."""
+    return sorted(value for value, count in Counter(values).items() if count > 1)
 
 
 def join_reprs(entries: Sequence[object], *, limit: int = 12) -> str:

@@ -15,14 +15,9 @@ from candy_monai.errors import BadInputError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCounts:
-    """The voxels of one class in one case.
+    """The voxels of one class in one case, ``common`` those in both maps, and all that count, of any class.
 
-    Attributes:
-        common: In both maps.
-        predicted: In the prediction.
-        referenced: In the reference.
-        num_voxels: All that count, of any class.
-        voxel_ml: Volume of one; NaN in a picture, or where neither map lies in space.
+    ``voxel_ml`` is the volume of one; NaN in a picture, or where neither map lies in space.
     """
 
     common: int
@@ -236,15 +231,7 @@ def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
 def definitions_of(
     names: Iterable[str], *, tolerance: str, lesions: str, subvoxels: bool = False, ignore_label: int | None = None
 ) -> dict[str, str]:
-    """Return what an evaluation's numbers are: its metrics by their names in the summary, and its policies.
-
-    Args:
-        names: The metrics.
-        tolerance: Of surface Dice, as text.
-        lesions: What a lesion is and when it is found.
-        subvoxels: Whether surfaces consist of elements between voxels.
-        ignore_label: Whose voxels did not count.
-    """
+    """Return what an evaluation's numbers are: its metrics by their names in the summary, and its policies."""
     metrics = {name: CLASS_METRICS[name] for name in names}
     kinds = {metric.kind for metric in metrics.values()}
     texts = {metric.summary_name: metric.definition for metric in metrics.values()}

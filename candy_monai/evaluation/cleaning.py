@@ -28,8 +28,8 @@ from candy_monai.data.pipelines.preprocessing import build_postprocessing, label
 from candy_monai.data.values import plain_tensor
 from candy_monai.data.workers import in_order
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.evaluation.of_dataset import ScoredClass
 from candy_monai.evaluation.results import EvalCase, EvalResult
+from candy_monai.evaluation.scored_classes import ScoredClass
 from candy_monai.metrics.overlap import is_any_of
 
 LEAST_GAIN = 1e-4

@@ -20,11 +20,7 @@ from candy_monai.errors import BadInputError
 from candy_monai.evaluation.class_metrics import CLASS_METRICS, metrics_named
 from candy_monai.evaluation.comparison_results import Comparison, Difference, MethodScore, MetricComparison
 from candy_monai.evaluation.results import EvalResult
-from candy_monai.evaluation.statistics import (
-    Method,
-    check_method,
-    statistics_of,
-)
+from candy_monai.evaluation.statistics import Method, check_method, statistics_of
 from candy_monai.evaluation.summaries import SUMMARY, Scores, read_scores, scores_of, summary_in
 from candy_monai.experiment.folder import VALIDATION_SCORES
 from candy_monai.metrics.interval import CONFIDENCE

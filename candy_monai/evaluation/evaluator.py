@@ -22,7 +22,7 @@ from candy_monai.evaluation.pairing import Pair, Source, loaded, pair_up
 from candy_monai.evaluation.results import EvalCase, EvalResult
 from candy_monai.inference.inputs import find_inputs, is_path
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.metrics.lesions import LesionRule
 
 _DEFAULT_TOLERANCE_MM = 1.0

@@ -96,24 +96,14 @@ class Contradictions:
         self._doubt = torch.ones(label.shape)
 
     def add(self, prediction: Tensor, probabilities: Tensor) -> None:
-        """Add the prediction of one model.
-
-        Args:
-            prediction: Ids ``(*spatial)``.
-            probabilities: ``(K, *spatial)``.
-        """
+        """Add the prediction of one model: ids ``(*spatial)`` and probabilities ``(K, *spatial)``."""
         if self._predicted is None:
             self._predicted = prediction.long()
         self._contradicted &= prediction.long() != self._label
         torch.minimum(self._doubt, 1 - self._probability_of_label(probabilities.float()), out=self._doubt)
 
     def issues(self, case_id: str, *, spacing_mm: Sequence[float] | None = None) -> list[LabelIssue]:
-        """Return the regions, that of the highest score first.
-
-        Args:
-            case_id: The case.
-            spacing_mm: Distance of voxels along each axis; None for pixels.
-        """
+        """Return the regions, that of the highest score first; without a spacing in pixels."""
         if self._predicted is None or not bool(self._contradicted.any()):
             return []
         spacing = tuple(spacing_mm or (1.0,) * self._label.ndim)
@@ -258,12 +248,9 @@ class LabelIssues:
 
 
 def _distances(mask: NDArray[np.bool_], spacing: Sequence[float], whole: Sequence[int]) -> NDArray[np.float64]:
-    """Return each voxel's distance to the nearest one outside the region, in the units of the spacing.
+    """Return each voxel's distance to the nearest one outside a region, given within its box.
 
-    Args:
-        mask: The region within its box.
-        spacing: Along each axis.
-        whole: The shape of the whole label map; an axis of one voxel has no outside.
+    An axis along which the whole label map has one voxel has no outside.
     """
     from scipy import ndimage
 

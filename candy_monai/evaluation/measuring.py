@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
@@ -56,10 +55,8 @@ class ComparedCase:
         """Return the volume of a voxel; NaN in a picture, and where neither map lies in space."""
         for tensor in (self.reference, self.prediction):
             if _is_placed(tensor):
-                geometry = geometry_of(tensor)
-                if geometry.is_picture or len(geometry.spatial_shape) != 3:
-                    return math.nan
-                return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
+                volume = geometry_of(tensor).voxel_ml
+                return math.nan if volume is None else volume
         return math.nan
 
     def named(self, which: str) -> str:

@@ -33,13 +33,7 @@ Source: TypeAlias = PathLike | Tensor | SpatialImage | Sequence[OneCase] | Mappi
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One case to compare.
-
-    Attributes:
-        case_id: The case.
-        first: The prediction, or the image to predict.
-        second: The reference.
-    """
+    """One case to compare: the prediction, or the image to predict, and the reference."""
 
     case_id: str
     first: OneCase

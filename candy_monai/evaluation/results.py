@@ -16,13 +16,7 @@ from candy_monai.aliases import PathLike
 from candy_monai.data.values import join_names
 from candy_monai.errors import BadInputError, did_you_mean
 from candy_monai.evaluation.class_metrics import CLASS_METRICS
-from candy_monai.evaluation.statistics import (
-    Method,
-    Statistics,
-    as_json_number,
-    interval_over_classes,
-    statistics_of,
-)
+from candy_monai.evaluation.statistics import Method, Statistics, as_json_number, interval_over_classes, statistics_of
 from candy_monai.files import atomic_write_json, atomic_write_text
 from candy_monai.metrics.interval import CONFIDENCE, mean_of_known, number_as_text
 

@@ -185,12 +185,8 @@ def bootstrapped(
 ) -> tuple[float, float] | None:
     """Return the BCa bootstrap interval of a statistic of cases, by SciPy; None where it is not defined.
 
-    Args:
-        statistic: Takes numbers of cases ``(..., n)`` to the statistic ``(...)`` of each sample.
-        num_cases: How many cases there are.
-        num_classes: Values of each case, which bounds the samples held at once.
-        confidence: Of the interval.
-        bounds: Where it is cut.
+    ``statistic`` takes numbers of cases ``(..., n)`` to the statistic ``(...)`` of each sample; the number of classes,
+    of which each case has a value, bounds the samples that are held at once.
     """
     from scipy import stats
 

@@ -32,7 +32,7 @@ from candy_monai.inference.buffers import ScoreFunction, Tile
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.inferers import SlicesInferer, WholeOrWindowsInferer, WindowInferer
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import PredictionListener, PreparedCase
+from candy_monai.inference.prediction import PredictionListener, PreparedCase
 from candy_monai.network import plain_network
 from candy_monai.nn.ensemble import Ensemble
 from candy_monai.nn.slicewise import Slicewise

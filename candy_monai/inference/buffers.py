@@ -277,17 +277,11 @@ def estimate_memory(
     is_mirrored: bool = False,
     in_parts: bool = True,
 ) -> MemoryEstimate:
-    """Compute what predicting one case takes.
+    """Compute what predicting one case takes, whose file and whose preprocessed image have these spatial shapes.
 
-    Args:
-        file_shape: The file's spatial shape.
-        shape: The preprocessed case's.
-        num_channels: The image's channels.
-        network: One call, for as many windows as are run at once.
-        grid: The windows; None where the image is run whole.
-        is_resampled: Whether scores are brought to the file's grid by resampling.
-        is_mirrored: Whether the scores of mirror images are averaged.
-        in_parts: Whether ids are made of parts of the scores; a postprocessing of the user's own takes all at once.
+    ``network`` is one call, for as many windows as are run at once; ``grid`` the windows, None where the image is run
+    whole; ``is_resampled`` whether scores are brought to the file's grid by resampling; ``in_parts`` whether ids are
+    made of parts of the scores: a postprocessing of the user's own takes all at once.
     """
     raw, image = (num_channels * math.prod(size) * _FLOAT for size in (file_shape, shape))
     buffer = 0

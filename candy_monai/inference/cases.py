@@ -27,30 +27,13 @@ from candy_monai.data.pipelines.description import IMAGE, PREDICTION, OwnTransfo
 from candy_monai.data.pipelines.preprocessing import build_postprocessing, label_map_by
 from candy_monai.data.workers import shares
 from candy_monai.errors import BadInputError, SettingsError
-from candy_monai.inference.buffers import (
-    MemoryEstimate,
-    fits_on_disk_only,
-)
+from candy_monai.inference.buffers import MemoryEstimate, fits_on_disk_only
 from candy_monai.inference.channels import RunChannels
 from candy_monai.inference.dicom_seg import Segment, check_series, read_segments
-from candy_monai.inference.inputs import (
-    GIVEN_SHAPE,
-    Input,
-    InputCase,
-    Inputs,
-    input_case,
-    input_cases,
-)
+from candy_monai.inference.inputs import GIVEN_SHAPE, Input, InputCase, Inputs, input_case, input_cases
 from candy_monai.inference.manifest import Manifest
-from candy_monai.inference.outputs import (
-    Prediction,
-    PredictionListener,
-    PreparedCase,
-    left_over,
-    prediction_error,
-    target_paths,
-    write_prediction,
-)
+from candy_monai.inference.outputs import left_over, prediction_error, target_paths, write_prediction
+from candy_monai.inference.prediction import Prediction, PredictionListener, PreparedCase
 
 if TYPE_CHECKING:
     from candy_monai.data.pipelines.building import Pipeline
@@ -405,13 +388,7 @@ class CasePredictor(ABC):
 
 
 class _Told:
-    """Tells a listener of the cases of a prediction.
-
-    Args:
-        listener: Who is told.
-        failures: What went wrong, by case.
-        total: Cases in all.
-    """
+    """Tells a listener of the cases of a prediction, of ``total``; ``failures`` is what went wrong, by case."""
 
     def __init__(self, listener: PredictionListener, failures: dict[str, Exception], total: int) -> None:
         self.listener, self.failures = listener, failures

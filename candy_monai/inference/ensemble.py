@@ -16,9 +16,9 @@ from candy_monai.data.pipelines.description import Entry, OwnTransforms
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import MemoryEstimate, Tile
 from candy_monai.inference.cases import CasePredictor
+from candy_monai.inference.expected_overlap import ExpectedOverlap
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
-from candy_monai.inference.overlap import ExpectedOverlap
+from candy_monai.inference.prediction import Prediction, PredictionListener, PreparedCase, build_prediction
 from candy_monai.inference.quality import judge
 from candy_monai.transforms.painting import label_ids, probabilities_of
 

@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import (
-    Inferer,
-    SaliencyInferer,
-    SlidingWindowInferer,
-)
+from monai.inferers import Inferer, SaliencyInferer, SlidingWindowInferer
 from monai.utils import BlendMode, PytorchPadMode, ensure_tuple, fall_back_tuple, issequenceiterable
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,7 +16,7 @@ from candy_monai.data.images.alignment import aligned, mismatch
 from candy_monai.data.images.names import composed
 from candy_monai.data.images.reading import load_image, read_geometry
 from candy_monai.data.images.writing import save_image
-from candy_monai.data.values import join_names
+from candy_monai.data.values import join_names, repeated
 from candy_monai.errors import BadInputError, CandyError, DatasetError, SettingsError
 from candy_monai.files import check_writable
 from candy_monai.inference.outputs import PROBABILITIES
@@ -101,9 +100,8 @@ def fuse_folders(
     if len(folders) < 2:
         raise BadInputError(f"expected two folders of label maps or more, got {len(folders)}")
     resolved = [folder.resolve() for folder in (*folders, Path(target))]
-    if len(set(resolved)) < len(resolved):
-        twice = next(folder for folder, count in Counter(resolved).items() if count > 1)
-        raise BadInputError(f"{twice} is given twice; give different folders, and another one for the results")
+    if twice := repeated(resolved):
+        raise BadInputError(f"{twice[0]} is given twice; give different folders, and another one for the results")
     check_writable(target)
     cases = _matched(folders)
     written = []
@@ -179,7 +177,7 @@ def _by_id(folder: Path) -> dict[str, Path]:
     """Return the label maps of a folder by the ids of their cases."""
     files = image_files(folder)
     ids = [composed(case_id) for case_id in ids_of(files)]
-    if twice := [case_id for case_id, count in Counter(ids).items() if count > 1]:
+    if twice := repeated(ids):
         raise DatasetError(folder, [f"{case_id}: several files of that name" for case_id in twice])
     by_id = dict(zip(ids, files, strict=True))
     return {

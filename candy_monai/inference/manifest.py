@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 
 from candy_monai.data.images.geometry import Geometry
+from candy_monai.data.images.reading import geometry_of
 from candy_monai.errors import BadInputError
 from candy_monai.experiment.description import as_json, installed_versions
 from candy_monai.files import atomic_write_text, digest_of_file
@@ -30,7 +31,7 @@ from candy_monai.text import read_json
 
 if TYPE_CHECKING:
     from candy_monai.inference.inputs import InputCase
-    from candy_monai.inference.outputs import Prediction
+    from candy_monai.inference.prediction import Prediction
 
 MANIFEST, STATISTICS = "manifest.json", "statistics.csv"
 FORMAT = 1
@@ -276,15 +277,10 @@ def _parts(file: Path) -> list[Path]:
 
 def _ml_of_a_voxel(geometry: Geometry | None, prediction: Prediction) -> float | None:
     """Return a voxel's volume; None for what lies in no physical space or is flat."""
-    if geometry is None:
-        affine = prediction.labels.affine
-        # A tensor without a place has the identity for one.
-        if prediction.labels.ndim != 4 or bool(torch.eye(4).eq(affine).all()):
-            return None
-        return float(np.abs(np.linalg.det(affine[:3, :3].numpy()))) / 1000
-    if geometry.is_picture or len(geometry.spatial_shape) != 3:
-        return None
-    return float(abs(np.linalg.det(geometry.affine[:3, :3]))) / 1000
+    if geometry is not None:
+        return geometry.voxel_ml
+    grid = geometry_of(prediction.labels)
+    return None if np.array_equal(grid.affine, np.eye(4)) else grid.voxel_ml  # which a tensor without a place has
 
 
 def _table(cases: Mapping[str, Mapping[str, Any]]) -> str:

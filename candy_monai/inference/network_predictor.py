@@ -32,15 +32,10 @@ from candy_monai.inference.buffers import (
     network_memory,
 )
 from candy_monai.inference.cases import CasePredictor
+from candy_monai.inference.expected_overlap import ExpectedOverlap
 from candy_monai.inference.inferer_descriptions import describe_windows
-from candy_monai.inference.inferers import (
-    MainOutput,
-    WindowInferer,
-    mirrored,
-    run_inferer,
-)
-from candy_monai.inference.outputs import Prediction, PredictionListener, PreparedCase, build_prediction
-from candy_monai.inference.overlap import ExpectedOverlap
+from candy_monai.inference.inferers import MainOutput, WindowInferer, mirrored, run_inferer
+from candy_monai.inference.prediction import Prediction, PredictionListener, PreparedCase, build_prediction
 from candy_monai.inference.quality import QualityModel, judge
 from candy_monai.network import choose_precision, plain_network
 from candy_monai.nn.deep_supervision import main_output

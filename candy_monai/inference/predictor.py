@@ -23,7 +23,7 @@ from candy_monai.experiment.state import weight_file
 from candy_monai.files import digest_of_file
 from candy_monai.inference.inferer_descriptions import inferer_from_description
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import NoPreprocessing
+from candy_monai.inference.prediction import NoPreprocessing
 from candy_monai.inference.quality import QualityModel
 from candy_monai.network import plain_network
 from candy_monai.nn.padding import padding_from_dict

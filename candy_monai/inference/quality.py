@@ -31,7 +31,7 @@ from candy_monai.text import read_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from candy_monai.inference.overlap import ExpectedOverlap
+    from candy_monai.inference.expected_overlap import ExpectedOverlap
 
 FORMAT = 1
 
@@ -122,12 +122,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, signs: Sequence[Signs], dice: Sequence[float]) -> Calibration:
-        """Return the function fitted to cases.
-
-        Args:
-            signs: The expected precision and recall and the usual size of each case, 0 to 1.
-            dice: The true Dice of each case, 0 to 1.
-        """
+        """Return the function fitted to cases, by their signs and their true Dice, all of them 0 to 1."""
         features, true = _features(signs), np.asarray(dice, dtype=np.float64)
         if not len(true):
             return cls()
@@ -159,12 +154,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityModel:
-    """What the quality of predictions is judged by.
-
-    Attributes:
-        calibration: From what is seen of a prediction to the estimate.
-        inputs: What the training images are like.
-    """
+    """What the quality of predictions is judged by: the way to the estimate, and what the training images are like."""
 
     calibration: Calibration
     inputs: TypicalInputs

@@ -80,14 +80,9 @@ class TypicalInputs:
         classes: Sequence[tuple[str, Sequence[int]]],
         is_picture: bool,
     ) -> TypicalInputs:
-        """Compute the ranges.
+        """Compute the ranges of preprocessed training images ``(C, *spatial)``, one by one, and of their files.
 
-        Args:
-            images: Preprocessed training images ``(C, *spatial)``, at least one; they are looked at one by one.
-            cases: What is known of the training files, at least one.
-            channel_names: The channels.
-            classes: The name and the ids of each foreground class or region.
-            is_picture: Whether the files know no physical space.
+        ``classes`` are the name and the ids of each foreground class or region.
         """
         looked_at = [(image.shape[1:], _quantiles(image)) for image in images]
         by_channel = np.array([found for _, found in looked_at]).swapaxes(0, 1)
@@ -116,11 +111,9 @@ class TypicalInputs:
         return asdict(self)
 
     def differences(self, image: NDArray[np.floating], geometry: Geometry | None) -> list[str]:
-        """Return in what an image is unlike all training images, a sentence each; none where it is like them.
+        """Return in what a preprocessed image ``(C, *spatial)`` is unlike all training images, a sentence each.
 
-        Args:
-            image: The preprocessed image ``(C, *spatial)``.
-            geometry: The grid of its file; None where it has no place in space.
+        Without the grid of its file it has no place in space.
         """
         found = []
         spacing = [] if geometry is None or geometry.is_picture else sorted(geometry.spacing_mm)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from candy_monai.boxes import bounding_box
 from candy_monai.errors import SettingsError, did_you_mean
-from candy_monai.metrics.surface import bounding_box
 
 LESION_METRICS = (
     "lesion_f1",
@@ -165,7 +165,7 @@ def lesion_metrics(
     """
     rule = LesionRule() if rule is None else rule
     one, other = (mask.bool().cpu().numpy() for mask in (prediction, reference))
-    box = _box(one | other, margin=rule.dilation if rule.matching == "dilation" else 0)
+    box = bounding_box(one | other, margin=rule.dilation if rule.matching == "dilation" else 0)
     voxel_mm3 = 1.0 if spacing_mm is None else math.prod(spacing_mm)
     if box is None:
         found = _Found(dice=(), num_reference=0, num_false=0)
@@ -265,13 +265,6 @@ def _overlaps(one: _Labels, other: _Labels) -> tuple[npt.NDArray[np.int64], npt.
     width = int(other.max(initial=0)) + 1
     keys, counts = np.unique(one[both].astype(np.int64) * width + other[both], return_counts=True)
     return np.stack([keys // width, keys % width], axis=1), counts.astype(np.int64)
-
-
-def _box(mask: _Mask, *, margin: int) -> tuple[slice, ...] | None:
-    """Return where a mask is not empty, with a margin that stays within the image; None for an empty one."""
-    if not mask.any():
-        return None
-    return tuple(slice(max(0, part.start - margin), part.stop + margin) for part in bounding_box(mask))
 
 
 def _ratio(part: float, whole: float) -> float:

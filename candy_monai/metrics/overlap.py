@@ -26,10 +26,7 @@ _COUNTED_AT_ONCE = 2**23  # bounds the 64-bit copies of the ids to about 64 MB e
 class OverlapCounts:
     """Voxels of each class, int64, ``(classes,)`` for one case and ``(B, classes)`` for a batch.
 
-    Attributes:
-        common: In both prediction and reference.
-        predicted: In the prediction.
-        referenced: In the reference.
+    ``common`` are those in both prediction and reference.
     """
 
     common: Tensor

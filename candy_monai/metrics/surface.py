@@ -23,6 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from candy_monai.boxes import bounding_box
+
 SURFACE_METRICS = ("hd95", "hd100", "assd", "masd", "surface_dice")
 """In the spacing's unit: the larger of both 95th percentiles of the distances from one surface to the other, and their
 maximum (the Hausdorff distance); the mean of all distances of both surfaces, and the mean of both surfaces' means. And
@@ -88,6 +90,7 @@ def surface_metrics(
 def _distances(prediction: _Mask, reference: _Mask, spacing: Sequence[float]) -> tuple[_Weighted, _Weighted]:
     """Return how far each surface voxel of the prediction is from the reference's surface, and the other way round."""
     box = bounding_box(prediction | reference)
+    assert box is not None
     return _both_ways(_surface(prediction[box]), _surface(reference[box]), spacing)
 
 
@@ -96,6 +99,7 @@ def _subvoxel_distances(prediction: _Mask, reference: _Mask, spacing: Sequence[f
     from monai.metrics import utils
 
     box = bounding_box(prediction | reference)
+    assert box is not None
     masks = (torch.from_numpy(mask[box].copy()) for mask in (prediction, reference))
     one, other, *areas = (np.asarray(found) for found in utils.get_mask_edges(*masks, spacing=tuple(spacing)))
     there, back = _both_ways(one > 0, other > 0, spacing)
@@ -121,15 +125,6 @@ def _weighted_percentile(distances: _Floats, areas: _Floats, percent: float) -> 
     order = np.argsort(distances)
     shares = np.cumsum(areas[order]) / areas.sum()
     return float(distances[order][min(int(np.searchsorted(shares, percent / 100)), len(order) - 1)])
-
-
-def bounding_box(mask: _Mask) -> tuple[slice, ...]:
-    """Return the slices of the smallest box that holds what is true in a mask, which must not be empty."""
-    box = []
-    for axis in range(mask.ndim):
-        seen = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(seen[0]), int(seen[-1]) + 1))
-    return tuple(box)
 
 
 def _surface(mask: _Mask) -> _Mask:

@@ -333,13 +333,10 @@ def apply_loss(criterion: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Te
 
 
 def split_loss(result: Tensor | tuple[Tensor, Mapping[str, Scalar]]) -> tuple[Tensor, Mapping[str, Scalar]]:
-    """Return whatever a criterion returned as a pair of the loss and its parts.
-
-    Args:
-        result: A bare tensor, which has no parts, or a pair of a tensor and named numbers.
+    """Return what a criterion returned as a pair of the loss and its parts, which a bare tensor lacks.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is neither a tensor nor such a pair.
     """
     received: Any = result
     if isinstance(received, Tensor):

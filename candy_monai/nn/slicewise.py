@@ -36,13 +36,7 @@ class Slicewise(nn.Module):
 
     @override
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the network makes of each slice, as volumes.
-
-        Args:
-            x: Volumes ``(B, C, *spatial)`` with three spatial axes.
-            args: Passed to the network.
-            kwargs: Passed to the network.
-        """
+        """Return what the network makes of each slice of ``(B, C, *spatial)``, as volumes."""
         volumes = x.movedim(2 + self.axis, 1)
         slices = volumes.flatten(0, 1)
         groups = (slices,) if torch.is_grad_enabled() else torch.split(slices, SLICES_AT_ONCE)
@@ -61,12 +55,7 @@ class Slicewise(nn.Module):
 
 
 def build_for_slices(build: Callable[[Shape], nn.Module], example_shape: Shape, axis: int | None) -> nn.Module:
-    """Build a network for an example, where ``axis`` is given a 2-D one that is applied to slices.
-
-    Args:
-        build: Builds a network for examples ``(C, *spatial)``.
-        example_shape: ``(C, *spatial)``.
-        axis: The spatial axis across the slices; None for a network with as many axes as the example.
+    """Build a network for examples ``(C, *spatial)``, with an axis a 2-D one that is applied to slices across it.
 
     Raises:
         SettingsError: If a network with 3-D convolutions was built for slices.
@@ -89,12 +78,7 @@ def without_axis(shape: Shape, axis: int | None) -> Shape:
 
 
 def padding_of_slices(padding: nn.Module | None, axis: int | None) -> nn.Module | None:
-    """Return a module that pads volumes as a 2-D network's padding module pads slices.
-
-    Args:
-        padding: A `Pad2d`, or any other module, which is returned as it is.
-        axis: The spatial axis across the slices; None where there is none.
-    """
+    """Return a module that pads volumes as a 2-D network's `Pad2d` pads slices across an axis; others as they are."""
     if axis is None or not isinstance(padding, Pad2d):
         return padding
     factor = padding.min_factor

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
-from candy_monai.data.geometric import bounding_box
+from candy_monai.boxes import bounding_box
 from candy_monai.plotting.canvas.arrays import Floats, Ids, Pixels, Spacing, sample_field, sample_ids
 from candy_monai.plotting.canvas.colors import colorize
 

@@ -12,8 +12,8 @@ from typing import Any
 from candy_monai.data.datasets.nnunet import NNUNetDataset
 from candy_monai.data.datasets.nnunet_description import DatasetDescription
 from candy_monai.device import find_device
-from candy_monai.evaluation.of_dataset import scored_classes
 from candy_monai.evaluation.results import EvalCase, EvalResult, interval
+from candy_monai.evaluation.scored_classes import scored_classes
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import read_scores, save_validation
 from candy_monai.experiment.description import read_description

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.data.images.reading import load_image
 from candy_monai.data.inspection.digest import Digests, file_digests
 from candy_monai.data.planning.files import plan_of
-from candy_monai.data.values import join_names
+from candy_monai.data.values import join_names, repeated
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.evaluation.measuring import ComparedCase
 from candy_monai.experiment.checkpoints import BEST
@@ -36,7 +35,7 @@ from candy_monai.files import atomic_path, digest_of_file
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import CaseFiles, input_case
 from candy_monai.inference.network_predictor import NetworkPredictor
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.recipes.predict import load_experiments
 from candy_monai.recipes.trained_on import change_in_words, dataset_again
 from candy_monai.transforms.painting import label_ids
@@ -326,6 +325,5 @@ def _configuration_of(described: Mapping[Path, ExperimentDescription]) -> str:
 
 
 def _check_left_out_once(left_out: Mapping[int, Sequence[str]]) -> None:
-    counts = Counter(case_id for cases in left_out.values() for case_id in cases)
-    if twice := sorted(case_id for case_id, count in counts.items() if count > 1):
+    if twice := repeated(case_id for cases in left_out.values() for case_id in cases):
         raise ExperimentError(f"{join_names(twice)} is left out by several folds: its score would count twice")

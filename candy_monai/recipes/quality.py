@@ -10,7 +10,7 @@ from candy_monai.data.datasets.nnunet_description import NNUNetCase
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.evaluation.results import EvalResult
 from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import FEWEST_CASES, Calibration, CaseQuality, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs

@@ -19,8 +19,8 @@ from candy_monai.data.workers import measuring_workers
 from candy_monai.device import find_device
 from candy_monai.errors import BadInputError
 from candy_monai.evaluation.cleaning import Cleaner, Trial
-from candy_monai.evaluation.of_dataset import dataset_evaluator, scored_classes
 from candy_monai.evaluation.results import EvalResult, interval
+from candy_monai.evaluation.scored_classes import dataset_evaluator, scored_classes
 from candy_monai.evaluation.statistics import as_json_number
 from candy_monai.evaluation.summaries import SUMMARY
 from candy_monai.experiment.checkpoints import BEST

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from candy_monai.data.datasets.applied import names_of_transforms
+from candy_monai.data.datasets.transform_names import names_of_transforms
 from candy_monai.data.inspection.digest import CaseSource, dataset_digest
 from candy_monai.errors import SettingsError
 from candy_monai.experiment.description import ExperimentDescription, as_json, describe_trainer

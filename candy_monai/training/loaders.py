@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from candy_monai.data.samples.batches import Batch, unpack
-from candy_monai.data.samples.sharing import shared_loader
-from candy_monai.data.sampling import PositionedSampler, follows_position
+from candy_monai.data.sampling import PositionedSampler, follows_position, shared_loader
 from candy_monai.errors import BadInputError
 from candy_monai.own_generators import OwnGenerators
 from candy_monai.processes import Processes

@@ -20,13 +20,7 @@ _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class _RandByChannel(RandomizableTransform):
-    """A change of each channel by a random strength of its own.
-
-    Args:
-        prob: Probability of any change.
-        strengths: Smallest and largest strength.
-        channel_prob: Probability of each channel's change, when there is any; ``None`` to change all and draw nothing.
-    """
+    """A change of each channel by a random strength of its own; ``channel_prob=None`` changes all and draws nothing."""
 
     def __init__(self, prob: float, strengths: Sequence[float], channel_prob: float | None) -> None:
         super().__init__(prob)

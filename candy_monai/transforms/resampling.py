@@ -97,15 +97,9 @@ def resample_label(label: Tensor, shape: Shape, *, anisotropic_axis: int | None 
 
 
 def resample_scores(scores: Tensor, shape: Shape, *, nearest_axis: int | None = None) -> Tensor:
-    """Resample scores or probabilities linearly.
+    """Return scores ``(C, *spatial)`` at another shape, linearly, or copied along ``nearest_axis``.
 
-    Args:
-        scores: ``(C, *spatial)``, floating.
-        shape: The new spatial shape.
-        nearest_axis: An axis along which they are copied instead.
-
-    Returns:
-        ``(C, *shape)``; the input itself where the shape is already right.
+    The input itself is returned where the shape is already right.
     """
     if tuple(scores.shape[1:]) == tuple(shape):
         return scores

@@ -355,13 +355,9 @@ def sampling_grid(
 
 
 def sample(values: Tensor, grid: Tensor, *, mode: str, anisotropic_axis: int | None = None) -> Tensor:
-    """Return ``(C, *spatial)`` values at a grid's positions; what lies outside repeats the border.
+    """Return ``(C, *box)`` values at the positions of a `sampling_grid`; what lies outside repeats the border.
 
-    Args:
-        values: ``(C, *box)``.
-        grid: From `sampling_grid`.
-        mode: ``bilinear`` or ``nearest``.
-        anisotropic_axis: An axis that the grid leaves out: every slice across it is sampled alike.
+    Slices across an axis that the grid leaves out are sampled alike.
     """
     if anisotropic_axis is not None:
         slices = values.movedim(anisotropic_axis + 1, 1)

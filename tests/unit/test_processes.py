@@ -5,8 +5,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 
-from candy_monai.data.samples.sharing import shared_loader
-from candy_monai.data.sampling import SeededSampler
+from candy_monai.data.sampling import SeededSampler, shared_loader
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.processes import Processes, _parts
 

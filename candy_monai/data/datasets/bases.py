@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -17,6 +16,7 @@ from candy_monai.aliases import Device
 from candy_monai.data.datasets.folds import DEFAULT_SEED, Fold, Grouping, Strata, choose_folds, pick_fold
 from candy_monai.data.images.names import stem_of
 from candy_monai.data.sampling import SeededIndex
+from candy_monai.data.values import repeated
 from candy_monai.device import HasDevice
 from candy_monai.errors import BadInputError, did_you_mean
 
@@ -48,8 +48,7 @@ class CaseDataset(Dataset[Item], HasDevice, ABC, Generic[Item]):
 
     def __init__(self, case_ids: Sequence[str], *, device: Device = "cpu") -> None:
         super().__init__(device)
-        twice = sorted(case_id for case_id, count in Counter(case_ids).items() if count > 1)
-        if twice:
+        if twice := repeated(case_ids):
             raise BadInputError(f"the case ids {twice} occur more than once; ids must tell cases apart")
         self._case_ids = tuple(case_ids)
 

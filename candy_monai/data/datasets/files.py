@@ -18,13 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Device, PathLike
-from candy_monai.data.datasets.bases import (
-    PairTransform,
-    SupervisedDataset,
-    Transform,
-    UnsupervisedDataset,
-    ids_of,
-)
+from candy_monai.data.datasets.bases import PairTransform, SupervisedDataset, Transform, UnsupervisedDataset, ids_of
 from candy_monai.data.images.alignment import HAS_NO_GRID
 from candy_monai.data.images.formats import CODECS, KNOWN
 from candy_monai.data.images.names import composed, image_suffix, stem_of
@@ -213,9 +207,7 @@ class ComposeDataset(_Wrapper):
 class DerivedDataset(_Wrapper):
     """Items made from those of one other dataset, whose transforms apply first and whose folds these are.
 
-    Args:
-        base: The other dataset; its tensors stay as they are.
-        transform: Applied to image and label in step, after what the subclass does.
+    ``transform`` is applied to image and label in step, after what the subclass does.
     """
 
     def __init__(self, base: SupervisedDataset, *, transform: PairTransform | None = None) -> None:

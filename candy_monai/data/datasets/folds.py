@@ -8,7 +8,7 @@ import json
 import os
 import re
 import reprlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ import numpy as np
 from candy_monai.aliases import PathLike
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, image_suffix, split_channel, stem_of
-from candy_monai.data.values import join_reprs
+from candy_monai.data.values import join_reprs, repeated
 from candy_monai.errors import BadInputError, SettingsError
 from candy_monai.files import atomic_write_text
 from candy_monai.text import read_json, read_text
@@ -35,12 +35,7 @@ Strata = Mapping[str, Hashable] | Callable[[str], Hashable]
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One way to divide the cases.
-
-    Attributes:
-        train: Ids of the cases to learn from, sorted.
-        validation: Ids of the cases held back, sorted.
-    """
+    """One way to divide the cases: the ids of those to learn from, and of those held back, both sorted."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -223,10 +218,10 @@ def checked_splits(path: Path, case_ids: Sequence[str]) -> tuple[tuple[Fold, ...
                 f"{where} has no case to validate on (\"val\" is empty); name some, or choose the fold 'all', which "
                 "trains on every case"
             )
-        named = Counter((*fold.train, *fold.validation))
+        named = (*fold.train, *fold.validation)
         if unknown := sorted(set(named) - known):
             problems.append(f"{where} names cases that do not exist: {', '.join(unknown)}")
-        if twice := sorted(case_id for case_id, count in named.items() if count > 1):
+        if twice := repeated(named):
             problems.append(f"{where} names cases twice: {', '.join(twice)}")
     return folds, problems
 
@@ -292,8 +287,7 @@ def pick_fold(folds: Sequence[Fold], fold: int) -> Fold:
 def _sorted(ids: Sequence[str], k: int | None, *, what: str) -> list[str]:
     """Return the ids sorted, when each is there once and they can be divided into ``k`` folds."""
     ordered = sorted(ids)
-    twice = [case_id for case_id, count in Counter(ordered).items() if count > 1]
-    if twice:
+    if twice := repeated(ordered):
         raise SettingsError(f"{join_reprs(twice)} occurs more than once among the {what}")
     if k is not None and k < 2:
         raise SettingsError(f"k must be at least 2, got {k}")

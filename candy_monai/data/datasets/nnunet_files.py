@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNU
 from candy_monai.data.images.formats import READABLE
 from candy_monai.data.images.names import composed, image_suffix, split_channel, stem_of
 from candy_monai.data.images.pictures import PICTURES, TIFFS
+from candy_monai.data.values import repeated
 from candy_monai.errors import did_you_mean
 
 
@@ -93,7 +94,7 @@ def _other_files(folder: Path, case_id: str, ending: str) -> list[str]:
 
 
 def _listing_problems(cases: tuple[NNUNetCase, ...]) -> list[str]:
-    twice = sorted(case_id for case_id, count in Counter(case.case_id for case in cases).items() if count > 1)
+    twice = repeated(case.case_id for case in cases)
     missing = [(case.case_id, path) for case in cases for path in case.files if not path.is_file()]
     return [
         *(f"{case_id}: is listed in dataset.json more than once; remove all but one" for case_id in twice),

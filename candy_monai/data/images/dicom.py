@@ -41,11 +41,9 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One series as one image.
+    """One series as one image: frames in the order of its last axis, and its grid.
 
-    Attributes:
-        frames: In the order of the last axis of the image.
-        geometry: The grid, (column, row, frame); of a projection (row, column).
+    The axes are (column, row, frame); of a projection (row, column).
     """
 
     frames: tuple[Frame, ...]

@@ -72,6 +72,13 @@ class Geometry:
         return tuple(float(length) for length in lengths)
 
     @property
+    def voxel_ml(self) -> float | None:
+        """The volume of a sample in millilitres; None for a picture, and for what is flat."""
+        if self.is_picture or len(self.spatial_shape) != 3:
+            return None
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
     def trailing_axes(self) -> int:
         """The number of axes of length 1 that the file has behind the spatial ones."""
         trailing = self.file_shape[len(self.spatial_shape) :]

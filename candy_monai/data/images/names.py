@@ -40,13 +40,9 @@ def existing_path(path: Path) -> Path:
 
 
 def split_channel(stem: str) -> tuple[str, int | None]:
-    """Divide a name without suffix into case and channel; only the last ``_dddd`` is a channel.
+    """Return case and channel of a name without suffix; the whole name and ``None`` where it ends in no channel.
 
-    Args:
-        stem: For example ``scan_0000_0001``, which is channel 1 of case ``scan_0000``.
-
-    Returns:
-        The case and its channel; the whole name and ``None`` where it ends in no channel.
+    Only the last ``_dddd`` is a channel: ``scan_0000_0001`` is channel 1 of case ``scan_0000``.
     """
     match = _CHANNEL.fullmatch(stem)
     return (stem, None) if match is None else (match["case"], int(match["channel"]))

@@ -55,12 +55,7 @@ _TAKEN_ALIKE = "voxels are taken for the same places all the same: look whether 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What a check found.
-
-    Attributes:
-        problems: What would stop training or make it wrong.
-        warnings: What is unusual and may be intended.
-    """
+    """What a check found: what would stop training or make it wrong, and what is unusual and may be intended."""
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...]

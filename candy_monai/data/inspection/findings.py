@@ -66,12 +66,7 @@ once (python/cpython#106905)."""
 
 
 class CaseCache:
-    """The findings of a dataset's cases, one file each, in ``folder``, which the first `save` makes.
-
-    Args:
-        folder: Where such folders lie.
-        description: The dataset's.
-    """
+    """The findings of a dataset's cases, one file each, in a folder within ``folder``, which the first `save` makes."""
 
     def __init__(self, folder: PathLike, description: DatasetDescription) -> None:
         self.folder = Path(folder) / f"{quote(description.name, safe=' ')}{_SUFFIX}"

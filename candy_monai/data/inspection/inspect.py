@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import PathLike, Shape
-from candy_monai.data.geometric import bounding_box
+from candy_monai.boxes import bounding_box
 from candy_monai.data.inspection.digest import CaseSource, case_seed, dataset_digest, opened_dataset
 from candy_monai.data.inspection.fingerprint import (
     CaseFingerprint,

@@ -99,9 +99,7 @@ def describe_pipelines(plan: Plan, *, own: OwnTransforms | None = None) -> dict[
 def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Entry]:
     """Return the steps from a case's files to what a network reads: image, and label where there is one.
 
-    Args:
-        plan: The plan.
-        own: The user's own steps; see `OwnTransforms`.
+    The user's own steps extend or replace those of the plan; see `OwnTransforms`.
 
     Raises:
         SettingsError: If an entry is to come before a step that there is not.
@@ -133,12 +131,7 @@ def preprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Ent
 
 
 def augmentation(plan: Plan, own: Sequence[Mapping[str, Any]] | None = None) -> list[Entry]:
-    """Return the random changes to training patches: nnU-Net's kinds, strengths and probabilities.
-
-    Args:
-        plan: The plan.
-        own: The user's own transforms; see `OwnTransforms`.
-    """
+    """Return the random changes to training patches, as nnU-Net's, and the user's own; see `OwnTransforms`."""
     added = [dict(entry) for entry in own or ()]
     if _has(added, _WHOLE["augmentation"]):
         return added
@@ -211,12 +204,7 @@ def cutting(plan: Plan) -> list[Entry]:
 
 
 def postprocessing(plan: Plan, own: Sequence[Mapping[str, Any]] = ()) -> list[Entry]:
-    """Return the steps from a network's logits, at ``pred``, to label ids on the grid of the file.
-
-    Args:
-        plan: The plan.
-        own: The user's own steps; see `OwnTransforms`.
-    """
+    """Return the steps from logits, at ``pred``, to label ids on the file's grid, and the user's own."""
     added = [dict(entry) for entry in own]
     return added if _has(added, _WHOLE["postprocessing"]) else [*_label_steps(plan), *added]
 

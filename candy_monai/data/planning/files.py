@@ -70,13 +70,7 @@ def plan_of(values: Mapping[str, object], where: PathLike) -> Plan:
 
 
 def adopted_plan(given: Plan, made: Plan, overrides: Mapping[str, object], *, path: PathLike) -> Plan:
-    """Return a plan that a user gave, for a dataset.
-
-    Args:
-        given: The plan.
-        made: What would be planned for the dataset anew.
-        overrides: Entries to change all the same.
-        path: Where the plan was, for messages.
+    """Return a plan that a user gave, with some entries changed, for a dataset for which another would be made.
 
     Raises:
         BadInputError: If the plan is not for such a dataset.

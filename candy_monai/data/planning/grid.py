@@ -10,11 +10,9 @@ import nibabel
 import numpy as np
 
 from candy_monai.aliases import Shape
-from candy_monai.transforms.resampling import resampled_shape
+from candy_monai.transforms.resampling import resampled_shape, thick_axis
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from candy_monai.data.inspection.fingerprint import CaseFingerprint, Fingerprint, Orientation
 
 _ANISOTROPIC = 3.0
@@ -57,7 +55,14 @@ def target_spacing(fingerprint: Fingerprint, orientation: Orientation | None) ->
     if fingerprint.is_picture:
         return None
     turned = [_turned(case, orientation) for case in fingerprint.cases]
-    return _target_spacing(np.array([spacing for _, spacing in turned]), np.array([shape for shape, _ in turned]))
+    shapes, spacings = (np.array(of_cases) for of_cases in zip(*turned, strict=True))
+    target = np.median(spacings, axis=0)
+    if (axis := thick_axis(target.tolist())) is not None:
+        others = np.delete(target, axis)
+        median_shape = np.median(shapes * spacings / target, axis=0)
+        if median_shape[axis] * _ANISOTROPIC < np.delete(median_shape, axis).min():
+            target[axis] = max(float(np.percentile(spacings[:, axis], 10)), float(others.max()))
+    return tuple(float(value) for value in target)
 
 
 def default_slice_axis(spacing_mm: Sequence[float]) -> int:
@@ -90,17 +95,3 @@ def _turned(case: CaseFingerprint, orientation: Orientation | None) -> tuple[Sha
 def median_of_shapes(shapes: Sequence[Shape]) -> Shape:
     """Return the median along each axis, rounded up."""
     return tuple(math.ceil(size) for size in np.median(shapes, axis=0))
-
-
-def _target_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.integer]) -> tuple[float, ...]:
-    target = np.median(spacings, axis=0)
-    if len(target) < 3:
-        return tuple(float(value) for value in target)
-    median_shape = np.median(shapes * spacings / target, axis=0)
-    axis = int(np.argmax(target))
-    others = np.delete(target, axis)
-    is_coarse = target[axis] > _ANISOTROPIC * others.max()
-    is_short = median_shape[axis] * _ANISOTROPIC < np.delete(median_shape, axis).min()
-    if is_coarse and is_short:
-        target[axis] = max(float(np.percentile(spacings[:, axis], 10)), float(others.max()))
-    return tuple(float(value) for value in target)

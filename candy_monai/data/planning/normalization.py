@@ -51,12 +51,7 @@ def scheme_of(channel_name: str) -> str:
 def channel_normalization(
     scheme: str, statistics: IntensityStatistics, *, nonzero_only: bool = False
 ) -> ChannelNormalization:
-    """Fill a scheme with a channel's statistics.
-
-    Args:
-        scheme: One of ``SCHEMES``.
-        statistics: The channel's intensities: for ``ct`` over labelled voxels, or over all where there are none.
-        nonzero_only: See ``ChannelNormalization``; of no effect but for ``zscore``.
+    """Return a scheme with a channel's statistics: for ``ct`` those of labelled voxels, or of all where there are none.
 
     Raises:
         SettingsError: If the scheme is unknown.
@@ -74,15 +69,7 @@ def channel_normalization(
 
 
 def denormalize(image: Tensor, channels: Sequence[ChannelNormalization]) -> Tensor:
-    """Restore about the scale of a normalised image, for pictures: a case's own mean and deviation are lost.
-
-    Args:
-        image: ``(C, *spatial)``, normalised.
-        channels: One entry a channel.
-
-    Returns:
-        A new float32 tensor of the same shape.
-    """
+    """Return a normalised image ``(C, *spatial)`` at about its scale, to show it: a case's own mean is lost."""
     return torch.stack([_denormalized(values, how) for values, how in zip(image.float(), channels, strict=True)])
 
 

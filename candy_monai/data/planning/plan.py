@@ -33,10 +33,7 @@ from candy_monai.data.planning.entries import (
     entries_of,
     settable,
 )
-from candy_monai.data.planning.grid import (
-    anisotropic_axis,
-    pixdim,
-)
+from candy_monai.data.planning.grid import anisotropic_axis, pixdim
 from candy_monai.data.planning.normalization import ChannelNormalization
 from candy_monai.data.planning.topology import Topology, check_levels, rounded_up, training_bytes
 from candy_monai.data.values import frozen, is_of_kind

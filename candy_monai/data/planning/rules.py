@@ -27,12 +27,7 @@ from candy_monai.data.planning.grid import (
 )
 from candy_monai.data.planning.normalization import ChannelNormalization, channel_normalization, scheme_of
 from candy_monai.data.planning.plan import Plan, Region, check_axes, parsed_overrides
-from candy_monai.data.planning.sizing import (
-    LIGHT_BELOW_BYTES,
-    fit_network,
-    fit_slice_network,
-    supervises_deeply,
-)
+from candy_monai.data.planning.sizing import LIGHT_BELOW_BYTES, fit_network, fit_slice_network, supervises_deeply
 from candy_monai.data.values import ids_of_label
 from candy_monai.errors import SettingsError
 

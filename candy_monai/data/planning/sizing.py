@@ -40,14 +40,7 @@ _ALONG_AXES = ("patch_shape", "kernel_sizes", "strides")
 
 @dataclass(frozen=True, kw_only=True)
 class FittedNetwork:
-    """A network over a patch.
-
-    Attributes:
-        patch_shape: Voxels along each axis.
-        batch_size: Patches in a step.
-        filters: Width of each level.
-        topology: Kernels and strides of each level.
-    """
+    """A network over a patch: how wide each of its levels is, and the patches of a step."""
 
     patch_shape: Shape
     batch_size: int
@@ -117,16 +110,10 @@ def fit_network(
     overrides: Overrides,
     most_voxels: float = math.inf,
 ) -> FittedNetwork:
-    """Return the largest patch, then the largest batch, that a memory allows.
+    """Return the largest patch, then the largest batch, whose training step a memory allows.
 
-    Args:
-        shapes: The cases' shapes after resampling.
-        spacing_mm: Distance of voxels; all ones without physical space.
-        num_inputs: Image channels.
-        num_outputs: Channels of the network's output.
-        memory_bytes: Memory of a training step.
-        overrides: What the user fixed, with one value for each spatial axis.
-        most_voxels: Voxels of a patch at most, as far as its axes can be shortened.
+    Shapes are those of the cases after resampling, and spacings all 1 without physical space. A patch has
+    ``most_voxels`` at most, as far as its axes can be shortened.
 
     Raises:
         SettingsError: If an override cannot be met.

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.data.pipelines.building import Pipeline, build_pipeline
 from candy_monai.data.pipelines.description import CENTER, IMAGE, LABEL, Entry, augmentation, cutting
 from candy_monai.data.planning.plan import Plan
@@ -59,7 +58,6 @@ class PatchDataset(Dataset[Sample]):
         seed: Seed of all random numbers.
         augmentation: Transforms that cut a patch out of a case and change it, in MONAI's config language or built;
             ``None`` for those of the plan, an empty list to cut only.
-        transform: Applied last, seeded for each sample.
         trust: Build any callable that the augmentation names, instead of known transforms only.
 
     Raises:
@@ -77,7 +75,6 @@ class PatchDataset(Dataset[Sample]):
         *,
         seed: int,
         augmentation: Sequence[Entry] | Pipeline | None = None,
-        transform: JointTransform | None = None,
         trust: bool = False,
     ) -> None:
         self._cases = _CaseCache(store, case_ids)
@@ -86,7 +83,6 @@ class PatchDataset(Dataset[Sample]):
         self._seed = seed
         self.augmentation = _pipeline(augmentation, plan, trust=trust)
         self._random = _random_transforms(self.augmentation)
-        self._transform = transform
         self._order = DrawOrder(
             case_ids,
             [bool(store.classes_of(case_id)) for case_id in case_ids],
@@ -117,9 +113,6 @@ class PatchDataset(Dataset[Sample]):
                 "removes these, and crops, since RandWarpd cuts the patch"
             )
         image, label = changed[IMAGE], changed[LABEL]
-        if self._transform is not None:
-            self._transform.set_random_state(int(rng.integers(1 << 32)))
-            image, label = self._transform(image, label)
         self._check(image, label)
         return {"image": image.float(), "label": label.long(), "case_id": drawn.case_id}
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from candy_monai.aliases import Shape
+from candy_monai.boxes import bounding_box
 from candy_monai.data.datasets.bases import PairTransform, SupervisedDataset
 from candy_monai.data.datasets.files import DerivedDataset
-from candy_monai.data.geometric import bounding_box
 from candy_monai.data.inspection.fingerprint import CaseFingerprint, Fingerprint
 from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.sampling import DrawOrder, PatchDraw, SeededIndex

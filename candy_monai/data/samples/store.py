@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +106,6 @@ class CaseStore:
         digests: Digests | None = None,
         own: OwnTransforms | None = None,
         processes: Processes | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
     ) -> CaseStore:
         """Preprocess a dataset, or finish what an interrupted call began, or find that nothing is left to do.
 
@@ -122,7 +121,6 @@ class CaseStore:
             digests: The dataset's digests, where they are known already.
             own: The user's own transforms, whose preprocessing extends or replaces the plan's.
             processes: Those that call this together and share the cases; None for this one alone.
-            on_progress: Called with the number of cases done and of all cases, in this thread.
 
         Raises:
             DatasetError: With every case that could not be preprocessed.
@@ -133,7 +131,7 @@ class CaseStore:
             target.mkdir(parents=True, exist_ok=True)
         digests = dataset_digests(dataset) if digests is None else digests
         paths = {case.case_id: _Paths(target, case.case_id, digests.cases[case.case_id]) for case in dataset.cases}
-        preprocessor, problems, done = Preprocessor(plan, own=own), [], 0
+        preprocessor, problems = Preprocessor(plan, own=own), list[str]()
 
         def prepare(index: int) -> str | None:
             case = dataset.cases[index]
@@ -158,12 +156,8 @@ class CaseStore:
 
         jobs = case_workers(dataset.cases, num_workers)
         for share in shares(range(len(paths)), processes, target):
-            for problem in in_order((partial(prepare, index) for index in share), jobs, ahead=AHEAD):
-                if problem:
-                    problems.append(problem)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, len(paths))
+            tasks = (partial(prepare, index) for index in share)
+            problems += [problem for problem in in_order(tasks, jobs, ahead=AHEAD) if problem is not None]
         if problems:
             raise DatasetError(dataset.description.name, sorted(problems))
         cases = {
@@ -327,7 +321,7 @@ def _write(case: PreprocessedCase, paths: _Paths, plan: Plan, precision: StoredP
         raise BadInputError(f"{name}: a case without label cannot be trained on")
     label = case.label.cpu().numpy()
     label = label.astype(_label_type(int(label.max())))
-    places = _places(label[0], plan.ignore_label, paths.seed)
+    places = sampled_places(label[0], plan.ignore_label, paths.seed)
     flat = np.concatenate([np.empty(0, dtype=np.int32), *places.values()])
     arrays = (_stored_image(case.image.cpu().numpy(), precision), label, flat)
     for path, array in zip(paths.arrays, arrays, strict=True):
@@ -347,7 +341,7 @@ def _stored_image(image: NDArray[np.floating], precision: StoredPrecision) -> ND
     return image.astype(precision if fits else np.float32)
 
 
-def _places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
+def sampled_places(label: NDArray[np.integer], ignore_label: int | None, seed: int) -> dict[int, NDArray[np.integer]]:
     """Sample where each foreground id is, in one pass over the label whatever the number of classes."""
     rng = np.random.default_rng(seed)
     flat = label.ravel()

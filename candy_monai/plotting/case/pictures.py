@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from candy_monai.aliases import Shape3d
-from candy_monai.data.geometric import bounding_box
+from candy_monai.boxes import bounding_box
 from candy_monai.errors import BadInputError
 from candy_monai.plotting.canvas import arrays, drawing
 from candy_monai.plotting.canvas.arrays import Floats, Ids, ImageLike, Pixels

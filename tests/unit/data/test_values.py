@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from candy_monai.data.values import frozen, ids_of_label, join_reprs, label_id_of, plain_tensor
+from candy_monai.data.values import frozen, ids_of_label, join_reprs, label_id_of, plain_tensor, repeated
 
 FROZEN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -47,3 +47,8 @@ def test_frozen_values_survive_json(value):
 )
 def test_a_list_in_a_message_is_cut_short(entries, text):
     assert join_reprs(entries, limit=2) == text
+
+
+def test_what_occurs_more_than_once_is_named_once_in_order():
+    assert repeated(["b", "a", "b", "c", "a", "a"]) == ["a", "b"]
+    assert repeated([]) == []

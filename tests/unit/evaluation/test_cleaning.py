@@ -5,7 +5,7 @@ from monai.data import MetaTensor
 from candy_monai.data.pipelines.description import filled_holes, largest_component, without_small_components
 from candy_monai.evaluation.cleaning import Cleaner
 from candy_monai.evaluation.evaluator import Evaluator
-from candy_monai.evaluation.of_dataset import ScoredClass
+from candy_monai.evaluation.scored_classes import ScoredClass
 
 AFFINE = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64))
 SHAPE = (1, 12, 12, 6)

@@ -17,7 +17,7 @@ from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError, DatasetError
 from candy_monai.evaluation.evaluator import Evaluator
 from candy_monai.inference.channels import RunChannels
-from candy_monai.inference.outputs import Prediction
+from candy_monai.inference.prediction import Prediction
 
 
 def ids(*rows):

@@ -20,7 +20,8 @@ from candy_monai.errors import BadInputError, ImageReadError, SettingsError
 from candy_monai.inference.dicom_seg import TISSUE, read_segments, save_dicom_seg
 from candy_monai.inference.ensemble import EnsemblePredictor
 from candy_monai.inference.inputs import CaseFiles
-from candy_monai.inference.outputs import PredictionError, PredictionListener
+from candy_monai.inference.outputs import PredictionError
+from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.training.segmentation import SegmentationTrainer
 from tests.dicom_series import DX, base, multi_frame, oblique, placing, save, slices, volume

@@ -6,8 +6,8 @@ from candy_monai.data.pipelines.description import largest_component, without_sm
 from candy_monai.errors import BadInputError
 from candy_monai.inference.buffers import buffer_on_disk
 from candy_monai.inference.ensemble import EnsemblePredictor
+from candy_monai.inference.expected_overlap import ExpectedOverlap
 from candy_monai.inference.inferers import WindowInferer
-from candy_monai.inference.overlap import ExpectedOverlap
 from candy_monai.inference.predictor import Predictor
 from candy_monai.inference.quality import Calibration, QualityModel
 from candy_monai.inference.typical_inputs import TypicalInputs

@@ -16,7 +16,8 @@ from PIL import Image
 from candy_monai.cli.main import main
 from candy_monai.errors import BadInputError
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.outputs import PredictionError, PredictionListener
+from candy_monai.inference.outputs import PredictionError
+from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.processes import Processes
 from tests.toys import SmallTrainer, Squares, small_trainer

@@ -19,7 +19,8 @@ from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.data.images.writing import save_image
 from candy_monai.errors import BadInputError
 from candy_monai.inference import inputs
-from candy_monai.inference.outputs import PredictionError, PredictionListener, prediction_error
+from candy_monai.inference.outputs import PredictionError, prediction_error
+from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from tests.toys import SmallTrainer, Squares, small_trainer
 

@@ -18,7 +18,7 @@ from candy_monai.inference.inferers import WindowInferer
 from candy_monai.inference.inputs import (
     input_case,
 )
-from candy_monai.inference.outputs import PredictionListener
+from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.training.options import SegmentationOptions
 from candy_monai.training.segmentation import SegmentationTrainer

@@ -10,7 +10,7 @@ from candy_monai.data.datasets.files import DatasetFromMemory
 from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.errors import BadInputError, ExperimentError
 from candy_monai.inference.ensemble import EnsemblePredictor
-from candy_monai.inference.outputs import PredictionListener
+from candy_monai.inference.prediction import PredictionListener
 from candy_monai.inference.predictor import Predictor
 from candy_monai.network import plain_weights
 from candy_monai.nn.padding import Pad2d

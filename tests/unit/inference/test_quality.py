@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from scipy.special import expit, logit
 
 from candy_monai.errors import ExperimentError
-from candy_monai.inference.overlap import ExpectedOverlap
+from candy_monai.inference.expected_overlap import ExpectedOverlap
 from candy_monai.inference.quality import Calibration, QualityModel, judge
 from candy_monai.inference.typical_inputs import TypicalInputs
 

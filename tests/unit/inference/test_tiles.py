@@ -165,14 +165,15 @@ def test_the_longest_axis_is_the_one_along_which_the_image_is_worked_off():
 @given(size=st.lists(st.integers(1, 40), min_size=2, max_size=3), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 @settings(max_examples=40)
 def test_tiles_that_live_at_the_same_time_never_share_memory(in_layers, size, overlap):
-    layout = TileLayout(WindowGrid(size=size, window=(8,) * len(size), overlap=overlap), in_layers=in_layers)
+    grid = WindowGrid(size=size, window=(8,) * len(size), overlap=overlap)
+    layout = TileLayout(grid, in_layers=in_layers)
     first, last = {}, {}
     for step, window in enumerate(layout.order):
         for tile, _ in layout.tiles(window):
             first.setdefault(tile, step)
             last[tile] = step
     if in_layers:  # all of a layer are kept until the last one is done
-        slowest = layout._axes[0]
+        slowest = grid.axes[0]
         ends = {
             layer: max(last[tile] for tile in last if tile[slowest] == layer) for layer in {c[slowest] for c in last}
         }

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from candy_monai.data.images.geometry import affine_problem
+from candy_monai.data.images.geometry import Geometry, affine_problem
 
 TURN = np.array([[0.0, -1.0, 0.0], [0.6, 0.0, 0.8], [0.8, 0.0, -0.6]])  # a rotation
 TILT = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])  # a gantry's tilt of 27 degrees
@@ -43,3 +43,10 @@ def test_a_position_that_is_no_number_is_a_problem():
     matrix = np.eye(4)
     matrix[1, 3] = np.nan
     assert "NaN" in affine_problem(matrix, 3)
+
+
+def test_a_voxel_has_a_volume_in_space_alone():
+    turned = affine(TURN * [0.5, 2.0, 3.0])
+    assert Geometry.in_space((4, 5, 6), turned, num_channels=1).voxel_ml == pytest.approx(0.003)
+    assert Geometry.in_space((4, 5), turned, num_channels=1).voxel_ml is None
+    assert Geometry.unknown((4, 5, 6), num_channels=1, is_picture=True).voxel_ml is None

@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import Flip, RandFlipd
+from monai.transforms import Flip
 from torch.utils.data import DataLoader
 
-from candy_monai.data.datasets.joint import JointTransform
 from candy_monai.data.datasets.nnunet_description import DatasetDescription, NNUNetCase
 from candy_monai.data.images.reading import Scan
 from candy_monai.data.pipelines.description import augmentation, cutting
@@ -181,10 +180,8 @@ def test_image_and_label_are_augmented_in_step(store):
 
 
 def test_a_transform_of_the_users_own_is_seeded_by_the_sample(store):
-    def flipping():
-        return JointTransform(RandFlipd(keys=["image", "label"], prob=0.5, spatial_axis=0))
-
-    one, other = patches(store, transform=flipping()), patches(store, transform=flipping())
+    flip = {"_target_": "RandFlipd", "keys": ["image", "label"], "prob": 0.5, "spatial_axis": 0}
+    one, other = (patches(store, augmentation=[*cutting(PLAN), flip]) for _ in range(2))
     other[5]
     assert all(same(one[index], other[index]) for index in range(8))
 

@@ -20,7 +20,7 @@ from candy_monai.data.inspection.inspect import inspect
 from candy_monai.data.pipelines.description import OwnTransforms, describe_pipelines
 from candy_monai.data.pipelines.preprocessing import Preprocessor
 from candy_monai.data.planning.rules import plan
-from candy_monai.data.samples.store import ANNOTATED, CaseStore, _places, store_bytes, store_name, unstored_cases
+from candy_monai.data.samples.store import ANNOTATED, CaseStore, sampled_places, store_bytes, store_name, unstored_cases
 from candy_monai.demo.phantom import write_phantom_dataset
 from candy_monai.errors import BadInputError, CandyError, DatasetError, RunFailedError
 from candy_monai.processes import Processes
@@ -89,18 +89,18 @@ def test_places_lie_on_their_class(dataset, made_plan, tmp_path):
 
 def test_places_are_at_most_ten_thousand_a_class_and_a_function_of_the_seed():
     label = np.ones((30, 30, 30), dtype=np.uint8)
-    places = _places(label, None, 3)[1]
+    places = sampled_places(label, None, 3)[1]
     assert len(places) == len(set(places.tolist())) == 10_000
-    assert np.array_equal(places, _places(label, None, 3)[1])
+    assert np.array_equal(places, sampled_places(label, None, 3)[1])
 
 
 def test_ignored_voxels_are_no_places_and_annotated_ones_are_known():
-    places = _places(np.array([[0, 1, 9], [9, 9, 9]], dtype=np.uint8), 9, 0)
+    places = sampled_places(np.array([[0, 1, 9], [9, 9, 9]], dtype=np.uint8), 9, 0)
     assert {class_id: found.tolist() for class_id, found in places.items()} == {1: [1], ANNOTATED: [0, 1]}
 
 
 def test_a_label_without_foreground_has_no_places():
-    assert _places(np.zeros((2, 2), dtype=np.uint8), None, 0) == {}
+    assert sampled_places(np.zeros((2, 2), dtype=np.uint8), None, 0) == {}
 
 
 def test_a_finished_store_is_not_built_again(dataset, made_plan, tmp_path):
@@ -280,12 +280,6 @@ def test_preprocessing_of_ones_own_is_stored(dataset, made_plan, tmp_path):
 def test_half_precision_halves_the_images(dataset, made_plan, tmp_path):
     store = CaseStore.build(dataset, made_plan, tmp_path, precision="float16")
     assert store.load(store.case_ids[0]).image.dtype == np.float16
-
-
-def test_progress_counts_every_case(dataset, made_plan, tmp_path):
-    seen = []
-    CaseStore.build(dataset, made_plan, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_the_datasets_folder_is_never_written_to(dataset, made_plan, tmp_path):

@@ -3,9 +3,9 @@ from monai.data import CacheDataset
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandFlipd, ScaleIntensityd, ThresholdIntensityd
 from torch.utils.data import Subset
 
-from candy_monai.data.datasets.applied import names_of_transforms
 from candy_monai.data.datasets.files import BinarizedDataset, DatasetFromMemory
 from candy_monai.data.datasets.joint import JointTransform
+from candy_monai.data.datasets.transform_names import names_of_transforms
 from tests.toys import Squares, blob
 
 BOTH = ["image", "label"]

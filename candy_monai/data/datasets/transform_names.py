@@ -27,10 +27,8 @@ _NO_CHANGE = (
 def names_of_transforms(dataset: object) -> list[str]:
     """Return the names of a dataset's transforms that change images, in the order in which they are applied.
 
-    Loading, the channel's axis and types do not count, nor do transforms of other keys than ``image``.
-
-    Args:
-        dataset: Any dataset; one that wraps others has those of the first of them, too.
+    Loading, the channel's axis and types do not count, nor do transforms of other keys than ``image``. A dataset that
+    wraps others has those of the first of them, too.
     """
     inner = next((getattr(dataset, name) for name in _INNER if hasattr(dataset, name)), None)
     if isinstance(inner, list | tuple):

@@ -12,13 +12,7 @@ from candy_monai.evaluation.evaluator import Evaluator
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredClass:
-    """A class or region.
-
-    Attributes:
-        index: Its number in evaluations.
-        name: Its name.
-        ids: Its ids in a label map.
-    """
+    """A class or region: its number in evaluations, its name, and its ids in a label map."""
 
     index: int
     name: str
@@ -30,11 +24,7 @@ def dataset_evaluator(
 ) -> Evaluator:
     """Return the evaluator of a dataset's label maps, by its classes or regions and its ignore label.
 
-    Args:
-        description: The dataset's; None for label maps of which nothing is known.
-        metrics: As for `Evaluator`.
-        ignore_label: The id that does not count; None for the dataset's.
-        **options: Further keywords of `Evaluator`.
+    Of label maps without a description nothing is known; metrics and options are those of `Evaluator`.
     """
     if description is None:
         return Evaluator(*metrics, ignore_label=ignore_label, **options)

@@ -31,13 +31,7 @@ class ExpectedOverlap:
         self._peaks: Tensor | None = None
 
     def add(self, scores: Tensor, *, weights: Tensor | None = None, are_probabilities: bool = False) -> None:
-        """Add a part of a case.
-
-        Args:
-            scores: ``(K, *box)``, which stay as they are.
-            weights: ``(*box)`` positive, by which the scores are still to be divided.
-            are_probabilities: Whether the scores are probabilities instead of logits.
-        """
+        """Add scores ``(K, *box)`` of a part of a case, still to be divided by weights ``(*box)``."""
         flat = scores.flatten(1)
         divisors = None if weights is None else weights.flatten()
         step = max(1, _SCORES_AT_ONCE // len(flat))

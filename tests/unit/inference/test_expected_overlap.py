@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from candy_monai.inference.buffers import Tile
-from candy_monai.inference.overlap import ExpectedOverlap
+from candy_monai.inference.expected_overlap import ExpectedOverlap
 
 
 def _expected(probabilities):
