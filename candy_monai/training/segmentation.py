@@ -76,7 +76,7 @@ class SegmentationTrainer(Trainer, EarlierOptions):
 
     @property
     def score_range(self) -> ScoreRange | None:
-        """The smallest and the largest score: 0 and 1 for a Dice, at most 0 for a negative loss; set it for another score.
+        """The smallest and the largest score: 0 and 1 for a Dice, at most 0 for a negative loss; set it for others.
 
         None (unknown) if a subclass overrides ``validate_case`` or ``score_case`` without setting it.
         """
