@@ -1,4 +1,4 @@
-"""``candy-monai completion``: a script by which a shell completes commands and options, from their declarations."""
+"""``candy-monai completion``: a completion script for a shell, made from the declarations of the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``candy-monai export``: a trained experiment in a format that runs where candy_monai is not installed."""
+"""``candy-monai export``: write a trained experiment in a format that can be used without candy_monai."""
 
 from __future__ import annotations
 
