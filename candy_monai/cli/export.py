@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "are exported as an ensemble",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write, or the file")
-    parser.add_argument("--to", metavar="TARGET", required=True, help=targets)
+    parser.add_argument("--to", metavar="|".join(TARGETS), required=True, help=targets)
     parser.add_argument(
         "--portable",
         action="store_true",
