@@ -16,7 +16,7 @@ PAGE = re.sub(r"(?m)^    .*$", "", (ROOT / "CONTRIBUTING.md").read_text(encoding
 TOKENS = sorted(set(re.findall(r"`([^`]+)`", PAGE)))
 PATH = re.compile(r"[\w./]+(/|\.(py|pyi|md|toml|txt|cfg))")
 NAME = re.compile(r"([A-Za-z_]\w*)(\.[A-Za-z_]\w*)*")
-OF_OTHERS = {"DistributedDataParallel", "pyplot", "lint-imports"}
+OF_OTHERS = {"DistributedDataParallel", "pyplot", "lint-imports", "PYENV_VERSION=3.13.0:3.11.7"}
 IN_RUNS = {"experiment.json", "metrics.csv", "state.pt", "val"}
 
 
