@@ -1,4 +1,4 @@
-"""``candy-monai crossval``: train every fold of a dataset and sum up their scores."""
+"""``candy-monai crossval``: train every fold of a dataset and summarise the scores."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """Lay scores out: a line a fold, their mean, and that over all cases; a line each for several configurations."""
+    """Format scores: a line for each fold, their mean, and that over all cases; or a line for each configuration."""
     from candy_monai.evaluation.results import aligned_rows
     from candy_monai.metrics.interval import interval_as_text
 

@@ -1,4 +1,4 @@
-"""``candy-monai inspect``: what is in a dataset, what is wrong with it, and what would be planned for it."""
+"""``candy-monai inspect``: the contents, the problems and the plan of a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``candy-monai new-trainer``: a commented file with a trainer, to change."""
+"""``candy-monai new-trainer``: write a commented file with a trainer to start from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What several commands share: how a command is added, and the options that come from `TrainOptions`.
+"""Functions shared by the commands: adding a command, and the options of `TrainOptions`.
 
-Imports neither PyTorch nor MONAI: ``--help`` has to answer at once.
+This module imports neither PyTorch nor MONAI, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from candy_monai.recipes.jobs import JobLauncher
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What ``add_parser`` of each command adds itself to."""
+    """The object to which ``add_parser`` of each command adds its parser."""
 
 T = TypeVar("T")
 _WIDTH = 79
@@ -49,7 +49,7 @@ def new_command(
         name: The command.
         run: Called with the parsed arguments; returns the exit code.
         summary: One line for the list of commands.
-        text: What it does, shown by its ``--help``.
+        text: The description shown by ``--help``.
         example: Command lines shown below the options.
     """
     parser = subparsers.add_parser(
@@ -128,7 +128,7 @@ def add_options(parser: argparse._ActionsContainer, *names: str, **changes: Any)
     Args:
         parser: Where to add them.
         names: Fields of `TrainOptions`.
-        **changes: What this command says otherwise, as ``add_argument`` takes it.
+        **changes: Arguments of ``add_argument`` that this command overrides.
     """
     for name in names:
         facts = _FIELDS[name].metadata
@@ -157,7 +157,7 @@ def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
 
     Args:
         parser: Where to add them.
-        what: What is submitted, and what happens then.
+        what: The jobs that are submitted, and what happens then.
     """
     parser.add_argument(
         "--launcher",
@@ -175,10 +175,10 @@ def add_launcher(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print) -> JobLauncher | None:
-    """Return what submits jobs, as the command line says; None where no jobs are asked for.
+    """Return the launcher given on the command line; None if there is none.
 
     Raises:
-        SettingsError: If jobs cannot be submitted so.
+        SettingsError: If jobs cannot be submitted in this way.
     """
     arguments = parsed_pairs(args.launcher_args, flag="--launcher-args", example="partition=gpu")
     if args.launcher is None:
@@ -192,7 +192,7 @@ def chosen_launcher(args: argparse.Namespace, say: Callable[[str], None] = print
 
 
 def add_option_file(parser: argparse.ArgumentParser) -> None:
-    """Add ``--options``, by which a cross-validation tells its folds what it was told."""
+    """Add ``--options``, with which a cross-validation passes its options to its folds."""
     parser.add_argument("--options", type=Path, metavar="FILE", help=argparse.SUPPRESS)
 
 

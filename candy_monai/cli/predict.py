@@ -1,4 +1,4 @@
-"""``candy-monai predict``: label maps for images, by one trained experiment or by several."""
+"""``candy-monai predict``: predict label maps with one or several trained experiments."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def command_for(run: Path, options: TrainOptions, *, dataset: Path | None) -> list[str]:
-    """Return the words of the command that predicts with what was trained: the test cases, where there are any.
+    """Return the arguments of the command that predicts with a trained run, on the test cases if there are any.
 
     Args:
         run: The experiment, or the folder of a cross-validation.
-        options: What it was trained with.
+        options: Its options.
         dataset: The dataset; None if unknown.
     """
     images = None if dataset is None else dataset / "imagesTs"
@@ -213,7 +213,7 @@ def _evaluation_of(predictions: Path, images: Path) -> list[str]:
 
 
 def parse_channels(text: str) -> tuple[int, ...]:
-    """Read which channels are a run's, such as ``1,2``.
+    """Parse channel numbers, such as ``1,2``.
 
     Returns:
         The numbers; none for ``none``.
@@ -230,7 +230,7 @@ def parse_channels(text: str) -> tuple[int, ...]:
 
 
 def parse_memory(text: str) -> int:
-    """Read a size of memory such as ``500M`` or ``1.5G``.
+    """Parse a size of memory such as ``500M`` or ``1.5G``.
 
     Args:
         text: A number and a unit: K, M, G or T, with or without a B; powers of 1000.
@@ -239,7 +239,7 @@ def parse_memory(text: str) -> int:
         Bytes.
 
     Raises:
-        SettingsError: If it cannot be read, or is no memory at all.
+        SettingsError: If it is invalid, or 0.
     """
     match = _MEMORY.fullmatch(text.strip().upper())
     amount = float(match["number"]) if match and match["number"].count(".") <= 1 and match["number"] != "." else 0.0

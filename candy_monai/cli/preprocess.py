@@ -1,4 +1,4 @@
-"""``candy-monai preprocess``: plan for a dataset and store what training reads."""
+"""``candy-monai preprocess``: plan for a dataset and store its preprocessed cases."""
 
 from __future__ import annotations
 
