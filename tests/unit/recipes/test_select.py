@@ -152,7 +152,7 @@ def test_the_commands_say_what_was_chosen_and_predict_with_it(chosen, crossval, 
     assert json.loads(capsys.readouterr().out) == json.loads((crossval / "inference.json").read_text())
     assert main(["select", str(crossval), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"Next: candy-monai predict {crossval} IMAGES predictions"
+    assert lines[-1] == f"Next: candy-monai predict {crossval} {phantom / 'imagesTs'} predictions"
     assert any(line.startswith(f"{chosen[0].scores['name']}, as chosen") for line in lines)
     image = sorted((phantom / "imagesTr").iterdir())[0]
     assert main(["predict", str(crossval), str(image), str(tmp_path / "out"), "--device", "cpu"]) == 0
