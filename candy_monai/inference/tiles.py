@@ -329,7 +329,7 @@ def batches_of_windows(count: int, batch_size: int) -> Iterator[range]:
 def check_window(window: Sequence[int], *, overlap: float | Sequence[float], batch_size: int = 1) -> None:
     """Raise SettingsError if a window has not 2 or 3 positive sides, or overlap or batch size cannot be used."""
     sides: tuple[object, ...] = tuple(window) if isinstance(window, Iterable) else (window,)
-    if len(sides) not in (2, 3) or not all(isinstance(side, Integral) and side >= 1 for side in sides):
+    if len(sides) not in (2, 3) or not all(isinstance(side, Integral) and int(side) >= 1 for side in sides):
         given = sides if isinstance(window, Iterable) else window
         raise SettingsError(f"a window has 2 or 3 sides of at least one voxel, in whole numbers, got {given}")
     check_overlap(overlap, num_dims=len(window))
